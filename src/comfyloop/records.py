@@ -1,0 +1,404 @@
+"""The nouns of ComfyLoop: frozen, validated, without I/O.
+
+A record is what travels between stages, over HTTP and into files. Times are UTC, sizes are bytes, images are
+named by the SHA-256 of their bytes (a blob), versions by their number within a project (0 is the base model).
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, model_validator
+
+BASE = 0
+"""The version number of the untrained base model."""
+
+ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
+Rating = Annotated[int, Field(ge=1, le=5)]
+
+
+def now() -> datetime:
+    return datetime.now(UTC)
+
+
+def new_id(prefix: str) -> str:
+    """An id that sorts by the time of its making: ``gen_019a…`` (48 bits of milliseconds, 64 of chance)."""
+    return f"{prefix}_{int(time.time() * 1000):012x}{secrets.token_hex(8)}"
+
+
+class Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --- what a model reads and writes --------------------------------------------------------------------------
+
+
+class TextPart(Record):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ImagePart(Record):
+    """An image by the hash of its bytes; the bytes are in the blob store."""
+
+    type: Literal["image"] = "image"
+    sha256: Sha256
+
+
+Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+
+
+class Message(Record):
+    role: Literal["system", "user", "assistant"]
+    content: tuple[Part, ...]
+
+    @classmethod
+    def of(
+        cls, role: Literal["system", "user", "assistant"], text: str, images: Iterable[str] = ()
+    ) -> Message:
+        """A message of images (by hash) followed by text."""
+        return cls(role=role, content=(*(ImagePart(sha256=i) for i in images), TextPart(text=text)))
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(part.sha256 for part in self.content if isinstance(part, ImagePart))
+
+
+class Sampling(Record):
+    """How an answer was drawn; the names are OpenAI's."""
+
+    temperature: float = Field(default=0.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int = Field(default=256, ge=1, le=32768)
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+class Generation(Record):
+    """One model call. `version` is the one that answered, whatever alias was asked for."""
+
+    id: Id
+    project: ProjectName
+    version: int
+    model: str  # as the client asked for it: "acme", "acme@17", "acme@base"
+    messages: tuple[Message, ...]
+    answer: str
+    sampling: Sampling = Sampling()
+    finish_reason: str = "stop"
+    prompt_tokens: int = 0
+    answer_tokens: int = 0
+    created_at: datetime = Field(default_factory=now)
+
+
+# --- what a person did --------------------------------------------------------------------------------------
+
+
+class _Feedback(Record):
+    id: Id = Field(
+        default_factory=lambda: new_id("fb"),
+        description="Made by the client: sending it twice stores it once.",
+    )
+    project: ProjectName
+    author: str = Field(default="local", min_length=1, max_length=200)
+    created_at: datetime = Field(default_factory=now, description="When the person did it.")
+    comment: str = Field(default="", max_length=4000)
+
+
+class AnswerEdited(_Feedback):
+    """The person rewrote an answer: `edited` is what it should have been."""
+
+    kind: Literal["answer_edited"] = "answer_edited"
+    generation: Id
+    edited: str
+
+
+class AnswerAccepted(_Feedback):
+    """The person used the answer as it was."""
+
+    kind: Literal["answer_accepted"] = "answer_accepted"
+    generation: Id
+
+
+class AnswerRated(_Feedback):
+    kind: Literal["answer_rated"] = "answer_rated"
+    generation: Id
+    rating: Rating
+
+
+class ImagePicked(_Feedback):
+    """The person chose `picked` over `over`, all made from `prompt`."""
+
+    kind: Literal["image_picked"] = "image_picked"
+    picked: tuple[Sha256, ...] = Field(min_length=1)
+    over: tuple[Sha256, ...] = ()
+    prompt: str = ""
+    generation: Id | None = None  # the answer that wrote the prompt
+
+
+class ImageRated(_Feedback):
+    kind: Literal["image_rated"] = "image_rated"
+    image: Sha256
+    rating: Rating
+    prompt: str = ""
+    generation: Id | None = None
+
+
+class PromptEdited(_Feedback):
+    """The person changed a node's text between two runs; the images are what each run made."""
+
+    kind: Literal["prompt_edited"] = "prompt_edited"
+    before: str
+    after: str
+    images_before: tuple[Sha256, ...] = ()
+    images_after: tuple[Sha256, ...] = ()
+    node: str = ""
+    generation: Id | None = None
+
+
+class GraphEdited(_Feedback):
+    """The person rewired or re-valued a workflow between two runs, both in ComfyUI's API form."""
+
+    kind: Literal["graph_edited"] = "graph_edited"
+    before: dict[str, Any]
+    after: dict[str, Any]
+    aim: str = ""
+    kept: tuple[Sha256, ...] = ()
+
+
+class SampleUploaded(_Feedback):
+    """A training example given as such: the last message is the assistant's answer."""
+
+    kind: Literal["sample_uploaded"] = "sample_uploaded"
+    messages: tuple[Message, ...] = Field(min_length=1)
+    rejected: str | None = None
+    label: bool | None = None
+
+
+Feedback = Annotated[
+    AnswerEdited
+    | AnswerAccepted
+    | AnswerRated
+    | ImagePicked
+    | ImageRated
+    | PromptEdited
+    | GraphEdited
+    | SampleUploaded,
+    Field(discriminator="kind"),
+]
+feedback_adapter: TypeAdapter[Feedback] = TypeAdapter(Feedback)
+
+
+# --- what is trained on -------------------------------------------------------------------------------------
+
+
+class Sample(Record):
+    """One training example. `messages` ends with the assistant's (chosen) answer.
+
+    `group` names what must not be split between training and hold-out: samples about the same question and
+    images share it. `id` is a hash of the content, so the same example has the same id in every snapshot.
+    """
+
+    id: str
+    project: ProjectName
+    kind: Literal["sft", "preference", "labelled", "captioned_image", "image_pair"]
+    messages: tuple[Message, ...]
+    rejected: str | None = None  # preference: the answer that was not wanted
+    label: bool | None = None  # labelled: wanted or not (KTO)
+    picked: Sha256 | None = None  # image kinds
+    over: Sha256 | None = None
+    group: str
+    slice: str = "text"  # what the gate reports by: "text", "vision", "general", ...
+    replay: bool = False  # the model's own earlier answer, kept against forgetting
+    feedback: tuple[str, ...] = ()  # ids of the feedback it came from
+    author: str = "local"
+
+    @property
+    def prompt(self) -> tuple[Message, ...]:
+        return self.messages[:-1]
+
+    @property
+    def answer(self) -> str:
+        return self.messages[-1].text
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        return tuple(image for message in self.messages for image in message.images)
+
+
+class Dropped(Record):
+    """Why one piece of feedback became no sample."""
+
+    feedback: str
+    reason: str
+    detail: str = ""
+
+
+class Snapshot(Record):
+    """An immutable set of samples; `id` is the hash of its content, `path` its directory."""
+
+    id: str
+    project: ProjectName
+    path: str
+    train: int
+    holdout: int
+    replay: int
+    by_kind: dict[str, int] = {}
+    dropped: dict[str, int] = {}  # reason -> how many
+    feedback_seq: int = 0  # the newest feedback it has seen
+    created_at: datetime = Field(default_factory=now)
+
+
+# --- what training makes ------------------------------------------------------------------------------------
+
+
+class RunState(StrEnum):
+    QUEUED = "queued"  # written down, not started
+    RUNNING = "running"  # its process is alive, or died and will be resumed
+    SUCCEEDED = "succeeded"  # adapter/ is whole
+    FAILED = "failed"  # `error` says why
+    CANCELLED = "cancelled"  # stopped by a person; its last checkpoint is valid
+
+
+class Run(Record):
+    id: Id
+    project: ProjectName
+    snapshot: str
+    recipe: str
+    state: RunState = RunState.QUEUED
+    path: str
+    parent: int = BASE  # the version it started from
+    error: str = ""
+    created_at: datetime = Field(default_factory=now)
+    finished_at: datetime | None = None
+
+
+class VersionState(StrEnum):
+    CANDIDATE = "candidate"  # trained, not judged or not promoted
+    LIVE = "live"  # what the project's name answers with
+    RETIRED = "retired"  # was live
+    REJECTED = "rejected"  # the gate said no
+
+
+class Version(Record):
+    project: ProjectName
+    number: int = Field(ge=1)
+    state: VersionState = VersionState.CANDIDATE
+    parent: int = BASE
+    snapshot: str = ""
+    run: str = ""
+    text_adapter: str | None = None  # a PEFT directory
+    image_adapter: str | None = None  # a LoRA file with kohya keys
+    sha256: str = ""  # of the adapter files' content
+    gate: GateReport | None = None
+    created_at: datetime = Field(default_factory=now)
+    promoted_at: datetime | None = None
+
+    @property
+    def adapter_name(self) -> str:
+        """The name under which engines know it: never re-used."""
+        return f"{self.project}-v{self.number}"
+
+
+# --- what the gate says -------------------------------------------------------------------------------------
+
+
+class Verdict(StrEnum):
+    PROMOTE = "promote"
+    REJECT = "reject"
+    NOT_ENOUGH_EVIDENCE = "not_enough_evidence"
+
+
+class Measure(Record):
+    """Candidate against live on the same items; `low` and `high` bound the mean of candidate - live."""
+
+    metric: str  # "log_likelihood" (nats per token), "edit_distance" (0..1)
+    slice: str
+    items: int
+    live: float
+    candidate: float
+    low: float
+    high: float
+    higher_is_better: bool = True
+
+
+class GateItem(Record):
+    """One held-out item as both versions saw it."""
+
+    sample: str
+    slice: str
+    question: str
+    images: tuple[Sha256, ...] = ()
+    reference: str
+    live_answer: str = ""
+    candidate_answer: str = ""
+    scores: dict[str, tuple[float, float]] = {}  # metric -> (live, candidate)
+
+
+class GateReport(Record):
+    project: ProjectName
+    live: int
+    candidate: int
+    verdict: Verdict
+    reasons: tuple[str, ...]
+    measures: tuple[Measure, ...] = ()
+    items: tuple[GateItem, ...] = ()
+    seconds: float = 0.0
+    created_at: datetime = Field(default_factory=now)
+
+
+Version.model_rebuild()
+
+
+# --- the loop -----------------------------------------------------------------------------------------------
+
+
+class LoopState(StrEnum):
+    IDLE = "idle"
+    CURATING = "curating"
+    TRAINING = "training"
+    GATING = "gating"
+    PROMOTING = "promoting"
+
+
+class Loop(Record):
+    """Where a project's loop stands. One row a project; every transition is one transaction."""
+
+    project: ProjectName
+    state: LoopState = LoopState.IDLE
+    snapshot: str = ""
+    run: str = ""
+    version: int = 0
+    requested: bool = False  # a person asked for a run
+    seen_seq: int = 0  # the newest feedback that a finished turn has used
+    attempts: int = 0  # of the present state
+    error: str = ""  # of the last turn, empty when it went well
+    outcome: str = (
+        ""  # of the last turn: "promoted", "rejected", "not_enough_evidence", "nothing_new", "failed"
+    )
+    updated_at: datetime = Field(default_factory=now)
+
+
+class Project(Record):
+    name: ProjectName
+    base_model: str
+    live: int = BASE
+    system_prompt: str = ""
+    auto: bool = True  # the loop starts by itself
+    created_at: datetime = Field(default_factory=now)
+
+    @model_validator(mode="after")
+    def _not_reserved(self) -> Project:
+        if self.name in {"base", "live", "candidate"}:
+            raise ValueError(f"a project cannot be called {self.name!r}: it is a word of model names")
+        return self

@@ -1,0 +1,137 @@
+"""Every setting once: name, default, one line of doc.
+
+Read, later ones winning: the defaults below, `comfyloop.toml` in the home directory of ComfyLoop or in the
+working directory, then `COMFYLOOP_*` environment variables (`COMFYLOOP_PORT=9000`).
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+
+def _default_home() -> Path:
+    return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "comfyloop"
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "comfyloop"
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(
+        env_prefix="COMFYLOOP_", toml_file="comfyloop.toml", extra="forbid", frozen=True
+    )
+
+    # where things are
+    home: Path = Field(
+        default_factory=_default_home, description="Data: database, blobs, snapshots, runs, versions."
+    )
+    cache_dir: Path = Field(
+        default_factory=_default_cache, description="What can be made again: starter, caches."
+    )
+    database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in `home`.")
+    blob_url: str = Field(default="", description="fsspec URL of the blob store; empty: a folder in `home`.")
+
+    # the service
+    host: str = Field(default="127.0.0.1", description="Address to listen on.")
+    port: int = Field(default=8265, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    token: str = Field(default="", description="Bearer token that clients must send; empty: none is asked.")
+    project: str = Field(
+        default="default", description="Project that is made on first start and used by default."
+    )
+    max_body_bytes: int = Field(default=32 * 2**20, gt=0, description="Largest request body.")
+    max_text_chars: int = Field(default=200_000, gt=0, description="Longest text in a message or an edit.")
+    max_image_bytes: int = Field(default=20 * 2**20, gt=0, description="Largest image file.")
+    max_image_side: int = Field(default=16_384, gt=0, description="Longest image side in pixels.")
+    max_image_pixels: int = Field(default=64_000_000, gt=0, description="Most pixels in an image.")
+    allowed_image_hosts: tuple[str, ...] = Field(
+        default=(), description="Hosts from which image URLs are fetched."
+    )
+
+    # the engine
+    model: str = Field(default="starter", description="Base model: `starter`, a directory or a hub id.")
+    engine: Literal["embedded"] = Field(default="embedded", description="Which engine serves.")
+    engine_url: str = Field(default="", description="URL of an engine that already runs; empty: start one.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="Weights' precision."
+    )
+    engine_threads: int = Field(default=0, ge=0, description="CPU threads of the engine; 0: all cores.")
+    max_batch: int = Field(default=8, ge=1, description="Requests decoded together.")
+    max_queue: int = Field(default=64, ge=1, description="Requests that may wait; beyond it 429.")
+    max_loras: int = Field(default=4, ge=2, description="Adapters kept loaded at once.")
+
+    # curation
+    holdout_every: int = Field(default=4, ge=2, description="Each n-th new group of samples is held out.")
+    replay_share: float = Field(
+        default=0.25, ge=0, le=0.9, description="Share of replay samples in training data."
+    )
+    max_answer_chars: int = Field(default=8_000, gt=0, description="Longer edits are dropped with a reason.")
+
+    # training
+    recipe: str = Field(default="sft", description="Recipe of the text side.")
+    lora_r: int = Field(default=8, ge=1, description="LoRA rank.")
+    lora_alpha: int = Field(default=16, ge=1, description="LoRA alpha.")
+    learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
+    epochs: float = Field(default=6.0, gt=0, description="Passes over the training data.")
+    max_steps: int = Field(default=0, ge=0, description="Upper bound of optimiser steps; 0: by epochs.")
+    batch_size: int = Field(default=4, ge=1, description="Samples a micro-batch.")
+    max_pixels: int = Field(
+        default=1_003_520, gt=0, description="Images are scaled down to this many pixels."
+    )
+    train_threads: int = Field(default=0, ge=0, description="CPU threads of the trainer; 0: all cores.")
+    train_memory_gb: float = Field(default=0, ge=0, description="Memory limit of the trainer; 0: none.")
+
+    # gate
+    gate_min_items: int = Field(default=5, ge=2, description="Fewer held-out items are not enough evidence.")
+    gate_confidence: float = Field(
+        default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals."
+    )
+    gate_forgetting: float = Field(
+        default=0.02, ge=0, description="Log-likelihood loss on general questions allowed."
+    )
+
+    # loop
+    trigger_samples: int = Field(default=20, ge=1, description="New pieces of feedback that start a run.")
+    trigger_minutes: float = Field(
+        default=0, ge=0, description="Minutes after which anything new starts a run; 0: off."
+    )
+    lease_seconds: float = Field(
+        default=30, gt=0, description="A controller silent for so long has lost its turn."
+    )
+    max_attempts: int = Field(default=3, ge=1, description="Tries of one state before the turn is given up.")
+    auto_promote: bool = Field(
+        default=True, description="Promote what the gate accepts; otherwise it waits for a person."
+    )
+
+    @property
+    def database(self) -> str:
+        return self.database_url or f"sqlite:///{self.home / 'comfyloop.db'}"
+
+    @property
+    def blobs(self) -> str:
+        return self.blob_url or str(self.home / "blobs")
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        home = Path(os.environ.get("COMFYLOOP_HOME", _default_home()))
+        toml = TomlConfigSettingsSource(
+            settings_cls, toml_file=[home / "comfyloop.toml", Path("comfyloop.toml")]
+        )
+        return init_settings, env_settings, toml
