@@ -221,6 +221,7 @@ class Sample(Record):
     slice: str = "text"  # what the gate reports by: "text", "vision", "general", ...
     replay: bool = False  # the model's own earlier answer, kept against forgetting
     feedback: tuple[str, ...] = ()  # ids of the feedback it came from
+    origin: str = ""  # the kind of that feedback: "answer_edited", "answer_accepted", ...
     author: str = "local"
 
     @property
