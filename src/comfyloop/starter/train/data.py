@@ -1,0 +1,221 @@
+"""The pictures the projector learns from: emoji in five free styles, each with its name and keywords.
+
+Everything comes from npm packages fetched by name and version; nothing is kept in this repository.
+Flags and components (skin tones, hair) are left out: they are not subjects of a picture.
+"""
+
+import io
+import json
+import re
+import subprocess
+import tarfile
+import zlib
+from collections import Counter
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+PACKAGES = {
+    "names": "emojibase-data@17.0.0",  # MIT
+    "noto": "emoji-datasource-google@16.0.0",  # pictures Apache-2.0
+    "twemoji": "emoji-datasource-twitter@16.0.0",  # pictures CC-BY 4.0 (Twemoji)
+    "fluent3d": "@lobehub/fluent-emoji-3d@1.1.0",  # MIT
+    "fluentflat": "@iconify-json/fluent-emoji-flat@1.2.6",  # MIT
+    "notoblob": "@iconify-json/noto-v1@1.2.5",  # Apache-2.0
+    "openmoji": "openmoji@17.0.0",  # CC-BY-SA 4.0: a test style only, never trained on
+}
+TRAIN_STYLES = ("noto", "twemoji", "fluent3d", "fluentflat", "notoblob")
+TEST_STYLE = "openmoji"
+SKIPPED_GROUPS = {"flags", "component"}
+
+HELD_OUT_FILE = Path(__file__).with_name("held_out.txt")
+
+
+@dataclass(frozen=True)
+class Concept:
+    code: str
+    label: str
+    tags: tuple[str, ...]
+    group: str
+    pictures: dict[str, str] = field(hash=False)  # style -> "file path" or "svg:package/name"
+
+
+def fetch(work: Path) -> dict[str, Path]:
+    """Download and unpack every package once; returns where each lies."""
+    places = {}
+    for key, spec in PACKAGES.items():
+        place = work / "npm" / key
+        if not (place / "package").is_dir():
+            place.mkdir(parents=True, exist_ok=True)
+            done = subprocess.run(
+                ["npm", "pack", "--silent", spec], cwd=place, check=True, capture_output=True, text=True
+            )
+            with tarfile.open(place / done.stdout.split()[-1]) as archive:
+                archive.extractall(place, filter="data")
+        places[key] = place / "package"
+    return places
+
+
+def slug(label: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", label.lower().replace("’", "").replace("ñ", "n")).strip("-")
+
+
+@cache
+def icons(package: Path) -> dict[str, Any]:
+    loaded: dict[str, Any] = json.loads((package / "icons.json").read_text())
+    return loaded
+
+
+def concepts(work: Path) -> list[Concept]:
+    places = fetch(work)
+    entries = json.loads((places["names"] / "en/data.json").read_text())
+    messages = json.loads((places["names"] / "en/messages.json").read_text())
+    groups = {g["order"]: g["key"] for g in messages["groups"]}
+    found = []
+    for entry in entries:
+        group = groups.get(entry.get("group", -1))
+        if group is None or group in SKIPPED_GROUPS:
+            continue
+        code = entry["hexcode"].lower()
+        spellings = dict.fromkeys([code, f"{code}-fe0f", code.replace("-fe0f", "")])
+        name = slug(entry["label"])
+        where = {
+            "noto": [places["noto"] / f"img/google/64/{s}.png" for s in spellings],
+            "twemoji": [places["twemoji"] / f"img/twitter/64/{s}.png" for s in spellings],
+            "fluent3d": [places["fluent3d"] / f"assets/{s}.webp" for s in spellings],
+            "openmoji": [places["openmoji"] / f"color/svg/{s.upper()}.svg" for s in spellings],
+        }
+        pictures = {style: str(path) for style, paths in where.items() for path in paths if path.exists()}
+        for style in ("fluentflat", "notoblob"):
+            if name in icons(places[style])["icons"]:
+                pictures[style] = f"svg:{places[style]}:{name}"
+        if any(style in pictures for style in TRAIN_STYLES):
+            tags = tuple(t.lower() for t in entry.get("tags", ()) if t.lower() != entry["label"].lower())
+            found.append(Concept(code, entry["label"], tags, group, pictures))
+    return found
+
+
+def picture(source: str) -> Image.Image:
+    """The picture with its transparency, at its own size (SVG at 256 pixels)."""
+    if not source.startswith("svg:") and not source.endswith(".svg"):
+        return Image.open(source).convert("RGBA")
+    import resvg_py  # only the training recipe draws SVG
+
+    if source.endswith(".svg"):
+        drawn = resvg_py.svg_to_bytes(svg_path=source, width=256, height=256)
+    else:
+        _, package, name = source.split(":")
+        icon_set = icons(Path(package))
+        icon = icon_set["icons"][name]
+        width, height = icon.get("width", icon_set["width"]), icon.get("height", icon_set["height"])
+        text = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">{icon["body"]}</svg>'
+        drawn = resvg_py.svg_to_bytes(svg_string=text, width=256, height=256)
+    return Image.open(io.BytesIO(bytes(drawn))).convert("RGBA")
+
+
+# ---- which concepts are held out ------------------------------------------------------------------
+
+# A last word that says nothing about the subject: such labels are families of their own.
+WEAK_HEADS = set(
+    [
+        "face",
+        "button",
+        "sign",
+        "symbol",
+        "person",
+        "people",
+        "man",
+        "woman",
+        "men",
+        "women",
+        "hand",
+        "hands",
+        "mark",
+        "arrow",
+        "beverage",
+        "food",
+        "plant",
+        "animal",
+        "worker",
+        "eyes",
+        "tongue",
+        "hearts",
+        "box",
+        "bag",
+        "chart",
+        "mail",
+        "body",
+        "wave",
+        "tool",
+        "fruit",
+        "light",
+        "skin",
+        "tone",
+    ]
+)
+COLOURS = [
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "blue",
+    "purple",
+    "brown",
+    "black",
+    "white",
+    "grey",
+    "pink",
+    "light",
+    "dark",
+]
+PEOPLE = ["person", "people", "man", "woman", "men", "women", "boy", "girl"]
+
+
+def family(label: str) -> str:
+    """Concepts that show the same kind of thing stay on one side of the split."""
+    words = [w for w in re.findall(r"[a-z]+", label.lower().split(":")[0].replace(" facing right", ""))]
+    for word in ("cat", "monkey", "heart", "moon", "clock", "thirty", "family"):
+        if word in words:
+            return {"thirty": "clock"}.get(word, word)
+    words = [w for w in words if w not in COLOURS and w not in PEOPLE] or words
+    if len(words) > 1 and words[-1] in WEAK_HEADS:
+        # "dog face" belongs with "dog", but "grinning face" stands alone
+        return words[0] if len(words) == 2 else " ".join(words)
+    return words[-1] if words else label.lower()
+
+
+def large_families(found: list[Concept]) -> set[str]:
+    """Twenty-seven clock faces or thirty hearts would decide the figure alone: these are trained on."""
+    sizes = Counter(family(c.label) for c in found)
+    return {name for name, size in sizes.items() if size > 8}
+
+
+def choose_held_out(found: list[Concept]) -> list[Concept]:
+    """How the fixed list was made, once; the list in the repository is what counts."""
+    large = large_families(found)
+    return [c for c in found if family(c.label) not in large and bucket(family(c.label)) < 0.1]
+
+
+def bucket(name: str) -> float:
+    """A stable number in [0, 1) for a family, the same on every machine."""
+    return zlib.crc32(f"comfyloop starter 1:{name}".encode()) / 2**32
+
+
+def held_out_codes() -> frozenset[str]:
+    """The fixed list: one code a line, then the label for the reader."""
+    lines = HELD_OUT_FILE.read_text().splitlines()
+    return frozenset(line.split()[0] for line in lines if line and not line.startswith("#"))
+
+
+def split(found: list[Concept]) -> tuple[list[Concept], list[Concept], list[Concept]]:
+    """Training, validation (choices are made on it) and held-out concepts (looked at last)."""
+    held = held_out_codes()
+    test = [c for c in found if c.code in held]
+    rest = [c for c in found if c.code not in held]
+    large = large_families(found)
+    validation = [c for c in rest if family(c.label) not in large and 0.1 <= bucket(family(c.label)) < 0.16]
+    kept = {c.code for c in validation}
+    return [c for c in rest if c.code not in kept], validation, test
