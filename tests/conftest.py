@@ -1,0 +1,54 @@
+"""Fixtures for every kind of test: a clean environment and tiny models of the real classes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from comfyloop.settings import Settings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+REPOSITORY = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own COMFYLOOP_* settings do not reach the tests, except where caches and engines are."""
+    kept = {"COMFYLOOP_CACHE_DIR", "COMFYLOOP_SWIFT_PYTHON", "COMFYLOOP_VLLM_PYTHON"}
+    for name in [n for n in os.environ if n.startswith("COMFYLOOP_") and n not in kept]:
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", project="acme", port=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a random LlamaForCausalLM of 0.2 M parameters and a ChatML tokenizer."""
+    from tests.models import make_tiny_llm
+
+    return make_tiny_llm(tmp_path_factory.mktemp("models") / "tiny-llm")
+
+
+@pytest.fixture(scope="session")
+def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a random LlavaForConditionalGeneration (CLIP tower, 28 px, 4 image tokens) and processor."""
+    from tests.models import make_tiny_vlm
+
+    return make_tiny_vlm(tmp_path_factory.mktemp("models") / "tiny-vlm")
+
+
+@pytest.fixture(scope="session")
+def starter() -> Iterator[Path]:
+    """The embedded starter, built once into the cache directory of this machine."""
+    from comfyloop import starter as embedded
+
+    yield embedded.ensure(Settings().cache_dir)
