@@ -1,0 +1,36 @@
+"""What ComfyLoop remembers: a database (SQLite or PostgreSQL) and a content-addressed blob store.
+
+One module a noun, each of plain functions over a connection and records::
+
+    with store.begin() as conn:  # a transaction; store.read() for one that only reads
+        project = projects.get(conn, "acme")
+"""
+
+from comfyloop.store import (
+    feedback,
+    folds,
+    generations,
+    leases,
+    loops,
+    projects,
+    runs,
+    snapshots,
+    versions,
+)
+from comfyloop.store.blobs import Blobs
+from comfyloop.store.db import Store, open_store
+
+__all__ = [
+    "Blobs",
+    "Store",
+    "feedback",
+    "folds",
+    "generations",
+    "leases",
+    "loops",
+    "open_store",
+    "projects",
+    "runs",
+    "snapshots",
+    "versions",
+]

@@ -1,0 +1,190 @@
+"""Feedback: appended, never changed, deleted only at its author's wish.
+
+Every piece gets a sequence number that grows in the order of commits and is never used again, so that
+"everything after number n" misses nothing and counts nothing twice.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comfyloop.errors import Conflict, NotFound
+from comfyloop.records import Feedback, feedback_adapter, now
+from comfyloop.store.locks import one_at_a_time
+from comfyloop.store.schema import feedback, feedback_deleted
+
+_MANY = 500  # ids in one statement
+
+
+def add(conn: Connection, items: Sequence[Feedback]) -> tuple[list[str], list[str]]:
+    """Store what is new of `items`, in their order.
+
+    Returns:
+        The ids stored now, and the ids that had been stored before (also those deleted since).
+
+    Raises:
+        Conflict: An id is known with other content. Nothing of the batch is stored.
+    """
+    one_at_a_time(conn, "feedback")
+    ids = [item.id for item in items]
+    known = find_many(conn, ids)
+    deleted = _deleted(conn, ids)
+    stored: list[str] = []
+    duplicates: list[str] = []
+    rows: list[dict[str, Any]] = []
+    for item in items:
+        earlier = known.get(item.id)
+        if earlier is not None and not same(earlier, item):
+            raise Conflict(
+                f"The feedback {item.id!r} exists already with other content.",
+                "Feedback is never changed: send the new content under a new id.",
+            )
+        if earlier is not None or item.id in deleted:
+            duplicates.append(item.id)
+            continue
+        known[item.id] = item
+        stored.append(item.id)
+        rows.append(
+            {
+                "id": item.id,
+                "project": item.project,
+                "kind": item.kind,
+                "author": item.author,
+                "generation": getattr(item, "generation", None),
+                "received_at": now(),
+                "body": item.model_dump_json(),
+            }
+        )
+    if rows:
+        conn.execute(feedback.insert(), rows)
+    return stored, duplicates
+
+
+def same(one: Feedback, other: Feedback) -> bool:
+    """Equal but for `created_at`: a client that leaves it out gets another one with every try."""
+    first, second = (json.loads(item.model_dump_json(exclude={"created_at"})) for item in (one, other))
+    return bool(first == second)
+
+
+def get(conn: Connection, id: str) -> Feedback:
+    """Raises:
+    NotFound: There is no such feedback.
+    """
+    found = find_many(conn, [id])
+    if id not in found:
+        raise NotFound(f"There is no feedback {id!r}.", "GET /v1/feedback lists what there is.")
+    return found[id]
+
+
+def find_many(conn: Connection, ids: Sequence[str]) -> dict[str, Feedback]:
+    """Those of `ids` that exist, by id."""
+    found: dict[str, Feedback] = {}
+    for start in range(0, len(ids), _MANY):
+        some = ids[start : start + _MANY]
+        for body in conn.scalars(sa.select(feedback.c.body).where(feedback.c.id.in_(some))):
+            item = feedback_adapter.validate_json(body)
+            found[item.id] = item
+    return found
+
+
+def list_by(
+    conn: Connection,
+    project: str,
+    after_seq: int = 0,
+    kind: str | None = None,
+    author: str | None = None,
+    limit: int = 1000,
+) -> list[tuple[int, Feedback]]:
+    """The oldest first, each with its sequence number; the last number is the next page's `after_seq`."""
+    query = _where(project, kind, author).where(feedback.c.seq > after_seq)
+    return _read(conn, query.order_by(feedback.c.seq).limit(limit))
+
+
+def newest(
+    conn: Connection,
+    project: str,
+    *,
+    before_seq: int | None = None,
+    kind: str | None = None,
+    author: str | None = None,
+    limit: int = 50,
+) -> list[tuple[int, Feedback]]:
+    """The newest first, each with its sequence number; the last number is the next page's `before_seq`."""
+    query = _where(project, kind, author)
+    if before_seq is not None:
+        query = query.where(feedback.c.seq < before_seq)
+    return _read(conn, query.order_by(feedback.c.seq.desc()).limit(limit))
+
+
+def of_generation(conn: Connection, generation: str) -> list[tuple[int, Feedback]]:
+    """What people did with one answer, oldest first."""
+    query = sa.select(feedback.c.seq, feedback.c.body).where(feedback.c.generation == generation)
+    return _read(conn, query.order_by(feedback.c.seq))
+
+
+def count_after(conn: Connection, project: str, seq: int = 0) -> int:
+    """How many pieces of feedback are newer than `seq`."""
+    query = sa.select(sa.func.count()).select_from(feedback)
+    return conn.execute(query.where(feedback.c.project == project, feedback.c.seq > seq)).scalar_one()
+
+
+def last_seq(conn: Connection, project: str) -> int:
+    """The number of the newest feedback, 0 when there is none."""
+    query = sa.select(sa.func.max(feedback.c.seq)).where(feedback.c.project == project)
+    return conn.execute(query).scalar_one() or 0
+
+
+def oldest_after(conn: Connection, project: str, seq: int) -> datetime | None:
+    """When the oldest feedback newer than `seq` was received; None when there is none."""
+    query = sa.select(feedback.c.received_at).where(feedback.c.project == project, feedback.c.seq > seq)
+    return conn.scalar(query.order_by(feedback.c.seq).limit(1))
+
+
+def counts(conn: Connection, project: str) -> dict[str, int]:
+    """How many pieces there are of each kind."""
+    query = sa.select(feedback.c.kind, sa.func.count()).where(feedback.c.project == project)
+    rows = conn.execute(query.group_by(feedback.c.kind).order_by(feedback.c.kind))
+    return {kind: number for kind, number in rows}
+
+
+def delete_author(conn: Connection, project: str | None, author: str) -> int:
+    """Delete all feedback of an author, in one project or (None) in all.
+
+    The ids alone are kept, so that a late second delivery of the same feedback does not bring it back.
+
+    Returns:
+        How many pieces were deleted.
+    """
+    one_at_a_time(conn, "feedback")
+    theirs = feedback.c.author == author
+    if project is not None:
+        theirs = sa.and_(theirs, feedback.c.project == project)
+    conn.execute(feedback_deleted.insert().from_select(["id"], sa.select(feedback.c.id).where(theirs)))
+    return conn.execute(feedback.delete().where(theirs)).rowcount
+
+
+def _deleted(conn: Connection, ids: Sequence[str]) -> set[str]:
+    gone: set[str] = set()
+    for start in range(0, len(ids), _MANY):
+        some = ids[start : start + _MANY]
+        gone.update(conn.scalars(sa.select(feedback_deleted.c.id).where(feedback_deleted.c.id.in_(some))))
+    return gone
+
+
+def _where(project: str, kind: str | None, author: str | None) -> sa.Select[int, str]:
+    query = sa.select(feedback.c.seq, feedback.c.body).where(feedback.c.project == project)
+    if kind is not None:
+        query = query.where(feedback.c.kind == kind)
+    if author is not None:
+        query = query.where(feedback.c.author == author)
+    return query
+
+
+def _read(conn: Connection, query: sa.Select[int, str]) -> list[tuple[int, Feedback]]:
+    return [(seq, feedback_adapter.validate_json(body)) for seq, body in conn.execute(query)]

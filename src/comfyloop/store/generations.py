@@ -1,0 +1,84 @@
+"""Generations: every model call, appended and never changed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comfyloop.errors import Conflict, NotFound
+from comfyloop.records import Generation
+from comfyloop.store import projects
+from comfyloop.store.schema import generations
+
+_MANY = 500  # ids in one statement
+
+
+def add(conn: Connection, generation: Generation) -> None:
+    """Adding the same generation twice stores it once.
+
+    Raises:
+        NotFound: Its project does not exist.
+        Conflict: Its id belongs to another generation.
+    """
+    projects.get(conn, generation.project)
+    body = generation.model_dump_json()
+    stored = conn.scalar(sa.select(generations.c.body).where(generations.c.id == generation.id))
+    if stored is not None:
+        if Generation.model_validate_json(stored) != Generation.model_validate_json(body):
+            raise Conflict(f"The generation {generation.id!r} exists already with other content.")
+        return
+    conn.execute(
+        generations.insert().values(
+            id=generation.id, project=generation.project, version=generation.version, body=body
+        )
+    )
+
+
+def get(conn: Connection, id: str) -> Generation:
+    """Raises:
+    NotFound: There is no such generation.
+    """
+    found = get_many(conn, [id])
+    if id not in found:
+        raise NotFound(
+            f"There is no generation {id!r}.",
+            "Its id is the `id` of a chat answer; GET /v1/generations lists them.",
+        )
+    return found[id]
+
+
+def get_many(conn: Connection, ids: Sequence[str]) -> dict[str, Generation]:
+    """Those of `ids` that exist, by id."""
+    found: dict[str, Generation] = {}
+    for start in range(0, len(ids), _MANY):
+        some = ids[start : start + _MANY]
+        for body in conn.scalars(sa.select(generations.c.body).where(generations.c.id.in_(some))):
+            generation = Generation.model_validate_json(body)
+            found[generation.id] = generation
+    return found
+
+
+def list_by(
+    conn: Connection,
+    project: str,
+    *,
+    before_seq: int | None = None,
+    version: int | None = None,
+    limit: int = 50,
+) -> list[tuple[int, Generation]]:
+    """The newest first, each with its sequence number; the last number is the next page's `before_seq`."""
+    table = generations
+    query = sa.select(table.c.seq, table.c.body).where(table.c.project == project)
+    if before_seq is not None:
+        query = query.where(table.c.seq < before_seq)
+    if version is not None:
+        query = query.where(table.c.version == version)
+    rows = conn.execute(query.order_by(table.c.seq.desc()).limit(limit))
+    return [(seq, Generation.model_validate_json(body)) for seq, body in rows]
+
+
+def count(conn: Connection, project: str) -> int:
+    query = sa.select(sa.func.count()).select_from(generations).where(generations.c.project == project)
+    return conn.execute(query).scalar_one()

@@ -1,0 +1,54 @@
+"""Leases: one holder of a name at a time, who must renew it or lose it.
+
+Time is the database's, so that machines with clocks that differ agree.
+"""
+
+from __future__ import annotations
+
+import time
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comfyloop.store.locks import one_at_a_time
+from comfyloop.store.schema import leases
+
+
+def acquire(conn: Connection, name: str, owner: str, seconds: float) -> bool:
+    """Take a lease that is free, run out or the owner's own; False while another holds it."""
+    one_at_a_time(conn, f"lease:{name}")
+    at = _clock(conn)
+    row = conn.execute(sa.select(leases.c.owner, leases.c.expires).where(leases.c.name == name)).one_or_none()
+    if row is None:
+        conn.execute(leases.insert().values(name=name, owner=owner, expires=at + seconds))
+        return True
+    if row.owner != owner and row.expires > at:
+        return False
+    conn.execute(leases.update().where(leases.c.name == name).values(owner=owner, expires=at + seconds))
+    return True
+
+
+def renew(conn: Connection, name: str, owner: str, seconds: float) -> bool:
+    """Keep a lease for `seconds` from now; False when it ran out or another holds it."""
+    at = _clock(conn)
+    mine = sa.and_(leases.c.name == name, leases.c.owner == owner, leases.c.expires > at)
+    return conn.execute(leases.update().where(mine).values(expires=at + seconds)).rowcount == 1
+
+
+def release(conn: Connection, name: str, owner: str) -> bool:
+    """Give a lease back; False when it was not the owner's any more."""
+    mine = sa.and_(leases.c.name == name, leases.c.owner == owner)
+    return conn.execute(leases.delete().where(mine)).rowcount == 1
+
+
+def holder(conn: Connection, name: str) -> tuple[str, float] | None:
+    """Who holds a lease and for how many seconds still; None when nobody does."""
+    row = conn.execute(sa.select(leases.c.owner, leases.c.expires).where(leases.c.name == name)).one_or_none()
+    left = 0.0 if row is None else row.expires - _clock(conn)
+    return None if row is None or left <= 0 else (row.owner, left)
+
+
+def _clock(conn: Connection) -> float:
+    if conn.dialect.name == "postgresql":
+        return float(conn.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
+    return time.time()

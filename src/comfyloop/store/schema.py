@@ -1,0 +1,222 @@
+"""The tables, the same on SQLite and PostgreSQL.
+
+What never changes once written (generations, feedback, snapshots) is kept as the JSON of its record in
+`body`, beside the columns that queries need. What changes (projects, runs, versions, loops) has a column a
+field.
+A change here needs a new file in `migrations/versions` and a new `HEAD`; a test compares the two.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Dialect
+
+HEAD = "0001"
+"""The newest migration, written here too so that opening an up-to-date database need not import Alembic."""
+
+
+class Words(sa.TypeDecorator[str]):
+    """Text that people, models or exceptions wrote.
+
+    PostgreSQL cannot hold U+0000, and neither database holds half a surrogate pair: these are replaced, on
+    both databases. Bodies need no such care: JSON escapes the one, and records refuse the other.
+    """
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        if value is None:
+            return None
+        return value.replace("\x00", "\ufffd").encode("utf-8", "replace").decode()
+
+
+class Moment(sa.TypeDecorator[datetime]):
+    """An aware datetime in UTC. SQLite keeps no zone, so it is put back on reading."""
+
+    impl = sa.DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None:
+            return None
+        return value.replace(tzinfo=UTC) if value.tzinfo is None else value.astimezone(UTC)
+
+
+metadata = sa.MetaData(
+    naming_convention={
+        "pk": "pk_%(table_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+    }
+)
+
+_Id = sa.String(128)
+_Name = sa.String(63)
+
+
+def _seq() -> sa.Column[int]:
+    """Grows and is never used again, also after deletes."""
+    return sa.Column("seq", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True)
+
+
+def _project(primary_key: bool = False) -> sa.Column[str]:
+    return sa.Column(
+        "project", _Name, sa.ForeignKey("projects.name"), nullable=False, primary_key=primary_key
+    )
+
+
+projects = sa.Table(
+    "projects",
+    metadata,
+    sa.Column("name", _Name, primary_key=True),
+    sa.Column("base_model", Words, nullable=False),
+    sa.Column("live", sa.Integer, nullable=False),
+    sa.Column("system_prompt", Words, nullable=False),
+    sa.Column("auto", sa.Boolean, nullable=False),
+    sa.Column("created_at", Moment, nullable=False),
+)
+
+generations = sa.Table(
+    "generations",
+    metadata,
+    _seq(),
+    sa.Column("id", _Id, nullable=False, unique=True),
+    _project(),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index(None, "project", "seq"),
+    sqlite_autoincrement=True,
+)
+
+feedback = sa.Table(
+    "feedback",
+    metadata,
+    _seq(),
+    sa.Column("id", _Id, nullable=False, unique=True),
+    _project(),
+    sa.Column("kind", sa.String(32), nullable=False),
+    sa.Column("author", sa.String(200), nullable=False),
+    sa.Column("generation", _Id, sa.ForeignKey("generations.id"), index=True),
+    sa.Column("received_at", Moment, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.Index(None, "project", "seq"),
+    sa.Index(None, "author", "project"),
+    sqlite_autoincrement=True,
+)
+
+feedback_deleted = sa.Table(
+    "feedback_deleted",
+    metadata,
+    sa.Column("id", _Id, primary_key=True),
+    comment="Ids only: a late second delivery must not bring back what a person had deleted.",
+)
+
+folds = sa.Table(
+    "folds",
+    metadata,
+    _project(primary_key=True),
+    # A hash, since a group may be named after what a person wrote, and folds outlive deletions.
+    sa.Column("group_sha256", sa.String(64), primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("fold", sa.String(8), nullable=False),
+    sa.UniqueConstraint("project", "number"),
+)
+
+snapshots = sa.Table(
+    "snapshots",
+    metadata,
+    _seq(),
+    _project(),
+    sa.Column("id", _Id, nullable=False),
+    sa.Column("body", sa.Text, nullable=False),
+    sa.UniqueConstraint("project", "id"),
+    sqlite_autoincrement=True,
+)
+
+runs = sa.Table(
+    "runs",
+    metadata,
+    _seq(),
+    sa.Column("id", _Id, nullable=False, unique=True),
+    _project(),
+    sa.Column("snapshot", sa.String(128), nullable=False),
+    sa.Column("recipe", Words, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("path", Words, nullable=False),
+    sa.Column("parent", sa.Integer, nullable=False),
+    sa.Column("error", Words, nullable=False),
+    sa.Column("created_at", Moment, nullable=False),
+    sa.Column("finished_at", Moment),
+    sa.Index(None, "project", "seq"),
+    sqlite_autoincrement=True,
+)
+
+versions = sa.Table(
+    "versions",
+    metadata,
+    _project(primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("parent", sa.Integer, nullable=False),
+    sa.Column("snapshot", sa.String(128), nullable=False),
+    sa.Column("run", sa.String(128), nullable=False),
+    sa.Column("text_adapter", Words),
+    sa.Column("image_adapter", Words),
+    sa.Column("sha256", sa.String(64), nullable=False),
+    sa.Column("gate", sa.Text),
+    sa.Column("created_at", Moment, nullable=False),
+    sa.Column("promoted_at", Moment),
+)
+sa.Index(
+    "uq_versions_live",
+    versions.c.project,
+    unique=True,
+    sqlite_where=versions.c.state == "live",
+    postgresql_where=versions.c.state == "live",
+)
+
+promotions = sa.Table(
+    "promotions",
+    metadata,
+    _seq(),
+    _project(),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("previous", sa.Integer, nullable=False),
+    sa.Column("rollback", sa.Boolean, nullable=False),
+    sa.Column("at", Moment, nullable=False),
+    sa.Index(None, "project", "seq"),
+    sqlite_autoincrement=True,
+)
+
+loops = sa.Table(
+    "loops",
+    metadata,
+    _project(primary_key=True),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("snapshot", sa.String(128), nullable=False),
+    sa.Column("run", sa.String(128), nullable=False),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("requested", sa.Boolean, nullable=False),
+    sa.Column("seen_seq", sa.BigInteger, nullable=False),
+    sa.Column("attempts", sa.Integer, nullable=False),
+    sa.Column("error", Words, nullable=False),
+    sa.Column("outcome", Words, nullable=False),
+    sa.Column("updated_at", Moment, nullable=False),
+)
+
+leases = sa.Table(
+    "leases",
+    metadata,
+    sa.Column("name", sa.String(200), primary_key=True),
+    sa.Column("owner", sa.String(200), nullable=False),
+    sa.Column("expires", sa.Double, nullable=False),  # seconds since 1970 by the database's clock
+)

@@ -1,0 +1,223 @@
+"""Versions, and which of them is live.
+
+A project has exactly one live version or, as version 0, the base model. `promote` and `rollback` are the only
+ways to change that; each is one transaction, so that no moment shows two live versions or none.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comfyloop.errors import Conflict, NotFound
+from comfyloop.records import BASE, GateReport, Project, Version, VersionState, now
+from comfyloop.store import projects
+from comfyloop.store.schema import projects as projects_table
+from comfyloop.store.schema import promotions, versions
+
+
+class Promotion(NamedTuple):
+    """One move of the live version of a project."""
+
+    number: int
+    previous: int
+    rollback: bool
+
+
+def next_number(conn: Connection, project: str) -> int:
+    """The number for a new version, held for this transaction: add the version in the same one."""
+    _lock(conn, project)
+    last = conn.scalar(sa.select(sa.func.max(versions.c.number)).where(versions.c.project == project))
+    return (last or BASE) + 1
+
+
+def add(conn: Connection, version: Version) -> None:
+    """Raises:
+    NotFound: Its project or parent does not exist.
+    Conflict: Its number is taken, or it claims to be live.
+    """
+    _lock(conn, version.project)
+    if version.state == VersionState.LIVE:
+        raise Conflict("A version cannot be added as live.", "Add it as a candidate, then promote it.")
+    if version.parent != BASE:
+        get(conn, version.project, version.parent)
+    if find(conn, version.project, version.number) is not None:
+        raise Conflict(f"The project {version.project!r} has a version {version.number} already.")
+    row = version.model_dump(exclude={"gate"})
+    row["gate"] = None if version.gate is None else version.gate.model_dump_json()
+    conn.execute(versions.insert().values(row))
+
+
+def find(conn: Connection, project: str, number: int) -> Version | None:
+    query = sa.select(versions).where(versions.c.project == project, versions.c.number == number)
+    row = conn.execute(query).one_or_none()
+    return None if row is None else _version(row)
+
+
+def get(conn: Connection, project: str, number: int) -> Version:
+    """Raises:
+    NotFound: With the numbers that exist.
+    """
+    version = find(conn, project, number)
+    if version is None:
+        known = sa.select(versions.c.number).where(versions.c.project == project)
+        newest = list(conn.scalars(known.order_by(versions.c.number.desc()).limit(20)))
+        there = f"It has: {', '.join(map(str, reversed(newest)))} and 0, the base model."
+        raise NotFound(f"The project {project!r} has no version {number}.", there)
+    return version
+
+
+def list_by(
+    conn: Connection,
+    project: str,
+    *,
+    state: VersionState | None = None,
+    before: int | None = None,
+    limit: int = 100,
+) -> list[Version]:
+    """The newest first; the last number is the next page's `before`."""
+    query = sa.select(versions).where(versions.c.project == project)
+    if state is not None:
+        query = query.where(versions.c.state == state)
+    if before is not None:
+        query = query.where(versions.c.number < before)
+    return [_version(row) for row in conn.execute(query.order_by(versions.c.number.desc()).limit(limit))]
+
+
+def set_state(conn: Connection, project: str, number: int, state: VersionState) -> Version:
+    """Reject a candidate, or make a rejected one a candidate again.
+
+    Raises:
+        NotFound: There is no such version.
+        Conflict: The version is live or shall become it, or it was live and is retired.
+    """
+    _lock(conn, project)
+    version = get(conn, project, number)
+    if version.state == state:
+        return version
+    if VersionState.LIVE in (version.state, state):
+        raise Conflict(
+            f"The version {number} of {project!r} is {version.state} and cannot be set to {state}.",
+            "Promote and rollback alone change which version is live.",
+        )
+    if version.state == VersionState.RETIRED or state == VersionState.RETIRED:
+        raise Conflict(f"The version {number} of {project!r} is {version.state}; it cannot become {state}.")
+    _set(conn, project, number, state=state)
+    return get(conn, project, number)
+
+
+def set_gate(conn: Connection, project: str, number: int, report: GateReport) -> Version:
+    """Keep the gate's report with its version; a later report takes the place of an earlier one."""
+    get(conn, project, number)
+    _set(conn, project, number, gate=report.model_dump_json())
+    return get(conn, project, number)
+
+
+def promote(conn: Connection, project: str, number: int, *, force: bool = False) -> Project:
+    """Make a version live, retiring the one that was. 0 is the base model. Already live: nothing changes.
+
+    Args:
+        force: Promote also what the gate rejected.
+
+    Raises:
+        NotFound: There is no such project or version.
+        Conflict: The version was rejected, or has no adapter.
+    """
+    _lock(conn, project)
+    if number != BASE:
+        version = get(conn, project, number)
+        if version.state == VersionState.REJECTED and not force:
+            raise Conflict(
+                f"The version {number} of {project!r} was rejected by the gate.",
+                "Read its gate report; promote it by force if you know better.",
+            )
+        if version.text_adapter is None and version.image_adapter is None:
+            raise Conflict(f"The version {number} of {project!r} has no adapter.", "Train it again.")
+    return _move(conn, project, number, rollback=False)
+
+
+def rollback(conn: Connection, project: str, to: int | None = None) -> Project:
+    """Go back to the version that was live before the present one, or to `to`. Rolling back twice goes back
+    two steps; after the first version comes the base model.
+
+    Raises:
+        NotFound: There is no such project or version.
+        Conflict: Nothing was promoted, or `to` was never live.
+    """
+    _lock(conn, project)
+    live = projects.get(conn, project).live
+    trail = _trail(conn, project)
+    if to is None:
+        if len(trail) < 2:
+            raise Conflict(
+                f"The project {project!r} answers with the base model and was promoted to nothing before.",
+                "There is nothing to go back to.",
+            )
+        to = trail[-2]
+    elif to not in (BASE, live):
+        version = get(conn, project, to)
+        if version.promoted_at is None:
+            raise Conflict(
+                f"The version {to} of {project!r} was never live, so that there is no way back to it.",
+                "Promote it instead.",
+            )
+    return _move(conn, project, to, rollback=True)
+
+
+def history(conn: Connection, project: str, limit: int = 100) -> list[Promotion]:
+    """The moves of the live version, newest first."""
+    query = sa.select(promotions.c.number, promotions.c.previous, promotions.c.rollback)
+    query = query.where(promotions.c.project == project).order_by(promotions.c.seq.desc()).limit(limit)
+    return [Promotion(*row) for row in conn.execute(query)]
+
+
+def _trail(conn: Connection, project: str) -> list[int]:
+    """The versions that one would pass going back, oldest first, the present one last: promotions push,
+    rollbacks pop."""
+    query = sa.select(promotions.c.number, promotions.c.rollback)
+    trail = [BASE]
+    for number, back in conn.execute(query.where(promotions.c.project == project).order_by(promotions.c.seq)):
+        if back and number in trail:
+            while trail[-1] != number:
+                trail.pop()
+        else:
+            trail.append(number)
+    return trail
+
+
+def _move(conn: Connection, project: str, number: int, *, rollback: bool) -> Project:
+    before = projects.get(conn, project)
+    if before.live == number:
+        return before
+    if before.live != BASE:  # first, since the database itself allows one live version at most
+        _set(conn, project, before.live, state=VersionState.RETIRED)
+    if number != BASE:
+        _set(conn, project, number, state=VersionState.LIVE, promoted_at=now())
+    conn.execute(projects_table.update().where(projects_table.c.name == project).values(live=number))
+    conn.execute(
+        promotions.insert().values(
+            project=project, number=number, previous=before.live, rollback=rollback, at=now()
+        )
+    )
+    return projects.get(conn, project)
+
+
+def _lock(conn: Connection, project: str) -> None:
+    """Hold the project's row until the transaction ends."""
+    query = sa.select(projects_table.c.name).where(projects_table.c.name == project)
+    if conn.scalar(query.with_for_update()) is None:
+        projects.get(conn, project)  # raises, with the names that exist
+
+
+def _set(conn: Connection, project: str, number: int, **values: object) -> None:
+    conn.execute(
+        versions.update().where(versions.c.project == project, versions.c.number == number).values(values)
+    )
+
+
+def _version(row: sa.Row[*tuple[Any, ...]]) -> Version:
+    fields = dict(row._mapping)
+    fields["gate"] = None if fields["gate"] is None else GateReport.model_validate_json(fields["gate"])
+    return Version.model_validate(fields)
