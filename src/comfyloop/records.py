@@ -22,6 +22,7 @@ ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
 Rating = Annotated[int, Field(ge=1, le=5)]
+Author = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
 
 
 def now() -> datetime:
@@ -110,7 +111,7 @@ class _Feedback(Record):
         description="Made by the client: sending it twice stores it once.",
     )
     project: ProjectName
-    author: str = Field(default="local", min_length=1, max_length=200)
+    author: Author = "local"
     created_at: datetime = Field(default_factory=now, description="When the person did it.")
     comment: str = Field(default="", max_length=4000)
 

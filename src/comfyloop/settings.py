@@ -51,6 +51,7 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(default=32 * 2**20, gt=0, description="Largest request body.")
     max_text_chars: int = Field(default=200_000, gt=0, description="Longest text in a message or an edit.")
+    max_feedback_items: int = Field(default=1000, gt=0, description="Most pieces of feedback in one request.")
     max_image_bytes: int = Field(default=20 * 2**20, gt=0, description="Largest image file.")
     max_image_side: int = Field(default=16_384, gt=0, description="Longest image side in pixels.")
     max_image_pixels: int = Field(default=64_000_000, gt=0, description="Most pixels in an image.")
