@@ -1,0 +1,215 @@
+"""Take in what people did: check it, store it once, acknowledge it only when it is on the disk."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from sqlalchemy import Connection
+
+from comfyloop.errors import ComfyLoopError, Conflict, InvalidInput, NotFound, TooLarge
+from comfyloop.records import (
+    AnswerEdited,
+    Feedback,
+    Generation,
+    GraphEdited,
+    ImagePicked,
+    ImageRated,
+    PromptEdited,
+    Record,
+    SampleUploaded,
+)
+from comfyloop.settings import Settings
+from comfyloop.store import Store, generations, projects
+from comfyloop.store import feedback as stored_feedback
+
+_SHOWN = 5  # refused items named in one message
+
+
+class Receipt(Record):
+    """What became of a batch: ids stored now, and ids that had been stored before."""
+
+    stored: tuple[str, ...]
+    duplicates: tuple[str, ...]
+
+
+def submit(store: Store, items: Sequence[Feedback], settings: Settings) -> Receipt:
+    """Store a batch of feedback, all of it or none, exactly once however often it is sent.
+
+    When this returns, every item is on the disk (fsync). Items that were stored before, by their ids, count
+    as duplicates and are not checked again.
+
+    Raises:
+        InvalidInput: An item cannot be used: an edit that equals the answer, a sample without an answer, ...
+        TooLarge: A text is longer than `max_text_chars`, or the batch than `max_feedback_items`.
+        NotFound: An item's project, generation or image does not exist.
+        Conflict: An id is known with other content.
+        StorageError: The database refused.
+    """
+    if not items:
+        raise InvalidInput("The batch has no feedback in it.", "Send at least one item.")
+    if len(items) > settings.max_feedback_items:
+        raise TooLarge(
+            f"The batch has {len(items)} pieces of feedback; {settings.max_feedback_items} are allowed.",
+            "Send it in parts; the order does not matter.",
+        )
+    with store.read() as conn:
+        refused = _check(conn, store, items, settings)
+    if refused:
+        raise _together(refused, len(items))
+    with store.begin() as conn:
+        stored, duplicates = stored_feedback.add(conn, items)
+    return Receipt(stored=tuple(stored), duplicates=tuple(duplicates))
+
+
+def delete_author(store: Store, project: str | None, author: str) -> int:
+    """Delete what an author sent, in one project or (None) in all; returns how many pieces that were.
+
+    Snapshots made before keep the samples that they have.
+
+    Raises:
+        NotFound: There is no such project.
+    """
+    with store.begin() as conn:
+        if project is not None:
+            projects.get(conn, project)
+        return stored_feedback.delete_author(conn, project, author)
+
+
+def _check(
+    conn: Connection, store: Store, items: Sequence[Feedback], settings: Settings
+) -> list[tuple[int, Feedback, ComfyLoopError]]:
+    """The items that cannot be stored, each with its place in the batch and the reason."""
+    known = stored_feedback.find_many(conn, [item.id for item in items])
+    answers = generations.get_many(conn, sorted({id for item in items if (id := _generation(item))}))
+    names = {project.name for project in projects.list_all(conn)}
+    there: dict[str, bool] = {}
+    refused: list[tuple[int, Feedback, ComfyLoopError]] = []
+    for place, item in enumerate(items):
+        if item.id in known:
+            if not stored_feedback.same(known[item.id], item):
+                refused.append((place, item, _other_content(item)))
+            continue
+        known[item.id] = item
+        try:
+            if item.project not in names:
+                projects.get(conn, item.project)
+            _check_lengths(item, settings)
+            _check_generation(item, answers)
+            _check_content(item)
+            for sha in dict.fromkeys(_images(item)):
+                if sha not in there:
+                    there[sha] = store.blobs.exists(sha)
+                if not there[sha]:
+                    raise NotFound(f"There is no image {sha}.", "Upload it first: POST /v1/images.")
+        except (InvalidInput, NotFound, Conflict) as error:
+            refused.append((place, item, error))
+    return refused
+
+
+def _check_lengths(item: Feedback, settings: Settings) -> None:
+    for name, text in _texts(item):
+        if len(text) > settings.max_text_chars:
+            raise TooLarge(
+                f"Its {name} has {len(text)} characters; {settings.max_text_chars} are allowed.",
+                "Shorten it, or raise COMFYLOOP_MAX_TEXT_CHARS.",
+            )
+    if isinstance(item, GraphEdited):
+        for name, graph in (("before", item.before), ("after", item.after)):
+            size = len(json.dumps(graph))
+            if size > settings.max_body_bytes:
+                raise TooLarge(
+                    f"Its workflow {name} has {size} bytes; {settings.max_body_bytes} are allowed.",
+                    "Keep images out of the workflow: upload them and refer to them.",
+                )
+
+
+def _check_generation(item: Feedback, answers: dict[str, Generation]) -> None:
+    id = _generation(item)
+    if id is None:
+        return
+    if id not in answers:
+        raise NotFound(
+            f"There is no generation {id!r}.",
+            "Use the `id` of a chat answer of this service; GET /v1/generations lists them.",
+        )
+    answer = answers[id]
+    if answer.project != item.project:
+        raise InvalidInput(
+            f"The generation {id!r} is of the project {answer.project!r}, not of {item.project!r}.",
+            "Send the feedback to the project that answered.",
+        )
+    if isinstance(item, AnswerEdited) and item.edited == answer.answer:
+        raise InvalidInput(
+            f"The edit equals the answer of {id!r}.", "An answer used as it is: send kind answer_accepted."
+        )
+
+
+def _check_content(item: Feedback) -> None:
+    if isinstance(item, ImagePicked) and set(item.picked) & set(item.over):
+        raise InvalidInput(
+            "The same image is in `picked` and in `over`.", "An image is either chosen or passed over."
+        )
+    if isinstance(item, SampleUploaded):
+        roles = [message.role for message in item.messages]
+        if roles[-1] != "assistant" or "user" not in roles:
+            raise InvalidInput(
+                f"The sample's messages are {', '.join(roles)}.",
+                "A sample has a user's message and ends with the assistant's answer.",
+            )
+
+
+def _generation(item: Feedback) -> str | None:
+    return None if isinstance(item, GraphEdited | SampleUploaded) else item.generation
+
+
+def _texts(item: Feedback) -> Iterator[tuple[str, str]]:
+    match item:
+        case AnswerEdited():
+            yield "edited", item.edited
+        case ImagePicked() | ImageRated():
+            yield "prompt", item.prompt
+        case PromptEdited():
+            yield from (("before", item.before), ("after", item.after), ("node", item.node))
+        case GraphEdited():
+            yield "aim", item.aim
+        case SampleUploaded():
+            yield from ((f"message {n}", message.text) for n, message in enumerate(item.messages, 1))
+            yield "rejected", item.rejected or ""
+
+
+def _images(item: Feedback) -> Iterator[str]:
+    match item:
+        case ImagePicked():
+            yield from (*item.picked, *item.over)
+        case ImageRated():
+            yield item.image
+        case PromptEdited():
+            yield from (*item.images_before, *item.images_after)
+        case GraphEdited():
+            yield from item.kept
+        case SampleUploaded():
+            yield from (image for message in item.messages for image in message.images)
+
+
+def _other_content(item: Feedback) -> Conflict:
+    return Conflict(
+        f"The feedback {item.id!r} exists already with other content.",
+        "Feedback is never changed: send the new content under a new id.",
+    )
+
+
+def _together(refused: list[tuple[int, Feedback, ComfyLoopError]], size: int) -> ComfyLoopError:
+    """One error for a batch: of the kind that all items share, else InvalidInput."""
+    if size == 1:
+        return refused[0][2]
+    kinds = Counter(type(error) for _, _, error in refused)
+    kind = next(iter(kinds)) if len(kinds) == 1 else InvalidInput
+    lines = [f"Item {place} ({item.id}): {error}" for place, item, error in refused[:_SHOWN]]
+    if len(refused) > _SHOWN:
+        lines.append(f"... and {len(refused) - _SHOWN} more.")
+    return kind(
+        f"{len(refused)} of {size} items cannot be stored, so none was. {' '.join(lines)}",
+        "Mend or leave out these items and send the batch again.",
+    )

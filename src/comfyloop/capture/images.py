@@ -1,0 +1,141 @@
+"""Take in an image: what it really is, whether it is whole, and whether it is small enough to look at."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from io import BytesIO
+
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from comfyloop.capture.image_header import Header, read_header
+from comfyloop.errors import InvalidInput, TooLarge
+from comfyloop.records import Record, Sha256
+from comfyloop.settings import Settings
+from comfyloop.store import Store
+
+# Pillow's decoders by name: Image.open would apply limits of its own, which our settings could not raise.
+_DECODERS = {
+    "image/png": PngImageFile,
+    "image/jpeg": JpegImageFile,
+    "image/webp": WebPImageFile,
+    "image/gif": GifImageFile,
+    "image/bmp": BmpImageFile,
+}
+_ALIASES = {
+    "image/jpg": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/x-png": "image/png",
+    "image/x-ms-bmp": "image/bmp",
+}
+# A decoded image takes some hundreds of MB at the limits: two at a time, however many are sent.
+_decoding = threading.BoundedSemaphore(2)
+
+
+class ImageInfo(Record):
+    sha256: Sha256
+    media_type: str
+    width: int  # pixels
+    height: int  # pixels
+    bytes: int
+
+
+def intake(data: bytes, settings: Settings, declared: str = "") -> ImageInfo:
+    """Check an image as it was sent. The limits are checked before it is decoded, and it is decoded once in
+    full (of an animation the first picture) to know that it is whole.
+
+    Args:
+        declared: The media type that the sender gave, if any: a lie is refused.
+
+    Raises:
+        InvalidInput: Empty, broken off, damaged, of a type that is not taken or not the declared one.
+        TooLarge: More bytes, a longer side or more pixels than the limits.
+    """
+    if not data:
+        raise InvalidInput("The image has 0 bytes.", "Send the whole file.")
+    if len(data) > settings.max_image_bytes:
+        raise TooLarge(
+            f"The image has {len(data)} bytes; {settings.max_image_bytes} are allowed.",
+            "Save it smaller, or raise COMFYLOOP_MAX_IMAGE_BYTES.",
+        )
+    header = read_header(data)
+    _check_declared(header, declared)
+    _check_size(header, settings)
+    _decode(data, header)
+    return ImageInfo(
+        sha256=hashlib.sha256(data).hexdigest(),
+        media_type=header.media_type,
+        width=header.width,
+        height=header.height,
+        bytes=len(data),
+    )
+
+
+def store_image(store: Store, data: bytes, settings: Settings, declared: str = "") -> ImageInfo:
+    """Check an image and keep it; on return it is on the disk (fsync). The same bytes again are kept once.
+
+    Raises:
+        InvalidInput, TooLarge: As `intake`.
+        StorageError: The blob store refused.
+    """
+    info = intake(data, settings, declared)
+    store.blobs.put(data, info.media_type)
+    return info
+
+
+def media_type(data: bytes) -> str:
+    """The media type of a stored image, from its first bytes.
+
+    Raises:
+        InvalidInput: It is not an image.
+    """
+    return read_header(data).media_type
+
+
+def _check_declared(header: Header, declared: str) -> None:
+    said = declared.partition(";")[0].strip().lower()
+    said = _ALIASES.get(said, said)
+    if said in ("", "application/octet-stream", "image/*", "*/*", header.media_type):
+        return
+    raise InvalidInput(
+        f"The image was sent as {said}, but is {header.media_type}.", f"Send it as {header.media_type}."
+    )
+
+
+def _check_size(header: Header, settings: Settings) -> None:
+    size = f"{header.width} x {header.height} pixels"
+    if header.width < 1 or header.height < 1:
+        raise InvalidInput(f"The image has {size}.", "Save the image again.")
+    if max(header.width, header.height) > settings.max_image_side:
+        raise TooLarge(
+            f"The image has {size}; its longer side may have {settings.max_image_side}.",
+            "Scale it down, or raise COMFYLOOP_MAX_IMAGE_SIDE.",
+        )
+    if header.width * header.height > settings.max_image_pixels:
+        raise TooLarge(
+            f"The image has {size}, more than the {settings.max_image_pixels} in all that are allowed.",
+            "Scale it down, or raise COMFYLOOP_MAX_IMAGE_PIXELS.",
+        )
+
+
+def _decode(data: bytes, header: Header) -> None:
+    try:
+        with _decoding, _DECODERS[header.media_type](BytesIO(data)) as image:
+            size = image.size
+            if size == (header.width, header.height):
+                image.load()
+    except Exception as error:  # decoders raise whatever the damage leads them to
+        raise InvalidInput(
+            f"The image ({header.media_type}) is damaged or broken off: {error}.",
+            "Send the whole file, or save the image again.",
+        ) from error
+    if size != (header.width, header.height):
+        said = f"{header.width} x {header.height}"
+        raise InvalidInput(
+            f"The image says that it has {said} pixels, but has {size[0]} x {size[1]}.",
+            "Save the image again.",
+        )
