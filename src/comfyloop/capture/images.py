@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import threading
+from collections.abc import Callable
 from io import BytesIO
 
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
@@ -19,7 +21,7 @@ from comfyloop.settings import Settings
 from comfyloop.store import Store
 
 # Pillow's decoders by name: Image.open would apply limits of its own, which our settings could not raise.
-_DECODERS = {
+_DECODERS: dict[str, Callable[[BytesIO], ImageFile]] = {
     "image/png": PngImageFile,
     "image/jpeg": JpegImageFile,
     "image/webp": WebPImageFile,
