@@ -148,14 +148,8 @@ def rollback(conn: Connection, project: str, to: int | None = None) -> Project:
     """
     _lock(conn, project)
     live = projects.get(conn, project).live
-    trail = _trail(conn, project)
     if to is None:
-        if len(trail) < 2:
-            raise Conflict(
-                f"The project {project!r} answers with the base model and was promoted to nothing before.",
-                "There is nothing to go back to.",
-            )
-        to = trail[-2]
+        to = rollback_target(conn, project)
     elif to not in (BASE, live):
         version = get(conn, project, to)
         if version.promoted_at is None:
@@ -164,6 +158,23 @@ def rollback(conn: Connection, project: str, to: int | None = None) -> Project:
                 "Promote it instead.",
             )
     return _move(conn, project, to, rollback=True)
+
+
+def rollback_target(conn: Connection, project: str) -> int:
+    """The version that `rollback` goes to when it is told none.
+
+    Raises:
+        NotFound: There is no such project.
+        Conflict: Nothing was promoted.
+    """
+    projects.get(conn, project)
+    trail = _trail(conn, project)
+    if len(trail) < 2:
+        raise Conflict(
+            f"The project {project!r} answers with the base model and was promoted to nothing before.",
+            "There is nothing to go back to.",
+        )
+    return trail[-2]
 
 
 def history(conn: Connection, project: str, limit: int = 100) -> list[Promotion]:
