@@ -1,0 +1,24 @@
+"""An image whose bytes are no longer in the blob store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from comfyloop.curate.samples import Draft
+from comfyloop.settings import Settings
+
+REASON = "missing_image"
+SENTENCE = "an image of it is no longer stored"
+
+
+def finder(
+    has_image: Callable[[str], bool],
+) -> Callable[[Sequence[Draft], Settings], Iterator[tuple[int, str]]]:
+    def find(drafts: Sequence[Draft], settings: Settings) -> Iterator[tuple[int, str]]:
+        for index, draft in enumerate(drafts):
+            sample = draft.sample
+            named = (*sample.images, *(image for image in (sample.picked, sample.over) if image))
+            if gone := [image for image in named if not has_image(image)]:
+                yield index, gone[0]
+
+    return find

@@ -1,0 +1,47 @@
+"""Keys, tokens and passwords: a model that has read one can say it to somebody else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from comfyloop.curate.samples import Draft
+from comfyloop.records import Sample
+from comfyloop.settings import Settings
+
+REASON = "secret"
+SENTENCE = "the text looks as if it held a key, token or password"
+
+PATTERNS: dict[str, re.Pattern[str]] = {
+    "a private key": re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    "an OpenAI or Anthropic key": re.compile(r"\bsk-[A-Za-z0-9_-]{20,}"),
+    "a GitHub token": re.compile(r"\b(?:gh[pousr]_[A-Za-z0-9]{36,}|github_pat_[A-Za-z0-9_]{40,})"),
+    "a GitLab token": re.compile(r"\bglpat-[A-Za-z0-9_-]{20,}"),
+    "an AWS access key": re.compile(r"\b(?:AKIA|ASIA)[0-9A-Z]{16}\b"),
+    "a Google key": re.compile(r"\bAIza[0-9A-Za-z_-]{35}"),
+    "a Slack token": re.compile(r"\bxox[abeoprs]-[A-Za-z0-9-]{10,}"),
+    "a Hugging Face token": re.compile(r"\bhf_[A-Za-z0-9]{30,}"),
+    "a Stripe key": re.compile(r"\b[rs]k_(?:live|test)_[A-Za-z0-9]{16,}"),
+    "a JSON web token": re.compile(r"\beyJ[A-Za-z0-9_-]{8,}\.eyJ[A-Za-z0-9_-]{8,}\.[A-Za-z0-9_-]{8,}"),
+    "a bearer token": re.compile(r"\b[Bb]earer\s+[A-Za-z0-9._~+/-]{20,}=*"),
+    "a URL with a password": re.compile(r"\b[a-z][a-z0-9+.-]*://[^\s/:@]+:[^\s/@]+@", re.IGNORECASE),
+    "a password": re.compile(
+        r"(?:\b(?:pass(?:word|wd|phrase)?|pwd|secret|api[_-]?key|access[_-]?key|auth[_-]?token|access[_-]?token)"
+        r"|密码|密钥|口令)[\"']?\s*[:=：]\s*[\"']?(?=[^\s\"']*[\d!@#$%^&*_+-])[^\s\"']{6,}",
+        re.IGNORECASE,
+    ),
+}
+
+
+def find(drafts: Sequence[Draft], settings: Settings) -> Iterator[tuple[int, str]]:
+    """The detail names the kind of secret, never the secret."""
+    for index, draft in enumerate(drafts):
+        texts = _texts(draft.sample)
+        for name, pattern in PATTERNS.items():
+            if any(pattern.search(text) for text in texts):
+                yield index, name
+                break
+
+
+def _texts(sample: Sample) -> list[str]:
+    return [*(message.text for message in sample.messages), sample.rejected or ""]

@@ -1,0 +1,69 @@
+"""Picks and ratings of images, turned into examples for the image model.
+
+``captioned_image``: an image the person kept, with the prompt it was made from. ``image_pair``: one image
+preferred over another of the same prompt: a pick over what it was chosen from, or a rating of 4-5 over one of
+1-2 by the same person. The prompt is the sample's only message, in the user's role.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from comfyloop.curate.samples import Draft, Source, make
+from comfyloop.records import Dropped, Generation, ImagePicked, ImageRated, Message
+
+
+def picked_drafts(
+    item: ImagePicked, generations: Mapping[str, Generation]
+) -> tuple[list[Draft], Dropped | None]:
+    prompt = _prompt(item, generations)
+    if not prompt:
+        return [], Dropped(feedback=item.id, reason="no_prompt", detail="")
+    source, messages = Source.of(item), (Message.of("user", prompt),)
+    drafts = [Draft(make("captioned_image", messages, source, picked=image)) for image in item.picked]
+    drafts += [
+        Draft(make("image_pair", messages, source, picked=better, over=worse))
+        for better in item.picked
+        for worse in item.over
+        if better != worse
+    ]
+    return drafts, None
+
+
+def rated_drafts(
+    items: Sequence[ImageRated], generations: Mapping[str, Generation]
+) -> tuple[list[Draft], list[Dropped]]:
+    """All ratings at once, since a bad rating says something only beside a good one of the same prompt."""
+    drafts: list[Draft] = []
+    dropped: list[Dropped] = []
+    by_prompt: dict[tuple[str, str], list[ImageRated]] = {}
+    for item in items:
+        prompt = _prompt(item, generations)
+        if item.rating == 3:
+            dropped.append(Dropped(feedback=item.id, reason="neutral", detail="3 of 5"))
+        elif not prompt:
+            dropped.append(Dropped(feedback=item.id, reason="no_prompt"))
+        else:
+            by_prompt.setdefault((item.author, prompt), []).append(item)
+    for (_, prompt), ratings in by_prompt.items():
+        messages = (Message.of("user", prompt),)
+        good = [item for item in ratings if item.rating > 3]
+        bad = [item for item in ratings if item.rating < 3]
+        for item in good:
+            drafts.append(Draft(make("captioned_image", messages, Source.of(item), picked=item.image)))
+        for better in good:
+            for worse in bad:
+                source = Source.of(better, worse)
+                drafts.append(
+                    Draft(make("image_pair", messages, source, picked=better.image, over=worse.image))
+                )
+        if not good:
+            dropped += [
+                Dropped(feedback=item.id, reason="no_pair", detail="no rating of 4-5") for item in bad
+            ]
+    return drafts, dropped
+
+
+def _prompt(item: ImagePicked | ImageRated, generations: Mapping[str, Generation]) -> str:
+    generation = generations.get(item.generation) if item.generation else None
+    return (item.prompt or (generation.answer if generation else "")).strip()

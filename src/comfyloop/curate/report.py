@@ -1,0 +1,101 @@
+"""What a snapshot kept, what it left out and why: as JSON (the record) and as text."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+from comfyloop.curate import filters
+from comfyloop.curate.split import Split
+from comfyloop.records import Dropped, Record, Sample
+from comfyloop.settings import Settings
+
+REASONS: dict[str, str] = {
+    **filters.SENTENCES,
+    "superseded": "the same person said something newer about the same thing",
+    "neutral": "a rating of 3 says neither yes nor no",
+    "no_generation": "the answer it is about is no longer stored",
+    "no_prompt": "nobody knows which prompt the image was made from",
+    "no_pair": "a bad rating needs a good one of the same prompt beside it",
+    "broken_graph": "the workflow is not in ComfyUI's API form",
+}
+
+
+class CurationReport(Record):
+    """Counts are of samples, except `feedback` and `dropped`, which count pieces of feedback."""
+
+    project: str
+    feedback: int
+    train: dict[str, int]  # kind -> samples
+    holdout: dict[str, int]
+    slices: dict[str, int]  # over both sides
+    authors: dict[str, int]
+    replay: int
+    dropped: dict[str, int]  # reason -> pieces of feedback
+    details: tuple[Dropped, ...]
+    warnings: tuple[str, ...] = ()
+
+    def text(self) -> str:
+        """The report as a person reads it, a few lines."""
+        lines = [
+            f"Project {self.project}: {self.feedback} pieces of feedback.",
+            f"Training: {_counts(self.train)}, and {self.replay} replayed general answers.",
+            f"Held out: {_counts(self.holdout)}.",
+        ]
+        if self.slices:
+            lines.append(f"Slices: {_counts(self.slices)}.")
+        if len(self.authors) > 1:
+            lines.append(f"Authors: {_counts(self.authors)}.")
+        if self.dropped:
+            lines.append("Left out:")
+            lines += [f"  {n:>5}  {reason}: {REASONS[reason]}" for reason, n in self.dropped.items()]
+        lines += [f"Note: {warning}" for warning in self.warnings]
+        return "\n".join(lines) + "\n"
+
+
+def report_of(
+    project: str,
+    feedback: int,
+    split: Split,
+    replay: Sequence[Sample],
+    dropped: Sequence[Dropped],
+    settings: Settings,
+    replay_wanted: int,
+) -> CurationReport:
+    both = (*split.train, *split.holdout)
+    return CurationReport(
+        project=project,
+        feedback=feedback,
+        train=_count(sample.kind for sample in split.train),
+        holdout=_count(sample.kind for sample in split.holdout),
+        slices=_count(sample.slice for sample in both),
+        authors=_count(sample.author for sample in both),
+        replay=len(replay),
+        dropped=_count(item.reason for item in dropped),
+        details=tuple(dropped),
+        warnings=tuple(_warnings(split, replay, settings, replay_wanted)),
+    )
+
+
+def _warnings(split: Split, replay: Sequence[Sample], settings: Settings, replay_wanted: int) -> list[str]:
+    warnings = []
+    judged = len({sample.group for sample in split.holdout if sample.kind in ("sft", "preference")})
+    if judged < settings.gate_min_items:
+        warnings.append(
+            f"{judged} questions are held out, the gate needs {settings.gate_min_items}: "
+            "it will not promote before there is more feedback."
+        )
+    if len(replay) < replay_wanted:
+        warnings.append(
+            f"{replay_wanted} replayed answers would make up the share of {settings.replay_share:.0%}, "
+            f"{len(replay)} were there."
+        )
+    return warnings
+
+
+def _count(words: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(words).most_common())
+
+
+def _counts(numbers: Mapping[str, int]) -> str:
+    return ", ".join(f"{n} {word}" for word, n in numbers.items()) or "nothing"

@@ -1,0 +1,257 @@
+"""What a person did, turned into training examples.
+
+One piece of feedback gives at most these::
+
+    answer_edited    sft (the edit) and preference (the edit over the model's answer)
+    answer_accepted  sft (the answer as it was)
+    answer_rated     labelled: 4-5 wanted, 1-2 not wanted; 3 says neither
+    prompt_edited    sft and preference for whoever writes image prompts
+    graph_edited     sft: workflow and aim -> the edit as text (graph_text.py)
+    sample_uploaded  the example as it is
+    image_*          captioned_image, image_pair (pictures.py)
+
+Of several claims of one person about one generation the newest counts: an edit or accept replaces the edit
+or accept before it, a rating the rating before it. A rating that contradicts that person's edit (4-5 for an
+answer they rewrote) is left out, and of an accept and a bad rating the newer one stays.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from comfyloop.curate import graph, graph_text
+from comfyloop.records import (
+    AnswerAccepted,
+    AnswerEdited,
+    AnswerRated,
+    Dropped,
+    Feedback,
+    Generation,
+    GraphEdited,
+    ImagePicked,
+    ImageRated,
+    Message,
+    Part,
+    PromptEdited,
+    Sample,
+    SampleUploaded,
+    TextPart,
+)
+
+WRITE_PROMPT = "Write the prompt for an image model.\nBrief: {brief}"
+"""What is asked when a prompt was edited that no model had written; the brief is the prompt before."""
+
+_Kind = Literal["sft", "preference", "labelled", "captioned_image", "image_pair"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A sample before the filters, with the answer that the person saw and replaced, if there was one."""
+
+    sample: Sample
+    replaces: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a sample comes from: copied onto each sample of one piece of feedback."""
+
+    project: str
+    feedback: tuple[str, ...]
+    origin: str
+    author: str
+
+    @classmethod
+    def of(cls, *items: Feedback) -> Source:
+        last = items[-1]
+        return cls(last.project, tuple(item.id for item in items), last.kind, last.author)
+
+
+def canonical(message: Message) -> Message:
+    """The same message with adjacent texts joined and empty texts left out; one text if nothing is left."""
+    parts: list[Part] = []
+    for part in message.content:
+        if isinstance(part, TextPart) and parts and isinstance(parts[-1], TextPart):
+            parts[-1] = TextPart(text=parts[-1].text + part.text)
+        elif not (isinstance(part, TextPart) and not part.text):
+            parts.append(part)
+    return Message(role=message.role, content=tuple(parts) or (TextPart(text=""),))
+
+
+def group_of(prompt: Sequence[Message]) -> str:
+    """What must stay on one side of the split: everything that begins with the same question and images.
+
+    Later turns repeat the first one in their history, so a whole conversation is one group. Case and white
+    space do not count, nor does the system prompt, which may change while the questions stay.
+    """
+    opening = next((m for m in prompt if m.role == "user"), None)
+    text = " ".join(opening.text.casefold().split()) if opening else ""
+    images = opening.images if opening else ()
+    return hashlib.sha256(json.dumps([text, *images]).encode()).hexdigest()[:32]
+
+
+def make(
+    kind: _Kind,
+    messages: Iterable[Message],
+    source: Source,
+    *,
+    rejected: str | None = None,
+    label: bool | None = None,
+    picked: str | None = None,
+    over: str | None = None,
+    slice: str | None = None,
+    replay: bool = False,
+) -> Sample:
+    """A sample with its id (hash of the content), group and slice worked out.
+
+    For text kinds the last message is the answer; image kinds hold the image prompt as one user message.
+    """
+    turns = tuple(canonical(message) for message in messages)
+    prompt = turns if kind in ("captioned_image", "image_pair") else turns[:-1]
+    content = [kind, [m.model_dump(mode="json") for m in turns], rejected, label, picked, over, replay]
+    return Sample(
+        id=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32],
+        project=source.project,
+        kind=kind,
+        messages=turns,
+        rejected=rejected,
+        label=label,
+        picked=picked,
+        over=over,
+        group=("replay:" if replay else "") + group_of(prompt),
+        slice=slice or ("vision" if any(m.images for m in prompt) else "text"),
+        replay=replay,
+        feedback=source.feedback,
+        origin=source.origin,
+        author=source.author,
+    )
+
+
+def newest(items: Sequence[Feedback]) -> tuple[list[Feedback], list[Dropped]]:
+    """Leaves out what its author has since replaced; `items` are in order of arrival, which is kept.
+
+    "Newest" is by `created_at` (when the person did it), ties by arrival.
+    """
+    by_target: dict[tuple[str, ...], list[int]] = {}
+    for index, item in enumerate(items):
+        if (target := _target(item)) is not None:
+            by_target.setdefault((item.author, *target), []).append(index)
+    replaced_by: dict[int, str] = {}
+    for indices in by_target.values():
+        indices.sort(key=lambda i: (items[i].created_at, i))
+        for i in indices[:-1]:
+            replaced_by[i] = items[indices[-1]].id
+    _contradictions(items, by_target, replaced_by)
+    kept = [item for i, item in enumerate(items) if i not in replaced_by]
+    dropped = [
+        Dropped(feedback=items[i].id, reason="superseded", detail=f"by {newer}")
+        for i, newer in sorted(replaced_by.items())
+    ]
+    return kept, dropped
+
+
+def _target(item: Feedback) -> tuple[str, ...] | None:
+    """What one person can say only one thing about; None where every piece of feedback stands alone."""
+    match item:
+        case AnswerEdited() | AnswerAccepted():
+            return ("answer", item.generation)
+        case AnswerRated():
+            return ("rating", item.generation)
+        case PromptEdited(generation=str() as generation):
+            return ("prompt", generation)
+        case ImageRated():
+            return ("image", item.image)
+        case _:
+            return None
+
+
+def _contradictions(
+    items: Sequence[Feedback], by_target: Mapping[tuple[str, ...], list[int]], replaced_by: dict[int, str]
+) -> None:
+    for (author, what, *rest), ratings in by_target.items():
+        answers = by_target.get((author, "answer", *rest)) if what == "rating" else None
+        if not answers:
+            continue
+        rating, answer = items[ratings[-1]], items[answers[-1]]
+        assert isinstance(rating, AnswerRated)
+        if isinstance(answer, AnswerEdited) and rating.rating >= 4:
+            replaced_by[ratings[-1]] = answer.id
+        elif isinstance(answer, AnswerAccepted) and rating.rating <= 2:
+            if (answer.created_at, answers[-1]) > (rating.created_at, ratings[-1]):
+                replaced_by[ratings[-1]] = answer.id
+            else:
+                replaced_by[answers[-1]] = rating.id
+
+
+def drafts_of(item: Feedback, generations: Mapping[str, Generation]) -> tuple[list[Draft], Dropped | None]:
+    """The drafts that one piece of feedback about texts gives, or why it gives none."""
+    source = Source.of(item)
+    generation = None
+    if isinstance(item, AnswerEdited | AnswerAccepted | AnswerRated | PromptEdited) and item.generation:
+        generation = generations.get(item.generation)
+        if generation is None:
+            return [], Dropped(feedback=item.id, reason="no_generation", detail=item.generation)
+    match item:
+        case AnswerEdited():
+            assert generation is not None
+            return _edit(generation.messages, item.edited, generation.answer, source), None
+        case AnswerAccepted():
+            assert generation is not None
+            return [Draft(make("sft", _with(generation.messages, generation.answer), source))], None
+        case AnswerRated():
+            assert generation is not None
+            if item.rating == 3:
+                return [], Dropped(feedback=item.id, reason="neutral", detail="3 of 5")
+            messages = _with(generation.messages, generation.answer)
+            return [Draft(make("labelled", messages, source, label=item.rating > 3))], None
+        case PromptEdited():
+            seen = generation.answer if generation else item.before
+            asked = (
+                generation.messages
+                if generation
+                else (Message.of("user", WRITE_PROMPT.format(brief=item.before)),)
+            )
+            return _edit(asked, item.after, seen, source, slice="prompt"), None
+        case GraphEdited():
+            return _graph_edit(item, source)
+        case SampleUploaded():
+            return [Draft(_uploaded(item, source), item.rejected)], None
+        case ImagePicked() | ImageRated():
+            raise TypeError("feedback about images is for pictures.py")
+
+
+def _with(messages: Sequence[Message], answer: str) -> tuple[Message, ...]:
+    return (*messages, Message.of("assistant", answer))
+
+
+def _edit(
+    asked: Sequence[Message], edited: str, seen: str, source: Source, slice: str | None = None
+) -> list[Draft]:
+    messages = _with(asked, edited.strip())
+    return [
+        Draft(make("sft", messages, source, slice=slice), seen),
+        Draft(make("preference", messages, source, rejected=seen, slice=slice), seen),
+    ]
+
+
+def _graph_edit(item: GraphEdited, source: Source) -> tuple[list[Draft], Dropped | None]:
+    try:
+        before, after = graph.parse(item.before), graph.parse(item.after)
+    except ValueError as error:
+        return [], Dropped(feedback=item.id, reason="broken_graph", detail=str(error))
+    before, after = before.without(graph_text.hidden), after.without(graph_text.hidden)
+    change = graph.diff(before, after)
+    if not change:
+        return [], Dropped(feedback=item.id, reason="unchanged", detail="nothing but ids, layout or seeds")
+    question, answer = graph_text.question(before, item.aim), graph_text.describe(before, change)
+    messages = (Message.of("user", question), Message.of("assistant", answer))
+    return [Draft(make("sft", messages, source, slice="graph"))], None
+
+
+def _uploaded(item: SampleUploaded, source: Source) -> Sample:
+    kind: _Kind = "preference" if item.rejected is not None else "sft" if item.label is None else "labelled"
+    return make(kind, item.messages, source, rejected=item.rejected, label=item.label)

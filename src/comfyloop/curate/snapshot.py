@@ -1,0 +1,185 @@
+"""The directory of a snapshot, written once and whole.
+
+::
+
+    <id>/
+      train.jsonl             sft rows and replay: what the recipe `sft` trains on
+      train.preference.jsonl  chosen and rejected answers: `dpo`
+      train.labelled.jsonl    answers wanted or not: `kto`
+      train.captioned_image.jsonl, train.image_pair.jsonl   for the image model
+      holdout.jsonl, holdout.preference.jsonl, ...          the same kinds, never trained on
+      images/<sha256>.<ext>   hard links into the blob store where it is on the same disk
+      report.json, report.txt
+
+``train.jsonl`` and ``holdout.jsonl`` are always there, the others when they have rows. Rows are ms-swift's
+with a few more keys (rows.py); image paths are relative to the directory. The id is the SHA-256 of all rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from PIL import Image, UnidentifiedImageError
+
+from comfyloop.curate.report import CurationReport
+from comfyloop.curate.rows import dump_rows, row_of
+from comfyloop.curate.split import Split
+from comfyloop.errors import DataError, StorageError
+from comfyloop.records import Sample
+from comfyloop.store import Blobs
+
+RECIPE_KINDS = {"sft": "sft", "dpo": "preference", "kto": "labelled"}
+"""The kind of sample that each text recipe trains on."""
+
+_ABANDONED_SECONDS = 3600.0
+
+
+class DataFiles(NamedTuple):
+    train: Path
+    holdout: Path
+
+
+def data_files(path: Path, recipe: str) -> DataFiles:
+    """The rows that `recipe` trains on and those held out from it; either may be missing when it has no row.
+
+    Raises:
+        DataError: The recipe is not one of the text side's.
+    """
+    if recipe not in RECIPE_KINDS:
+        known = ", ".join(RECIPE_KINDS)
+        raise DataError(f"There is no data for the recipe {recipe!r}.", f"The recipes are {known}.")
+    kind = RECIPE_KINDS[recipe]
+    return DataFiles(path / _file("train", kind), path / _file("holdout", kind))
+
+
+def _file(side: str, kind: str) -> str:
+    return f"{side}.jsonl" if kind == "sft" else f"{side}.{kind}.jsonl"
+
+
+def write(
+    home: Path, project: str, split: Split, replay: Sequence[Sample], report: CurationReport, blobs: Blobs
+) -> tuple[str, Path]:
+    """Writes ``home/snapshots/<id>`` and returns the id and the path; the same rows are written only once.
+
+    Raises:
+        StorageError: The disk is full or refuses, or an image in the blob store is damaged.
+    """
+    extensions = {sha: _extension(blobs, sha) for s in (*split.train, *split.holdout) for sha in _images(s)}
+
+    def image_path(sha: str) -> str:
+        return f"images/{sha}.{extensions[sha]}"
+
+    by_file: dict[str, list[Sample]] = {"train.jsonl": [], "holdout.jsonl": []}
+    for side, samples in (("train", (*split.train, *replay)), ("holdout", split.holdout)):
+        for sample in samples:
+            by_file.setdefault(_file(side, sample.kind), []).append(sample)
+    texts = {
+        name: dump_rows([row_of(sample, image_path) for sample in samples])
+        for name, samples in by_file.items()
+    }
+    digest = hashlib.sha256(project.encode())
+    for name in sorted(texts):
+        digest.update(f"\0{name}\0".encode() + texts[name].encode())
+    id = digest.hexdigest()
+    root = home / "snapshots"
+    final = root / id
+    if not final.exists():
+        texts |= {"report.json": report.model_dump_json(indent=1), "report.txt": report.text()}
+        with _refusals(root):
+            _write_whole(final, texts, {image_path(sha): sha for sha in extensions}, blobs)
+    return id, final
+
+
+def _images(sample: Sample) -> Iterator[str]:
+    yield from sample.images
+    yield from (sha for sha in (sample.picked, sample.over) if sha)
+
+
+def _extension(blobs: Blobs, sha: str) -> str:
+    """From the bytes themselves, which are checked against their hash on the way."""
+    data = blobs.get(sha)
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return {"JPEG": "jpg"}.get(image.format or "", (image.format or "bin").lower())
+    except (UnidentifiedImageError, OSError) as error:
+        raise StorageError(
+            f"The blob {sha} is used as an image but is none.", "Delete the feedback that names it."
+        ) from error
+
+
+def _write_whole(final: Path, texts: dict[str, str], images: dict[str, str], blobs: Blobs) -> None:
+    root = final.parent
+    root.mkdir(parents=True, exist_ok=True)
+    _sweep(root)
+    draft = root / f".{final.name[:16]}.{secrets.token_hex(6)}.part"
+    try:
+        (draft / "images").mkdir(parents=True)
+        for name, sha in images.items():
+            _place(blobs, sha, draft / name)
+        for name, text in texts.items():
+            _write(draft / name, text.encode())
+        _sync(draft / "images")
+        _sync(draft)
+        try:
+            draft.rename(final)
+        except OSError:
+            if not final.exists():  # another process was faster with the same content
+                raise
+        _sync(root)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _place(blobs: Blobs, sha: str, target: Path) -> None:
+    source = blobs.path(sha)
+    if source is not None:
+        try:
+            os.link(source, target)
+            return
+        except OSError:  # another disk, or a file system without hard links
+            pass
+    _write(target, blobs.get(sha))
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as out:
+        out.write(data)
+        out.flush()
+        os.fsync(out.fileno())
+
+
+def _sync(folder: Path) -> None:
+    if os.name == "nt":  # Windows cannot open a folder, and its renames are journalled
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _sweep(root: Path) -> None:
+    """Removes what a killed process left half written."""
+    for part in root.glob(".*.part"):
+        if time.time() - part.stat().st_mtime > _ABANDONED_SECONDS:
+            shutil.rmtree(part, ignore_errors=True)
+
+
+@contextmanager
+def _refusals(root: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"The snapshot could not be written to {root}: {error.strerror or error}.",
+            "Make room or mend the permissions, then start the run again; no feedback is lost.",
+        ) from error
