@@ -100,6 +100,8 @@ class Settings(BaseSettings):
     gate_forgetting: float = Field(
         default=0.02, ge=0, description="Log-likelihood loss on general questions allowed."
     )
+    gate_max_items: int = Field(default=200, ge=2, description="Held-out items judged at most, newest first.")
+    gate_max_answers: int = Field(default=40, ge=2, description="Of these, so many are also answered.")
 
     # loop
     trigger_samples: int = Field(default=20, ge=1, description="New pieces of feedback that start a run.")
