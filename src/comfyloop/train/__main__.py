@@ -1,0 +1,103 @@
+"""`python -m comfyloop.train RUN_DIR`: do the run of that directory, or go on with it.
+
+Exit codes: 0 the adapter is whole; 2 the spec is wrong; 3 a file is missing; 4 another process has this
+run; 7 the disk refused; 8 the model cannot be loaded; 9 the data cannot be trained on; 10 training failed;
+21 the memory limit was passed; 130 cancelled; 143 told to end by a signal (start it again to go on).
+`status.json` says it in a sentence.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from comfyloop.errors import ComfyLoopError, NotFound
+from comfyloop.train.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
+from comfyloop.train.spec import TrainSpec, read_spec
+from comfyloop.train.status import RunDirectory, TrainState
+
+if TYPE_CHECKING:
+    from comfyloop.train.log import RunLog
+
+CANCELLED_EXIT_CODE = 130
+TERMINATED_EXIT_CODE = 143
+
+
+def main(arguments: list[str]) -> int:
+    if len(arguments) != 1:
+        print("usage: python -m comfyloop.train RUN_DIR", file=sys.stderr)
+        return 2
+    directory = RunDirectory(arguments[0])
+    if not directory.path.is_dir():
+        print(NotFound(f"There is no run directory {directory.path}.", "Make it and put a spec.json in it."))
+        return NotFound.exit_code
+    if directory.lock() is None:
+        print(
+            f"The run {directory.path} is already being worked on by process {directory.read_status().pid}."
+        )
+        return 4
+    return work(directory)
+
+
+def work(directory: RunDirectory) -> int:
+    """Do the run and write down how it ended; the exit code."""
+    from comfyloop.train.log import RunLog
+
+    log = RunLog(directory)
+    try:
+        spec = read_spec(directory.path)
+        if directory.adapter.is_dir():
+            log.end(TrainState.SUCCEEDED)
+            return 0
+        prepare(spec, log)
+        control = Control(directory, log.held)
+        recipe(directory, spec, log, control)
+    except Cancelled:
+        log.end(TrainState.CANCELLED, error="The run was cancelled.", exit_code=CANCELLED_EXIT_CODE)
+        return CANCELLED_EXIT_CODE
+    except Terminated:
+        log.say("told to end by a signal; start the run again to go on")
+        return TERMINATED_EXIT_CODE
+    except ComfyLoopError as error:
+        log.end(TrainState.FAILED, error=str(error), exit_code=error.exit_code)
+        return error.exit_code
+    except MemoryError:
+        log.end(TrainState.FAILED, error="The machine has no memory left for training.", exit_code=21)
+        return 21
+    except Exception as error:
+        traceback.print_exc()
+        what = f"Training stopped on an unexpected {type(error).__name__}: {error}. "
+        log.end(TrainState.FAILED, error=what + f"{directory.output_file.name} has the details.", exit_code=1)
+        return 1
+    log.end(TrainState.SUCCEEDED)
+    return 0
+
+
+def prepare(spec: TrainSpec, log: RunLog) -> None:
+    """All that must be settled before torch is imported."""
+    step_back(spec.nice)
+    use_threads(spec.threads)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    if Path(spec.model).is_dir():
+        os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is to be asked of a hub about a local model
+    watch_memory(spec.memory_gb, lambda sentence: log.end(TrainState.FAILED, error=sentence, exit_code=21))
+
+
+def recipe(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
+    log.phase("importing libraries")
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    match spec.recipe:
+        case "sft":
+            from comfyloop.train.recipes import sft
+
+            sft.run(directory, spec, log, control)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

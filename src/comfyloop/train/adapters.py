@@ -1,0 +1,33 @@
+"""The trained LoRA as a standard PEFT directory."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+from peft import PeftModel
+
+from comfyloop.train.status import disk_error, fsync_directory
+
+
+def save_adapter(peft: PeftModel, place: Path) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors`; the directory appears whole or not at all.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    making = place.with_name(f".{place.name}.making")
+    try:
+        shutil.rmtree(making, ignore_errors=True)
+        peft.save_pretrained(str(making), save_embedding_layers=False)
+        (making / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        for file in making.iterdir():
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        fsync_directory(making)
+        making.rename(place)
+        fsync_directory(place.parent)
+    except OSError as error:
+        shutil.rmtree(making, ignore_errors=True)
+        raise disk_error(place, error) from error

@@ -1,0 +1,102 @@
+"""What a person, or the service, can do to a training process: hold it, cancel it, end it, limit it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+import psutil
+
+from comfyloop.train.status import RunDirectory
+
+MEMORY_EXIT_CODE = 21
+
+
+class Cancelled(Exception):
+    """The file `cancel` is there."""
+
+
+class Terminated(Exception):
+    """SIGTERM or SIGINT: the machine or the service goes down; the run is to be resumed another time."""
+
+
+class Control:
+    """Asked between micro-steps; answers by going on, by waiting, or by raising."""
+
+    def __init__(self, run: RunDirectory, on_hold: Callable[[bool], None]) -> None:
+        self._run = run
+        self._on_hold = on_hold
+        self._signalled = False
+        self.held_seconds = 0.0
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._signal)
+
+    def _signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
+
+    def check(self) -> None:
+        """Go on, or wait while the file `hold` is there. Raises Cancelled or Terminated."""
+        self._raise()
+        if not self._run.hold_file.exists():
+            return
+        began = time.monotonic()
+        self._on_hold(True)
+        while self._run.hold_file.exists():
+            time.sleep(0.1)
+            self._raise()
+        self._on_hold(False)
+        self.held_seconds += time.monotonic() - began
+
+    def _raise(self) -> None:
+        if self._run.cancel_file.exists():
+            raise Cancelled
+        if self._signalled:
+            raise Terminated
+
+
+def use_threads(threads: int) -> int:
+    """Set the number of CPU threads, before torch is imported; 0: all cores this process may use."""
+    count = threads or len(os.sched_getaffinity(0))
+    os.environ["OMP_NUM_THREADS"] = str(count)
+    os.environ["MKL_NUM_THREADS"] = str(count)
+    return count
+
+
+def step_back(nice: int) -> None:
+    """Let everything else go first: lower priority, and the first to be killed when memory runs out."""
+    with contextlib.suppress(OSError):
+        os.nice(max(0, nice - os.nice(0)))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("500")
+
+
+def watch_memory(limit_gb: float, on_exceeded: Callable[[str], None]) -> None:
+    """End this process with a sentence when its resident memory passes the limit.
+
+    A watch rather than a limit of the kernel's: RLIMIT_AS counts address space, of which torch takes many
+    times what it uses, and control groups are not writable for an ordinary user.
+    """
+    if limit_gb <= 0:
+        return
+    limit = limit_gb * 2**30
+    process = psutil.Process()
+
+    def watch() -> None:
+        while True:
+            used = process.memory_info().rss
+            if used > limit:
+                on_exceeded(
+                    f"The training process used {used / 2**30:.1f} GiB of memory, more than its limit of "
+                    f"{limit_gb:g} GiB. Raise memory_gb (train_memory_gb in the settings), lower "
+                    "per_device_train_batch_size or max_pixels, or set gradient_checkpointing."
+                )
+                os._exit(MEMORY_EXIT_CODE)
+            time.sleep(0.25)
+
+    threading.Thread(target=watch, name="memory watch", daemon=True).start()

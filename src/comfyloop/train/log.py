@@ -1,0 +1,147 @@
+"""What a run says while it runs: status.json, log.jsonl, TensorBoard files, a progress bar, plain lines."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from typing import Any
+
+import psutil
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from comfyloop.train.status import RunDirectory, Status, TrainState, disk_error, write_atomically
+
+NAMES = (
+    "step", "epoch", "loss", "answer_token_accuracy", "grad_norm", "learning_rate", "samples_per_s",
+    "answer_tokens_per_s", "padded_share", "rss_mb", "holdout_loss", "eta_seconds",
+)  # fmt: skip
+"""The names in every line of log.jsonl; what was not measured at a step is null."""
+
+
+class RunLog:
+    """The only writer of a run's status and log."""
+
+    def __init__(self, run: RunDirectory) -> None:
+        self._run = run
+        self._process = psutil.Process()
+        self._status = Status(
+            state=TrainState.STARTING, pid=os.getpid(), pid_start_time=self._process.create_time()
+        )
+        self._before_hold = TrainState.STARTING
+        self._began = time.monotonic()
+        self._events: Any = None
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+        self._console = Console()
+        run.write_status(self._status)
+
+    @property
+    def status(self) -> Status:
+        return self._status
+
+    def _set(self, **changes: Any) -> None:
+        self._status = self._status.model_copy(update=changes)
+        self._run.write_status(self._status)
+
+    def phase(self, what: str) -> None:
+        """What is done before the first step, for a person who waits."""
+        self._set(phase=what)
+        self.say(f"[{time.monotonic() - self._began:6.1f} s] {what}")
+
+    def say(self, line: str) -> None:
+        if self._bar is not None:
+            self._bar.console.print(line, markup=False, highlight=False)
+        else:
+            print(line, flush=True)
+
+    def begin(self, step: int, total_steps: int, trainable: int, total: int) -> None:
+        """Steps are about to be taken, from `step` on; what a killed process wrote past it is dropped."""
+        share = trainable / total
+        self.say(
+            f"training {trainable:,} of {total:,} parameters ({share:.2%}), steps {step} to {total_steps}"
+        )
+        kept = [line for line in self._run.log_lines() if line["step"] <= step] if step else []
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        write_atomically(self._run.log_file, text.encode())
+        self._events = _Events(self._run, step)
+        if sys.stdout.isatty():
+            self._bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("loss {task.fields[loss]}"),
+                TimeRemainingColumn(),
+                console=self._console,
+            )
+            self._task = self._bar.add_task("", total=total_steps, completed=step, loss="-")
+            self._bar.start()
+        self._set(
+            state=TrainState.RUNNING,
+            phase="training",
+            step=step,
+            total_steps=total_steps,
+            trainable_parameters=trainable,
+            total_parameters=total,
+        )
+
+    def step(self, **values: Any) -> None:
+        """One line of the log; names are those of NAMES, and a recipe may add its own."""
+        line = {name: None for name in NAMES} | values
+        line["rss_mb"] = round(self._process.memory_info().rss / 2**20)
+        try:
+            with self._run.log_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise disk_error(self._run.log_file, error) from error
+        self._events.add(line)
+        self._set(
+            step=line["step"],
+            epoch=line["epoch"],
+            loss=line["loss"],
+            eta_seconds=line["eta_seconds"],
+        )
+        loss = "-" if line["loss"] is None else f"{line['loss']:.3f}"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, completed=line["step"], loss=loss)
+        else:
+            shown = {k: v for k, v in line.items() if v is not None}
+            self.say(
+                "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+            )
+
+    def held(self, holding: bool) -> None:
+        if holding:
+            self._before_hold = self._status.state
+            self._set(state=TrainState.HOLDING)
+            self.say("holding: the file `hold` is there")
+        else:
+            self._set(state=self._before_hold)
+            self.say("going on")
+
+    def end(self, state: TrainState, *, error: str = "", exit_code: int = 0) -> None:
+        if self._events is not None:
+            self._events.close()
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        self._set(state=state, error=error, exit_code=exit_code, phase="", eta_seconds=None)
+        self.say(error or str(state))
+
+
+class _Events:
+    """TensorBoard event files with the same names as the log."""
+
+    def __init__(self, run: RunDirectory, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        self._writer: Any = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
+
+    def add(self, line: dict[str, Any]) -> None:
+        for name, value in line.items():
+            if name != "step" and value is not None:
+                self._writer.add_scalar(name, value, line["step"])
+
+    def close(self) -> None:
+        self._writer.close()

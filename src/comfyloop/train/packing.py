@@ -1,0 +1,63 @@
+"""Several samples in one row, with no padding between them and none seeing another.
+
+The tokens of a micro-batch are put end to end. Positions begin anew with each sample, and attention runs
+sample by sample on its slice of the row, so the work is that of the samples alone: no padded token goes
+through a layer, and no mask is built.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+NAME = "comfyloop_packed"
+"""The attention implementation under which transformers finds the function below."""
+
+
+def packed_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    sample_lengths: Sequence[int] | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Causal attention within each sample of a packed row.
+
+    Args:
+        query: [1, heads, L, head_dim]; key and value: [1, kv_heads, L, head_dim].
+        sample_lengths: Tokens of each sample, in order; they add up to L.
+
+    Returns:
+        [1, L, heads, head_dim] and None (there are no attention weights to show).
+    """
+    lengths = list(sample_lengths) if sample_lengths is not None else [query.shape[2]]
+    parts = [
+        nn.functional.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
+        )
+        for q, k, v in zip(
+            torch.split(query, lengths, 2),
+            torch.split(key, lengths, 2),
+            torch.split(value, lengths, 2),
+            strict=True,
+        )
+    ]
+    together = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+    return together.transpose(1, 2).contiguous(), None
+
+
+def _no_mask(**_: Any) -> None:
+    """Packed attention needs none: it is causal within each sample by construction."""
+    return None
+
+
+AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, _no_mask)

@@ -1,0 +1,129 @@
+"""What a training run is told: one frozen record, `spec.json` in the run directory."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, ValidationError, model_validator
+
+from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.records import Record
+from comfyloop.settings import Settings
+
+SPEC_FILE = "spec.json"
+
+
+class AdapterSpec(Record):
+    """The LoRA to train; the names are PEFT's."""
+
+    r: int = Field(default=8, ge=1)
+    lora_alpha: int = Field(default=16, ge=1)
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: str | tuple[str, ...] = Field(
+        default="attention",
+        description="`attention` (Q/K/V/O of the language model), `all-linear` (all of its linear layers), "
+        "a regular expression over full module names, or a list of module names of the language model.",
+    )
+    use_rslora: bool = False
+    use_dora: bool = False
+    init_from: str | None = Field(
+        default=None, description="PEFT directory to go on from (the parent version); None: fresh."
+    )
+
+
+class TrainSpec(Record):
+    """One run. Paths are absolute or relative to the run directory; names follow transformers' Trainer."""
+
+    recipe: Literal["sft"] = "sft"
+    model: str = Field(description="Directory or hub id of the base model.")
+    train: str = Field(description="JSON lines in ms-swift's form.")
+    holdout: str | None = Field(default=None, description="The same, for `holdout_loss`; never trained on.")
+    adapter: AdapterSpec = AdapterSpec()
+
+    learning_rate: float = Field(default=1e-3, gt=0)
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_ratio: float = Field(default=0.05, ge=0, le=1)
+    epochs: float = Field(default=6.0, gt=0)
+    max_steps: int = Field(default=0, ge=0, description="Upper bound of optimiser steps; 0: by epochs.")
+    per_device_train_batch_size: int = Field(default=4, ge=1, description="Samples a micro-batch.")
+    gradient_accumulation_steps: int = Field(default=1, ge=1)
+    max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping.")
+    weight_decay: float = Field(default=0.0, ge=0)
+    train_on: Literal["last", "all"] = Field(
+        default="last",
+        description="Which assistant turns are learnt: the last one (the corrected answer; earlier ones are "
+        "context that nobody corrected) or all of them.",
+    )
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    gradient_checkpointing: bool = False
+    max_pixels: int = Field(default=1_003_520, gt=0, description="Larger images are scaled down to this.")
+    max_image_pixels: int = Field(default=64_000_000, gt=0, description="Larger images are bad data.")
+    max_length: int = Field(
+        default=0, ge=0, description="Longest sample in tokens; 0: what the model allows."
+    )
+    skip_bad: bool = Field(default=False, description="Train on the rest when lines are bad.")
+    max_bad_share: float = Field(default=0.1, ge=0, le=1, description="With skip_bad: more than this fails.")
+
+    seed: int = 42
+    save_steps: int = Field(default=10, ge=1, description="Optimiser steps between checkpoints.")
+    eval_steps: int = Field(default=10, ge=1, description="Optimiser steps between looks at the hold-out.")
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0: all cores.")
+    memory_gb: float = Field(default=0, ge=0, description="Most resident memory; 0: no limit.")
+    nice: int = Field(default=10, ge=0, le=19)
+
+    @model_validator(mode="after")
+    def _eval_needs_data(self) -> TrainSpec:
+        if self.holdout is not None and self.holdout == self.train:
+            raise ValueError("holdout is the training file itself: held-out loss would mean nothing")
+        return self
+
+    @classmethod
+    def from_settings(
+        cls, settings: Settings, *, model: str, train: str, holdout: str | None, init_from: str | None = None
+    ) -> TrainSpec:
+        """The spec that the loop uses: every value that a setting names comes from there."""
+        return cls.model_validate(
+            {
+                "recipe": settings.recipe,
+                "model": model,
+                "train": train,
+                "holdout": holdout,
+                "adapter": {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "init_from": init_from},
+                "learning_rate": settings.learning_rate,
+                "epochs": settings.epochs,
+                "max_steps": settings.max_steps,
+                "per_device_train_batch_size": settings.batch_size,
+                "dtype": settings.dtype,
+                "max_pixels": settings.max_pixels,
+                "max_image_pixels": settings.max_image_pixels,
+                "threads": settings.train_threads,
+                "memory_gb": settings.train_memory_gb,
+            }
+        )
+
+
+def write_spec(run_dir: Path, spec: TrainSpec) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_spec(run_dir: Path) -> TrainSpec:
+    """Raises NotFound when there is no spec.json, InvalidInput when it is not a spec, naming each field."""
+    path = run_dir / SPEC_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise NotFound(
+            f"{run_dir} is not a run directory: it has no {SPEC_FILE}.",
+            "Write one with comfyloop.train.spec.write_spec, or name another directory.",
+        ) from None
+    try:
+        return TrainSpec.model_validate_json(text)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()
+        )
+        raise InvalidInput(f"{path} is not a training spec: {problems}.", "Correct these fields.") from None

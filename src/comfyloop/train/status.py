@@ -1,0 +1,172 @@
+"""The run directory: what a training process leaves behind while it runs and when it ends.
+
+One process writes, any number read. Liveness is a lock, not a process id: the trainer holds `run.lock` from
+its first moment to its last, and the kernel lets go of it however the process ends, so a re-used id fools
+nobody.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field, ValidationError
+
+from comfyloop.errors import StorageError
+from comfyloop.records import Record, now
+
+LOCK_FD_VARIABLE = "COMFYLOOP_RUN_LOCK_FD"
+"""Environment variable by which the runner hands the locked file down, so that no moment is unlocked."""
+
+
+class TrainState(StrEnum):
+    QUEUED = "queued"  # nothing has started it yet
+    STARTING = "starting"  # loading libraries, data and model
+    RUNNING = "running"  # taking steps
+    HOLDING = "holding"  # paused between two micro-steps by the file `hold`
+    SUCCEEDED = "succeeded"  # adapter/ is whole
+    FAILED = "failed"  # `error` says why
+    CANCELLED = "cancelled"  # stopped by the file `cancel`; its last checkpoint is valid
+    DIED = "died"  # never written: the process is gone without a last word (kill -9, out of memory)
+
+    @property
+    def ended(self) -> bool:
+        return self in {self.SUCCEEDED, self.FAILED, self.CANCELLED, self.DIED}
+
+
+class Status(Record):
+    state: TrainState = TrainState.QUEUED
+    phase: str = ""  # what it is doing, for a person: "reading data", "loading the model"
+    pid: int = 0
+    pid_start_time: float = 0.0
+    step: int = 0
+    total_steps: int = 0
+    epoch: float = 0.0
+    loss: float | None = None
+    eta_seconds: float | None = None
+    error: str = ""
+    exit_code: int = 0
+    trainable_parameters: int = 0
+    total_parameters: int = 0
+    updated_at: datetime = Field(default_factory=now)
+
+
+class RunDirectory:
+    """Paths of a run and the ways its files are written: whole or not at all."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path).resolve()
+        self.status_file = self.path / "status.json"
+        self.log_file = self.path / "log.jsonl"
+        self.checkpoints = self.path / "checkpoints"
+        self.adapter = self.path / "adapter"
+        self.tensorboard = self.path / "tb"
+        self.cancel_file = self.path / "cancel"
+        self.hold_file = self.path / "hold"
+        self.output_file = self.path / "train.out"
+        self.lock_file = self.path / "run.lock"
+
+    def resolve(self, path: str) -> Path:
+        """A path of the spec: absolute, or relative to the run directory."""
+        return self.path / path
+
+    def write_status(self, status: Status) -> None:
+        text = status.model_copy(update={"updated_at": now()}).model_dump_json(indent=2)
+        write_atomically(self.status_file, text.encode() + b"\n", durable=status.state.ended)
+
+    def read_status(self) -> Status:
+        """The last written status; queued when there is none."""
+        try:
+            return Status.model_validate_json(self.status_file.read_bytes())
+        except FileNotFoundError:
+            return Status()
+        except ValidationError as error:
+            raise StorageError(
+                f"{self.status_file} is not a status: {error.errors()[0]['msg']}.",
+                "Delete it and start the run again: it goes on from its last checkpoint.",
+            ) from None
+
+    def lock(self) -> int | None:
+        """Take the run for this process; None when another one has it. Keep the descriptor until the end."""
+        handed_down = os.environ.pop(LOCK_FD_VARIABLE, "")
+        if handed_down:
+            fd = int(handed_down)
+            os.set_inheritable(fd, False)
+            return fd
+        fd = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
+        for _ in range(10):  # `is_locked` holds it for a moment too
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fd
+            except BlockingIOError:
+                time.sleep(0.02)
+        os.close(fd)
+        return None
+
+    def is_locked(self) -> bool:
+        """Whether a process is working on this run now."""
+        try:
+            fd = os.open(self.lock_file, os.O_RDWR)
+        except FileNotFoundError:
+            return False
+        try:
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            os.close(fd)
+        return False
+
+    def log_lines(self) -> Iterator[dict[str, Any]]:
+        """The whole lines of log.jsonl; a line that is still being written is left for the next look."""
+        try:
+            text = self.log_file.read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return
+        for line in text.splitlines(keepends=True):
+            if line.endswith("\n"):
+                with contextlib.suppress(json.JSONDecodeError):
+                    yield json.loads(line)
+
+
+def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
+    """Replace a file so that a reader, or a kill at any moment, sees the old content or the new.
+
+    `durable` waits for the disk, so that a power cut does not undo it.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise disk_error(path, error) from error
+
+
+def fsync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def disk_error(path: Path, error: OSError) -> StorageError:
+    return StorageError(
+        f"{path} cannot be written: {error.strerror or error}.",
+        "Free some disk space or correct the permissions, then start the run again: "
+        "it goes on from its last checkpoint.",
+    )
