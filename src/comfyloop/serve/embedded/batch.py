@@ -1,0 +1,312 @@
+"""The decoder: prompts are filled chunk by chunk, then every row of the batch gains one token a step.
+
+Rows are ragged. A row's places count from 0 whatever its neighbours do, so there is no padding on the left
+and positions are places; what lies beyond a row's own length is masked. An answer is therefore the same in a
+batch as alone, up to the rounding of differently shaped products, and alone it is the same bit for bit every
+time.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence as Rows
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from comfyloop.serve.embedded.kv import Decode, KvRows, Prefill, Prefixes, RowsCache, causal_mask
+from comfyloop.serve.embedded.loading import Loaded
+from comfyloop.serve.embedded.lora import Adapter, LoraRows
+from comfyloop.serve.embedded.prompts import Prompt
+from comfyloop.serve.embedded.vision import Embedded, Vision
+
+CHUNK = 64  # tokens of a prompt that are filled in one pass: what a running answer waits for at most
+
+
+@dataclass(eq=False)
+class Sequence:
+    """One prompt and its answer, as the decoder holds it."""
+
+    prompt: Prompt
+    adapter: Adapter | None
+    room: int  # tokens of prompt and answer together
+    all_logits: bool = False  # every token of the prompt is scored, so nothing is taken from earlier prompts
+    answer: list[int] = field(default_factory=list)
+    filled: int = 0  # tokens whose keys and values are there
+    reused: int = 0  # of those, how many were computed for an earlier prompt
+    row: int = -1
+    embedded: Embedded | None = None
+    digests: list[bytes] = field(default_factory=list)  # of the prompt up to the end of each whole chunk
+    cache: Any = None  # its own, where the model cannot share one
+
+    @property
+    def adapter_name(self) -> str:
+        return "" if self.adapter is None else self.adapter.name
+
+    @property
+    def shift(self) -> int:
+        return 0 if self.embedded is None else self.embedded.shift
+
+    @property
+    def ready(self) -> bool:
+        return self.filled >= len(self.prompt.ids)
+
+
+class Decoder(Protocol):
+    """Owned by the model thread. Rows are sequences between `admit` and `release`."""
+
+    def admit(self, sequence: Sequence) -> None: ...
+
+    def prefill(self, sequence: Sequence) -> Tensor:
+        """Fill the next piece of the prompt; logits (n, vocabulary) of its last n tokens."""
+
+    def step(self, sequences: Rows[Sequence]) -> Tensor:
+        """One more token for each filled sequence; logits (rows, vocabulary)."""
+
+    def release(self, sequence: Sequence) -> None: ...
+
+    def forget(self, adapter: str) -> None: ...
+
+    @property
+    def bytes(self) -> int: ...
+
+
+def shares_a_cache(model: Any) -> bool:
+    """Whether every layer attends to everything before it, so that ragged rows can share one cache."""
+    cache = DynamicCache(config=model.config)
+    return len(cache.layers) > 0 and all(type(layer) is DynamicLayer for layer in cache.layers)
+
+
+def make_decoder(loaded: Loaded, lora: LoraRows, prefix_bytes: int, image_bytes: int) -> Decoder:
+    vision = Vision(loaded.model, image_bytes) if loaded.processor is not None else None
+    if shares_a_cache(loaded.model):
+        return BatchDecoder(loaded, lora, vision, prefix_bytes)
+    return SoloDecoder(loaded, lora, vision)
+
+
+class BatchDecoder:
+    """Decodes all rows in one pass through the model's own forward."""
+
+    def __init__(self, loaded: Loaded, lora: LoraRows, vision: Vision | None, prefix_bytes: int) -> None:
+        self._model, self._lora, self.vision = loaded.model, lora, vision
+        self._device, self._dtype = loaded.device, loaded.dtype
+        self._kv = KvRows()
+        layers = len(DynamicCache(config=loaded.model.config).layers)
+        self._cache = RowsCache(self._kv, layers)
+        self.prefixes = Prefixes(prefix_bytes)
+        self._seated: list[Sequence] = []  # by row: first those that decode, then those that are being filled
+        self._decoding = 0
+
+    @property
+    def bytes(self) -> int:
+        return self._kv.bytes + self.prefixes.bytes + (self.vision.bytes if self.vision else 0)
+
+    def admit(self, sequence: Sequence) -> None:
+        self._kv.reserve(len(self._seated) + 1, len(sequence.prompt.ids))
+        sequence.row = len(self._seated)
+        self._seated.append(sequence)
+        self._lora.select([sequence.adapter])
+        sequence.embedded = _embed(self.vision, sequence, self._device)
+        if sequence.embedded is None or sequence.embedded.whole is None:
+            sequence.digests = _digests(sequence)
+            self._reuse(sequence)
+
+    def _reuse(self, sequence: Sequence) -> None:
+        """Take what an earlier prompt that began alike has computed, leaving at least the last token."""
+        if sequence.all_logits:
+            return
+        for digest in sequence.digests:
+            chunk = self.prefixes.get(sequence.adapter_name, digest)
+            if chunk is None or sequence.filled + CHUNK >= len(sequence.prompt.ids):
+                break
+            self._kv.copy_in(sequence.row, sequence.filled, chunk)
+            sequence.filled += CHUNK
+        sequence.reused = sequence.filled
+
+    def prefill(self, sequence: Sequence) -> Tensor:
+        self._lora.select([sequence.adapter])
+        start, total = sequence.filled, len(sequence.prompt.ids)
+        embedded = sequence.embedded
+        whole = embedded is not None and embedded.whole is not None
+        stop = total if whole else min(start + CHUNK, total)
+        self._kv.pass_ = Prefill(sequence.row, start, stop - start)
+        places = torch.arange(start, stop, device=self._device)[None]
+        common: dict[str, Any] = {
+            "past_key_values": self._cache,
+            "use_cache": True,
+            "logits_to_keep": 0 if sequence.all_logits else 1,
+        }
+        if embedded is not None and embedded.whole is not None:
+            ids = torch.tensor([sequence.prompt.ids], device=self._device)
+            output = self._model(input_ids=ids, **embedded.whole, **common)
+        else:
+            common["attention_mask"] = causal_mask(places, stop, self._dtype)
+            if embedded is None:
+                ids = torch.tensor([sequence.prompt.ids[start:stop]], device=self._device)
+                output = self._model(input_ids=ids, position_ids=places, **common)
+            else:
+                at = places if embedded.positions is None else embedded.positions[..., start:stop]
+                output = self._model(inputs_embeds=embedded.embeds[:, start:stop], position_ids=at, **common)
+        sequence.filled = stop
+        self._remember(sequence, start, stop)
+        if sequence.ready:
+            self._promote(sequence)
+        return output.logits[0]  # type: ignore[no-any-return]
+
+    def _remember(self, sequence: Sequence, start: int, stop: int) -> None:
+        number = start // CHUNK
+        if stop - start == CHUNK and number < len(sequence.digests):
+            digest = sequence.digests[number]
+            if not self.prefixes.has(sequence.adapter_name, digest):
+                self.prefixes.put(sequence.adapter_name, digest, self._kv.copy_out(sequence.row, start, stop))
+
+    def _promote(self, sequence: Sequence) -> None:
+        """Seat a filled sequence behind the last one that decodes."""
+        first = self._seated[self._decoding]
+        if first is not sequence:
+            self._kv.swap(first.row, sequence.row, max(first.filled, sequence.filled))
+            self._seated[first.row], self._seated[sequence.row] = sequence, first
+            first.row, sequence.row = sequence.row, first.row
+        self._decoding += 1
+        if sequence.embedded is not None:  # only its shift is needed from here on
+            sequence.embedded = Embedded(sequence.embedded.embeds[:, :0], sequence.embedded.positions, None)
+
+    def step(self, sequences: Rows[Sequence]) -> Tensor:
+        rows = self._seated[: self._decoding]
+        if set(map(id, rows)) != set(map(id, sequences)):
+            raise RuntimeError("A step must take every filled row.")
+        places = [s.filled for s in rows]
+        self._kv.reserve(len(self._seated), max(places) + 1)
+        at = torch.tensor(places, device=self._device)
+        self._kv.pass_ = Decode(places, (torch.arange(len(rows), device=self._device), at))
+        self._lora.select([s.adapter for s in rows])
+        output = self._model(
+            input_ids=torch.tensor([[s.answer[-1]] for s in rows], device=self._device),
+            position_ids=torch.tensor([[s.filled + s.shift] for s in rows], device=self._device),
+            attention_mask=causal_mask(at[:, None], max(places) + 1, self._dtype),
+            past_key_values=self._cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        for s in rows:
+            s.filled += 1
+        order = [s.row for s in sequences]
+        logits = output.logits[:, -1]
+        return logits if order == list(range(len(order))) else logits[order]  # type: ignore[no-any-return]
+
+    def release(self, sequence: Sequence) -> None:
+        """Give up a row; the last rows move up, so that those that decode stay together."""
+        hole = sequence.row
+        if hole < self._decoding:
+            self._decoding -= 1
+            self._fill(hole, self._decoding)
+            hole = self._decoding
+        self._fill(hole, len(self._seated) - 1)
+        self._seated.pop()
+        sequence.row = -1
+        if not self._seated and self._kv.capacity > 1024:
+            self._kv.clear()  # a long conversation does not keep its memory for ever
+
+    def _fill(self, hole: int, source: int) -> None:
+        if hole != source:
+            moved = self._seated[source]
+            self._kv.move(source, hole, moved.filled)
+            self._seated[hole], moved.row = moved, hole
+
+    def forget(self, adapter: str) -> None:
+        self.prefixes.forget(adapter)
+        if self.vision is not None:
+            self.vision.forget(adapter)
+
+
+class SoloDecoder:
+    """For models whose layers keep a window or a state: each sequence has the model's own kind of cache, and
+    a step takes them one by one."""
+
+    def __init__(self, loaded: Loaded, lora: LoraRows, vision: Vision | None) -> None:
+        self._model, self._lora, self.vision, self._device = loaded.model, lora, vision, loaded.device
+
+    @property
+    def bytes(self) -> int:
+        return self.vision.bytes if self.vision else 0
+
+    def admit(self, sequence: Sequence) -> None:
+        self._lora.select([sequence.adapter])
+        sequence.cache = DynamicCache(config=self._model.config)
+        sequence.embedded = _embed(self.vision, sequence, self._device)
+
+    def prefill(self, sequence: Sequence) -> Tensor:
+        self._lora.select([sequence.adapter])
+        start, total = sequence.filled, len(sequence.prompt.ids)
+        embedded = sequence.embedded
+        stop = min(start + CHUNK, total) if embedded is None else total
+        ids = torch.tensor([sequence.prompt.ids[start:stop]], device=self._device)
+        inputs: dict[str, Any] = {"input_ids": ids}
+        if embedded is not None and embedded.whole is not None:
+            inputs.update(embedded.whole)
+        elif embedded is not None:
+            inputs = {"inputs_embeds": embedded.embeds, "position_ids": embedded.positions}
+        else:
+            inputs["position_ids"] = torch.arange(start, stop, device=self._device)[None]
+        logits = self._model(
+            **inputs,
+            past_key_values=sequence.cache,
+            use_cache=True,
+            logits_to_keep=0 if sequence.all_logits else 1,
+        ).logits
+        sequence.filled = stop
+        return logits[0]  # type: ignore[no-any-return]
+
+    def step(self, sequences: Rows[Sequence]) -> Tensor:
+        logits = []
+        for sequence in sequences:
+            self._lora.select([sequence.adapter])
+            output = self._model(
+                input_ids=torch.tensor([[sequence.answer[-1]]], device=self._device),
+                position_ids=torch.tensor([[sequence.filled + sequence.shift]], device=self._device),
+                past_key_values=sequence.cache,
+                use_cache=True,
+                logits_to_keep=1,
+            )
+            sequence.filled += 1
+            logits.append(output.logits[0, -1])
+        return torch.stack(logits)
+
+    def release(self, sequence: Sequence) -> None:
+        sequence.cache = None
+
+    def forget(self, adapter: str) -> None:
+        if self.vision is not None:
+            self.vision.forget(adapter)
+
+
+def _embed(vision: Vision | None, sequence: Sequence, device: torch.device) -> Embedded | None:
+    prompt = sequence.prompt
+    if not prompt.images:
+        return None
+    assert vision is not None  # prompts with images are refused where there is no processor
+    inputs = {k: v.to(device) for k, v in prompt.inputs.items()}
+    inputs = {k: v.to(vision.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+    return vision.embed(
+        torch.tensor([prompt.ids], device=device), inputs, prompt.images, sequence.adapter_name
+    )
+
+
+def _digests(sequence: Sequence) -> list[bytes]:
+    """A hash of the prompt up to the end of each whole chunk: of its tokens, or of what is made of them."""
+    digests, last = [], b""
+    embedded = sequence.embedded
+    for stop in range(CHUNK, len(sequence.prompt.ids) + 1, CHUNK):
+        part = slice(stop - CHUNK, stop)
+        hashed = hashlib.blake2b(last, digest_size=16)
+        if embedded is None:
+            hashed.update(repr(sequence.prompt.ids[part]).encode())
+        else:
+            hashed.update(embedded.embeds[:, part].contiguous().view(torch.uint8).cpu().numpy().tobytes())
+            if embedded.positions is not None:
+                hashed.update(embedded.positions[..., part].cpu().numpy().tobytes())
+        digests.append(last := hashed.digest())
+    return digests

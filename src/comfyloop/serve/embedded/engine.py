@@ -1,0 +1,476 @@
+"""The model thread: it admits requests, decodes them together, and takes adapters on and off between steps.
+
+Everything of torch happens in this one thread. Other threads hand it work by `submit`, `cancel`, `attach` and
+`detach`, which return at once, and get tokens back through each job's `emit`.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
+from comfyloop.serve.embedded.batch import Decoder, Sequence, make_decoder
+from comfyloop.serve.embedded.loading import Loaded, load, set_threads
+from comfyloop.serve.embedded.lora import Adapter, LoraRows
+from comfyloop.serve.embedded.metrics import Metrics
+from comfyloop.serve.embedded.options import Options
+from comfyloop.serve.embedded.prompts import Prompt, PromptMaker
+from comfyloop.serve.embedded.sampling import TokenLogprob, pick, token_logprobs
+from comfyloop.serve.embedded.text import TextStream
+
+
+@dataclass(frozen=True)
+class Sampling:
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None  # how many likely tokens to tell beside the chosen one; None: tell nothing
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that has become certain, with the tokens that made it when they were asked for."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    reason: str  # "stop" or "length"
+    prompt_tokens: int
+    answer_tokens: int
+    cached_tokens: int
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    error: ComfyLoopError
+
+
+Event = Piece | Finished | Failed
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way through the model thread. `emit` is called there with each event, in order."""
+
+    prompt: Prompt
+    sampling: Sampling
+    adapter: Adapter | None
+    emit: Callable[[Event], None]
+    arrived: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    # the rest belongs to the model thread
+    sequence: Sequence | None = None
+    stream: TextStream | None = None
+    generator: torch.Generator | None = None
+    said: list[TokenLogprob] = field(default_factory=list)  # not yet emitted
+    scored: list[TokenLogprob | None] = field(default_factory=list)  # of the prompt
+    last_token: float = 0.0
+
+
+class Engine:
+    """One base model and its adapters. `start` begins to load; `ready` tells when it serves."""
+
+    def __init__(self, options: Options) -> None:
+        self.options = options
+        self.metrics = Metrics()
+        self.error: ComfyLoopError | None = None  # why loading failed
+        self.ready = threading.Event()
+        self.on_end: Callable[[], None] = lambda: None  # called in the model thread when it ends
+        self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._adapters: dict[str, Adapter] = {}
+        self._uses: dict[str, int] = {}  # jobs that are not over, by adapter
+        self._seen: dict[str, str] = {}  # adapter name -> hash of its files: a name never means two things
+        self._loading: set[str] = set()
+        self._waiting = 0
+        self._running = 0
+        self._stopping = False
+        self._active: list[Job] = []  # seated: of the model thread
+        self._queues: OrderedDict[str, deque[Job]] = OrderedDict()  # waiting, by adapter in order of turns
+        self._thread = threading.Thread(target=self._main, name="model", daemon=True)
+
+    # --- from any thread ------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the model thread after the present step; jobs that are not over fail."""
+        self._inbox.put(self._stop)
+
+    def join(self, timeout: float | None = None) -> None:
+        self._thread.join(timeout)
+
+    @property
+    def load(self) -> dict[str, int]:
+        with self._lock:
+            return {"running": self._running, "waiting": self._waiting}
+
+    @property
+    def adapters(self) -> list[Adapter]:
+        with self._lock:
+            return list(self._adapters.values())
+
+    def adapter(self, model: str) -> Adapter | None:
+        """The adapter that the model name stands for, None for the base; NotFound for any other name."""
+        if model == self.options.served_model_name:
+            return None
+        with self._lock:
+            if model in self._adapters:
+                return self._adapters[model]
+            known = ", ".join([self.options.served_model_name, *self._adapters])
+        raise NotFound(f"The model {model} is not loaded here; there are: {known}.")
+
+    def submit(self, model: str, prompt: Prompt, sampling: Sampling, emit: Callable[[Event], None]) -> Job:
+        """Queue a request.
+
+        Raises:
+            NotFound: `model` is neither the base nor a loaded adapter.
+            InvalidInput: prompt and answer do not fit into the context.
+            Busy: `max_queue` requests wait already.
+            EngineUnavailable: the model is not loaded, or the engine is leaving.
+        """
+        self._check_room(prompt, sampling)
+        adapter = self.adapter(model)
+        with self._lock:
+            if self._stopping:
+                raise EngineUnavailable("The engine is shutting down.", retry_after=2)
+            if self._waiting >= self.options.max_queue:
+                self.metrics.refused += 1
+                raise Busy(
+                    f"{self._waiting} requests wait already.",
+                    "Send it again later.",
+                    retry_after=self._patience(),
+                )
+            if adapter is not None and self._adapters.get(adapter.name) is not adapter:
+                raise NotFound(f"The model {model} is not loaded here any more.")
+            self._waiting += 1
+            if adapter is not None:
+                self._uses[adapter.name] += 1
+        job = Job(prompt, sampling, adapter, emit)
+        self._inbox.put(lambda: self._enqueue(job))
+        return job
+
+    def cancel(self, job: Job) -> None:
+        """Drop the job before the next step; nothing is emitted for it afterwards."""
+        job.cancelled = True
+        self._inbox.put(lambda: self._drop(job))
+
+    def add_adapter(self, adapter_name: str, read: Callable[[], Adapter]) -> Adapter:
+        """Read an adapter in the calling thread and attach it between two steps; returns when it answers.
+
+        Raises:
+            Conflict: the name is taken, or has meant other files before.
+            NotFound, InvalidInput: as `read_adapter`; nothing is attached then.
+        """
+        with self._lock:
+            if adapter_name in self._adapters or adapter_name in self._loading:
+                raise Conflict(
+                    f"The adapter {adapter_name} is loaded already.", "Unload it, or use a new name."
+                )
+            if adapter_name == self.options.served_model_name:
+                raise Conflict(f"{adapter_name} is the name of the base model.")
+            self._loading.add(adapter_name)
+        try:
+            adapter = read()
+            if self._seen.setdefault(adapter_name, adapter.sha256) != adapter.sha256:
+                raise Conflict(
+                    f"The name {adapter_name} has meant an adapter with other weights before.",
+                    "Give each version a name of its own: a name that is used again serves stale answers.",
+                )
+            self._call(lambda: self._lora.attach(adapter))
+            with self._lock:
+                self._adapters[adapter_name] = adapter
+                self._uses[adapter_name] = 0
+        finally:
+            with self._lock:
+                self._loading.discard(adapter_name)
+        return adapter
+
+    def remove_adapter(self, name: str) -> None:
+        """Detach an adapter and free its memory.
+
+        Raises:
+            NotFound: it is not loaded.
+            Conflict: requests of it are not over.
+        """
+        with self._lock:
+            if name not in self._adapters:
+                raise NotFound(f"The adapter {name} is not loaded.")
+            if self._uses[name]:
+                raise Conflict(
+                    f"{self._uses[name]} requests of {name} are still being answered.", "Let them end."
+                )
+            del self._adapters[name], self._uses[name]
+
+        def detach() -> None:
+            self._lora.detach(name)
+            self._decoder.forget(name)
+
+        self._call(detach)
+
+    def _call(self, work: Callable[[], None]) -> None:
+        """Have the model thread do `work` between two steps, and wait for it."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                work()
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self._inbox.put(run)
+        done.result(timeout=60)
+
+    def _check_room(self, prompt: Prompt, sampling: Sampling) -> None:
+        if not self.ready.is_set():
+            raise EngineUnavailable("The model is still being loaded.", retry_after=1)
+        context, size = self.loaded.context, len(prompt.ids)
+        if size >= context:
+            raise InvalidInput(
+                f"The prompt has {size} tokens; this model reads at most {context}, the answer included.",
+                "Shorten the messages.",
+            )
+        if sampling.max_tokens is not None and size + sampling.max_tokens > context:
+            raise InvalidInput(
+                f"The prompt has {size} tokens and max_tokens is {sampling.max_tokens}; together they may be "
+                f"at most {context}.",
+                "Shorten the messages or lower max_tokens.",
+            )
+
+    def _patience(self) -> float:
+        """Seconds after which a place in the queue is likely to be free."""
+        rate = self.metrics.recent_requests_per_second()
+        return min(30.0, max(1.0, 1 / rate)) if rate else 1.0
+
+    # --- the model thread -----------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        try:
+            self._load()
+            with torch.inference_mode():
+                self._serve()
+        except ComfyLoopError as error:
+            self.error = error
+        except BaseException as error:
+            self.error = EngineUnavailable(f"The model thread ended: {type(error).__name__}: {error}")
+            raise
+        finally:
+            self._stopping = True
+            for job in [*self._jobs(), *self._active]:
+                self._over(job, Failed(self.error or EngineUnavailable("The engine has shut down.")))
+            self.on_end()
+
+    def _load(self) -> None:
+        o = self.options
+        set_threads(o.threads)
+        began = time.monotonic()
+        self.loaded: Loaded = load(o.model, dtype=o.dtype, device=o.device, max_context=o.max_context)
+        self.prompts = PromptMaker(self.loaded, o.max_image_pixels)
+        self._lora = LoraRows(self.loaded.model)
+        self._decoder: Decoder = make_decoder(self.loaded, self._lora, o.prefix_mb << 20, o.image_mb << 20)
+        self._decode = text_decoder(self.loaded.tokenizer)
+        self.metrics.load_seconds = time.monotonic() - began
+        self.ready.set()
+
+    def _jobs(self) -> list[Job]:
+        return [job for jobs in self._queues.values() for job in jobs]
+
+    def _serve(self) -> None:
+        while not self._stopping:
+            self._take_messages()
+            self._admit()
+            filling = [j for j in self._active if not _sequence(j).ready]
+            if filling:
+                self._fill(filling[0])
+            decoding = [j for j in self._active if _sequence(j).ready]
+            if decoding:
+                self._step(decoding)
+            self.metrics.kv_bytes = self._decoder.bytes
+
+    def _take_messages(self) -> None:
+        """Do what other threads asked for; with nothing to decode, sleep until one asks."""
+        idle = not self._active and not self._waiting_here()
+        while True:
+            try:
+                message = self._inbox.get(block=idle)
+            except queue.Empty:
+                return
+            message()
+            idle = False
+
+    def _waiting_here(self) -> bool:
+        return any(self._queues.values())
+
+    def _stop(self) -> None:
+        self._stopping = True
+
+    def _enqueue(self, job: Job) -> None:
+        if not job.cancelled:
+            self._queues.setdefault(_name(job), deque()).append(job)
+
+    def _drop(self, job: Job) -> None:
+        if job in self._active:
+            self._decoder.release(_sequence(job))
+            self._active.remove(job)
+            self._over(job, None)
+        elif job.sequence is None:
+            waiting = self._queues.get(_name(job))
+            if waiting is not None and job in waiting:
+                waiting.remove(job)
+            self._over(job, None)
+
+    def _admit(self) -> None:
+        """Seat waiting jobs while there are free rows; adapters take turns, so that none starves."""
+        while len(self._active) < self.options.max_batch and self._waiting_here():
+            name, jobs = next(iter(self._queues.items()))
+            if not jobs:
+                del self._queues[name]
+                continue
+            self._queues.move_to_end(name)
+            self._seat(jobs.popleft())
+
+    def _seat(self, job: Job) -> None:
+        room = self.loaded.context
+        if job.sampling.max_tokens is not None:
+            room = min(room, len(job.prompt.ids) + job.sampling.max_tokens)
+        job.sequence = Sequence(
+            job.prompt, job.adapter, room, all_logits=job.sampling.prompt_logprobs is not None
+        )
+        job.stream = TextStream(self._decode, job.sampling.stop)
+        if job.sampling.temperature > 0:
+            job.generator = torch.Generator(device=self.loaded.device)
+            if job.sampling.seed is None:
+                job.generator.seed()
+            else:
+                job.generator.manual_seed(job.sampling.seed & (2**63 - 1))
+        with self._lock:
+            self._waiting -= 1
+            self._running += 1
+        try:
+            self._decoder.admit(job.sequence)
+        except (ValueError, RuntimeError, IndexError) as error:
+            if job.sequence.row >= 0:
+                self._decoder.release(job.sequence)
+            self._over(job, Failed(InvalidInput(f"The model cannot read this prompt: {error}")))
+        else:
+            self._active.append(job)
+
+    def _fill(self, job: Job) -> None:
+        sequence = _sequence(job)
+        start = sequence.filled
+        logits = self._decoder.prefill(sequence)
+        self.metrics.prompt_tokens += sequence.filled - start
+        if job.sampling.prompt_logprobs is not None:
+            self._score(job, logits, start)
+        if sequence.ready:
+            self.metrics.cached_tokens += sequence.reused
+            self.metrics.first_token.observe(time.monotonic() - job.arrived)
+            self._say(job, logits[-1])
+        else:  # the next chunk is another's
+            self._active.remove(job)
+            self._active.append(job)
+
+    def _score(self, job: Job, logits: torch.Tensor, start: int) -> None:
+        """Log-probabilities of the prompt's tokens that `logits`, of the tokens from `start` on, foretell."""
+        assert job.sampling.prompt_logprobs is not None
+        ids = job.prompt.ids
+        if start == 0:
+            job.scored.append(None)
+        told = torch.tensor(ids[start + 1 : start + 1 + len(logits)], device=logits.device)
+        for begin in range(0, len(told), 64):
+            part = told[begin : begin + 64]
+            job.scored += token_logprobs(
+                logits[begin : begin + len(part)], part, job.sampling.prompt_logprobs
+            )
+
+    def _step(self, decoding: list[Job]) -> None:
+        began = time.monotonic()
+        logits = self._decoder.step([_sequence(j) for j in decoding])
+        self.metrics.step.observe(time.monotonic() - began)
+        self.metrics.batch.observe(len(decoding))
+        for job, row in zip(decoding, logits, strict=True):
+            self._say(job, row)
+
+    def _say(self, job: Job, logits: torch.Tensor) -> None:
+        """Choose the next token of `job`, emit what it makes certain, and end the job where it ends."""
+        s, sequence, stream = job.sampling, _sequence(job), job.stream
+        assert stream is not None
+        token = pick(logits, s.temperature, s.top_p, job.generator)
+        sequence.answer.append(token)
+        self.metrics.answer_tokens += 1
+        moment = time.monotonic()
+        if job.last_token:
+            self.metrics.between_tokens.observe(moment - job.last_token)
+        job.last_token = moment
+        ended = token in self.loaded.eos
+        if s.logprobs is not None and not ended:
+            told = torch.tensor([token], device=logits.device)
+            job.said += token_logprobs(logits[None], told, s.logprobs)
+        text = "" if ended else stream.push(token)
+        if text:
+            job.emit(Piece(text, tuple(job.said)))
+            job.said = []
+        full = len(sequence.prompt.ids) + len(sequence.answer) >= sequence.room
+        if ended or stream.stopped or full:
+            rest = stream.finish()
+            if rest or job.said:
+                job.emit(Piece(rest, tuple(job.said)))
+            reason = "stop" if ended or stream.stopped else "length"
+            self._decoder.release(sequence)
+            self._active.remove(job)
+            self._over(job, self._finished(job, reason))
+
+    def _finished(self, job: Job, reason: str) -> Finished:
+        sequence = _sequence(job)
+        scored = job.scored if job.sampling.prompt_logprobs is not None else None
+        self.metrics.finished(reason)
+        return Finished(reason, len(job.prompt.ids), len(sequence.answer), sequence.reused, scored)
+
+    def _over(self, job: Job, event: Event | None) -> None:
+        with self._lock:
+            if job.sequence is None:
+                self._waiting -= 1
+            else:
+                self._running -= 1
+            if job.adapter is not None:
+                self._uses[job.adapter.name] -= 1
+        if event is not None and not job.cancelled:
+            job.emit(event)
+        elif event is None:
+            self.metrics.finished("cancelled")
+
+
+def text_decoder(tokenizer: Any) -> Callable[[Any], str]:
+    """Token ids -> text without special tokens, past the slow outer layers of a fast tokenizer."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None and not getattr(tokenizer, "clean_up_tokenization_spaces", False):
+        return lambda ids: backend.decode(ids, skip_special_tokens=True)
+    return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _sequence(job: Job) -> Sequence:
+    assert job.sequence is not None
+    return job.sequence
+
+
+def _name(job: Job) -> str:
+    return "" if job.adapter is None else job.adapter.name

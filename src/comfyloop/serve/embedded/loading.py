@@ -1,0 +1,153 @@
+"""A directory or hub id becomes a model with its tokenizer and, where it sees images, its processor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from comfyloop.errors import ModelError
+from comfyloop.serve.embedded.options import DType
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model ready to serve. `processor` is None for a model of text alone."""
+
+    model: Any  # PreTrainedModel with a language-model head
+    tokenizer: Any
+    processor: Any | None
+    context: int  # most tokens of prompt and answer together
+    eos: frozenset[int]  # tokens that end an answer
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device  # type: ignore[no-any-return]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype  # type: ignore[no-any-return]
+
+
+def load(name: str, *, dtype: DType = "auto", device: str = "auto", max_context: int = 0) -> Loaded:
+    """Load `name`, a model directory or a hub id, onto one device.
+
+    Raises:
+        ModelError: it is not there, is not a model that chats, or has no tokenizer.
+    """
+    from transformers import AutoConfig, AutoTokenizer
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    )
+
+    folder = Path(name)
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise ModelError(f"{name} is not a model directory: it has no config.json.")
+    try:
+        config = AutoConfig.from_pretrained(name)
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"{name} cannot be read as a model: {_first_line(error)}",
+            "Give a directory with config.json, weights and tokenizer, or a hub id that can be reached.",
+        ) from error
+
+    sees = config.model_type in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if not sees and config.model_type not in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES:
+        raise ModelError(f"{name} is a {config.model_type} model, which does not write text.")
+    if folder.exists() and not any(
+        (folder / file).is_file() for file in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
+    ):
+        raise ModelError(
+            f"{name} has no tokenizer.", "Copy tokenizer.json and tokenizer_config.json into the directory."
+        )
+    try:
+        processor = _processor(name) if sees else None
+        tokenizer = processor.tokenizer if processor is not None else AutoTokenizer.from_pretrained(name)
+    except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+        raise ModelError(
+            f"The tokenizer or processor of {name} cannot be loaded: {_first_line(error)}"
+        ) from error
+
+    place = _device(device)
+    model = _weights(name, sees, _dtype(dtype, place, config), place)
+    return Loaded(model, tokenizer, processor, _context(config, max_context), _eos(model, tokenizer))
+
+
+def _processor(name: str) -> Any:
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(name)
+
+
+def _weights(name: str, sees: bool, dtype: torch.dtype, device: torch.device) -> Any:
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    try:
+        model, info = auto.from_pretrained(name, dtype=dtype, output_loading_info=True)
+    except MemoryError as error:
+        raise ModelError(f"{name} does not fit into memory.") from error
+    except torch.OutOfMemoryError as error:
+        raise ModelError(f"{name} does not fit into the memory of the device.") from error
+    except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+        if "not enough memory" in str(error) or "alloc" in str(error):
+            raise ModelError(f"{name} does not fit into memory.") from error
+        raise ModelError(f"The weights of {name} cannot be loaded: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"The weights of {name} are incomplete: {len(missing)} tensors are missing, first {missing[0]}."
+        )
+    return model.to(device).eval().requires_grad_(False)
+
+
+def _device(device: str) -> torch.device:
+    if device != "auto":
+        return torch.device(device)
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _dtype(dtype: DType, device: torch.device, config: Any) -> torch.dtype:
+    """`auto`: the type of the weights where the device computes in it, otherwise float32."""
+    if dtype != "auto":
+        return getattr(torch, dtype)  # type: ignore[no-any-return]
+    saved = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
+    if device.type == "cuda":
+        fast = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        return torch.float32 if saved == torch.float32 else fast
+    if saved != torch.float32 and torch.cpu._is_avx512_bf16_supported():
+        return torch.bfloat16
+    return torch.float32
+
+
+def _context(config: Any, limit: int) -> int:
+    text = config.get_text_config(decoder=True)
+    longest = int(getattr(text, "max_position_embeddings", 0) or 4096)
+    return min(longest, limit) if limit else longest
+
+
+def _eos(model: Any, tokenizer: Any) -> frozenset[int]:
+    ids: set[int] = set()
+    for source in (getattr(model.generation_config, "eos_token_id", None), tokenizer.eos_token_id):
+        if source is not None:
+            ids.update([source] if isinstance(source, int) else source)
+    return frozenset(ids)
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def set_threads(threads: int) -> None:
+    """Give torch `threads` CPU threads (0: all cores that this process may use)."""
+    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
+    if count:
+        torch.set_num_threads(count)
+    with contextlib.suppress(RuntimeError):  # it can be set only once in a process
+        torch.set_num_interop_threads(1)

@@ -1,0 +1,29 @@
+"""What the engine process is started with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+DType = Literal["auto", "bfloat16", "float16", "float32"]
+
+
+@dataclass(frozen=True)
+class Options:
+    model: str
+    served_model_name: str = "base"
+    host: str = "127.0.0.1"
+    port: int = 0
+    port_file: Path | None = None
+    dtype: DType = "auto"
+    device: str = "auto"
+    threads: int = 0  # 0: all cores
+    max_batch: int = 8  # sequences decoded together
+    max_queue: int = 64  # sequences that may wait; beyond it 429
+    max_context: int = 0  # tokens of prompt and answer together; 0: what the model allows
+    max_image_pixels: int = 64_000_000
+    prefix_mb: int = 256  # memory for keys and values of prompt prefixes seen before
+    image_mb: int = 128  # memory for features of images seen before
+    parent_pid: int = 0  # leave when this process is gone; 0: never
+    drain_seconds: float = 5.0  # for running requests, on SIGTERM

@@ -1,0 +1,180 @@
+"""What clients send and get: OpenAI's chat completions, with vLLM's extensions for scoring and adapters."""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_UNSUPPORTED = {  # what would change the answer and is not done -> the values that change nothing
+    "frequency_penalty": (None, 0),
+    "presence_penalty": (None, 0),
+    "repetition_penalty": (None, 1),
+    "logit_bias": (None, {}),
+    "tools": (None, []),
+    "functions": (None, []),
+    "response_format": (None, {"type": "text"}),
+    "top_k": (None, -1, 0),
+    "min_p": (None, 0),
+    "best_of": (None, 1),
+    "guided_json": (None,),
+    "prompt_embeds": (None,),
+}
+
+
+class _In(BaseModel):
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+
+class TextContent(_In):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_In):
+    url: str
+
+
+class ImageContent(_In):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+class Message(_In):
+    role: Literal["system", "user", "assistant"]
+    content: str | list[Annotated[TextContent | ImageContent, Field(discriminator="type")]]
+
+
+class StreamOptions(_In):
+    include_usage: bool = False
+
+
+class ChatRequest(_In):
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    temperature: float = Field(default=1.0, ge=0, le=2)
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1)
+    max_completion_tokens: int | None = Field(default=None, ge=1)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
+    n: int = Field(default=1, ge=1)
+    stream: bool = False
+    stream_options: StreamOptions | None = None
+    logprobs: bool = False
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
+    add_generation_prompt: bool = True
+    continue_final_message: bool = False
+
+    @model_validator(mode="after")
+    def _possible(self) -> ChatRequest:
+        if self.n != 1:
+            raise ValueError("n must be 1: ask several times with different seeds.")
+        for name, harmless in _UNSUPPORTED.items():
+            value = (self.model_extra or {}).get(name)
+            if value not in harmless:
+                raise ValueError(f"{name} is not supported by this engine; leave it out.")
+        if self.add_generation_prompt and self.continue_final_message:
+            raise ValueError("Either add_generation_prompt or continue_final_message, not both.")
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs=true.")
+        if self.stream and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs are not streamed; leave stream out.")
+        stops = self.stops
+        if len(stops) > 16 or any(not s for s in stops):
+            raise ValueError("stop takes up to 16 strings, none of them empty.")
+        return self
+
+    @property
+    def stops(self) -> list[str]:
+        return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of the answer; None: as many as the context leaves."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+
+class LoadAdapter(_In):
+    lora_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
+    lora_path: str = Field(min_length=1)
+
+
+class UnloadAdapter(_In):
+    lora_name: str
+
+
+def model_card(name: str, parent: str | None, root: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": 0,
+        "owned_by": "comfyloop",
+        "root": root,
+        "parent": parent,
+    }
+
+
+def usage(prompt: int, answer: int, cached: int) -> dict[str, Any]:
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": answer,
+        "total_tokens": prompt + answer,
+        "prompt_tokens_details": {"cached_tokens": cached},
+    }
+
+
+def completion(
+    id: str, model: str, text: str, reason: str, logprobs: list[dict[str, Any]] | None, counts: dict[str, Any]
+) -> dict[str, Any]:
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": text, "refusal": None},
+        "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
+        "finish_reason": reason,
+    }
+    return {**_head(id, model, "chat.completion"), "choices": [choice], "usage": counts}
+
+
+def chunk(
+    id: str,
+    model: str,
+    delta: dict[str, Any],
+    *,
+    reason: str | None = None,
+    logprobs: list[dict[str, Any]] | None = None,
+) -> dict[str, Any]:
+    choice = {
+        "index": 0,
+        "delta": delta,
+        "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
+        "finish_reason": reason,
+    }
+    return {**_head(id, model, "chat.completion.chunk"), "choices": [choice]}
+
+
+def usage_chunk(id: str, model: str, counts: dict[str, Any]) -> dict[str, Any]:
+    return {**_head(id, model, "chat.completion.chunk"), "choices": [], "usage": counts}
+
+
+def _head(id: str, model: str, kind: str) -> dict[str, Any]:
+    return {
+        "id": id,
+        "object": kind,
+        "created": int(time.time()),
+        "model": model,
+        "system_fingerprint": model,
+    }
+
+
+def error(message: str, code: str, status: int, param: str | None = None) -> dict[str, Any]:
+    kinds = {
+        400: "invalid_request_error",
+        404: "not_found_error",
+        409: "conflict_error",
+        413: "invalid_request_error",
+    }
+    kind = kinds.get(status, "rate_limit_error" if status == 429 else "server_error")
+    return {"error": {"message": message, "type": kind, "code": code, "param": param}}
