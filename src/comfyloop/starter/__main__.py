@@ -4,8 +4,9 @@ import argparse
 import sys
 from pathlib import Path
 
-from ..errors import ComfyLoopError
-from ..settings import Settings
+from comfyloop.errors import ComfyLoopError
+from comfyloop.settings import Settings
+
 from . import ensure
 
 

@@ -12,7 +12,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..errors import StarterError
+from comfyloop.errors import StarterError
+
 from . import packages
 from .packages import LANGUAGE, VISION, sha256
 

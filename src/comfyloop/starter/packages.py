@@ -8,7 +8,7 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import StarterError
+from comfyloop.errors import StarterError
 
 
 @dataclass(frozen=True)

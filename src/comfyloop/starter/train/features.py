@@ -17,7 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import EfficientNetModel
 
-from .. import packages, vision
+from comfyloop.starter import packages, vision
+
 from . import data
 
 VIEWS = 4  # the plain picture and three varied ones
