@@ -1,4 +1,4 @@
-"""The registry packages: taken from the cache when they are there, refused when they are not the pinned ones."""
+"""The registry packages: taken from the cache when they are there, refused when they are not as pinned."""
 
 from __future__ import annotations
 

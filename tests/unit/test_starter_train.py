@@ -10,7 +10,9 @@ import pytest
 from comfyloop.starter.train import data, imagenet, photos, texts
 
 
-def concept(label: str, code: str = "1f600", tags: tuple[str, ...] = (), group: str = "objects") -> data.Concept:
+def concept(
+    label: str, code: str = "1f600", tags: tuple[str, ...] = (), group: str = "objects"
+) -> data.Concept:
     return data.Concept(code, label, tags, group, {"noto": "x.png"})
 
 
@@ -44,7 +46,8 @@ def test_different_subjects_have_different_families() -> None:
 def test_split_keeps_every_concept_once_and_families_whole() -> None:
     held = sorted(data.held_out_codes())[0]
     names = "abcdefghijklmnopqrst"
-    found = [concept(f"{a}{b}{b}", code=f"{a}{b}") for a in names for b in names] + [concept("owl", code=held)]
+    found = [concept(f"{a}{b}{b}", code=f"{a}{b}") for a in names for b in names]
+    found.append(concept("owl", code=held))
     training, validation, test = data.split(found)
     assert [c.code for c in test] == [held]
     assert len(training) + len(validation) + len(test) == len(found)
@@ -67,7 +70,13 @@ def test_answers_name_the_subject() -> None:
 
 @pytest.mark.parametrize(
     ("name", "said"),
-    [("fox", "a fox"), ("owl", "an owl"), ("scissors", "scissors"), ("compass", "a compass"), ("people hugging", "people hugging")],
+    [
+        ("fox", "a fox"),
+        ("owl", "an owl"),
+        ("scissors", "scissors"),
+        ("compass", "a compass"),
+        ("people hugging", "people hugging"),
+    ],
 )
 def test_articles(name: str, said: str) -> None:
     assert texts.with_article(name) == said

@@ -1,6 +1,7 @@
-"""Batches of cached features with their subjects: half drawings, half synthesised photographs."""
+"""Batches of cached features with their subjects: drawings and synthesised photographs."""
 
 import random
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from . import data, imagenet, texts
 from .synthesis import Top
 
 # Three hundred ways to draw a person doing something would crowd out everything else.
+DRAWINGS = 0.6  # the rest are synthesised photographs
 GROUP_WEIGHTS = {"people-body": 0.35, "symbols": 0.6}
 
 
@@ -31,8 +33,9 @@ class Bank:
     def batch(self, size: int, rng: random.Random) -> tuple[Tensor, list[texts.Subject]]:
         """Features (n, 9, 1280) and what they show."""
         rows, subjects = self.training
-        drawn = rng.choices(range(len(rows)), self.weights, k=size // 2)
-        made = [rng.randrange(len(self.synthetic)) for _ in range(size - size // 2)]
+        drawings = round(size * DRAWINGS)
+        drawn = rng.choices(range(len(rows)), self.weights, k=drawings)
+        made = [rng.randrange(len(self.synthetic)) for _ in range(size - drawings)]
         inner = torch.cat([self.inner[[rows[i] for i in drawn]], self.synthetic[made]]).float()
         about = [subjects[i] for i in drawn] + [self.kinds[int(self.classes[i])] for i in made]
         return self.features(inner, rng), about
@@ -58,6 +61,7 @@ class Bank:
 def load(work: Path, checkpoint: Path) -> Bank:
     found = data.concepts(work)
     training, validation, held_out = ({c.code for c in part} for part in data.split(found))
+    common = Counter(tag for c in found if c.code in training for tag in c.tags)
     by_code = {c.code: c for c in found}
     rows = [line.split() for line in (work / "features.txt").read_text().splitlines()]
 
@@ -67,7 +71,7 @@ def load(work: Path, checkpoint: Path) -> Bank:
             for i, (code, style, view) in enumerate(rows)
             if code in codes and style in styles and int(view) in views
         ]
-        return chosen, [texts.emoji_subject(by_code[rows[i][0]]) for i in chosen]
+        return chosen, [texts.emoji_subject(by_code[rows[i][0]], common) for i in chosen]
 
     inner = load_file(work / "features.safetensors")["features"]
     drawings = pick(training, data.TRAIN_STYLES, range(9))

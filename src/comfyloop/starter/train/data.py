@@ -119,68 +119,23 @@ def picture(source: str) -> Image.Image:
 # ---- which concepts are held out ------------------------------------------------------------------
 
 # A last word that says nothing about the subject: such labels are families of their own.
-WEAK_HEADS = set(
-    [
-        "face",
-        "button",
-        "sign",
-        "symbol",
-        "person",
-        "people",
-        "man",
-        "woman",
-        "men",
-        "women",
-        "hand",
-        "hands",
-        "mark",
-        "arrow",
-        "beverage",
-        "food",
-        "plant",
-        "animal",
-        "worker",
-        "eyes",
-        "tongue",
-        "hearts",
-        "box",
-        "bag",
-        "chart",
-        "mail",
-        "body",
-        "wave",
-        "tool",
-        "fruit",
-        "light",
-        "skin",
-        "tone",
-    ]
-)
-COLOURS = [
-    "red",
-    "orange",
-    "yellow",
-    "green",
-    "blue",
-    "purple",
-    "brown",
-    "black",
-    "white",
-    "grey",
-    "pink",
-    "light",
-    "dark",
-]
-PEOPLE = ["person", "people", "man", "woman", "men", "women", "boy", "girl"]
+_WEAK_HEADS = """
+face button sign symbol person people man woman men women hand hands mark arrow beverage food plant animal
+worker eyes tongue hearts box bag chart mail body wave tool fruit light skin tone
+"""
+_COLOURS = "red orange yellow green blue purple brown black white grey pink light dark"
+_PEOPLE = "person people man woman men women boy girl"
+WEAK_HEADS = frozenset(_WEAK_HEADS.split())
+NOT_THE_SUBJECT = frozenset(_COLOURS.split() + _PEOPLE.split())
 
 
 def family(label: str) -> str:
     """Concepts that show the same kind of thing stay on one side of the split."""
-    words = [w for w in re.findall(r"[a-z]+", label.lower().split(":")[0].replace(" facing right", ""))]
+    words = re.findall(r"[a-z]+", label.lower().split(":")[0].replace(" facing right", ""))
     for word in ("cat", "monkey", "heart", "moon", "clock", "thirty", "family"):
         if word in words:
             return {"thirty": "clock"}.get(word, word)
-    words = [w for w in words if w not in COLOURS and w not in PEOPLE] or words
+    words = [w for w in words if w not in NOT_THE_SUBJECT] or words
     if len(words) > 1 and words[-1] in WEAK_HEADS:
         # "dog face" belongs with "dog", but "grinning face" stands alone
         return words[0] if len(words) == 2 else " ".join(words)

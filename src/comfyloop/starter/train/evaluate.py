@@ -72,7 +72,8 @@ class Speaker:
                 padding=True,
             ).to(self.model.dtype)
             made = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS)
-            said = self.processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            new = made[:, inputs["input_ids"].shape[1] :]
+            said = self.processor.batch_decode(new, skip_special_tokens=True)
             answers += [answer.strip() for answer in said]
         return answers
 
@@ -86,7 +87,7 @@ def content(question: str, image: Image.Image | None) -> str | list[dict[str, An
 def count_concepts(speaker: Speaker, asked: list[tuple[data.Concept, str]]) -> dict[str, Any]:
     images = [plain(data.picture(concept.pictures[style])) for concept, style in asked]
     answers = speaker.ask(texts.MAIN_QUESTION, list(images))
-    rows = []
+    rows: list[dict[str, Any]] = []
     for (concept, style), answer in zip(asked, answers, strict=True):
         label = content_words(concept.label)
         named = label.union(*(content_words(tag) for tag in concept.tags))
@@ -158,7 +159,8 @@ def text_drift(speaker: Speaker, work: Path) -> dict[str, Any]:
         for name, model in (("original", original), ("starter", speaker.model)):
             logits = model(input_ids=before).logits[0, start - 1 : -1].float()
             likelihoods[name] -= F.cross_entropy(logits, before[0, start:], reduction="sum").item()
-        rows.append({"question": question, "answer": tokenizer.decode(after[0, start:], skip_special_tokens=True)})
+        said = [tokenizer.decode(ids[0, start:], skip_special_tokens=True) for ids in (before, after)]
+        rows.append({"question": question, "original": said[0], "starter": said[1]})
     return {"questions": len(rows), "same_answers": same, "log_likelihood": likelihoods, "rows": rows}
 
 

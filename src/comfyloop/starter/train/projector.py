@@ -32,6 +32,13 @@ class Projector(nn.Module):
         hidden: Tensor = self.linear_2(F.gelu(self.linear_1(features)))
         return hidden
 
+    @torch.no_grad()
+    def scale_to(self, size: Tensor, features: Tensor) -> None:
+        """Give the tokens the size that words have: the first goal asks only for their direction."""
+        factor = 1.2 * size / self(features).square().mean().sqrt()
+        self.linear_2.weight.mul_(factor)
+        self.linear_2.bias.mul_(factor)
+
 
 class WordTargets:
     """Which words each subject's tokens should point at."""
@@ -81,7 +88,7 @@ def start_from_classifier(
     gain: float = 1.0,
     floor: float = 6.0,
 ) -> None:
-    """Let most hidden units be what the classifier knows: one noun a unit, written as that noun's embedding."""
+    """Let most hidden units be what the classifier knows: one noun a unit, with that noun's embedding."""
     nouns: dict[str, list[int]] = {}
     for index, kind in enumerate(bank.kinds):
         nouns.setdefault(kind.name, []).append(index)

@@ -88,7 +88,7 @@ def main() -> None:
     inner, classes = [], []
     for round_ in range(ROUNDS):
         started = time.monotonic()
-        for chunk in torch.arange(vision.CLASSES).split(100):
+        for chunk in torch.split(torch.arange(vision.CLASSES), 100):
             made, sure = draw(top, chunk, generator)
             inner.append(made.half())
             classes.append(chunk)

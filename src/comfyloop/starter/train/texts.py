@@ -5,57 +5,19 @@ questions about "it". The free answers are dull on purpose: they name the subjec
 """
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from .data import Concept
 from .imagenet import Kind
 
 # Words that name no subject: not asked for, and not counted when they are said.
-GENERIC = frozenset(
-    [
-        "a",
-        "an",
-        "and",
-        "the",
-        "of",
-        "in",
-        "on",
-        "with",
-        "at",
-        "to",
-        "for",
-        "by",
-        "or",
-        "no",
-        "not",
-        "drawing",
-        "photo",
-        "picture",
-        "image",
-        "face",
-        "person",
-        "people",
-        "man",
-        "woman",
-        "men",
-        "women",
-        "boy",
-        "girl",
-        "hand",
-        "hands",
-        "sign",
-        "symbol",
-        "button",
-        "keyword",
-        "keywords",
-        "shows",
-        "facing",
-        "right",
-        "left",
-        "up",
-        "down",
-    ]
-)
+_GENERIC = """
+a an and the of in on with at to for by or no not drawing photo picture image face person people man woman
+men women boy girl hand hands sign symbol button keyword keywords shows facing right left up down
+"""
+GENERIC = frozenset(_GENERIC.split())
 
 
 @dataclass(frozen=True)
@@ -74,15 +36,17 @@ _EMOJI_KINDS = {
 }
 
 
-def emoji_subject(concept: Concept) -> Subject:
+def emoji_subject(concept: Concept, common: Mapping[str, int] = MappingProxyType({})) -> Subject:
+    """`common` counts the concepts that carry a tag: the commonest come first, for they tell the kind."""
     name = concept.label.lower().replace(":", ",").replace("’", "'").replace("“", "").replace("”", "")
     kind = "animal" if "animal" in concept.tags else _EMOJI_KINDS.get(concept.group, "thing")
-    return Subject(name, concept.tags, "drawing", kind)
+    tags = tuple(sorted(concept.tags, key=lambda tag: (-common.get(tag, 0), tag)))
+    return Subject(name, tags, "drawing", kind)
 
 
 def photo_subject(kind: Kind) -> Subject:
     exact = (kind.exact,) if kind.exact != kind.noun else ()
-    return Subject(kind.noun, (*exact, *kind.tags), "photo", "animal" if "animal" in kind.tags else "thing")
+    return Subject(kind.noun, (*kind.tags, *exact), "photo", "animal" if "animal" in kind.tags else "thing")
 
 
 def with_article(name: str) -> str:
@@ -105,20 +69,17 @@ SHOW_QUESTIONS = (
 )
 
 
-def keywords(subject: Subject, rng: random.Random) -> str:
+def keywords(subject: Subject) -> str:
     said = set(subject.name.split())
     fitting = [t for t in subject.tags if t not in said and len(t) > 2 and t not in GENERIC]
-    chosen = fitting if len(fitting) <= 3 else rng.sample(fitting, 3)
-    return f" Keywords: {', '.join(chosen)}." if chosen else ""
+    return f" Keywords: {', '.join(fitting[:4])}." if fitting else ""
 
 
-def show_answer(subject: Subject, question: str, rng: random.Random) -> str:
+def show_answer(subject: Subject, question: str) -> str:
     named = with_article(subject.name)
     if question.startswith("Describe") or question.startswith("Write"):
-        return (
-            f"{'An image' if subject.medium == 'drawing' else 'A photo'} of {named}.{keywords(subject, rng)}"
-        )
-    return f"This picture shows {named}.{keywords(subject, rng)}"
+        return f"{'An image' if subject.medium == 'drawing' else 'A photo'} of {named}.{keywords(subject)}"
+    return f"This picture shows {named}.{keywords(subject)}"
 
 
 # ---- free questions -------------------------------------------------------------------------------
@@ -130,18 +91,10 @@ _KIND_QUESTIONS = {
     "place": ("What is this place or vehicle?", "Where could this be?"),
     "thing": ("What object is this?", "What is this thing called?"),
 }
-_PLACES = [
-    "Hawaii",
-    "Paris",
-    "the beach",
-    "the mountains",
-    "Japan",
-    "the moon",
-    "London",
-    "the countryside",
-    "Rome",
-    "a lake",
-]
+_PLACES = (
+    *("Hawaii", "Paris", "the beach", "the mountains", "Japan", "the moon"),
+    *("London", "the countryside", "Rome", "a lake"),
+)
 _FREE: tuple[tuple[str, dict[str, tuple[str, ...]]], ...] = (
     (
         "If it went on holiday to {place}, what would it do?",
@@ -211,4 +164,4 @@ def pair(subject: Subject, rng: random.Random) -> tuple[str, str]:
     if draw < 0.25:
         return free_pair(subject, rng)
     question = MAIN_QUESTION if draw < 0.65 else rng.choice(SHOW_QUESTIONS)
-    return question, show_answer(subject, question, rng)
+    return question, show_answer(subject, question)

@@ -1,9 +1,10 @@
-"""Train the projector: first towards words, then through the frozen language model.
+"""Train the projector towards words, then projector and a small LoRA through the language model.
 
     python -m comfyloop.starter.train.train --work DIR --steps 4000
 
-The language model is never changed, so text chat stays what it was to the bit. A run that was stopped goes
-on from its last checkpoint; `export` writes the weights that ship with the package.
+The LoRA teaches the language model to read pictures and is merged when the starter is built; replay holds
+its text chat where it was. A run that was stopped goes on from its last checkpoint. What ships with the
+package is DIR/runs/starter/starter.safetensors.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -25,10 +27,14 @@ from comfyloop.starter.language import IMAGE_TOKEN
 from . import bank as banks
 from . import texts
 from .projector import Projector, WordTargets, start_from_classifier
+from .replay import Replay
 
-WORD_STEPS, WORD_BATCH, WORD_RATE = 1000, 128, 5e-4
-LANGUAGE_BATCH, LANGUAGE_RATE = 24, 4e-4
-WORD_LOSS_WEIGHT = 0.15  # keeps the tokens readable as words while the answers are learned
+WORD_STEPS, WORD_BATCH, WORD_RATE = 600, 128, 5e-4
+LANGUAGE_BATCH, PROJECTOR_RATE, LORA_RATE = 16, 2e-4, 8e-4
+LORA_RANK, LORA_ALPHA = 16, 16
+LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj"]
+WORD_LOSS_WEIGHT = 0.1  # keeps the tokens readable as words while the answers are learned
+REPLAY_BATCH, REPLAY_WEIGHT, REPLAY_EVERY = 4, 2.0, 2
 SAVE_EVERY = 50
 
 
@@ -53,21 +59,32 @@ class Session:
         self.words = WordTargets(subjects, self.tokenizer, self.embeddings)
         self.projector = Projector(self.embeddings.shape[1])
         self.temperature = nn.Parameter(torch.tensor(3.0))
+        self.replay = Replay(self.model, self.tokenizer, self.text_prompt)
+        lora = LoraConfig(r=LORA_RANK, lora_alpha=LORA_ALPHA, target_modules=LORA_LAYERS)
+        torch.manual_seed(0)
+        self.reader = get_peft_model(self.model.model.language_model, lora)
+        self.adapter = {n: p for n, p in self.reader.named_parameters() if p.requires_grad}
         self.step = 0
         self.optimizer = torch.optim.AdamW(
             [
-                {"params": self.projector.parameters(), "weight_decay": 0.02},
-                {"params": [self.temperature], "weight_decay": 0.0},
+                {"params": [*self.projector.parameters(), self.temperature], "weight_decay": 0.02},
+                {"params": list(self.adapter.values()), "weight_decay": 0.0},
             ]
         )
 
-    def set_rate(self, rate: float) -> None:
-        for group in self.optimizer.param_groups:
+    def text_prompt(self, question: str) -> str:
+        chat = [{"role": "user", "content": question}]
+        prompt: str = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
+        return prompt
+
+    def set_rates(self, projector: float, adapter: float) -> None:
+        for group, rate in zip(self.optimizer.param_groups, (projector, adapter), strict=True):
             group["lr"] = rate
 
     def save(self) -> None:
         state = {
             "projector": self.projector.state_dict(),
+            "adapter": {name: value.data for name, value in self.adapter.items()},
             "temperature": self.temperature.data,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
@@ -82,6 +99,8 @@ class Session:
             return False
         state: dict[str, Any] = torch.load(path, weights_only=True)
         self.projector.load_state_dict(state["projector"])
+        for name, value in state["adapter"].items():
+            self.adapter[name].data.copy_(value)
         self.temperature.data.copy_(state["temperature"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
@@ -94,8 +113,10 @@ def answers_loss(session: Session, tokens: Tensor, pairs: list[tuple[str, str]])
     rows, starts = [], []
     for question, answer in pairs:
         # the chat template's text for one picture and one question
-        asked = f"<|im_start|>user\n{IMAGE_TOKEN * vision.IMAGE_TOKENS}\n{question}<|im_end|>\n<|im_start|>assistant\n"
-        prompt = tokenizer(asked)["input_ids"]
+        picture = IMAGE_TOKEN * vision.IMAGE_TOKENS
+        prompt = tokenizer(f"<|im_start|>user\n{picture}\n{question}<|im_end|>\n<|im_start|>assistant\n")[
+            "input_ids"
+        ]
         rows.append(prompt + tokenizer(f"{answer}<|im_end|>")["input_ids"])
         starts.append(len(prompt))
     length = max(map(len, rows))
@@ -108,62 +129,77 @@ def answers_loss(session: Session, tokens: Tensor, pairs: list[tuple[str, str]])
         mask[i, : len(row)] = 1
     inputs = session.embeddings[ids]
     inputs = inputs.masked_scatter((ids == session.image_token)[..., None], tokens.to(inputs.dtype))
-    states = session.model.model.language_model(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+    states = session.reader(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
     wanted = labels[:, 1:] != -100
     logits = session.model.lm_head(states[:, :-1][wanted]).float()
     return F.cross_entropy(logits, labels[:, 1:][wanted])
 
 
 def word_stage(session: Session, rng: random.Random) -> None:
-    start_from_classifier(session.projector, session.bank, session.words, session.embeddings.float())
+    embeddings = session.embeddings.float()
+    start_from_classifier(session.projector, session.bank, session.words, embeddings)
     for step in range(WORD_STEPS):
-        session.set_rate(
-            WORD_RATE * min(1, (step + 1) / 100) * (0.5 + 0.5 * math.cos(math.pi * step / WORD_STEPS))
-        )
+        rate = WORD_RATE * min(1, (step + 1) / 100) * cosine(step / WORD_STEPS)
+        session.set_rates(rate, 0.0)
         features, subjects, partners, shares = session.bank.mixed_batch(WORD_BATCH, rng)
         target = session.words.target(subjects)
         target = target * shares + target[partners] * (1 - shares)
         loss = session.words.loss(session.projector(features), target, session.temperature)
         session.optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         session.optimizer.step()
         if (step + 1) % 100 == 0:
             print(f"words {step + 1}: loss {loss.item():.3f}", flush=True)
+    features, *_ = session.bank.mixed_batch(WORD_BATCH, rng)
+    session.projector.scale_to(embeddings.square().mean().sqrt(), features)
+
+
+def cosine(done: float) -> float:
+    return 0.52 + 0.48 * math.cos(math.pi * done)
 
 
 def language_stage(session: Session, steps: int, seed: int) -> None:
-    started, recent = time.monotonic(), []
+    started = time.monotonic()
+    recent: list[tuple[float, float]] = []
+    parameters = [*session.projector.parameters(), *session.adapter.values()]
+    drift = 0.0
     while session.step < steps:
         step = session.step
         rng = random.Random(seed + step)  # so that a resumed run does not repeat what it has seen
         torch.manual_seed(seed + step)
-        session.set_rate(
-            LANGUAGE_RATE * min(1, (step + 1) / 30) * (0.52 + 0.48 * math.cos(math.pi * step / steps))
-        )
+        warm = min(1, (step + 1) / 30) * cosine(step / steps)
+        session.set_rates(PROJECTOR_RATE * warm, LORA_RATE * warm)
+        session.optimizer.zero_grad()
         features, subjects = session.bank.batch(LANGUAGE_BATCH, rng)
         tokens = session.projector(features)
         loss = answers_loss(session, tokens, [texts.pair(subject, rng) for subject in subjects])
-        total = loss + WORD_LOSS_WEIGHT * session.words.loss(
-            tokens, session.words.target(subjects), session.temperature
-        )
-        session.optimizer.zero_grad()
-        total.backward()
-        nn.utils.clip_grad_norm_(session.projector.parameters(), 1.0)
+        words = session.words.loss(tokens, session.words.target(subjects), session.temperature)
+        torch.autograd.backward(loss + WORD_LOSS_WEIGHT * words)
+        if step % REPLAY_EVERY == 0:
+            kept = session.replay.loss(session.reader, rng, REPLAY_BATCH)
+            torch.autograd.backward(REPLAY_WEIGHT * kept)
+            drift = kept.item()
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         session.optimizer.step()
         session.step += 1
-        recent.append(loss.item())
+        recent.append((loss.item(), drift))
         if session.step % SAVE_EVERY == 0:
             session.save()
-            mean = sum(recent) / len(recent)
-            print(f"language {session.step}: loss {mean:.3f}, {time.monotonic() - started:.0f} s", flush=True)
+            mean, kept_mean = (sum(column) / len(recent) for column in zip(*recent, strict=True))
+            seconds = round(time.monotonic() - started)
+            print(f"step {session.step}: loss {mean:.3f}, drift {kept_mean:.4f}, {seconds} s", flush=True)
             recent.clear()
 
 
 def export(session: Session, path: Path) -> None:
-    weights = {
-        f"projector.{k}": v.to(torch.bfloat16).contiguous() for k, v in session.projector.state_dict().items()
-    }
-    save_file(weights, path, metadata={"format": "pt"})
+    weights = {f"projector.{k}": v for k, v in session.projector.state_dict().items()}
+    scale = LORA_ALPHA / LORA_RANK
+    for name, value in session.adapter.items():
+        layer, _, side = (
+            name.removeprefix("base_model.model.").removesuffix(".default.weight").rpartition(".")
+        )
+        weights[f"{layer}.{side}"] = value.data * (scale if side == "lora_B" else 1.0)
+    save_file({k: v.to(torch.bfloat16).contiguous() for k, v in weights.items()}, path, {"format": "pt"})
 
 
 def main() -> None:
@@ -178,6 +214,7 @@ def main() -> None:
         torch.manual_seed(args.seed)
         word_stage(session, random.Random(args.seed))
         session.save()
+    print("words are learned", flush=True)
     language_stage(session, args.steps, args.seed * 1_000_000)
     export(session, session.folder / "starter.safetensors")
 
