@@ -53,7 +53,7 @@ def postgres() -> Iterator[str]:
         if made.returncode:
             pytest.skip(f"PostgreSQL's initdb failed here: {made.stderr.strip()[-300:]}")
         with (folder / "log").open("w") as log:
-            # fsync matters to power cuts, which no test here makes, and takes most of the time of a new database.
+            # fsync guards against power cuts, which no test here makes, and slows new databases down.
             settings = ["listen_addresses=", f"unix_socket_directories={folder}", "fsync=off"]
             options = [word for setting in settings for word in ("-c", setting)]
             server = subprocess.Popen(
