@@ -34,6 +34,7 @@ _ALIASES = {
     "image/x-png": "image/png",
     "image/x-ms-bmp": "image/bmp",
 }
+_PNG_END = b"IEND\xaeB`\x82"
 # A decoded image takes some hundreds of MB at the limits: two at a time, however many are sent.
 _decoding = threading.BoundedSemaphore(2)
 
@@ -130,6 +131,8 @@ def _decode(data: bytes, header: Header) -> None:
             size = image.size
             if size == (header.width, header.height):
                 image.load()
+        if header.media_type == "image/png" and _PNG_END not in data:  # all its pixels, yet not all of it
+            raise EOFError("its last chunk is missing")
     except Exception as error:  # decoders raise whatever the damage leads them to
         raise InvalidInput(
             f"The image ({header.media_type}) is damaged or broken off: {error}.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
@@ -181,9 +182,12 @@ def _sqlite_engine(url: URL) -> Engine:
     @sa.event.listens_for(engine, "connect")
     def _set_up(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # the driver begins nothing by itself: _begin does
-        connection.execute("PRAGMA foreign_keys=ON")
-        connection.execute("PRAGMA secure_delete=ON")  # what a person had deleted leaves no bytes in the file
-        connection.execute("PRAGMA synchronous=FULL")
+        try:
+            connection.execute("PRAGMA foreign_keys=ON")
+            connection.execute("PRAGMA secure_delete=ON")  # what a person had deleted leaves no bytes
+            connection.execute("PRAGMA synchronous=FULL")
+        except sqlite3.Error as error:
+            raise explain(error, shown(url)) from error
         record.info["mode"] = "durable"
 
     @sa.event.listens_for(engine, "begin")
@@ -206,15 +210,15 @@ def _use_wal(engine: Engine) -> None:
     while True:
         raw = engine.raw_connection()
         try:
-            if raw.cursor().execute("PRAGMA journal_mode").fetchone()[0] == "wal":
+            cursor = raw.cursor()
+            if cursor.execute("PRAGMA journal_mode").fetchone()[0] == "wal":
                 return
-            mode = raw.cursor().execute("PRAGMA journal_mode=WAL").fetchone()[0]
+            mode = cursor.execute("PRAGMA journal_mode=WAL").fetchone()[0]
             if mode != "wal":
                 log.warning("SQLite keeps its journal mode %r on this file system: readers wait.", mode)
             return
-        except Exception as error:
-            locked = "locked" in str(error)
-            if not locked or time.monotonic() > deadline:
+        except sqlite3.Error as error:
+            if "locked" not in str(error) or time.monotonic() > deadline:
                 raise explain(error, shown(engine.url)) from error
             time.sleep(0.02)
         finally:
@@ -242,8 +246,11 @@ def _postgresql_engine(url: URL) -> Engine:
 
     @sa.event.listens_for(engine, "connect")
     def _set_up(connection: Any, record: Any) -> None:
-        connection.execute(f"SET lock_timeout = '{int(BUSY_SECONDS * 1000)}ms'")
-        connection.commit()
+        try:
+            connection.execute(f"SET lock_timeout = '{int(BUSY_SECONDS * 1000)}ms'")
+            connection.commit()
+        except connection.Error as error:
+            raise explain(error, shown(url)) from error
 
     return engine
 
