@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -21,6 +22,7 @@ Ask = Callable[[Sequence[str]], Sequence[str]]
 """Asks the base model (greedily, without a system prompt): questions in, answers in the same order out."""
 
 ORIGIN = "replay"
+_SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"'”’)]*(?=\s|$)|[.!?]$|[。!?]")
 
 
 def questions() -> tuple[str, ...]:
@@ -50,14 +52,23 @@ def samples(project: str, base_model: str, ask: Ask, cache_dir: Path, count: int
     answers = _load(cache)
     if missing := [question for question in wanted if question not in answers]:
         given = ask(missing)
-        answers |= dict(zip(missing, given, strict=True))
+        answers |= {q: whole_sentences(answer) for q, answer in zip(missing, given, strict=True)}
         _save(cache, answers)
     source = Source(project, (), ORIGIN, ORIGIN)
     return [
         make("sft", _turns(question, answers[question]), source, slice="general", replay=True)
         for question in wanted
-        if answers[question].strip()
+        if answers[question]
     ]
+
+
+def whole_sentences(text: str) -> str:
+    """The text up to its last sentence end, or all of it when it has none.
+
+    An answer that a token limit cut off would teach the model to stop in the middle of a sentence.
+    """
+    ends = [match.end() for match in _SENTENCE_END.finditer(text.strip())]
+    return text.strip()[: ends[-1]] if ends else text.strip()
 
 
 def choose(replay: Sequence[Sample], others: Sequence[Sample], count: int) -> tuple[Sample, ...]:
@@ -68,7 +79,7 @@ def choose(replay: Sequence[Sample], others: Sequence[Sample], count: int) -> tu
 
 
 def _turns(question: str, answer: str) -> tuple[Message, Message]:
-    return Message.of("user", question), Message.of("assistant", answer.strip())
+    return Message.of("user", question), Message.of("assistant", answer)
 
 
 def _load(cache: Path) -> dict[str, str]:

@@ -1,0 +1,55 @@
+"""A gate report as text for a terminal or a log; as JSON it is `report.model_dump_json()`."""
+
+from __future__ import annotations
+
+from comfyloop.gate.metrics import EDIT_DISTANCE
+from comfyloop.records import BASE, GateItem, GateReport, Verdict
+
+_VERDICTS = {
+    Verdict.PROMOTE: "promote",
+    Verdict.REJECT: "reject",
+    Verdict.NOT_ENOUGH_EVIDENCE: "not enough evidence",
+}
+_METRICS = {"log_likelihood": "log-likelihood, nats per token", "edit_distance": "edit distance, 0 to 1"}
+
+
+def render_text(report: GateReport, examples: int = 3) -> str:
+    """Verdict, reasons, measures and the answers that changed most (`examples` of them)."""
+    live = "the base model" if report.live == BASE else f"version {report.live}"
+    lines = [
+        f"{report.project}: version {report.candidate} against {live}: {_VERDICTS[report.verdict]}.",
+        *(f"  {reason}" for reason in report.reasons),
+    ]
+    if report.measures:
+        lines += ["", f"  {'slice':<10} {'items':>5} {'live':>8} {'cand.':>8}  {'change':<20} measure"]
+        lines += [
+            f"  {m.slice:<10} {m.items:>5} {m.live:>8.3f} {m.candidate:>8.3f}  "
+            f"{f'{m.low:+.3f} to {m.high:+.3f}':<20} {_METRICS.get(m.metric, m.metric)}, "
+            f"{'higher' if m.higher_is_better else 'lower'} is better"
+            for m in report.measures
+        ]
+    for item in _most_changed(report)[:examples]:
+        lines += [
+            "",
+            f"  Asked:     {_line(item.question)}",
+            f"  Yours:     {_line(item.reference)}",
+            f"  Live:      {_line(item.live_answer)}",
+            f"  Candidate: {_line(item.candidate_answer)}",
+        ]
+    lines += ["", f"  {len(report.items)} items in {report.seconds:.1f} s."]
+    return "\n".join(lines) + "\n"
+
+
+def _most_changed(report: GateReport) -> list[GateItem]:
+    answered = [item for item in report.items if EDIT_DISTANCE in item.scores]
+
+    def change(item: GateItem) -> float:
+        live, candidate = item.scores[EDIT_DISTANCE]
+        return abs(candidate - live)
+
+    return sorted(answered, key=change, reverse=True)
+
+
+def _line(text: str, width: int = 160) -> str:
+    flat = " ".join(text.split())
+    return flat if len(flat) <= width else flat[: width - 1] + "…"
