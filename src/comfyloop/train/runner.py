@@ -43,10 +43,13 @@ def start(run_dir: Path | str, *, environment: Mapping[str, str] | None = None) 
     """
     run = RunDirectory(run_dir)
     read_spec(run.path)
-    lock = run.lock()
+    ended = run.read_status().state.ended
+    lock = run.lock(patience=10 if ended else 0.2)  # an ended trainer may still be on its way out
     if lock is None:
         raise Conflict(f"The run {run.path.name} is already being worked on.", "Wait for it, or cancel it.")
     try:
+        if run.read_status().state is TrainState.CANCELLED:
+            run.cancel_file.unlink(missing_ok=True)  # starting a cancelled run takes the cancellation back
         run.write_status(run.read_status().model_copy(update={"state": TrainState.STARTING, "error": ""}))
         with run.output_file.open("ab") as output:
             child = subprocess.Popen(
@@ -116,7 +119,7 @@ def wait(run_dir: Path | str, timeout: float, interval: float = 0.1) -> Status:
 def follow(run_dir: Path | str, interval: float = 0.2) -> Iterator[dict[str, Any]]:
     """The log's lines as they come, each step once, until the run has ended (or died)."""
     run = RunDirectory(run_dir)
-    seen = 0
+    seen = -1
     while True:
         ended = poll(run.path).state.ended  # before reading, so that the last lines are not missed
         for line in run.log_lines():

@@ -94,22 +94,27 @@ class RunDirectory:
                 "Delete it and start the run again: it goes on from its last checkpoint.",
             ) from None
 
-    def lock(self) -> int | None:
-        """Take the run for this process; None when another one has it. Keep the descriptor until the end."""
+    def lock(self, patience: float = 0.2) -> int | None:
+        """Take the run for this process; None when another one keeps it for `patience` seconds.
+
+        The lock is held for as long as the descriptor is open, so keep it until the end.
+        """
         handed_down = os.environ.pop(LOCK_FD_VARIABLE, "")
         if handed_down:
             fd = int(handed_down)
             os.set_inheritable(fd, False)
             return fd
         fd = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
-        for _ in range(10):  # `is_locked` holds it for a moment too
+        deadline = time.monotonic() + patience
+        while True:  # at least a second look: `is_locked` holds it for a moment too
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return fd
             except BlockingIOError:
+                if time.monotonic() > deadline:
+                    os.close(fd)
+                    return None
                 time.sleep(0.02)
-        os.close(fd)
-        return None
 
     def is_locked(self) -> bool:
         """Whether a process is working on this run now."""
