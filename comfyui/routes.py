@@ -81,7 +81,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
     @route("GET", "recent")
     async def recent(_: Any) -> Any:
         found = await pack.service().get("/v1/generations", project=pack.config.project, limit=10)
-        return {"answers": found["items"], "grids": list(pack.grids)[::-1]}
+        return {"answers": found["items"], "grids": [{k: v for k, v in g.items() if k != "files"} for g in reversed(pack.grids)]}
 
     @route("POST", "review")
     async def review(body: Any) -> Any:

@@ -1,0 +1,101 @@
+"""Live LoRA: the image LoRA of the project's live version. Runs again when that changes, and only then."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.lora
+import comfy.lora_convert
+import comfy.sd
+import comfy.utils
+import folder_paths
+from comfy_api.latest import io
+
+from .. import pack
+from ..live import newest_file
+from ..service import ServiceError
+from .shared import CATEGORY
+
+
+class LiveLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ComfyLoopLiveLora",
+            display_name="Live LoRA (ComfyLoop)",
+            category=CATEGORY,
+            description="Applies the project's live image LoRA. Without one, the model goes through untouched.",
+            inputs=[
+                io.Model.Input("model"),
+                io.String.Input("project", default="", tooltip="Empty: the project of the sidebar."),
+                io.Float.Input("strength", default=1.0, min=-4.0, max=4.0, step=0.05),
+                io.Clip.Input("clip", optional=True),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="model"),
+                io.Clip.Output("clip", display_name="clip"),
+                io.String.Output("version", display_name="version"),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    async def fingerprint_inputs(cls, project: str, **_: Any) -> str:
+        name = project.strip() or pack.get().config.project
+        live = await pack.get().live.get(name)
+        if live is None:
+            file = newest_file(name, _folder())
+            return file.stem if file else f"{name}-none"
+        return f"{name}-v{live.number}" if live.image_adapter else f"{name}-none"
+
+    @classmethod
+    async def execute(cls, model: Any, project: str, strength: float, clip: Any = None) -> io.NodeOutput:
+        name = project.strip() or pack.get().config.project
+        file, note = await _file(name)
+        if file is None:
+            return io.NodeOutput(model, clip, "none", ui={"comfyloop_note": [note or f"{name}: no image LoRA yet"]})
+        if strength == 0:
+            return io.NodeOutput(model, clip, file.stem, ui={"comfyloop_note": [f"{file.stem}, strength 0"]})
+        tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
+        refused = _unknown_keys(tensors, model, clip)
+        if refused:
+            raise ValueError(
+                f"{file.name} does not fit this model: {len(refused)} of {len(tensors)} tensors have no place in it "
+                f"(the first is {refused[0]}). Load the base model for which project {name!r} is trained."
+            )
+        model, clip = comfy.sd.load_lora_for_models(model, clip, tensors, strength, strength)
+        return io.NodeOutput(model, clip, file.stem, ui={"comfyloop_note": [note or file.stem]})
+
+
+async def _file(project: str) -> tuple[Path | None, str]:
+    """The LoRA to apply and a note; while the service is away, the newest that is here."""
+    live = await pack.get().live.get(project)
+    if live is None:
+        file = newest_file(project, _folder())
+        return file, f"{file.stem} (service away)" if file else "service away, no LoRA here yet"
+    if not live.image_adapter:
+        return None, ""
+    try:
+        return await pack.get().live.image_adapter_file(live, _folder()), ""
+    except (ServiceError, OSError) as error:
+        file = newest_file(project, _folder())
+        return file, f"{file.stem if file else 'no LoRA'}: {live.name} could not be fetched. {error}"
+
+
+def _folder() -> Path:
+    """Where ComfyUI's own LoraLoader sees the files as well."""
+    return Path(folder_paths.get_folder_paths("loras")[0]) / "comfyloop"
+
+
+def _unknown_keys(tensors: dict[str, Any], model: Any, clip: Any) -> list[str]:
+    """The keys that ComfyUI would leave out with no more than a warning in its log."""
+    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    if clip is not None:
+        places = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, places)
+    converted = comfy.lora_convert.convert_lora(tensors)
+    known = {
+        f"{place}{end}" for place in places for end in (".lora_up.weight", ".lora_down.weight", ".lora_mid.weight", ".alpha")
+    }  # fmt: skip
+    text_side = () if clip is not None else ("lora_te",)
+    return [key for key in converted if key not in known and not key.startswith(text_side or ("\0",))]

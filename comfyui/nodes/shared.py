@@ -1,0 +1,119 @@
+"""What several nodes need: asking the service while the page watches, and waiting for a person."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import time
+from typing import Any
+
+import comfy.model_management
+from comfy_api.latest import io
+from server import PromptServer
+
+from .. import images, pack
+from ..feedback import new_id
+from ..service import Answer, ServiceError
+
+CATEGORY = "ComfyLoop"
+GenerationIO = io.Custom("COMFYLOOP_GENERATION")
+"""A handle of an answer: {"id", "project", "version", "about": "answer" | "prompt"}; feedback refers to it."""
+
+PAUSE_NOTE = "While it waits, the whole queue waits."
+
+
+def to_page(event: str, data: dict[str, Any]) -> None:
+    """To the page that queued this run."""
+    server = PromptServer.instance
+    server.send_sync(event, data, server.client_id)
+
+
+def stop_if_interrupted() -> None:
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+def model_name(model: str) -> str:
+    return model.strip() or pack.get().config.project
+
+
+async def live_fingerprint(model: str) -> str:
+    """Changes when the version that answers to this name does: a cached answer of an older version is stale."""
+    name = model_name(model)
+    if "@" in name and not name.endswith("@live"):
+        return name
+    live = await pack.get().live.get(name.partition("@")[0])
+    return live.name if live else name
+
+
+async def ask(
+    node: str, model: str, text: str, pictures: Any, sampling: dict[str, Any], about: str
+) -> tuple[Answer, dict[str, Any]]:
+    """The answer, shown in the node as it is written, and its handle. Raises ServiceError with one sentence."""
+    files = images.from_tensor(pictures) if pictures is not None else []
+    parts: list[dict[str, Any]] = [
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(file).decode()}}
+        for file in files
+    ]
+    content: Any = [*parts, {"type": "text", "text": text}] if parts else text
+    body = {"model": model_name(model), "messages": [{"role": "user", "content": content}], **sampling}
+    shown_at = 0.0
+
+    def on_text(so_far: str) -> None:
+        nonlocal shown_at
+        stop_if_interrupted()
+        if time.monotonic() - shown_at > 0.05:
+            shown_at = time.monotonic()
+            to_page("comfyloop.text", {"node": node, "text": so_far})
+
+    answer = await pack.get().service().chat(body, on_text)
+    if not answer.text.strip():
+        raise ServiceError("The model answered with nothing. Ask in other words, or allow more tokens.")
+    to_page("comfyloop.text", {"node": node, "text": answer.text})
+    handle = {
+        "id": answer.generation,
+        "project": answer.version.partition("@")[0],
+        "version": answer.version,
+        "about": about,
+    }
+    return answer, handle
+
+
+def sampling_inputs(max_tokens: int) -> list[Any]:
+    return [
+        io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.05, tooltip="0: always the likeliest answer."),
+        io.Int.Input("max_tokens", default=max_tokens, min=1, max=8192, tooltip="Longest answer, in tokens."),
+        io.Int.Input("seed", default=0, min=0, max=2**31 - 1, control_after_generate=True, tooltip="Chance, where temperature is not 0."),
+    ]
+
+
+async def wait_for_person(node: str, event: str, shown: dict[str, Any], seconds: int) -> dict[str, Any] | None:
+    """Show something in the node and wait; None when the time is over.
+
+    Interrupting the queue ends it with ComfyUI's own exception. A reloaded page finds the pause in its state.
+    """
+    work = pack.get()
+    pause = pack.Pause(new_id("pause"), node, {**shown, "event": event, "node": node, "seconds": seconds})
+    pause.shown["pause"] = pause.id
+    work.pauses[pause.id] = pause
+    try:
+        to_page(event, pause.shown)
+        end = time.monotonic() + seconds
+        while pause.answer is None:
+            stop_if_interrupted()
+            if time.monotonic() > end:
+                return None
+            await asyncio.sleep(0.05)
+        return pause.answer
+    finally:
+        work.pauses.pop(pause.id, None)
+        to_page("comfyloop.resumed", {"node": node, "pause": pause.id})
+
+
+def mode_inputs() -> list[Any]:
+    return [
+        io.Combo.Input(
+            "mode", options=["pause", "pass"], default="pause",
+            tooltip=f"pause: the workflow waits for you. {PAUSE_NOTE} pass: it runs on, and you can still judge.",
+        ),
+        io.Int.Input("timeout", default=600, min=5, max=86400, tooltip="Seconds of a pause, after which the workflow goes on unchanged."),
+    ]  # fmt: skip
