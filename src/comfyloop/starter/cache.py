@@ -17,9 +17,9 @@ from comfyloop.errors import StarterError
 from . import packages
 from .packages import LANGUAGE, VISION, sha256
 
-VERSION = "0.1.0"
+VERSION = "1.0.0"
 WEIGHTS = Path(__file__).with_name("weights") / "starter.safetensors"
-WEIGHTS_SHA256 = "99da39c40b33d1e7ab71f865676d5baf7b83fa0f02e784d634d1eb400c8e2497"
+WEIGHTS_SHA256 = "1acb78278301fc166ade3225b8a40218c365ae75e45980fa145386cddcc9fde9"
 
 MANIFEST = "manifest.json"
 SMALL_FILE = 8 << 20  # files up to this size are hashed at every start: about ten milliseconds in all

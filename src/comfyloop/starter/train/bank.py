@@ -13,8 +13,8 @@ from . import data, imagenet, texts
 from .synthesis import Top
 
 # Three hundred ways to draw a person doing something would crowd out everything else.
-DRAWINGS = 0.6  # the rest are synthesised photographs
-GROUP_WEIGHTS = {"people-body": 0.35, "symbols": 0.6}
+DRAWINGS = 0.7  # the rest are synthesised photographs
+GROUP_WEIGHTS = {"people-body": 0.2, "smileys-emotion": 0.6, "symbols": 0.5}
 
 
 @dataclass

@@ -17,7 +17,7 @@ from comfyloop.starter import vision
 from . import texts
 from .bank import Bank
 
-TAG_WEIGHT = 0.3
+TAG_WEIGHT = 0.5
 
 
 class Projector(nn.Module):

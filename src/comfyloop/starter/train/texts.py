@@ -15,7 +15,7 @@ from .imagenet import Kind
 # Words that name no subject: not asked for, and not counted when they are said.
 _GENERIC = """
 a an and the of in on with at to for by or no not drawing photo picture image face person people man woman
-men women boy girl hand hands sign symbol button keyword keywords shows facing right left up down
+men women boy girl sign symbol button keyword keywords shows facing right left up down
 """
 GENERIC = frozenset(_GENERIC.split())
 

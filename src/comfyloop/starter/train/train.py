@@ -1,6 +1,6 @@
 """Train the projector towards words, then projector and a small LoRA through the language model.
 
-    python -m comfyloop.starter.train.train --work DIR --steps 4000
+    python -m comfyloop.starter.train.train --work DIR
 
 The LoRA teaches the language model to read pictures and is merged when the starter is built; replay holds
 its text chat where it was. A run that was stopped goes on from its last checkpoint. What ships with the
@@ -11,6 +11,7 @@ import argparse
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +30,26 @@ from . import texts
 from .projector import Projector, WordTargets, start_from_classifier
 from .replay import Replay
 
-WORD_STEPS, WORD_BATCH, WORD_RATE = 600, 128, 5e-4
-LANGUAGE_BATCH, PROJECTOR_RATE, LORA_RATE = 16, 2e-4, 8e-4
+
+@dataclass(frozen=True)
+class Round:
+    """Some steps towards words, then passes through the language model until `until` steps are made in all."""
+
+    word_steps: int
+    word_rate: float
+    mixed: bool  # blend pictures: smoother, but the words stay faint
+    until: int
+
+
+# The first round made pictures readable; the second, added after a look at the validation concepts,
+# made the words of drawings clear enough for the language model to copy them.
+ROUNDS = (Round(600, 5e-4, True, 300), Round(1200, 1e-3, False, 1150))
+WORD_BATCH = 128
+LANGUAGE_BATCH, PROJECTOR_RATE, LORA_RATE = 16, 3e-4, 8e-4
 LORA_RANK, LORA_ALPHA = 16, 16
 LORA_LAYERS = ["q_proj", "k_proj", "v_proj", "o_proj"]
-WORD_LOSS_WEIGHT = 0.1  # keeps the tokens readable as words while the answers are learned
-REPLAY_BATCH, REPLAY_WEIGHT, REPLAY_EVERY = 4, 2.0, 2
+WORD_LOSS_WEIGHT = 0.3  # keeps the tokens readable as words while the answers are learned
+REPLAY_BATCH, REPLAY_WEIGHT, REPLAY_EVERY = 4, 4.0, 2
 SAVE_EVERY = 50
 
 
@@ -65,6 +80,7 @@ class Session:
         self.reader = get_peft_model(self.model.model.language_model, lora)
         self.adapter = {n: p for n, p in self.reader.named_parameters() if p.requires_grad}
         self.step = 0
+        self.rounds_done = 0  # of words
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [*self.projector.parameters(), self.temperature], "weight_decay": 0.02},
@@ -88,23 +104,23 @@ class Session:
             "temperature": self.temperature.data,
             "optimizer": self.optimizer.state_dict(),
             "step": self.step,
+            "rounds_done": self.rounds_done,
         }
         partial = self.folder / "state.partial"
         torch.save(state, partial)
         partial.replace(self.folder / "state.pt")
 
-    def resume(self) -> bool:
+    def resume(self) -> None:
         path = self.folder / "state.pt"
         if not path.exists():
-            return False
+            return
         state: dict[str, Any] = torch.load(path, weights_only=True)
         self.projector.load_state_dict(state["projector"])
         for name, value in state["adapter"].items():
             self.adapter[name].data.copy_(value)
         self.temperature.data.copy_(state["temperature"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.step = state["step"]
-        return True
+        self.step, self.rounds_done = state["step"], state["rounds_done"]
 
 
 def answers_loss(session: Session, tokens: Tensor, pairs: list[tuple[str, str]]) -> Tensor:
@@ -135,22 +151,28 @@ def answers_loss(session: Session, tokens: Tensor, pairs: list[tuple[str, str]])
     return F.cross_entropy(logits, labels[:, 1:][wanted])
 
 
-def word_stage(session: Session, rng: random.Random) -> None:
+def word_stage(session: Session, plan: Round, rng: random.Random) -> None:
+    bank, words = session.bank, session.words
     embeddings = session.embeddings.float()
-    start_from_classifier(session.projector, session.bank, session.words, embeddings)
-    for step in range(WORD_STEPS):
-        rate = WORD_RATE * min(1, (step + 1) / 100) * cosine(step / WORD_STEPS)
+    if session.rounds_done == 0:
+        start_from_classifier(session.projector, bank, words, embeddings)
+    for step in range(plan.word_steps):
+        rate = plan.word_rate * min(1, (step + 1) / 100) * cosine(step / plan.word_steps)
         session.set_rates(rate, 0.0)
-        features, subjects, partners, shares = session.bank.mixed_batch(WORD_BATCH, rng)
-        target = session.words.target(subjects)
-        target = target * shares + target[partners] * (1 - shares)
-        loss = session.words.loss(session.projector(features), target, session.temperature)
+        if plan.mixed:
+            features, subjects, partners, shares = bank.mixed_batch(WORD_BATCH, rng)
+            target = words.target(subjects)
+            target = target * shares + target[partners] * (1 - shares)
+        else:
+            features, subjects = bank.batch(WORD_BATCH, rng)
+            target = words.target(subjects)
+        loss = words.loss(session.projector(features), target, session.temperature)
         session.optimizer.zero_grad()
         torch.autograd.backward(loss)
         session.optimizer.step()
         if (step + 1) % 100 == 0:
             print(f"words {step + 1}: loss {loss.item():.3f}", flush=True)
-    features, *_ = session.bank.mixed_batch(WORD_BATCH, rng)
+    features, _ = bank.batch(WORD_BATCH, rng)
     session.projector.scale_to(embeddings.square().mean().sqrt(), features)
 
 
@@ -158,12 +180,12 @@ def cosine(done: float) -> float:
     return 0.52 + 0.48 * math.cos(math.pi * done)
 
 
-def language_stage(session: Session, steps: int, seed: int) -> None:
+def language_stage(session: Session, until: int, steps: int, seed: int) -> None:
     started = time.monotonic()
     recent: list[tuple[float, float]] = []
     parameters = [*session.projector.parameters(), *session.adapter.values()]
     drift = 0.0
-    while session.step < steps:
+    while session.step < until:
         step = session.step
         rng = random.Random(seed + step)  # so that a resumed run does not repeat what it has seen
         torch.manual_seed(seed + step)
@@ -173,7 +195,9 @@ def language_stage(session: Session, steps: int, seed: int) -> None:
         features, subjects = session.bank.batch(LANGUAGE_BATCH, rng)
         tokens = session.projector(features)
         loss = answers_loss(session, tokens, [texts.pair(subject, rng) for subject in subjects])
-        words = session.words.loss(tokens, session.words.target(subjects), session.temperature)
+        features, subjects = session.bank.batch(WORD_BATCH // 2, rng)
+        target = session.words.target(subjects)
+        words = session.words.loss(session.projector(features), target, session.temperature)
         torch.autograd.backward(loss + WORD_LOSS_WEIGHT * words)
         if step % REPLAY_EVERY == 0:
             kept = session.replay.loss(session.reader, rng, REPLAY_BATCH)
@@ -206,16 +230,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--run", default="starter")
-    parser.add_argument("--steps", type=int, default=4000)
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     session = Session(args.work, args.run)
-    if not session.resume():
-        torch.manual_seed(args.seed)
-        word_stage(session, random.Random(args.seed))
-        session.save()
-    print("words are learned", flush=True)
-    language_stage(session, args.steps, args.seed * 1_000_000)
+    session.resume()
+    for number, plan in enumerate(ROUNDS):
+        if session.rounds_done == number:
+            torch.manual_seed(args.seed + number)
+            word_stage(session, plan, random.Random(args.seed + number))
+            session.rounds_done += 1
+            session.save()
+        language_stage(session, plan.until, ROUNDS[-1].until, args.seed * 1_000_000)
     export(session, session.folder / "starter.safetensors")
 
 
