@@ -27,7 +27,7 @@ class Embedded:
     @property
     def shift(self) -> int:
         """Position of a later token minus its place (models with positions in two dimensions)."""
-        return 0 if self.positions is None else int(self.positions.max()) + 1 - self.embeds.shape[1]
+        return 0 if self.positions is None else int(self.positions.max()) + 1 - self.positions.shape[-1]
 
 
 class Vision:
