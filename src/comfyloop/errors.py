@@ -81,3 +81,14 @@ class DataError(ComfyLoopError):
 
 class RunFailed(ComfyLoopError):
     code, exit_code = "run_failed", 10
+
+
+def error_for(
+    code: str, status: int, message: str, mend: str = "", retry_after: float | None = None
+) -> ComfyLoopError:
+    """The error that a service's answer stands for: by its code, else by its HTTP status."""
+    tree = [ComfyLoopError]
+    for kind in tree:
+        tree.extend(kind.__subclasses__())
+    kinds = [k for k in tree if k.code == code] or [k for k in tree if k.status == status and status != 500]
+    return (kinds or [ComfyLoopError])[0](message, mend, retry_after=retry_after)

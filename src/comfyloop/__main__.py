@@ -1,0 +1,3 @@
+from comfyloop.cli import main
+
+main()

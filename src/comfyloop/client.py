@@ -1,0 +1,197 @@
+"""A Python client of a running service, for scripts, the CLI and the demo.
+
+Chat itself is OpenAI's API: use the official `openai` client with `base_url=client.url + "/v1"`; here `ask`
+is a short form of it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import mimetypes
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from comfyloop.errors import ComfyLoopError, EngineUnavailable, error_for
+from comfyloop.records import Feedback, GateReport, Generation, Loop, Snapshot, Version
+
+
+FEEDBACK_BATCH = 200
+
+
+class Answer(NamedTuple):
+    text: str
+    generation: str
+    version: str
+
+
+class Client:
+    """Calls to one service. Raises the errors of `comfyloop.errors` with the service's own sentences.
+
+    Args:
+        url: Of the service, e.g. "http://127.0.0.1:8265".
+        token: The service's token, where it asks for one.
+        project: The project that calls are about; None: the service's default.
+    """
+
+    def __init__(
+        self, url: str, token: str = "", project: str | None = None, *, timeout: float = 600.0
+    ) -> None:
+        self.url = url.rstrip("/")
+        self.project = project
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.Client(
+            base_url=self.url, headers=headers, timeout=httpx.Timeout(timeout, connect=5.0), trust_env=False
+        )
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def call(self, method: str, path: str, body: Any = None, **query: Any) -> Any:
+        """Any route: the parsed JSON of its answer. `query` values that are None are left out."""
+        params = {name: value for name, value in query.items() if value is not None}
+        return self._send(method, path, json=body, params=params)
+
+    def _send(self, method: str, path: str, **request: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **request)
+        except httpx.TimeoutException as error:
+            raise EngineUnavailable(
+                f"The service at {self.url} did not answer in time.", "Try again."
+            ) from error
+        except httpx.HTTPError as error:
+            raise EngineUnavailable(
+                f"No service answers at {self.url}.", "Start it with `comfyloop up`, or give its --url."
+            ) from error
+        if response.status_code >= 400:
+            raise _error(response)
+        return response.json() if response.content else None
+
+    # --- asking and correcting
+
+    def ask(
+        self,
+        question: str,
+        images: Sequence[Path | bytes] = (),
+        *,
+        model: str | None = None,
+        max_tokens: int = 256,
+    ) -> Answer:
+        """Greedy answer to one question about images (paths or the bytes of PNG, JPEG or WebP files)."""
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images
+        ]
+        content.append({"type": "text", "text": question})
+        body = {
+            "model": model or self.project or self.default_project(),
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": max_tokens,
+            "temperature": 0.0,
+        }
+        given = self.call("POST", "/v1/chat/completions", body)
+        return Answer(given["choices"][0]["message"]["content"], given["id"], given["system_fingerprint"])
+
+    def send_feedback(self, items: Sequence[Feedback]) -> dict[str, list[str]]:
+        """Returns the ids that were `stored` and those that were there already (`duplicates`).
+
+        Sent in batches, each of which is stored whole or not at all; sending everything again is safe.
+        """
+        receipt: dict[str, list[str]] = {"stored": [], "duplicates": []}
+        for begin in range(0, len(items), FEEDBACK_BATCH):
+            batch = items[begin : begin + FEEDBACK_BATCH]
+            body = {"items": [item.model_dump(mode="json") for item in batch]}
+            for name, ids in self.call("POST", "/v1/feedback", body).items():
+                receipt[name] += ids
+        return receipt
+
+    def upload_image(self, data: bytes) -> str:
+        """Store an image; returns its SHA-256."""
+        return str(self._send("POST", "/v1/images", content=data)["sha256"])
+
+    def default_project(self) -> str:
+        return str(self.call("GET", "/v1/loop", project=self.project)["project"])
+
+    def generation(self, id: str) -> Generation:
+        return Generation.model_validate(self.call("GET", f"/v1/generations/{id}"))
+
+    # --- the loop
+
+    def loop(self) -> Loop:
+        return Loop.model_validate(self.call("GET", "/v1/loop", project=self.project))
+
+    def start_turn(self) -> Loop:
+        return Loop.model_validate(self.call("POST", "/v1/loop", {"project": self.project}))
+
+    def snapshot(self) -> Snapshot:
+        return Snapshot.model_validate(self.call("POST", "/v1/snapshots", project=self.project))
+
+    def versions(self) -> tuple[int, list[Version]]:
+        """The live number, and the versions, newest first."""
+        found = self.call("GET", "/v1/versions", project=self.project)
+        return found["live"], [Version.model_validate(item) for item in found["items"]]
+
+    def gate(self, number: int) -> GateReport:
+        return GateReport.model_validate(
+            self.call("POST", f"/v1/versions/{number}/gate", project=self.project)
+        )
+
+    def promote(self, number: int, *, force: bool = False) -> dict[str, Any]:
+        promoted: dict[str, Any] = self.call(
+            "POST", f"/v1/versions/{number}/promote", project=self.project, force=str(force).lower()
+        )
+        return promoted
+
+    def rollback(self, to: int | None = None) -> dict[str, Any]:
+        done: dict[str, Any] = self.call("POST", "/v1/rollback", {"project": self.project, "to": to})
+        return done
+
+    def run_log(self, run: str, offset: int = 0) -> tuple[list[dict[str, Any]], int]:
+        """Log lines from a byte offset on, and the offset to go on from."""
+        found = self.call("GET", f"/v1/runs/{run}/log", offset=offset)
+        return found["lines"], found["next_offset"]
+
+    def ready(self) -> bool:
+        try:
+            self.call("GET", "/readyz")
+        except ComfyLoopError:
+            return False
+        return True
+
+    def pages(self, path: str, key: str = "next_before", **query: Any) -> Iterator[dict[str, Any]]:
+        """All items of a listing, page after page."""
+        name = key.removeprefix("next_")
+        while True:
+            page = self.call("GET", path, project=self.project, **query)
+            yield from page["items"]
+            if page.get(key) is None:
+                return
+            query[name] = page[key]
+
+
+def _data_url(image: Path | bytes) -> str:
+    if isinstance(image, Path):
+        kind = mimetypes.guess_type(image.name)[0] or "image/png"
+        data = image.read_bytes()
+    else:
+        kind, data = "image/png", image
+    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def _error(response: httpx.Response) -> ComfyLoopError:
+    try:
+        told = response.json()["error"]
+        code, message, mend = str(told.get("code")), str(told["message"]), str(told.get("mend") or "")
+    except (json.JSONDecodeError, KeyError, TypeError):
+        code, message, mend = "", f"The service answered with status {response.status_code}.", ""
+    after = response.headers.get("retry-after")
+    message = message.removesuffix(mend).strip()  # the wire's message has the mend in it
+    return error_for(code, response.status_code, message, mend, float(after) if after else None)

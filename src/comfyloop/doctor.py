@@ -1,0 +1,134 @@
+"""Looks at the machine and says in words what is missing and how to mend it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from comfyloop import starter
+from comfyloop.client import Client
+from comfyloop.errors import ComfyLoopError
+from comfyloop.serve.server import bind
+from comfyloop.settings import Settings
+from comfyloop.store import open_store
+
+GIB = 2**30
+
+
+class Finding(NamedTuple):
+    name: str
+    ok: bool
+    sentence: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Every check, each a finding; none of them changes anything but for making the home directory."""
+    return [check(settings) for check in CHECKS]
+
+
+def _python(settings: Settings) -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    ok = sys.version_info >= (3, 11)
+    return Finding("python", ok, f"Python {version}." + ("" if ok else " ComfyLoop needs 3.11 or newer."))
+
+
+def _libraries(settings: Settings) -> Finding:
+    wanted = ("torch", "transformers", "peft", "safetensors", "fastapi", "sqlalchemy")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        return Finding(
+            "libraries", False, f"Missing: {', '.join(missing)}. Install ComfyLoop again with pip."
+        )
+    torch, transformers = (importlib.metadata.version(n) for n in ("torch", "transformers"))
+    return Finding("libraries", True, f"torch {torch}, transformers {transformers}.")
+
+
+def _processor(settings: Settings) -> Finding:
+    cores = os.cpu_count() or 1
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        flags = ""
+    gpus = list(Path("/dev").glob("nvidia[0-9]*"))
+    if gpus:
+        return Finding("processor", True, f"{len(gpus)} NVIDIA GPU(s) and {cores} cores.")
+    if "avx512_bf16" in flags or "amx_bf16" in flags:
+        return Finding("processor", True, f"{cores} cores with bf16; no GPU: the starter is the right size.")
+    return Finding(
+        "processor", True, f"{cores} cores without bf16 and no GPU: training runs in fp32, slowly."
+    )
+
+
+def _memory(settings: Settings) -> Finding:
+    gib = psutil.virtual_memory().available / GIB
+    ok = gib >= 6
+    more = "" if ok else " The starter with training wants 6: close something, or expect swapping."
+    return Finding("memory", ok, f"{gib:.1f} GiB free.{more}")
+
+
+def _disk(settings: Settings) -> Finding:
+    at = settings.home
+    while not at.exists():
+        at = at.parent
+    gib = shutil.disk_usage(at).free / GIB
+    ok = gib >= 2
+    more = "" if ok else " Runs and versions want 2: free some space or set COMFYLOOP_HOME to another disk."
+    return Finding("disk", ok, f"{gib:.1f} GiB free at {settings.home}.{more}")
+
+
+def _database(settings: Settings) -> Finding:
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True)
+        open_store(settings).close()
+    except (ComfyLoopError, OSError) as error:
+        return Finding("database", False, f"{error}")
+    kind = "SQLite " + sqlite3.sqlite_version if settings.database.startswith("sqlite") else "PostgreSQL"
+    return Finding("database", True, f"{kind}, writable.")
+
+
+def _model(settings: Settings) -> Finding:
+    if settings.model != "starter":
+        return Finding("model", True, f"Base model {settings.model}; it is loaded when the service starts.")
+    path = starter.model_directory(settings.cache_dir)
+    if path.exists():
+        return Finding("model", True, f"The starter is in {path}.")
+    return Finding("model", True, "The starter is put together at the first start (110 MB, about a minute).")
+
+
+def _service(settings: Settings) -> Finding:
+    url = f"http://{settings.host}:{settings.port}"
+    with Client(url, settings.token, timeout=10) as client:
+        try:
+            client.call("GET", "/healthz")
+        except ComfyLoopError:
+            pass
+        else:
+            if client.ready():
+                return Finding("service", True, f"Running at {url}, ready.")
+            return Finding("service", False, f"Running at {url}, not ready: see {url}/readyz for the reason.")
+    try:
+        bind(settings.host, settings.port).close()
+    except ComfyLoopError as error:
+        return Finding("service", False, str(error))
+    return Finding("service", True, f"Not running; {url} is free. Start it with `comfyloop up`.")
+
+
+CHECKS: tuple[Callable[[Settings], Finding], ...] = (
+    _python,
+    _libraries,
+    _processor,
+    _memory,
+    _disk,
+    _database,
+    _model,
+    _service,
+)

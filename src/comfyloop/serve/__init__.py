@@ -1,0 +1,14 @@
+"""Adapter -> answers: engine processes, the router of versions, and the HTTP API in front of them.
+
+    engines.py   one engine process: started, watched, restarted
+    client.py    the protocol that every engine speaks, from the caller's side
+    router.py    which engine and adapter answers for "acme", "acme@17"; promote and roll back
+    recorder.py  generations into the database, many in one transaction
+    events.py    what happens, told to whoever listens
+    metrics.py   counters for Prometheus
+    api/         the HTTP routes, one module a noun
+    server.py    bind a port and serve
+    embedded/    the engine that comes with ComfyLoop (a process of its own)
+
+This package imports nothing by itself, so that an engine process does not load the gateway.
+"""

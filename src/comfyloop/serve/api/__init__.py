@@ -1,0 +1,1 @@
+"""The HTTP API: OpenAI's chat, and the nouns of ComfyLoop. One module a noun."""

@@ -1,0 +1,85 @@
+"""The application: routes, error form, what each request passes first, and what is opened and closed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from fastapi.routing import APIRoute
+
+from comfyloop import __version__
+from comfyloop.serve.api import (
+    chat,
+    edge,
+    errors,
+    events,
+    feedback,
+    generations,
+    health,
+    images,
+    loop,
+    metrics,
+    models,
+    projects,
+    runs,
+    snapshots,
+    versions,
+)
+from comfyloop.serve.api.services import Services
+from comfyloop.serve.client import AsyncEngineClient
+from comfyloop.serve.recorder import Recorder
+
+NOUNS = (
+    chat,
+    models,
+    generations,
+    feedback,
+    images,
+    projects,
+    snapshots,
+    runs,
+    versions,
+    loop,
+    events,
+    health,
+    metrics,
+)
+
+
+def _operation_id(route: APIRoute) -> str:
+    return route.name
+
+
+def create_app(services: Services) -> FastAPI:
+    """The API over `services`. It starts and stops no engine: that is the caller's."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        services.engines = AsyncEngineClient()
+        services.recorder = Recorder(services.store)
+        try:
+            yield
+        finally:
+            await services.engines.close()
+            services.recorder.close()
+
+    app = FastAPI(
+        title="ComfyLoop",
+        version=__version__,
+        summary="Chat that learns from its corrections.",
+        description=__doc__ and "OpenAI's chat completions, and the records of the loop that improves them.",
+        lifespan=lifespan,
+        responses=errors.RESPONSES,
+        generate_unique_id_function=_operation_id,
+        separate_input_output_schemas=False,
+    )
+    app.state.services = services
+    for noun in NOUNS:
+        app.include_router(noun.router)
+    errors.install(app)
+    app.add_middleware(edge.Limited, max_bytes=services.settings.max_body_bytes)
+    if services.settings.token:
+        app.add_middleware(edge.Tokened, token=services.settings.token)
+    app.add_middleware(edge.Measured, metrics=services.metrics)
+    return app

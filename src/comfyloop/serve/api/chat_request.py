@@ -1,0 +1,100 @@
+"""A chat request as clients send it: OpenAI's fields, those that this service can honour."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from comfyloop.records import Sampling
+
+
+class _Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class TextContent(_Wire):
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(_Wire):
+    url: str = Field(
+        description="A data URL, `comfyloop://<sha256>` of an upload, or an http(s) URL of an allowed host."
+    )
+    detail: Literal["auto", "low", "high"] | None = Field(default=None, description="Accepted, not used.")
+
+
+class ImageContent(_Wire):
+    type: Literal["image_url"]
+    image_url: ImageUrl
+
+
+Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
+
+
+class ChatMessage(_Wire):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[Content] | None = None
+    name: str | None = Field(default=None, description="Accepted, not used.")
+    refusal: None = None
+
+
+class StreamOptions(_Wire):
+    include_usage: bool = False
+    include_obfuscation: bool | None = Field(default=None, description="Accepted, not used.")
+
+
+class TextFormat(_Wire):
+    type: Literal["text"]
+
+
+class ChatRequest(_Wire):
+    """OpenAI's chat request. A field that would change the answer and cannot be honoured is refused."""
+
+    model: str = Field(
+        description="`acme` (live version), `acme@17`, `acme@base`, `acme@candidate`.", examples=["acme"]
+    )
+    messages: list[ChatMessage] = Field(min_length=1, max_length=512)
+    temperature: float | None = Field(default=None, ge=0, le=2, description="Default 0: greedy.")
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    max_tokens: int | None = Field(default=None, ge=1, le=32768, description="Default 256.")
+    max_completion_tokens: int | None = Field(default=None, ge=1, le=32768)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(default=None, ge=-(2**31), lt=2**32)
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(default=None, ge=0, le=20)
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    n: Literal[1] | None = None
+    response_format: TextFormat | None = None
+    presence_penalty: Literal[0] | None = None
+    frequency_penalty: Literal[0] | None = None
+
+    # Accepted, since clients send them by habit, and without effect on the answer.
+    user: str | None = None
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    @field_validator("stop")
+    @classmethod
+    def _few_stops(cls, stop: str | list[str] | None) -> str | list[str] | None:
+        stops = [stop] if isinstance(stop, str) else stop or []
+        if len(stops) > 16 or any(not 0 < len(text) <= 256 for text in stops):
+            raise ValueError("at most 16 stop strings of 1 to 256 characters")
+        return stop
+
+    @property
+    def sampling(self) -> Sampling:
+        default = Sampling()
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
+        return Sampling(
+            temperature=default.temperature if self.temperature is None else self.temperature,
+            top_p=default.top_p if self.top_p is None else self.top_p,
+            max_tokens=self.max_completion_tokens or self.max_tokens or default.max_tokens,
+            stop=stops,
+            seed=self.seed,
+        )

@@ -1,0 +1,27 @@
+"""What several nouns share: the project a call is about, and bounds of numbers in URLs."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Path, Query
+
+from comfyloop.records import ProjectName
+from comfyloop.serve.api.services import Svc
+
+Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
+VersionNumber = Annotated[int, Path(ge=0, lt=2**31, description="0 is the base model.")]
+Seq = Annotated[int, Query(ge=0, lt=2**63)]
+
+
+async def _asked_project(
+    services: Svc,
+    project: Annotated[
+        ProjectName | None, Query(description="Default: the service's own project (setting `project`).")
+    ] = None,
+) -> str:
+    return services.router.project(project or services.settings.project).name
+
+
+AskedProject = Annotated[str, Depends(_asked_project)]
+"""The name of a project that exists."""

@@ -1,0 +1,121 @@
+"""What every request passes before the routes: counted, its token checked, its body limited. Plain ASGI."""
+
+from __future__ import annotations
+
+import hmac
+import time
+from typing import Any
+from urllib.parse import parse_qs
+
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from comfyloop.errors import ComfyLoopError, TooLarge
+from comfyloop.serve.api.errors import error_body
+from comfyloop.serve.metrics import Metrics
+
+OPEN_PATHS = {"/healthz"}
+"""Answered without a token: a container's health check has none."""
+
+
+class Unauthorized(ComfyLoopError):
+    status, code = 401, "unauthorized"
+
+
+class Measured:
+    """Count requests and the time to the last byte, by route and status."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def watched(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, watched)
+        finally:
+            route = getattr(scope.get("route"), "path", "other")
+            self.metrics.requests.add(1, route, str(status))
+            self.metrics.seconds.observe(time.perf_counter() - started, route)
+
+
+class Tokened:
+    """Refuse who does not send `Authorization: Bearer TOKEN` (a WebSocket may send `?token=` instead)."""
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app = app
+        self.token = token.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (
+            scope["type"] not in ("http", "websocket")
+            or scope["path"] in OPEN_PATHS
+            or self._has_token(scope)
+        ):
+            await self.app(scope, receive, send)
+            return
+        if scope["type"] == "websocket":
+            await receive()
+            await send({"type": "websocket.close", "code": 4401, "reason": "A token is needed."})
+            return
+        error = Unauthorized(
+            "This service asks for a token.", "Send it as the header `Authorization: Bearer TOKEN`."
+        )
+        headers = {"WWW-Authenticate": "Bearer"}
+        await JSONResponse(error_body(error), 401, headers)(scope, receive, send)
+
+    def _has_token(self, scope: Scope) -> bool:
+        sent = b""
+        for name, value in scope["headers"]:
+            if name == b"authorization" and value[:7].lower() == b"bearer ":
+                sent = value[7:].strip()
+        if not sent and scope["type"] == "websocket":
+            sent = parse_qs(scope["query_string"]).get(b"token", [b""])[0]
+        return hmac.compare_digest(sent, self.token)
+
+
+class Limited:
+    """Refuse a body over the limit while it is being read, whether its length was announced or not."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app, self.max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        for name, value in scope["headers"]:
+            if name == b"content-length" and value.isdigit() and int(value) > self.max_bytes:
+                body: dict[str, Any] = error_body(self._too_large())
+                await JSONResponse(body, 413, {"Connection": "close"})(scope, receive, send)
+                return
+        received = 0
+
+        async def counted() -> Message:
+            nonlocal received
+            message = await receive()
+            if message["type"] == "http.request":
+                received += len(message.get("body", b""))
+                if received > self.max_bytes:
+                    # An HTTPException, since FastAPI turns every other one met in a body into a bare 400.
+                    raise HTTPException(413, str(self._too_large()), {"Connection": "close"})
+            return message
+
+        await self.app(scope, counted, send)
+
+    def _too_large(self) -> TooLarge:
+        return TooLarge(
+            f"The body is larger than {self.max_bytes} bytes.",
+            "Send less, or raise the setting max_body_bytes.",
+        )

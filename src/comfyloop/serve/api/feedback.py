@@ -1,0 +1,83 @@
+"""/v1/feedback: what people did with answers and images."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from comfyloop import capture
+from comfyloop.records import Feedback, ProjectName
+from comfyloop.serve.api.common import AskedProject, Limit, Seq
+from comfyloop.serve.api.services import Svc
+from comfyloop.store import feedback
+
+router = APIRouter(tags=["feedback"])
+
+
+class FeedbackBatch(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    items: list[Feedback] = Field(min_length=1, max_length=1000)
+
+
+class Receipt(BaseModel):
+    """What is now on the disk. An id sent before is a duplicate: it is stored once."""
+
+    stored: list[str]
+    duplicates: list[str]
+
+
+class FeedbackList(BaseModel):
+    items: list[Feedback]
+    next_after: int | None = None
+
+
+class Deleted(BaseModel):
+    deleted: int
+
+
+@router.post("/v1/feedback", summary="Send feedback", status_code=201)
+def send_feedback(body: Annotated[FeedbackBatch | Feedback, Field()], services: Svc) -> Receipt:
+    """One piece, or `{"items": [...]}`: all of them are stored or none. On the disk when this answers.
+
+    Make the ids on the client: then sending again after a lost answer stores nothing twice.
+    """
+    items = body.items if isinstance(body, FeedbackBatch) else [body]
+    receipt = capture.feedback.submit(services.store, items, services.settings)
+    for item in items:
+        if item.id in receipt.stored:
+            services.controller.events.publish(
+                {"type": "feedback.stored", "project": item.project, "id": item.id, "kind": item.kind}
+            )
+    return Receipt(stored=list(receipt.stored), duplicates=list(receipt.duplicates))
+
+
+@router.get("/v1/feedback", summary="List feedback, oldest first")
+def list_feedback(
+    services: Svc,
+    project: AskedProject,
+    after: Annotated[Seq, Query(description="`next_after` of the last page.")] = 0,
+    kind: Annotated[str | None, Query(description="e.g. `answer_edited`")] = None,
+    author: str | None = None,
+    limit: Limit = 100,
+) -> FeedbackList:
+    """`next_after` is null on the last page."""
+    with services.store.read() as conn:
+        found = feedback.list_by(conn, project, after_seq=after, kind=kind, author=author, limit=limit)
+    return FeedbackList(
+        items=[item for _, item in found], next_after=found[-1][0] if len(found) == limit else None
+    )
+
+
+@router.delete("/v1/feedback", summary="Delete everything that an author sent")
+def delete_feedback(
+    services: Svc,
+    author: Annotated[str, Query(min_length=1, max_length=200)],
+    project: Annotated[ProjectName | None, Query(description="Default: in all projects.")] = None,
+) -> Deleted:
+    """Versions trained before keep what they learnt; the next snapshot no longer holds it."""
+    if project is not None:
+        services.router.project(project)
+    with services.store.begin() as conn:
+        return Deleted(deleted=feedback.delete_author(conn, project, author))

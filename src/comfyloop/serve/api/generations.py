@@ -1,0 +1,44 @@
+"""GET /v1/generations: what was asked and answered."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from comfyloop.records import Generation
+from comfyloop.serve.api.common import AskedProject, Limit, Seq
+from comfyloop.serve.api.services import Svc
+from comfyloop.store import generations
+
+router = APIRouter(tags=["generations"])
+
+
+class GenerationList(BaseModel):
+    items: list[Generation]
+    next_before: int | None = None
+
+
+@router.get("/v1/generations", summary="List generations, newest first")
+def list_generations(
+    services: Svc,
+    project: AskedProject,
+    before: Annotated[Seq | None, Query(description="`next_before` of the last page.")] = None,
+    version: Annotated[int | None, Query(ge=0, lt=2**31, description="Only those of this version.")] = None,
+    limit: Limit = 50,
+) -> GenerationList:
+    """`next_before` is null on the last page."""
+    with services.store.read() as conn:
+        found = generations.list_by(conn, project, before_seq=before, version=version, limit=limit)
+    return GenerationList(
+        items=[generation for _, generation in found],
+        next_before=found[-1][0] if len(found) == limit else None,
+    )
+
+
+@router.get("/v1/generations/{id}", summary="Get one generation")
+def get_generation(id: str, services: Svc) -> Generation:
+    """By the `id` of a chat answer, or its header X-ComfyLoop-Generation."""
+    with services.store.read() as conn:
+        return generations.get(conn, id)

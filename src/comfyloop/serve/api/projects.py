@@ -1,0 +1,70 @@
+"""/v1/projects: the things that learn."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field
+
+from comfyloop.errors import InvalidInput
+from comfyloop.records import Project, ProjectName
+from comfyloop.serve.api.services import Svc
+from comfyloop.store import projects
+
+router = APIRouter(tags=["projects"])
+
+
+class NewProject(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    name: ProjectName
+    base_model: str | None = Field(
+        default=None, max_length=1000, description="Default: what this service serves."
+    )
+    system_prompt: str = Field(default="", max_length=20_000)
+    auto: bool = True
+
+
+class ProjectChange(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    system_prompt: str | None = Field(default=None, max_length=20_000)
+    auto: bool | None = None
+
+
+class ProjectList(BaseModel):
+    items: list[Project]
+
+
+@router.get("/v1/projects", summary="List projects")
+def list_projects(services: Svc) -> ProjectList:
+    with services.store.read() as conn:
+        return ProjectList(items=projects.list_all(conn))
+
+
+@router.post("/v1/projects", summary="Make a project", status_code=201)
+def add_project(body: NewProject, services: Svc) -> Project:
+    served = sorted(services.router.engines)
+    base_model = body.base_model or services.settings.model
+    if base_model not in served:
+        raise InvalidInput(
+            f"This service does not serve the base model {base_model[:200]!r}.",
+            f"It serves: {', '.join(served)}.",
+        )
+    project = Project(name=body.name, base_model=base_model, system_prompt=body.system_prompt, auto=body.auto)
+    with services.store.begin() as conn:
+        projects.add(conn, project)
+    services.router.refresh()
+    return project
+
+
+@router.get("/v1/projects/{name}", summary="Get a project")
+def get_project(name: str, services: Svc) -> Project:
+    with services.store.read() as conn:
+        return projects.get(conn, name)
+
+
+@router.patch("/v1/projects/{name}", summary="Change a project")
+def change_project(name: str, body: ProjectChange, services: Svc) -> Project:
+    """What is left out stays as it is. Which version is live is changed by promote and rollback."""
+    with services.store.begin() as conn:
+        project = projects.update(conn, name, system_prompt=body.system_prompt, auto=body.auto)
+    services.router.refresh()
+    return project

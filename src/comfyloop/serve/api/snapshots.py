@@ -1,0 +1,62 @@
+"""/v1/snapshots: what was trained on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel
+
+from comfyloop.errors import StorageError
+from comfyloop.records import Snapshot
+from comfyloop.serve.api.common import AskedProject, Limit
+from comfyloop.serve.api.services import Svc
+from comfyloop.store import snapshots
+
+router = APIRouter(tags=["snapshots"])
+
+
+class SnapshotList(BaseModel):
+    items: list[Snapshot]
+    next_before: str | None = None
+
+
+@router.get("/v1/snapshots", summary="List snapshots, newest first")
+def list_snapshots(
+    services: Svc,
+    project: AskedProject,
+    before: Annotated[str | None, Query(description="`next_before` of the last page.")] = None,
+    limit: Limit = 50,
+) -> SnapshotList:
+    with services.store.read() as conn:
+        found = snapshots.list_by(conn, project, before=before, limit=limit)
+    return SnapshotList(items=found, next_before=found[-1].id if len(found) == limit else None)
+
+
+@router.post("/v1/snapshots", summary="Build a snapshot", status_code=201)
+def build_snapshot(services: Svc, project: AskedProject) -> Snapshot:
+    """Curate what was fed back now, without training on it. The same feedback gives the same snapshot."""
+    return services.controller.snapshot(project)
+
+
+@router.get("/v1/snapshots/{id}", summary="Get a snapshot")
+def get_snapshot(id: str, services: Svc, project: AskedProject) -> Snapshot:
+    with services.store.read() as conn:
+        return snapshots.get(conn, project, id)
+
+
+@router.get("/v1/snapshots/{id}/report", summary="Get a snapshot's report")
+def get_snapshot_report(id: str, services: Svc, project: AskedProject) -> dict[str, Any]:
+    """What was kept, and what was dropped and why, piece by piece."""
+    with services.store.read() as conn:
+        snapshot = snapshots.get(conn, project, id)
+    path = Path(snapshot.path) / "report.json"
+    try:
+        report: dict[str, Any] = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"The report of snapshot {id} cannot be read: {error}.", "Build it again."
+        ) from error
+    return report

@@ -1,0 +1,94 @@
+"""/v1/versions: trained results, promoted and rolled back."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from comfyloop.records import GateReport, ProjectName, Version, VersionState
+from comfyloop.serve.api.common import AskedProject, Limit, VersionNumber
+from comfyloop.serve.api.services import Svc
+from comfyloop.serve.router import Promotion
+from comfyloop.store import versions
+
+router = APIRouter(tags=["versions"])
+
+
+class VersionList(BaseModel):
+    live: int
+    items: list[Version]
+    next_before: int | None = None
+
+
+class Promoted(BaseModel):
+    """What is live now, what was before, and the seconds that each step took."""
+
+    project: str
+    number: int
+    previous: int
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(cls, promotion: Promotion) -> Promoted:
+        return cls(
+            project=promotion.project,
+            number=promotion.number,
+            previous=promotion.previous,
+            seconds=dict(promotion.seconds),
+        )
+
+
+class Rollback(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    project: ProjectName | None = None
+    to: int | None = Field(default=None, ge=0, lt=2**31, description="Default: what was live before.")
+
+
+@router.get("/v1/versions", summary="List versions, newest first")
+def list_versions(
+    services: Svc,
+    project: AskedProject,
+    state: VersionState | None = None,
+    before: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
+    limit: Limit = 100,
+) -> VersionList:
+    with services.store.read() as conn:
+        found = versions.list_by(conn, project, state=state, before=before, limit=limit)
+    return VersionList(
+        live=services.router.project(project).live,
+        items=found,
+        next_before=found[-1].number if len(found) == limit else None,
+    )
+
+
+@router.get("/v1/versions/{number}", summary="Get a version")
+def get_version(number: VersionNumber, services: Svc, project: AskedProject) -> Version:
+    """With its lineage and gate report."""
+    with services.store.read() as conn:
+        return versions.get(conn, project, number)
+
+
+@router.post("/v1/versions/{number}/promote", summary="Make a version live")
+def promote_version(
+    number: VersionNumber,
+    services: Svc,
+    project: AskedProject,
+    force: Annotated[bool, Query(description="Also when the gate rejected it.")] = False,
+) -> Promoted:
+    """Load, verify, warm up, flip; requests that run finish on their version. 0 is the base model."""
+    return Promoted.of(services.router.promote(project, number, force=force))
+
+
+@router.post("/v1/versions/{number}/gate", summary="Judge a version again")
+def gate_version(number: VersionNumber, services: Svc, project: AskedProject) -> GateReport:
+    """Against the live version, on the held-out items of the snapshot it was trained from."""
+    return services.controller.gate(project, number)
+
+
+@router.post("/v1/rollback", summary="Go back to the version before")
+def rollback(services: Svc, body: Rollback | None = None) -> Promoted:
+    wanted = body or Rollback()
+    project = services.router.project(wanted.project or services.settings.project).name
+    return Promoted.of(services.router.rollback(project, wanted.to))

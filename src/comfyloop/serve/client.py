@@ -1,0 +1,281 @@
+"""The engine protocol from the caller's side: OpenAI's chat completions and vLLM's adapter routes.
+
+`EngineClient` is for threads (the loop, the gate, the router), `AsyncEngineClient` for the gateway. Both
+raise the errors of `comfyloop.errors` with the engine's own sentence: NotFound for a model name that it does
+not serve, Busy when its queue is full, InvalidInput for a request that it refuses, EngineUnavailable when it
+does not answer or breaks off.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from comfyloop.errors import (
+    Busy,
+    ComfyLoopError,
+    Conflict,
+    EngineUnavailable,
+    InvalidInput,
+    NotFound,
+    TooLarge,
+)
+from comfyloop.records import Message, TextPart
+
+WireMessage = Mapping[str, Any]
+"""A chat message as OpenAI's API spells it: {"role", "content": str | [{"type": ..., ...}]}."""
+
+CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 600.0
+LOAD_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Score:
+    """Log-probabilities (nats) of the tokens of a given answer, the template's closing tokens included."""
+
+    logprobs: list[float]
+
+    @property
+    def mean(self) -> float:
+        return sum(self.logprobs) / len(self.logprobs)
+
+
+def data_url(data: bytes, media_type: str) -> str:
+    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
+
+
+def wire_message(message: Message, images: Callable[[str], str]) -> dict[str, Any]:
+    """A record as OpenAI's API spells it; `images` turns a SHA-256 into a URL that the engine can read."""
+    if not message.images:
+        return {"role": message.role, "content": message.text}
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": part.text}
+        if isinstance(part, TextPart)
+        else {"type": "image_url", "image_url": {"url": images(part.sha256)}}
+        for part in message.content
+    ]
+    return {"role": message.role, "content": parts}
+
+
+def error_of(status: int, body: bytes, retry_after: str | None = None) -> ComfyLoopError:
+    """The engine's error response as one of our exceptions."""
+    message = ""
+    try:
+        parsed = json.loads(body)
+        error = parsed.get("error", parsed)
+        message = str(error.get("message", "")) if isinstance(error, dict) else str(error)
+    except (ValueError, AttributeError):
+        message = body[:300].decode("utf-8", "replace")
+    message = message or f"The engine answered with status {status} and no reason."
+    try:
+        seconds = float(retry_after) if retry_after else None
+    except ValueError:
+        seconds = None
+    if status == 404:
+        return NotFound(message)
+    if status == 409:
+        return Conflict(message)
+    if status == 413:
+        return TooLarge(message)
+    if status == 429:
+        return Busy(message, retry_after=seconds or 1.0)
+    if 400 <= status < 500:
+        return InvalidInput(message)
+    return EngineUnavailable(f"The engine failed: {message}", retry_after=seconds or 2.0)
+
+
+def _unreachable(error: httpx.HTTPError) -> EngineUnavailable:
+    if isinstance(error, httpx.TimeoutException):
+        return EngineUnavailable("The engine did not answer in time.", "Try again.", retry_after=5.0)
+    return EngineUnavailable(
+        f"The engine cannot be reached or broke off its answer ({type(error).__name__}).",
+        "It is restarted when it has died; try again in a moment.",
+        retry_after=2.0,
+    )
+
+
+def _raise_for(response: httpx.Response) -> None:
+    if response.status_code >= 400:
+        raise error_of(response.status_code, response.content, response.headers.get("retry-after"))
+
+
+class EngineClient:
+    """Blocking calls to one engine. Thread-safe. Call `close()` at the end."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx.Client(
+            base_url=self.url,
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            trust_env=False,
+        )
+
+    def close(self) -> None:
+        self._http.close()
+
+    def _call(
+        self, method: str, path: str, body: Any = None, *, seconds: float | None = None
+    ) -> httpx.Response:
+        timeout = (
+            httpx.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+            if seconds
+            else httpx.USE_CLIENT_DEFAULT
+        )
+        try:
+            response = self._http.request(method, path, json=body, timeout=timeout)
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        _raise_for(response)
+        return response
+
+    def healthy(self, seconds: float = 2.0) -> bool:
+        """Whether the model is loaded and the engine answers within `seconds`."""
+        try:
+            self._call("GET", "/health", seconds=seconds)
+        except ComfyLoopError:
+            return False
+        return True
+
+    def models(self) -> list[str]:
+        """Names that the engine answers to: the base model's, then those of loaded adapters."""
+        return [model["id"] for model in self._call("GET", "/v1/models", seconds=10).json()["data"]]
+
+    def load(self, name: str, path: str) -> None:
+        """Load the PEFT directory `path` as model `name`.
+
+        Raises:
+            InvalidInput, NotFound: The engine refuses the adapter; its sentence says why.
+            Conflict: The name is taken.
+        """
+        self._call(
+            "POST",
+            "/v1/load_lora_adapter",
+            {"lora_name": name, "lora_path": path},
+            seconds=LOAD_SECONDS,
+        )
+
+    def unload(self, name: str) -> None:
+        """Forget an adapter. Raises Conflict while requests of it run, NotFound when it is not loaded."""
+        self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name}, seconds=LOAD_SECONDS)
+
+    def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """One whole chat completion, request and response in OpenAI's form."""
+        parsed: dict[str, Any] = self._call("POST", "/v1/chat/completions", {**body, "stream": False}).json()
+        return parsed
+
+    def answer(self, model: str, messages: Sequence[WireMessage], max_tokens: int) -> str:
+        """The greedy answer of `model`; the same call gives the same answer."""
+        body = {"model": model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0.0}
+        return str(self.chat(body)["choices"][0]["message"]["content"] or "")
+
+    def score(self, model: str, messages: Sequence[WireMessage], answer: str) -> Score:
+        """How likely `model` finds `answer` after `messages`, token by token, as it would be served.
+
+        Two calls: the first counts the tokens of the prompt, the second has the engine read the prompt with
+        the answer behind it, of which the tokens after the prompt are kept.
+        """
+        prompt = list(messages)
+        counted = self.chat(
+            {
+                "model": model,
+                "messages": prompt,
+                "max_tokens": 1,
+                "temperature": 0.0,
+                "add_generation_prompt": True,
+            }
+        )
+        prompt_tokens = int(counted["usage"]["prompt_tokens"])
+        read = self.chat(
+            {
+                "model": model,
+                "messages": [*prompt, {"role": "assistant", "content": answer}],
+                "max_tokens": 1,
+                "temperature": 0.0,
+                "add_generation_prompt": False,
+                "prompt_logprobs": 0,
+            }
+        )
+        entries = (read.get("prompt_logprobs") or [])[prompt_tokens:]
+        if not entries:
+            raise EngineUnavailable(
+                f"The engine gave no prompt_logprobs for {model!r}, so the answer cannot be scored.",
+                "Use an engine that supports vLLM's prompt_logprobs.",
+            )
+        return Score([next(iter(entry.values()))["logprob"] for entry in entries])
+
+
+class AsyncEngineClient:
+    """The gateway's calls to engines, over one pool of connections. Bound to the event loop that made it."""
+
+    def __init__(self) -> None:
+        self._http = httpx.AsyncClient(
+            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            limits=httpx.Limits(max_connections=1024, max_keepalive_connections=256, keepalive_expiry=30),
+            trust_env=False,
+        )
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def chat(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
+        """One whole chat completion from the engine at `url`."""
+        try:
+            response = await self._http.post(f"{url}/v1/chat/completions", json=body)
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        _raise_for(response)
+        parsed: dict[str, Any] = response.json()
+        return parsed
+
+    async def open(self, url: str, body: Mapping[str, Any]) -> Stream:
+        """A streamed chat completion, once the engine has accepted it. Close it, whatever happens.
+
+        Raises what the engine refuses.
+        """
+        request = self._http.build_request(
+            "POST", f"{url}/v1/chat/completions", json={**body, "stream": True}
+        )
+        try:
+            response = await self._http.send(request, stream=True)
+            if response.status_code >= 400:
+                await response.aread()
+                await response.aclose()
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        _raise_for(response)
+        return Stream(response)
+
+
+class Stream:
+    """The chunks of an answer, to be iterated once. Closing it before the end stops the engine's work."""
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+
+    async def close(self) -> None:
+        await self._response.aclose()
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        """Raises EngineUnavailable when the engine breaks off, or reports an error in between."""
+        try:
+            async for line in self._response.aiter_lines():
+                if not line.startswith("data:"):
+                    continue
+                data = line[5:].strip()
+                if data == "[DONE]":
+                    return
+                chunk: dict[str, Any] = json.loads(data)
+                if "error" in chunk:
+                    raise error_of(500, data.encode())
+                yield chunk
+        except httpx.HTTPError as error:
+            raise _unreachable(error) from error
+        raise EngineUnavailable(
+            "The engine ended its answer before it was finished.", "Try again.", retry_after=2.0
+        )

@@ -1,0 +1,72 @@
+"""Bind a port and serve the API on it."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+import uvicorn
+
+from comfyloop.errors import Conflict, InvalidInput
+from comfyloop.serve.api.app import create_app
+from comfyloop.serve.api.services import Services
+
+DRAIN_SECONDS = 10
+"""Open requests may finish for so long after the service was told to stop."""
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket on `host`; port 0 takes a free one (`getsockname()[1]` tells which).
+
+    Raises:
+        Conflict: The port is in use.
+        InvalidInput: The address is not this machine's, or the port may not be opened.
+    """
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except socket.gaierror as error:
+        raise InvalidInput(
+            f"There is no address {host!r} ({error.strerror}).", "Choose another host."
+        ) from error
+    listener = socket.socket(family, kind, proto)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(address)
+        listener.listen(2048)
+    except OSError as error:
+        listener.close()
+        if error.errno == errno.EADDRINUSE:
+            raise Conflict(
+                f"Port {port} on {host} is in use.",
+                "Stop what listens there (another ComfyLoop?), or choose another port with --port.",
+            ) from error
+        if error.errno == errno.EACCES:
+            raise InvalidInput(
+                f"Port {port} may not be opened by this user.", "Choose one above 1023."
+            ) from error
+        raise InvalidInput(
+            f"Cannot listen on {host}:{port}: {error.strerror}.", "Choose another host."
+        ) from error
+    return listener
+
+
+def server(services: Services) -> uvicorn.Server:
+    """The configured server; `server.run(sockets=[...])` serves, `should_exit = True` stops it."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            create_app(services),
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=DRAIN_SECONDS,
+            timeout_keep_alive=75,
+            ws_max_size=2**20,
+        )
+    )
+
+
+def run(services: Services, listener: socket.socket | None = None) -> None:
+    """Serve until the process is told to stop. `listener` is what `bind` gave; without one, bind here."""
+    sock = listener or bind(services.settings.host, services.settings.port)
+    server(services).run(sockets=[sock])
