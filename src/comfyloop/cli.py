@@ -1,8 +1,8 @@
 """The command line: one command a verb, no logic.
 
-`up` and `demo` start a service; every other verb talks to one that runs. Exit codes: 0 done, 1 the answer is no
-(a doctor's finding, a gate that does not promote), 2 wrong input, then those of `comfyloop.errors` (3 not found,
-4 conflict, 5 busy, 6 no service, 7 storage, 8 model, 9 data, 10 failed run).
+`up` and `demo` start a service; every other verb talks to one that runs. Exit codes: 0 done, 1 the answer is
+no (a doctor's finding, a gate that does not promote), 2 wrong input, then those of `comfyloop.errors` (3 not
+found, 4 conflict, 5 busy, 6 no service, 7 storage, 8 model, 9 data, 10 failed run).
 """
 
 from __future__ import annotations
@@ -11,21 +11,19 @@ import contextlib
 import json
 import logging
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console, Group
-from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.console import Console
 
 from comfyloop import __version__, show
 from comfyloop.client import Client
 from comfyloop.errors import ComfyLoopError, InvalidInput
-from comfyloop.records import Generation, Loop, LoopState, Run, Verdict
+from comfyloop.follow import follow
+from comfyloop.records import Generation, Run, Verdict
 from comfyloop.settings import Settings
 
 app = typer.Typer(
@@ -140,9 +138,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Show the loop end to end: ask, correct, train, judge, swap, and ask what was never corrected."""
-    from comfyloop import demo as play
+    from comfyloop.demo import run as play
 
-    done = play.run(settings_of(model=model), report, home, quiet=as_json)
+    done = play(settings_of(model=model), report, home, quiet=as_json)
     put(done, as_json, f"Report: {report / 'demo-report.json'} and {report / 'demo-report.html'}")
     if not done["ok"]:
         raise typer.Exit(1)
@@ -213,7 +211,7 @@ def feedback_list(
     """List what people did, oldest first."""
     with service(url, project) as client:
         items = list(client.pages("/v1/feedback", "next_after", kind=kind, author=author))
-    put(items, as_json, *(_feedback_line(item) for item in items) or ("No feedback yet.",))
+    put(items, as_json, *([_feedback_line(item) for item in items] or ["No feedback yet."]))
 
 
 def _feedback_line(item: dict[str, Any]) -> str:
@@ -286,43 +284,10 @@ def train(
     with service(url, project) as client:
         before = client.loop()
         client.start_turn()
-        loop = follow(client, before, quiet=as_json) if wait else client.loop()
+        loop = follow(client, before, err, quiet=as_json) if wait else client.loop()
     put(loop, as_json, show.loop(loop))
     if wait and loop.outcome == "failed":
         raise typer.Exit(10)
-
-
-def follow(client: Client, before: Loop, *, quiet: bool = False) -> Loop:
-    """Show a turn until it has ended: its state, and the loss curve while it trains."""
-    bar = Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[note]}"),
-        TimeElapsedColumn(),
-        console=err,
-    )
-    task = bar.add_task("waiting", total=None, note="")
-    lines: list[dict[str, Any]] = []
-    offset, begun = 0, False
-    screen = contextlib.nullcontext() if quiet else Live(bar, console=err, transient=True)
-    with screen as live:
-        while True:
-            loop = client.loop()
-            begun = begun or loop.state is not LoopState.IDLE or loop.updated_at > before.updated_at
-            if begun and loop.state is LoopState.IDLE and not loop.requested:
-                break
-            if loop.state is LoopState.TRAINING and loop.run:
-                new, offset = client.run_log(loop.run, offset)
-                lines += new
-            total = lines[-1].get("total_steps") if lines else None
-            note = f"step {lines[-1]['step']}  loss {lines[-1]['loss']:.3f}" if lines else ""
-            bar.update(task, description=loop.state.value, total=total, completed=len(lines), note=note)
-            if live is not None and lines:
-                live.update(Group(show.loss_curve(lines), bar))
-            time.sleep(0.5)
-    if lines and not quiet:
-        err.print(show.loss_curve(lines))
-    return loop
 
 
 @app.command()

@@ -580,6 +580,6 @@ def _is_dead(owner: str) -> bool:
     if host != socket.gethostname():
         return False
     try:
-        return abs(psutil.Process(int(pid)).create_time() - float(started)) > 1.0
+        return bool(abs(psutil.Process(int(pid)).create_time() - float(started)) > 1.0)
     except psutil.NoSuchProcess:
         return True

@@ -1,0 +1,83 @@
+"""The before/after page: one HTML file, pictures and all."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from html import escape
+from pathlib import Path
+from typing import Any
+
+_STYLE = """
+:root { color-scheme: light dark; --line: #8884; --good: #1a8f4c; --dim: #888; }
+body { font: 16px/1.5 system-ui, sans-serif; max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+h1 { font-size: 1.8rem; margin-bottom: .2rem } h2 { margin-top: 2.5rem } .dim { color: var(--dim) }
+.figures { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.5rem 0 }
+.figure { border: 1px solid var(--line); border-radius: .6rem; padding: .7rem 1rem; min-width: 9rem }
+.figure b { display: block; font-size: 1.5rem }
+table { border-collapse: collapse; width: 100% }
+td, th { border-bottom: 1px solid var(--line); padding: .6rem; text-align: left; vertical-align: top }
+td img { width: 96px; height: 96px; object-fit: cover; border-radius: .5rem }
+.after { color: var(--good); font-weight: 600 } pre { white-space: pre-wrap }
+svg { width: 100%; height: 180px }
+"""
+
+
+def render(report: Mapping[str, Any], pictures: Path) -> str:
+    """The page of a demo report; `pictures` is where the file names in its items are found."""
+    loop = report["seconds"]["loop"]
+    moved = report["edit_distance"]
+    figures = [
+        (f"{loop:.0f} s", "from the first correction to the new version's answer"),
+        (f"{moved['before']:.2f} → {moved['after']:.2f}", "edit distance to the person's own answers"),
+        (f"{report['background']['failed']} of {report['background']['asked']}", "requests failed meanwhile"),
+        (f"{report['seconds']['promote_to_first_token']:.2f} s", "promote to first token"),
+        (f"{report['peak_memory_gib']:.1f} GiB", "peak memory, service and training"),
+    ]
+    parts = [
+        "<!doctype html><html lang=en><meta charset=utf-8><title>ComfyLoop: before and after</title>",
+        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>",
+        "<h1>ComfyLoop, before and after</h1>",
+        f"<p class=dim>{len(report['corrections'])} corrections were sent. Nothing below was "
+        "corrected: these questions were only asked, before and after.</p>",
+        "<div class=figures>",
+        *(f"<div class=figure><b>{escape(n)}</b>{escape(what)}</div>" for n, what in figures),
+        "</div>",
+    ]
+    for scene in report["scenes"]:
+        rows = [item for item in report["held_out"] if item["scene"] == scene["name"]]
+        parts += [f"<h2>{escape(scene['title'])}</h2><p class=dim>{escape(scene['voice'])}</p>"]
+        parts += [_table(rows, pictures)]
+    parts += ["<h2>What has nothing to do with it</h2>", _table(report["general"], pictures)]
+    parts += ["<h2>The loss</h2>", _curve(report["log"])]
+    parts += ["<h2>What the gate said</h2>", f"<pre>{escape(report['gate_text'])}</pre>"]
+    stages = "".join(f"<tr><td>{escape(k)}<td>{v:.1f} s" for k, v in report["seconds"].items())
+    parts += ["<h2>Seconds</h2><table>", stages, "</table></html>"]
+    return "\n".join(parts)
+
+
+def _table(rows: list[Mapping[str, Any]], pictures: Path) -> str:
+    lines = ["<table><tr><th><th>Question<th>Before<th>After"]
+    for row in rows:
+        picture = ""
+        if row.get("picture"):
+            data = base64.b64encode((pictures / row["picture"]).read_bytes()).decode("ascii")
+            picture = f"<img alt='{escape(row['picture'])}' src='data:image/webp;base64,{data}'>"
+        lines.append(
+            f"<tr><td>{picture}<td>{escape(row['question'])}<td>{escape(row['before'])}"
+            f"<td class=after>{escape(row['after'])}"
+        )
+    return "\n".join([*lines, "</table>"])
+
+
+def _curve(log: list[Mapping[str, Any]]) -> str:
+    points = [(float(x["step"]), float(x["loss"])) for x in log if x.get("loss") is not None]
+    if not points:
+        return ""
+    right, top = max(s for s, _ in points), max(loss for _, loss in points)
+    path = " ".join(f"{s / right * 980 + 10:.1f},{170 - loss / top * 160:.1f}" for s, loss in points)
+    return (
+        "<svg viewBox='0 0 1000 180' role=img aria-label='training loss by step'>"
+        f"<polyline fill=none stroke='#1a8f4c' stroke-width=3 points='{path}'/></svg>"
+        f"<p class=dim>{points[0][1]:.2f} at step {points[0][0]:.0f}, {points[-1][1]:.2f} at the end</p>"
+    )
