@@ -89,6 +89,8 @@ def prepare(spec: TrainSpec, log: RunLog) -> None:
 
 def recipe(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
     log.phase("importing libraries")
+    # PEFT imports bitsandbytes wherever it is installed, which costs a second; nothing here is quantised.
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     import transformers
 
     transformers.utils.logging.disable_progress_bar()

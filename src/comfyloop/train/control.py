@@ -65,6 +65,9 @@ def use_threads(threads: int) -> int:
     count = threads or len(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = str(count)
     os.environ["MKL_NUM_THREADS"] = str(count)
+    # Threads that have nothing to do sleep. Spinning ones, the default, stall each other as soon as
+    # anything else wants the cores: measured on two busy cores, 22 s a step instead of 1.9 s.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     return count
 
 

@@ -17,6 +17,9 @@ from transformers import AttentionInterface, AttentionMaskInterface
 NAME = "comfyloop_packed"
 """The attention implementation under which transformers finds the function below."""
 
+WRITTEN_OUT = 1024
+"""Longest sample whose attention scores are written out on a processor."""
+
 
 def packed_attention(
     module: nn.Module,
@@ -40,9 +43,7 @@ def packed_attention(
     """
     lengths = list(sample_lengths) if sample_lengths is not None else [query.shape[2]]
     parts = [
-        nn.functional.scaled_dot_product_attention(
-            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=q.shape[1] != k.shape[1]
-        )
+        _causal(q, k, v, dropout, scaling)
         for q, k, v in zip(
             torch.split(query, lengths, 2),
             torch.split(key, lengths, 2),
@@ -52,6 +53,26 @@ def packed_attention(
     ]
     together = parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
     return together.transpose(1, 2).contiguous(), None
+
+
+def _causal(q: Tensor, k: Tensor, v: Tensor, dropout: float, scaling: float | None) -> Tensor:
+    """Causal attention of one sample, [1, heads, l, head_dim].
+
+    On a processor it is written out, as long as the l x l scores are small: two to three times as fast,
+    forward and backward, as torch's own kernel there (measured in bfloat16 at 32 to 512 tokens).
+    """
+    _, heads, length, width = q.shape
+    if q.device.type != "cpu" or dropout > 0 or length > WRITTEN_OUT:
+        return nn.functional.scaled_dot_product_attention(
+            q, k, v, dropout_p=dropout, is_causal=True, scale=scaling, enable_gqa=heads != k.shape[1]
+        )
+    shared = heads // k.shape[1]
+    k = k[0].repeat_interleave(shared, dim=0)
+    v = v[0].repeat_interleave(shared, dim=0)
+    hidden = torch.full((length, length), -torch.inf, dtype=q.dtype).triu(1)
+    scale = width**-0.5 if scaling is None else scaling
+    scores = torch.baddbmm(hidden, q[0], k.transpose(1, 2), alpha=scale)
+    return (torch.softmax(scores, -1, dtype=torch.float32).to(v.dtype) @ v)[None]
 
 
 def _no_mask(**_: Any) -> None:
