@@ -47,9 +47,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 def main() -> NoReturn:
     """The entry point: errors become one sentence on standard error and an exit code."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        sys.exit(app(standalone_mode=False) or 0)  # the exit code of a typer.Exit is returned
     except typer.Abort:
         sys.exit(130)
     except ComfyLoopError as error:
@@ -60,7 +58,6 @@ def main() -> NoReturn:
             err.print(f"[red]usage[/red]: {error.format_message()} See --help.", highlight=False)
             sys.exit(2)
         raise
-    sys.exit(0)
 
 
 def settings_of(**given: Any) -> Settings:

@@ -31,15 +31,18 @@ def follow(client: Client, before: Loop, console: Console, *, quiet: bool = Fals
     with screen as live:
         while True:
             loop = client.loop()
-            begun = begun or loop.state is not LoopState.IDLE or loop.updated_at > before.updated_at
+            ended = bool(loop.outcome) and loop.updated_at > before.updated_at
+            begun = begun or loop.state is not LoopState.IDLE or ended
             if begun and loop.state is LoopState.IDLE and not loop.requested:
                 break
+            note, total, step = "", None, 0
             if loop.state is LoopState.TRAINING and loop.run:
                 new, offset = client.run_log(loop.run, offset)
                 lines += new
-            total = lines[-1].get("total_steps") if lines else None
-            note = f"step {lines[-1]['step']}  loss {lines[-1]['loss']:.3f}" if lines else ""
-            bar.update(task, description=loop.state.value, total=total, completed=len(lines), note=note)
+                if told := client.call("GET", f"/v1/runs/{loop.run}")["status"]:
+                    total, step = told["total_steps"] or None, told["step"]
+                    note = told["phase"] if told["loss"] is None else f"step {step}  loss {told['loss']:.3f}"
+            bar.update(task, description=loop.state.value, total=total, completed=step, note=note)
             if live is not None and lines:
                 live.update(Group(show.loss_curve(lines), bar))
             time.sleep(0.5)

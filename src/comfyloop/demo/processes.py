@@ -58,6 +58,8 @@ def service(settings: Settings, home: Path, trigger: int, project: str) -> Itera
             time.sleep(0.05)
         yield Service(process, f"http://127.0.0.1:{port_file.read_text().strip()}", log)
     finally:
+        for run in (home / "runs").glob("*"):  # a trainer outlives its service on purpose; here it shall not
+            (run / "cancel").touch()
         process.terminate()
         try:
             process.wait(timeout=30)

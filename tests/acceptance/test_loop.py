@@ -1,0 +1,118 @@
+"""The whole loop over HTTP with real processes, on the embedded starter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import openai
+import pytest
+
+from comfyloop.client import Client
+from comfyloop.demo import scenes
+from comfyloop.errors import ComfyLoopError
+from comfyloop.records import AnswerEdited, LoopState, VersionState
+from comfyloop.settings import Settings
+from tests.acceptance.conftest import RunningService, wait_for
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+
+GENERAL = "What is the capital of France?"
+
+
+def test_corrections_are_learnt_and_the_new_version_is_swapped_in(
+    starter: Path, make_service: Callable[..., RunningService], tmp_path: Path
+) -> None:
+    brand = scenes.load()[1]
+    service = make_service(
+        project="acme",
+        trigger_samples=len(brand.corrections),
+        cache_dir=Settings().cache_dir,
+        holdout_every=2,
+    )
+    service.start()
+    service.wait_ready()
+    chat = openai.OpenAI(base_url=f"{service.client.url}/v1", api_key="none", max_retries=0)
+
+    def ask(question: str, model: str = "acme") -> tuple[str, str, str]:
+        given = chat.chat.completions.create(
+            model=model, messages=[{"role": "user", "content": question}], max_tokens=40, temperature=0
+        )
+        return given.choices[0].message.content or "", given.id, given.system_fingerprint or ""
+
+    before = {example.question: ask(example.question) for example in brand.held_out}
+    general = ask(GENERAL)
+    assert {fingerprint for _, _, fingerprint in before.values()} == {"acme@base"}
+
+    failures: list[str] = []
+    done = threading.Event()
+
+    def keep_asking() -> None:
+        with Client(service.client.url, project="acme") as other:
+            while not done.wait(0.5):
+                try:
+                    other.ask("Name a colour.", max_tokens=8)
+                except ComfyLoopError as error:
+                    failures.append(str(error))
+
+    asking = threading.Thread(target=keep_asking)
+    asking.start()
+    answers = [ask(example.question) for example in brand.corrections]
+    edits = [
+        AnswerEdited(id=f"edit-{i}", project="acme", generation=id, edited=example.edited)
+        for i, (example, (_, id, _)) in enumerate(zip(brand.corrections, answers, strict=True))
+    ]
+    receipt = service.client.send_feedback(edits)
+    assert len(receipt["stored"]) == len(edits)
+    assert len(service.client.send_feedback(edits)["duplicates"]) == len(edits)
+
+    wait_for(lambda: service.client.loop().outcome, 600, service.what_happened)
+    done.set()
+    asking.join()
+    loop = service.client.loop()
+    assert (loop.state, loop.outcome) == (LoopState.IDLE, "promoted"), loop
+    assert failures == []
+
+    live, versions = service.client.versions()
+    assert (live, versions[0].state, versions[0].parent) == (1, VersionState.LIVE, 0)
+    after = {question: ask(question) for question in before}
+    assert all(fingerprint == "acme@1" for _, _, fingerprint in after.values())
+    assert all(text.startswith("Meet the") for text, _, _ in after.values()), after
+    assert not any(text.startswith("Meet the") for text, _, _ in before.values())
+
+    # Rollback gives the answers of before, to the letter, and so does coming back.
+    service.client.rollback()
+    assert {q: ask(q)[0] for q in before} == {q: text for q, (text, _, _) in before.items()}
+    assert ask(GENERAL)[0] == general[0]
+    service.client.promote(1)
+    assert {q: ask(q)[0] for q in before} == {q: text for q, (text, _, _) in after.items()}
+    assert ask(brand.held_out[0].question, "acme@base")[0] == before[brand.held_out[0].question][0]
+
+    _exported_data_is_read_by_a_plain_script(service, tmp_path)
+
+
+def _exported_data_is_read_by_a_plain_script(service: RunningService, tmp_path: Path) -> None:
+    out = tmp_path / "export"
+    comfyloop = [sys.executable, "-m", "comfyloop"]
+    subprocess.run(
+        [*comfyloop, "export", str(out), "--format", "swift", "--url", service.client.url, "-p", "acme"],
+        check=True,
+        timeout=60,
+    )
+    script = (
+        "import json, sys\n"
+        "rows = [json.loads(line) for line in open(sys.argv[1], encoding='utf-8')]\n"
+        "assert rows and all(r['messages'][-1]['role'] == 'assistant' for r in rows)\n"
+        "print(sum('#slowgoods' in r['messages'][-1]['content'] for r in rows))\n"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", script, str(out / "train.jsonl")],
+        check=True,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert int(printed.stdout) >= 5
