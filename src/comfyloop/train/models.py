@@ -13,6 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    MODEL_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
@@ -136,6 +137,7 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
         ModelError: The weights cannot be read, or the model has no layers that the spec names.
         InvalidInput: The parent adapter does not fit the spec.
     """
+    refuse_unproved(description)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(spec.dtype, device)
     auto = AutoModelForImageTextToText if description.sees_images else AutoModelForCausalLM
@@ -172,6 +174,33 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
         )
         peft = get_peft_model(base, config)
     return Loaded(peft, device, dtype)
+
+
+def refuse_unproved(description: Description) -> None:
+    """Stop where a packed row would be trained on wrongly, rather than train on it wrongly.
+
+    Raises:
+        ModelError: The model gives tokens several positions at once (M-RoPE), lets image tokens see ahead, or
+            sees less far back than its longest sample may be.
+    """
+    text = description.config.get_text_config()
+    name = description.config.model_type
+    # the three-dimensional positions are not always in the configuration, but they always have this method
+    if hasattr(MODEL_MAPPING.get(type(description.config), None), "get_rope_index"):
+        what = "gives image tokens positions in three dimensions (M-RoPE)"
+    elif getattr(text, "use_bidirectional_attention", None) or name in {"gemma3", "gemma3n", "paligemma"}:
+        what = "lets image tokens see ahead"
+    elif (window := getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True):
+        if window >= description.max_positions:
+            return
+        what = f"sees only {window} tokens back in some layers"
+    else:
+        return
+    raise ModelError(
+        f"Models of type {name} cannot be trained here yet: such a model {what}, "
+        "which packed training does not do.",
+        "Use a model without that, such as Llama, Qwen3, LLaVA or the starter.",
+    )
 
 
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:

@@ -8,10 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from comfyloop.errors import ModelError
 from comfyloop.train.batches import Plan, by_length, pack
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.losses import answer_cross_entropy
-from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.models import Description, Loaded, describe, load, refuse_unproved
 from comfyloop.train.recipes.sft import answer_loss
 from comfyloop.train.rows import Row, Turn, UnusableRow
 from comfyloop.train.schedule import learning_rate
@@ -178,3 +179,30 @@ def test_schedules(kind: str, tiny_llm: Path) -> None:
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] == (1.0 if kind == "constant" else pytest.approx(rates[-1]))
     assert rates[-1] < 0.1 or kind == "constant"
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        ("Qwen2VLConfig", "three dimensions"),
+        ("Qwen2_5_VLConfig", "three dimensions"),
+        ("Qwen3VLConfig", "three dimensions"),
+        ("Gemma3Config", "see ahead"),
+        ("MistralConfig", "4096 tokens back"),
+        ("Qwen3Config", None),
+        ("LlamaConfig", None),
+        ("LlavaConfig", None),
+    ],
+)
+def test_families_that_packing_would_train_wrongly_are_refused(config: str, what: str | None) -> None:
+    import transformers
+
+    made = getattr(transformers, config)()
+    described = Description(
+        made, None, False, None, frozenset(), made.get_text_config().max_position_embeddings
+    )
+    if what is None:
+        refuse_unproved(described)
+    else:
+        with pytest.raises(ModelError, match=what):
+            refuse_unproved(described)
