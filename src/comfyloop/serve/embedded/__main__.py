@@ -5,6 +5,7 @@ it does, and leaves when it is told to (SIGTERM, SIGINT), when its parent is gon
 
     exit code 0   told to leave
     exit code 2   the command line is wrong
+    exit code 6   the model failed while it served
     exit code 8   the model cannot be loaded
     exit code 12  it does not fit into memory
     exit code 13  the address cannot be listened on

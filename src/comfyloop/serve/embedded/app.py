@@ -33,6 +33,9 @@ def create_app(engine: Engine) -> FastAPI:
     @app.exception_handler(RequestValidationError)
     async def _malformed(_: Request, error: RequestValidationError) -> JSONResponse:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            sentence = f"The body is not valid JSON at character {first['loc'][-1]}."
+            return JSONResponse(protocol.error(sentence, "invalid_json", 400), 400)
         place = ".".join(str(p) for p in first["loc"] if p != "body")
         message = str(first["msg"]).removeprefix("Value error, ")
         sentence = f"{place}: {message}" if place else message

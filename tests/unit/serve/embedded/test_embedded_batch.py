@@ -164,7 +164,9 @@ def test_images_together_as_alone_and_each_computed_once(
     start_engine: Callable[..., Any], tiny_vlm: Path
 ) -> None:
     alone, together = start_engine(tiny_vlm, max_batch=1), start_engine(tiny_vlm, max_batch=8)
-    cases = [about(f"{word} " * n, c) for n, word in ((1, "a"), (40, "cat")) for c in ("red", "blue", "green")]
+    cases = [
+        about(f"{word} " * n, c) for n, word in ((1, "a"), (40, "cat")) for c in ("red", "blue", "green")
+    ]
     cases += [about("no picture"), about("brown " * 90)]
     expected = [alone.tokens(messages) for messages in cases]
     assert len({tuple(e) for e in expected}) > 4
@@ -192,7 +194,7 @@ def run(decoder: Any, prompt: Prompt, tokens: int) -> list[int]:
 @given(st.lists(st.tuples(st.sampled_from("aafsr"), st.integers(0, 99)), max_size=60))
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_rows_come_and_go_in_any_order(text_engine: Any, moves: list[tuple[str, int]]) -> None:
-    """a: admit, f: fill a chunk, s: step, r: release; whatever the order, each row says what it says alone."""
+    """a: admit, f: fill a chunk, s: step, r: release; in any order each row says what it says alone."""
     loaded = text_engine.engine.loaded
     prompts = [Prompt([5 + (i * 7 + j) % 500 for j in range(n)]) for i, n in enumerate((3, 64, 70, 130, 200))]
     with torch.inference_mode():
