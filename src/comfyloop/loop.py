@@ -30,7 +30,15 @@ import psutil
 from sqlalchemy import Connection
 
 from comfyloop import curate, gate
-from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput, RunFailed
+from comfyloop.errors import (
+    Busy,
+    ComfyLoopError,
+    Conflict,
+    DataError,
+    EngineUnavailable,
+    InvalidInput,
+    RunFailed,
+)
 from comfyloop.records import (
     BASE,
     GateReport,
@@ -219,6 +227,9 @@ class Controller:
                     states[loop.state](loop)
                 except (LostTurn, _Stopping):
                     return
+                except (EngineUnavailable, Busy) as error:
+                    # Not the state's fault, and no try of it: the engine comes back, or a person mends it.
+                    self._waiting(loop, error)
                 except Exception as error:
                     if not isinstance(error, ComfyLoopError):
                         log.exception("The loop of %s broke while %s", project, loop.state)
@@ -350,6 +361,12 @@ class Controller:
 
         promotion = self.router.promote(loop.project, loop.version, also=also)
         self._publish("loop.state", self.status(loop.project), seconds=dict(promotion.seconds))
+
+    def _waiting(self, loop: Loop, error: ComfyLoopError) -> None:
+        if loop.error != str(error):
+            with self._transition(loop) as move:
+                move(state=loop.state, attempts=loop.attempts, error=str(error))
+        self._stop.wait(min(error.retry_after or RETRY_SECONDS, RETRY_SECONDS))
 
     def _failed(self, loop: Loop, error: str) -> None:
         """Try the state again a few times; then give the turn up, saying why."""

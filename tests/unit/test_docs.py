@@ -1,0 +1,38 @@
+"""The documentation is part of the interface: what it must name, it names."""
+
+from __future__ import annotations
+
+import re
+
+import typer
+from typer.testing import CliRunner
+
+from comfyloop.cli import app
+from comfyloop.settings import Settings
+from tests.conftest import REPOSITORY
+
+
+def test_every_setting_is_documented_with_its_words() -> None:
+    page = (REPOSITORY / "docs" / "reference" / "settings.md").read_text(encoding="utf-8")
+    for name, field in Settings.model_fields.items():
+        row = next((line for line in page.splitlines() if line.startswith(f"| `{name}` |")), "")
+        assert f"COMFYLOOP_{name.upper()}" in row, name
+        assert field.description and field.description in row, name
+
+
+def test_every_command_has_help_and_a_json_form() -> None:
+    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    for name in commands:
+        shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
+        assert shown.exit_code == 0, name
+        if name not in {"up", "version", "feedback"}:
+            assert "--json" in shown.output, name
+
+
+def test_the_two_readmes_show_the_same_commands() -> None:
+    def blocks(name: str) -> list[str]:
+        text = (REPOSITORY / name).read_text(encoding="utf-8")
+        code = re.findall(r"```\w+\n(.*?)```", text, flags=re.DOTALL)
+        return [re.sub(r"\s+#.*", "", block) for block in code]
+
+    assert blocks("README.md") == blocks("README.zh-CN.md")
