@@ -103,7 +103,7 @@ def _pair_up(
 
 
 def _extend(before: Workflow, after: Workflow, seed: Mapping[str, str]) -> dict[str, str]:
-    """Adds pairs to `seed`, the best first: an equal value counts 2, a link to or from a pair 3."""
+    """Adds pairs to `seed`, the best first: a link to or from a pair counts 3, an equal value 2, names 1."""
     pairs: dict[str, str] = {}
     taken: set[str] = set()
     by_class: defaultdict[str, list[str]] = defaultdict(list)
@@ -114,7 +114,7 @@ def _extend(before: Workflow, after: Workflow, seed: Mapping[str, str]) -> dict[
         for new in by_class[node.class_type]:
             other = after.nodes[new].values
             equal = sum(other.get(name) == value for name, value in node.values.items())
-            score[old, new] = 2 * equal + (not node.values and not other)
+            score[old, new] = 2 * equal + (node.values.keys() == other.keys())
     ways = list(zip(links(before), links(after), strict=True))
     queue: list[tuple[int, str, str]] = []
 

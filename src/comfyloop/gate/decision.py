@@ -200,7 +200,7 @@ def _findings(evidence: Evidence, settings: Settings) -> list[str]:
 def _distance_sentence(pairs: Pairs, confidence: float) -> str:
     live, candidate = _mean(pairs.live), _mean(pairs.candidate)
     start = f"On {_things(len(pairs.live), 'held-out correction')} the candidate's answers are "
-    if live <= 0 or candidate == live:
+    if live <= 1e-6 or candidate == live:
         return start + f"as far from yours as before (edit distance {live:.2f} and {candidate:.2f})."
     closer = 1 - candidate / live
     interval = reduction(pairs.live, pairs.candidate, confidence)

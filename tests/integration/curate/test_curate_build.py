@@ -1,0 +1,348 @@
+"""From feedback in a real store to a snapshot on the disk."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import subprocess
+import sys
+import uuid
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from comfyloop import curate
+from comfyloop.curate import replay, snapshot
+from comfyloop.errors import Conflict, DataError, InvalidInput, NotFound, StorageError
+from comfyloop.records import (
+    AnswerAccepted,
+    AnswerEdited,
+    AnswerRated,
+    Feedback,
+    Generation,
+    ImagePicked,
+    Message,
+    Project,
+    Sample,
+    SampleUploaded,
+    Snapshot,
+)
+from comfyloop.settings import Settings
+from comfyloop.store import Store, feedback, generations, open_store, projects, snapshots
+
+
+def picture(colour: str, format: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(out, format)
+    return out.getvalue()
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(home=tmp_path / "home", cache_dir=tmp_path / "cache", project="acme")
+
+
+@pytest.fixture
+def store(settings: Settings) -> Iterator[Store]:
+    with open_store(settings) as opened:
+        with opened.begin() as conn:
+            projects.add(conn, Project(name="acme", base_model="starter"))
+        yield opened
+
+
+class Shop:
+    """A person who asks, and corrects what comes."""
+
+    def __init__(self, store: Store, project: str = "acme") -> None:
+        self.store = store
+        self.project = project
+
+    def asks(self, question: str, images: Sequence[str] = ()) -> str:
+        generation = Generation(
+            id=f"gen_{uuid.uuid4().hex}",
+            project=self.project,
+            version=0,
+            model=self.project,
+            messages=(Message.of("user", question, images),),
+            answer=f"It is a thing, {question}.",
+        )
+        with self.store.begin() as conn:
+            generations.add(conn, generation)
+        return generation.id
+
+    def says(self, *items: Feedback) -> None:
+        with self.store.begin() as conn:
+            feedback.add(conn, items)
+
+    def corrects(self, question: str, edited: str, images: Sequence[str] = ()) -> None:
+        self.says(AnswerEdited(project=self.project, generation=self.asks(question, images), edited=edited))
+
+
+def built(store: Store, settings: Settings, **more: object) -> Snapshot:
+    made = curate.build(store, "acme", settings, **more)  # type: ignore[arg-type]
+    assert isinstance(made, Snapshot), made
+    return made
+
+
+def rows(made: Snapshot, name: str) -> list[Sample]:
+    file = Path(made.path) / name
+    return curate.read_samples(file, made.project) if file.exists() else []
+
+
+def answers(questions: Sequence[str]) -> list[str]:
+    return [f"Well: {question}" for question in questions]
+
+
+def test_corrections_become_a_snapshot_with_pictures_replay_and_a_report(
+    store: Store, settings: Settings
+) -> None:
+    shop = Shop(store)
+    red, blue = (store.blobs.put(picture(c, f)) for c, f in (("red", "PNG"), ("blue", "JPEG")))
+    for number in range(8):
+        shop.corrects(f"mug {number}", f"Meet mug {number}.", [red if number % 2 else blue])
+    shop.says(AnswerAccepted(project="acme", generation=shop.asks("cup")))
+    shop.says(AnswerRated(project="acme", generation=shop.asks("bowl"), rating=1))
+    shop.says(AnswerRated(project="acme", generation=shop.asks("plate"), rating=3))
+    shop.says(ImagePicked(project="acme", picked=(red,), over=(blue,), prompt="a red square"))
+
+    def replayed(count: int) -> list[Sample]:
+        return replay.samples("acme", "starter", answers, settings.cache_dir, count)
+
+    made = built(store, settings, replay=replayed)
+    train, held = rows(made, "train.jsonl"), rows(made, "holdout.jsonl")
+    assert sum(sample.replay for sample in train) == made.replay == 3  # a quarter of 7 + 3, rounded up
+    assert len(train) == 7 + 3 and len(held) == 2
+    assert not any(sample.replay for sample in held)
+    assert [s.rejected for s in rows(made, "train.preference.jsonl")] == [
+        f"It is a thing, mug {n}." for n in (0, 1, 2, 4, 5, 6)
+    ]
+    assert [s.label for s in rows(made, "train.labelled.jsonl")] == [False]
+    everything = [s for file in Path(made.path).glob("*.jsonl") for s in rows(made, file.name)]
+    pairs = [(s.picked, s.over) for s in everything if s.kind == "image_pair"]
+    assert pairs == [(red, blue)]
+    for sample in (*train, *held):
+        for sha in sample.images:
+            kind = "png" if sha == red else "jpg"
+            assert (Path(made.path) / "images" / f"{sha}.{kind}").read_bytes() == store.blobs.get(sha)
+    report = curate.CurationReport.model_validate_json((Path(made.path) / "report.json").read_text())
+    assert report.feedback == 12 and report.dropped == {"neutral": 1} == made.dropped
+    text = (Path(made.path) / "report.txt").read_text()
+    assert "12 pieces of feedback" in text and "a rating of 3 says neither yes nor no" in text
+    assert "the gate needs 5" in text
+    with store.read() as conn:
+        assert snapshots.get(conn, "acme", made.id).id == made.id
+        assert made.feedback_seq == feedback.last_seq(conn, "acme")
+
+
+def test_the_same_feedback_is_the_same_snapshot_and_no_second_copy(store: Store, settings: Settings) -> None:
+    shop = Shop(store)
+    shop.corrects("mug", "Meet the mug.")
+    first = built(store, settings)
+    again = built(store, settings)
+    assert (again.id, again.created_at) == (first.id, first.created_at)
+    shop.says(AnswerRated(project="acme", generation=shop.asks("plate"), rating=3))  # says nothing to learn
+    third = built(store, settings)
+    assert third.id == first.id and third.feedback_seq > first.feedback_seq
+    assert [path.name for path in (settings.home / "snapshots").iterdir()] == [first.id]
+    shop.corrects("cup", "Meet the cup.")
+    assert built(store, settings).id != first.id
+
+
+def test_an_edit_after_an_accept_is_what_is_learnt(store: Store, settings: Settings) -> None:
+    shop = Shop(store)
+    generation = shop.asks("mug")
+    shop.says(AnswerAccepted(project="acme", generation=generation))
+    shop.says(AnswerEdited(project="acme", generation=generation, edited="Meet the mug."))
+    made = built(store, settings)
+    assert [sample.answer for sample in rows(made, "train.jsonl")] == ["Meet the mug."]
+    assert made.dropped == {"superseded": 1}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "reason"),
+    [
+        ("sft", "None of the 1 pieces of feedback can be trained on (1 neutral)."),
+        ("kto", "None of the 1 pieces of feedback"),
+    ],
+)
+def test_nothing_to_train_is_an_answer_with_its_reason(
+    store: Store, settings: Settings, recipe: str, reason: str
+) -> None:
+    settings = settings.model_copy(update={"recipe": recipe})
+    empty = curate.build(store, "acme", settings)
+    assert isinstance(empty, curate.NothingToTrain) and "no feedback yet" in empty.reason
+    shop = Shop(store)
+    shop.says(AnswerRated(project="acme", generation=shop.asks("plate"), rating=3))
+    nothing = curate.build(store, "acme", settings)
+    assert isinstance(nothing, curate.NothingToTrain) and nothing.reason.startswith(reason)
+    assert not (settings.home / "snapshots").exists()
+
+
+def test_feedback_for_another_recipe_says_so(store: Store, settings: Settings) -> None:
+    shop = Shop(store)
+    shop.says(AnswerRated(project="acme", generation=shop.asks("plate"), rating=5))
+    nothing = curate.build(store, "acme", settings)
+    assert isinstance(nothing, curate.NothingToTrain)
+    assert nothing.reason.startswith("The recipe sft needs sft samples; there are only others")
+    made = curate.build(store, "acme", settings.model_copy(update={"recipe": "kto"}))
+    assert isinstance(made, Snapshot)
+    assert curate.data_files(Path(made.path), "kto").train.name == "train.labelled.jsonl"
+    with pytest.raises(DataError, match="no data for the recipe 'x'"):
+        curate.data_files(Path(made.path), "x")
+
+
+@hypothesis_settings(
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(st.lists(st.lists(st.integers(0, 11), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_a_group_is_on_one_side_and_never_moves(
+    store: Store, settings: Settings, batches: list[list[int]]
+) -> None:
+    project = f"p{uuid.uuid4().hex[:16]}"
+    with store.begin() as conn:
+        projects.add(conn, Project(name=project, base_model="starter"))
+    shop = Shop(store, project)
+    side: dict[str, str] = {}
+    edits = 0
+    for batch in batches:
+        for question in batch:
+            edits += 1
+            shop.corrects(f"question {question}", f"edit {edits}")
+        made = curate.build(store, project, settings.model_copy(update={"holdout_every": 3}))
+        if isinstance(made, curate.NothingToTrain):
+            continue
+        for name in ("train", "holdout"):
+            for kind in ("", ".preference"):
+                for sample in rows(made, f"{name}{kind}.jsonl"):
+                    assert side.setdefault(sample.group, name) == name
+        assert made.train + made.holdout == 2 * edits
+
+
+def test_replay_leaves_out_what_a_person_answered_and_still_makes_up_the_number(
+    store: Store, settings: Settings
+) -> None:
+    question = replay.questions()[0]
+    shop = Shop(store)
+    shop.corrects(question, "My own answer.")
+    for number in range(6):
+        shop.corrects(f"mug {number}", f"Meet mug {number}.")
+    made = built(
+        store,
+        settings,
+        replay=lambda count: replay.samples("acme", "m", answers, settings.cache_dir, count),
+    )
+    asked = [sample.prompt[0].text for sample in rows(made, "train.jsonl") if sample.replay]
+    assert len(asked) == 2 and question not in asked
+
+
+def test_a_damaged_image_is_named_and_leaves_nothing_half_written(store: Store, settings: Settings) -> None:
+    red = store.blobs.put(picture("red"))
+    Shop(store).corrects("mug", "Meet the mug.", [red])
+    place = store.blobs.path(red)
+    assert place is not None
+    place.chmod(0o644)
+    place.write_bytes(b"something else")
+    with pytest.raises(StorageError, match=f"{red}.*damaged"):
+        built(store, settings)
+    assert (
+        not list((settings.home / "snapshots").glob("*")) if (settings.home / "snapshots").exists() else True
+    )
+
+
+def test_a_full_disk_is_said_and_leaves_nothing_half_written(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Shop(store).corrects("mug", "Meet the mug.")
+
+    def full(path: Path, data: bytes) -> None:
+        path.write_bytes(data[: len(data) // 2])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(snapshot, "_write", full)
+        with pytest.raises(StorageError, match=r"could not be written.*No space left.*Make room"):
+            built(store, settings)
+    assert list((settings.home / "snapshots").iterdir()) == []
+    assert built(store, settings).train == 2
+
+
+def test_what_a_killed_process_left_is_swept(store: Store, settings: Settings) -> None:
+    import os
+    import time
+
+    Shop(store).corrects("mug", "Meet the mug.")
+    part = settings.home / "snapshots" / ".abc.123.part"
+    part.mkdir(parents=True)
+    os.utime(part, (time.time() - 7200,) * 2)
+    made = built(store, settings)
+    assert [path.name for path in (settings.home / "snapshots").iterdir()] == [made.id]
+
+
+PLAIN_SCRIPT = """
+import json, pathlib, sys
+for file in sys.argv[1:]:
+    for line in open(file, encoding="utf-8"):
+        row = json.loads(line)
+        assert set(row) <= {"messages", "images", "rejected_response", "label"}, row
+        text = "".join(m["content"] for m in row["messages"])
+        assert [m["role"] for m in row["messages"]][-1] == "assistant"
+        assert text.count("<image>") == len(row.get("images", []))
+        assert all(pathlib.Path(image).read_bytes()[:4] == b"\\x89PNG" for image in row.get("images", []))
+        print(row["messages"][-1]["content"], row.get("rejected_response"), sep="|")
+"""
+
+
+def test_exported_data_is_read_by_a_plain_script(store: Store, settings: Settings, tmp_path: Path) -> None:
+    red = store.blobs.put(picture("red"))
+    shop = Shop(store)
+    shop.corrects("mug", "Meet the mug.", [red])
+    shop.corrects("杯子", "见见这个杯子。")
+    shop.says(ImagePicked(project="acme", picked=(red,), prompt="a red square"))
+    made = built(store, settings)
+    files = curate.export(Path(made.path), tmp_path / "out")
+    assert [file.name for file in files] == ["holdout.jsonl", "train.jsonl", "train.preference.jsonl"]
+    script = [sys.executable, "-c", PLAIN_SCRIPT, *map(str, files)]
+    done = subprocess.run(script, capture_output=True, text=True, cwd="/", encoding="utf-8")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "Meet the mug.|None",
+        "见见这个杯子。|None",
+        "Meet the mug.|It is a thing, mug.",
+        "见见这个杯子。|It is a thing, 杯子.",
+    ]
+    with pytest.raises(Conflict, match="is there already"):
+        curate.export(Path(made.path), tmp_path / "out")
+    with pytest.raises(NotFound, match="no snapshot at"):
+        curate.export(tmp_path / "nowhere", tmp_path / "out2")
+    with pytest.raises(InvalidInput, match="cannot be exported as 'csv'"):
+        curate.export(Path(made.path), tmp_path / "out2", "csv")
+
+
+def test_exported_data_imports_to_the_same_samples(store: Store, settings: Settings, tmp_path: Path) -> None:
+    red = store.blobs.put(picture("red"))
+    shop = Shop(store)
+    for number in range(4):
+        shop.corrects(f"mug {number}", f"Meet mug {number}.", [red])
+    made = built(store, settings)
+    curate.export(Path(made.path), tmp_path / "out")
+    with store.begin() as conn:
+        projects.add(conn, Project(name="copy", base_model="starter"))
+    for file in sorted((tmp_path / "out").glob("*.jsonl")):
+        items: list[SampleUploaded] = curate.import_rows(file, "copy", "ada", store.blobs.put)
+        with store.begin() as conn:
+            feedback.add(conn, items)
+    copy = curate.build(store, "copy", settings)
+    assert isinstance(copy, Snapshot)
+
+    def ids(which: Snapshot) -> list[str]:
+        files = ("train.jsonl", "holdout.jsonl", "train.preference.jsonl", "holdout.preference.jsonl")
+        return sorted(sample.id for file in files for sample in rows(which, file))
+
+    assert ids(copy) == ids(made)
+    assert json.loads((Path(copy.path) / "report.json").read_text())["dropped"] == {}

@@ -1,0 +1,88 @@
+"""Replay: how many, asked once a base model, never against a person's word, no question of the gate's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfyloop.curate import replay
+from comfyloop.curate.samples import Source, make
+from comfyloop.gate.suites import general_questions
+from comfyloop.records import Message
+
+
+class Model:
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def __call__(self, questions: Sequence[str]) -> list[str]:
+        self.asked += questions
+        return [f"About {question[:10]}: yes. And th" for question in questions]
+
+
+def test_the_questions_are_many_of_mixed_kinds_and_none_is_the_gates() -> None:
+    questions = replay.questions()
+    assert len(questions) == len(set(questions)) == 64
+    assert sum(not question.isascii() for question in questions) >= 5
+    assert not {q.casefold() for q in questions} & {q.casefold() for q in general_questions()}
+
+
+@given(st.integers(1, 5000), st.floats(0, 0.9))
+def test_as_many_are_added_as_make_up_the_share(train: int, share: float) -> None:
+    count = replay.needed(train, share)
+    assert count / (train + count) >= share - 1e-9
+    assert count == 0 or (count - 1) / (train + count - 1) < share
+
+
+def test_a_question_is_asked_once_per_base_model(tmp_path: Path) -> None:
+    model = Model()
+    first = replay.samples("acme", "m1", model, tmp_path, 5)
+    assert replay.samples("other", "m1", model, tmp_path, 7)[:5] == [
+        sample.model_copy(update={"project": "other"}) for sample in first
+    ]
+    assert model.asked == list(replay.questions()[:7])
+    replay.samples("acme", "m2", model, tmp_path, 1)
+    assert len(model.asked) == 8
+    assert all(sample.replay and sample.slice == "general" for sample in first)
+
+
+def test_answers_cut_off_by_a_limit_end_with_their_last_whole_sentence(tmp_path: Path) -> None:
+    (sample,) = replay.samples("acme", "m", Model(), tmp_path, 1)
+    assert sample.answer.endswith(": yes.")
+
+
+@pytest.mark.parametrize(
+    ("text", "whole"),
+    [
+        ("It is 3.5 metres. Then", "It is 3.5 metres."),
+        ("Steps:\n1. Boil water.\n2. Ad", "Steps:\n1. Boil water."),
+        ("The answer is 12.", "The answer is 12."),
+        ("水在零度结冰。因为", "水在零度结冰。"),
+        ('He said "Stop!" and ran', 'He said "Stop!"'),
+        ("no end at all", "no end at all"),
+        ("  ", ""),
+    ],
+)
+def test_whole_sentences(text: str, whole: str) -> None:
+    assert replay.whole_sentences(text) == whole
+
+
+def test_a_torn_cache_is_only_asked_anew(tmp_path: Path) -> None:
+    model = Model()
+    replay.samples("acme", "m", model, tmp_path, 2)
+    for file in (tmp_path / "replay").iterdir():
+        file.write_text('{"Why is')
+    assert len(replay.samples("acme", "m", model, tmp_path, 2)) == 2
+    assert len(model.asked) == 4
+
+
+def test_what_a_person_answered_is_not_replayed_otherwise(tmp_path: Path) -> None:
+    made = replay.samples("acme", "m", Model(), tmp_path, 3)
+    question = made[1].prompt[0].text.upper()
+    turns = (Message.of("user", question), Message.of("assistant", "Because."))
+    corrected = make("sft", turns, Source("acme", ("fb",), "answer_edited", "ada"))
+    assert replay.choose(made, [corrected], 2) == (made[0], made[2])

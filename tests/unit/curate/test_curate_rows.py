@@ -1,0 +1,212 @@
+"""ms-swift rows: what is written is read back, its other forms are understood, bad lines are named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfyloop.curate import import_rows, read_rows, read_samples
+from comfyloop.curate.rows import dump_rows, row_of, write_rows
+from comfyloop.curate.samples import Source, make
+from comfyloop.errors import DataError, InvalidInput, StorageError
+from comfyloop.records import ImagePart, Message, Sample, TextPart
+
+SOURCE = Source("acme", ("fb_1",), "answer_edited", "ada")
+
+texts = st.text(st.characters(codec="utf-8"), max_size=30).filter(lambda text: "<" not in text)
+said = texts.filter(lambda text: bool(text.strip()))
+hashes = st.sampled_from([letter * 64 for letter in "abc"])
+
+
+@st.composite
+def messages(draw: st.DrawFn) -> tuple[Message, ...]:
+    turns = []
+    if draw(st.booleans()):
+        turns.append(Message.of("system", draw(texts)))
+    for _ in range(draw(st.integers(1, 2))):
+        parts = draw(
+            st.lists(texts.map(lambda t: TextPart(text=t)) | hashes.map(lambda h: ImagePart(sha256=h)))
+        )
+        turns.append(Message(role="user", content=tuple(parts)))
+        turns.append(Message.of("assistant", draw(said)))
+    return tuple(turns)
+
+
+@st.composite
+def samples(draw: st.DrawFn) -> Sample:
+    kind = draw(st.sampled_from(["sft", "preference", "labelled", "image_pair", "captioned_image"]))
+    if kind in ("image_pair", "captioned_image"):
+        over = draw(hashes) if kind == "image_pair" else None
+        return make(kind, [Message.of("user", draw(said))], SOURCE, picked=draw(hashes), over=over)
+    turns = draw(messages())
+    rejected = (
+        draw(texts.filter(lambda t: t.strip() != turns[-1].text.strip())) if kind == "preference" else None
+    )
+    label = draw(st.booleans()) if kind == "labelled" else None
+    return make(
+        kind, turns, SOURCE, rejected=rejected, label=label, slice=draw(st.sampled_from(["text", "x"]))
+    )
+
+
+@given(st.lists(samples(), max_size=6))
+def test_written_samples_are_read_back_the_same(
+    tmp_path_factory: pytest.TempPathFactory, made: list[Sample]
+) -> None:
+    file = tmp_path_factory.mktemp("rows") / "train.jsonl"
+    write_rows(file, made, lambda sha: f"images/{sha}.png")
+    assert read_samples(file, "acme") == made
+
+
+@given(st.lists(samples(), max_size=6))
+def test_every_line_is_one_json_object_with_a_tag_an_image(made: list[Sample]) -> None:
+    lines = dump_rows([row_of(sample, str, extra=False) for sample in made]).split("\n")
+    assert lines.pop() == ""
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == len(made)
+    assert len({"images" in row for row in rows}) <= 1
+    for row in rows:
+        tags = sum(m["content"].count("<image>") for m in row["messages"])
+        assert tags == len(row.get("images", ()))
+
+
+def test_a_changed_row_is_noticed(tmp_path: Path) -> None:
+    file = tmp_path / "holdout.jsonl"
+    turns = [Message.of("user", "Hi"), Message.of("assistant", "Hello")]
+    write_rows(file, [make("sft", turns, SOURCE)], str)
+    file.write_text(file.read_text().replace("Hello", "Goodbye"))
+    with pytest.raises(DataError, match=r"holdout.jsonl:1: the row was changed"):
+        read_samples(file, "acme")
+
+
+def test_a_tag_in_a_text_cannot_be_written() -> None:
+    sample = make("sft", [Message.of("user", "What is <image>?"), Message.of("assistant", "A tag.")], SOURCE)
+    with pytest.raises(DataError, match="has <image> in its text"):
+        row_of(sample, str)
+
+
+ALIKE = [
+    {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+    {"messages": [{"role": "human", "content": "Hi"}, {"role": "gpt", "content": "Hello"}], "label": None},
+    {"conversations": [{"from": "human", "value": "Hi"}, {"from": "gpt", "value": "Hello"}]},
+    {"conversation": [{"human": "Hi", "assistant": "Hello"}]},
+    {"query": "Hi", "response": "Hello", "history": []},
+    {"instruction": "Hi", "input": "", "output": "Hello"},
+    {"instruction": "", "input": "Hi", "output": "Hello", "images": []},
+]
+
+
+@pytest.mark.parametrize("row", ALIKE)
+def test_all_forms_of_a_row_say_the_same(tmp_path: Path, row: dict[str, Any]) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(row) + "\n\n")
+    assert [r.messages for r in read_rows(file)] == [(("user", "Hi"), ("assistant", "Hello"))]
+
+
+def test_system_history_rejected_and_label_are_read(tmp_path: Path) -> None:
+    file = tmp_path / "data.json"
+    old = {
+        "system": "Be kind.",
+        "query": "B?",
+        "response": "b",
+        "history": [["A?", "a"]],
+        "rejected_response": "c",
+    }
+    new = {
+        "messages": [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "a"}],
+        "label": False,
+    }
+    file.write_text(json.dumps([old, new]))
+    first, second = read_rows(file)
+    turns = [("system", "Be kind."), ("user", "A?"), ("assistant", "a"), ("user", "B?"), ("assistant", "b")]
+    assert (first.messages, first.rejected) == (tuple(turns), "c")
+    assert second.label is False
+
+
+def chat(*turns: tuple[Any, Any], **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns], **more}
+
+
+BAD = [
+    ("{broken", "not JSON"),
+    ("[1]", "a row is an object"),
+    ("{}", "neither messages nor a query"),
+    (chat(), "there are no messages"),
+    (chat(("user", "Hi")), "the last message is the user's"),
+    (chat(("user", "Hi"), ("assistant", " ")), "the assistant's last message is empty"),
+    (chat(("user", "Hi"), ("wizard", "Hello")), "message 2 has the role 'wizard'"),
+    (chat(("user", "Hi"), ("assistant", 3)), "the content of message 2 is not a text"),
+    (chat(("user", "<image>Hi"), ("assistant", "x")), "1 <image> in the text but 0 images"),
+    (chat(("user", "Hi"), ("assistant", "x"), images=["a.png"]), "0 <image> in the text but 1 images"),
+    (chat(("user", "<image>"), ("assistant", "x"), images=["http://a/b.png"]), "is a web address"),
+    (chat(("user", "<image>"), ("assistant", "x"), images=[3]), "an image is given as 3"),
+    (chat(("user", "Hi"), ("assistant", "x"), images=7), "images is not a list"),
+    (chat(("user", "Hi"), ("assistant", "x"), rejected_response="x "), "the same as the answer"),
+    (chat(("user", "Hi"), ("assistant", "x"), rejected_response=["y"]), "rejected_response is not a text"),
+    (chat(("user", "Hi"), ("assistant", "x"), label="yes"), "label is neither true nor false"),
+    (chat(("user", "Hi"), ("assistant", "x"), videos=["a.mp4"]), "videos cannot be used"),
+    ({"messages": "Hi"}, "messages is not a list of objects"),
+    ({"query": "Hi", "response": "x", "history": [["a"]]}, "history is not a list"),
+]
+
+
+@pytest.mark.parametrize(("row", "reason"), BAD)
+def test_a_bad_line_is_named_by_file_and_line(tmp_path: Path, row: Any, reason: str) -> None:
+    file = tmp_path / "data.jsonl"
+    line = row if isinstance(row, str) else json.dumps(row)
+    file.write_text(json.dumps(ALIKE[0]) + "\n\n" + line + "\n")
+    with pytest.raises(DataError) as caught:
+        read_rows(file)
+    assert "data.jsonl:3: " in str(caught.value) and reason in str(caught.value)
+
+
+def test_all_bad_lines_are_named_at_once_up_to_twenty(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text("{}\n" * 25 + json.dumps(ALIKE[0]))
+    with pytest.raises(DataError, match=r"(?s)25 of 26 rows.*jsonl:20:.*and 5 more"):
+        read_rows(file)
+
+
+def test_a_file_that_is_no_text_or_not_there_is_said_to_be(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(json.dumps(ALIKE[0]).encode() + b"\n\xff\xfe")
+    with pytest.raises(DataError, match=r"a.jsonl:2: the text is not UTF-8"):
+        read_rows(tmp_path / "a.jsonl")
+    with pytest.raises(StorageError, match="No such file"):
+        read_rows(tmp_path / "b.jsonl")
+
+
+def test_import_stores_images_and_gives_the_same_ids_again(tmp_path: Path) -> None:
+    (tmp_path / "cat.png").write_bytes(b"cat")
+    row = chat(("user", "<image>What?"), ("assistant", "A cat."), images=["cat.png"])
+    inline = chat(("user", "And <image>?"), ("assistant", "A cat."), images=["data:image/png;base64,Y2F0"])
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(row) + "\n" + json.dumps(inline))
+    stored: list[bytes] = []
+
+    def put(data: bytes) -> str:
+        stored.append(data)
+        return "a" * 64
+
+    first = import_rows(file, "acme", "ada", put)
+    assert stored == [b"cat", b"cat"]
+    assert first[0].messages[0] == Message.of("user", "What?", ["a" * 64])
+    assert [item.id for item in import_rows(file, "acme", "ada", put)] == [item.id for item in first]
+    assert len({item.id for item in [*first, *import_rows(file, "acme", "bob", put)]}) == 4
+
+
+def test_import_names_the_line_of_an_image_that_cannot_be_used(tmp_path: Path) -> None:
+    file = tmp_path / "data.jsonl"
+    file.write_text(json.dumps(chat(("user", "<image>"), ("assistant", "x"), images=["gone.png"])))
+    with pytest.raises(DataError, match=r"data.jsonl:1: the image gone.png cannot be read"):
+        import_rows(file, "acme", "ada", lambda data: "")
+
+    def refuse(data: bytes) -> str:
+        raise InvalidInput("These bytes are no image.")
+
+    (tmp_path / "gone.png").write_bytes(b"<html>")
+    with pytest.raises(DataError, match=r"data.jsonl:1: the image gone.png cannot be used: These bytes"):
+        import_rows(file, "acme", "ada", refuse)

@@ -1,0 +1,328 @@
+"""What each kind of feedback becomes, whose word counts, and what is left out with which reason."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfyloop.curate import filters
+from comfyloop.curate.pictures import picked_drafts, rated_drafts
+from comfyloop.curate.samples import WRITE_PROMPT, Draft, drafts_of, group_of, newest
+from comfyloop.records import (
+    AnswerAccepted,
+    AnswerEdited,
+    AnswerRated,
+    Feedback,
+    Generation,
+    GraphEdited,
+    ImagePicked,
+    ImageRated,
+    Message,
+    PromptEdited,
+    SampleUploaded,
+    now,
+)
+from comfyloop.settings import Settings
+
+IMAGE, OTHER = "a" * 64, "b" * 64
+ASKED = (Message.of("system", "Be kind."), Message.of("user", "What is it?", [IMAGE]))
+GENERATION = Generation(id="gen_1", project="acme", version=0, model="acme", messages=ASKED, answer="A cat.")
+MADE = {"gen_1": GENERATION}
+START = now()
+
+
+def said(kind: type, id: str, minute: int = 0, author: str = "ada", **more: Any) -> Any:
+    at = START + timedelta(minutes=minute)
+    if kind in (AnswerEdited, AnswerAccepted, AnswerRated):
+        more.setdefault("generation", "gen_1")
+    return kind(id=id, project="acme", author=author, created_at=at, **more)
+
+
+def drafts(item: Feedback) -> list[Draft]:
+    found, dropped = drafts_of(item, MADE)
+    assert dropped is None
+    return found
+
+
+def filtered(items: Sequence[Draft], **more: Any) -> tuple[list[Draft], dict[str, str]]:
+    kept, dropped = filters.apply(items, Settings(**more), lambda sha: sha != OTHER)
+    return kept, {item.feedback: item.reason for item in dropped}
+
+
+def test_an_edit_is_an_answer_to_learn_and_a_preference_over_the_models() -> None:
+    sft, preference = (draft.sample for draft in drafts(said(AnswerEdited, "fb_1", edited=" A tabby cat.\n")))
+    assert (sft.kind, sft.answer, sft.prompt) == ("sft", "A tabby cat.", ASKED)
+    assert (preference.kind, preference.answer, preference.rejected) == (
+        "preference",
+        "A tabby cat.",
+        "A cat.",
+    )
+    assert sft.group == preference.group and sft.id != preference.id
+    assert (sft.slice, sft.origin, sft.author, sft.feedback) == ("vision", "answer_edited", "ada", ("fb_1",))
+
+
+def test_an_accepted_answer_is_learnt_as_it_was() -> None:
+    (draft,) = drafts(said(AnswerAccepted, "fb_1"))
+    assert (draft.sample.kind, draft.sample.answer, draft.sample.origin) == (
+        "sft",
+        "A cat.",
+        "answer_accepted",
+    )
+
+
+@pytest.mark.parametrize(("rating", "label"), [(1, False), (2, False), (4, True), (5, True)])
+def test_a_rating_labels_the_answer(rating: int, label: bool) -> None:
+    (draft,) = drafts(said(AnswerRated, "fb_1", rating=rating))
+    assert (draft.sample.kind, draft.sample.label, draft.sample.answer) == ("labelled", label, "A cat.")
+
+
+def test_a_rating_of_three_is_left_out_as_neutral() -> None:
+    assert [d.reason for d in [drafts_of(said(AnswerRated, "fb_1", rating=3), MADE)[1]] if d] == ["neutral"]
+
+
+def test_a_prompt_edit_with_its_generation_teaches_whoever_wrote_the_prompt() -> None:
+    item = said(PromptEdited, "fb_1", before="A cat, blurry.", after="A cat in ink.", generation="gen_1")
+    sft, preference = (draft.sample for draft in drafts(item))
+    assert (sft.prompt, sft.answer, sft.slice) == (ASKED, "A cat in ink.", "prompt")
+    assert preference.rejected == "A cat."  # what the model wrote, not what it had become meanwhile
+
+
+def test_a_prompt_edit_of_ones_own_text_asks_for_the_prompt_from_the_earlier_one() -> None:
+    sft, preference = (d.sample for d in drafts(said(PromptEdited, "fb_1", before="cat", after="cat, ink")))
+    assert sft.prompt[-1].text == WRITE_PROMPT.format(brief="cat")
+    assert (sft.answer, preference.rejected) == ("cat, ink", "cat")
+
+
+def test_a_graph_edit_is_the_workflow_and_the_aim_with_the_edit_as_answer() -> None:
+    before = {"1": {"class_type": "KSampler", "inputs": {"cfg": 7, "seed": 1}}}
+    after = {"9": {"class_type": "KSampler", "inputs": {"cfg": 5, "seed": 2}}}
+    (draft,) = drafts(said(GraphEdited, "fb_1", before=before, after=after, aim="softer"))
+    assert draft.sample.prompt[0].text == "Workflow:\n1 KSampler cfg=7\n\nAim: softer\n\nEdit:"
+    assert (draft.sample.answer, draft.sample.slice) == ("set 1.cfg = 5", "graph")
+
+
+@pytest.mark.parametrize(
+    ("after", "reason"),
+    [
+        ({"4": {"class_type": "KSampler", "inputs": {"cfg": 7.0, "seed": 99}}}, "unchanged"),
+        ({"4": {"inputs": {}}}, "broken_graph"),
+    ],
+)
+def test_a_graph_edit_that_says_nothing_is_left_out(after: dict[str, Any], reason: str) -> None:
+    before = {"1": {"class_type": "KSampler", "inputs": {"cfg": 7, "seed": 1}}}
+    found, dropped = drafts_of(said(GraphEdited, "fb_1", before=before, after=after), MADE)
+    assert not found and dropped is not None and dropped.reason == reason
+
+
+@pytest.mark.parametrize(
+    ("more", "kind"), [({}, "sft"), ({"rejected": "No."}, "preference"), ({"label": False}, "labelled")]
+)
+def test_an_uploaded_sample_is_taken_as_it_is(more: dict[str, Any], kind: str) -> None:
+    messages = (Message.of("user", "Hi"), Message.of("assistant", " Hello \n"))
+    (draft,) = drafts(said(SampleUploaded, "fb_1", messages=messages, **more))
+    assert (draft.sample.kind, draft.sample.messages) == (kind, messages)
+
+
+def test_feedback_about_an_answer_that_is_gone_is_named() -> None:
+    found, dropped = drafts_of(said(AnswerAccepted, "fb_1", generation="gen_9"), MADE)
+    assert (
+        not found and dropped is not None and (dropped.reason, dropped.detail) == ("no_generation", "gen_9")
+    )
+
+
+# --- whose word counts
+
+
+def standing(*items: Feedback) -> list[str]:
+    return [item.id for item in newest(items)[0]]
+
+
+def test_an_edit_after_an_accept_wins_and_the_other_way_round() -> None:
+    edit, accept = said(AnswerEdited, "e", 1, edited="x"), said(AnswerAccepted, "a", 2)
+    assert standing(edit, accept) == ["a"]
+    assert standing(accept, edit) == ["a"]  # by when it was done, not by when it arrived
+    assert newest([accept, edit])[1][0].detail == "by a"
+    assert standing(accept, said(AnswerEdited, "e2", 3, edited="y")) == ["e2"]
+
+
+def test_people_do_not_overrule_each_other() -> None:
+    assert standing(said(AnswerAccepted, "a", 1), said(AnswerEdited, "b", 2, author="bob", edited="x")) == [
+        "a",
+        "b",
+    ]
+
+
+def test_a_rating_lives_beside_an_edit_unless_it_contradicts_it() -> None:
+    edit = said(AnswerEdited, "e", 1, edited="x")
+    assert standing(edit, said(AnswerRated, "r", 2, rating=1)) == ["e", "r"]
+    assert standing(edit, said(AnswerRated, "r", 2, rating=5)) == ["e"]
+    accept = said(AnswerAccepted, "a", 1)
+    assert standing(accept, said(AnswerRated, "r", 2, rating=1)) == ["r"]
+    assert standing(said(AnswerRated, "r", 0, rating=1), accept) == ["a"]
+    assert standing(accept, said(AnswerRated, "r", 2, rating=5)) == ["a", "r"]
+    assert standing(said(AnswerRated, "r", 0, rating=5), said(AnswerRated, "q", 3, rating=2)) == ["q"]
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ear"), st.sampled_from(["ada", "bob"]), st.integers(0, 5)), max_size=12
+    )
+)
+def test_of_one_person_about_one_answer_at_most_one_word_stands(acts: list[tuple[str, str, int]]) -> None:
+    kinds: dict[str, tuple[type, dict[str, Any]]] = {
+        "e": (AnswerEdited, {"edited": "x"}),
+        "a": (AnswerAccepted, {}),
+        "r": (AnswerRated, {"rating": 2}),
+    }
+    items = [said(kinds[k][0], f"fb_{i}", m, who, **kinds[k][1]) for i, (k, who, m) in enumerate(acts)]
+    kept, dropped = newest(items)
+    assert sorted([*(i.id for i in kept), *(d.feedback for d in dropped)]) == sorted(i.id for i in items)
+    for who in {item.author for item in items}:
+        answers = [i for i in kept if i.author == who and i.kind != "answer_rated"]
+        ratings = [i for i in kept if i.author == who and i.kind == "answer_rated"]
+        assert len(answers) <= 1 and len(ratings) <= 1 and len(answers) + len(ratings) >= 1
+        assert not (ratings and answers and answers[0].kind == "answer_accepted")
+
+
+# --- groups
+
+
+def test_a_group_is_its_first_question_and_images_whatever_follows() -> None:
+    first = group_of(ASKED)
+    later = (
+        Message.of("user", "what  IS it?", [IMAGE]),
+        Message.of("assistant", "A cat."),
+        Message.of("user", "?"),
+    )
+    assert group_of(later) == first
+    assert group_of((Message.of("user", "What is it?"),)) != first
+    assert group_of((Message.of("user", "What is it?", [OTHER]),)) != first
+
+
+# --- images
+
+
+def test_a_pick_is_a_kept_image_and_a_pair_with_each_it_was_chosen_over() -> None:
+    third = "c" * 64
+    item = said(ImagePicked, "fb_1", picked=(IMAGE,), over=(OTHER, third, IMAGE), prompt="a fox")
+    found, dropped = picked_drafts(item, {})
+    kinds = [(d.sample.kind, d.sample.picked, d.sample.over, d.sample.answer) for d in found]
+    assert dropped is None
+    assert kinds == [
+        ("captioned_image", IMAGE, None, "a fox"),
+        ("image_pair", IMAGE, OTHER, "a fox"),
+        ("image_pair", IMAGE, third, "a fox"),
+    ]
+
+
+def test_a_pick_takes_its_prompt_from_the_answer_that_wrote_it_or_is_left_out() -> None:
+    item = said(ImagePicked, "fb_1", picked=(IMAGE,), generation="gen_1")
+    assert picked_drafts(item, MADE)[0][0].sample.answer == "A cat."
+    dropped = picked_drafts(said(ImagePicked, "fb_1", picked=(IMAGE,)), MADE)[1]
+    assert dropped is not None and dropped.reason == "no_prompt"
+
+
+def test_image_ratings_pair_up_within_a_prompt_and_a_person() -> None:
+    ratings = [
+        said(ImageRated, "good", image=IMAGE, rating=5, prompt="a fox"),
+        said(ImageRated, "bad", image=OTHER, rating=1, prompt="a fox"),
+        said(ImageRated, "so", image="c" * 64, rating=3, prompt="a fox"),
+        said(ImageRated, "lone", image="d" * 64, rating=1, prompt="a dog"),
+        said(ImageRated, "bobs", image="e" * 64, rating=1, prompt="a fox", author="bob"),
+        said(ImageRated, "what", image="f" * 64, rating=5),
+    ]
+    found, dropped = rated_drafts(ratings, {})
+    assert [(d.sample.kind, d.sample.feedback) for d in found] == [
+        ("captioned_image", ("good",)),
+        ("image_pair", ("good", "bad")),
+    ]
+    assert {d.feedback: d.reason for d in dropped} == {
+        "so": "neutral",
+        "lone": "no_pair",
+        "bobs": "no_pair",
+        "what": "no_prompt",
+    }
+
+
+# --- filters
+
+
+@pytest.mark.parametrize(
+    ("edited", "reason"),
+    [
+        ("  \n", "empty"),
+        ("A cat. ", "unchanged"),
+        ("x" * 101, "too_long"),
+        ("Use sk-abcdefghijklmnopqrstuvwx to log in.", "secret"),
+        ("password: hunter2!", "secret"),
+        ("密码:hunter2!", "secret"),
+        ("A <image> of a cat.", "reserved_tag"),
+    ],
+)
+def test_an_edit_that_cannot_be_used_is_left_out_with_its_reason(edited: str, reason: str) -> None:
+    kept, dropped = filtered(drafts(said(AnswerEdited, "fb_1", edited=edited)), max_answer_chars=100)
+    assert (kept, dropped) == ([], {"fb_1": reason})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "The secret: slow mornings and good bread.",
+        "Forgot your password? Reset it.",
+        "One token of love; key: C major.",
+        "See https://example.org/a:b for more.",
+        "A key lime pie at 7:30, pass: 12",
+        "The password is hidden in the rhyme.",
+    ],
+)
+def test_everyday_words_are_no_secrets(text: str) -> None:
+    assert filtered(drafts(said(AnswerEdited, "fb_1", edited=text)))[1] == {}
+
+
+def test_a_secret_in_the_question_counts_and_is_not_repeated_in_the_report() -> None:
+    token = "ghp_" + "a1B2" * 9
+    messages = (Message.of("user", f"Why does {token} fail?"), Message.of("assistant", "It expired."))
+    kept, dropped = filters.apply(
+        drafts(said(SampleUploaded, "fb_1", messages=messages)), Settings(), lambda sha: True
+    )
+    assert not kept and dropped[0].reason == "secret" and token not in dropped[0].model_dump_json()
+    assert dropped[0].detail == "a GitHub token"
+
+
+def test_a_second_copy_is_left_out_and_names_the_first() -> None:
+    items = [
+        said(AnswerEdited, "fb_1", edited="A tabby."),
+        said(AnswerEdited, "fb_2", author="bob", edited="A  tabby."),
+    ]
+    kept, dropped = filters.apply([d for i in items for d in drafts(i)], Settings(), lambda sha: True)
+    assert [d.sample.feedback for d in kept] == [("fb_1",), ("fb_1",)]
+    assert [(d.feedback, d.reason, d.detail) for d in dropped] == [("fb_2", "duplicate", "same as fb_1")]
+
+
+def test_feedback_of_which_one_sample_stays_is_not_called_left_out() -> None:
+    # Bob's edit equals what Ada accepted elsewhere: the answer is there already, the preference is new.
+    upload = (*ASKED, Message.of("assistant", "A tabby."))
+    items = [said(SampleUploaded, "fb_1", messages=upload), said(AnswerEdited, "fb_2", edited="A tabby.")]
+    kept, dropped = filtered([d for i in items for d in drafts(i)])
+    assert [(d.sample.kind, d.sample.feedback) for d in kept] == [
+        ("sft", ("fb_1",)),
+        ("preference", ("fb_2",)),
+    ]
+    assert dropped == {}
+
+
+def test_a_sample_whose_image_is_gone_is_left_out() -> None:
+    messages = (Message.of("user", "What?", [OTHER]), Message.of("assistant", "A cat."))
+    assert filtered(drafts(said(SampleUploaded, "fb_1", messages=messages)))[1] == {"fb_1": "missing_image"}
+
+
+def test_every_reason_has_its_sentence() -> None:
+    from comfyloop.curate.report import REASONS
+
+    given_elsewhere = {"superseded", "neutral", "no_generation", "no_prompt", "no_pair", "broken_graph"}
+    assert set(REASONS) == set(filters.SENTENCES) | given_elsewhere

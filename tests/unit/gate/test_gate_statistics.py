@@ -1,0 +1,122 @@
+"""Intervals and the exact test: against SciPy, against theory, and honest where nothing differs."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from comfyloop.gate.metrics import edit_distance, levenshtein, log_likelihood
+from comfyloop.gate.statistics import (
+    EXACT_UP_TO,
+    bca_interval,
+    percentile_interval,
+    reduction,
+    sign_flip_p,
+)
+
+numbers = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=1, max_size=9)
+SKEWED = [0.1, 0.2, 0.15, 0.9, 3.5, 0.4, 0.05, 1.2, 0.3, 0.7, 2.2, 0.25]
+
+
+@pytest.mark.parametrize("method", ["percentile", "BCa"])
+def test_intervals_agree_with_scipys(method: str) -> None:
+    ours = (bca_interval if method == "BCa" else percentile_interval)(SKEWED, 0.95)
+    theirs = stats.bootstrap(
+        (np.array(SKEWED),), np.mean, confidence_level=0.95, method=method, n_resamples=20_000, rng=1
+    ).confidence_interval
+    assert ours.low == pytest.approx(theirs.low, abs=0.03)
+    assert ours.high == pytest.approx(theirs.high, abs=0.06)
+
+
+@pytest.mark.parametrize("interval", [bca_interval, percentile_interval])
+def test_an_interval_holds_the_true_mean_about_as_often_as_it_says(interval) -> None:  # type: ignore[no-untyped-def]
+    generator = np.random.default_rng(0)
+    inside = 0
+    for _ in range(200):
+        low, high = interval(generator.exponential(1.0, 40).tolist(), 0.9)
+        inside += low <= 1.0 <= high
+    assert 0.82 <= inside / 200 <= 0.96
+
+
+@given(numbers, st.randoms())
+def test_the_order_of_items_changes_nothing(values: list[float], order) -> None:  # type: ignore[no-untyped-def]
+    mixed = list(values)
+    order.shuffle(mixed)
+    assert bca_interval(values, 0.95) == bca_interval(mixed, 0.95)
+    assert sign_flip_p(values) == sign_flip_p(mixed)
+
+
+@given(numbers)
+def test_an_interval_stays_within_the_values_and_is_ordered(values: list[float]) -> None:
+    low, high = bca_interval(values, 0.95)
+    assert min(values) - 1e-9 <= low <= high <= max(values) + 1e-9
+
+
+@given(numbers)
+def test_the_sign_flip_test_counts_all_assignments(values: list[float]) -> None:
+    sums = [
+        sum(s * abs(v) for s, v in zip(signs, values, strict=True))
+        for signs in itertools.product((-1, 1), repeat=len(values))
+    ]
+    expected = sum(total >= sum(values) - 1e-9 for total in sums) / len(sums)
+    assert sign_flip_p(values) == pytest.approx(expected)
+
+
+def test_the_sign_flip_test_at_its_ends() -> None:
+    assert sign_flip_p([1.0] * 5) == 1 / 32
+    assert sign_flip_p([-1.0] * 5) == 1
+    assert sign_flip_p([0.0] * 5) == 1
+
+
+def test_the_drawn_test_agrees_with_the_exact_one() -> None:
+    generator = np.random.default_rng(2)
+    values = generator.normal(0.3, 1.0, EXACT_UP_TO).tolist()
+    more = [*values, 1e-9]  # one item more, of no weight: the same question, now by drawing
+    assert sign_flip_p(more) == pytest.approx(sign_flip_p(values), abs=0.01)
+
+
+def test_the_reduction_is_that_of_the_means() -> None:
+    live, candidate = [0.8, 0.7, 0.9, 0.6], [0.4, 0.35, 0.45, 0.3]
+    assert reduction(live, candidate, 0.95) == (pytest.approx(0.5), pytest.approx(0.5))
+
+
+# --- metrics
+
+
+def slow_distance(first: str, second: str) -> int:
+    row = list(range(len(second) + 1))
+    for i, mine in enumerate(first, start=1):
+        fresh = [i]
+        for j, theirs in enumerate(second, start=1):
+            fresh.append(min(row[j] + 1, fresh[-1] + 1, row[j - 1] + (mine != theirs)))
+        row = fresh
+    return row[-1]
+
+
+@given(st.text("abc", max_size=70), st.text("abc", max_size=70))
+def test_the_distance_is_levenshteins(first: str, second: str) -> None:
+    assert levenshtein(first, second) == slow_distance(first, second) == levenshtein(second, first)
+
+
+@given(st.text(max_size=20), st.text(max_size=20))
+def test_the_edit_distance_is_between_equal_and_all(answer: str, reference: str) -> None:
+    assert 0 <= edit_distance(answer, reference) <= 1
+    assert (edit_distance(answer, reference) == 0) == (answer.strip() == reference.strip())
+
+
+def test_the_edit_distance_by_hand() -> None:
+    assert levenshtein("kitten", "sitting") == 3
+    assert edit_distance("kitten", "sitting\n") == 3 / 7
+    assert edit_distance("", "") == 0
+    assert edit_distance("猫在睡觉", "狗在睡觉") == 0.25
+
+
+def test_no_tokens_have_no_likelihood() -> None:
+    assert log_likelihood([-1.0, -3.0]) == -2.0
+    with pytest.raises(ValueError, match="no tokens"):
+        log_likelihood([])
