@@ -102,8 +102,8 @@ class Answering:
     response_class=JSONResponse,
     responses={
         200: {
-            "description": "OpenAI's chat completion, or its chunks as server-sent events when `stream` is "
-            "true. The headers X-ComfyLoop-Generation and X-ComfyLoop-Version name the record and the version.",
+            "description": "OpenAI's chat completion, or its chunks as server-sent events with `stream`. The "
+            "headers X-ComfyLoop-Generation and X-ComfyLoop-Version name the record and the version.",
             "content": {"application/json": {}, "text/event-stream": {}},
         }
     },
