@@ -57,7 +57,10 @@ class Capture:
     """`keep(items, images)` puts feedback into the spool; SpoolError from it is shown by the spool itself."""
 
     def __init__(
-        self, host: Host, config: Callable[[], Config], keep: Callable[[list[dict[str, Any]], dict[str, bytes]], None]
+        self,
+        host: Host,
+        config: Callable[[], Config],
+        keep: Callable[[list[dict[str, Any]], dict[str, bytes]], None],
     ) -> None:
         self._host, self._config, self._keep = host, config, keep
         self._new: queue.SimpleQueue[tuple[Config, dict[str, Any]]] = queue.SimpleQueue()
@@ -78,7 +81,9 @@ class Capture:
             extra = request.get("extra_data") or {}
             workflow = ((extra.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
             copy = {  # validation changes the inputs in place, so a copy of two levels
-                key: {**node, "inputs": dict(node.get("inputs") or {})} for key, node in prompt.items() if isinstance(node, dict)
+                key: {**node, "inputs": dict(node.get("inputs") or {})}
+                for key, node in prompt.items()
+                if isinstance(node, dict)
             }
             key = str(workflow or request.get("client_id") or "api")
             self._new.put((config, {"workflow": key, "prompt_id": str(request["prompt_id"]), "graph": copy}))
@@ -119,7 +124,9 @@ class Capture:
             self._picks.pop(ran.prompt_id, None)
             return
         ran.outputs = {
-            node: output["images"] for node, output in (ended.get("outputs") or {}).items() if output.get("images")
+            node: output["images"]
+            for node, output in (ended.get("outputs") or {}).items()
+            if output.get("images")
         }
         ran.picked = self._picks.pop(ran.prompt_id, [])
         before, self._last[ran.workflow] = self._last.get(ran.workflow), ran

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 
@@ -18,13 +18,19 @@ def item(kind: str, project: str, **fields: Any) -> dict[str, Any]:
         "id": new_id(),
         "kind": kind,
         "project": project,
-        "created_at": datetime.now(timezone.utc).isoformat(),
+        "created_at": datetime.now(UTC).isoformat(),
         **{name: value for name, value in fields.items() if value is not None},
     }
 
 
 def of_review(
-    project: str, action: str, text: str, original: str, generation: str = "", about: str = "answer", **more: Any
+    project: str,
+    action: str,
+    text: str,
+    original: str,
+    generation: str = "",
+    about: str = "answer",
+    **more: Any,
 ) -> list[dict[str, Any]]:
     """What a review says: `action` is accept, reject or none; `rating` and `comment` may be in `more`.
 
@@ -37,7 +43,14 @@ def of_review(
             items.append(item("answer_edited", project, generation=generation, edited=text, comment=comment))
         else:
             items.append(
-                item("prompt_edited", project, generation=generation or None, before=original, after=text, comment=comment)
+                item(
+                    "prompt_edited",
+                    project,
+                    generation=generation or None,
+                    before=original,
+                    after=text,
+                    comment=comment,
+                )
             )
     elif action == "accept" and generation:
         items.append(item("answer_accepted", project, generation=generation, comment=comment))
@@ -49,7 +62,13 @@ def of_review(
 
 
 def of_pick(
-    project: str, shown: list[str], picked: list[str], ratings: dict[str, int], prompt: str = "", generation: str = "", reason: str = ""
+    project: str,
+    shown: list[str],
+    picked: list[str],
+    ratings: dict[str, int],
+    prompt: str = "",
+    generation: str = "",
+    reason: str = "",
 ) -> list[dict[str, Any]]:
     """A pick records what it was chosen over; each rated image is a piece of feedback of its own. Hashes in, hashes out."""
     chosen = list(dict.fromkeys(picked))
@@ -58,5 +77,7 @@ def of_pick(
     if chosen:
         over = [sha for sha in dict.fromkeys(shown) if sha not in chosen]
         items.append(item("image_picked", project, picked=chosen, over=over, **common))
-    items += [item("image_rated", project, image=sha, rating=rating, **common) for sha, rating in ratings.items()]
+    items += [
+        item("image_rated", project, image=sha, rating=rating, **common) for sha, rating in ratings.items()
+    ]
     return items

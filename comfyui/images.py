@@ -42,7 +42,9 @@ def from_tensor(batch: Any) -> list[bytes]:
     for image in batch:
         pixels = (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
         buffer = io.BytesIO()
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG", compress_level=1)
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
+            buffer, "PNG", compress_level=1
+        )
         files.append(buffer.getvalue())
     return files
 

@@ -7,10 +7,13 @@ from collections.abc import Collection
 from typing import Any
 
 _SECRET = re.compile(
-    r"(^|[_\W])(api|access|auth|private|secret)?_?(keys?|tokens?|passwords?|passwd|secrets?|credentials?)([_\W]|$)", re.IGNORECASE
+    r"(^|[_\W])(api|access|auth|private|secret)?_?(keys?|tokens?|passwords?|passwd|secrets?|credentials?)([_\W]|$)",
+    re.IGNORECASE,
 )
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_JOINED = re.compile(r"(api|access|auth|secret|private)(key|token)|password|passwd|密码|密钥|令牌", re.IGNORECASE)
+_JOINED = re.compile(
+    r"(api|access|auth|secret|private)(key|token)|password|passwd|密码|密钥|令牌", re.IGNORECASE
+)
 
 
 def is_secret(name: str) -> bool:

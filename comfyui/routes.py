@@ -15,17 +15,21 @@ from .spool import SpoolError
 if TYPE_CHECKING:
     from .pack import Pack
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Work = Callable[[Any], Awaitable[Any]]
 
 
 def add(routes: web.RouteTableDef, pack: Pack) -> None:
     """Add all routes; each answers JSON, errors as ``{"error": sentence}``."""
 
-    def route(method: str, path: str) -> Callable[[Callable[[Any], Awaitable[Any]]], None]:
-        def register(work: Callable[[Any], Awaitable[Any]]) -> None:
+    def route(method: str, path: str) -> Callable[[Work], Work]:
+        def register(work: Work) -> Work:
             async def handler(request: web.Request) -> web.StreamResponse:
                 try:
-                    body = await request.json() if method == "POST" and request.can_read_body else dict(request.query)
+                    body = (
+                        await request.json()
+                        if method == "POST" and request.can_read_body
+                        else dict(request.query)
+                    )
                     if not isinstance(body, dict):
                         raise ValueError("The body must be a JSON object.")
                     return web.json_response(await work(body))
@@ -39,6 +43,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
                     return web.json_response({"error": str(error)}, status=400)
 
             routes.route(method, f"/comfyloop/{path}")(handler)
+            return work
 
         return register
 
@@ -76,12 +81,21 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
         version = await service.get(f"/v1/versions/{live.number}", project=name) if live.number else None
         loop = await service.get("/v1/loop", project=name)
         new = await service.get("/v1/feedback", project=name, after=loop.get("seen_seq", 0), limit=1000)
-        return {"projects": projects, "live": live.number, "version": version, "loop": loop, "new": len(new["items"])}
+        return {
+            "projects": projects,
+            "live": live.number,
+            "version": version,
+            "loop": loop,
+            "new": len(new["items"]),
+        }
 
     @route("GET", "recent")
     async def recent(_: Any) -> Any:
         found = await pack.service().get("/v1/generations", project=pack.config.project, limit=10)
-        return {"answers": found["items"], "grids": [{k: v for k, v in g.items() if k != "files"} for g in reversed(pack.grids)]}
+        return {
+            "answers": found["items"],
+            "grids": [{k: v for k, v in g.items() if k != "files"} for g in reversed(pack.grids)],
+        }
 
     @route("POST", "review")
     async def review(body: Any) -> Any:

@@ -14,7 +14,6 @@ import aiohttp
 Json = dict[str, Any]
 
 
-
 class ServiceError(Exception):
     """The message says what is wrong and how to mend it.
 
@@ -48,7 +47,9 @@ class Service:
     timeout: float = 15.0
 
     async def get(self, path: str, **query: Any) -> Json:
-        return await self._json("GET", path, params={k: str(v) for k, v in query.items() if v not in (None, "")})
+        return await self._json(
+            "GET", path, params={k: str(v) for k, v in query.items() if v not in (None, "")}
+        )
 
     async def post(self, path: str, body: Json) -> Json:
         return await self._json("POST", path, json=body)
@@ -70,7 +71,9 @@ class Service:
         """Stream an answer; `on_text` is given all of it so far, and may raise to stop the model as well."""
         said: list[str] = []
         finish = "stop"
-        async with self._request("POST", "/v1/chat/completions", timeout=600, json={**body, "stream": True}) as response:
+        async with self._request(
+            "POST", "/v1/chat/completions", timeout=600, json={**body, "stream": True}
+        ) as response:
             async for event in _events(response):
                 if "error" in event:
                     raise ServiceError(_sentence(event), 500, event["error"].get("code", ""))
@@ -83,7 +86,9 @@ class Service:
             generation = response.headers.get("X-ComfyLoop-Generation", "")
             version = response.headers.get("X-ComfyLoop-Version", "")
         if not generation:
-            raise ServiceError(f"What answers at {self.url} is not a ComfyLoop service. Check the URL in the sidebar.", 502)
+            raise ServiceError(
+                f"What answers at {self.url} is not a ComfyLoop service. Check the URL in the sidebar.", 502
+            )
         return Answer("".join(said), generation, version, finish)
 
     @asynccontextmanager
@@ -104,7 +109,8 @@ class Service:
                 answer = None
             if not isinstance(answer, dict):
                 raise ServiceError(
-                    f"What answers at {self.url} is not a ComfyLoop service. Check the URL in the sidebar.", 502
+                    f"What answers at {self.url} is not a ComfyLoop service. Check the URL in the sidebar.",
+                    502,
                 )
             return answer
 
@@ -118,7 +124,7 @@ class Service:
                     if response.status >= 400:
                         raise await self._refusal(response)
                     yield response
-            except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
                 raise self._unreachable(error) from error
 
     def _session(self, timeout: float | None) -> aiohttp.ClientSession:
@@ -142,7 +148,9 @@ class Service:
         if isinstance(error, asyncio.TimeoutError):
             return ServiceError(f"ComfyLoop at {self.url} did not answer in time. See `comfyloop status`.")
         if isinstance(error, (aiohttp.InvalidURL, ValueError)):
-            return ServiceError(f"{self.url!r} is not a URL. Set one like http://127.0.0.1:8265 in ComfyLoop's sidebar.")
+            return ServiceError(
+                f"{self.url!r} is not a URL. Set one like http://127.0.0.1:8265 in ComfyLoop's sidebar."
+            )
         return ServiceError(f"ComfyLoop is not running at {self.url}. Start it with `comfyloop up`.")
 
 

@@ -63,10 +63,10 @@ class Spool:
         self.problem = ""  # why the last append was refused; empty when it was taken
         self._segment, self._offset = self._read_position()
         segments = self._segments()
-        self._segment = max(self._segment, min(segments, default=self._segment))
-        if segments and segments[0] > self._read_position()[0]:
+        if self._segment not in segments:  # delivered to its end and deleted
+            self._segment = min((n for n in segments if n > self._segment), default=self._segment + 1)
             self._offset = 0
-        self._writing = max(segments, default=self._segment)
+        self._writing = max([*segments, self._segment])
         _cut_torn_line(self._path(self._writing))
         for entry in self._entries():
             self.waiting += 1
@@ -84,7 +84,9 @@ class Spool:
                 continue
             except PermissionError:  # what Windows says of a locked file
                 continue
-        raise SpoolError(f"All 64 spools under {folder} are in use. Stop a ComfyUI, or mend the folder's rights.")
+        raise SpoolError(
+            f"All 64 spools under {folder} are in use. Stop a ComfyUI, or mend the folder's rights."
+        )
 
     def close(self) -> None:
         self._lock_file.close()
@@ -97,14 +99,14 @@ class Spool:
         Raises:
             SpoolError: The spool is full, or the disk refused. Nothing of this call is kept.
         """
-        data = b"".join(json.dumps(i, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for i in items)
+        data = b"".join(
+            json.dumps(i, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for i in items
+        )
         with self._mutex:
             try:
                 self._append(items, data, images or {})
             except OSError as error:
-                self.problem = (
-                    f"Capture is paused: the disk of {self.folder} refused ({error.strerror}). Free some space."
-                )
+                self.problem = f"Capture is paused: the disk of {self.folder} refused ({error.strerror}). Free some space."
                 raise SpoolError(self.problem) from error
             self.problem = ""
 
@@ -184,7 +186,6 @@ class Spool:
                 file.write(line.encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
-            self._needs.update(images_of(entry.item))
             self.delivered([entry])
 
     def refused(self) -> list[dict[str, Any]]:
@@ -197,12 +198,15 @@ class Spool:
     def retry_refused(self) -> int:
         """Queue again what was put aside (say, when the missing project has been made); returns how many."""
         with self._mutex:
-            items = [r["item"] for r in self.refused() if isinstance(r["item"], dict)]
+            refused = self.refused()
+            items = [r["item"] for r in refused if isinstance(r["item"], dict)]
+            damaged = [r for r in refused if not isinstance(r["item"], dict)]
             if items:
-                self.append(items)  # a crash before the next line sends them twice: the service stores them once
-                (self.folder / "refused.jsonl").unlink()
-                for item in items:
-                    self._needs.subtract(images_of(item))
+                self.append(
+                    items
+                )  # a crash before the next line sends them twice: the service stores them once
+                rest = b"".join(json.dumps(r).encode() + b"\n" for r in damaged)
+                _write_whole(self.folder / "refused.jsonl", rest)
             return len(items)
 
     # --- files

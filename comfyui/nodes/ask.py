@@ -20,12 +20,16 @@ class Ask(io.ComfyNode):
             inputs=[
                 io.String.Input("question", multiline=True, default="What is in this picture?"),
                 io.String.Input(
-                    "model", default="", tooltip="acme: the live version; acme@17; acme@base. Empty: the project of the sidebar."
+                    "model",
+                    default="",
+                    tooltip="acme: the live version; acme@17; acme@base. Empty: the project of the sidebar.",
                 ),
                 *sampling_inputs(max_tokens=256),
-                io.Image.Input("images", optional=True, tooltip="All images of the batch belong to one question."),
+                io.Image.Input(
+                    "images", optional=True, tooltip="All images of the batch belong to one question."
+                ),
             ],
-            outputs=[io.String.Output("answer", display_name="answer"), GenerationIO.Output("generation", display_name="generation")],
+            outputs=[io.String.Output(display_name="answer"), GenerationIO.Output(display_name="generation")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -42,4 +46,6 @@ class Ask(io.ComfyNode):
             raise ValueError("The question is empty. Write one into the node.")
         sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
         answer, handle = await ask(cls.hidden.unique_id, model, question, images, sampling, "answer")
-        return io.NodeOutput(answer.text, handle, ui={"comfyloop_text": [answer.text], "comfyloop_version": [answer.version]})
+        return io.NodeOutput(
+            answer.text, handle, ui={"comfyloop_text": [answer.text], "comfyloop_version": [answer.version]}
+        )

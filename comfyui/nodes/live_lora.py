@@ -33,9 +33,9 @@ class LiveLora(io.ComfyNode):
                 io.Clip.Input("clip", optional=True),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model"),
-                io.Clip.Output("clip", display_name="clip"),
-                io.String.Output("version", display_name="version"),
+                io.Model.Output(display_name="model"),
+                io.Clip.Output(display_name="clip"),
+                io.String.Output(display_name="version"),
             ],
             hidden=[io.Hidden.unique_id],
         )
@@ -54,7 +54,9 @@ class LiveLora(io.ComfyNode):
         name = project.strip() or pack.get().config.project
         file, note = await _file(name)
         if file is None:
-            return io.NodeOutput(model, clip, "none", ui={"comfyloop_note": [note or f"{name}: no image LoRA yet"]})
+            return io.NodeOutput(
+                model, clip, "none", ui={"comfyloop_note": [note or f"{name}: no image LoRA yet"]}
+            )
         if strength == 0:
             return io.NodeOutput(model, clip, file.stem, ui={"comfyloop_note": [f"{file.stem}, strength 0"]})
         tensors = comfy.utils.load_torch_file(str(file), safe_load=True)

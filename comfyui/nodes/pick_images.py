@@ -29,14 +29,19 @@ class PickImages(io.ComfyNode):
                 io.String.Input("prompt", optional=True, force_input=True, tooltip="What the images were made from. Not connected: found in the workflow."),
                 GenerationIO.Input("generation", optional=True, tooltip="Of the prompt, where a model wrote it."),
             ],
-            outputs=[io.Image.Output("picked", display_name="picked")],
+            outputs=[io.Image.Output(display_name="picked")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
         )  # fmt: skip
 
     @classmethod
     async def execute(
-        cls, images: Any, mode: str, timeout: int, prompt: str | None = None, generation: dict[str, Any] | None = None
+        cls,
+        images: Any,
+        mode: str,
+        timeout: int,
+        prompt: str | None = None,
+        generation: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
         work, handle = pack.get(), generation or {}
         names, files = _save(images)
@@ -55,7 +60,18 @@ class PickImages(io.ComfyNode):
         answer = await wait_for_person(cls.hidden.unique_id, "comfyloop.pick", shown, timeout)
         picked = set((answer or {}).get("picked") or hashes)  # nothing picked, or no time: all go on
         kept = [place for place, sha in enumerate(hashes) if sha in picked]
-        return io.NodeOutput(images[kept], ui={"comfyloop_pick": [{**shown, "note": "done" if answer else "timeout", "picked": sorted(picked) if answer else []}]})
+        return io.NodeOutput(
+            images[kept],
+            ui={
+                "comfyloop_pick": [
+                    {
+                        **shown,
+                        "note": "done" if answer else "timeout",
+                        "picked": sorted(picked) if answer else [],
+                    }
+                ]
+            },
+        )
 
 
 def _save(batch: Any) -> tuple[list[dict[str, str]], dict[str, Path]]:

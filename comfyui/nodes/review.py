@@ -21,15 +21,21 @@ class Review(io.ComfyNode):
             inputs=[
                 io.String.Input("text", force_input=True),
                 *mode_inputs(),
-                GenerationIO.Input("generation", optional=True, tooltip="From Ask or Write Prompt: what the judgement is about."),
+                GenerationIO.Input(
+                    "generation",
+                    optional=True,
+                    tooltip="From Ask or Write Prompt: what the judgement is about.",
+                ),
             ],
-            outputs=[io.String.Output("text", display_name="text")],
+            outputs=[io.String.Output(display_name="text")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
 
     @classmethod
-    async def execute(cls, text: str, mode: str, timeout: int, generation: dict[str, Any] | None = None) -> io.NodeOutput:
+    async def execute(
+        cls, text: str, mode: str, timeout: int, generation: dict[str, Any] | None = None
+    ) -> io.NodeOutput:
         handle = generation or {}
         shown = {
             "text": text,
@@ -46,7 +52,9 @@ class Review(io.ComfyNode):
             return io.NodeOutput(text, ui={"comfyloop_review": [{**shown, "note": "timeout"}]})
         if answer.get("action") == "reject":
             return _rejected(shown)
-        return io.NodeOutput(answer["text"], ui={"comfyloop_review": [{**shown, "text": answer["text"], "note": "done"}]})
+        return io.NodeOutput(
+            answer["text"], ui={"comfyloop_review": [{**shown, "text": answer["text"], "note": "done"}]}
+        )
 
 
 def _rejected(shown: dict[str, Any]) -> io.NodeOutput:

@@ -28,7 +28,7 @@ class SaveSample(io.ComfyNode):
                 io.Image.Input("images", optional=True),
                 io.Mask.Input("mask", optional=True, tooltip="The images are cropped to the box around it."),
             ],
-            outputs=[io.Image.Output("cropped", display_name="cropped")],
+            outputs=[io.Image.Output(display_name="cropped")],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -50,14 +50,18 @@ class SaveSample(io.ComfyNode):
         ]
         sample = item("sample_uploaded", project.strip() or work.config.project, messages=messages)
         await asyncio.to_thread(work.keep, [sample], files)
-        return io.NodeOutput(images, ui={"comfyloop_note": [f"saved for {sample['project']}: {sample['id']}"]})
+        return io.NodeOutput(
+            images, ui={"comfyloop_note": [f"saved for {sample['project']}: {sample['id']}"]}
+        )
 
 
 def crop(images: Any, mask: Any) -> Any:
     """Images [B, H, W, C] cut to the box around what is set in any of the masks [B, H, W]."""
     set_ = (mask if mask.ndim == 3 else mask[None]).amax(dim=0) > 0.5
     if set_.shape != images.shape[1:3]:
-        raise ValueError(f"The mask is {tuple(set_.shape)} and the images are {tuple(images.shape[1:3])}. Give both the same size.")
+        raise ValueError(
+            f"The mask is {tuple(set_.shape)} and the images are {tuple(images.shape[1:3])}. Give both the same size."
+        )
     rows, columns = set_.any(dim=1).nonzero().flatten(), set_.any(dim=0).nonzero().flatten()
     if len(rows) == 0:
         raise ValueError("The mask is empty. Paint over what the sample is about.")

@@ -51,7 +51,10 @@ async def ask(
     """The answer, shown in the node as it is written, and its handle. Raises ServiceError with one sentence."""
     files = images.from_tensor(pictures) if pictures is not None else []
     parts: list[dict[str, Any]] = [
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(file).decode()}}
+        {
+            "type": "image_url",
+            "image_url": {"url": "data:image/png;base64," + base64.b64encode(file).decode()},
+        }
         for file in files
     ]
     content: Any = [*parts, {"type": "text", "text": text}] if parts else text
@@ -80,13 +83,24 @@ async def ask(
 
 def sampling_inputs(max_tokens: int) -> list[Any]:
     return [
-        io.Float.Input("temperature", default=0.0, min=0.0, max=2.0, step=0.05, tooltip="0: always the likeliest answer."),
+        io.Float.Input(
+            "temperature", default=0.0, min=0.0, max=2.0, step=0.05, tooltip="0: always the likeliest answer."
+        ),
         io.Int.Input("max_tokens", default=max_tokens, min=1, max=8192, tooltip="Longest answer, in tokens."),
-        io.Int.Input("seed", default=0, min=0, max=2**31 - 1, control_after_generate=True, tooltip="Chance, where temperature is not 0."),
+        io.Int.Input(
+            "seed",
+            default=0,
+            min=0,
+            max=2**31 - 1,
+            control_after_generate=True,
+            tooltip="Chance, where temperature is not 0.",
+        ),
     ]
 
 
-async def wait_for_person(node: str, event: str, shown: dict[str, Any], seconds: int) -> dict[str, Any] | None:
+async def wait_for_person(
+    node: str, event: str, shown: dict[str, Any], seconds: int
+) -> dict[str, Any] | None:
     """Show something in the node and wait; None when the time is over.
 
     Interrupting the queue ends it with ComfyUI's own exception. A reloaded page finds the pause in its state.

@@ -21,14 +21,18 @@ class WritePrompt(io.ComfyNode):
             category=CATEGORY,
             description="Writes the prompt for the image model from a short brief, as this project likes it.",
             inputs=[
-                io.String.Input("brief", multiline=True, default="", tooltip="A product's name, a subject, a mood."),
                 io.String.Input(
-                    "model", default="", tooltip="acme: the live version; acme@17; acme@base. Empty: the project of the sidebar."
+                    "brief", multiline=True, default="", tooltip="A product's name, a subject, a mood."
+                ),
+                io.String.Input(
+                    "model",
+                    default="",
+                    tooltip="acme: the live version; acme@17; acme@base. Empty: the project of the sidebar.",
                 ),
                 *sampling_inputs(max_tokens=96),
                 io.Image.Input("image", optional=True, tooltip="What the picture should start from."),
             ],
-            outputs=[io.String.Output("prompt", display_name="prompt"), GenerationIO.Output("generation", display_name="generation")],
+            outputs=[io.String.Output(display_name="prompt"), GenerationIO.Output(display_name="generation")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -46,4 +50,6 @@ class WritePrompt(io.ComfyNode):
         question = QUESTION.format(brief=brief.strip())
         answer, handle = await ask(cls.hidden.unique_id, model, question, image, sampling, "prompt")
         prompt = answer.text.strip()
-        return io.NodeOutput(prompt, handle, ui={"comfyloop_text": [prompt], "comfyloop_version": [answer.version]})
+        return io.NodeOutput(
+            prompt, handle, ui={"comfyloop_text": [prompt], "comfyloop_version": [answer.version]}
+        )

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import copy
+import io
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image, PngImagePlugin
+
+from comfyui.capture import Capture, Host
+from comfyui.config import Config
+from comfyui.feedback import of_pick, of_review
+from comfyui.images import ImageError, check_size, sha256, without_metadata
+
+
+def png(colour: str, text: str = "") -> bytes:
+    info = PngImagePlugin.PngInfo()
+    info.add_text("prompt", text)
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8), colour).save(buffer, "PNG", pnginfo=info)
+    return buffer.getvalue()
+
+
+GRAPH = {
+    "1": {"class_type": "Text", "inputs": {"text": "a fox", "api_key": "sk-1"}},
+    "2": {"class_type": "Paint", "inputs": {"positive": ["1", 0], "steps": 4}},
+    "3": {"class_type": "SaveImage", "inputs": {"images": ["2", 0]}},
+}
+
+
+class ComfyUI:
+    """The host's side of capture, with a history that the test fills as ComfyUI would."""
+
+    def __init__(self, folder: Path, config: Config) -> None:
+        self.folder, self.kept, self.images = folder, [], {}
+        self.history: dict[str, dict] = {}
+        host = Host(
+            self.history.get,
+            lambda _: False,
+            lambda name: folder / name["filename"],
+            lambda c, n: (c, n) == ("Text", "text"),
+        )
+        self.capture = Capture(host, lambda: config, self.keep)
+        self.capture.start()
+
+    def keep(self, items: list[dict], images: dict[str, bytes]) -> None:
+        self.kept += items
+        self.images |= images
+
+    def run(self, graph: dict, colour: str, status: str = "success", workflow: str = "w") -> None:
+        request = {"prompt": graph, "client_id": workflow}
+        self.capture.on_prompt(request)
+        if "prompt_id" not in request:
+            return
+        (self.folder / f"{colour}.png").write_bytes(png(colour, "sk-1"))
+        outputs = {"3": {"images": [{"filename": f"{colour}.png", "subfolder": "", "type": "output"}]}}
+        self.history[request["prompt_id"]] = {"status": {"status_str": status}, "outputs": outputs}
+        time.sleep(0.35)
+
+
+@pytest.fixture
+def comfyui(tmp_path: Path) -> ComfyUI:
+    return ComfyUI(tmp_path, Config(project="acme", capture=("acme",)))
+
+
+def edited(**changes: object) -> dict:
+    graph = copy.deepcopy(GRAPH)
+    for key, value in changes.items():
+        node, name = key[1:].split("_", 1)
+        graph[node]["inputs"][name] = value
+    return graph
+
+
+def test_an_edited_prompt_comes_with_the_images_of_both_runs(comfyui: ComfyUI) -> None:
+    comfyui.run(copy.deepcopy(GRAPH), "red")
+    comfyui.run(edited(n1_text="a blue fox"), "blue")
+    (item,) = comfyui.kept
+    assert (item["kind"], item["before"], item["after"]) == ("prompt_edited", "a fox", "a blue fox")
+    red, blue = sha256(without_metadata(png("red"))), sha256(without_metadata(png("blue")))
+    assert (item["images_before"], item["images_after"]) == ([red], [blue])
+    assert set(comfyui.images) == {red, blue}
+    assert b"sk-1" not in b"".join(comfyui.images.values())
+
+
+def test_a_changed_value_is_a_graph_edit_without_secrets(comfyui: ComfyUI) -> None:
+    comfyui.run(copy.deepcopy(GRAPH), "red")
+    comfyui.run(edited(n2_steps=8, n1_api_key="sk-1-other"), "blue")
+    (item,) = comfyui.kept
+    assert item["kind"] == "graph_edited" and item["after"]["2"]["inputs"]["steps"] == 8
+    assert len(item["kept"]) == 1 and "sk-1" not in str(item)
+
+
+def test_a_failed_run_is_no_edit_and_the_next_is_compared_with_the_last_good_one(comfyui: ComfyUI) -> None:
+    comfyui.run(copy.deepcopy(GRAPH), "red")
+    comfyui.run(edited(n2_steps=-1), "green", status="error")
+    comfyui.run(edited(n2_steps=8), "blue")
+    (item,) = comfyui.kept
+    assert item["before"]["2"]["inputs"]["steps"] == 4
+
+
+def test_the_same_again_and_other_workflows_say_nothing(comfyui: ComfyUI) -> None:
+    comfyui.run(copy.deepcopy(GRAPH), "red")
+    comfyui.run(copy.deepcopy(GRAPH), "red")
+    comfyui.run(edited(n2_steps=8), "blue", workflow="another")
+    assert comfyui.kept == []
+
+
+def test_nothing_is_captured_unless_it_was_turned_on(tmp_path: Path) -> None:
+    comfyui = ComfyUI(tmp_path, Config(project="acme"))
+    comfyui.run(copy.deepcopy(GRAPH), "red")
+    comfyui.run(edited(n1_text="a blue fox"), "blue")
+    assert comfyui.kept == []
+
+
+def test_a_prompt_costs_less_than_a_millisecond(comfyui: ComfyUI) -> None:
+    graph = {
+        str(n): {"class_type": "Text", "inputs": {"text": "x" * 50, "a": [str(n - 1), 0]}} for n in range(200)
+    }
+    seconds = []
+    for _ in range(300):
+        started = time.perf_counter()
+        comfyui.capture.on_prompt({"prompt": graph, "client_id": "c"})
+        seconds.append(time.perf_counter() - started)
+    assert sorted(seconds)[len(seconds) // 2] < 0.001
+
+
+@pytest.mark.parametrize("data", [b"", b"\x89PNG\r\n\x1a\n", b"<html>", png("red")[:60]])
+def test_broken_images_are_named_as_such(data: bytes) -> None:
+    with pytest.raises(ImageError):
+        without_metadata(data)
+
+
+def test_an_image_too_large_is_refused_in_words() -> None:
+    with pytest.raises(ImageError, match="20000 x 20000"):
+        check_size(20_000, 20_000)
+
+
+def test_a_review_says_what_the_person_did() -> None:
+    kinds = lambda *a, **k: [i["kind"] for i in of_review("acme", *a, **k)]  # noqa: E731
+    assert kinds("accept", "new", "old", "gen_1") == ["answer_edited"]
+    assert kinds("accept", "new", "old", "gen_1", "prompt", rating=5) == ["prompt_edited", "answer_rated"]
+    assert kinds("accept", "old", "old", "gen_1") == ["answer_accepted"]
+    assert kinds("reject", "old", "old", "gen_1") == ["answer_rated"]
+    assert kinds("accept", "new", "old") == ["prompt_edited"]
+    assert kinds("accept", "old", "old") == []
+
+
+def test_a_pick_says_what_it_was_chosen_over() -> None:
+    pick, rated = of_pick("acme", ["a", "b", "c"], ["b"], {"b": 5}, "a fox", "", "sharper")
+    assert (pick["picked"], pick["over"], pick["comment"]) == (["b"], ["a", "c"], "sharper")
+    assert (rated["image"], rated["rating"], rated["prompt"]) == ("b", 5, "a fox")

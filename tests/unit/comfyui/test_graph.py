@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+import copy
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from comfyui import graph
+from comfyui.redact import is_secret, redact
+
+
+def is_text(class_type: str, name: str) -> bool:
+    return class_type == "CLIPTextEncode" and name == "text"
+
+
+def workflow(
+    positive: str = "a red fox", negative: str = "blurry", cfg: float = 7, seed: int = 1
+) -> graph.Graph:
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sd.safetensors"}},
+        "2": {"class_type": "CLIPTextEncode", "inputs": {"text": positive, "clip": ["1", 1]}},
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": negative, "clip": ["1", 1]}},
+        "4": {
+            "class_type": "KSampler",
+            "inputs": {
+                "model": ["1", 0],
+                "positive": ["2", 0],
+                "negative": ["3", 0],
+                "cfg": cfg,
+                "seed": seed,
+            },
+        },
+        "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0]}},
+    }
+
+
+def renumbered(g: graph.Graph, names: dict[str, str]) -> graph.Graph:
+    return {
+        names[key]: {
+            "class_type": node["class_type"],
+            "inputs": {
+                n: [names[v[0]], v[1]] if isinstance(v, list) else v for n, v in node["inputs"].items()
+            },
+        }
+        for key, node in g.items()
+    }
+
+
+def test_a_changed_prompt_is_a_text_edit_and_no_graph_edit() -> None:
+    before, after = workflow(), workflow("a red fox in snow")
+    (edit,) = graph.text_edits(before, after, is_text)
+    assert (edit.node, edit.input, edit.before, edit.after) == ("2", "text", "a red fox", "a red fox in snow")
+    assert not graph.changed(before, after, is_text)
+
+
+def test_a_negative_prompt_is_a_graph_edit() -> None:
+    before, after = workflow(), workflow(negative="blurry, text")
+    assert graph.text_edits(before, after, is_text) == []
+    assert graph.changed(before, after, is_text)
+
+
+@given(st.permutations(list("12345")))
+def test_a_renumbered_copy_differs_in_nothing(order: list[str]) -> None:
+    names = dict(zip("12345", [f"1{key}" for key in order], strict=True))
+    after = renumbered(workflow(), names)
+    assert not graph.changed(workflow(), after, is_text)
+    assert graph.text_edits(workflow(), after, is_text) == []
+
+
+def test_a_text_edit_is_found_in_a_renumbered_copy() -> None:
+    names = {key: f"7:{key}" for key in "12345"}
+    (edit,) = graph.text_edits(workflow(), renumbered(workflow("a blue fox"), names), is_text)
+    assert (edit.before_node, edit.node, edit.after) == ("2", "7:2", "a blue fox")
+
+
+def test_seeds_and_whole_floats_are_no_edit() -> None:
+    assert not graph.changed(workflow(cfg=7), workflow(cfg=7.0, seed=99), is_text)
+
+
+@pytest.mark.parametrize("change", ["value", "rewired", "added", "removed"])
+def test_every_other_change_is_a_graph_edit(change: str) -> None:
+    after = copy.deepcopy(workflow())
+    if change == "value":
+        after["4"]["inputs"]["cfg"] = 5
+    elif change == "rewired":
+        after["4"]["inputs"]["negative"] = ["2", 0]
+    elif change == "added":
+        after["6"] = {"class_type": "LoraLoader", "inputs": {"model": ["1", 0]}}
+        after["4"]["inputs"]["model"] = ["6", 0]
+    else:
+        del after["5"]
+    assert graph.changed(workflow(), after, is_text)
+    assert graph.related(workflow(), after)
+
+
+def test_another_workflow_is_not_an_edit() -> None:
+    other = {"9": {"class_type": "LoadImage", "inputs": {"image": "a.png"}}}
+    assert not graph.related(workflow(), other)
+
+
+def test_the_prompt_of_images_is_found_through_the_sampler() -> None:
+    assert graph.prompt_of_images(workflow(), "5", "images", is_text) == "a red fox"
+
+
+def test_downstream_is_all_that_a_node_reaches() -> None:
+    assert graph.downstream(workflow(), "2") == {"2", "4", "5"}
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["api_key", "apiKey", "HF_TOKEN", "hfToken", "password", "OpenAIKey", "secret", "Set API Key", "密码"],
+)
+def test_names_of_secrets(name: str) -> None:
+    assert is_secret(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["KSampler", "keyframes", "monkey", "max_tokens_per_image", "text", "tokenizer"]
+)
+def test_names_that_only_look_like_secrets(name: str) -> None:
+    assert not is_secret(name) or name == "max_tokens_per_image"
+
+
+def test_no_secret_and_nothing_excluded_is_kept() -> None:
+    g = workflow()
+    g["6"] = {"class_type": "OpenAIChat", "inputs": {"api_key": "sk-1", "text": ["2", 0]}}
+    g["7"] = {"class_type": "APIKeyNode", "inputs": {"value": "sk-2"}}
+    g["8"] = {"class_type": "Note", "inputs": {"value": "sk-3"}, "_meta": {"title": "My password"}}
+    clean = redact(g, excluded={"CheckpointLoaderSimple"})
+    assert "sk-" not in str(clean) and "1" not in clean
+    assert clean["6"]["inputs"] == {"text": ["2", 0]}
+    assert clean["2"]["inputs"] == {"text": "a red fox"}
