@@ -74,7 +74,7 @@ class Settings(BaseSettings):
     # curation
     holdout_every: int = Field(default=4, ge=2, description="Each n-th new group of samples is held out.")
     replay_share: float = Field(
-        default=0.25, ge=0, le=0.9, description="Share of replay samples in training data."
+        default=0.5, ge=0, le=0.9, description="Share of replay samples in training data."
     )
     max_answer_chars: int = Field(default=8_000, gt=0, description="Longer edits are dropped with a reason.")
 
@@ -89,7 +89,9 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=1_003_520, gt=0, description="Images are scaled down to this many pixels."
     )
-    train_threads: int = Field(default=0, ge=0, description="CPU threads of the trainer; 0: all cores.")
+    train_threads: int = Field(
+        default=0, ge=0, description="CPU threads of the trainer; 0: half the cores, the rest is for answers."
+    )
     train_memory_gb: float = Field(default=0, ge=0, description="Memory limit of the trainer; 0: none.")
 
     # gate

@@ -19,7 +19,7 @@ from comfyloop.demo.scenes import Example
 from comfyloop.follow import follow
 from comfyloop.gate import render_text
 from comfyloop.gate.metrics import edit_distance
-from comfyloop.records import AnswerEdited
+from comfyloop.records import BASE, AnswerEdited
 from comfyloop.settings import Settings
 
 PROJECT = "demo"
@@ -77,7 +77,7 @@ def run(
         with clock.lap("ask again"):
             after = _ask_all(client, held_out)
             general_after = _ask_all(client, [Example("general", q, None, "") for q in scenes.GENERAL])
-        report["seconds"] = {"promote_to_first_token": _swap_seconds(client, loop.version)}
+        report["seconds"] = {"promote_to_first_token": _swap_seconds(client)}
         other.stop()
         memory.stop()
         live, versions = client.versions()
@@ -154,9 +154,10 @@ def _ask_all(client: Client, examples: Sequence[Example]) -> list[Answer]:
         return list(pool.map(ask, examples))
 
 
-def _swap_seconds(client: Client, number: int) -> float:
+def _swap_seconds(client: Client) -> float:
     """Promote again after a roll back, with the background client asking: until the first token is there."""
-    if not number:
+    number, _ = client.versions()
+    if number == BASE:
         return 0.0
     client.rollback()
     started = time.monotonic()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -99,7 +100,7 @@ class TrainSpec(Record):
                 "dtype": settings.dtype,
                 "max_pixels": settings.max_pixels,
                 "max_image_pixels": settings.max_image_pixels,
-                "threads": settings.train_threads,
+                "threads": settings.train_threads or max(1, (os.cpu_count() or 2) // 2),
                 "memory_gb": settings.train_memory_gb,
             }
         )
