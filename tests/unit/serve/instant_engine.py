@@ -1,8 +1,8 @@
 """An engine that answers at once: the engine protocol over HTTP, without a model behind it.
 
 It is a real server in a process of its own, so that what is tested or measured against it is all but the
-model. An answer says which adapter gave it, word by word: "acme-v3 acme-v3 acme-v3", as many words as max_tokens
-allows (8 at most, or the number in "say N words").
+model. An answer says which adapter gave it, word by word: "acme-v3 acme-v3 acme-v3", as many words as
+max_tokens allows (8 at most, or the number in "say N words").
 
     python tests/unit/serve/instant_engine.py --port 0 --port-file F
 """
@@ -222,7 +222,9 @@ def main() -> None:
         draft = given.port_file.with_suffix(".draft")
         draft.write_text(str(listener.getsockname()[1]))
         draft.replace(given.port_file)
-    server = uvicorn.Server(uvicorn.Config(engine, log_level="warning", access_log=False))
+    server = uvicorn.Server(
+        uvicorn.Config(engine, log_level="warning", access_log=False, timeout_graceful_shutdown=1)
+    )
     with contextlib.suppress(KeyboardInterrupt):
         server.run(sockets=[listener])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import time
 from collections.abc import AsyncIterator
@@ -299,6 +300,9 @@ class _Streaming(StreamingResponse):
         except ComfyLoopError as error:
             # The status line is long gone: the error goes into the stream, where clients look for it.
             answering.finish_reason = "error"
+            self._recorded = True
+            with contextlib.suppress(ComfyLoopError):  # it may be the recording itself that fails
+                await services.recorder.record(answering.generation())
             yield _event(error_body(error))
 
 

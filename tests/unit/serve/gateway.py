@@ -1,0 +1,114 @@
+"""A whole gateway for tests: store, engine process, router and API, reached over HTTP like any other."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from comfyloop.records import Loop, Project, Version
+from comfyloop.serve import server
+from comfyloop.serve.api.services import Services
+from comfyloop.serve.engines import EngineProcess
+from comfyloop.serve.events import Events
+from comfyloop.serve.router import Router
+from comfyloop.settings import Settings
+from comfyloop.store import Store, loops, open_store, projects, versions
+
+INSTANT = Path(__file__).parent / "instant_engine.py"
+
+
+def instant(*flags: object) -> Callable[[Path], list[str]]:
+    """The command of an engine that answers at once."""
+    return lambda file: [sys.executable, str(INSTANT), "--port-file", str(file), *map(str, flags)]
+
+
+class ByHand:
+    """The controller's side of the API, without a loop behind it: what is asked is written down."""
+
+    def __init__(self, store: Store, events: Events) -> None:
+        self.store, self.events = store, events
+        self.cancelled: list[str] = []
+
+    def status(self, project: str) -> Loop:
+        with self.store.read() as conn:
+            return loops.get(conn, project)
+
+    def request(self, project: str) -> Loop:
+        with self.store.begin() as conn:
+            loop = loops.get(conn, project).model_copy(update={"requested": True})
+            loops.save(conn, loop)
+        return loop
+
+    def cancel(self, project: str) -> Loop:
+        self.cancelled.append(project)
+        return self.status(project)
+
+
+@dataclass
+class Gateway:
+    url: str
+    services: Services
+    http: httpx.Client
+    engine: EngineProcess
+    store: Store
+
+    def add_version(self, number: int, adapter: Path | None = None, project: str = "acme") -> Path:
+        """A version with an adapter directory; the instant engine looks at adapter_config.json only."""
+        path = adapter or self.services.settings.home / "versions" / project / str(number) / "text"
+        if adapter is None:
+            path.mkdir(parents=True)
+            (path / "adapter_config.json").write_text(json.dumps({"r": 8}))
+        with self.store.begin() as conn:
+            versions.add(conn, Version(project=project, number=number, text_adapter=str(path)))
+        return path
+
+    def ask(self, model: str = "acme", text: str = "hi", **fields: object) -> httpx.Response:
+        body = {"model": model, "messages": [{"role": "user", "content": text}], **fields}
+        return self.http.post("/v1/chat/completions", json=body)
+
+    def said(self, model: str = "acme", **fields: object) -> str:
+        response = self.ask(model, **fields)
+        assert response.status_code == 200, response.text
+        return str(response.json()["choices"][0]["message"]["content"])
+
+
+@contextmanager
+def running_gateway(
+    settings: Settings,
+    command: Callable[[Path], Sequence[str]] | None = None,
+    *,
+    url: str = "",
+    wait: bool = True,
+    system_prompt: str = "",
+) -> Iterator[Gateway]:
+    events = Events()
+    with open_store(settings) as store:
+        with store.begin() as conn:
+            project = Project(name="acme", base_model=settings.model, system_prompt=system_prompt)
+            projects.ensure(conn, project)
+        engine = EngineProcess("engine", settings.home / "engines", command, url=url)
+        router = Router(settings, store, {settings.model: engine}, events)
+        services = Services(settings, store, router, ByHand(store, events))
+        listener = server.bind("127.0.0.1", 0)
+        served = server.server(services)
+        thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        try:
+            engine.start()
+            if wait:
+                engine.wait_ready(60)
+            with httpx.Client(base_url=base, timeout=30, trust_env=False) as http:
+                yield Gateway(base, services, http, engine, store)
+        finally:
+            served.should_exit = True
+            thread.join(timeout=20)
+            engine.stop()
+            router.close()
