@@ -40,7 +40,7 @@ def tiny_llm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A directory with a random LlavaForConditionalGeneration (CLIP tower, 28 px, 4 image tokens) and processor."""
+    """A directory with a random LlavaForConditionalGeneration (CLIP tower, 28 px, 4 tokens) and processor."""
     from tests.models import make_tiny_vlm
 
     return make_tiny_vlm(tmp_path_factory.mktemp("models") / "tiny-vlm")

@@ -1,4 +1,4 @@
-"""`kill -9` at every transition: no feedback lost, no half-promoted version, the loop finished after the restart."""
+"""`kill -9` at every transition: no feedback lost, no half-promoted version, the loop ends after the restart."""
 
 from __future__ import annotations
 
