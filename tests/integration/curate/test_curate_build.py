@@ -45,7 +45,7 @@ def picture(colour: str, format: str = "PNG") -> bytes:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", cache_dir=tmp_path / "cache", project="acme")
+    return Settings(home=tmp_path / "home", cache_dir=tmp_path / "cache", project="acme", replay_share=0.25)
 
 
 @pytest.fixture
