@@ -124,9 +124,7 @@ class Capture:
             self._picks.pop(ran.prompt_id, None)
             return
         ran.outputs = {
-            node: output["images"]
-            for node, output in (ended.get("outputs") or {}).items()
-            if output.get("images")
+            node: output["images"] for node, output in (ended.get("outputs") or {}).items() if output.get("images")
         }
         ran.picked = self._picks.pop(ran.prompt_id, [])
         before, self._last[ran.workflow] = self._last.get(ran.workflow), ran
@@ -147,18 +145,28 @@ class Capture:
                 node = f"{edit.node}:{after.graph[edit.node]['class_type']}.{edit.input}"
                 items.append(
                     item(
-                        "prompt_edited", after.project, author=after.author, before=edit.before, after=edit.after,
-                        images_before=earlier, images_after=later, node=node,
+                        "prompt_edited",
+                        after.project,
+                        author=after.author,
+                        before=edit.before,
+                        after=edit.after,
+                        images_before=earlier,
+                        images_after=later,
+                        node=node,
                     )
-                )  # fmt: skip
+                )
         if graphs.changed(before.graph, after.graph, is_text):
             kept = after.picked or self._take(after, set(after.graph), images, only="output")
             items.append(
                 item(
-                    "graph_edited", after.project, author=after.author,
-                    before=before.graph, after=after.graph, kept=kept,
+                    "graph_edited",
+                    after.project,
+                    author=after.author,
+                    before=before.graph,
+                    after=after.graph,
+                    kept=kept,
                 )
-            )  # fmt: skip
+            )
         if items:
             with contextlib.suppress(SpoolError):
                 self._keep(items, images)

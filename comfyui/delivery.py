@@ -38,9 +38,7 @@ class Delivery:
                 wait = min(wait * 2, LONGEST_WAIT)
                 continue
             except OSError as error:
-                self.state = (
-                    f"The spool in {self.spool.folder} cannot be read ({error.strerror}). Check its disk."
-                )
+                self.state = f"The spool in {self.spool.folder} cannot be read ({error.strerror}). Check its disk."
                 await asyncio.sleep(LONGEST_WAIT)
                 continue
             try:

@@ -70,14 +70,12 @@ def of_pick(
     generation: str = "",
     reason: str = "",
 ) -> list[dict[str, Any]]:
-    """A pick records what it was chosen over; each rated image is a piece of feedback of its own. Hashes in, hashes out."""
+    """A pick records what it was chosen over; each rated image is a piece of feedback of its own. Images are hashes."""
     chosen = list(dict.fromkeys(picked))
     common = {"prompt": prompt, "generation": generation or None, "comment": reason or None}
     items = []
     if chosen:
         over = [sha for sha in dict.fromkeys(shown) if sha not in chosen]
         items.append(item("image_picked", project, picked=chosen, over=over, **common))
-    items += [
-        item("image_rated", project, image=sha, rating=rating, **common) for sha, rating in ratings.items()
-    ]
+    items += [item("image_rated", project, image=sha, rating=rating, **common) for sha, rating in ratings.items()]
     return items

@@ -61,9 +61,7 @@ def changed(before: Graph, after: Graph, is_text: IsText) -> bool:
 
 def related(before: Graph, after: Graph) -> bool:
     """Whether `after` is an edit of `before` rather than another workflow: most nodes are shared."""
-    shared = sum(
-        1 for key in after if key in before and before[key]["class_type"] == after[key]["class_type"]
-    )
+    shared = sum(1 for key in after if key in before and before[key]["class_type"] == after[key]["class_type"])
     if shared * 2 < max(len(before), len(after)):
         old, new = (sorted(node["class_type"] for node in g.values()) for g in (before, after))
         shared = sum(min(old.count(c), new.count(c)) for c in set(old))
@@ -167,9 +165,7 @@ def _colours(graph: Graph, is_text: IsText) -> dict[str, str]:
             for name, value in node["inputs"].items()
             if name not in CHANCE
             and not is_link(value, graph)
-            and not (
-                isinstance(value, str) and is_text(node["class_type"], name) and not only_negative(graph, key)
-            )
+            and not (isinstance(value, str) and is_text(node["class_type"], name) and not only_negative(graph, key))
         }
         colours[key] = _hash([node["class_type"], values])
     kinds = 0

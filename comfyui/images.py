@@ -1,4 +1,4 @@
-"""Images as bytes that may leave ComfyUI: PNG without metadata (ComfyUI writes the whole workflow, keys included, into it)."""
+"""Images as bytes that may leave ComfyUI: PNG without metadata, in which ComfyUI keeps the workflow, keys and all."""
 
 from __future__ import annotations
 
@@ -42,9 +42,7 @@ def from_tensor(batch: Any) -> list[bytes]:
     for image in batch:
         pixels = (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
         buffer = io.BytesIO()
-        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(
-            buffer, "PNG", compress_level=1
-        )
+        Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(buffer, "PNG", compress_level=1)
         files.append(buffer.getvalue())
     return files
 

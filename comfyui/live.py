@@ -51,9 +51,7 @@ class Live:
         number = int((await service.get(f"/v1/projects/{project}"))["live"])
         adapter = ""
         if number:
-            adapter = (await service.get(f"/v1/versions/{number}", project=project)).get(
-                "image_adapter"
-            ) or ""
+            adapter = (await service.get(f"/v1/versions/{number}", project=project)).get("image_adapter") or ""
         found = LiveVersion(project, number, adapter)
         with self._mutex:
             before, self._known[project] = self._known.get(project), found
@@ -95,9 +93,7 @@ class Live:
         here = Path(live.image_adapter)
         if here.is_file():  # the service runs on this machine
             return await asyncio.to_thread(here.read_bytes)
-        return await self._service().download(
-            f"/v1/versions/{live.number}/image-adapter", project=live.project
-        )
+        return await self._service().download(f"/v1/versions/{live.number}/image-adapter", project=live.project)
 
 
 def _put(path: Path, data: bytes) -> None:

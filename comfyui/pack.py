@@ -1,4 +1,4 @@
-"""The pack at work in a ComfyUI process: one `Pack`, kept on `PromptServer.instance` since packs may be imported twice."""
+"""The pack at work in ComfyUI: one `Pack`, kept on `PromptServer.instance` since packs may be imported twice."""
 
 from __future__ import annotations
 
@@ -85,9 +85,7 @@ class Pack:
     def grid_images(self, hashes: list[str]) -> dict[str, bytes]:
         """The bytes of images that were shown, by hash."""
         files = {sha: path for grid in self.grids for sha, path in grid["files"].items()}
-        return {
-            sha: Path(files[sha]).read_bytes() for sha in hashes if sha in files and Path(files[sha]).exists()
-        }
+        return {sha: Path(files[sha]).read_bytes() for sha in hashes if sha in files and Path(files[sha]).exists()}
 
     def in_background(self, coroutine: Any) -> Future[Any]:
         return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
@@ -105,8 +103,9 @@ def get() -> Pack:
 def start() -> Pack:
     """Hook the pack into the running ComfyUI, once."""
     import folder_paths
-    import nodes
     from server import PromptServer
+
+    import nodes
 
     from . import routes
 
@@ -123,17 +122,13 @@ def start() -> Pack:
 
     def image_path(name: dict[str, str]) -> Path | None:
         root = folder_paths.get_directory_by_type(name.get("type", ""))
-        return (
-            Path(root, name.get("subfolder", ""), name["filename"]) if root and name.get("filename") else None
-        )
+        return Path(root, name.get("subfolder", ""), name["filename"]) if root and name.get("filename") else None
 
     def is_text(class_type: str, input: str) -> bool:
         return (class_type, input) in _texts(class_type, nodes.NODE_CLASS_MAPPINGS)
 
     folder = Path(folder_paths.get_user_directory()) / "comfyloop"
-    pack = Pack(
-        folder, Host(history, queued, image_path, is_text), lambda event, data: server.send_sync(event, data)
-    )
+    pack = Pack(folder, Host(history, queued, image_path, is_text), lambda event, data: server.send_sync(event, data))
     server.comfyloop = pack
     server.add_on_prompt_handler(pack.capture.on_prompt)
     routes.add(server.routes, pack)

@@ -11,9 +11,7 @@ _SECRET = re.compile(
     re.IGNORECASE,
 )
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
-_JOINED = re.compile(
-    r"(api|access|auth|secret|private)(key|token)|password|passwd|密码|密钥|令牌", re.IGNORECASE
-)
+_JOINED = re.compile(r"(api|access|auth|secret|private)(key|token)|password|passwd|密码|密钥|令牌", re.IGNORECASE)
 
 
 def is_secret(name: str) -> bool:

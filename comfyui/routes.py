@@ -25,11 +25,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
         def register(work: Work) -> Work:
             async def handler(request: web.Request) -> web.StreamResponse:
                 try:
-                    body = (
-                        await request.json()
-                        if method == "POST" and request.can_read_body
-                        else dict(request.query)
-                    )
+                    body = await request.json() if method == "POST" and request.can_read_body else dict(request.query)
                     if not isinstance(body, dict):
                         raise ValueError("The body must be a JSON object.")
                     return web.json_response(await work(body))
@@ -52,12 +48,20 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
         config = pack.config
         live = pack.live.known(config.project)
         return {
-            "url": config.url, "project": config.project, "author": config.author, "has_token": bool(config.token),
-            "capturing": config.capturing, "excluded": config.excluded,
-            "connected": not pack.live.state, "why": pack.live.state or pack.delivery.state,
-            "live": live.number if live else None, "waiting": pack.spool.waiting, "problem": pack.spool.problem,
-            "refused": len(pack.spool.refused()), "pauses": [p.shown for p in pack.pauses.values()],
-        }  # fmt: skip
+            "url": config.url,
+            "project": config.project,
+            "author": config.author,
+            "has_token": bool(config.token),
+            "capturing": config.capturing,
+            "excluded": config.excluded,
+            "connected": not pack.live.state,
+            "why": pack.live.state or pack.delivery.state,
+            "live": live.number if live else None,
+            "waiting": pack.spool.waiting,
+            "problem": pack.spool.problem,
+            "refused": len(pack.spool.refused()),
+            "pauses": [p.shown for p in pack.pauses.values()],
+        }
 
     @route("POST", "settings")
     async def settings(body: Any) -> Any:
@@ -101,10 +105,15 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
     async def review(body: Any) -> Any:
         """An answer judged: kept first, then a node that waits goes on."""
         items = of_review(
-            str(body.get("project") or pack.config.project), str(body.get("action", "")), str(body["text"]),
-            str(body.get("original", "")), str(body.get("generation") or ""), str(body.get("about") or "answer"),
-            rating=_rating(body.get("rating")), comment=str(body.get("comment") or ""),
-        )  # fmt: skip
+            str(body.get("project") or pack.config.project),
+            str(body.get("action", "")),
+            str(body["text"]),
+            str(body.get("original", "")),
+            str(body.get("generation") or ""),
+            str(body.get("about") or "answer"),
+            rating=_rating(body.get("rating")),
+            comment=str(body.get("comment") or ""),
+        )
         return await _keep_and_go_on(items, body)
 
     @route("POST", "pick")
@@ -115,9 +124,14 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
         if not set(picked) | set(ratings) <= set(shown):
             raise ValueError("An image was picked that was not shown.")
         items = of_pick(
-            str(body.get("project") or pack.config.project), shown, picked, ratings,
-            str(body.get("prompt") or ""), str(body.get("generation") or ""), str(body.get("reason") or ""),
-        )  # fmt: skip
+            str(body.get("project") or pack.config.project),
+            shown,
+            picked,
+            ratings,
+            str(body.get("prompt") or ""),
+            str(body.get("generation") or ""),
+            str(body.get("reason") or ""),
+        )
         if body.get("prompt_id"):
             pack.capture.picked(str(body["prompt_id"]), picked)
         return await _keep_and_go_on(items, body)

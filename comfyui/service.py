@@ -47,9 +47,7 @@ class Service:
     timeout: float = 15.0
 
     async def get(self, path: str, **query: Any) -> Json:
-        return await self._json(
-            "GET", path, params={k: str(v) for k, v in query.items() if v not in (None, "")}
-        )
+        return await self._json("GET", path, params={k: str(v) for k, v in query.items() if v not in (None, "")})
 
     async def post(self, path: str, body: Json) -> Json:
         return await self._json("POST", path, json=body)

@@ -84,9 +84,7 @@ class Spool:
                 continue
             except PermissionError:  # what Windows says of a locked file
                 continue
-        raise SpoolError(
-            f"All 64 spools under {folder} are in use. Stop a ComfyUI, or mend the folder's rights."
-        )
+        raise SpoolError(f"All 64 spools under {folder} are in use. Stop a ComfyUI, or mend the folder's rights.")
 
     def close(self) -> None:
         self._lock_file.close()
@@ -99,14 +97,14 @@ class Spool:
         Raises:
             SpoolError: The spool is full, or the disk refused. Nothing of this call is kept.
         """
-        data = b"".join(
-            json.dumps(i, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for i in items
-        )
+        data = b"".join(json.dumps(i, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for i in items)
         with self._mutex:
             try:
                 self._append(items, data, images or {})
             except OSError as error:
-                self.problem = f"Capture is paused: the disk of {self.folder} refused ({error.strerror}). Free some space."
+                self.problem = (
+                    f"Capture is paused: the disk of {self.folder} refused ({error.strerror}). Free some space."
+                )
                 raise SpoolError(self.problem) from error
             self.problem = ""
 
@@ -202,9 +200,7 @@ class Spool:
             items = [r["item"] for r in refused if isinstance(r["item"], dict)]
             damaged = [r for r in refused if not isinstance(r["item"], dict)]
             if items:
-                self.append(
-                    items
-                )  # a crash before the next line sends them twice: the service stores them once
+                self.append(items)  # a crash before the next line sends them twice: the service stores them once
                 rest = b"".join(json.dumps(r).encode() + b"\n" for r in damaged)
                 _write_whole(self.folder / "refused.jsonl", rest)
             return len(items)

@@ -54,9 +54,7 @@ class LiveLora(io.ComfyNode):
         name = project.strip() or pack.get().config.project
         file, note = await _file(name)
         if file is None:
-            return io.NodeOutput(
-                model, clip, "none", ui={"comfyloop_note": [note or f"{name}: no image LoRA yet"]}
-            )
+            return io.NodeOutput(model, clip, "none", ui={"comfyloop_note": [note or f"{name}: no image LoRA yet"]})
         if strength == 0:
             return io.NodeOutput(model, clip, file.stem, ui={"comfyloop_note": [f"{file.stem}, strength 0"]})
         tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
@@ -97,7 +95,9 @@ def _unknown_keys(tensors: dict[str, Any], model: Any, clip: Any) -> list[str]:
         places = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, places)
     converted = comfy.lora_convert.convert_lora(tensors)
     known = {
-        f"{place}{end}" for place in places for end in (".lora_up.weight", ".lora_down.weight", ".lora_mid.weight", ".alpha")
-    }  # fmt: skip
+        f"{place}{end}"
+        for place in places
+        for end in (".lora_up.weight", ".lora_down.weight", ".lora_mid.weight", ".alpha")
+    }
     text_side = () if clip is not None else ("lora_te",)
     return [key for key in converted if key not in known and not key.startswith(text_side or ("\0",))]

@@ -26,13 +26,18 @@ class PickImages(io.ComfyNode):
             inputs=[
                 io.Image.Input("images"),
                 *mode_inputs(),
-                io.String.Input("prompt", optional=True, force_input=True, tooltip="What the images were made from. Not connected: found in the workflow."),
+                io.String.Input(
+                    "prompt",
+                    optional=True,
+                    force_input=True,
+                    tooltip="What the images were made from. Not connected: found in the workflow.",
+                ),
                 GenerationIO.Input("generation", optional=True, tooltip="Of the prompt, where a model wrote it."),
             ],
             outputs=[io.Image.Output(display_name="picked")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             is_output_node=True,
-        )  # fmt: skip
+        )
 
     @classmethod
     async def execute(

@@ -50,9 +50,7 @@ class SaveSample(io.ComfyNode):
         ]
         sample = item("sample_uploaded", project.strip() or work.config.project, messages=messages)
         await asyncio.to_thread(work.keep, [sample], files)
-        return io.NodeOutput(
-            images, ui={"comfyloop_note": [f"saved for {sample['project']}: {sample['id']}"]}
-        )
+        return io.NodeOutput(images, ui={"comfyloop_note": [f"saved for {sample['project']}: {sample['id']}"]})
 
 
 def crop(images: Any, mask: Any) -> Any:

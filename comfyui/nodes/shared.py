@@ -98,9 +98,7 @@ def sampling_inputs(max_tokens: int) -> list[Any]:
     ]
 
 
-async def wait_for_person(
-    node: str, event: str, shown: dict[str, Any], seconds: int
-) -> dict[str, Any] | None:
+async def wait_for_person(node: str, event: str, shown: dict[str, Any], seconds: int) -> dict[str, Any] | None:
     """Show something in the node and wait; None when the time is over.
 
     Interrupting the queue ends it with ComfyUI's own exception. A reloaded page finds the pause in its state.
@@ -126,8 +124,16 @@ async def wait_for_person(
 def mode_inputs() -> list[Any]:
     return [
         io.Combo.Input(
-            "mode", options=["pause", "pass"], default="pause",
+            "mode",
+            options=["pause", "pass"],
+            default="pause",
             tooltip=f"pause: the workflow waits for you. {PAUSE_NOTE} pass: it runs on, and you can still judge.",
         ),
-        io.Int.Input("timeout", default=600, min=5, max=86400, tooltip="Seconds of a pause, after which the workflow goes on unchanged."),
-    ]  # fmt: skip
+        io.Int.Input(
+            "timeout",
+            default=600,
+            min=5,
+            max=86400,
+            tooltip="Seconds of a pause, after which the workflow goes on unchanged.",
+        ),
+    ]

@@ -21,9 +21,7 @@ class WritePrompt(io.ComfyNode):
             category=CATEGORY,
             description="Writes the prompt for the image model from a short brief, as this project likes it.",
             inputs=[
-                io.String.Input(
-                    "brief", multiline=True, default="", tooltip="A product's name, a subject, a mood."
-                ),
+                io.String.Input("brief", multiline=True, default="", tooltip="A product's name, a subject, a mood."),
                 io.String.Input(
                     "model",
                     default="",
@@ -50,6 +48,4 @@ class WritePrompt(io.ComfyNode):
         question = QUESTION.format(brief=brief.strip())
         answer, handle = await ask(cls.hidden.unique_id, model, question, image, sampling, "prompt")
         prompt = answer.text.strip()
-        return io.NodeOutput(
-            prompt, handle, ui={"comfyloop_text": [prompt], "comfyloop_version": [answer.version]}
-        )
+        return io.NodeOutput(prompt, handle, ui={"comfyloop_text": [prompt], "comfyloop_version": [answer.version]})

@@ -27,7 +27,7 @@ class Finding:
 
 
 def doctor(path: Path) -> list[Finding]:
-    """Look at the ComfyUI at `path`: its version, the pack in it, its settings, the service that they name."""
+    """Look at the ComfyUI at `path`: its version, the pack, and the service that its settings name."""
     try:
         nodes = custom_nodes(path)
     except InvalidInput as error:

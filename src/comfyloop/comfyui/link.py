@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -13,7 +12,7 @@ NAME = "comfyloop"
 
 
 def pack_folder() -> Path:
-    """Where the pack is: beside this module in an installed package, at the root of a source checkout otherwise."""
+    """Where the pack is: in an installed package beside this module, else at the root of the checkout."""
     here = Path(__file__).parent
     for folder in (here / "pack", here.parents[2] / "comfyui"):
         if (folder / "pack.py").exists():
@@ -34,11 +33,11 @@ def custom_nodes(path: Path) -> Path:
 
 
 def link(path: Path, copy: bool = False) -> Path:
-    """Make the pack a part of the ComfyUI at `path`; returns where it is now. Doing it twice changes nothing.
+    """Put the pack into the ComfyUI at `path`; returns where it is now. Doing it twice changes nothing.
 
     Args:
         path: A ComfyUI folder.
-        copy: Copy instead of a symbolic link (where links are not allowed, or the package will move). An earlier
+        copy: Copy instead of a symbolic link (where links are not allowed, or ours will move). An earlier
             copy is replaced.
 
     Raises:
@@ -63,7 +62,7 @@ def link(path: Path, copy: bool = False) -> Path:
         else:
             new.symlink_to(source.resolve(), target_is_directory=True)
         _remove(target)
-        os.replace(new, target)
+        new.replace(target)
     except OSError as error:
         raise StorageError(
             f"The pack could not be put into {target.parent}: {error.strerror}.",

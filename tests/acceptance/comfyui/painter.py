@@ -1,4 +1,4 @@
-"""A node pack for the tests: a picture made from a prompt without any model, so that a run takes milliseconds."""
+"""Nodes for the tests: a picture made from a prompt without any model, so that a run takes milliseconds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Delivery against a real HTTP server that behaves as the service does: all of a batch or none, each id once."""
+"""Delivery against a real HTTP server that behaves as the service: all of a batch or none, each id once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from comfyui.spool import Spool
 
 
 class SmallService:
-    """POST /v1/feedback and /v1/images with the real contract. `lose_answers` stores, then drops the connection."""
+    """The real contract of feedback and images. `lose_answers` stores, then drops the connection."""
 
     def __init__(self) -> None:
         self.stored: dict[str, dict] = {}
