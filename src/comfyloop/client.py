@@ -18,7 +18,6 @@ import httpx
 from comfyloop.errors import ComfyLoopError, EngineUnavailable, error_for
 from comfyloop.records import Feedback, GateReport, Generation, Loop, Snapshot, Version
 
-
 FEEDBACK_BATCH = 200
 
 
