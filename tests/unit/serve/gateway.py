@@ -12,14 +12,15 @@ from pathlib import Path
 
 import httpx
 
-from comfyloop.records import Loop, Project, Version
+from comfyloop.loop import Controller
+from comfyloop.records import Project, Version
 from comfyloop.serve import server
 from comfyloop.serve.api.services import Services
 from comfyloop.serve.engines import EngineProcess
 from comfyloop.serve.events import Events
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
-from comfyloop.store import Store, loops, open_store, projects, versions
+from comfyloop.store import Store, open_store, projects, versions
 
 INSTANT = Path(__file__).parent / "instant_engine.py"
 
@@ -27,28 +28,6 @@ INSTANT = Path(__file__).parent / "instant_engine.py"
 def instant(*flags: object) -> Callable[[Path], list[str]]:
     """The command of an engine that answers at once."""
     return lambda file: [sys.executable, str(INSTANT), "--port-file", str(file), *map(str, flags)]
-
-
-class ByHand:
-    """The controller's side of the API, without a loop behind it: what is asked is written down."""
-
-    def __init__(self, store: Store, events: Events) -> None:
-        self.store, self.events = store, events
-        self.cancelled: list[str] = []
-
-    def status(self, project: str) -> Loop:
-        with self.store.read() as conn:
-            return loops.get(conn, project)
-
-    def request(self, project: str) -> Loop:
-        with self.store.begin() as conn:
-            loop = loops.get(conn, project).model_copy(update={"requested": True})
-            loops.save(conn, loop)
-        return loop
-
-    def cancel(self, project: str) -> Loop:
-        self.cancelled.append(project)
-        return self.status(project)
 
 
 @dataclass
@@ -95,7 +74,8 @@ def running_gateway(
             projects.ensure(conn, project)
         engine = EngineProcess("engine", settings.home / "engines", command, url=url)
         router = Router(settings, store, {settings.model: engine}, events)
-        services = Services(settings, store, router, ByHand(store, events))
+        controller = Controller(settings, store, router, events)  # not started: no turn begins by itself
+        services = Services(settings, store, router, controller)
         listener = server.bind("127.0.0.1", 0)
         served = server.server(services)
         thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]}, daemon=True)

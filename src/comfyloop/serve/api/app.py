@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from fastapi import Depends, FastAPI
 
 from comfyloop import __version__
 from comfyloop.serve.api import (
@@ -26,6 +25,7 @@ from comfyloop.serve.api import (
     snapshots,
     versions,
 )
+from comfyloop.serve.api.common import whole_characters
 from comfyloop.serve.api.services import Services
 from comfyloop.serve.client import AsyncEngineClient
 from comfyloop.serve.recorder import Recorder
@@ -47,10 +47,6 @@ NOUNS = (
 )
 
 
-def _operation_id(route: APIRoute) -> str:
-    return route.name
-
-
 def create_app(services: Services) -> FastAPI:
     """The API over `services`. It starts and stops no engine: that is the caller's."""
 
@@ -68,10 +64,11 @@ def create_app(services: Services) -> FastAPI:
         title="ComfyLoop",
         version=__version__,
         summary="Chat that learns from its corrections.",
-        description=__doc__ and "OpenAI's chat completions, and the records of the loop that improves them.",
+        description="OpenAI's chat completions, and the records of the loop that improves them.",
         lifespan=lifespan,
         responses=errors.RESPONSES,
-        generate_unique_id_function=_operation_id,
+        dependencies=[Depends(whole_characters)],
+        generate_unique_id_function=lambda route: route.name,
         separate_input_output_schemas=False,
     )
     app.state.services = services

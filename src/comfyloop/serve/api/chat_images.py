@@ -21,6 +21,7 @@ from comfyloop.store import Store
 UPLOAD = "comfyloop://"
 """`comfyloop://<sha256>` names an image of POST /v1/images."""
 FETCH_SECONDS = 10.0
+NAT64 = ipaddress.ip_network("64:ff9b::/32")
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -71,8 +72,10 @@ def is_public(address: Address) -> bool:
     mapped = getattr(address, "ipv4_mapped", None)
     if mapped is not None:
         return is_public(mapped)
-    if isinstance(address, ipaddress.IPv6Address) and (address.sixtofour or address.teredo):
-        return False  # tunnels that can carry a private address within
+    if isinstance(address, ipaddress.IPv6Address) and (
+        address.sixtofour or address.teredo or address in NAT64
+    ):
+        return False  # they carry an IPv4 address within, which may be a private one
     return address.is_global and not address.is_multicast
 
 
@@ -92,8 +95,11 @@ def fetch(
     Every address of the name is checked, and the connection goes to the one that was checked, so a name that
     changes its address in between gains nothing. Redirects are not followed.
     """
-    parts = urlsplit(url)
-    host = (parts.hostname or "").lower()
+    try:
+        parts = urlsplit(url)
+        host = (parts.hostname or "").lower()
+    except ValueError as error:
+        raise InvalidInput(f"An image URL cannot be read ({error}).") from error
     if host not in settings.allowed_image_hosts:
         raise InvalidInput(
             f"Images are not fetched from {host[:100]!r}.",

@@ -66,7 +66,9 @@ def validation_sentence(errors: Sequence[Any]) -> tuple[str, str | None]:
         what = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
         if error["type"] == "extra_forbidden":
             what = "there is no such field, or this service cannot do what it asks"
-        sentences.append(f"{where}: {what}." if where else f"{what}.")
+        if error["type"] in ("model_attributes_type", "dict_type", "model_type"):
+            what = "it must be a JSON object"
+        sentences.append(f"{where}: {what}." if where else f"The body is not right: {what}.")
     more = len(errors) - 5
     return " ".join(sentences) + (f" And {more} more." if more > 0 else ""), first
 
