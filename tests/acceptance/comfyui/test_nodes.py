@@ -180,7 +180,7 @@ def test_bad_input_gets_a_sentence(comfyui: RunningComfyUI, service: RunningServ
         entry = comfyui.ended(comfyui.queue(graph))
         assert entry["status"]["status_str"] == "error"
         return str(
-            [m[1]["exception_message"] for m in entry["status"]["messages"] if m[0] == "execution_error"][0]
+            next(m[1]["exception_message"] for m in entry["status"]["messages"] if m[0] == "execution_error")
         )
 
     assert "There is no project 'nowhere'" in sentence({"1": ask(model="nowhere")})
