@@ -9,6 +9,7 @@ them::
     prompts.py     messages and images -> token ids and pixels, by the model's own template and processor
     engine.py      the model thread: admission, continuous batching, cancelling
     batch.py       the decoder: prefill in chunks, one decode step for all rows
+    llama.py       a faster decode step for Llama-shaped models
     kv.py          keys and values of all rows, and of prompt prefixes seen before
     lora.py        adapters: read, verified, applied row by row, removed without a trace
     sampling.py    the next token and its probabilities

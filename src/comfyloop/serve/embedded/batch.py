@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from comfyloop.serve.embedded.kv import Decode, KvRows, Prefill, Prefixes, RowsCache, causal_mask
+from comfyloop.serve.embedded.llama import LlamaStep
 from comfyloop.serve.embedded.loading import Loaded
 from comfyloop.serve.embedded.lora import Adapter, LoraRows
 from comfyloop.serve.embedded.prompts import Prompt
@@ -68,6 +69,9 @@ class Decoder(Protocol):
 
     def release(self, sequence: Sequence) -> None: ...
 
+    def prepare(self, adapter: Adapter) -> None:
+        """Do in another thread what the adapter needs before its first row."""
+
     def forget(self, adapter: str) -> None: ...
 
     @property
@@ -88,7 +92,7 @@ def make_decoder(loaded: Loaded, lora: LoraRows, prefix_bytes: int, image_bytes:
 
 
 class BatchDecoder:
-    """Decodes all rows in one pass through the model's own forward."""
+    """Decodes all rows in one pass: through the model's own forward, or a faster one that agrees with it."""
 
     def __init__(self, loaded: Loaded, lora: LoraRows, vision: Vision | None, prefix_bytes: int) -> None:
         self._model, self._lora, self.vision = loaded.model, lora, vision
@@ -99,6 +103,9 @@ class BatchDecoder:
         self.prefixes = Prefixes(prefix_bytes)
         self._seated: list[Sequence] = []  # by row: first those that decode, then those that are being filled
         self._decoding = 0
+        self.fast = LlamaStep.of(loaded.model, self._kv)
+        if self.fast is not None and not self._agrees(self.fast):
+            self.fast = None
 
     @property
     def bytes(self) -> int:
@@ -182,20 +189,57 @@ class BatchDecoder:
         self._kv.reserve(len(self._seated), max(places) + 1)
         at = torch.tensor(places, device=self._device)
         self._kv.pass_ = Decode(places, (torch.arange(len(rows), device=self._device), at))
-        self._lora.select([s.adapter for s in rows])
+        adapters = [s.adapter for s in rows]
+        self._lora.select(adapters)
+        if self.fast is not None and all(map(self.fast.knows, adapters)):
+            logits = self._fast_logits(self.fast, rows, at)
+        else:
+            logits = self._own_logits(rows, at)
+        for s in rows:
+            s.filled += 1
+        order = [s.row for s in sequences]
+        return logits if order == list(range(len(order))) else logits[order]
+
+    def _own_logits(self, rows: Rows[Sequence], at: Tensor) -> Tensor:
         output = self._model(
             input_ids=torch.tensor([[s.answer[-1]] for s in rows], device=self._device),
             position_ids=torch.tensor([[s.filled + s.shift] for s in rows], device=self._device),
-            attention_mask=causal_mask(at[:, None], max(places) + 1, self._dtype),
+            attention_mask=causal_mask(at[:, None], int(at.max()) + 1, self._dtype),
             past_key_values=self._cache,
             use_cache=True,
             logits_to_keep=1,
         )
-        for s in rows:
-            s.filled += 1
-        order = [s.row for s in sequences]
-        logits = output.logits[:, -1]
-        return logits if order == list(range(len(order))) else logits[order]  # type: ignore[no-any-return]
+        return output.logits[:, -1]  # type: ignore[no-any-return]
+
+    def _fast_logits(self, fast: LlamaStep, rows: Rows[Sequence], at: Tensor) -> Tensor:
+        tokens = torch.tensor([s.answer[-1] for s in rows], device=self._device)
+        positions = torch.tensor([[s.filled + s.shift] for s in rows], device=self._device)
+        level = len({s.filled for s in rows}) == 1
+        mask = None if level else causal_mask(at[:, None], int(at.max()) + 1, self._dtype)
+        return fast(tokens, positions, mask, [s.adapter for s in rows])
+
+    @torch.inference_mode()
+    def _agrees(self, fast: LlamaStep) -> bool:
+        """Whether the fast step gives the logits of the model's own forward, on a ragged sample."""
+        samples = [Sequence(Prompt([7 + i for i in range(n)]), None, 16) for n in (5, 3)]
+        for sample in samples:
+            self.admit(sample)
+            self.prefill(sample)
+            sample.answer.append(11)
+        at = torch.tensor([s.filled for s in samples], device=self._device)
+        self._kv.pass_ = Decode([s.filled for s in samples], (torch.arange(2, device=self._device), at))
+        own, quick = self._own_logits(samples, at).float(), self._fast_logits(fast, samples, at).float()
+        for sample in reversed(samples):
+            self.release(sample)
+        self._kv.clear()
+        bound = (
+            1e-3 if self._dtype == torch.float32 else 5e-2
+        )  # of the largest logit: rounding, not another model
+        return float((own - quick).abs().max()) <= bound * float(own.abs().max())
+
+    def prepare(self, adapter: Adapter) -> None:
+        if self.fast is not None:
+            self.fast.prepare(adapter)
 
     def release(self, sequence: Sequence) -> None:
         """Give up a row; the last rows move up, so that those that decode stay together."""
@@ -218,6 +262,8 @@ class BatchDecoder:
 
     def forget(self, adapter: str) -> None:
         self.prefixes.forget(adapter)
+        if self.fast is not None:
+            self.fast.forget(adapter)
         if self.vision is not None:
             self.vision.forget(adapter)
 
@@ -277,6 +323,8 @@ class SoloDecoder:
 
     def release(self, sequence: Sequence) -> None:
         sequence.cache = None
+
+    def prepare(self, adapter: Adapter) -> None: ...
 
     def forget(self, adapter: str) -> None:
         if self.vision is not None:

@@ -81,6 +81,7 @@ class Job:
     said: list[TokenLogprob] = field(default_factory=list)  # not yet emitted
     scored: list[TokenLogprob | None] = field(default_factory=list)  # of the prompt
     last_token: float = 0.0
+    over: bool = False
 
 
 class Engine:
@@ -194,6 +195,7 @@ class Engine:
                     f"The name {adapter_name} has meant an adapter with other weights before.",
                     "Give each version a name of its own: a name that is used again serves stale answers.",
                 )
+            self._decoder.prepare(adapter)
             self._call(lambda: self._lora.attach(adapter))
             with self._lock:
                 self._adapters[adapter_name] = adapter
@@ -446,6 +448,9 @@ class Engine:
         return Finished(reason, len(job.prompt.ids), len(sequence.answer), sequence.reused, scored)
 
     def _over(self, job: Job, event: Event | None) -> None:
+        if job.over:
+            return
+        job.over = True
         with self._lock:
             if job.sequence is None:
                 self._waiting -= 1

@@ -1,0 +1,144 @@
+"""The fast decode step gives the logits of the model's own forward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from comfyloop.serve.embedded.batch import Sequence, make_decoder
+from comfyloop.serve.embedded.loading import Loaded
+from comfyloop.serve.embedded.lora import LoraRows, read_adapter
+from comfyloop.serve.embedded.prompts import Prompt
+from tests.unit.serve.embedded.conftest import save_adapter
+
+SHAPE = {
+    "vocab_size": 211,
+    "hidden_size": 48,
+    "intermediate_size": 80,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "initializer_range": 0.2,
+}
+
+
+def llama(**more: Any) -> Any:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**SHAPE | more)).eval()
+
+
+def qwen2() -> Any:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    torch.manual_seed(0)
+    model = Qwen2ForCausalLM(Qwen2Config(**SHAPE)).eval()
+    for name, tensor in model.named_parameters():
+        if name.endswith("bias"):
+            nn.init.normal_(tensor, std=0.5)
+    return model
+
+
+MODELS = {
+    "llama": llama,
+    "untied, biases": lambda: llama(tie_word_embeddings=False, attention_bias=True),
+    "stretched positions": lambda: llama(
+        rope_parameters={"rope_type": "linear", "rope_theta": 5000.0, "factor": 4.0}
+    ),
+    "one head a key": lambda: llama(num_key_value_heads=6),
+    "wide heads": lambda: llama(head_dim=16),
+    "qwen2": qwen2,
+}
+
+
+def rows_of(decoder: Any, adapters: list[Any]) -> list[Sequence]:
+    rows = []
+    for number, adapter in enumerate(adapters):
+        row = Sequence(Prompt([3 + (7 * number + i) % 200 for i in range(5 + 31 * number)]), adapter, 999)
+        decoder.admit(row)
+        while not row.ready:
+            decoder.prefill(row)
+        row.answer.append(9 + number)
+        rows.append(row)
+    return rows
+
+
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+@torch.inference_mode()
+def test_the_logits_of_the_own_forward(make: Any, tmp_path: Path) -> None:
+    with torch.inference_mode(False):
+        for number, targets in enumerate((["q_proj", "v_proj", "o_proj"], "all-linear")):
+            save_adapter(make(), tmp_path / str(number), seed=number, target_modules=targets)
+    model = make()
+    lora = LoraRows(model)
+    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 1 << 20, 0)
+    adapters = [None, *(read_adapter(str(n), tmp_path / str(n), model) for n in range(2))]
+    for adapter in adapters[1:]:
+        decoder.prepare(adapter)
+        lora.attach(adapter)
+    fast = decoder.fast
+    assert fast is not None
+    assert all(map(fast.knows, adapters))
+    for case in ([None], [adapters[1]], [None] * 3, [*adapters, None, *adapters]):
+        rows = rows_of(decoder, case)
+        for _ in range(4):
+            decoder.fast = None
+            own = decoder.step(rows)
+            for row in rows:
+                row.filled -= 1
+            decoder.fast = fast
+            quick = decoder.step(rows)
+            assert (own - quick).abs().max() < 1e-3 * min(1.0, float(own.abs().max()))
+            for row, logits in zip(rows, quick, strict=True):
+                row.answer.append(int(logits.argmax()))
+        for row in reversed(rows):
+            decoder.release(row)
+
+
+def test_fusing_leaves_the_model_as_it_was() -> None:
+    model, same = llama(attention_bias=True), llama(attention_bias=True)
+    make_decoder(Loaded(model, None, None, 512, frozenset()), LoraRows(model), 0, 0)
+    state, expected = model.state_dict(), same.state_dict()
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[k], expected[k]) for k in state)
+    layer = model.model.layers[0].self_attn
+    assert (
+        layer.q_proj.weight.untyped_storage().data_ptr() == layer.v_proj.weight.untyped_storage().data_ptr()
+    )
+
+
+@torch.inference_mode()
+def test_what_it_does_not_know_goes_through_the_own_forward(tmp_path: Path) -> None:
+    with torch.inference_mode(False):
+        save_adapter(llama(), tmp_path, use_dora=True)
+    model = llama()
+    lora = LoraRows(model)
+    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 0, 0)
+    adapter = read_adapter("dora", tmp_path, model)
+    decoder.prepare(adapter)
+    lora.attach(adapter)
+    assert not decoder.fast.knows(adapter)
+    rows = rows_of(decoder, [adapter, None])
+    mixed = decoder.step(rows)
+    decoder.release(rows[0])
+    rows[1].filled -= 1
+    assert (decoder.step(rows[1:])[0] - mixed[1]).abs().max() < 1e-3
+
+
+def test_other_decoders_are_left_alone() -> None:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=2)).eval()
+    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), LoraRows(model), 0, 0)
+    assert decoder.fast is None
+    assert type(llama(hidden_act="gelu").model.layers[0].mlp.act_fn).__name__ != "SiLU"
+    gelu: Any = make_decoder(
+        Loaded(m := llama(hidden_act="gelu"), None, None, 512, frozenset()), LoraRows(m), 0, 0
+    )
+    assert gelu.fast is None
