@@ -79,13 +79,14 @@ app.registerExtension({
     const [make, height] = known;
     const panel = make();
     node.comfyloopPanel = panel;
-    node.addDOMWidget("comfyloop", "comfyloop", panel, {
+    const widget = node.addDOMWidget("comfyloop", "comfyloop", panel, {
       serialize: false,
       getValue: () => "",
       setValue: () => {},
       getMinHeight: () => height,
       hideOnZoom: false,
     });
+    widget.serialize = false; // the option above keeps it out of the prompt, this out of the saved workflow
     const executed = node.onExecuted;
     node.onExecuted = function (output) {
       executed?.call(this, output);
