@@ -232,10 +232,10 @@ class BatchDecoder:
         for sample in reversed(samples):
             self.release(sample)
         self._kv.clear()
-        bound = (
-            1e-3 if self._dtype == torch.float32 else 5e-2
-        )  # of the largest logit: rounding, not another model
-        return float((own - quick).abs().max()) <= bound * float(own.abs().max())
+        # In half precision two right orders of rounding differ by a tenth on a sample of odd tokens, as much as
+        # either differs from float32; a step that is wrong differs by the size of the logits themselves.
+        bound = 1e-4 if self._dtype == torch.float32 else 0.3
+        return float((own - quick).norm() / own.norm()) <= bound
 
     def prepare(self, adapter: Adapter) -> None:
         if self.fast is not None:
