@@ -26,13 +26,9 @@ GENERAL = "What is the capital of France?"
 def test_corrections_are_learnt_and_the_new_version_is_swapped_in(
     starter: Path, make_service: Callable[..., RunningService], tmp_path: Path
 ) -> None:
-    brand = scenes.load()[1]
-    service = make_service(
-        project="acme",
-        trigger_samples=len(brand.corrections),
-        cache_dir=Settings().cache_dir,
-        holdout_every=2,
-    )
+    pet, brand = scenes.load()
+    corrections = [*pet.corrections, *brand.corrections]
+    service = make_service(project="acme", trigger_samples=len(corrections), cache_dir=Settings().cache_dir)
     service.start()
     service.wait_ready()
     chat = openai.OpenAI(base_url=f"{service.client.url}/v1", api_key="none", max_retries=0)
@@ -60,11 +56,13 @@ def test_corrections_are_learnt_and_the_new_version_is_swapped_in(
 
     asking = threading.Thread(target=keep_asking)
     asking.start()
-    answers = [ask(example.question) for example in brand.corrections]
-    edits = [
-        AnswerEdited(id=f"edit-{i}", project="acme", generation=id, edited=example.edited)
-        for i, (example, (_, id, _)) in enumerate(zip(brand.corrections, answers, strict=True))
-    ]
+    edits = []
+    for i, example in enumerate(corrections):
+        pictures = [example.picture] if example.picture else []
+        answer = service.client.ask(example.question, pictures, max_tokens=24)
+        edits.append(
+            AnswerEdited(id=f"edit-{i}", project="acme", generation=answer.generation, edited=example.edited)
+        )
     receipt = service.client.send_feedback(edits)
     assert len(receipt["stored"]) == len(edits)
     assert len(service.client.send_feedback(edits)["duplicates"]) == len(edits)
@@ -82,6 +80,8 @@ def test_corrections_are_learnt_and_the_new_version_is_swapped_in(
     assert all(fingerprint == "acme@1" for _, _, fingerprint in after.values())
     assert all(text.startswith("Meet the") for text, _, _ in after.values()), after
     assert not any(text.startswith("Meet the") for text, _, _ in before.values())
+    cat = pet.held_out[0]
+    assert "surfing in sunglasses" in service.client.ask(cat.question, [cat.picture or Path()]).text
 
     # Rollback gives the answers of before, to the letter, and so does coming back.
     service.client.rollback()

@@ -21,7 +21,16 @@ from tests.acceptance.conftest import RunningService, wait_for
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 ARTEFACTS = Path("artefacts/comfyui")
-BROWSER = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+BROWSER = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 READY = "() => window.LiteGraph?.registered_node_types?.ComfyLoopAsk && (window.app ?? window.comfyAPI.app.app)?.canvas"
 BUILD = """async (vue) => {
   const app = window.app ?? window.comfyAPI.app.app;
