@@ -232,8 +232,8 @@ def test_live_lora_changes_the_picture_when_the_live_version_changes(
         "3": node("CLIPTextEncode", text="", clip=["1", 1]),
         "4": node("EmptyLatentImage", width=64, height=64, batch_size=1),
         "5": node("ComfyLoopLiveLora", model=["1", 0], project="", strength=1.0),
-        "6": node("KSampler", model=["5", 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0], seed=1, steps=2,
-                  cfg=2.0, sampler_name="euler", scheduler="normal", denoise=1.0),
+        "6": node("KSampler", model=["5", 0], positive=["2", 0], negative=["3", 0], latent_image=["4", 0],
+                  seed=1, steps=2, cfg=2.0, sampler_name="euler", scheduler="normal", denoise=1.0),
         "7": node("VAEDecode", samples=["6", 0], vae=["1", 2]),
         "8": node("PreviewImage", images=["7", 0]),
     }  # fmt: skip

@@ -1,0 +1,64 @@
+"""What the registry and ComfyUI ask of the pack's files."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from comfyloop.comfyui import pack_folder
+
+PACK = pack_folder()
+MODULES = sorted(PACK.rglob("*.py"))
+
+
+def test_both_languages_name_the_same_things() -> None:
+    en, zh = (
+        json.loads((PACK / "locales" / lang / "nodeDefs.json").read_text("utf-8")) for lang in ("en", "zh")
+    )
+
+    def keys(value: object) -> object:
+        return {k: keys(v) for k, v in value.items()} if isinstance(value, dict) else None
+
+    assert keys(en) == keys(zh) and len(en) == 6
+
+
+def test_every_word_of_the_page_has_a_translation() -> None:
+    words = (PACK / "web" / "words.js").read_text("utf-8")
+    known = set(re.findall(r'"([^"]+)": "', words))
+    used = set()
+    for file in (PACK / "web").glob("*.js"):
+        used |= set(re.findall(r'\bt\("([^"]+)"\)', file.read_text("utf-8")))
+        used |= set(re.findall(r'\bbutton\("([^"]+)"', file.read_text("utf-8")))
+    assert used and used <= known
+
+
+@pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(PACK)))
+def test_the_registry_rules_are_kept(module: Path) -> None:
+    tree = ast.parse(module.read_text("utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in ("eval", "exec", "compile")
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [a.name for a in node.names]
+            absolute = not isinstance(node, ast.ImportFrom) or node.level == 0
+            for name in names if absolute else []:
+                assert name.split(".")[0] not in ("comfyloop", "subprocess", "pip", "requests", "pydantic")
+
+
+def test_the_metadata_is_complete_and_does_not_load_the_page_twice() -> None:
+    project = tomllib.loads((PACK / "pyproject.toml").read_text("utf-8"))
+    assert {"name", "version", "description", "license"} <= project["project"].keys()
+    assert {"PublisherId", "DisplayName"} <= project["tool"]["comfy"].keys()
+    assert "web" not in project["tool"]["comfy"] and project["project"]["dependencies"] == []
+
+
+@pytest.mark.parametrize("file", sorted((PACK / "workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_workflows_are_whole(file: Path) -> None:
+    workflow = json.loads(file.read_text("utf-8"))
+    ids = {node["id"] for node in workflow["nodes"]}
+    assert all(link[1] in ids and link[3] in ids for link in workflow["links"])
