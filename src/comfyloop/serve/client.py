@@ -14,6 +14,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import httpcore
 import httpx
 
 from comfyloop.errors import (
@@ -26,6 +27,7 @@ from comfyloop.errors import (
     TooLarge,
 )
 from comfyloop.records import Message, TextPart
+from comfyloop.serve.connections import Connections, HttpError, Response
 
 WireMessage = Mapping[str, Any]
 """A chat message as OpenAI's API spells it: {"role", "content": str | [{"type": ..., ...}]}."""
@@ -90,8 +92,8 @@ def error_of(status: int, body: bytes, retry_after: str | None = None) -> ComfyL
     return EngineUnavailable(f"The engine failed: {message}", retry_after=seconds or 2.0)
 
 
-def _unreachable(error: httpx.HTTPError) -> EngineUnavailable:
-    if isinstance(error, httpx.TimeoutException):
+def _unreachable(error: Exception) -> EngineUnavailable:
+    if isinstance(error, httpx.TimeoutException | httpcore.TimeoutException):
         return EngineUnavailable("The engine did not answer in time.", "Try again.", retry_after=5.0)
     return EngineUnavailable(
         f"The engine cannot be reached or broke off its answer ({type(error).__name__}).",
@@ -113,6 +115,8 @@ class EngineClient:
         self._http = httpx.Client(
             base_url=self.url,
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
+            # Shorter than the five seconds after which uvicorn closes an idle connection from its side.
+            limits=httpx.Limits(keepalive_expiry=2.0),
             trust_env=False,
         )
 
@@ -211,26 +215,21 @@ class EngineClient:
 
 
 class AsyncEngineClient:
-    """The gateway's calls to engines, over one pool of connections. Bound to the event loop that made it."""
+    """The gateway's calls to engines. Bound to the event loop that made it."""
 
     def __init__(self) -> None:
-        self._http = httpx.AsyncClient(
-            timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
-            limits=httpx.Limits(max_connections=1024, max_keepalive_connections=256, keepalive_expiry=30),
-            trust_env=False,
-        )
+        self._connections = Connections(CONNECT_SECONDS, ANSWER_SECONDS)
 
     async def close(self) -> None:
-        await self._http.aclose()
+        await self._connections.close()
 
     async def chat(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
         """One whole chat completion from the engine at `url`."""
+        response = await self._post(url, body)
         try:
-            response = await self._http.post(f"{url}/v1/chat/completions", json=body)
-        except httpx.HTTPError as error:
+            parsed: dict[str, Any] = json.loads(await response.read())
+        except HttpError as error:
             raise _unreachable(error) from error
-        _raise_for(response)
-        parsed: dict[str, Any] = response.json()
         return parsed
 
     async def open(self, url: str, body: Mapping[str, Any]) -> Stream:
@@ -238,43 +237,43 @@ class AsyncEngineClient:
 
         Raises what the engine refuses.
         """
-        request = self._http.build_request(
-            "POST", f"{url}/v1/chat/completions", json={**body, "stream": True}
-        )
+        return Stream(await self._post(url, {**body, "stream": True}))
+
+    async def _post(self, url: str, body: Mapping[str, Any]) -> Response:
+        """An answer that has begun; one that is a refusal is raised."""
+        data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         try:
-            response = await self._http.send(request, stream=True)
-            if response.status_code >= 400:
-                await response.aread()
-                await response.aclose()
-        except httpx.HTTPError as error:
+            response = await self._connections.post(f"{url}/v1/chat/completions", data)
+            if response.status >= 400:
+                raise error_of(response.status, await response.read(), response.header(b"retry-after"))
+        except HttpError as error:
             raise _unreachable(error) from error
-        _raise_for(response)
-        return Stream(response)
+        return response
 
 
 class Stream:
     """The chunks of an answer, to be iterated once. Closing it before the end stops the engine's work."""
 
-    def __init__(self, response: httpx.Response) -> None:
+    def __init__(self, response: Response) -> None:
         self._response = response
 
     async def close(self) -> None:
-        await self._response.aclose()
+        await self._response.close()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         """Raises EngineUnavailable when the engine breaks off, or reports an error in between."""
         try:
-            async for line in self._response.aiter_lines():
-                if not line.startswith("data:"):
+            async for line in self._response.lines():
+                if not line.startswith(b"data:"):
                     continue
                 data = line[5:].strip()
-                if data == "[DONE]":
+                if data == b"[DONE]":
                     return
                 chunk: dict[str, Any] = json.loads(data)
                 if "error" in chunk:
-                    raise error_of(500, data.encode())
+                    raise error_of(500, data)
                 yield chunk
-        except httpx.HTTPError as error:
+        except HttpError as error:
             raise _unreachable(error) from error
         raise EngineUnavailable(
             "The engine ended its answer before it was finished.", "Try again.", retry_after=2.0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import sys
 
 import uvicorn
 
@@ -13,6 +14,7 @@ from comfyloop.serve.api.services import Services
 
 DRAIN_SECONDS = 10
 """Open requests may finish for so long after the service was told to stop."""
+SWITCH_SECONDS = 0.0005
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -54,6 +56,8 @@ def bind(host: str, port: int) -> socket.socket:
 
 def server(services: Services) -> uvicorn.Server:
     """The configured server; `server.run(sockets=[...])` serves, `should_exit = True` stops it."""
+    # The threads that write to the database may keep the event loop waiting for so long each time.
+    sys.setswitchinterval(SWITCH_SECONDS)
     return uvicorn.Server(
         uvicorn.Config(
             create_app(services),

@@ -139,7 +139,8 @@ def test_the_loop_is_asked_for_and_told(gateway: Gateway) -> None:
     started = gateway.http.post("/v1/loop")
     assert started.status_code == 202 and started.json()["requested"] is True
     assert gateway.http.post("/v1/loop", json={"project": "nope"}).status_code == 404
-    assert gateway.http.post("/v1/loop/cancel").status_code == 202
+    idle = gateway.http.post("/v1/loop/cancel")
+    assert idle.status_code == 409 and error(idle)["code"] == "conflict"
 
 
 def test_events_arrive_over_the_websocket(gateway: Gateway) -> None:
@@ -230,9 +231,9 @@ def test_a_body_over_the_limit_is_refused_while_it_is_read(settings: Settings) -
         (b'{"model": "acme", "max_tokens": 0, "messages": [{"role": "user", "content": "x"}]}', "max_tokens"),
     ],
 )
-def test_broken_requests_are_refused_in_words(gateway: Gateway, content: bytes, words: str) -> None:
+def test_broken_requests_are_refused_in_words(shared_gateway: Gateway, content: bytes, words: str) -> None:
     headers = {"Content-Type": "application/json"}
-    response = gateway.http.post("/v1/chat/completions", content=content, headers=headers)
+    response = shared_gateway.http.post("/v1/chat/completions", content=content, headers=headers)
     if words:
         assert response.status_code == 400, response.text
         assert words in str(error(response)["message"])

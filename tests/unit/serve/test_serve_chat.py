@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import os
+import socket
 import time
 
 import httpx
@@ -202,10 +203,12 @@ def test_images_by_data_url_and_by_upload_are_recorded_by_hash(gateway: Gateway)
         ("", 400),
     ],
 )
-def test_images_that_cannot_be_used_are_refused_in_words(gateway: Gateway, url: str, status: int) -> None:
+def test_images_that_cannot_be_used_are_refused_in_words(
+    shared_gateway: Gateway, url: str, status: int
+) -> None:
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is it?"}]
     body = {"model": "acme", "messages": [{"role": "user", "content": content}]}
-    response = gateway.http.post("/v1/chat/completions", json=body)
+    response = shared_gateway.http.post("/v1/chat/completions", json=body)
     assert response.status_code == status, response.text
     assert len(response.json()["error"]["message"]) > 20
 
@@ -224,3 +227,17 @@ def test_a_stream_that_breaks_off_says_so_in_the_stream(settings: Settings) -> N
         assert events[-1]["error"]["code"] == "engine_unavailable"
         stored = recorded(gateway, response.headers["x-comfyloop-generation"])
         assert stored.finish_reason == "error" and stored.answer.startswith("base")
+
+
+def test_a_connection_that_the_engine_has_closed_is_not_an_error(settings: Settings) -> None:
+    """The engine comes back on the same port; the gateway's kept connection leads nowhere."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with running_gateway(settings, instant("--port", port)) as gateway:
+        assert gateway.said(max_tokens=1) == "base"
+        assert gateway.engine.pid is not None
+        os.kill(gateway.engine.pid, 9)
+        _eventually(lambda: gateway.engine.starts == 2, 10)
+        gateway.engine.wait_ready(20)
+        assert gateway.said(max_tokens=1) == "base"
