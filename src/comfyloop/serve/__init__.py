@@ -2,6 +2,7 @@
 
     engines.py   one engine process: started, watched, restarted
     client.py    the protocol that every engine speaks, from the caller's side
+    connections.py  the connections it goes over from the gateway
     router.py    which engine and adapter answers for "acme", "acme@17"; promote and roll back
     recorder.py  generations into the database, many in one transaction
     events.py    what happens, told to whoever listens
