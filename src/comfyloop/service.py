@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from comfyloop import starter
-from comfyloop.errors import ComfyLoopError
 from comfyloop.loop import Controller
 from comfyloop.records import Project
 from comfyloop.serve.api.services import Services
@@ -17,8 +15,6 @@ from comfyloop.serve.events import Events
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
 from comfyloop.store import Store, open_store, projects
-
-log = logging.getLogger(__name__)
 
 STARTER = "starter"
 
@@ -82,15 +78,3 @@ def _engine(settings: Settings, model: str, events: Events) -> EngineProcess:
         return embedded_command(settings, model_path(settings, model, tell))(port_file)
 
     return EngineProcess(name, directory, command)
-
-
-def wait_ready(services: Services, tell: Callable[[str], None], seconds: float = 900.0) -> None:
-    """Block until every project's live version answers, telling what is being waited for.
-
-    Raises:
-        ComfyLoopError: An engine cannot be started; its own sentence.
-    """
-    for engine in services.router.engines.values():
-        engine.wait_ready(seconds, progress=tell)
-    if problems := services.router.problems():
-        raise ComfyLoopError("; ".join(problems.values()))
