@@ -1,0 +1,167 @@
+"""The controller: watches all projects and begins a turn of a project's loop when one is due."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+
+from comfyloop import curate
+from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput
+from comfyloop.loop.lease import LeaseKeeper, is_dead, lease_of, this_process
+from comfyloop.loop.turn import Turn
+from comfyloop.loop.work import Work
+from comfyloop.records import GateReport, Loop, LoopState, Project, Snapshot, now
+from comfyloop.serve.events import Events
+from comfyloop.serve.names import version_name
+from comfyloop.serve.router import Router
+from comfyloop.settings import Settings
+from comfyloop.store import Store, feedback, leases, loops, projects, snapshots, versions
+from comfyloop.train import runner
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 0.5
+
+
+class Controller:
+    """Runs the loops of all projects of one service, in threads of its own.
+
+    Args:
+        router: The way to the serving engine: the gate and the replay questions go through it.
+        models: From a project's base model as it is set ("starter", a hub id) to what the trainer loads.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        router: Router,
+        events: Events,
+        models: Callable[[str], str] = str,
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.events = events
+        self._work = Work(settings, store, router, events, models)
+        self._owner = this_process()
+        self._wake = threading.Event()
+        self._turns: dict[str, threading.Thread] = {}
+        self._thread = threading.Thread(target=self._watch, name="loop", daemon=True)
+
+    # --- what the API and the CLI call; all return at once, but for `gate` and `snapshot`
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self, seconds: float = 10.0) -> None:
+        """Let go of everything. A run under way goes on by itself and is found again at the next start."""
+        self._work.stop.set()
+        self._wake.set()
+        deadline = time.monotonic() + seconds
+        for thread in [self._thread, *self._turns.values()]:
+            if thread.is_alive():
+                thread.join(max(0.0, deadline - time.monotonic()))
+
+    def status(self, project: str) -> Loop:
+        with self.store.read() as conn:
+            return loops.get(conn, project)
+
+    def request(self, project: str) -> Loop:
+        """Ask for a turn by hand; one that is under way is left alone and another follows it."""
+        with self.store.begin() as conn:
+            loop = loops.get(conn, project).model_copy(update={"requested": True, "updated_at": now()})
+            loops.save(conn, loop)
+        self._wake.set()
+        return loop
+
+    def cancel(self, project: str) -> Loop:
+        """Stop the present run within a step; its last checkpoint stays.
+
+        Raises:
+            Conflict: No run is under way.
+        """
+        loop = self.status(project)
+        if loop.state is not LoopState.TRAINING:
+            raise Conflict(
+                f"No run of {project!r} is under way: its loop is {loop.state}.",
+                "There is nothing to cancel.",
+            )
+        runner.cancel(self._work.run_dir(loop.run))
+        return loop
+
+    def snapshot(self, project: str) -> Snapshot:
+        """Curate now, without a run. Raises DataError when there is nothing to train on."""
+        with self.store.read() as conn:
+            found = projects.get(conn, project)
+        snapshot = self._work.curate(found)
+        if isinstance(snapshot, curate.NothingToTrain):
+            raise DataError(snapshot.reason, "Correct or accept some answers first.")
+        return snapshot
+
+    def gate(self, project: str, number: int) -> GateReport:
+        """Judge a version against the live one again, and keep the report with it."""
+        with self.store.read() as conn:
+            version = versions.get(conn, project, number)
+            snapshot = snapshots.get(conn, project, version.snapshot)
+            live = projects.get(conn, project).live
+        if live == number:
+            raise InvalidInput(f"{version_name(project, number)} is live: it would be compared with itself.")
+        report = self._work.judge(project, snapshot, live, number)
+        with self.store.begin() as conn:
+            versions.set_gate(conn, project, number, report)
+        return report
+
+    # --- when a turn begins
+
+    def _watch(self) -> None:
+        while not self._work.stop.is_set():
+            try:
+                with self.store.read() as conn:
+                    found = [(p, loops.get(conn, p.name)) for p in projects.list_all(conn)]
+                for project, loop in found:
+                    turn = self._turns.get(project.name)
+                    if (turn is None or not turn.is_alive()) and self._is_due(project, loop):
+                        self._begin(project.name)
+            except ComfyLoopError as error:
+                log.error("The loop cannot read its state: %s", error)
+            self._wake.wait(TICK_SECONDS)
+            self._wake.clear()
+
+    def _is_due(self, project: Project, loop: Loop) -> bool:
+        if loop.state is not LoopState.IDLE or loop.requested:
+            return True
+        if not project.auto:
+            return False
+        with self.store.read() as conn:
+            if feedback.count_after(conn, project.name, loop.seen_seq) >= self.settings.trigger_samples:
+                return True
+            oldest = feedback.oldest_after(conn, project.name, loop.seen_seq)
+        minutes = self.settings.trigger_minutes
+        return bool(minutes) and oldest is not None and now() - oldest >= timedelta(minutes=minutes)
+
+    def _begin(self, project: str) -> None:
+        name = lease_of(project)
+        with self.store.begin() as conn:
+            holder = leases.holder(conn, name)
+            if holder is not None and is_dead(holder[0]):
+                leases.release(conn, name, holder[0])  # killed on this machine: no need to wait for its time
+            if not leases.acquire(conn, name, self._owner, self.settings.lease_seconds):
+                return
+        thread = threading.Thread(
+            target=self._take_turn, args=(project,), name=f"loop-{project}", daemon=True
+        )
+        self._turns[project] = thread
+        thread.start()
+
+    def _take_turn(self, project: str) -> None:
+        keeper = LeaseKeeper(self.store, lease_of(project), self._owner, self.settings.lease_seconds)
+        keeper.start()
+        try:
+            Turn(self._work, project, self._owner).run()
+        except ComfyLoopError as error:  # the store itself: the watcher begins again when it can be read
+            log.error("The loop of %s stopped: %s", project, error)
+        finally:
+            keeper.stop()

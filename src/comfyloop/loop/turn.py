@@ -1,0 +1,282 @@
+"""One turn of a project's loop. This is the only place that knows the order of the stages.
+
+Where a turn stands is one row in the database, and each transition is one transaction, made while holding the
+project's lease::
+
+    idle -> curating -> training -> gating -> promoting -> idle
+
+The work of a state may be done twice and gives the same: after a kill at any moment the next controller
+enters the state again. A trainer outlives its controller and is found again through its run directory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection
+
+from comfyloop import curate
+from comfyloop.errors import Busy, ComfyLoopError, EngineUnavailable, RunFailed
+from comfyloop.loop.lease import lease_of
+from comfyloop.loop.work import Stopping, Work, hash_of
+from comfyloop.records import (
+    BASE,
+    Loop,
+    LoopState,
+    Run,
+    RunState,
+    Verdict,
+    Version,
+    VersionState,
+    new_id,
+    now,
+)
+from comfyloop.store import feedback, leases, loops, projects, runs, snapshots, versions
+from comfyloop.train import runner
+from comfyloop.train.spec import TrainSpec
+from comfyloop.train.status import TrainState
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 2.0
+"""Pause before a state that failed is tried again."""
+
+
+class LostTurn(Exception):
+    """Another controller holds the project's lease now; whatever this one had under way is void."""
+
+
+class Turn:
+    """Takes a project's loop from the state in which it stands to idle.
+
+    Args:
+        owner: Who holds the project's lease: without it no transition is made.
+    """
+
+    def __init__(self, work: Work, project: str, owner: str) -> None:
+        self.work = work
+        self.settings = work.settings
+        self.store = work.store
+        self.project = project
+        self.owner = owner
+
+    def run(self) -> None:
+        """Returns when the turn has ended, is lost to another controller, or the service goes down.
+
+        Raises:
+            ComfyLoopError: the store itself cannot be used.
+        """
+        while not self.work.stop.is_set():
+            try:
+                self._enter(self._now())
+            except (LostTurn, Stopping):
+                return
+            if self._now().state is LoopState.IDLE:
+                return
+
+    def _enter(self, loop: Loop) -> None:
+        """Do the work of the state in which the turn stands, and leave it for another one."""
+        states = {
+            LoopState.IDLE: self._from_idle,
+            LoopState.CURATING: self._from_curating,
+            LoopState.TRAINING: self._from_training,
+            LoopState.GATING: self._from_gating,
+            LoopState.PROMOTING: self._from_promoting,
+        }
+        try:
+            states[loop.state](loop)
+        except (LostTurn, Stopping):
+            raise
+        except (EngineUnavailable, Busy) as error:
+            # Not the state's fault, and no try of it: the engine comes back, or a person mends it.
+            self._waiting(loop, error)
+        except Exception as error:
+            if not isinstance(error, ComfyLoopError):
+                log.exception("The loop of %s broke while %s", self.project, loop.state)
+            self._failed(loop, str(error) or type(error).__name__)
+            self.work.stop.wait(RETRY_SECONDS)
+
+    def _now(self) -> Loop:
+        with self.store.read() as conn:
+            return loops.get(conn, self.project)
+
+    # --- the states
+
+    def _from_idle(self, loop: Loop) -> None:
+        with self._transition(loop) as move:
+            move(
+                state=LoopState.CURATING,
+                requested=False,
+                outcome="",
+                error="",
+                snapshot="",
+                run="",
+                version=0,
+            )
+
+    def _from_curating(self, loop: Loop) -> None:
+        with self.store.read() as conn:
+            project = projects.get(conn, loop.project)
+            seq = feedback.last_seq(conn, loop.project)
+        snapshot = self.work.curate(project)
+        if isinstance(snapshot, curate.NothingToTrain):
+            with self._transition(loop) as move:
+                move(outcome="nothing_to_train", error=snapshot.reason, seen_seq=seq)
+            return
+        run_id = new_id("run")
+        run = Run(
+            id=run_id,
+            project=loop.project,
+            snapshot=snapshot.id,
+            recipe=self.settings.recipe,
+            path=str(self.work.run_dir(run_id)),
+            parent=project.live,
+        )
+        with self._transition(loop) as move:
+            runs.add(move.conn, run)
+            move(state=LoopState.TRAINING, snapshot=snapshot.id, run=run.id)
+
+    def _from_training(self, loop: Loop) -> None:
+        with self.store.read() as conn:
+            run = runs.get(conn, loop.run)
+            snapshot = snapshots.get(conn, loop.project, loop.snapshot)
+            project = projects.get(conn, loop.project)
+            parent = None if run.parent == BASE else versions.get(conn, loop.project, run.parent)
+        run_dir = Path(run.path)
+        data = curate.data_files(Path(snapshot.path), run.recipe)
+        spec = TrainSpec.from_settings(
+            self.settings,
+            model=self.work.models(project.base_model),
+            train=str(data.train),
+            holdout=str(data.holdout) if data.holdout.exists() and data.holdout.stat().st_size else None,
+            init_from=parent.text_adapter if parent is not None else None,
+        )
+        with self.work.alone(loop):
+            status = self.work.train(loop, run_dir, spec)
+        if status.state is TrainState.CANCELLED:
+            with self._transition(loop) as move:
+                runs.set_state(move.conn, run.id, RunState.CANCELLED)
+                move(outcome="cancelled", seen_seq=snapshot.feedback_seq)
+            return
+        if status.state is not TrainState.SUCCEEDED:
+            raise RunFailed(status.error or f"The run {run.id} ended as {status.state}.")
+        with self._transition(loop) as move:
+            number = versions.next_number(move.conn, loop.project)
+            adapter = self.work.keep_adapter(run_dir, loop.project, number)
+            runs.set_state(move.conn, run.id, RunState.SUCCEEDED)
+            versions.add(
+                move.conn,
+                Version(
+                    project=loop.project,
+                    number=number,
+                    parent=run.parent,
+                    snapshot=snapshot.id,
+                    run=run.id,
+                    text_adapter=str(adapter),
+                    image_adapter=parent.image_adapter if parent is not None else None,
+                    sha256=hash_of(adapter),
+                ),
+            )
+            move(state=LoopState.GATING, version=number)
+
+    def _from_gating(self, loop: Loop) -> None:
+        with self.store.read() as conn:
+            snapshot = snapshots.get(conn, loop.project, loop.snapshot)
+            live = projects.get(conn, loop.project).live
+        if live == loop.version:  # a person promoted it meanwhile
+            with self._transition(loop) as move:
+                move(outcome="promoted", seen_seq=snapshot.feedback_seq)
+            return
+        report = self.work.judge(loop.project, snapshot, live, loop.version)
+        with self._transition(loop) as move:
+            versions.set_gate(move.conn, loop.project, loop.version, report)
+            if report.verdict is Verdict.PROMOTE and self.settings.auto_promote:
+                move(state=LoopState.PROMOTING)
+            elif report.verdict is Verdict.REJECT:
+                versions.set_state(move.conn, loop.project, loop.version, VersionState.REJECTED)
+                move(outcome="rejected", seen_seq=snapshot.feedback_seq)
+            elif report.verdict is Verdict.PROMOTE:
+                move(outcome="waiting", seen_seq=snapshot.feedback_seq)
+            else:
+                move(outcome="not_enough_evidence", seen_seq=snapshot.feedback_seq)
+        self.work.publish(
+            "gate.verdict",
+            loop,
+            version=loop.version,
+            verdict=report.verdict.value,
+            reasons=list(report.reasons),
+        )
+
+    def _from_promoting(self, loop: Loop) -> None:
+        with self.store.read() as conn:
+            snapshot = snapshots.get(conn, loop.project, loop.snapshot)
+
+        def also(conn: Connection) -> None:
+            self._hold(conn)
+            move = _Move(conn, loops.get(conn, loop.project))
+            move(outcome="promoted", seen_seq=snapshot.feedback_seq)
+            loops.save(conn, move.loop)
+
+        promotion = self.work.router.promote(loop.project, loop.version, also=also)
+        self.work.publish("loop.state", self._now(), seconds=dict(promotion.seconds))
+
+    def _waiting(self, loop: Loop, error: ComfyLoopError) -> None:
+        if loop.error != str(error):
+            with self._transition(loop) as move:
+                move(state=loop.state, attempts=loop.attempts, error=str(error))
+        self.work.stop.wait(min(error.retry_after or RETRY_SECONDS, RETRY_SECONDS))
+
+    def _failed(self, loop: Loop, error: str) -> None:
+        """Try the state again a few times; then give the turn up, saying why."""
+        attempts = loop.attempts + 1
+        with self._transition(loop) as move:
+            if attempts < self.settings.max_attempts and not self._is_final(loop):
+                move(state=loop.state, attempts=attempts, error=error)
+                return
+            if loop.run and runs.get(move.conn, loop.run).state in {RunState.QUEUED, RunState.RUNNING}:
+                runs.set_state(move.conn, loop.run, RunState.FAILED, error)
+            # What led to this stays in the store and is learnt with the next turn; waiting for news keeps a
+            # broken set-up from training in circles.
+            move(outcome="failed", error=error, seen_seq=feedback.last_seq(move.conn, loop.project))
+
+    def _is_final(self, loop: Loop) -> bool:
+        """A trainer that said why it failed fails again; one that was killed goes on from its checkpoint."""
+        return (
+            loop.state is LoopState.TRAINING
+            and runner.poll(self.work.run_dir(loop.run)).state is TrainState.FAILED
+        )
+
+    # --- transitions
+
+    @contextmanager
+    def _transition(self, loop: Loop) -> Iterator[_Move]:
+        """One transaction that moves the loop's row, open only to whoever holds the lease."""
+        with self.store.begin() as conn:
+            self._hold(conn)
+            # The row is read again: a person may have asked for another turn meanwhile.
+            move = _Move(conn, loops.get(conn, loop.project))
+            yield move
+            loops.save(conn, move.loop)
+        self.work.publish("loop.state", move.loop, outcome=move.loop.outcome, error=move.loop.error)
+
+    def _hold(self, conn: Connection) -> None:
+        """Raises LostTurn, which undoes the transaction, unless this controller still holds the lease."""
+        if not leases.renew(conn, lease_of(self.project), self.owner, self.settings.lease_seconds):
+            raise LostTurn(self.project)
+
+
+@dataclass
+class _Move:
+    """The loop's row inside a transition. Called without a state, it ends the turn."""
+
+    conn: Connection
+    loop: Loop
+
+    def __call__(self, **changes: Any) -> None:
+        fresh = {"state": LoopState.IDLE, "attempts": 0, "error": "", "updated_at": now()}
+        self.loop = self.loop.model_copy(update={**fresh, **changes})

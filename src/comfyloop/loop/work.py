@@ -1,0 +1,184 @@
+"""The work of the loop's states. Each piece may be done twice and gives the same: kills are expected."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from comfyloop import curate, gate
+from comfyloop.records import BASE, GateReport, Loop, Project, RunState, Sample, Snapshot
+from comfyloop.serve.events import Events
+from comfyloop.serve.names import version_name
+from comfyloop.serve.router import Router
+from comfyloop.settings import Settings
+from comfyloop.store import Store, projects, runs
+from comfyloop.train import runner
+from comfyloop.train.spec import TrainSpec, write_spec
+from comfyloop.train.status import Status, TrainState, fsync_directory
+
+REPLAY_TOKENS = 96
+"""Longest answer to a replay question."""
+
+
+class Stopping(Exception):
+    """The service is going down; the state is entered again at the next start."""
+
+
+class Work:
+    """Calls the stages in the service's process or in processes of their own, and says how far they are.
+
+    Args:
+        router: The way to the serving engine: the gate and the replay questions go through it.
+        models: From a project's base model as it is set ("starter", a hub id) to what the trainer loads.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        router: Router,
+        events: Events,
+        models: Callable[[str], str],
+    ) -> None:
+        self.settings = settings
+        self.store = store
+        self.router = router
+        self.events = events
+        self.models = models
+        self.stop = threading.Event()
+        self._training = threading.Lock()  # one run at a time on this machine: two would only slow each other
+
+    def curate(self, project: Project) -> Snapshot | curate.NothingToTrain:
+        def replay(count: int) -> list[Sample]:
+            ask = self._asker(version_name(project.name, BASE))
+            return curate.replay.samples(
+                project.name, project.base_model, ask, self.settings.cache_dir, count
+            )
+
+        return curate.build(self.store, project.name, self.settings, replay=replay)
+
+    def _asker(self, model: str) -> Callable[[Sequence[str]], list[str]]:
+        """Asks the engine many questions, a few at a time, so that it answers them in one batch."""
+
+        def ask(question: str) -> str:
+            self.check_stop()
+            with self.router.acquire(model) as lease:
+                messages = [{"role": "user", "content": question}]
+                return lease.place.engine.client.answer(lease.model, messages, REPLAY_TOKENS)
+
+        def ask_all(questions: Sequence[str]) -> list[str]:
+            with ThreadPoolExecutor(self.settings.max_batch) as pool:
+                return list(pool.map(ask, questions))
+
+        return ask_all
+
+    def train(self, loop: Loop, run_dir: Path, spec: TrainSpec) -> Status:
+        """Start the run, or find it again, and wait for its end."""
+        status = runner.poll(run_dir)
+        if status.state is TrainState.QUEUED:
+            write_spec(run_dir, spec)
+        if status.state in {TrainState.QUEUED, TrainState.DIED}:
+            runner.start(run_dir)
+        with self.store.begin() as conn:
+            if runs.get(conn, loop.run).state is RunState.QUEUED:
+                runs.set_state(conn, loop.run, RunState.RUNNING)
+        told: tuple[Any, ...] = ()
+        while not (status := runner.poll(run_dir)).state.ended:
+            self.check_stop()
+            if (tell := (status.state, status.step)) != told:
+                told = tell
+                self.publish(
+                    "run.progress",
+                    loop,
+                    run=loop.run,
+                    run_state=status.state.value,
+                    step=status.step,
+                    total_steps=status.total_steps,
+                    loss=status.loss,
+                    eta_seconds=status.eta_seconds,
+                )
+            time.sleep(0.2)
+        return status
+
+    def keep_adapter(self, run_dir: Path, project: str, number: int) -> Path:
+        """Copy the run's adapter to where versions live, whole or not at all."""
+        target = self.settings.home / "versions" / project / str(number) / "text"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        partial = target.with_name(f".text.{os.getpid()}")
+        for left_over in (partial, target):  # a kill between copy and commit leaves one that no version names
+            shutil.rmtree(left_over, ignore_errors=True)
+        shutil.copytree(run_dir / "adapter", partial)
+        for file in partial.iterdir():
+            with file.open("rb") as handle:
+                os.fsync(handle.fileno())
+        partial.rename(target)
+        fsync_directory(target.parent)
+        return target
+
+    def judge(self, project: str, snapshot: Snapshot, live: int, number: int) -> GateReport:
+        with self.store.read() as conn:
+            base_model = projects.get(conn, project).base_model
+        with self.router.holding(project, live) as old, self.router.holding(project, number) as new:
+            return gate.judge(
+                new.place.engine.client,
+                project,
+                live,
+                number,
+                live_name=old.model,
+                candidate_name=new.model,
+                holdout=_holdout(snapshot, self.settings.recipe),
+                images=self.store.blobs.get,
+                settings=self.settings,
+                base_model=base_model,
+                progress=lambda done, total: self._gate_progress(project, number, done, total),
+            )
+
+    def _gate_progress(self, project: str, number: int, done: int, total: int) -> None:
+        self.check_stop()
+        self.events.publish(
+            {"type": "gate.progress", "project": project, "version": number, "done": done, "total": total}
+        )
+
+    def run_dir(self, run: str) -> Path:
+        return self.settings.home / "runs" / run
+
+    @contextmanager
+    def alone(self, loop: Loop) -> Iterator[None]:
+        """This machine's one place for a training run; the service's end interrupts the waiting."""
+        if not self._training.acquire(blocking=False):
+            self.publish("run.waiting", loop)
+            while not self._training.acquire(timeout=0.5):
+                self.check_stop()
+        try:
+            yield
+        finally:
+            self._training.release()
+
+    def check_stop(self) -> None:
+        if self.stop.is_set():
+            raise Stopping
+
+    def publish(self, type: str, loop: Loop, **more: Any) -> None:
+        self.events.publish({"type": type, "project": loop.project, "state": loop.state.value, **more})
+
+
+def _holdout(snapshot: Snapshot, recipe: str) -> list[Sample]:
+    file = curate.data_files(Path(snapshot.path), recipe).holdout
+    return curate.read_samples(file, snapshot.project) if file.exists() else []
+
+
+def hash_of(adapter: Path) -> str:
+    """SHA-256 over the names and contents of an adapter's files."""
+    digest = hashlib.sha256()
+    for file in sorted(path for path in adapter.rglob("*") if path.is_file()):
+        digest.update(file.relative_to(adapter).as_posix().encode() + b"\0")
+        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
