@@ -121,6 +121,10 @@ class Loaded:
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
         return [(n, p) for n, p in self.peft.named_parameters() if p.requires_grad]
 
+    def count_parameters(self) -> tuple[int, int]:
+        """How many parameters are trained, and how many there are."""
+        return sum(p.numel() for _, p in self.trainable), sum(p.numel() for p in self.peft.parameters())
+
     def train(self) -> None:
         """Training mode for the language model only: a frozen tower's dropout and batch norms stay still."""
         self.peft.eval()

@@ -1,0 +1,154 @@
+"""The course of a run, the same for every recipe: the order of samples, resuming, checkpoints, the log.
+
+A recipe goes through the steps and says what the loss of a micro-batch is::
+
+    training = Training(directory, spec, log, control, updates, samples, fingerprint)
+    for step in training.steps(look):
+        for indices in step.micro_batches():
+            step.backward(loss of these samples / number of samples in step.samples)
+        step.finish(loss=...)
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from comfyloop.errors import RunFailed
+from comfyloop.train.batches import Plan
+from comfyloop.train.checkpoints import RandomState
+from comfyloop.train.control import Cancelled, Control, Terminated
+from comfyloop.train.log import RunLog
+from comfyloop.train.schedule import learning_rate
+from comfyloop.train.spec import TrainSpec
+from comfyloop.train.status import RunDirectory
+from comfyloop.train.updates import Updates
+
+Look = Callable[[], dict[str, float]]
+"""Measures the model on the hold-out: values for the log, `holdout_loss` among them."""
+
+
+class Training:
+    def __init__(
+        self,
+        directory: RunDirectory,
+        spec: TrainSpec,
+        log: RunLog,
+        control: Control,
+        updates: Updates,
+        samples: int,
+        fingerprint: str,
+    ) -> None:
+        """Take up the run: from its newest valid checkpoint, from the beginning when there is none.
+
+        Args:
+            samples: How many training samples there are.
+            fingerprint: What a checkpoint depends on; one with another fingerprint is refused.
+        """
+        self.spec, self.log, self.control, self.updates = spec, log, control, updates
+        self.checkpoints = directory.checkpoints
+        self.fingerprint = fingerprint
+        self.plan = Plan(
+            samples=samples,
+            batch_size=spec.per_device_train_batch_size,
+            accumulation=spec.gradient_accumulation_steps,
+            epochs=spec.epochs,
+            max_steps=spec.max_steps,
+            seed=spec.seed,
+        )
+        self.look: Look | None = None
+        self.began_at = updates.restore_checkpoint(self.checkpoints, fingerprint)
+        self.began = time.monotonic()
+        log.begin(self.began_at, self.plan.total_steps, *updates.model.count_parameters())
+
+    def steps(self, look: Look | None) -> Iterator[Step]:
+        """The steps that are left to take. `look` is taken before the first, now and then, and at the end."""
+        self.look = look
+        if self.began_at == 0 and look is not None:
+            self.log.step(step=0, epoch=0.0, **look())
+        self.updates.model.train()
+        self.began = time.monotonic()
+        for number in range(self.began_at, self.plan.total_steps):
+            yield Step(self, number)
+
+    def save(self, step: int, random_state: RandomState) -> None:
+        self.updates.save_checkpoint(self.checkpoints, step, random_state, self.fingerprint)
+
+
+class Step:
+    """One optimiser step: the micro-batches first, then `finish`.
+
+    Attributes:
+        samples: Indices of all samples of this step, those of other processes too: what a mean is over.
+    """
+
+    def __init__(self, training: Training, number: int) -> None:
+        self._training = training
+        self._number = number  # from 0
+        self._random_state = RandomState.now()
+        self._began = time.monotonic()
+        self._held_before = training.control.held_seconds
+        batches = training.plan.micro_batches(number)
+        self.samples = [index for batch in batches for index in batch]
+        self._mine = training.updates.share(batches)
+
+    def micro_batches(self) -> Iterator[list[int]]:
+        """Indices of the samples of each micro-batch that this process computes.
+
+        Raises:
+            Cancelled, Terminated: The step is given up whole, with a checkpoint of what was before it.
+        """
+        for indices in self._mine:
+            try:
+                self._training.control.check()
+            except (Cancelled, Terminated):
+                self._training.save(self._number, self._random_state)
+                raise
+            yield indices
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of a micro-batch's share of the loss."""
+        self._training.updates.backward(loss)
+
+    def finish(self, *, answer_tokens: int, **shares: float) -> None:
+        """Change the weights, write a line of the log, and a checkpoint when it is time.
+
+        Args:
+            answer_tokens: In all samples of the step, for the log's rate.
+            shares: `loss` and other values for the log, each the sum over this process's micro-batches of
+                what they add to the step's value.
+
+        Raises:
+            RunFailed: The loss is no longer a number.
+        """
+        training, spec = self._training, self._training.spec
+        values = training.updates.total(shares)
+        now, total = self._number + 1, training.plan.total_steps
+        if not math.isfinite(values["loss"]):
+            raise RunFailed(
+                f"The loss of step {now} is {values['loss']}: training has diverged.",
+                f"Lower learning_rate (now {spec.learning_rate:g}) and start a new run.",
+            )
+        rate = learning_rate(self._number, total, spec)
+        norm = training.updates.update(rate)
+        seconds = time.monotonic() - self._began - (training.control.held_seconds - self._held_before)
+        if training.look is not None and (now % spec.eval_steps == 0 or now == total):
+            values |= training.look()
+        spent = time.monotonic() - training.began - training.control.held_seconds
+        training.log.step(
+            step=now,
+            epoch=round(now / training.plan.steps_per_epoch, 4),
+            grad_norm=norm,
+            learning_rate=rate,
+            samples_per_s=len(self.samples) / seconds,
+            answer_tokens_per_s=answer_tokens / seconds,
+            padded_share=0.0,  # packed rows have no padding
+            eta_seconds=spent / (now - training.began_at) * (total - now),
+            **values,
+        )
+        # After the line of the log: a kill between the two drops the line with the step, not the line alone.
+        if now % spec.save_steps == 0 and now < total:
+            training.save(now, RandomState.now())
