@@ -64,7 +64,8 @@ def get(conn: Connection, project: str, number: int) -> Version:
     if version is None:
         known = sa.select(versions.c.number).where(versions.c.project == project)
         newest = list(conn.scalars(known.order_by(versions.c.number.desc()).limit(20)))
-        there = f"It has: {', '.join(map(str, reversed(newest)))} and 0, the base model."
+        trained = f"{', '.join(map(str, reversed(newest)))} and " if newest else "only "
+        there = f"It has {trained}0, the base model."
         raise NotFound(f"The project {project!r} has no version {number}.", there)
     return version
 

@@ -56,16 +56,24 @@ def error_response(error: ComfyLoopError, param: str | None = None) -> JSONRespo
 _HTTP_CODES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
+NOT_FIELDS = ("body", "query", "path", "one", "many")
+"""Parts of pydantic's error locations that name no field: where a value came from, or a form of the body."""
+
+
 def validation_sentence(errors: Sequence[Any]) -> tuple[str, str | None]:
     """Pydantic's list of errors as sentences, and the first field's name."""
     sentences = []
     first: str | None = None
     for error in list(errors)[:5]:
-        where = ".".join(str(part) for part in error["loc"] if part not in ("body", "query", "path"))
+        where = ".".join(str(part) for part in error["loc"] if part not in NOT_FIELDS)
         first = first or where or None
         what = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
         if error["type"] == "extra_forbidden":
             what = "there is no such field, or this service cannot do what it asks"
+        if error["type"] == "missing":
+            what = "this field is missing"
+        if error["type"] == "union_tag_not_found":
+            what = f"the field {error['ctx']['discriminator']} is missing"
         if error["type"] in ("model_attributes_type", "dict_type", "model_type"):
             what = "it must be a JSON object"
         sentences.append(f"{where}: {what}." if where else f"The body is not right: {what}.")

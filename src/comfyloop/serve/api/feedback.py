@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from comfyloop import capture
 from comfyloop.records import Feedback, ProjectName
@@ -19,6 +19,17 @@ router = APIRouter(tags=["feedback"])
 class FeedbackBatch(BaseModel):
     model_config = ConfigDict(extra="forbid")
     items: list[Feedback] = Field(min_length=1, max_length=1000)
+
+
+def _one_or_many(body: Any) -> str:
+    many = isinstance(body, FeedbackBatch) or (isinstance(body, dict) and "items" in body)
+    return "many" if many else "one"
+
+
+OneOrMany = Annotated[
+    Annotated[Feedback, Tag("one")] | Annotated[FeedbackBatch, Tag("many")], Discriminator(_one_or_many)
+]
+"""Told apart by `items`, so that an error speaks of what was sent and not of the other form too."""
 
 
 class Receipt(BaseModel):
@@ -38,7 +49,7 @@ class Deleted(BaseModel):
 
 
 @router.post("/v1/feedback", summary="Send feedback", status_code=201)
-def send_feedback(body: Annotated[FeedbackBatch | Feedback, Field()], services: Svc) -> Receipt:
+def send_feedback(body: OneOrMany, services: Svc) -> Receipt:
     """One piece, or `{"items": [...]}`: all of them are stored or none. On the disk when this answers.
 
     Make the ids on the client: then sending again after a lost answer stores nothing twice.
