@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from comfyloop.errors import Busy, Conflict, EngineUnavailable, InvalidInput, NotFound
 from comfyloop.records import VersionState
-from comfyloop.serve import router as router_module
+from comfyloop.serve import places as places_module
 from comfyloop.serve.engines import EngineProcess, EngineState
 from comfyloop.serve.names import ModelName, version_name
 from comfyloop.settings import Settings
@@ -60,6 +60,9 @@ def test_promote_loads_warms_flips_and_unloads_the_old_one(gateway: Gateway) -> 
     assert gateway.said("acme@1", max_tokens=1) == "acme-v1"  # on demand
     assert router.rollback("acme").number == 1
     assert router.rollback("acme").number == 0
+    with gateway.store.read() as conn:
+        moves = [(move.number, move.rollback) for move in versions.history(conn, "acme")]
+    assert moves == [(0, True), (1, True), (2, False), (1, False)]
     assert gateway.said(max_tokens=1) == "base"
     with pytest.raises(Conflict, match="base model"):
         router.rollback("acme")
@@ -137,7 +140,7 @@ def test_idle_versions_make_room_and_the_live_one_never_does(settings: Settings)
 def test_no_room_at_all_is_a_busy_with_a_sentence(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(router_module, "ROOM_SECONDS", 0.2)
+    monkeypatch.setattr(places_module, "ROOM_SECONDS", 0.2)
     with running_gateway(settings.model_copy(update={"max_loras": 2}), instant()) as gateway:
         for number in (1, 2, 3, 4):
             gateway.add_version(number)

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from comfyloop.records import GateReport, ProjectName, Version, VersionState
 from comfyloop.serve.api.common import AskedProject, Limit, VersionNumber
 from comfyloop.serve.api.services import Svc
-from comfyloop.serve.router import Promotion
+from comfyloop.serve.promotion import Promotion
 from comfyloop.store import versions
 
 router = APIRouter(tags=["versions"])
