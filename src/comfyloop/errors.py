@@ -11,6 +11,7 @@ Every message is a sentence that says what is wrong, followed by how to mend it:
     ├── EngineUnavailable       503  the inference engine is down or restarting
     ├── StorageError            507  the database or the disk refused
     ├── StarterError            500  the embedded starter cannot be put together
+    ├── UnusableEnvironment     500  an engine's own Python environment cannot be made, or does not work
     ├── ModelError              500  a model directory or hub id cannot be loaded as one
     ├── DataError               422  a data set has lines that cannot be trained on
     └── RunFailed               500  a training run ended without an adapter
@@ -69,6 +70,10 @@ class StorageError(ComfyLoopError):
 
 class StarterError(ComfyLoopError):
     code, exit_code = "starter", 8
+
+
+class UnusableEnvironment(ComfyLoopError):
+    code, exit_code = "environment", 8
 
 
 class ModelError(ComfyLoopError):

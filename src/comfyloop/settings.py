@@ -89,6 +89,10 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=1_003_520, gt=0, description="Images are scaled down to this many pixels."
     )
+    swift_python: str = Field(
+        default="",
+        description="Python that has ms-swift; empty: what `comfyloop engines install swift` makes.",
+    )
     train_threads: int = Field(
         default=0, ge=0, description="CPU threads of the trainer; 0: half the cores, the rest is for answers."
     )
