@@ -175,6 +175,7 @@ def status(project: Project = None, url: Url = None, as_json: Json = False) -> N
         as_json,
         f"service     {'ready' if ready else 'not ready'}",
         f"live        v{live}",
+        f"waiting     {loop.waiting} of the {loop.trigger} pieces of feedback that start a turn",
         show.loop(loop),
     )
 

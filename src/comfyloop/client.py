@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import httpx
 
 from comfyloop.errors import ComfyLoopError, EngineUnavailable, error_for
-from comfyloop.records import Feedback, GateReport, Generation, Loop, Snapshot, Version
+from comfyloop.records import Feedback, GateReport, Generation, LoopStatus, Snapshot, Version
 
 FEEDBACK_BATCH = 200
 
@@ -124,11 +124,11 @@ class Client:
 
     # --- the loop
 
-    def loop(self) -> Loop:
-        return Loop.model_validate(self.call("GET", "/v1/loop", project=self.project))
+    def loop(self) -> LoopStatus:
+        return LoopStatus.model_validate(self.call("GET", "/v1/loop", project=self.project))
 
-    def start_turn(self) -> Loop:
-        return Loop.model_validate(self.call("POST", "/v1/loop", {"project": self.project}))
+    def start_turn(self) -> LoopStatus:
+        return LoopStatus.model_validate(self.call("POST", "/v1/loop", {"project": self.project}))
 
     def snapshot(self) -> Snapshot:
         return Snapshot.model_validate(self.call("POST", "/v1/snapshots", project=self.project))

@@ -391,6 +391,13 @@ class Loop(Record):
     updated_at: datetime = Field(default_factory=now)
 
 
+class LoopStatus(Loop):
+    """Where a loop stands, and how much waits for its next turn."""
+
+    waiting: int  # pieces of feedback that no finished turn has used
+    trigger: int  # so many start a turn by themselves
+
+
 class Project(Record):
     name: ProjectName
     base_model: str

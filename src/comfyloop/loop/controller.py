@@ -13,7 +13,7 @@ from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput
 from comfyloop.loop.lease import LeaseKeeper, is_dead, lease_of, this_process
 from comfyloop.loop.turn import Turn
 from comfyloop.loop.work import Work
-from comfyloop.records import GateReport, Loop, LoopState, Project, Snapshot, now
+from comfyloop.records import GateReport, Loop, LoopState, LoopStatus, Project, Snapshot, now
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
 from comfyloop.serve.router import Router
@@ -65,9 +65,11 @@ class Controller:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
 
-    def status(self, project: str) -> Loop:
+    def status(self, project: str) -> LoopStatus:
         with self.store.read() as conn:
-            return loops.get(conn, project)
+            loop = loops.get(conn, project)
+            waiting = feedback.count_after(conn, project, loop.seen_seq)
+        return LoopStatus(**loop.model_dump(), waiting=waiting, trigger=self.settings.trigger_samples)
 
     def request(self, project: str) -> Loop:
         """Ask for a turn by hand; one that is under way is left alone and another follows it."""

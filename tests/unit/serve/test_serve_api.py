@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import subprocess
@@ -15,11 +16,13 @@ from PIL import Image
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
+from comfyloop import __version__
 from comfyloop.errors import Conflict, InvalidInput
-from comfyloop.records import Run, RunState, Snapshot
+from comfyloop.records import Run, RunState, Snapshot, Version
+from comfyloop.serve.busy import Busy
 from comfyloop.serve.server import bind
 from comfyloop.settings import Settings
-from comfyloop.store import runs, snapshots
+from comfyloop.store import runs, snapshots, versions
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
 
 
@@ -134,8 +137,49 @@ def test_a_run_shows_progress_and_log_and_can_be_followed(gateway: Gateway, tmp_
     assert [s["id"] for s in gateway.http.get("/v1/snapshots").json()["items"]] == ["s1"]
 
 
+def test_the_file_of_an_image_adapter_is_served_once_for_its_content(
+    gateway: Gateway, tmp_path: Path
+) -> None:
+    file = tmp_path / "ink.safetensors"
+    file.write_bytes(b"tensors of a LoRA")
+    with gateway.store.begin() as conn:
+        versions.add(conn, Version(project="acme", number=1, image_adapter=str(file)))
+        versions.add(conn, Version(project="acme", number=2, text_adapter=str(tmp_path)))
+    first = gateway.http.get("/v1/versions/1/image-adapter")
+    assert first.status_code == 200 and first.content == file.read_bytes()
+    tag = first.headers["etag"]
+    assert tag == f'"{hashlib.sha256(file.read_bytes()).hexdigest()}"'
+    again = gateway.http.get("/v1/versions/1/image-adapter", headers={"If-None-Match": tag})
+    assert again.status_code == 304 and again.content == b""
+    for number in (0, 2):
+        none = gateway.http.get(f"/v1/versions/{number}/image-adapter")
+        assert none.status_code == 404 and "has no image adapter" in str(error(none)["message"])
+    file.unlink()
+    gone = gateway.http.get("/v1/versions/1/image-adapter")
+    assert gone.status_code == 404 and "gone from the disk" in str(error(gone)["message"])
+
+
+def test_who_is_busy_is_forgotten_after_the_lease(gateway: Gateway) -> None:
+    clock = [100.0]
+    gateway.services.busy = Busy(lambda: clock[0])
+    said = gateway.http.post("/v1/busy", json={"who": "comfyui", "seconds": 5})
+    assert said.status_code == 200 and said.json() == {"busy": ["comfyui"]}
+    gateway.http.post("/v1/busy", json={"who": "blender", "seconds": 50})
+    clock[0] += 5.1
+    assert gateway.http.get("/v1/busy").json() == {"busy": ["blender"]}
+    assert gateway.http.post("/v1/busy", json={"who": "blender", "seconds": 0}).json() == {"busy": []}
+    assert gateway.http.post("/v1/busy", json={"who": "x", "seconds": 1e9}).status_code == 400
+
+
 def test_the_loop_is_asked_for_and_told(gateway: Gateway) -> None:
-    assert gateway.http.get("/v1/loop").json()["state"] == "idle"
+    loop = gateway.http.get("/v1/loop").json()
+    assert loop["state"] == "idle" and loop["waiting"] == 0 and loop["trigger"] > 0
+    id = gateway.ask().json()["id"]
+    gateway.http.post(
+        "/v1/feedback", json={"kind": "answer_accepted", "project": "acme", "generation": id}
+    ).raise_for_status()
+    assert gateway.http.get("/v1/loop").json()["waiting"] == 1
+    assert gateway.http.get("/healthz").json() == {"status": "ok", "version": __version__}
     started = gateway.http.post("/v1/loop")
     assert started.status_code == 202 and started.json()["requested"] is True
     assert gateway.http.post("/v1/loop", json={"project": "nope"}).status_code == 404

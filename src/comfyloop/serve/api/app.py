@@ -9,6 +9,7 @@ from fastapi import Depends, FastAPI
 
 from comfyloop import __version__
 from comfyloop.serve.api import (
+    busy,
     chat,
     edge,
     errors,
@@ -16,6 +17,7 @@ from comfyloop.serve.api import (
     feedback,
     generations,
     health,
+    image_adapters,
     images,
     loop,
     metrics,
@@ -40,7 +42,9 @@ NOUNS = (
     snapshots,
     runs,
     versions,
+    image_adapters,
     loop,
+    busy,
     events,
     health,
     metrics,

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 
+from comfyloop import __version__
 from comfyloop.serve.api.services import Svc
 
 router = APIRouter(tags=["health"])
@@ -15,6 +16,8 @@ router = APIRouter(tags=["health"])
 
 class Health(BaseModel):
     status: Literal["ok"] = "ok"
+    version: str = __version__
+    """ComfyLoop's: clients of another minor version do not fit."""
 
 
 class Readiness(BaseModel):

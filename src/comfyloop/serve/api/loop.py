@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict
 
-from comfyloop.records import Loop, ProjectName
+from comfyloop.records import LoopStatus, ProjectName
 from comfyloop.serve.api.common import AskedProject
 from comfyloop.serve.api.services import Services, Svc
 
@@ -23,12 +23,12 @@ def _project(services: Services, body: LoopCall | None) -> str:
 
 
 @router.get("/v1/loop", summary="Where the loop stands")
-def get_loop(services: Svc, project: AskedProject) -> Loop:
+def get_loop(services: Svc, project: AskedProject) -> LoopStatus:
     return services.controller.status(project)
 
 
 @router.post("/v1/loop", summary="Start a turn by hand", status_code=202)
-def start_loop(services: Svc, body: LoopCall | None = None) -> Loop:
+def start_loop(services: Svc, body: LoopCall | None = None) -> LoopStatus:
     """Curate, train, judge and promote what is new, without waiting for the trigger."""
     project = _project(services, body)
     services.controller.request(project)
@@ -36,7 +36,7 @@ def start_loop(services: Svc, body: LoopCall | None = None) -> Loop:
 
 
 @router.post("/v1/loop/cancel", summary="Stop the present turn", status_code=202)
-def cancel_loop(services: Svc, body: LoopCall | None = None) -> Loop:
+def cancel_loop(services: Svc, body: LoopCall | None = None) -> LoopStatus:
     """What was trained so far stays on the disk."""
     project = _project(services, body)
     services.controller.cancel(project)

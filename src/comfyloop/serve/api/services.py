@@ -10,7 +10,8 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
-from comfyloop.records import GateReport, Loop, Snapshot
+from comfyloop.records import GateReport, Loop, LoopStatus, Snapshot
+from comfyloop.serve.busy import Busy
 from comfyloop.serve.client import AsyncEngineClient
 from comfyloop.serve.events import Events
 from comfyloop.serve.metrics import Metrics
@@ -26,7 +27,7 @@ class Controller(Protocol):
     @property
     def events(self) -> Events: ...
 
-    def status(self, project: str) -> Loop: ...
+    def status(self, project: str) -> LoopStatus: ...
 
     def request(self, project: str) -> Loop | None:
         """Start a turn by hand."""
@@ -50,6 +51,7 @@ class Services:
     router: Router
     controller: Controller
     metrics: Metrics = field(default_factory=Metrics)
+    busy: Busy = field(default_factory=Busy)
     recorder: Recorder = field(init=False)
     engines: AsyncEngineClient = field(init=False)
     _background: set[asyncio.Task[None]] = field(default_factory=set)
