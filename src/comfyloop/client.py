@@ -6,15 +6,14 @@ is a short form of it.
 
 from __future__ import annotations
 
-import base64
 import json
-import mimetypes
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 
+from comfyloop import data_urls
 from comfyloop.errors import ComfyLoopError, EngineUnavailable, error_for
 from comfyloop.records import Feedback, GateReport, Generation, LoopStatus, Snapshot, Version
 
@@ -87,7 +86,7 @@ class Client:
     ) -> Answer:
         """Greedy answer to one question about images (paths or the bytes of PNG, JPEG or WebP files)."""
         content: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": _data_url(image)}} for image in images
+            {"type": "image_url", "image_url": {"url": data_urls.encode(_bytes(image))}} for image in images
         ]
         content.append({"type": "text", "text": question})
         body = {
@@ -176,13 +175,8 @@ class Client:
             query[name] = page[key]
 
 
-def _data_url(image: Path | bytes) -> str:
-    if isinstance(image, Path):
-        kind = mimetypes.guess_type(image.name)[0] or "image/png"
-        data = image.read_bytes()
-    else:
-        kind, data = "image/png", image
-    return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
+def _bytes(image: Path | bytes) -> bytes:
+    return image.read_bytes() if isinstance(image, Path) else image
 
 
 def _error(response: httpx.Response) -> ComfyLoopError:

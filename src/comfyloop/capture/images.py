@@ -28,12 +28,6 @@ _DECODERS: dict[str, Callable[[BytesIO], ImageFile]] = {
     "image/gif": GifImageFile,
     "image/bmp": BmpImageFile,
 }
-_ALIASES = {
-    "image/jpg": "image/jpeg",
-    "image/pjpeg": "image/jpeg",
-    "image/x-png": "image/png",
-    "image/x-ms-bmp": "image/bmp",
-}
 _PNG_END = b"IEND\xaeB`\x82"
 # A decoded image takes some hundreds of MB at the limits: two at a time, however many are sent.
 _decoding = threading.BoundedSemaphore(2)
@@ -47,15 +41,13 @@ class ImageInfo(Record):
     bytes: int
 
 
-def intake(data: bytes, settings: Settings, declared: str = "") -> ImageInfo:
+def intake(data: bytes, settings: Settings) -> ImageInfo:
     """Check an image as it was sent. The limits are checked before it is decoded, and it is decoded once in
-    full (of an animation the first picture) to know that it is whole.
-
-    Args:
-        declared: The media type that the sender gave, if any: a lie is refused.
+    full (of an animation the first picture) to know that it is whole. Its type is what its bytes say: names and
+    declared types are often wrong.
 
     Raises:
-        InvalidInput: Empty, broken off, damaged, of a type that is not taken or not the declared one.
+        InvalidInput: Empty, broken off, damaged or of a type that is not taken.
         TooLarge: More bytes, a longer side or more pixels than the limits.
     """
     if not data:
@@ -66,7 +58,6 @@ def intake(data: bytes, settings: Settings, declared: str = "") -> ImageInfo:
             "Save it smaller, or raise COMFYLOOP_MAX_IMAGE_BYTES.",
         )
     header = read_header(data)
-    _check_declared(header, declared)
     _check_size(header, settings)
     _decode(data, header)
     return ImageInfo(
@@ -78,35 +69,16 @@ def intake(data: bytes, settings: Settings, declared: str = "") -> ImageInfo:
     )
 
 
-def store_image(store: Store, data: bytes, settings: Settings, declared: str = "") -> ImageInfo:
+def store_image(store: Store, data: bytes, settings: Settings) -> ImageInfo:
     """Check an image and keep it; on return it is on the disk (fsync). The same bytes again are kept once.
 
     Raises:
         InvalidInput, TooLarge: As `intake`.
         StorageError: The blob store refused.
     """
-    info = intake(data, settings, declared)
+    info = intake(data, settings)
     store.blobs.put(data, info.media_type)
     return info
-
-
-def media_type(data: bytes) -> str:
-    """The media type of a stored image, from its first bytes.
-
-    Raises:
-        InvalidInput: It is not an image.
-    """
-    return read_header(data).media_type
-
-
-def _check_declared(header: Header, declared: str) -> None:
-    said = declared.partition(";")[0].strip().lower()
-    said = _ALIASES.get(said, said)
-    if said in ("", "application/octet-stream", "image/*", "*/*", header.media_type):
-        return
-    raise InvalidInput(
-        f"The image was sent as {said}, but is {header.media_type}.", f"Send it as {header.media_type}."
-    )
 
 
 def _check_size(header: Header, settings: Settings) -> None:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+from comfyloop import data_urls
 from comfyloop.curate.rows import Row, read_rows
 from comfyloop.errors import ComfyLoopError, DataError
 from comfyloop.records import SampleUploaded
@@ -51,13 +50,8 @@ def import_rows(
 def _store(row: Row, image: str, folder: Path, put_image: Callable[[bytes], str]) -> str:
     shown = image if len(image) <= 80 else image[:77] + "..."
     try:
-        if image.startswith("data:"):
-            data = base64.b64decode(image.partition(",")[2], validate=True)
-        else:
-            data = (folder / image).read_bytes()
+        data = data_urls.decode(image) if image.startswith("data:") else (folder / image).read_bytes()
         return put_image(data)
-    except binascii.Error as error:
-        raise DataError(f"{row.place}: the image {shown} is not base64.") from error
     except OSError as error:
         raise DataError(
             f"{row.place}: the image {shown} cannot be read: {error.strerror}.",

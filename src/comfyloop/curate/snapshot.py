@@ -33,6 +33,7 @@ from PIL import Image, UnidentifiedImageError
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import dump_rows, row_of
 from comfyloop.curate.split import Split
+from comfyloop.durable import sync
 from comfyloop.errors import DataError, StorageError
 from comfyloop.records import Sample
 from comfyloop.store import Blobs
@@ -127,14 +128,14 @@ def _write_whole(final: Path, texts: dict[str, str], images: dict[str, str], blo
             _place(blobs, sha, draft / name)
         for name, text in texts.items():
             _write(draft / name, text.encode())
-        _sync(draft / "images")
-        _sync(draft)
+        sync(draft / "images")
+        sync(draft)
         try:
             draft.rename(final)
         except OSError:
             if not final.exists():  # another process was faster with the same content
                 raise
-        _sync(root)
+        sync(root)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
@@ -155,16 +156,6 @@ def _write(path: Path, data: bytes) -> None:
         out.write(data)
         out.flush()
         os.fsync(out.fileno())
-
-
-def _sync(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder, and its renames are journalled
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _sweep(root: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 import threading
 import time
@@ -12,9 +10,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from PIL import Image, UnidentifiedImageError
-
-from comfyloop.errors import Busy, StorageError
+from comfyloop import data_urls
+from comfyloop.errors import Busy
 from comfyloop.gate import suites
 from comfyloop.gate.decision import Evidence, Pairs, decide
 from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD, edit_distance, log_likelihood
@@ -213,20 +210,10 @@ def _wire(message: Message, images: Callable[[str], bytes]) -> dict[str, Any]:
     parts: list[dict[str, Any]] = [
         {"type": "text", "text": part.text}
         if isinstance(part, TextPart)
-        else {"type": "image_url", "image_url": {"url": _data_url(part.sha256, images)}}
+        else {"type": "image_url", "image_url": {"url": data_urls.encode(images(part.sha256))}}
         for part in message.content
     ]
     return {"role": message.role, "content": parts}
-
-
-def _data_url(sha: str, images: Callable[[str], bytes]) -> str:
-    data = images(sha)
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            media_type = Image.MIME[image.format or ""]
-    except (UnidentifiedImageError, OSError, KeyError) as error:
-        raise StorageError(f"The blob {sha} is used as an image but is none.") from error
-    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def _patient(call: Callable[[], _T]) -> _T:

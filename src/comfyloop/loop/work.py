@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from comfyloop import curate, gate
+from comfyloop.durable import sync
 from comfyloop.records import BASE, GateReport, Loop, Project, RunState, Sample, Snapshot
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
@@ -22,7 +23,7 @@ from comfyloop.settings import Settings
 from comfyloop.store import Store, projects, runs
 from comfyloop.train import runner
 from comfyloop.train.spec import TrainSpec, write_spec
-from comfyloop.train.status import Status, TrainState, fsync_directory
+from comfyloop.train.status import Status, TrainState
 
 REPLAY_TOKENS = 96
 """Longest answer to a replay question."""
@@ -117,10 +118,9 @@ class Work:
             shutil.rmtree(left_over, ignore_errors=True)
         shutil.copytree(run_dir / "adapter", partial)
         for file in partial.iterdir():
-            with file.open("rb") as handle:
-                os.fsync(handle.fileno())
+            sync(file)
         partial.rename(target)
-        fsync_directory(target.parent)
+        sync(target.parent)
         return target
 
     def judge(self, project: str, snapshot: Snapshot, live: int, number: int) -> GateReport:

@@ -8,7 +8,6 @@ does not answer or breaks off.
 
 from __future__ import annotations
 
-import base64
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -46,10 +45,6 @@ class Score:
     @property
     def mean(self) -> float:
         return sum(self.logprobs) / len(self.logprobs)
-
-
-def data_url(data: bytes, media_type: str) -> str:
-    return f"data:{media_type};base64,{base64.b64encode(data).decode('ascii')}"
 
 
 def wire_message(message: Message, images: Callable[[str], str]) -> dict[str, Any]:

@@ -15,10 +15,11 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
+from comfyloop import data_urls
 from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, ModelError, NotFound
 from comfyloop.records import BASE, Message, Project
 from comfyloop.serve.aliases import Aliases
-from comfyloop.serve.client import data_url, wire_message
+from comfyloop.serve.client import wire_message
 from comfyloop.serve.engines import BASE_NAME, EngineProcess, EngineState
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
@@ -303,7 +304,7 @@ class Places:
             return [wire_message(Message.of("user", WARM_QUESTION), self._image_url)]
 
     def _image_url(self, sha256: str) -> str:
-        return data_url(self._store.blobs.get(sha256), "image/png")
+        return data_urls.encode(self._store.blobs.get(sha256))
 
     # --- draining, unloading
 

@@ -18,6 +18,7 @@ from typing import Any
 
 import fsspec
 
+from comfyloop.durable import sync
 from comfyloop.errors import InvalidInput, NotFound, StorageError
 
 _SHA = re.compile(r"[0-9a-f]{64}")
@@ -152,7 +153,7 @@ class Blobs:
                 out.flush()
                 os.fsync(out.fileno())
             draft.replace(final)
-            _sync_folder(final.parent)
+            sync(final.parent)
         finally:
             draft.unlink(missing_ok=True)
 
@@ -181,14 +182,4 @@ def _make_folders(folder: Path) -> None:
         return
     _make_folders(folder.parent)
     folder.mkdir(exist_ok=True)
-    _sync_folder(folder.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows cannot open a folder, and its renames are journalled
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync(folder.parent)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
 from peft import PeftModel
 
-from comfyloop.train.status import disk_error, fsync_directory
+from comfyloop.durable import sync
+from comfyloop.train.status import disk_error
 
 
 def save_adapter(peft: PeftModel, place: Path) -> None:
@@ -23,11 +23,10 @@ def save_adapter(peft: PeftModel, place: Path) -> None:
         peft.save_pretrained(str(making), save_embedding_layers=False)
         (making / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         for file in making.iterdir():
-            with file.open("rb") as opened:
-                os.fsync(opened.fileno())
-        fsync_directory(making)
+            sync(file)
+        sync(making)
         making.rename(place)
-        fsync_directory(place.parent)
+        sync(place.parent)
     except OSError as error:
         shutil.rmtree(making, ignore_errors=True)
         raise disk_error(place, error) from error

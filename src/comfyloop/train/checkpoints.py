@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,8 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from comfyloop.durable import sync
 from comfyloop.errors import InvalidInput
-from comfyloop.train.status import disk_error, fsync_directory
+from comfyloop.train.status import disk_error
 
 KEEP = 2
 
@@ -68,11 +68,11 @@ def save(
         state = {"step": step, "fingerprint": fingerprint, "files": hashes}
         (making / "state.json").write_text(json.dumps(state, indent=2))
         for file in making.iterdir():
-            _fsync(file)
-        fsync_directory(making)
+            sync(file)
+        sync(making)
         shutil.rmtree(place, ignore_errors=True)
         making.rename(place)
-        fsync_directory(folder)
+        sync(folder)
     except OSError as error:
         shutil.rmtree(making, ignore_errors=True)
         raise disk_error(place, error) from error
@@ -152,11 +152,3 @@ def _restore_optimizer(
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

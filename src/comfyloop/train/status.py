@@ -161,14 +161,6 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
         raise disk_error(path, error) from error
 
 
-def fsync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def disk_error(path: Path, error: OSError) -> StorageError:
     return StorageError(
         f"{path} cannot be written: {error.strerror or error}.",

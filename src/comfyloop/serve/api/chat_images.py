@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import ipaddress
 import socket
 import ssl
 from collections.abc import Callable, Sequence
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import urlsplit
 
 import httpx
 
+from comfyloop import data_urls
 from comfyloop.capture import images
 from comfyloop.errors import InvalidInput, NotFound, TooLarge
-from comfyloop.serve.client import data_url
 from comfyloop.settings import Settings
 from comfyloop.store import Store
 
@@ -39,9 +37,9 @@ def take(url: str, store: Store, settings: Settings) -> tuple[str, str]:
                 "Upload it with POST /v1/images and use its sha256.",
             )
         data = store.blobs.get(sha256)
-        return sha256, data_url(data, images.media_type(data))
+        return sha256, data_urls.encode(data)
     if url.startswith("data:"):
-        data = _of_data_url(url)
+        data = data_urls.decode(url)
     elif url.startswith(("http://", "https://")):
         data = fetch(url, settings)
     else:
@@ -50,21 +48,7 @@ def take(url: str, store: Store, settings: Settings) -> tuple[str, str]:
             "Send a data URL, comfyloop://<sha256> of an upload, or an http(s) URL.",
         )
     info = images.store_image(store, data, settings)
-    return info.sha256, data_url(data, info.media_type)
-
-
-def _of_data_url(url: str) -> bytes:
-    head, comma, body = url.partition(",")
-    if not comma:
-        raise InvalidInput(
-            "An image's data URL has no comma and so no data.", "It reads data:image/png;base64,...."
-        )
-    if not head.endswith(";base64"):
-        return unquote_to_bytes(body)
-    try:
-        return base64.b64decode(body, validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInput(f"An image's data URL is not valid base64 ({error}).") from error
+    return info.sha256, data_urls.encode(data)
 
 
 def is_public(address: Address) -> bool:

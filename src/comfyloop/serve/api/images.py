@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
+from comfyloop import data_urls
 from comfyloop.capture import images
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.serve.api.chat_images import UPLOAD
@@ -78,6 +79,6 @@ def get_image(sha256: str, services: Svc) -> Response:
     data = services.store.blobs.get(sha256)
     return Response(
         data,
-        media_type=images.media_type(data),
+        media_type=data_urls.media_type(data) or "application/octet-stream",
         headers={"Cache-Control": "public, max-age=31536000, immutable", "X-Content-Type-Options": "nosniff"},
     )

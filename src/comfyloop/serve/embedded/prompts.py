@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import io
 import threading
@@ -14,6 +12,7 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from comfyloop import data_urls
 from comfyloop.errors import InvalidInput, TooLarge
 from comfyloop.serve.embedded.loading import Loaded
 from comfyloop.serve.embedded.protocol import ImageContent, Message
@@ -118,18 +117,7 @@ class PromptMaker:
         return "probe" in text and "'type'" not in text and '"type"' not in text
 
     def _decode(self, part: ImageContent, number: int) -> tuple[Image.Image, str]:
-        url = part.image_url.url
-        head, comma, body = url.partition(",")
-        if not head.startswith("data:") or not comma:
-            raise InvalidInput(f"Image {number} is not a data: URL.", "Send it as data:image/png;base64,...")
-        if not head.endswith(";base64"):
-            raise InvalidInput(
-                f"Image {number} is a data: URL without base64.", "Send data:image/png;base64,..."
-            )
-        try:
-            data = base64.b64decode(body, validate=True)
-        except (binascii.Error, ValueError) as error:
-            raise InvalidInput(f"Image {number} is not valid base64: {error}.") from error
+        data = data_urls.decode(part.image_url.url, f"Image {number}")
         return decode_image(data, f"Image {number}", self._max_pixels), hashlib.sha256(data).hexdigest()
 
 
