@@ -346,19 +346,14 @@ def test_a_port_in_use_is_one_sentence() -> None:
         bind("no.such.host.invalid", 0)
 
 
-def test_the_gateway_loads_no_torch_and_starts_in_two_seconds() -> None:
+def test_the_gateway_loads_no_torch_and_starts_light() -> None:
+    """In CPU seconds, so that a busy machine changes nothing; `bench/gateway.py` has the wall time."""
     script = """
 import sys, time
-started = time.perf_counter()
 import comfyloop.service, comfyloop.serve.server
 heavy = {"torch", "transformers", "diffusers", "peft"} & set(sys.modules)
 assert not heavy, heavy
-print(time.perf_counter() - started)
+print(time.process_time())
 """
-    took = min(
-        float(
-            subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout
-        )
-        for _ in range(2)
-    )
-    assert took < 2.0
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(ran.stdout) < 2.0
