@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from comfyloop.curate import filters
 from comfyloop.curate import replay as replays
 from comfyloop.curate.pictures import picked_drafts, rated_drafts
+from comfyloop.curate.prompts import prompt_drafts
 from comfyloop.curate.report import CurationReport, report_of
 from comfyloop.curate.samples import Draft, drafts_of, group_of, newest
 from comfyloop.curate.snapshot import RECIPE_KINDS, write
@@ -111,9 +112,12 @@ def _drafts(items: Sequence[Feedback], made: dict[str, Generation]) -> tuple[lis
         drafts += found
         dropped += [lost] if lost else []
     rated, lost_ratings = rated_drafts([item for item in standing if isinstance(item, ImageRated)], made)
+    written = prompt_drafts([item for item in standing if isinstance(item, ImagePicked | ImageRated)], made)
+    told = {id for draft in written for id in draft.sample.feedback}
+    dropped += [lost for lost in lost_ratings if lost.feedback not in told]
     arrival = {item.id: place for place, item in enumerate(items)}
-    drafts = sorted([*drafts, *rated], key=lambda draft: max(arrival[id] for id in draft.sample.feedback))
-    return drafts, [*dropped, *lost_ratings]
+    drafts += [*rated, *written]
+    return sorted(drafts, key=lambda draft: max(arrival[id] for id in draft.sample.feedback)), dropped
 
 
 def _replayed(replay: Replay, samples: Sequence[Sample], wanted: int) -> tuple[Sample, ...]:

@@ -8,7 +8,8 @@ One piece of feedback gives at most these::
     prompt_edited    sft and preference for whoever writes image prompts
     graph_edited     sft: workflow and aim -> the edit as text (graph_text.py)
     sample_uploaded  the example as it is
-    image_*          captioned_image, image_pair (pictures.py)
+    image_*          captioned_image, image_pair (pictures.py); sft and preference for the writer of the
+                     prompt (prompts.py)
 
 Of several claims of one person about one generation the newest counts: an edit or accept replaces the edit
 or accept before it, a rating the rating before it. A rating that contradicts that person's edit (4-5 for an

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from comfyloop.curate import filters
 from comfyloop.curate.pictures import picked_drafts, rated_drafts
+from comfyloop.curate.prompts import prompt_drafts
 from comfyloop.curate.samples import WRITE_PROMPT, Draft, drafts_of, group_of, newest
 from comfyloop.records import (
     AnswerAccepted,
@@ -247,6 +248,35 @@ def test_image_ratings_pair_up_within_a_prompt_and_a_person() -> None:
         "bobs": "no_pair",
         "what": "no_prompt",
     }
+
+
+def test_a_prompt_is_judged_by_the_pictures_made_of_it() -> None:
+    brief = (Message.of("user", "A poster for a cedar pillow"),)
+    made = {
+        f"gen_{n}": Generation(
+            id=f"gen_{n}", project="acme", version=0, model="acme", messages=brief, answer=answer
+        )
+        for n, answer in enumerate(["a pillow, photo", "a pillow, ink", "a pillow, oil", "a pillow"])
+    }
+    judged = [
+        said(ImagePicked, "kept", picked=(IMAGE,), over=(OTHER,), generation="gen_1"),
+        said(ImageRated, "bad", image=OTHER, rating=1, generation="gen_0"),
+        said(ImageRated, "one_bad_of_a_kept", image=OTHER, rating=2, generation="gen_1"),
+        said(ImageRated, "so", image=OTHER, rating=3, generation="gen_2"),
+        said(ImageRated, "bobs", image=OTHER, rating=1, generation="gen_3", author="bob"),
+        said(ImageRated, "hers", image=OTHER, rating=5, generation="gen_2", prompt="a pillow, oil, cedar"),
+        said(ImagePicked, "unwritten", picked=(IMAGE,), prompt="a fox"),
+    ]
+    found = [draft.sample for draft in prompt_drafts(judged, made)]
+    assert [(s.kind, s.answer, s.rejected) for s in found] == [
+        ("sft", "a pillow, ink", None),
+        ("preference", "a pillow, ink", "a pillow, photo"),
+        ("sft", "a pillow, oil, cedar", None),
+        ("preference", "a pillow, oil, cedar", "a pillow, photo"),
+    ]
+    assert {s.slice for s in found} == {"prompt"}
+    assert len({s.group for s in found}) == 1
+    assert found[1].feedback == ("bad", "kept", "one_bad_of_a_kept")
 
 
 # --- filters
