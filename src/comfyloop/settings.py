@@ -97,6 +97,19 @@ class Settings(BaseSettings):
         default=0, ge=0, description="CPU threads of the trainer; 0: half the cores, the rest is for answers."
     )
     train_memory_gb: float = Field(default=0, ge=0, description="Memory limit of the trainer; 0: none.")
+    train_runner: Literal["local", "container"] = Field(
+        default="local", description="Where runs are computed: in a process or in a container."
+    )
+    train_image: str = Field(default="comfyloop-trainer", description="Image of the container runner.")
+    container_engine: Literal["auto", "podman", "docker"] = Field(
+        default="auto", description="What runs containers; auto: podman where it is installed, else docker."
+    )
+    warm_trainer: bool = Field(
+        default=True, description="Keep a process with libraries and weights loaded, to fork runs from."
+    )
+    warm_minutes: float = Field(
+        default=10, gt=0, description="Minutes without a run after which that process lets its memory go."
+    )
 
     # gate
     gate_min_items: int = Field(default=5, ge=2, description="Fewer held-out items are not enough evidence.")

@@ -16,6 +16,7 @@ import pytest
 
 from comfyloop.client import Client
 from comfyloop.errors import ComfyLoopError
+from comfyloop.train.status import RunDirectory
 
 Settings = dict[str, object]
 
@@ -62,6 +63,16 @@ class RunningService:
                 found.append(process)
         return found
 
+    def trainers(self) -> list[psutil.Process]:
+        """Live processes of runs, whether started cold or forked from the warm trainer."""
+        found = []
+        for run in (self.home / "runs").glob("*"):
+            directory = RunDirectory(run)
+            if directory.is_locked() and (pid := directory.read_status().pid):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    found.append(psutil.Process(pid))
+        return found
+
     def stop(self) -> None:
         if self.process is not None and self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
@@ -69,7 +80,7 @@ class RunningService:
                 self.process.wait(timeout=30)
             except subprocess.TimeoutExpired:
                 self.process.kill()
-        for process in self.children("comfyloop.train"):
+        for process in self.trainers():
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         self.client.close()

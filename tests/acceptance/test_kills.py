@@ -75,7 +75,7 @@ def _assert_whole(service: RunningService, sent: list[str]) -> None:
     assert client.ask(QUESTIONS[0], max_tokens=4).version == "acme@1"
     runs = list(client.pages("/v1/runs"))
     assert [run["state"] for run in runs] == [RunState.SUCCEEDED]
-    assert service.children("comfyloop.train") == []
+    assert service.trainers() == []
 
 
 def test_the_service_is_killed_in_every_state(
@@ -105,7 +105,7 @@ def test_the_trainer_and_the_engine_are_killed(
     sent = _correct_everything(service)
     _wait_for_state(service, LoopState.TRAINING)
     wait_for(lambda: _step(service) >= 12, 60, service.what_happened)
-    for trainer in service.children("comfyloop.train"):
+    for trainer in service.trainers():
         trainer.kill()
     _kill_engine(service)
     with pytest.raises(ComfyLoopError):  # one sentence, not a broken connection

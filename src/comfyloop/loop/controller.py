@@ -19,7 +19,7 @@ from comfyloop.serve.names import version_name
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
 from comfyloop.store import Store, feedback, leases, loops, projects, snapshots, versions
-from comfyloop.train import runner
+from comfyloop.train import runners
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +49,7 @@ class Controller:
         self._owner = this_process()
         self._wake = threading.Event()
         self._turns: dict[str, threading.Thread] = {}
+        self._prepared: dict[str, int] = {}  # project -> the feedback seen when its next run was prepared
         self._thread = threading.Thread(target=self._watch, name="loop", daemon=True)
 
     # --- what the API and the CLI call; all return at once, but for `gate` and `snapshot`
@@ -64,6 +65,7 @@ class Controller:
         for thread in [self._thread, *self._turns.values()]:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
+        self._work.runner.close()
 
     def status(self, project: str) -> LoopStatus:
         with self.store.read() as conn:
@@ -91,7 +93,7 @@ class Controller:
                 f"No run of {project!r} is under way: its loop is {loop.state}.",
                 "There is nothing to cancel.",
             )
-        runner.cancel(self._work.run_dir(loop.run))
+        runners.cancel(self._work.run_dir(loop.run))
         return loop
 
     def snapshot(self, project: str) -> Snapshot:
@@ -125,8 +127,13 @@ class Controller:
                     found = [(p, loops.get(conn, p.name)) for p in projects.list_all(conn)]
                 for project, loop in found:
                     turn = self._turns.get(project.name)
-                    if (turn is None or not turn.is_alive()) and self._is_due(project, loop):
+                    if turn is not None and turn.is_alive():
+                        continue
+                    if self._is_due(project, loop):
                         self._begin(project.name)
+                    elif self._prepared.get(project.name) != loop.seen_seq and self._is_near(project, loop):
+                        self._prepared[project.name] = loop.seen_seq
+                        self._work.prepare_training(project)
             except ComfyLoopError as error:
                 log.error("The loop cannot read its state: %s", error)
             self._wake.wait(TICK_SECONDS)
@@ -143,6 +150,12 @@ class Controller:
             oldest = feedback.oldest_after(conn, project.name, loop.seen_seq)
         minutes = self.settings.trigger_minutes
         return bool(minutes) and oldest is not None and now() - oldest >= timedelta(minutes=minutes)
+
+    def _is_near(self, project: Project, loop: Loop) -> bool:
+        """Whether half of what starts a run has come in, so that the trainer may warm up meanwhile."""
+        with self.store.read() as conn:
+            fresh = feedback.count_after(conn, project.name, loop.seen_seq)
+        return project.auto and 2 * fresh >= self.settings.trigger_samples
 
     def _begin(self, project: str) -> None:
         name = lease_of(project)

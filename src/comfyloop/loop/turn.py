@@ -37,7 +37,6 @@ from comfyloop.records import (
     now,
 )
 from comfyloop.store import feedback, leases, loops, projects, runs, snapshots, versions
-from comfyloop.train import runner
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import TrainState
 
@@ -123,6 +122,7 @@ class Turn:
         with self.store.read() as conn:
             project = projects.get(conn, loop.project)
             seq = feedback.last_seq(conn, loop.project)
+        self.work.prepare_training(project)
         snapshot = self.work.curate(project)
         if isinstance(snapshot, curate.NothingToTrain):
             with self._transition(loop) as move:
@@ -248,7 +248,7 @@ class Turn:
         """A trainer that said why it failed fails again; one that was killed goes on from its checkpoint."""
         return (
             loop.state is LoopState.TRAINING
-            and runner.poll(self.work.run_dir(loop.run)).state is TrainState.FAILED
+            and self.work.runner.poll(self.work.run_dir(loop.run)).state is TrainState.FAILED
         )
 
     # --- transitions

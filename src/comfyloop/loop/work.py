@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import shutil
 import threading
@@ -15,15 +16,18 @@ from typing import Any
 
 from comfyloop import curate, gate
 from comfyloop.durable import sync
+from comfyloop.errors import ComfyLoopError
 from comfyloop.records import BASE, GateReport, Loop, Project, RunState, Sample, Snapshot
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
 from comfyloop.store import Store, projects, runs
-from comfyloop.train import runner
+from comfyloop.train.runners import Runners
 from comfyloop.train.spec import TrainSpec, write_spec
 from comfyloop.train.status import Status, TrainState
+
+log = logging.getLogger(__name__)
 
 REPLAY_TOKENS = 96
 """Longest answer to a replay question."""
@@ -54,6 +58,7 @@ class Work:
         self.router = router
         self.events = events
         self.models = models
+        self.runner = Runners(settings)
         self.stop = threading.Event()
         self._training = threading.Lock()  # one run at a time on this machine: two would only slow each other
 
@@ -81,18 +86,29 @@ class Work:
 
         return ask_all
 
+    def prepare_training(self, project: Project) -> None:
+        """A run of this project is coming. Returns at once: its base model may have to be built first."""
+
+        def prepare() -> None:
+            try:
+                self.runner.prepare(self.models(project.base_model), self.settings.dtype)
+            except ComfyLoopError as error:
+                log.warning("Nothing was prepared for the next run of %s: %s", project.name, error)
+
+        threading.Thread(target=prepare, name="prepare-training", daemon=True).start()
+
     def train(self, loop: Loop, run_dir: Path, spec: TrainSpec) -> Status:
         """Start the run, or find it again, and wait for its end."""
-        status = runner.poll(run_dir)
+        status = self.runner.poll(run_dir)
         if status.state is TrainState.QUEUED:
             write_spec(run_dir, spec)
         if status.state in {TrainState.QUEUED, TrainState.DIED}:
-            runner.start(run_dir)
+            self.runner.start(run_dir)
         with self.store.begin() as conn:
             if runs.get(conn, loop.run).state is RunState.QUEUED:
                 runs.set_state(conn, loop.run, RunState.RUNNING)
         told: tuple[Any, ...] = ()
-        while not (status := runner.poll(run_dir)).state.ended:
+        while not (status := self.runner.poll(run_dir)).state.ended:
             self.check_stop()
             if (tell := (status.state, status.step)) != told:
                 told = tell

@@ -89,16 +89,24 @@ def prepare(spec: TrainSpec, log: RunLog) -> None:
 
 def recipe(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
     log.phase("importing libraries")
-    # PEFT imports bitsandbytes wherever it is installed, which costs a second; nothing here is quantised.
-    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
-    import transformers
-
-    transformers.utils.logging.disable_progress_bar()
+    import_libraries()
     match spec.recipe:
         case "sft":
             from comfyloop.train.recipes import sft
 
             sft.run(directory, spec, log, control)
+
+
+def import_libraries() -> None:
+    """Import what every recipe needs. Takes seconds; starts no thread and touches no GPU."""
+    # PEFT imports bitsandbytes wherever it is installed, which costs a second; nothing here is quantised.
+    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    import transformers
+    from torch.utils import tensorboard  # noqa: F401
+
+    from comfyloop.train.recipes import sft  # noqa: F401
+
+    transformers.utils.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -61,13 +62,15 @@ class Control:
 
 
 def use_threads(threads: int) -> int:
-    """Set the number of CPU threads, before torch is imported; 0: all cores this process may use."""
+    """Set the number of CPU threads; 0: all cores this process may use. Best before torch is imported."""
     count = threads or len(os.sched_getaffinity(0))
     os.environ["OMP_NUM_THREADS"] = str(count)
     os.environ["MKL_NUM_THREADS"] = str(count)
     # Threads that have nothing to do sleep. Spinning ones, the default, stall each other as soon as
     # anything else wants the cores: measured on two busy cores, 22 s a step instead of 1.9 s.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if (torch := sys.modules.get("torch")) is not None:  # in a fork of the warm trainer
+        torch.set_num_threads(count)
     return count
 
 

@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from comfyloop.errors import InvalidInput, ModelError
-from comfyloop.train import packing
+from comfyloop.train import held, packing
 from comfyloop.train.encode import Encoder
 from comfyloop.train.spec import AdapterSpec, TrainSpec
 
@@ -65,6 +65,8 @@ def describe(model: str) -> Description:
     Raises:
         ModelError: It does not exist, or lacks its configuration, tokenizer or processor.
     """
+    if (kept := held.take("description", model)) is not None:
+        return kept  # type: ignore[no-any-return]
     if Path(model).is_absolute() and not Path(model).is_dir():
         raise ModelError(f"There is no model directory {model}.", "Name a directory or a hub id that exists.")
     try:
@@ -144,12 +146,10 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
     refuse_unproved(description)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(spec.dtype, device)
-    auto = AutoModelForImageTextToText if description.sees_images else AutoModelForCausalLM
     attention = None if spec.attn_implementation == "auto" else spec.attn_implementation
-    try:
-        base = auto.from_pretrained(spec.model, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError, RuntimeError, ImportError) as error:
-        raise ModelError(f"The weights of {spec.model} cannot be read: {_first_line(error)}") from None
+    base = held.take("weights", spec.model, dtype, attention)
+    if base is None:
+        base = read_weights(spec.model, description, dtype, attention)
     if spec.attn_implementation in {"auto", "sdpa"}:
         # The language model runs on packed rows; a vision tower keeps what it was loaded with.
         sub_config = next(
@@ -178,6 +178,15 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
         )
         peft = get_peft_model(base, config)
     return Loaded(peft, device, dtype)
+
+
+def read_weights(model: str, description: Description, dtype: torch.dtype, attention: str | None) -> Any:
+    """The transformers model, its weights on the processor. Raises ModelError when they cannot be read."""
+    auto = AutoModelForImageTextToText if description.sees_images else AutoModelForCausalLM
+    try:
+        return auto.from_pretrained(model, dtype=dtype, attn_implementation=attention)
+    except (OSError, ValueError, RuntimeError, ImportError) as error:
+        raise ModelError(f"The weights of {model} cannot be read: {_first_line(error)}") from None
 
 
 def refuse_unproved(description: Description) -> None:

@@ -74,6 +74,7 @@ class TrainSpec(Record):
     threads: int = Field(default=0, ge=0, description="CPU threads; 0: all cores.")
     memory_gb: float = Field(default=0, ge=0, description="Most resident memory; 0: no limit.")
     nice: int = Field(default=10, ge=0, le=19)
+    world_size: int = Field(default=1, ge=1, description="Processes (ranks) that train this run together.")
 
     @model_validator(mode="after")
     def _eval_needs_data(self) -> TrainSpec:

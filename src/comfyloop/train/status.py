@@ -73,6 +73,7 @@ class RunDirectory:
         self.hold_file = self.path / "hold"
         self.output_file = self.path / "train.out"
         self.lock_file = self.path / "run.lock"
+        self.runner_file = self.path / "runner"
 
     def resolve(self, path: str) -> Path:
         """A path of the spec: absolute, or relative to the run directory."""
@@ -93,6 +94,20 @@ class RunDirectory:
                 f"{self.status_file} is not a status: {error.errors()[0]['msg']}.",
                 "Delete it and start the run again: it goes on from its last checkpoint.",
             ) from None
+
+    def read_last_status(self) -> Status:
+        """The status of a run that nothing works on any more: `died` unless it said how it ended."""
+        status = self.read_status()
+        if status.state.ended:
+            return status
+        return status.model_copy(
+            update={
+                "state": TrainState.DIED,
+                "error": f"The training process died at step {status.step} of {status.total_steps} without a "
+                f"word: it was killed, or memory ran out. {self.output_file} holds its last output. "
+                "Start the run again: it goes on from its last checkpoint.",
+            }
+        )
 
     def lock(self, patience: float = 0.2) -> int | None:
         """Take the run for this process; None when another one keeps it for `patience` seconds.

@@ -15,62 +15,17 @@ import pytest
 from PIL import Image
 
 from comfyloop.errors import Conflict, InvalidInput, NotFound
-from comfyloop.train import runner
-from comfyloop.train.spec import TrainSpec, write_spec
-from comfyloop.train.status import RunDirectory, TrainState
-
-THINGS = ["pillow", "lamp", "kettle", "scarf", "mug", "candle", "bowl", "towel", "basket", "vase", "clock"]
-# What must be the same when a run is repeated or resumed; the rest of a line is about time and memory.
-CURVE = ("step", "epoch", "loss", "answer_token_accuracy", "grad_norm", "learning_rate", "holdout_loss")
-
-
-def rows(images: bool = False) -> list[dict[str, Any]]:
-    return [
-        {
-            "id": f"s{i}",
-            "messages": [
-                {"role": "user", "content": f"{'<image>' * images}Write a caption for a {thing}."},
-                {"role": "assistant", "content": f"Meet the {thing}: made slowly."},
-            ],
-            **({"images": [f"images/{thing}.png"]} if images else {}),
-        }
-        for i, thing in enumerate(THINGS)
-    ]
-
-
-@pytest.fixture
-def make_run(tmp_path: Path) -> Callable[..., Path]:
-    def make(model: Path | str, name: str = "run", data: list[Any] | None = None, **values: Any) -> Path:
-        run = tmp_path / name
-        run.mkdir()
-        lines = [d if isinstance(d, str) else json.dumps(d) for d in (rows() if data is None else data)]
-        (run / "train.jsonl").write_text("\n".join(lines) + "\n")
-        (run / "holdout.jsonl").write_text(json.dumps(rows()[0]) + "\n")
-        told = {
-            "model": str(model), "train": "train.jsonl", "max_steps": 8, "save_steps": 2, "eval_steps": 3,
-            "threads": 1, "dtype": "float32", **values,
-        }  # fmt: skip
-        write_spec(run, TrainSpec.model_validate(told))
-        return run
-
-    return make
-
-
-def curve(run: Path) -> list[dict[str, Any]]:
-    return [{name: line[name] for name in CURVE} for line in RunDirectory(run).log_lines()]
-
-
-def finish(run: Path, state: TrainState = TrainState.SUCCEEDED) -> runner.Status:
-    status = runner.wait(run, timeout=120)
-    assert status.state is state, (status, (run / "train.out").read_text())
-    return status
+from comfyloop.train import runners
+from comfyloop.train.runners import local
+from comfyloop.train.status import TrainState
+from tests.integration.train.runs import THINGS, curve, finish, rows
 
 
 def test_a_run_and_its_adapter(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
     """The log is whole, the loss falls, and the adapter in plain PEFT is the model that was trained."""
     run = make_run(tiny_llm, holdout="holdout.jsonl", learning_rate=0.02)
-    runner.start(run)
-    lines = list(runner.follow(run))
+    local.start(run)
+    lines = list(local.follow(run))
     status = finish(run)
     assert [line["step"] for line in lines] == list(range(9))
     assert lines[0]["loss"] is None
@@ -104,22 +59,22 @@ def test_killed_at_random_steps_and_resumed_gives_the_same_curve(
         "per_device_train_batch_size": 2, "adapter": {"lora_dropout": 0.1},
     }  # fmt: skip
     whole = make_run(tiny_llm, "whole", **values)
-    runner.start(whole)
+    local.start(whole)
     finish(whole)
     killed = make_run(tiny_llm, "killed", **values)
     chance = random.Random(7)
     kills = 0
     for bound in sorted(chance.sample(range(3, 36), 2)):
-        process = runner.start(killed)
-        for line in runner.follow(killed, interval=0.002):
+        process = local.start(killed)
+        for line in local.follow(killed, interval=0.002):
             if line["step"] >= bound:
                 os.kill(process.pid, signal.SIGKILL)
                 kills += 1
                 break
-        status = runner.wait(killed, timeout=60)
+        status = local.wait(killed, timeout=60)
         assert status.state in {TrainState.DIED, TrainState.SUCCEEDED}
         assert status.state is TrainState.SUCCEEDED or "goes on from its last checkpoint" in status.error
-    runner.start(killed)
+    local.start(killed)
     finish(killed)
     assert kills == 2
     assert curve(killed) == curve(whole)
@@ -130,19 +85,19 @@ def test_killed_at_random_steps_and_resumed_gives_the_same_curve(
 
 def test_hold_release_cancel_and_go_on(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tiny_llm, max_steps=100_000, epochs=100_000)
-    runner.start(run)
+    local.start(run)
     with pytest.raises(Conflict, match="already being worked on"):
-        runner.start(run)
-    next(line for line in runner.follow(run, interval=0.01) if line["step"] >= 3)
-    runner.hold(run)
+        local.start(run)
+    next(line for line in local.follow(run, interval=0.01) if line["step"] >= 3)
+    runners.hold(run)
     time.sleep(1)
-    held = runner.poll(run)
+    held = local.poll(run)
     assert held.state is TrainState.HOLDING
     time.sleep(0.5)
-    assert runner.poll(run).step == held.step
-    runner.release(run)
-    next(line for line in runner.follow(run, interval=0.01) if line["step"] >= held.step + 3)
-    runner.cancel(run)
+    assert local.poll(run).step == held.step
+    runners.release(run)
+    next(line for line in local.follow(run, interval=0.01) if line["step"] >= held.step + 3)
+    runners.cancel(run)
     began = time.monotonic()
     status = finish(run, TrainState.CANCELLED)
     assert time.monotonic() - began < 3
@@ -151,11 +106,11 @@ def test_hold_release_cancel_and_go_on(tiny_llm: Path, make_run: Callable[..., P
     newest = max(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*"))
     assert newest == status.step
 
-    again = runner.start(run)  # a person changed their mind: it goes on from where it was
-    line = next(line for line in runner.follow(run, interval=0.01) if line["step"] > status.step)
+    again = local.start(run)  # a person changed their mind: it goes on from where it was
+    line = next(line for line in local.follow(run, interval=0.01) if line["step"] > status.step)
     assert line["step"] == status.step + 1
     os.kill(again.pid, signal.SIGTERM)
-    assert runner.wait(run, timeout=30).state is TrainState.DIED
+    assert local.wait(run, timeout=30).state is TrainState.DIED
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -164,7 +119,7 @@ def test_images(tiny_vlm: Path, make_run: Callable[..., Path], checkpointing: bo
     (run / "images").mkdir()
     for i, thing in enumerate(THINGS):
         Image.new("RGB", (40, 30), (20 * i, 200 - 10 * i, 90)).save(run / "images" / f"{thing}.png")
-    runner.start(run)
+    local.start(run)
     finish(run)
     losses = [line["loss"] for line in curve(run)]
     assert losses[-1] < losses[0]
@@ -192,7 +147,7 @@ def test_bad_lines_are_named_before_a_step(tiny_vlm: Path, make_run: Callable[..
         {"id": "mute", "messages": asked("")},
     ]
     run = make_run(tiny_vlm, data=bad)
-    runner.start(run)
+    local.start(run)
     status = finish(run, TrainState.FAILED)
     assert status.exit_code == 9
     for named in ("train.jsonl:3", "train.jsonl:4 (sample no-file)", "train.jsonl:5 (sample too-long)",
@@ -201,49 +156,49 @@ def test_bad_lines_are_named_before_a_step(tiny_vlm: Path, make_run: Callable[..
     assert not curve(run)
 
     rest = make_run(tiny_vlm, "rest", data=bad, skip_bad=True, max_bad_share=0.7, max_steps=1)
-    runner.start(rest)
+    local.start(rest)
     finish(rest)
     assert "left out train.jsonl:6 (sample mute)" in (rest / "train.out").read_text()
 
 
 def test_going_on_from_a_parent(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
     first = make_run(tiny_llm, "first", holdout="holdout.jsonl", learning_rate=0.02)
-    runner.start(first)
+    local.start(first)
     finish(first)
     second = make_run(
         tiny_llm, "second", holdout="holdout.jsonl", adapter={"init_from": str(first / "adapter")}
     )
-    runner.start(second)
+    local.start(second)
     finish(second)
     assert curve(second)[0]["holdout_loss"] == pytest.approx(curve(first)[-1]["holdout_loss"], abs=1e-5)
     misfit = make_run(
         tiny_llm, "misfit", adapter={"init_from": str(first / "adapter"), "r": 4, "lora_alpha": 16}
     )
-    runner.start(misfit)
+    local.start(misfit)
     assert "r = 8 and this run asks for 4" in finish(misfit, TrainState.FAILED).error
 
 
 def test_other_data_is_not_gone_on_with(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tiny_llm, max_steps=100_000, epochs=100_000)
-    process = runner.start(run)
-    next(line for line in runner.follow(run, interval=0.01) if line["step"] >= 4)
+    process = local.start(run)
+    next(line for line in local.follow(run, interval=0.01) if line["step"] >= 4)
     os.kill(process.pid, signal.SIGKILL)
-    runner.wait(run, timeout=30)
+    local.wait(run, timeout=30)
     (run / "train.jsonl").write_text("\n".join(json.dumps(r) for r in rows()[:5]))
-    runner.start(run)
+    local.start(run)
     assert "belongs to another spec or other data" in finish(run, TrainState.FAILED).error
 
 
 def test_a_torn_checkpoint_is_passed_over(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tiny_llm, max_steps=60, epochs=60)
-    process = runner.start(run)
-    next(line for line in runner.follow(run, interval=0.002) if line["step"] >= 7)
+    process = local.start(run)
+    next(line for line in local.follow(run, interval=0.002) if line["step"] >= 7)
     os.kill(process.pid, signal.SIGKILL)
-    runner.wait(run, timeout=30)
+    local.wait(run, timeout=30)
     steps = sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*"))
     newest = run / "checkpoints" / f"step-{steps[-1]}" / "optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:-10])
-    runner.start(run)
+    local.start(run)
     finish(run)
     assert f"steps {steps[-2]} to 60" in (run / "train.out").read_text()
     assert [line["step"] for line in curve(run)] == list(range(1, 61))
@@ -251,10 +206,10 @@ def test_a_torn_checkpoint_is_passed_over(tiny_llm: Path, make_run: Callable[...
 
 def test_what_cannot_start(tiny_llm: Path, tmp_path: Path, make_run: Callable[..., Path]) -> None:
     with pytest.raises(NotFound, match=r"no spec\.json"):
-        runner.start(tmp_path)
+        local.start(tmp_path)
     (tmp_path / "spec.json").write_text('{"model": "x", "train": "t", "learning_rate": -1, "colour": 3}')
     with pytest.raises(InvalidInput, match=r"learning_rate: .*; colour: "):
-        runner.start(tmp_path)
+        local.start(tmp_path)
     missing = make_run(tmp_path / "no-model", "missing")
     toothless = tmp_path / "toothless"
     toothless.mkdir()
@@ -263,7 +218,7 @@ def test_what_cannot_start(tiny_llm: Path, tmp_path: Path, make_run: Callable[..
     bare = make_run(toothless, "bare")
     small = make_run(tiny_llm, "small", memory_gb=0.3)
     for run in (missing, bare, small):
-        runner.start(run)
+        local.start(run)
     assert "There is no model directory" in finish(missing, TrainState.FAILED).error
     assert "has no usable tokenizer" in finish(bare, TrainState.FAILED).error
     limited = finish(small, TrainState.FAILED)

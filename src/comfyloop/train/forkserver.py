@@ -1,0 +1,168 @@
+"""`python -m comfyloop.train.forkserver SOCKET MODEL DTYPE MINUTES`: the process that runs are forked from.
+
+It imports what a run imports, reads the base weights (memory-mapped, so they are the page cache's until a run
+touches them), and waits. Rules that make forking it safe: it has one thread, so no lock can be held by
+another; it never asks CUDA for anything, so each run may; and it ends when the service's end of the socket is
+closed, or after MINUTES without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+# Before any library is imported: each of these would start threads of its own.
+SINGLE_THREADED = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+NICE = 10
+"""As low as a run is by default; a fork cannot rise again."""
+OOM_SCORE = 800
+"""The first to go when memory runs out: it is only a convenience."""
+
+
+def main(arguments: list[str]) -> int:
+    fd, model, dtype, minutes = int(arguments[0]), arguments[1], arguments[2], float(arguments[3])
+    with socket.socket(fileno=fd) as service:
+        os.nice(max(0, NICE - os.nice(0)))
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+        os.environ.update(SINGLE_THREADED)
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+        if Path(model).is_dir():
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        load(model, dtype)
+        gc.collect()
+        gc.freeze()  # a collection in a fork would write to, and so copy, every object's page
+        signal.signal(signal.SIGCHLD, _reap)
+        try:
+            service.send(b'{"ready": true}')
+            serve(service, 60 * minutes)
+        except OSError:
+            pass  # the service is gone
+    return 0
+
+
+def load(model: str, dtype: str) -> None:
+    """Do what every run begins with, as far as it can be done before there is a run."""
+    from comfyloop.train.__main__ import import_libraries
+
+    import_libraries()
+    import torch
+    import tqdm
+
+    torch.set_num_threads(1)
+    tqdm.tqdm.monitor_interval = 0  # progress bars would start a thread that watches them
+
+    from comfyloop.errors import ComfyLoopError
+    from comfyloop.train import held, models
+    from comfyloop.train.warm import room_for
+
+    with contextlib.suppress(ComfyLoopError):  # the run will say what is wrong with the model
+        description = models.describe(model)
+        held.hold(description, "description", model)
+        if Path(model).is_dir() and room_for(model):
+            precision = _dtype(dtype)
+            base = models.read_weights(model, description, precision, None)
+            held.hold(base, "weights", model, precision, None)
+
+
+def _dtype(asked: str) -> Any:
+    """What a run will most likely choose; found without touching CUDA. One that chooses otherwise reads anew."""
+    import torch
+
+    from comfyloop.train.models import choose_dtype
+
+    if asked == "auto" and Path("/dev/nvidiactl").exists():
+        return torch.bfloat16
+    return choose_dtype(asked, torch.device("cpu"))
+
+
+def serve(service: socket.socket, idle_seconds: float) -> None:
+    """Fork a run for each request, until the service is gone or has been silent for too long."""
+    service.settimeout(idle_seconds)
+    while True:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(service, 2**16, 3)
+        except TimeoutError:
+            return
+        if not data:
+            return
+        request = json.loads(data)
+        if not request:
+            continue  # only to put off the end
+        answer = _fork(service, request, *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        service.send(json.dumps(answer).encode())
+
+
+def _fork(service: socket.socket, request: dict[str, Any], lock: int, output: int, go: int) -> dict[str, Any]:
+    threads = len(list(Path("/proc/self/task").iterdir()))
+    if threads > 1:
+        return {"refused": f"the warm trainer has {threads} threads, which a fork would lose"}
+    if request["nice"] < os.nice(0):
+        return {
+            "refused": f"the run asks for niceness {request['nice']} and the warm trainer has {os.nice(0)}"
+        }
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return {"pid": pid}
+    code = 1
+    try:
+        os.setsid()
+        service.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if os.read(go, 1):  # nothing: the service did not hear of this fork, and starts the run otherwise
+            os.close(go)
+            code = _run(request, lock, output)
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _run(request: dict[str, Any], lock: int, output: int) -> int:
+    """What `python -m comfyloop.train RUN_DIR` does in a process of its own."""
+    from comfyloop.train import __main__ as train
+    from comfyloop.train.status import LOCK_FD_VARIABLE
+
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    for name in SINGLE_THREADED:
+        os.environ.pop(name, None)
+    os.environ.update(request["environment"])
+    os.environ[LOCK_FD_VARIABLE] = str(lock)
+    return train.main([request["run"]])
+
+
+def _reap(number: int, frame: FrameType | None) -> None:
+    """Collect forks that have ended, so that they do not stay as zombies."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,99 @@
+"""Where a training run is computed: on this machine or in a container.
+
+Every runner takes the same run directory and leaves the same things in it, so whoever asks for a run (the
+loop) does not know which one does it. Holding and cancelling are files in that directory and need no runner.
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import Protocol
+
+from comfyloop.settings import Settings
+from comfyloop.train.status import RunDirectory, Status
+
+
+class Runner(Protocol):
+    """Starts runs and watches them. A run outlives the process that asked for it."""
+
+    def start(self, run_dir: Path) -> None:
+        """Start the run of a directory with a valid `spec.json`; with checkpoints there, it goes on.
+
+        Raises:
+            NotFound, InvalidInput: There is no spec, or it is not one.
+            Conflict: The run is being worked on already.
+        """
+        ...
+
+    def poll(self, run_dir: Path) -> Status:
+        """What the run says of itself; `died` when it is gone without having said how it ended."""
+        ...
+
+    def prepare(self, model: str, dtype: str) -> None:
+        """A run on this base model, in this precision, will be asked for soon. Returns at once."""
+        ...
+
+    def close(self) -> None:
+        """Let go of what only this process needs. Runs go on."""
+        ...
+
+
+class Runners:
+    """The runner that the settings name starts runs; each run is watched by the one that started it."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._made: dict[str, Runner] = {}
+
+    def start(self, run_dir: Path) -> None:
+        name = self._settings.train_runner
+        runner = self._runner(name)
+        RunDirectory(run_dir).runner_file.write_text(name + "\n")
+        runner.start(run_dir)
+
+    def poll(self, run_dir: Path) -> Status:
+        name = ""
+        with contextlib.suppress(FileNotFoundError):
+            name = RunDirectory(run_dir).runner_file.read_text().strip()
+        return self._runner(name or self._settings.train_runner).poll(run_dir)
+
+    def prepare(self, model: str, dtype: str) -> None:
+        self._runner(self._settings.train_runner).prepare(model, dtype)
+
+    def close(self) -> None:
+        for runner in self._made.values():
+            runner.close()
+
+    def _runner(self, name: str) -> Runner:
+        if name not in self._made:
+            self._made[name] = _make(name, self._settings)
+        return self._made[name]
+
+
+def _make(name: str, settings: Settings) -> Runner:
+    match name:
+        case "container":
+            from comfyloop.train.runners.container import ContainerRunner
+
+            return ContainerRunner(settings)
+        case _:
+            from comfyloop.train.runners.local import LocalRunner
+
+            return LocalRunner(settings)
+
+
+def cancel(run_dir: Path | str) -> None:
+    """Ask the trainer to stop within one step, leaving a valid checkpoint. Asking twice is no error."""
+    RunDirectory(run_dir).cancel_file.touch()
+
+
+def hold(run_dir: Path | str) -> None:
+    """Ask the trainer to pause between two micro-steps, so that the person has the machine for themselves."""
+    RunDirectory(run_dir).hold_file.touch()
+
+
+def release(run_dir: Path | str) -> None:
+    """Let a held trainer go on."""
+    RunDirectory(run_dir).hold_file.unlink(missing_ok=True)

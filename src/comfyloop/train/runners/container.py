@@ -1,0 +1,180 @@
+"""Training in a container: no network, a read-only base, and one writable place, the run directory.
+
+Everything a spec names is mounted under its own path, so the spec is the same inside and out. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFailed
+from comfyloop.settings import Settings
+from comfyloop.train.spec import TrainSpec, read_spec
+from comfyloop.train.status import RunDirectory, Status, TrainState
+
+ENGINES = ("podman", "docker")
+LOOK_SECONDS = 2.0
+"""Pause between two questions to the engine whether a container still runs."""
+SHARED_MEMORY = "1g"
+GPU = Path("/dev/nvidiactl")
+
+
+class ContainerRunner:
+    def __init__(self, settings: Settings) -> None:
+        self._image = settings.train_image
+        self._asked = settings.container_engine
+        self._looked: dict[Path, tuple[float, bool]] = {}  # run -> when the engine was asked, and its answer
+
+    def start(self, run_dir: Path) -> None:
+        run = RunDirectory(run_dir)
+        spec = read_spec(run.path)
+        engine = find_engine(self._asked)
+        if self._runs(engine, run):
+            raise Conflict(
+                f"The run {run.path.name} is already being worked on.", "Wait for it, or cancel it."
+            )
+        status = run.read_status()
+        if status.state is TrainState.CANCELLED:
+            run.cancel_file.unlink(missing_ok=True)
+        run.write_status(status.model_copy(update={"state": TrainState.STARTING, "error": "", "pid": 0}))
+        done = subprocess.run(command(engine, self._image, run, spec), capture_output=True, text=True)
+        self._looked.pop(run.path, None)
+        if done.returncode:
+            run.write_status(status)
+            raise refusal(engine, self._image, done.stderr)
+
+    def poll(self, run_dir: Path) -> Status:
+        run = RunDirectory(run_dir)
+        status = run.read_status()
+        if status.state.ended or status.state is TrainState.QUEUED:
+            return status
+        asked, running = self._looked.get(run.path, (0.0, True))
+        if time.monotonic() - asked >= LOOK_SECONDS:
+            running = self._runs(find_engine(self._asked), run)
+            self._looked[run.path] = (time.monotonic(), running)
+        return status if running else run.read_last_status()
+
+    def prepare(self, model: str, dtype: str) -> None:
+        """Nothing can be prepared: a container has no memory of another one."""
+
+    def close(self) -> None:
+        """Nothing is kept open: the engine watches over its containers."""
+
+    def _runs(self, engine: str, run: RunDirectory) -> bool:
+        asked = [engine, "inspect", "--type", "container", "--format", "{{.State.Running}}", name(run)]
+        done = subprocess.run(asked, capture_output=True, text=True)
+        if done.returncode == 0:
+            return done.stdout.strip() == "true"
+        if "no such" in done.stderr.lower():
+            return False
+        raise refusal(engine, self._image, done.stderr)
+
+
+def find_engine(asked: str) -> str:
+    """Path of podman or docker. Raises InvalidInput when there is none."""
+    names = ENGINES if asked == "auto" else (asked,)
+    for engine in names:
+        if (path := shutil.which(engine)) is not None:
+            return path
+    raise InvalidInput(
+        f"Runs are to be computed in containers and there is no {' or '.join(names)} on this machine.",
+        "Install podman, or set train_runner = local.",
+    )
+
+
+def name(run: RunDirectory) -> str:
+    return f"comfyloop-{run.path.name}"
+
+
+def command(
+    engine: str, image: str, run: RunDirectory, spec: TrainSpec, *, gpu: bool | None = None
+) -> list[str]:
+    """The command that starts a run in the background.
+
+    Args:
+        engine: Path of podman or docker.
+        gpu: Hand the GPUs in; None: when this machine has one.
+    """
+    podman = Path(engine).name == "podman"
+    options = [
+        "--name", name(run), "--detach", "--rm",
+        "--network", "none",
+        "--read-only", "--tmpfs", "/tmp", "--shm-size", SHARED_MEMORY,
+        "--cap-drop", "all", "--security-opt", "no-new-privileges",
+        "--user", f"{os.getuid()}:{os.getgid()}",
+        "--env", "HOME=/tmp", "--env", "HF_HUB_OFFLINE=1",
+        "--workdir", str(run.path),
+    ]  # fmt: skip
+    if podman:
+        options += ["--userns", "keep-id"]  # what the run writes belongs to whoever started it
+    if spec.threads:
+        options += ["--cpus", str(spec.threads * spec.world_size)]
+    if spec.memory_gb:  # a little more than the trainer allows itself, so that it ends with a sentence first
+        options += ["--memory", f"{round(1.1 * spec.memory_gb * spec.world_size * 1024)}m"]
+    if GPU.exists() if gpu is None else gpu:
+        options += ["--device", "nvidia.com/gpu=all"] if podman else ["--gpus", "all"]
+    for path in read_only(run, spec):
+        options += ["--mount", f"type=bind,source={path},target={path},readonly"]
+    if (cache := hub_cache()).is_dir() and not Path(spec.model).is_dir():
+        options += [
+            "--mount",
+            f"type=bind,source={cache},target={cache},readonly",
+            "--env",
+            f"HF_HUB_CACHE={cache}",
+        ]
+    options += ["--mount", f"type=bind,source={run.path},target={run.path}"]
+    inside = 'exec python -m comfyloop.train "$0" >>"$0/train.out" 2>&1'
+    return [engine, "run", *options, "--entrypoint", "sh", image, "-c", inside, str(run.path)]
+
+
+def read_only(run: RunDirectory, spec: TrainSpec) -> list[Path]:
+    """Directories outside the run directory that a run reads: data with its images, model, parent adapter.
+
+    Raises:
+        InvalidInput: One of them has a name that cannot be mounted.
+    """
+    paths = sorted({path for path in _named(run, spec) if not path.is_relative_to(run.path)})
+    for path in (*paths, run.path):
+        if "," in str(path):  # the engines' --mount has no way to say this
+            raise InvalidInput(f"{path} cannot be mounted in a container.", "Take the comma out of its name.")
+    return paths
+
+
+def _named(run: RunDirectory, spec: TrainSpec) -> Iterator[Path]:
+    for file in (spec.train, spec.holdout):
+        if file is not None:
+            yield run.resolve(file).resolve().parent  # images lie beside the file that names them
+    if Path(spec.model).is_dir():
+        yield Path(spec.model).resolve()
+    if spec.adapter.init_from is not None:
+        yield run.resolve(spec.adapter.init_from).resolve()
+
+
+def hub_cache() -> Path:
+    """Where huggingface_hub keeps models: a container without a network finds there what this machine has."""
+    home = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE") or str(Path(home) / "hub"))
+
+
+def refusal(engine: str, image: str, said: str) -> EngineUnavailable | Conflict | RunFailed:
+    """The error that an engine's complaint stands for."""
+    last = said.strip().splitlines()[-1] if said.strip() else "it gave no reason"
+    lower = said.lower()
+    if "cannot connect" in lower or "failed to connect" in lower or "connection refused" in lower:
+        return EngineUnavailable(
+            f"{Path(engine).name} does not answer: {last}",
+            "Start its service, or set train_runner = local. The run waits.",
+            retry_after=LOOK_SECONDS,
+        )
+    if "already in use" in lower:
+        return Conflict(f"A container of this run exists already: {last}", "Wait for it, or remove it.")
+    return RunFailed(
+        f"{Path(engine).name} could not start the run: {last}",
+        f"If there is no image {image}, build it from containers/trainer/Containerfile, "
+        "or name another one (train_image).",
+    )

@@ -1,0 +1,158 @@
+"""Training processes on this machine. Imports no torch.
+
+The trainer lives in a session of its own, so it outlives the service that started it: a service that comes
+back polls the run directory and finds it still running.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import psutil
+
+from comfyloop.errors import Conflict
+from comfyloop.records import Record
+from comfyloop.settings import Settings
+from comfyloop.train.spec import read_spec
+from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
+from comfyloop.train.warm import WarmTrainer
+
+
+class Process(Record):
+    """A training process; `start_time` (seconds since 1970) tells it from a later one with the same id."""
+
+    pid: int
+    start_time: float
+
+
+class LocalRunner:
+    """Runs as processes of this machine, forked from a warm trainer where the settings want one."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.warm = WarmTrainer(settings.warm_minutes) if settings.warm_trainer else None
+
+    def start(self, run_dir: Path) -> None:
+        start(run_dir, warm=self.warm)
+
+    def poll(self, run_dir: Path) -> Status:
+        return poll(run_dir)
+
+    def prepare(self, model: str, dtype: str) -> None:
+        if self.warm is not None:
+            self.warm.prepare(model, dtype)
+
+    def close(self) -> None:
+        if self.warm is not None:
+            self.warm.close()
+
+
+def start(
+    run_dir: Path | str, *, environment: Mapping[str, str] | None = None, warm: WarmTrainer | None = None
+) -> Process:
+    """Start `python -m comfyloop.train RUN_DIR` in the background; it resumes when there are checkpoints.
+
+    Args:
+        run_dir: Directory with a valid `spec.json`.
+        environment: Variables to add to this process's own.
+        warm: Fork the run from there if that can be done, which saves importing libraries and reading weights.
+
+    Raises:
+        NotFound, InvalidInput: There is no spec, or it is not one.
+        Conflict: A process is working on this run already.
+    """
+    run = RunDirectory(run_dir)
+    spec = read_spec(run.path)
+    lock = _take_up(run)
+    variables = dict(environment or {})
+    try:
+        with run.output_file.open("ab") as output:
+            pid = warm.fork(run, spec, lock, output.fileno(), variables) if warm is not None else None
+            if pid is None:
+                pid = _start_cold(run, lock, output, variables)
+    finally:
+        os.close(lock)  # the trainer's copy keeps the lock for as long as the trainer lives
+    try:
+        start_time = psutil.Process(pid).create_time()
+    except psutil.NoSuchProcess:
+        start_time = time.time()
+    return Process(pid=pid, start_time=start_time)
+
+
+def _take_up(run: RunDirectory) -> int:
+    """Lock a run and mark it as starting; the descriptor of the lock. Raises Conflict when it is taken."""
+    ended = run.read_status().state.ended
+    lock = run.lock(patience=10 if ended else 0.2)  # an ended trainer may still be on its way out
+    if lock is None:
+        raise Conflict(f"The run {run.path.name} is already being worked on.", "Wait for it, or cancel it.")
+    status = run.read_status()
+    if status.state is TrainState.CANCELLED:
+        run.cancel_file.unlink(missing_ok=True)  # starting a cancelled run takes the cancellation back
+    run.write_status(status.model_copy(update={"state": TrainState.STARTING, "error": "", "pid": 0}))
+    return lock
+
+
+def _start_cold(run: RunDirectory, lock: int, output: BinaryIO, environment: Mapping[str, str]) -> int:
+    child = subprocess.Popen(
+        [sys.executable, "-m", "comfyloop.train", str(run.path)],
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+        pass_fds=(lock,),
+        env={**os.environ, **environment, LOCK_FD_VARIABLE: str(lock)},
+    )
+    _children[child.pid] = child
+    return child.pid
+
+
+def poll(run_dir: Path | str) -> Status:
+    """What the run says of itself, or `died` when its process is gone without having said how it ended."""
+    run = RunDirectory(run_dir)
+    _reap()
+    status = run.read_status()
+    if status.state.ended or status.state is TrainState.QUEUED or run.is_locked():
+        return status
+    return run.read_last_status()
+
+
+def wait(run_dir: Path | str, timeout: float, interval: float = 0.1) -> Status:
+    """Poll until the run has ended; raises TimeoutError with what it was doing after `timeout` seconds."""
+    deadline = time.monotonic() + timeout
+    while not (status := poll(run_dir)).state.ended:
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{run_dir} is still {status.state} at step {status.step} after {timeout} s")
+        time.sleep(interval)
+    return status
+
+
+def follow(run_dir: Path | str, interval: float = 0.2) -> Iterator[dict[str, Any]]:
+    """The log's lines as they come, each step once, until the run has ended (or died)."""
+    run = RunDirectory(run_dir)
+    seen = -1
+    while True:
+        ended = poll(run.path).state.ended  # before reading, so that the last lines are not missed
+        for line in run.log_lines():
+            if line["step"] > seen:
+                seen = line["step"]
+                yield line
+        if ended:
+            return
+        time.sleep(interval)
+
+
+_children: dict[int, subprocess.Popen[bytes]] = {}
+
+
+def _reap() -> None:
+    """Collect children that have ended, so that they do not stay as zombies."""
+    for pid, child in list(_children.items()):
+        if child.poll() is not None:
+            with contextlib.suppress(KeyError):
+                del _children[pid]

@@ -1,0 +1,29 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyloop.train.spec import TrainSpec, write_spec
+from tests.integration.train.runs import rows
+
+
+@pytest.fixture
+def make_run(tmp_path: Path) -> Callable[..., Path]:
+    def make(model: Path | str, name: str = "run", data: list[Any] | None = None, **values: Any) -> Path:
+        run = tmp_path / name
+        run.mkdir()
+        lines = [d if isinstance(d, str) else json.dumps(d) for d in (rows() if data is None else data)]
+        (run / "train.jsonl").write_text("\n".join(lines) + "\n")
+        (run / "holdout.jsonl").write_text(json.dumps(rows()[0]) + "\n")
+        told = {
+            "model": str(model), "train": "train.jsonl", "max_steps": 8, "save_steps": 2, "eval_steps": 3,
+            "threads": 1, "dtype": "float32", **values,
+        }  # fmt: skip
+        write_spec(run, TrainSpec.model_validate(told))
+        return run
+
+    return make
