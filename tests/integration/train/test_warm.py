@@ -20,6 +20,8 @@ from comfyloop.train.status import RunDirectory, TrainState
 from comfyloop.train.warm import WarmTrainer
 from tests.integration.train.runs import curve, finish
 
+pytestmark = pytest.mark.slow
+
 LONG = {"max_steps": 100_000, "epochs": 100_000}
 
 MakeRun = Callable[..., Path]
