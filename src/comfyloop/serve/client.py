@@ -141,9 +141,11 @@ class EngineClient:
             return False
         return True
 
-    def models(self) -> list[str]:
-        """Names that the engine answers to: the base model's, then those of loaded adapters."""
-        return [model["id"] for model in self._call("GET", "/v1/models", seconds=10).json()["data"]]
+    def models(self) -> dict[str, str]:
+        """Names that the engine answers to, the base model's first, with where each was loaded from (empty
+        where the engine does not say)."""
+        listed = self._call("GET", "/v1/models", seconds=10).json()["data"]
+        return {model["id"]: str(model.get("root") or "") for model in listed}
 
     def load(self, name: str, path: str) -> None:
         """Load the PEFT directory `path` as model `name`.

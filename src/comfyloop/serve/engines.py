@@ -1,9 +1,9 @@
 """One engine process: started, waited for, watched, restarted.
 
-An engine is an HTTP server that speaks the protocol of `client.py`. Ours is a child process whose port is
-found in a file that it writes; one that runs already is given by its URL. A thread watches it: when it dies
+An engine is an HTTP server that speaks the protocol of `client.py`: a child process, whose port we choose or
+find in a file that it writes, or one that runs already, given by its URL. A thread watches it: when it dies
 or stops answering it is started again, each time after a longer pause. Before it counts as ready, `on_up` is
-called: the router loads the live versions there.
+called: the live versions are loaded there.
 """
 
 from __future__ import annotations
@@ -11,17 +11,22 @@ from __future__ import annotations
 import logging
 import os
 import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
-from enum import StrEnum
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
-from comfyloop.errors import ComfyLoopError, EngineUnavailable, InvalidInput, ModelError, StarterError
+from comfyloop.errors import (
+    ComfyLoopError,
+    Conflict,
+    EngineUnavailable,
+    InvalidInput,
+    ModelError,
+    StarterError,
+)
 from comfyloop.serve.client import EngineClient
-from comfyloop.settings import Settings
+from comfyloop.serve.engine import BASE_NAME, Check, Command, EngineState, Progress
 
 log = logging.getLogger(__name__)
 
@@ -36,41 +41,6 @@ HOPELESS = (InvalidInput, ModelError, StarterError)
 HOPELESS_EXITS = {kind.exit_code for kind in HOPELESS}
 """A first start that fails with one of these fails the same way every time."""
 
-BASE_NAME = "base"
-"""What the base model is called in the engine."""
-
-Progress = Callable[[str], None]
-
-
-class EngineState(StrEnum):
-    STOPPED = "stopped"  # not started, or stopped on purpose
-    STARTING = "starting"  # its model is being loaded
-    READY = "ready"  # it answers, and what `on_up` wanted is done
-    RESTARTING = "restarting"  # it died; it is being started again, after a pause
-    FAILED = "failed"  # it cannot be started; `error` says why
-
-
-def embedded_command(settings: Settings, model: str | Path) -> Callable[[Path], list[str]]:
-    """The command line of the embedded engine, given the file into which it must write its port."""
-
-    def command(port_file: Path) -> list[str]:
-        return [
-            *(sys.executable, "-m", "comfyloop.serve.embedded"),
-            *("--model", str(model)),
-            *("--served-model-name", BASE_NAME),
-            *("--host", "127.0.0.1"),
-            *("--port", "0"),
-            *("--port-file", str(port_file)),
-            *("--parent-pid", str(os.getpid())),
-            *("--dtype", settings.dtype),
-            *("--threads", str(settings.engine_threads)),
-            *("--max-batch", str(settings.max_batch)),
-            *("--max-queue", str(settings.max_queue)),
-            *("--max-image-pixels", str(settings.max_image_pixels)),
-        ]
-
-    return command
-
 
 class EngineProcess:
     """An engine of one base model.
@@ -78,9 +48,10 @@ class EngineProcess:
     Args:
         name: What it is called in files and sentences, e.g. "starter".
         directory: Where its log and port file go (`home/engines`).
-        command: Makes the command line, given the port file; called before every start, in the watching
-            thread, so it may first put the model together. None for an engine that runs already.
+        command: Called in the watching thread, so it may first put the model together. None for an engine
+            that runs already.
         url: Where a running engine listens; empty: start `command`.
+        check: What an adapter must pass before it is loaded.
         start_seconds: Time from the start to the first answer after which the start has failed.
     """
 
@@ -88,9 +59,10 @@ class EngineProcess:
         self,
         name: str,
         directory: Path,
-        command: Callable[[Path], Sequence[str]] | None = None,
+        command: Command | None = None,
         *,
         url: str = "",
+        check: Check = lambda name, path: None,
         start_seconds: float = 900.0,
     ) -> None:
         if (command is None) == (not url):
@@ -104,7 +76,10 @@ class EngineProcess:
         self.error = ""
         self.starts = 0
         self.pid: int | None = None
+        self.base_name = BASE_NAME
         self._command = command
+        self._check = check
+        self._users = 0
         self._given_url = url.rstrip("/")
         self._start_seconds = start_seconds
         self._client: EngineClient | None = None
@@ -129,6 +104,41 @@ class EngineProcess:
     @property
     def log_file(self) -> Path:
         return self.directory / f"{self.name}.log"
+
+    def enter(self) -> EngineProcess:
+        with self._changed:
+            self._users += 1
+        return self
+
+    def leave(self) -> None:
+        with self._changed:
+            self._users -= 1
+            self._changed.notify_all()
+
+    def wait_idle(self, seconds: float) -> bool:
+        """Wait until everyone who entered has left; false when `seconds` were not enough."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._users == 0, seconds)
+
+    def load(self, name: str, path: str) -> None:
+        """Load an adapter while requests run.
+
+        Raises:
+            InvalidInput, NotFound: The engine cannot take this adapter, or refuses it.
+            Conflict: The name means another adapter there.
+        """
+        self._check(name, path)
+        there = self.client.models()
+        if name not in there:
+            self.client.load(name, path)
+        elif there[name] not in ("", path):
+            raise Conflict(
+                f"The engine has another adapter by the name {name}, from {there[name]}.",
+                "Unload it there, or restart the engine.",
+            )
+
+    def unload(self, name: str) -> None:
+        self.client.unload(name)
 
     def unavailable(self) -> EngineUnavailable:
         """Why it does not answer now, as an error that says when to try again."""
@@ -160,8 +170,11 @@ class EngineProcess:
         self._thread = threading.Thread(target=self._supervise, name=f"engine-{self.name}", daemon=True)
         self._thread.start()
 
-    def wait_ready(self, seconds: float = 900.0, progress: Progress = lambda line: None) -> None:
-        """Wait until it answers. `progress` is told the last line of its log about once a second.
+    def wait_ready(
+        self, seconds: float = 900.0, progress: Progress = lambda line: None, *, patient: bool = True
+    ) -> None:
+        """Wait until it answers. `progress` is told the last line of its log about once a second; unless it is
+        `patient`, the first start that fails is the last.
 
         Raises:
             EngineUnavailable: It failed to start, or `seconds` have passed.
@@ -176,6 +189,8 @@ class EngineProcess:
                 return
             if state in (EngineState.FAILED, EngineState.STOPPED):
                 raise self.unavailable()
+            if state is EngineState.RESTARTING and not patient:
+                raise ModelError(f"The engine cannot be started: {self.error}")
             if time.monotonic() > deadline:
                 raise EngineUnavailable(
                     f"The engine was not ready after {seconds:.0f} seconds.", f"See its log: {self.log_file}."
@@ -234,7 +249,7 @@ class EngineProcess:
     def _bring_up(self) -> None:
         deadline = time.monotonic() + self._start_seconds
         self.starts += 1
-        url = self._given_url or self._launch(deadline)
+        url = self._given_url or self._launch()
         client = EngineClient(url)
         while not client.healthy():
             try:
@@ -245,24 +260,29 @@ class EngineProcess:
                 client.close()
                 raise
             self._stop.wait(POLL_SECONDS)
+        if self._given_url:
+            self.base_name = _base_of(client)
         self._client = client
         self.on_up(self)
 
-    def _launch(self, deadline: float) -> str:
+    def _launch(self) -> str:
         assert self._command is not None
         port_file = self.directory / f"{self.name}.{os.getpid()}.port"
         port_file.unlink(missing_ok=True)
+        launch = self._command(port_file)
+        deadline = time.monotonic() + self._start_seconds
         with self._open_log() as log:
             # A session of its own: Ctrl-C reaches the service alone, which drains before it stops the engine.
             self._process = subprocess.Popen(
-                list(self._command(port_file)),
+                list(launch.argv),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                env=None if launch.environment is None else dict(launch.environment),
             )
         self.pid = self._process.pid
-        while True:
+        while not launch.port:
             text = port_file.read_text().strip() if port_file.exists() else ""
             if text.isdigit():
                 port_file.unlink(missing_ok=True)
@@ -271,6 +291,7 @@ class EngineProcess:
             if time.monotonic() > deadline:
                 raise EngineUnavailable(f"It did not open a port within {self._start_seconds:.0f} seconds.")
             self._stop.wait(POLL_SECONDS)
+        return f"http://127.0.0.1:{launch.port}"
 
     def _check_alive(self) -> None:
         if self._stop.is_set():
@@ -320,3 +341,11 @@ class EngineProcess:
             log.seek(max(0, self.log_file.stat().st_size - 4096))
             lines = [line.strip() for line in log.read().decode("utf-8", "replace").splitlines()]
         return next((line for line in reversed(lines) if line), "")
+
+
+def _base_of(client: EngineClient) -> str:
+    """What an engine that we did not start calls its base model: the first that it lists."""
+    names = list(client.models())
+    if not names:
+        raise EngineUnavailable(f"The engine at {client.url} lists no model.")
+    return BASE_NAME if BASE_NAME in names else names[0]

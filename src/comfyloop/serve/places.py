@@ -11,8 +11,6 @@ import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any
 
 from comfyloop import data_urls
@@ -20,9 +18,10 @@ from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, 
 from comfyloop.records import BASE, Message, Project
 from comfyloop.serve.aliases import Aliases
 from comfyloop.serve.client import wire_message
-from comfyloop.serve.engines import BASE_NAME, EngineProcess, EngineState
+from comfyloop.serve.engine import Engine, EngineState
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
+from comfyloop.serve.place import Lease, Place, PlaceState
 from comfyloop.settings import Settings
 from comfyloop.store import Store, generations, versions
 
@@ -32,58 +31,6 @@ ROOM_SECONDS = 30.0
 """How long a request waits for a place among the loaded adapters."""
 WARM_TOKENS = 2
 WARM_QUESTION = "Hello! Who are you?"
-
-
-class PlaceState(StrEnum):
-    LOADING = "loading"
-    LOADED = "loaded"
-    UNLOADING = "unloading"
-    LOST = "lost"  # its engine died
-
-
-@dataclass(eq=False)
-class Place:
-    """A version in an engine, and how many requests use it. Guarded by the lock of `Places`."""
-
-    engine: EngineProcess
-    project: str
-    number: int
-    model: str  # what the engine calls it
-    state: PlaceState = PlaceState.LOADING
-    users: int = 0
-    used_at: float = field(default_factory=time.monotonic)
-    retiring: bool = False  # unload it when its last request ends
-    warm: bool = False
-
-
-class Lease:
-    """One request's hold on a version. `release()` it exactly once, or use it as a context manager."""
-
-    __slots__ = ("_places", "model", "number", "place", "project", "url")
-
-    def __init__(self, places: Places, place: Place) -> None:
-        self._places: Places | None = places
-        self.place = place
-        self.project = place.project
-        self.number = place.number
-        self.model = place.model
-        self.url = place.engine.url
-
-    @property
-    def name(self) -> str:
-        """ "acme@17": what the answer says of itself."""
-        return version_name(self.project, self.number)
-
-    def release(self) -> None:
-        places, self._places = self._places, None
-        if places is not None:
-            places.release(self.place)
-
-    def __enter__(self) -> Lease:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self.release()
 
 
 class Places:
@@ -98,7 +45,7 @@ class Places:
         self,
         settings: Settings,
         store: Store,
-        engines: Mapping[str, EngineProcess],
+        engines: Mapping[str, Engine],
         aliases: Aliases,
         events: Events,
     ) -> None:
@@ -118,7 +65,7 @@ class Places:
     def close(self) -> None:
         self._unloader.shutdown(wait=False, cancel_futures=True)
 
-    def engine_of(self, project: Project) -> EngineProcess:
+    def engine_of(self, project: Project) -> Engine:
         engine = self.engines.get(project.base_model)
         if engine is None:
             raise EngineUnavailable(
@@ -151,7 +98,7 @@ class Places:
                 or place.engine.state is not EngineState.READY
             ):
                 return None
-            lease = Lease(self, place)
+            lease = Lease(place, self.release)
             place.users += 1
             place.used_at = time.monotonic()
             return lease
@@ -167,7 +114,12 @@ class Places:
         engine = self.engine_of(project)
         if engine.state is not EngineState.READY:
             raise engine.unavailable()
-        return Lease(self, self._load(engine, project.name, number))
+        place = self._load(engine, project.name, number)
+        try:
+            return Lease(place, self.release)
+        except EngineUnavailable:  # it died just now
+            self.release(place)
+            raise
 
     def release(self, place: Place) -> None:
         with self._changed:
@@ -188,7 +140,7 @@ class Places:
 
     # --- loading, warming
 
-    def _load(self, engine: EngineProcess, project: str, number: int) -> Place:
+    def _load(self, engine: Engine, project: str, number: int) -> Place:
         """The place of a version with one user more, loaded by this thread or by another."""
         key = (project, number)
         deadline = time.monotonic() + ROOM_SECONDS
@@ -202,7 +154,7 @@ class Places:
                 if place is None:
                     has_room, evicted = self._room(engine, number)
                     if has_room:
-                        place = self._places[key] = Place(engine, project, number, BASE_NAME)
+                        place = self._places[key] = Place(engine, project, number, engine.base_name)
                         break
                 if evicted is None:
                     if time.monotonic() > deadline:
@@ -236,20 +188,14 @@ class Places:
             version = versions.get(conn, place.project, place.number)
         if version.text_adapter is None:
             return  # a version of the image side alone answers as the base does
-        place.model = version.adapter_name
-        client = place.engine.client
+        engine = place.engine
         started = time.monotonic()
-        try:
-            client.load(version.adapter_name, version.text_adapter)
-        except Conflict:
-            # It has it already: from an earlier life of the service, or the answer to a load was lost.
-            if version.adapter_name not in client.models():
-                raise
-        if version.adapter_name not in client.models():
+        engine.load(version.adapter_name, version.text_adapter)
+        if version.adapter_name not in engine.client.models():
             raise ModelError(
-                f"The engine accepted {version.adapter_name} but does not list it.",
-                f"See {place.engine.log_file}.",
+                f"The engine accepted {version.adapter_name} but does not list it.", f"See {engine.log_file}."
             )
+        place.model = version.adapter_name
         self._events.publish(
             {
                 "type": "version.loaded",
@@ -259,7 +205,7 @@ class Places:
             }
         )
 
-    def _room(self, engine: EngineProcess, number: int) -> tuple[bool, Place | None]:
+    def _room(self, engine: Engine, number: int) -> tuple[bool, Place | None]:
         """Whether one more may be loaded; else the idle one to unload for it, which is marked. Lock held.
 
         Live versions are never unloaded for others: with many projects there are two places beside them.
@@ -342,10 +288,10 @@ class Places:
     def _unload(self, place: Place) -> None:
         """Take a version that is marked UNLOADING out of its engine."""
         try:
-            if place.model != BASE_NAME:
+            if place.model != place.engine.base_name:
                 for pause in (0.05, 0.2, 0.5, 1.0, 2.0, 0):
                     try:
-                        place.engine.client.unload(place.model)
+                        place.engine.unload(place.model)
                         break
                     except Conflict:  # a request whose client left is still being wound up
                         if not pause:
@@ -360,7 +306,7 @@ class Places:
 
     # --- engines coming and going
 
-    def _engine_up(self, engine: EngineProcess) -> None:
+    def _engine_up(self, engine: Engine) -> None:
         """Load and warm the live versions of the engine's projects: then it counts as ready."""
         self._engine_down(engine)
         self._aliases.refresh()
@@ -384,7 +330,7 @@ class Places:
             finally:
                 self.release(place)
 
-    def _engine_down(self, engine: EngineProcess) -> None:
+    def _engine_down(self, engine: Engine) -> None:
         with self._changed:
             for key, place in list(self._places.items()):
                 if place.engine is engine:
@@ -392,7 +338,7 @@ class Places:
                     del self._places[key]
             self._changed.notify_all()
 
-    def _engine_state(self, engine: EngineProcess) -> None:
+    def _engine_state(self, engine: Engine) -> None:
         self._events.publish(
             {"type": "engine.state", "engine": engine.name, "state": engine.state, "error": engine.error}
         )

@@ -20,7 +20,7 @@ from sqlalchemy import Connection
 from comfyloop.errors import Conflict
 from comfyloop.records import Project
 from comfyloop.serve.aliases import Aliases
-from comfyloop.serve.engines import Progress
+from comfyloop.serve.engine import Progress
 from comfyloop.serve.events import Events
 from comfyloop.serve.places import Places
 from comfyloop.store import Store, projects, versions

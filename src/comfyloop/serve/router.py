@@ -9,10 +9,11 @@ from contextlib import contextmanager
 
 from comfyloop.records import Project
 from comfyloop.serve.aliases import Aliases
-from comfyloop.serve.engines import EngineProcess
+from comfyloop.serve.engine import Engine
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import ModelName
-from comfyloop.serve.places import Lease, Places
+from comfyloop.serve.place import Lease
+from comfyloop.serve.places import Places
 from comfyloop.serve.promotion import Promoter
 from comfyloop.settings import Settings
 from comfyloop.store import Store
@@ -30,7 +31,7 @@ class Router:
         self,
         settings: Settings,
         store: Store,
-        engines: Mapping[str, EngineProcess],
+        engines: Mapping[str, Engine],
         events: Events | None = None,
     ) -> None:
         events = events or Events()

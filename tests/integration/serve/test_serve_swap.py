@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from comfyloop.serve.engines import embedded_command
+from comfyloop.serve.engine_kinds import embedded_command
 from comfyloop.settings import Settings
 from tests.unit.serve.embedded.conftest import save_adapter
 from tests.unit.serve.gateway import Gateway, running_gateway
@@ -127,7 +127,7 @@ def test_an_answers_score_is_that_of_transformers_and_peft(gateway: Gateway, tin
         logprobs = adapted(torch.tensor([tokens])).logits[0].log_softmax(-1)
     expected = [float(logprobs[i - 1, tokens[i]]) for i in range(len(asked), len(tokens))]
     with gateway.services.router.holding("acme", 2) as lease:
-        score = lease.place.engine.client.score(lease.model, QUESTION, answer)
+        score = lease.client.score(lease.model, QUESTION, answer)
     assert score.logprobs == pytest.approx(expected, abs=1e-3)
     assert score.mean == pytest.approx(sum(expected) / len(expected), abs=1e-3)
 

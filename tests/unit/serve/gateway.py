@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from comfyloop.loop import Controller
 from comfyloop.records import Project, Version
 from comfyloop.serve import server
 from comfyloop.serve.api.services import Services
+from comfyloop.serve.engine import Command, Engine, Launch
 from comfyloop.serve.engines import EngineProcess
 from comfyloop.serve.events import Events
 from comfyloop.serve.router import Router
@@ -25,9 +26,9 @@ from comfyloop.store import Store, open_store, projects, versions
 INSTANT = Path(__file__).parent / "instant_engine.py"
 
 
-def instant(*flags: object) -> Callable[[Path], list[str]]:
+def instant(*flags: object) -> Command:
     """The command of an engine that answers at once."""
-    return lambda file: [sys.executable, str(INSTANT), "--port-file", str(file), *map(str, flags)]
+    return lambda file: Launch([sys.executable, str(INSTANT), "--port-file", str(file), *map(str, flags)])
 
 
 @dataclass
@@ -35,7 +36,7 @@ class Gateway:
     url: str
     services: Services
     http: httpx.Client
-    engine: EngineProcess
+    engine: Engine
     store: Store
 
     def add_version(self, number: int, adapter: Path | None = None, project: str = "acme") -> Path:
@@ -61,18 +62,20 @@ class Gateway:
 @contextmanager
 def running_gateway(
     settings: Settings,
-    command: Callable[[Path], Sequence[str]] | None = None,
+    command: Command | None = None,
     *,
     url: str = "",
     wait: bool = True,
     system_prompt: str = "",
+    make: Callable[[Store], Engine] | None = None,
 ) -> Iterator[Gateway]:
+    """A gateway over an engine that `command` starts, that listens at `url`, or that `make` makes."""
     events = Events()
     with open_store(settings) as store:
         with store.begin() as conn:
             project = Project(name="acme", base_model=settings.model, system_prompt=system_prompt)
             projects.ensure(conn, project)
-        engine = EngineProcess("engine", settings.home / "engines", command, url=url)
+        engine = make(store) if make else EngineProcess("engine", settings.home / "engines", command, url=url)
         router = Router(settings, store, {settings.model: engine}, events)
         controller = Controller(settings, store, router, events)  # not started: no turn begins by itself
         services = Services(settings, store, router, controller)

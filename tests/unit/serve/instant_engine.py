@@ -35,6 +35,7 @@ class InstantEngine:
         self.load_seconds = load_seconds
         self.max_queue = max_queue
         self.users: dict[str, int] = {base: 0}
+        self.fixed = False  # adapters are given at the start: there are no routes for them
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -56,6 +57,8 @@ class InstantEngine:
                 await reply(send, 200, {})
             case "/v1/models":
                 await reply(send, 200, {"data": [{"id": name} for name in self.users]})
+            case "/v1/load_lora_adapter" | "/v1/unload_lora_adapter" if self.fixed:
+                await fail(send, 404, "Not Found")
             case "/v1/load_lora_adapter":
                 await self.load(send, sent)
             case "/v1/unload_lora_adapter":
@@ -206,6 +209,7 @@ def main() -> None:
     options.add_argument("--load-seconds", type=float, default=0.0)
     options.add_argument("--start-seconds", type=float, default=0.0)
     options.add_argument("--max-queue", type=int, default=10_000)
+    options.add_argument("--lora-modules", nargs="*", default=[], help="NAME=DIRECTORY of fixed adapters")
     options.add_argument("--exit-code", type=int, help="print a sentence and leave at once")
     given = options.parse_args()
     if given.exit_code is not None:
@@ -214,6 +218,10 @@ def main() -> None:
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     time.sleep(given.start_seconds)
     engine = InstantEngine(given.served_model_name, given.word_seconds, given.load_seconds, given.max_queue)
+    for name, _, path in (module.partition("=") for module in given.lora_modules):
+        if not (Path(path) / "adapter_config.json").exists():
+            sys.exit(f"{path} is not a PEFT directory")
+        engine.users[name], engine.fixed = 0, True
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", given.port))

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from comfyloop.errors import Busy, Conflict, EngineUnavailable, InvalidInput, NotFound
 from comfyloop.records import VersionState
 from comfyloop.serve import places as places_module
-from comfyloop.serve.engines import EngineProcess, EngineState
+from comfyloop.serve.engine import EngineState
+from comfyloop.serve.engines import EngineProcess
 from comfyloop.serve.names import ModelName, version_name
 from comfyloop.settings import Settings
 from comfyloop.store import projects, versions

@@ -23,7 +23,7 @@ from comfyloop.serve.api.errors import error_body
 from comfyloop.serve.api.services import Services, Svc
 from comfyloop.serve.client import Stream, wire_message
 from comfyloop.serve.names import ModelName
-from comfyloop.serve.places import Lease
+from comfyloop.serve.place import Lease
 
 router = APIRouter(tags=["chat"])
 

@@ -109,6 +109,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     p.add_argument("--max-image-pixels", type=int, default=64_000_000)
     p.add_argument("--prefix-mb", type=int, default=256, help="Memory for beginnings of prompts seen before.")
     p.add_argument("--image-mb", type=int, default=128, help="Memory for features of images seen before.")
+    p.add_argument("--lora-modules", nargs="*", default=(), metavar="NAME=DIRECTORY", help="Adapters.")
     p.add_argument("--parent-pid", type=int, default=0, help="Leave when this process is gone.")
     p.add_argument(
         "--drain-seconds", type=float, default=5.0, help="For running requests, when told to leave."

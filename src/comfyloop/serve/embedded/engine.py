@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ import torch
 from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
 from comfyloop.serve.embedded.batch import Decoder, Sequence, make_decoder
 from comfyloop.serve.embedded.loading import Loaded, load, set_threads
-from comfyloop.serve.embedded.lora import Adapter, LoraRows
+from comfyloop.serve.embedded.lora import Adapter, LoraRows, read_adapter
 from comfyloop.serve.embedded.metrics import Metrics
 from comfyloop.serve.embedded.options import Options
 from comfyloop.serve.embedded.prompts import Prompt, PromptMaker
@@ -290,6 +291,12 @@ class Engine:
         self._lora = LoraRows(self.loaded.model)
         self._decoder: Decoder = make_decoder(self.loaded, self._lora, o.prefix_mb << 20, o.image_mb << 20)
         self._decode = text_decoder(self.loaded.tokenizer)
+        for given in o.lora_modules:
+            name, _, path = given.partition("=")
+            adapter = read_adapter(name, Path(path), self.loaded.model)
+            self._decoder.prepare(adapter)
+            self._lora.attach(adapter)
+            self._adapters[name], self._uses[name], self._seen[name] = adapter, 0, adapter.sha256
         self.metrics.load_seconds = time.monotonic() - began
         self.ready.set()
 

@@ -25,5 +25,6 @@ class Options:
     max_image_pixels: int = 64_000_000
     prefix_mb: int = 256  # memory for keys and values of prompt prefixes seen before
     image_mb: int = 128  # memory for features of images seen before
+    lora_modules: tuple[str, ...] = ()  # NAME=DIRECTORY of adapters that are there from the start
     parent_pid: int = 0  # leave when this process is gone; 0: never
     drain_seconds: float = 5.0  # for running requests, on SIGTERM

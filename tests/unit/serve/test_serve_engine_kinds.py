@@ -1,0 +1,118 @@
+"""The command lines of other engines are what those engines take: read by their own parsers where they are."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from comfyloop import environments
+from comfyloop.serve.engine_kinds import KINDS, Start
+from comfyloop.settings import Settings
+
+ADAPTERS = {"acme-v1": "/adapters/1", "acme-v2": "/adapters/2"}
+
+READ_VLLM = """
+import json, sys
+from vllm.entrypoints.launchers.cli_args import make_arg_parser
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+given = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
+told = {k: v for k, v in vars(given).items() if isinstance(v, (str, int, bool, type(None)))}
+told["lora_modules"] = {m.name: m.path for m in given.lora_modules}
+print(json.dumps(told, default=str))
+"""
+READ_LMDEPLOY = """
+import json, sys
+from lmdeploy.cli.cli import CLI
+from lmdeploy.cli.serve import SubCliServe
+from lmdeploy.cli.utils import get_lora_adapters
+SubCliServe.add_parsers()
+given = CLI.parser.parse_args(sys.argv[1:])
+print(json.dumps({**vars(given), "adapters": get_lora_adapters(given.adapters)}, default=str))
+"""
+LMDEPLOY_FIELDS = """
+import json, sys
+from lmdeploy.serve.openai.protocol import ChatCompletionRequest, ChatCompletionStreamResponse
+request = ChatCompletionRequest.model_validate_json(sys.argv[1])
+known = set(ChatCompletionRequest.model_fields)
+print(json.dumps({"unknown": sorted(set(json.loads(sys.argv[1])) - known), "model": request.model}))
+"""
+
+
+def launched(kind: str, settings: Settings) -> tuple[list[str], int]:
+    """What an engine's own program is given, without Python's and the guard's part of it."""
+    launch = KINDS[kind].launch(settings, Start("/models/base", Path("port"), ADAPTERS, "python-of-it"))
+    argv = list(launch.argv)
+    assert argv[0] == sys.executable and Path(argv[1]).name == "guard.py"
+    assert "PYTHONPATH" not in (launch.environment or {})
+    return argv[argv.index("python-of-it") + 1 :], launch.port
+
+
+def read(engine: str, script: str, *argv: str) -> dict[str, object]:
+    python = environments.find(engine, Settings())
+    if python is None:
+        pytest.skip(f"{engine} is not installed: `comfyloop engines install {engine}`")
+    done = subprocess.run(
+        [str(python), "-c", script, *argv],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=environments.clean_environ(),
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    told: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
+    return told
+
+
+@pytest.mark.slow
+def test_vllm_reads_its_command_line_as_it_is_meant(settings: Settings) -> None:
+    settings = settings.model_copy(update={"max_lora_rank": 48, "engine_args": ("--max-model-len", "512")})
+    argv, port = launched("vllm", settings)
+    assert argv[:2] == ["-m", "vllm.entrypoints.openai.api_server"]
+    told = read("vllm", READ_VLLM, *argv[2:])
+    assert told["model"] == "/models/base" and told["port"] == port and told["enable_lora"]
+    assert told["lora_modules"] == ADAPTERS
+    assert (told["max_lora_rank"], told["max_loras"], told["max_model_len"]) == (64, settings.max_loras, 512)
+
+
+@pytest.mark.slow
+def test_lmdeploy_reads_its_command_line_as_it_is_meant(settings: Settings) -> None:
+    argv, port = launched("lmdeploy", settings)
+    assert argv[:2] == ["-m", "lmdeploy"]
+    told = read("lmdeploy", READ_LMDEPLOY, *argv[2:])
+    assert told["model_path"] == "/models/base" and told["server_port"] == port
+    assert (told["backend"], told["model_name"], told["adapters"]) == ("pytorch", "base", ADAPTERS)
+
+
+@pytest.mark.slow
+def test_lmdeploy_knows_every_field_that_the_gateway_sends() -> None:
+    body = {
+        "model": "acme-v1",
+        "messages": [{"role": "user", "content": "hi"}],
+        "temperature": 0.0,
+        "top_p": 1.0,
+        "max_tokens": 8,
+        "stop": ["x"],
+        "seed": 1,
+        "n": 1,
+        "logprobs": True,
+        "top_logprobs": 2,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {}}},
+    }
+    assert read("lmdeploy", LMDEPLOY_FIELDS, json.dumps(body)) == {"unknown": [], "model": "acme-v1"}
+
+
+def test_an_engine_is_offline_and_reachable_from_this_machine_alone(
+    settings: Settings, tmp_path: Path
+) -> None:
+    start = Start(str(tmp_path), Path("port"), {}, "python-of-it")
+    launch = KINDS["vllm"].launch(settings, start)
+    assert launch.environment is not None and launch.environment["HF_HUB_OFFLINE"] == "1"
+    assert launch.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
+    for kind in ("vllm", "lmdeploy", "embedded"):
+        assert "127.0.0.1" in KINDS[kind].launch(settings, start).argv
