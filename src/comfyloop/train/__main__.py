@@ -95,6 +95,14 @@ def recipe(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Contr
             from comfyloop.train.recipes import sft
 
             sft.run(directory, spec, log, control)
+        case "dpo":
+            from comfyloop.train.recipes import dpo
+
+            dpo.run(directory, spec, log, control)
+        case "kto":
+            from comfyloop.train.recipes import kto
+
+            kto.run(directory, spec, log, control)
 
 
 def import_libraries() -> None:

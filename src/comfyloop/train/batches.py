@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from comfyloop.train.encode import Example
+from comfyloop.train.spec import TrainSpec
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,17 @@ class Plan:
     epochs: float
     max_steps: int
     seed: int
+
+    @classmethod
+    def of(cls, spec: TrainSpec, samples: int) -> Plan:
+        return cls(
+            samples=samples,
+            batch_size=spec.per_device_train_batch_size,
+            accumulation=spec.gradient_accumulation_steps,
+            epochs=spec.epochs,
+            max_steps=spec.max_steps,
+            seed=spec.seed,
+        )
 
     @property
     def steps_per_epoch(self) -> int:
@@ -40,6 +52,12 @@ class Plan:
         start = within * self.batch_size * self.accumulation
         mine = order[start : start + self.batch_size * self.accumulation]
         return [mine[i : i + self.batch_size] for i in range(0, len(mine), self.batch_size)]
+
+    def used(self) -> list[int]:
+        """Indices of the samples that any step takes: all of them, unless `max_steps` ends it sooner."""
+        if self.total_steps >= self.steps_per_epoch:
+            return list(range(self.samples))
+        return sorted(i for step in range(self.total_steps) for b in self.micro_batches(step) for i in b)
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,152 @@
-"""The rows of a data file as examples, read before a step is taken; every line that cannot be one is named."""
+"""The rows of a data file as what a recipe trains on, read before a step is taken.
+
+Every line that cannot be used is named with its file and line; nothing is ever put in its place.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
 
 from comfyloop.train.control import Control
-from comfyloop.train.encode import Encoder, Example, encode_rows
+from comfyloop.train.encode import Encoder, Example
 from comfyloop.train.log import RunLog
-from comfyloop.train.rows import read_rows, refuse_or_skip
+from comfyloop.train.rows import BadRow, Row, UnusableRow, read_rows, refuse_or_skip
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
+
+_Item = TypeVar("_Item")
+_PARTNERS_TRIED = 16
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two answers to the same conversation; they share its images."""
+
+    chosen: Example
+    rejected: Example
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """An answer that was wanted or not, and the same conversation with the answer of another sample."""
+
+    example: Example
+    wanted: bool
+    mismatched: Example
 
 
 def read_examples(
     directory: RunDirectory, file: str, encoder: Encoder, spec: TrainSpec, log: RunLog, control: Control
 ) -> list[Example]:
-    """All rows of a file as examples. Raises DataError that names every line that cannot be one."""
-    path = directory.resolve(file)
-    rows, bad = read_rows(path)
-    examples = encode_rows(encoder, rows, bad, each=control.check)
-    refuse_or_skip(path, len(examples), bad, spec.skip_bad, spec.max_bad_share)
-    for row in bad:
-        log.say(f"left out {path.name}:{row.line} (sample {row.id}): {row.reason}")
-    log.say(f"{path.name}: {len(examples)} samples, {sum(map(len, examples))} tokens")
+    """Rows with answers to learn. Raises DataError that names every line that is not one."""
+
+    def make(row: Row) -> Example:
+        if row.label is False:
+            raise UnusableRow(
+                "its label is false: its answer is not to be learnt (recipe = kto would unlearn it)"
+            )
+        return encoder.encode(row)
+
+    examples = [example for _, example in _read(directory, file, make, spec, log, control)]
+    _told(file, log, examples)
     return examples
 
 
-def fingerprint(spec: TrainSpec, examples: Sequence[Example]) -> str:
+def read_pairs(
+    directory: RunDirectory, file: str, encoder: Encoder, spec: TrainSpec, log: RunLog, control: Control
+) -> list[Pair]:
+    """Rows with a `rejected_response`. Raises DataError that names every line that is not one."""
+
+    def make(row: Row) -> Pair:
+        if row.rejected is None:
+            raise UnusableRow("it has no rejected_response, which recipe = dpo compares its answer with")
+        if row.rejected.strip() == row.answer.strip():
+            raise UnusableRow("its rejected_response is the same as its answer")
+        chosen = encoder.encode(row)
+        try:
+            return Pair(chosen, encoder.with_answer(row, chosen, row.rejected))
+        except UnusableRow as error:
+            raise UnusableRow(f"of its rejected_response: {error}") from None
+
+    pairs = [pair for _, pair in _read(directory, file, make, spec, log, control)]
+    _told(file, log, [example for pair in pairs for example in (pair.chosen, pair.rejected)], len(pairs))
+    return pairs
+
+
+def read_labelled(
+    directory: RunDirectory, file: str, encoder: Encoder, spec: TrainSpec, log: RunLog, control: Control
+) -> list[Labelled]:
+    """Rows with a `label`. Raises DataError that names every line that is not one.
+
+    Each is also given the answer of the row before it (the last one's for the first), for the estimate of the
+    divergence; where that is the same answer, or does not fit, the one before that, and so on.
+    """
+
+    def make(row: Row) -> Example:
+        if row.label is None:
+            raise UnusableRow("it has no label, which says for recipe = kto whether its answer was wanted")
+        return encoder.encode(row)
+
+    read = _read(directory, file, make, spec, log, control)
+    labelled, alone = [], 0
+    for number, (row, example) in enumerate(read):
+        control.check()
+        partner = _partner(encoder, row, example, [r.answer for r, _ in read], number)
+        alone += partner is None
+        labelled.append(Labelled(example, bool(row.label), partner or example))
+    _told(file, log, [item.example for item in labelled])
+    if alone:
+        log.say(f"{alone} samples have no other answer beside them: the divergence is estimated on their own")
+    return labelled
+
+
+def _partner(
+    encoder: Encoder, row: Row, example: Example, answers: Sequence[str], number: int
+) -> Example | None:
+    for back in range(1, min(len(answers), _PARTNERS_TRIED + 1)):
+        other = answers[number - back]
+        if other.strip() == row.answer.strip():
+            continue
+        try:
+            return encoder.with_answer(row, example, other)
+        except UnusableRow:  # too long together, for one
+            continue
+    return None
+
+
+def _read(
+    directory: RunDirectory,
+    file: str,
+    make: Callable[[Row], _Item],
+    spec: TrainSpec,
+    log: RunLog,
+    control: Control,
+) -> list[tuple[Row, _Item]]:
+    path = directory.resolve(file)
+    rows, bad = read_rows(path)
+    made = []
+    for row in rows:
+        control.check()
+        try:
+            made.append((row, make(row)))
+        except UnusableRow as error:
+            bad.append(BadRow(row.line, row.id, str(error)))
+    bad.sort(key=lambda b: b.line)
+    refuse_or_skip(path, len(made), bad, spec.skip_bad, spec.max_bad_share)
+    for left_out in bad:
+        log.say(f"left out {path.name}:{left_out.line} (sample {left_out.id}): {left_out.reason}")
+    return made
+
+
+def _told(file: str, log: RunLog, examples: Sequence[Example], samples: int | None = None) -> None:
+    name, tokens = file.rpartition("/")[2], sum(map(len, examples))
+    log.say(f"{name}: {len(examples) if samples is None else samples} samples, {tokens} tokens")
+
+
+def fingerprint(spec: TrainSpec, examples: Iterable[Example], labels: Iterable[bool] = ()) -> str:
     """What a checkpoint depends on: the data, and every value that moves the loss."""
     told = spec.model_dump_json(
         exclude={"train", "holdout", "threads", "memory_gb", "nice", "save_steps", "eval_steps"}
@@ -35,4 +154,5 @@ def fingerprint(spec: TrainSpec, examples: Sequence[Example]) -> str:
     digest = hashlib.sha256(told.encode())
     for example in examples:
         digest.update(example.input_ids.numpy().tobytes() + example.answer.numpy().tobytes())
+    digest.update(bytes(labels))
     return digest.hexdigest()

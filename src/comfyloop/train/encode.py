@@ -15,11 +15,11 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from comfyloop.errors import ModelError
 from comfyloop.train.pictures import open_picture
-from comfyloop.train.rows import IMAGE_TAG, BadRow, Row, Turn, UnusableRow
+from comfyloop.train.rows import IMAGE_TAG, Row, Turn, UnusableRow
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,6 +111,42 @@ class Encoder:
         images = {k: v for k, v in fields.items() if k not in kinds}
         answer = torch.tensor(positions, dtype=torch.int64)
         return Example(row.id, row.line, input_ids, answer, images, kinds)
+
+    def with_answer(self, row: Row, example: Example, answer: str) -> Example:
+        """The same conversation with another answer at its end. Images are shared, not opened again.
+
+        Args:
+            row: A row whose last answer is all that is learnt of it.
+            example: What `encode` made of it.
+
+        Raises:
+            UnusableRow: It cannot be trained on, such as when it is too long.
+        """
+        turns = (*row.turns[:-1], Turn("assistant", answer))
+        ids = self._tokenize(self._render(turns, prompt=False))
+        start, stop, _ = self._answer_span(turns, ids)
+        first = int(example.answer[0])
+        tail = torch.tensor(ids[start:], dtype=torch.int64)
+        if self.image_token_id is not None and bool((tail == self.image_token_id).any()):
+            raise UnusableRow("it contains the model's image token")
+        if not row.images and not torch.equal(
+            example.input_ids[:first], torch.tensor(ids[:start], dtype=torch.int64)
+        ):
+            raise UnusableRow("the model's chat template writes the conversation before it differently")
+        if first + len(tail) > self.max_length:
+            raise UnusableRow(
+                f"with it the sample has {first + len(tail)} tokens, "
+                f"more than the {self.max_length} that max_length and the model's positions allow"
+            )
+        return Example(
+            row.id,
+            row.line,
+            torch.cat([example.input_ids[:first], tail]),
+            torch.arange(first, first + stop - start),
+            example.images,
+            # the kinds of an answer's tokens are those of text, 0
+            {name: nn.functional.pad(v[:first], (0, len(tail))) for name, v in example.token_kinds.items()},
+        )
 
     def _render(self, turns: Sequence[Turn], prompt: bool) -> str:
         """The conversation as the template writes it; with `prompt`, up to where the assistant begins."""
@@ -206,17 +242,3 @@ def _moved_by_images(upto: Tensor, input_ids: Tensor, tail: list[int], length: i
     if upto[-len(tail) :].tolist() != tail or not torch.equal(input_ids[: upto.numel()], upto):
         raise UnusableRow("the model's processor changes its text beyond putting in image tokens")
     return upto.numel() - length
-
-
-def encode_rows(encoder: Encoder, rows: Sequence[Row], bad: list[BadRow], each: Any = None) -> list[Example]:
-    """Encode every row; those that cannot be are added to `bad`. `each` is called after every row."""
-    examples = []
-    for row in rows:
-        try:
-            examples.append(encoder.encode(row))
-        except UnusableRow as error:
-            bad.append(BadRow(row.line, row.id, str(error)))
-        if each is not None:
-            each()
-    bad.sort(key=lambda b: b.line)
-    return examples

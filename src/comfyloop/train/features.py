@@ -22,12 +22,13 @@ class ImageFeatures:
         self.model = model
         self.dtype = dtype
         self.device = device
-        self._kept: dict[Example, Any] = {}
+        self._kept: dict[int, Any] = {}  # by the identity of `Example.images`, which several may share
 
     @torch.no_grad()
     def of(self, example: Example) -> Any:
         """The model's own output record for the images of one example, less what nobody reads."""
-        if example not in self._kept:
+        key = id(example.images)
+        if key not in self._kept:
             inputs = {
                 k: v.to(self.device, self.dtype if v.is_floating_point() else None)
                 for k, v in example.images.items()
@@ -35,8 +36,8 @@ class ImageFeatures:
             output = self.model.get_image_features(**inputs, return_dict=True)
             if output.get("pooler_output") is None:
                 raise ModelError(f"{type(self.model).__name__} gives no image features that can be kept.")
-            self._kept[example] = type(output)(**{k: v for k, v in output.items() if k in _READ})
-        return self._kept[example]
+            self._kept[key] = type(output)(**{k: v for k, v in output.items() if k in _READ})
+        return self._kept[key]
 
     def packed(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Model inputs that put these features in the place of the images' tokens; empty without images."""

@@ -1,4 +1,4 @@
-"""Losses over answer tokens only.
+"""Log-probabilities of answer tokens only, and the losses that are made of them.
 
 No tensor of [batch, length, vocabulary] is ever made: the head is applied to the hidden states that predict
 an answer token, a chunk at a time, and each chunk's gradient is taken at once, while its logits exist.
@@ -15,55 +15,72 @@ CHUNK = 512
 """Answer tokens whose logits exist at the same time: 512 x 49,152 x 4 bytes is 100 MB."""
 
 
-class _HeadCrossEntropy(torch.autograd.Function):
-    """Sum of -log softmax(hidden @ weight.T + bias)[label], and how many labels are the likeliest token."""
+class _HeadLogProbs(torch.autograd.Function):
+    """log softmax(hidden @ weight.T + bias)[label] of each token, and whether its label is the likeliest.
+
+    The gradient with respect to a token's hidden state is its own times what comes from above, so it can be
+    taken before that is known. Where the head itself is trained, its logits are computed a second time.
+    """
 
     @staticmethod
     def forward(
         ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
     ) -> tuple[Tensor, Tensor]:
-        needs_hidden, needs_weight = ctx.needs_input_grad[0], ctx.needs_input_grad[1]
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        right = torch.zeros((), dtype=torch.int64, device=hidden.device)
+        needs_hidden, ctx.trains_head = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
+        log_probs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
+        right = torch.empty(hidden.shape[0], dtype=torch.bool, device=hidden.device)
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if needs_weight else None
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             logits = nn.functional.linear(hidden[rows], weight, bias).float()  # [c, V]
             label = labels[rows, None]
-            right += (logits.argmax(-1, keepdim=True) == label).sum()
+            right[rows] = (logits.argmax(-1, keepdim=True) == label)[:, 0]
             log_sum = logits.logsumexp(-1, keepdim=True)
-            total += (log_sum - logits.gather(-1, label)).sum()
-            if grad_hidden is None and grad_weight is None:
-                continue
-            gradient = logits.sub_(log_sum).exp_()  # softmax, in the logits' own memory
-            gradient.scatter_add_(-1, label, gradient.new_full((1, 1), -1.0).expand_as(label))
-            lean = gradient.to(weight.dtype)
+            log_probs[rows] = (logits.gather(-1, label) - log_sum)[:, 0]
             if grad_hidden is not None:
-                grad_hidden[rows] = lean @ weight
-            if grad_weight is not None:
-                grad_weight += (lean.T @ hidden[rows]).float()
-        ctx.save_for_backward(grad_hidden, grad_weight)
+                grad_hidden[rows] = _minus_gradient(logits, log_sum, label).to(weight.dtype) @ weight
+        ctx.chunk = chunk
+        kept = (hidden, weight, bias, labels) if ctx.trains_head else (None, None, None, None)
+        ctx.save_for_backward(grad_hidden, *kept)
         ctx.mark_non_differentiable(right)
-        return total, right
+        return log_probs, right
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, grad_weight = ctx.saved_tensors
-        scale = gradients[0]
+        grad_hidden, hidden, weight, bias, labels = ctx.saved_tensors
+        scale = -gradients[0]  # [A]
+        above = grad_hidden * scale[:, None].to(grad_hidden.dtype) if grad_hidden is not None else None
+        if not ctx.trains_head:
+            return above, None, None, None, None
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
+        for start in range(0, hidden.shape[0], ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            logits = nn.functional.linear(hidden[rows], weight, bias).float()
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            gradient = _minus_gradient(logits, log_sum, labels[rows, None]).mul_(scale[rows, None])
+            grad_weight += (gradient.to(hidden.dtype).T @ hidden[rows]).float()
+            if grad_bias is not None:
+                grad_bias += gradient.sum(0)
         return (
-            grad_hidden * scale.to(grad_hidden.dtype) if grad_hidden is not None else None,
-            (grad_weight * scale).to(grad_hidden.dtype) if grad_weight is not None else None,
-            None,
+            above,
+            grad_weight.to(weight.dtype),
+            grad_bias.to(bias.dtype) if grad_bias is not None else None,
             None,
             None,
         )
 
 
-def answer_cross_entropy(
+def _minus_gradient(logits: Tensor, log_sum: Tensor, label: Tensor) -> Tensor:
+    """Of -log softmax(logits)[label] with respect to the logits, [c, V], in the logits' own memory."""
+    gradient = logits.sub_(log_sum).exp_()
+    return gradient.scatter_add_(-1, label, gradient.new_full((1, 1), -1.0).expand_as(label))
+
+
+def answer_log_probs(
     hidden: Tensor, head: nn.Linear, labels: Tensor, chunk: int = CHUNK
 ) -> tuple[Tensor, Tensor]:
-    """Cross-entropy of answer tokens, through the head.
+    """Log-probabilities of answer tokens, through the head.
 
     Args:
         hidden: [A, hidden] states at the positions before each answer token.
@@ -72,10 +89,62 @@ def answer_cross_entropy(
         chunk: Tokens whose logits exist together.
 
     Returns:
-        The sum over tokens in nats (float32, a scalar with a gradient) and the count of tokens that are the
-        model's first choice (int64).
+        [A] log-probabilities in nats (float32, with a gradient), and [A] whether each token is the model's
+        first choice.
     """
-    total, right = _HeadCrossEntropy.apply(  # type: ignore[no-untyped-call]
+    log_probs, right = _HeadLogProbs.apply(  # type: ignore[no-untyped-call]
         hidden, head.weight, head.bias, labels, chunk
     )
-    return total, right
+    return log_probs, right
+
+
+def dpo_loss(
+    chosen: Tensor,
+    rejected: Tensor,
+    tokens: tuple[Tensor, Tensor],
+    *,
+    loss_type: str,
+    beta: float,
+    label_smoothing: float,
+) -> Tensor:
+    """Loss of preference pairs: sigmoid DPO (Rafailov et al. 2023) or IPO (Azar et al. 2023).
+
+    Args:
+        chosen, rejected: [n] log-probability of each answer under the policy, less that under the reference.
+        tokens: [n] and [n], tokens of the chosen and of the rejected answers; IPO takes means over them, as
+            its authors do.
+        label_smoothing: Share of the pairs that are the wrong way round (conservative DPO, Mitchell 2023).
+
+    Returns:
+        [n] losses.
+    """
+    if loss_type == "ipo":
+        return (chosen / tokens[0] - rejected / tokens[1] - 1 / (2 * beta)) ** 2
+    margin = beta * (chosen - rejected)
+    right_way = -nn.functional.logsigmoid(margin)
+    wrong_way = -nn.functional.logsigmoid(-margin)
+    return (1 - label_smoothing) * right_way + label_smoothing * wrong_way
+
+
+def kto_loss(
+    log_ratios: Tensor,
+    wanted: Tensor,
+    kl: Tensor,
+    *,
+    beta: float,
+    desirable_weight: float,
+    undesirable_weight: float,
+) -> Tensor:
+    """Loss of answers that were wanted or not (KTO, Ethayarajh et al. 2024, equation 7).
+
+    Args:
+        log_ratios: [n] log-probability of each answer under the policy, less that under the reference.
+        wanted: [n] bool.
+        kl: Scalar, the estimate of the policy's divergence from the reference; no gradient goes through it.
+
+    Returns:
+        [n] losses.
+    """
+    sign = torch.where(wanted, 1.0, -1.0)
+    weight = torch.where(wanted, desirable_weight, undesirable_weight)
+    return weight * (1 - torch.sigmoid(sign * beta * (log_ratios - kl.detach())))

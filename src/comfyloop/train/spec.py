@@ -33,14 +33,32 @@ class AdapterSpec(Record):
     )
 
 
+class PreferenceSpec(Record):
+    """What the recipes `dpo` and `kto` weigh; the names are TRL's."""
+
+    beta: float = Field(default=0.1, gt=0, description="How closely the reference is kept to.")
+    loss_type: Literal["sigmoid", "ipo"] = Field(default="sigmoid", description="Of `dpo`.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="`dpo`, sigmoid: share of pairs that are the wrong way round."
+    )
+    rpo_alpha: float = Field(
+        default=0.0, ge=0, description="`dpo`: weight of the chosen answer's own loss (Pang et al. 2024)."
+    )
+    desirable_weight: float = Field(default=1.0, gt=0, description="`kto`: of answers with label true.")
+    undesirable_weight: float = Field(default=1.0, gt=0, description="`kto`: of answers with label false.")
+
+
 class TrainSpec(Record):
     """One run. Paths are absolute or relative to the run directory; names follow transformers' Trainer."""
 
-    recipe: Literal["sft"] = "sft"
+    recipe: Literal["sft", "dpo", "kto"] = Field(
+        default="sft", description="Learn answers; prefer one of two; tell wanted answers from others."
+    )
     model: str = Field(description="Directory or hub id of the base model.")
     train: str = Field(description="JSON lines in ms-swift's form.")
     holdout: str | None = Field(default=None, description="The same, for `holdout_loss`; never trained on.")
     adapter: AdapterSpec = AdapterSpec()
+    preference: PreferenceSpec = PreferenceSpec()
 
     learning_rate: float = Field(default=1e-3, gt=0)
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
@@ -77,7 +95,9 @@ class TrainSpec(Record):
     world_size: int = Field(default=1, ge=1, description="Processes (ranks) that train this run together.")
 
     @model_validator(mode="after")
-    def _eval_needs_data(self) -> TrainSpec:
+    def _fits_together(self) -> TrainSpec:
+        if self.recipe != "sft" and self.train_on != "last":
+            raise ValueError(f"train_on = all is for sft: {self.recipe} compares last answers")
         if self.holdout is not None and self.holdout == self.train:
             raise ValueError("holdout is the training file itself: held-out loss would mean nothing")
         return self

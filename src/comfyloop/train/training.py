@@ -2,11 +2,12 @@
 
 A recipe goes through the steps and says what the loss of a micro-batch is::
 
-    training = Training(directory, spec, log, control, updates, samples, fingerprint)
+    training = Training(directory, spec, log, control, updates, plan, fingerprint)
     for step in training.steps(look):
         for indices in step.micro_batches():
             step.backward(loss of these samples / number of samples in step.samples)
-        step.finish(loss=...)
+            step.add(loss=...)
+        step.finish(answer_tokens)
 """
 
 from __future__ import annotations
@@ -39,26 +40,19 @@ class Training:
         log: RunLog,
         control: Control,
         updates: Updates,
-        samples: int,
+        plan: Plan,
         fingerprint: str,
     ) -> None:
         """Take up the run: from its newest valid checkpoint, from the beginning when there is none.
 
         Args:
-            samples: How many training samples there are.
+            plan: Which samples make which step.
             fingerprint: What a checkpoint depends on; one with another fingerprint is refused.
         """
         self.spec, self.log, self.control, self.updates = spec, log, control, updates
         self.checkpoints = directory.checkpoints
         self.fingerprint = fingerprint
-        self.plan = Plan(
-            samples=samples,
-            batch_size=spec.per_device_train_batch_size,
-            accumulation=spec.gradient_accumulation_steps,
-            epochs=spec.epochs,
-            max_steps=spec.max_steps,
-            seed=spec.seed,
-        )
+        self.plan = plan
         self.look: Look | None = None
         self.began_at = updates.restore_checkpoint(self.checkpoints, fingerprint)
         self.began = time.monotonic()
@@ -94,6 +88,7 @@ class Step:
         batches = training.plan.micro_batches(number)
         self.samples = [index for batch in batches for index in batch]
         self._mine = training.updates.share(batches)
+        self._shares: dict[str, float] = {}
 
     def micro_batches(self) -> Iterator[list[int]]:
         """Indices of the samples of each micro-batch that this process computes.
@@ -113,19 +108,27 @@ class Step:
         """Add the gradient of a micro-batch's share of the loss."""
         self._training.updates.backward(loss)
 
-    def finish(self, *, answer_tokens: int, **shares: float) -> None:
+    def add(self, **shares: float) -> None:
+        """What a micro-batch adds to the step's values for the log: `loss`, and others."""
+        for name, share in shares.items():
+            self._shares[name] = self._shares.get(name, 0.0) + share
+
+    def total(self, share: float) -> float:
+        """A value added up over all processes, of which `share` is this one's."""
+        return self._training.updates.total({"value": share})["value"]
+
+    def finish(self, answer_tokens: int, **known: float) -> None:
         """Change the weights, write a line of the log, and a checkpoint when it is time.
 
         Args:
             answer_tokens: In all samples of the step, for the log's rate.
-            shares: `loss` and other values for the log, each the sum over this process's micro-batches of
-                what they add to the step's value.
+            known: Values for the log that are not made of shares.
 
         Raises:
             RunFailed: The loss is no longer a number.
         """
         training, spec = self._training, self._training.spec
-        values = training.updates.total(shares)
+        values = training.updates.total(self._shares) | known
         now, total = self._number + 1, training.plan.total_steps
         if not math.isfinite(values["loss"]):
             raise RunFailed(

@@ -11,7 +11,7 @@ from torch import nn
 from comfyloop.errors import ModelError
 from comfyloop.train.batches import Plan, by_length, pack
 from comfyloop.train.features import ImageFeatures
-from comfyloop.train.losses import answer_cross_entropy
+from comfyloop.train.losses import answer_log_probs
 from comfyloop.train.models import Description, Loaded, describe, load, refuse_unproved
 from comfyloop.train.recipes.sft import answer_loss
 from comfyloop.train.rows import Row, Turn, UnusableRow
@@ -32,21 +32,23 @@ def spec_for(model: Path, **values: object) -> TrainSpec:
 def test_chunked_cross_entropy_is_cross_entropy(chunk: int, bias: bool) -> None:
     torch.manual_seed(0)
     head = nn.Linear(16, 50, bias=bias)
-    head.requires_grad_(False)
-    head.weight.requires_grad_(True)
     hidden = torch.randn(7, 16, requires_grad=True)
     labels = torch.randint(0, 50, (7,))
-    total, right = answer_cross_entropy(hidden, head, labels, chunk)
-    (total / 7).backward()
-    got = hidden.grad.clone(), head.weight.grad.clone()
-    hidden.grad = head.weight.grad = None
+    weights = torch.randn(7)  # each token's own, as preference losses have them
+    log_probs, right = answer_log_probs(hidden, head, labels, chunk)
+    (log_probs * weights).sum().backward()
+    got = hidden.grad.clone(), head.weight.grad.clone(), head.bias.grad.clone() if bias else None
+    hidden.grad = None
+    head.zero_grad()
     logits = head(hidden)
-    expected = nn.functional.cross_entropy(logits, labels)
-    expected.backward()
-    torch.testing.assert_close(total / 7, expected)
-    assert int(right) == int((logits.argmax(-1) == labels).sum())
+    expected = -nn.functional.cross_entropy(logits, labels, reduction="none")
+    (expected * weights).sum().backward()
+    torch.testing.assert_close(log_probs, expected)
+    assert right.tolist() == (logits.argmax(-1) == labels).tolist()
     torch.testing.assert_close(got[0], hidden.grad)
     torch.testing.assert_close(got[1], head.weight.grad)
+    if bias:
+        torch.testing.assert_close(got[2], head.bias.grad)
 
 
 @pytest.fixture(scope="module")

@@ -8,21 +8,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from comfyloop.train.batches import by_length, pack
+from comfyloop.train.answers import EVALUATION_TOKENS, read_answers
+from comfyloop.train.batches import Plan, by_length
 from comfyloop.train.control import Control
 from comfyloop.train.data import fingerprint, read_examples
 from comfyloop.train.encode import Example
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.log import RunLog
-from comfyloop.train.losses import answer_cross_entropy
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
 from comfyloop.train.training import Training
 from comfyloop.train.updates import Updates
-
-HOLDOUT_TOKENS = 2048
-"""Tokens of one pass over hold-out samples: no gradients are kept, so more fit than in training."""
 
 
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
@@ -56,17 +53,19 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     def look() -> dict[str, float]:
         return {"holdout_loss": holdout_loss(model, features, holdout, control)}
 
+    plan = Plan.of(spec, len(train))
     updates = Updates(model, spec)
-    training = Training(directory, spec, log, control, updates, len(train), fingerprint(spec, train))
+    training = Training(directory, spec, log, control, updates, plan, fingerprint(spec, train))
     for step in training.steps(look if holdout else None):
         answer_tokens = sum(train[i].answer.numel() for i in step.samples)
-        loss = right = 0.0
         for indices in step.micro_batches():
             outcome = answer_loss(model, features, [train[i] for i in indices])
             step.backward(outcome.total / answer_tokens)
-            loss += float(outcome.total.detach()) / answer_tokens
-            right += float(outcome.right) / answer_tokens
-        step.finish(loss=loss, answer_token_accuracy=right, answer_tokens=answer_tokens)
+            step.add(
+                loss=float(outcome.total.detach()) / answer_tokens,
+                answer_token_accuracy=float(outcome.right) / answer_tokens,
+            )
+        step.finish(answer_tokens)
 
     log.phase("saving the adapter")
     updates.save_result(directory.adapter)
@@ -79,15 +78,9 @@ class Outcome:
 
 
 def answer_loss(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> Outcome:
-    """Cross-entropy of the answers of some samples, computed as one packed row."""
-    row = pack(examples, model.device)
-    hidden = model.hidden_states(
-        input_ids=row.input_ids,
-        position_ids=row.position_ids,
-        sample_lengths=row.lengths,
-        **features.packed(examples),
-    )
-    return Outcome(*answer_cross_entropy(hidden[0, row.predicting], model.head, row.labels))
+    """Cross-entropy of the answers of some samples."""
+    answers = read_answers(model, features, examples)
+    return Outcome(-answers.log_probs.sum(), answers.right.sum())
 
 
 @torch.no_grad()
@@ -97,7 +90,7 @@ def holdout_loss(
     """Mean cross-entropy of the answer tokens of samples that are never trained on, in nats a token."""
     model.eval()
     total = 0.0
-    for indices in by_length(examples, HOLDOUT_TOKENS):
+    for indices in by_length(examples, EVALUATION_TOKENS):
         control.check()
         total += float(answer_loss(model, features, [examples[i] for i in indices]).total)
     model.train()
