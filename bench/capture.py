@@ -18,10 +18,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from comfyui.capture import Capture, Host
+from comfyui.capture import Capture
 from comfyui.config import Config
 from comfyui.delivery import Delivery
 from comfyui.feedback import item
+from comfyui.host import Host
 from comfyui.service import Service
 from comfyui.spool import Spool
 
@@ -61,13 +62,20 @@ def prompts(folder: Path) -> None:
     """With capture at work: its thread compares every run with the last one and spools the difference."""
     spool = Spool(folder / "prompts")
     ended = {"status": {"status_str": "success"}, "outputs": {}}
-    host = Host(lambda _: ended, lambda _: False, lambda _: None, lambda _, name: name == "text")
+    host = Host(
+        lambda _: ended,
+        lambda _: False,
+        lambda: False,
+        lambda _: None,
+        lambda _, name: "prompt" if name == "text" else "value",
+    )
     for what, config in (("off", Config()), ("on", Config(capture=("default",)))):
         capture = Capture(host, lambda config=config: config, spool.append)
         capture.start()
         seconds = []
         for number in range(PROMPTS):
-            request = {"prompt": graph(number // 10), "client_id": "bench"}
+            workflow = {"extra_pnginfo": {"workflow": {"id": "bench"}}}
+            request = {"prompt": graph(number // 10), "extra_data": workflow}
             started = time.perf_counter()
             capture.on_prompt(request)
             seconds.append(time.perf_counter() - started)
@@ -96,13 +104,13 @@ def spooling(folder: Path) -> None:
 def delivering(folder: Path, url: str, token: str, project: str) -> None:
     spool = Spool(folder / "delivery")
     spool.append([sample(project, number) for number in range(EVENTS)])
-    delivery = Delivery(spool, lambda: Service(url, token))
+    delivery = Delivery(lambda: spool, lambda: Service(url, token))
 
     async def drain() -> list[float]:
         seconds = []
         while True:
             started = time.perf_counter()
-            if not await delivery.step():
+            if not await delivery.step(spool):
                 return seconds
             seconds.append(time.perf_counter() - started)
 

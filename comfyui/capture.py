@@ -1,7 +1,8 @@
 """Edits between two runs of a workflow, noticed without being asked for: prompt texts, links, nodes, values.
 
-`on_prompt` runs inside ComfyUI's request and only takes a copy; everything else happens in a thread of its own.
-A run counts when it succeeded: broken graphs on the way are nobody's wish. Capture never raises and never waits.
+Only runs that are queued from a page count: they carry the workflow, and a person is at work there; and only those
+that succeeded: broken graphs on the way are nobody's wish. `on_prompt` runs inside ComfyUI's request and only takes
+a copy; everything else happens in a thread of its own. Capture never raises and never waits.
 """
 
 from __future__ import annotations
@@ -14,12 +15,12 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from . import graph as graphs
 from .config import Config
 from .feedback import item
+from .host import Host
 from .images import ImageError, sha256, without_metadata
 from .redact import redact
 from .spool import SpoolError
@@ -27,6 +28,8 @@ from .spool import SpoolError
 log = logging.getLogger("comfyloop")
 
 MOST_IMAGES = 8  # of one run, in one piece of feedback
+MOST_WORKFLOWS = 32  # whose last run is remembered
+GIVEN_UP = 5.0  # seconds after which a run that is neither queued nor in the history was refused or deleted
 
 
 @dataclass
@@ -39,18 +42,8 @@ class Ran:
     author: str
     graph: graphs.Graph
     outputs: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # node id -> ComfyUI's image names
-    picked: list[str] = field(default_factory=list)
+    picked: list[str] = field(default_factory=list)  # what a person picked while it went on: its outcome
     seen_at: float = field(default_factory=time.monotonic)
-
-
-@dataclass(frozen=True)
-class Host:
-    """What capture needs of ComfyUI."""
-
-    history: Callable[[str], dict[str, Any] | None]  # prompt id -> its history entry, when it has ended
-    queued: Callable[[str], bool]
-    image_path: Callable[[dict[str, str]], Path | None]
-    is_text: graphs.IsText
 
 
 class Capture:
@@ -63,10 +56,9 @@ class Capture:
         keep: Callable[[list[dict[str, Any]], dict[str, bytes]], None],
     ) -> None:
         self._host, self._config, self._keep = host, config, keep
-        self._new: queue.SimpleQueue[tuple[Config, dict[str, Any]]] = queue.SimpleQueue()
+        self._new: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # work for the thread
         self._last: dict[str, Ran] = {}
         self._open: list[Ran] = []
-        self._picks: dict[str, list[str]] = {}
         self._thread = threading.Thread(target=self._run, name="comfyloop-capture", daemon=True)
 
     def start(self) -> None:
@@ -76,59 +68,64 @@ class Capture:
         """ComfyUI's prompt handler. Gives the run an id where the client has not, so that it is found again."""
         config = self._config()
         prompt = request.get("prompt")
-        if config.capturing and isinstance(prompt, dict):
+        workflow = ((request.get("extra_data") or {}).get("extra_pnginfo") or {}).get("workflow")
+        if config.capturing and isinstance(prompt, dict) and isinstance(workflow, dict):  # a script sends no workflow
             request.setdefault("prompt_id", str(uuid.uuid4()))
-            extra = request.get("extra_data") or {}
-            workflow = ((extra.get("extra_pnginfo") or {}).get("workflow") or {}).get("id")
             copy = {  # validation changes the inputs in place, so a copy of two levels
                 key: {**node, "inputs": dict(node.get("inputs") or {})}
                 for key, node in prompt.items()
                 if isinstance(node, dict)
             }
-            key = str(workflow or request.get("client_id") or "api")
-            self._new.put((config, {"workflow": key, "prompt_id": str(request["prompt_id"]), "graph": copy}))
+            key = str(workflow.get("id") or request.get("client_id"))
+            prompt_id = str(request["prompt_id"])
+            self._new.put(lambda: self._note(config, key, prompt_id, copy))
         return request
 
     def picked(self, prompt_id: str, hashes: list[str]) -> None:
-        """Images that were picked while the run went on: its outcome."""
-        self._picks.setdefault(prompt_id, []).extend(hashes)
+        """Images that were picked in a run; they are its outcome if it still goes on and is captured."""
+
+        def note() -> None:
+            for ran in self._open:
+                if ran.prompt_id == prompt_id:
+                    ran.picked.extend(hashes)
+
+        self._new.put(note)
 
     def _run(self) -> None:
         while True:
             with contextlib.suppress(queue.Empty):
-                config, seen = self._new.get(timeout=0.25 if self._open else None)
-                self._note(config, seen)
+                self._new.get(timeout=0.25 if self._open else None)()
+                while True:
+                    self._new.get_nowait()()
             for ran in list(self._open):
                 try:
                     self._finish_if_ended(ran)
                 except Exception:
                     log.exception("ComfyLoop could not compare two runs; ComfyUI is not affected.")
-                    self._open.remove(ran)
 
-    def _note(self, config: Config, seen: dict[str, Any]) -> None:
+    def _note(self, config: Config, workflow: str, prompt_id: str, graph: graphs.Graph) -> None:
         try:
-            graph = redact(seen.pop("graph"), config.excluded)
+            clean = redact(graph, config.excluded)
         except Exception:
             log.exception("ComfyLoop could not read a workflow; ComfyUI is not affected.")
             return
-        self._open.append(Ran(project=config.project, author=config.author, graph=graph, **seen))
+        self._open.append(Ran(workflow, prompt_id, config.project, config.author, clean))
 
     def _finish_if_ended(self, ran: Ran) -> None:
         ended = self._host.history(ran.prompt_id)
         if ended is None:
-            if time.monotonic() - ran.seen_at > 5 and not self._host.queued(ran.prompt_id):
-                self._open.remove(ran)  # refused by validation, deleted from the queue or from the history
+            if time.monotonic() - ran.seen_at > GIVEN_UP and not self._host.queued(ran.prompt_id):
+                self._open.remove(ran)
             return
         self._open.remove(ran)
         if (ended.get("status") or {}).get("status_str") != "success":
-            self._picks.pop(ran.prompt_id, None)
             return
         ran.outputs = {
             node: output["images"] for node, output in (ended.get("outputs") or {}).items() if output.get("images")
         }
-        ran.picked = self._picks.pop(ran.prompt_id, [])
-        before, self._last[ran.workflow] = self._last.get(ran.workflow), ran
-        if len(self._last) > 32:
+        before = self._last.pop(ran.workflow, None)
+        self._last[ran.workflow] = ran  # the newest last
+        if len(self._last) > MOST_WORKFLOWS:
             self._last.pop(next(iter(self._last)))
         if before is not None and before.project == ran.project and graphs.related(before.graph, ran.graph):
             self.compare(before, ran)
@@ -137,12 +134,11 @@ class Capture:
         """Spool what changed between two runs that succeeded."""
         items: list[dict[str, Any]] = []
         images: dict[str, bytes] = {}
-        is_text = self._host.is_text
-        for edit in graphs.text_edits(before.graph, after.graph, is_text):
+        kind_of = self._host.kind_of
+        for edit in graphs.text_edits(before.graph, after.graph, kind_of):
             earlier = self._take(before, graphs.downstream(before.graph, edit.before_node), images)
             later = self._take(after, graphs.downstream(after.graph, edit.node), images)
             if later:  # a text from which no image was made is no prompt
-                node = f"{edit.node}:{after.graph[edit.node]['class_type']}.{edit.input}"
                 items.append(
                     item(
                         "prompt_edited",
@@ -152,11 +148,10 @@ class Capture:
                         after=edit.after,
                         images_before=earlier,
                         images_after=later,
-                        node=node,
+                        node=f"{edit.node}:{after.graph[edit.node]['class_type']}.{edit.input}",
                     )
                 )
-        if graphs.changed(before.graph, after.graph, is_text):
-            kept = after.picked or self._take(after, set(after.graph), images, only="output")
+        if graphs.changed(before.graph, after.graph, kind_of):
             items.append(
                 item(
                     "graph_edited",
@@ -164,7 +159,8 @@ class Capture:
                     author=after.author,
                     before=before.graph,
                     after=after.graph,
-                    kept=kept,
+                    aim=graphs.aim(after.graph, list(after.outputs), kind_of),
+                    kept=after.picked or self._take(after, set(after.graph), images, only="output"),
                 )
             )
         if items:
@@ -172,16 +168,14 @@ class Capture:
                 self._keep(items, images)
 
     def _take(self, ran: Ran, nodes: set[str], images: dict[str, bytes], only: str = "") -> list[str]:
+        """The hashes of what these nodes gave out, whose bytes go into `images`."""
         hashes: list[str] = []
-        for node in ran.outputs:
-            if node.split(":")[0] not in nodes and node not in nodes:
+        for name in (name for node in ran.outputs if node in nodes for name in ran.outputs[node]):
+            path = self._host.image_path(name)
+            if path is None or (only and name.get("type") != only) or len(hashes) >= MOST_IMAGES:
                 continue
-            for name in ran.outputs[node]:
-                path = self._host.image_path(name)
-                if path is None or (only and name.get("type") != only) or len(hashes) >= MOST_IMAGES:
-                    continue
-                with contextlib.suppress(OSError, ImageError):  # a temporary file may be gone by now
-                    data = without_metadata(path.read_bytes())
-                    images[sha256(data)] = data
-                    hashes.append(sha256(data))
+            with contextlib.suppress(OSError, ImageError):  # a temporary file may be gone by now
+                data = without_metadata(path.read_bytes())
+                images[sha256(data)] = data
+                hashes.append(sha256(data))
         return list(dict.fromkeys(hashes))

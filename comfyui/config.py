@@ -1,11 +1,14 @@
-"""The pack's settings: one JSON file in ComfyUI's user folder. Capture is off until a person turns it on."""
+"""The pack's settings: one JSON file in ComfyUI's user folder. Capture is off until a person turns it on.
+
+The file holds what a person set in the sidebar; COMFYLOOP_URL, _TOKEN and _PROJECT stand in for what they did not.
+"""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -33,45 +36,63 @@ class Config:
         unknown = new.keys() - {f.name for f in fields(self)}
         if unknown:
             raise ValueError(f"There is no setting {sorted(unknown)[0]!r}.")
+        for name in ("url", "token", "project", "author"):
+            if name in new and not isinstance(new[name], str):
+                raise ValueError(f"{name} must be a text.")
         if "url" in new:
-            parts = urlsplit(str(new["url"]))
-            if parts.scheme not in ("http", "https") or not parts.hostname:
+            if not _is_url(new["url"]):
                 raise ValueError(f"{new['url']!r} is not a URL. It looks like http://127.0.0.1:8265.")
-            if new["url"] != self.url and "token" not in new:
-                new["token"] = ""
-        if "project" in new and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", str(new["project"])):
+            if new["url"] != self.url:
+                new.setdefault("token", "")
+        if not new.get("token", "").isprintable():
+            raise ValueError("A token has no line breaks or control characters.")
+        if "project" in new and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", new["project"]):
             raise ValueError("A project's name has lower-case letters, digits, dots, dashes and underscores.")
         for name in ("capture", "excluded"):
             if name in new:
+                if isinstance(new[name], str):
+                    raise ValueError(f"{name} must be a list of names.")
                 new[name] = tuple(map(str, new[name]))
+        if "spool_mb" in new and (not isinstance(new["spool_mb"], int) or new["spool_mb"] < 1):
+            raise ValueError("spool_mb must be a whole number of megabytes.")
         return replace(self, **new)
 
 
-@dataclass
-class ConfigFile:
-    path: Path
-    config: Config = field(default_factory=Config)
+def _is_url(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a port out of range, a broken address
+        return False
 
-    def __post_init__(self) -> None:
-        if self.path.exists():
-            try:
-                known = {f.name for f in fields(Config)}
-                stored = json.loads(self.path.read_text("utf-8"))
-                self.config = Config().changed(**{k: v for k, v in stored.items() if k in known})
-            except (ValueError, AttributeError) as error:
-                raise ValueError(f"{self.path} cannot be read ({error}). Mend or delete it.") from error
-        environment = {
-            name: os.environ[f"COMFYLOOP_{name.upper()}"]
-            for name in ("url", "token", "project")
-            if os.environ.get(f"COMFYLOOP_{name.upper()}")
-        }
-        self.config = self.config.changed(**environment)
+
+class ConfigFile:
+    """`problem` says why the file or the environment could not be used; then capture stays off."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.problem = path, ""
+        self._base = self.config = Config()
+        try:
+            names = ("url", "token", "project")
+            given = {name: os.environ.get(f"COMFYLOOP_{name.upper()}") for name in names}
+            self._base = self.config = Config().changed(**{name: value for name, value in given.items() if value})
+            if path.exists():
+                stored = json.loads(path.read_text("utf-8"))
+                self.config = self._base.changed(**stored)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            self.problem = f"The settings in {path} cannot be used ({error}). Save them again in the sidebar."
 
     def change(self, **new: Any) -> Config:
-        self.config = self.config.changed(**new)
+        """Raises ValueError or OSError; then the settings stay as they are. A broken file is kept beside the new."""
+        config = self.config.changed(**new)
+        base = asdict(self._base)
+        stored = {name: value for name, value in asdict(config).items() if value != base[name]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.problem and self.path.exists():
+            os.replace(self.path, self.path.with_suffix(".broken"))
         temporary = self.path.with_suffix(".new")
         temporary.touch(mode=0o600)  # it may hold a token
-        temporary.write_text(json.dumps(asdict(self.config), indent=2), "utf-8")
+        temporary.write_text(json.dumps(stored, indent=2), "utf-8")
         os.replace(temporary, self.path)
-        return self.config
+        self.config, self.problem = config, ""
+        return config

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from .service import Service, ServiceError
-from .spool import Entry, Spool, images_of
+from .spool import Entry, Spool, SpoolError, images_of
 
 MOST_AT_ONCE = 100
 LONGEST_WAIT = 30.0  # seconds between tries while the service is away
@@ -15,64 +15,67 @@ LONGEST_WAIT = 30.0  # seconds between tries while the service is away
 class Delivery:
     """`run()` never ends and never raises. `state` is what the sidebar shows: empty when all is well."""
 
-    def __init__(self, spool: Spool, service: Callable[[], Service]) -> None:
-        self.spool, self._service = spool, service
+    def __init__(self, spool: Callable[[], Spool], service: Callable[[], Service]) -> None:
+        self._spool, self._service = spool, service
         self.state = ""
         self._wake = asyncio.Event()
 
     def wake(self) -> None:
-        """There is something new. Call it in the loop that runs `run`."""
+        """There is something new, or the service is back. Call it in the loop that runs `run`."""
         self._wake.set()
 
     async def run(self) -> None:
+        """May be cancelled and started again at any moment."""
         wait = 0.5
         while True:
             self._wake.clear()
             try:
-                while await self.step():
-                    wait = 0.5
+                await self.drain()
                 self.state, wait = "", 0.5
-            except ServiceError as error:
+            except (ServiceError, SpoolError) as error:
                 self.state = str(error)
-                await asyncio.sleep(wait)
-                wait = min(wait * 2, LONGEST_WAIT)
-                continue
             except OSError as error:
-                self.state = f"The spool in {self.spool.folder} cannot be read ({error.strerror}). Check its disk."
-                await asyncio.sleep(LONGEST_WAIT)
-                continue
+                self.state = f"The spool cannot be read ({error.strerror}). Check the disk of ComfyUI's user folder."
             try:
-                await asyncio.wait_for(self._wake.wait(), 5)
-            except TimeoutError:
+                await asyncio.wait_for(self._wake.wait(), wait if self.state else 5)
+            except asyncio.TimeoutError:
+                wait = min(wait * 2, LONGEST_WAIT) if self.state else 0.5
+
+    async def drain(self) -> None:
+        """Deliver all that waits. Raises ServiceError while nobody takes it."""
+        spool = await asyncio.to_thread(self._spool)
+        if spool.waiting:
+            await self._service().check()
+            while await self.step(spool):
                 continue
 
-    async def step(self) -> int:
-        """Deliver one batch; returns how many entries left the queue. Raises ServiceError while nobody takes them."""
-        entries = await asyncio.to_thread(self.spool.pending, MOST_AT_ONCE)
+    async def step(self, spool: Spool) -> int:
+        """Deliver one batch; returns how many entries left the queue."""
+        entries = await asyncio.to_thread(spool.pending, MOST_AT_ONCE)
         if not entries:
             return 0
         try:
-            await self._send(entries)
+            await self._send(spool, entries)
         except ServiceError as error:
             if error.away:
                 raise
             for entry in entries:  # one bad item must not hold up the others
-                await self._send_alone(entry)
+                await self._send_alone(spool, entry)
         else:
-            await asyncio.to_thread(self.spool.delivered, entries)
+            await asyncio.to_thread(spool.delivered, entries)
         return len(entries)
 
-    async def _send_alone(self, entry: Entry) -> None:
+    async def _send_alone(self, spool: Spool, entry: Entry) -> None:
         try:
-            await self._send([entry])
+            await self._send(spool, [entry])
         except ServiceError as error:
             if error.away:
                 raise
-            await asyncio.to_thread(self.spool.refuse, entry, str(error))
+            await asyncio.to_thread(spool.refuse, entry, str(error))
         else:
-            await asyncio.to_thread(self.spool.delivered, [entry])
+            await asyncio.to_thread(spool.delivered, [entry])
 
-    async def _send(self, entries: list[Entry]) -> None:
+    async def _send(self, spool: Spool, entries: list[Entry]) -> None:
         service = self._service()
         items = []
         for entry in entries:
@@ -80,7 +83,7 @@ class Delivery:
                 raise ServiceError("This line of the spool is damaged and cannot be read.", 400)
             items.append(entry.item)
         for sha in sorted(set().union(*map(images_of, items))):
-            data = await asyncio.to_thread(self.spool.image, sha)
+            data = await asyncio.to_thread(spool.image, sha)
             if data is not None:  # else it was delivered before, or the service says that it lacks it
                 await service.send_image(data)
         await service.send_feedback(items)

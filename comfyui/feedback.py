@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import secrets
 import time
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from typing import Any
+
+WRITE_PROMPT = "Write the prompt for an image model.\nBrief: {brief}"
+"""Write Prompt's question: the same words in which the service asks it again when it makes samples."""
 
 
 def new_id(prefix: str = "fb") -> str:
@@ -18,7 +21,7 @@ def item(kind: str, project: str, **fields: Any) -> dict[str, Any]:
         "id": new_id(),
         "kind": kind,
         "project": project,
-        "created_at": datetime.now(UTC).isoformat(),
+        "created_at": datetime.now(timezone.utc).isoformat(),
         **{name: value for name, value in fields.items() if value is not None},
     }
 

@@ -2,22 +2,29 @@
 
 Here it is only decided *whether* there is something to tell, and which texts changed; the smallest edit between
 the two graphs is worked out by the service when it makes samples. Seeds that ComfyUI rolls by itself are no edit,
-nor is a copy with other node ids.
+nor is another picture loaded, nor a copy with other node ids (pasted, or moved into a subgraph, where ids are
+paths like "12:3").
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from .redact import is_link
 
 Graph = dict[str, Any]
-IsText = Callable[[str, str], bool]
+Kind = Literal["prompt", "data", "value"]
+"""What an input is for: a text to make images from; what the workflow works on (a file, a question); a setting."""
+KindOf = Callable[[str, str], Kind]
+"""(class, input) -> kind"""
 
+OURS = "ComfyLoop"
+"""How our own node classes begin."""
 CHANCE = frozenset({"seed", "noise_seed", "control_after_generate"})
 
 
@@ -32,14 +39,13 @@ class TextEdit:
     after: str
 
 
-def text_edits(before: Graph, after: Graph, is_text: IsText) -> list[TextEdit]:
-    """Texts that differ between nodes that are the same but for them.
+def text_edits(before: Graph, after: Graph, kind_of: KindOf) -> list[TextEdit]:
+    """Prompts that differ between nodes that are the same but for them.
 
-    `is_text(class_type, input)` tells prompts from file names and choices. Negative prompts are no prompts:
-    a text that reaches images only through inputs called "negative" is left out.
+    Negative prompts are none: a text that reaches images only through inputs called "negative" is left out.
     """
     edits = []
-    for old, new in pair(before, after, is_text).items():
+    for old, new in pair(before, after, kind_of).items():
         was, now = before[old], after[new]
         for name, value in now["inputs"].items():
             earlier = was["inputs"].get(name)
@@ -47,42 +53,40 @@ def text_edits(before: Graph, after: Graph, is_text: IsText) -> list[TextEdit]:
                 isinstance(value, str)
                 and isinstance(earlier, str)
                 and value.strip() != earlier.strip()
-                and is_text(now["class_type"], name)
+                and kind_of(now["class_type"], name) == "prompt"
                 and not only_negative(after, new)
             ):
                 edits.append(TextEdit(old, new, name, earlier, value))
     return edits
 
 
-def changed(before: Graph, after: Graph, is_text: IsText) -> bool:
-    """Whether anything but positive prompts, seeds and ids differs: links, nodes or values."""
-    return _shape(before, is_text) != _shape(after, is_text)
+def changed(before: Graph, after: Graph, kind_of: KindOf) -> bool:
+    """Whether links, nodes or settings differ: prompts, data, seeds and ids do not count."""
+    return sorted(_colours(before, kind_of).values()) != sorted(_colours(after, kind_of).values())
 
 
 def related(before: Graph, after: Graph) -> bool:
-    """Whether `after` is an edit of `before` rather than another workflow: most nodes are shared."""
-    shared = sum(1 for key in after if key in before and before[key]["class_type"] == after[key]["class_type"])
-    if shared * 2 < max(len(before), len(after)):
-        old, new = (sorted(node["class_type"] for node in g.values()) for g in (before, after))
-        shared = sum(min(old.count(c), new.count(c)) for c in set(old))
-        return shared * 2 >= max(len(old), len(new)) and not set(before) & set(after)
-    return True
+    """Whether `after` is an edit of `before` rather than another workflow: most of its nodes are of the same kind."""
+    old, new = (Counter(node["class_type"] for node in graph.values()) for graph in (before, after))
+    return (old & new).total() * 2 >= max(len(before), len(after))
 
 
-def pair(before: Graph, after: Graph, is_text: IsText) -> dict[str, str]:
-    """Which node of `before` is which of `after`: by id and class; where the ids are others, by structure."""
-    pairs = {k: k for k in before if k in after and before[k]["class_type"] == after[k]["class_type"]}
-    if pairs:
-        return pairs
-    colours_before, colours_after = (_colours(graph, is_text) for graph in (before, after))
-    by_colour: dict[str, list[str]] = {}
-    for key, colour in colours_after.items():
-        by_colour.setdefault(colour, []).append(key)
-    for key, colour in colours_before.items():
-        same = by_colour.get(colour, [])
-        if len(same) == 1 and list(colours_before.values()).count(colour) == 1:
-            pairs[key] = same[0]
+def pair(before: Graph, after: Graph, kind_of: KindOf) -> dict[str, str]:
+    """Which node of `before` is which of `after`: by id and class; those with other ids now, by structure."""
+    pairs = {key: key for key in before if key in after and before[key]["class_type"] == after[key]["class_type"]}
+    if len(pairs) < len(before):
+        old, new = ({c: k for k, c in _single(_colours(graph, kind_of))} for graph in (before, after))
+        taken = set(pairs.values())
+        for colour in old.keys() & new.keys():
+            if old[colour] not in pairs and new[colour] not in taken:
+                pairs[old[colour]] = new[colour]
     return pairs
+
+
+def _single(colours: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """Nodes that no other node looks like."""
+    often = Counter(colours.values())
+    return ((key, colour) for key, colour in colours.items() if often[colour] == 1)
 
 
 def downstream(graph: Graph, node: str) -> set[str]:
@@ -112,37 +116,45 @@ def only_negative(graph: Graph, node: str) -> bool:
     return negative and not positive
 
 
-def prompt_of_images(graph: Graph, node: str, input: str, is_text: IsText) -> str:
+def prompt_of_images(graph: Graph, node: str, input: str, kind_of: KindOf) -> str:
     """The positive prompt that the images at an input were made from, or "" when it cannot be told."""
     value = (graph.get(node) or {}).get("inputs", {}).get(input)
-    seen: set[str] = set()
-    edge = [value[0]] if is_link(value, graph) else []
-    while edge:
-        key = edge.pop(0)
-        if key in seen:
-            continue
-        seen.add(key)
-        inputs = graph[key]["inputs"]
-        if is_link(inputs.get("positive"), graph):
-            return _first_text(graph, inputs["positive"][0], is_text)
-        edge += [v[0] for v in inputs.values() if is_link(v, graph)]
+    start = [value[0]] if is_link(value, graph) else []
+    for key in _upstream(graph, start):
+        positive = graph[key]["inputs"].get("positive")
+        if is_link(positive, graph):
+            return _first_text(graph, positive[0], kind_of)
     return ""
 
 
-def _first_text(graph: Graph, node: str, is_text: IsText) -> str:
-    seen: set[str] = set()
-    edge = [node]
-    while edge:
-        key = edge.pop(0)
-        if key in seen:
-            continue
-        seen.add(key)
+def aim(graph: Graph, nodes: list[str], kind_of: KindOf) -> str:
+    """What a workflow is for, as far as it says: the prompt behind the images that these nodes gave out."""
+    found = (
+        prompt_of_images(graph, node, name, kind_of)
+        for node in nodes
+        for name in graph.get(node, {"inputs": {}})["inputs"]
+    )
+    return next(filter(None, found), "")
+
+
+def _first_text(graph: Graph, node: str, kind_of: KindOf) -> str:
+    for key in _upstream(graph, [node]):
         for name, value in graph[key]["inputs"].items():
-            if isinstance(value, str) and is_text(graph[key]["class_type"], name):
+            if isinstance(value, str) and kind_of(graph[key]["class_type"], name) == "prompt":
                 return value
-            if is_link(value, graph):
-                edge.append(value[0])
     return ""
+
+
+def _upstream(graph: Graph, start: list[str]) -> Iterator[str]:
+    """These nodes and what they are made from, the nearest first."""
+    edge, seen = list(start), set(start)
+    while edge:
+        key = edge.pop(0)
+        yield key
+        for value in graph[key]["inputs"].values():
+            if is_link(value, graph) and value[0] not in seen:
+                seen.add(value[0])
+                edge.append(value[0])
 
 
 def _targets(graph: Graph, source: str) -> Iterator[tuple[str, str]]:
@@ -152,21 +164,16 @@ def _targets(graph: Graph, source: str) -> Iterator[tuple[str, str]]:
                 yield key, name
 
 
-def _shape(graph: Graph, is_text: IsText) -> list[str]:
-    return sorted(_colours(graph, is_text).values())
+def _colours(graph: Graph, kind_of: KindOf) -> dict[str, str]:
+    """A hash per node of its class, settings and surroundings; ids, data and positive prompts do not count."""
 
+    def counts(key: str, name: str) -> bool:
+        kind = kind_of(graph[key]["class_type"], name)
+        return name not in CHANCE and (kind == "value" or (kind == "prompt" and only_negative(graph, key)))
 
-def _colours(graph: Graph, is_text: IsText) -> dict[str, str]:
-    """A hash per node of its class, values and surroundings, in which ids and positive prompts do not count."""
     colours = {}
     for key, node in graph.items():
-        values = {
-            name: _plain(value)
-            for name, value in node["inputs"].items()
-            if name not in CHANCE
-            and not is_link(value, graph)
-            and not (isinstance(value, str) and is_text(node["class_type"], name) and not only_negative(graph, key))
-        }
+        values = {n: _plain(v) for n, v in node["inputs"].items() if not is_link(v, graph) and counts(key, n)}
         colours[key] = _hash([node["class_type"], values])
     kinds = 0
     while len(set(colours.values())) > kinds:  # refine until no colour splits any more

@@ -1,25 +1,26 @@
-"""Which version of a project is live, kept up to date by the service's events; the last answer while it is away."""
+"""Which version of a project is live: followed by the service's events, and remembered while it is away."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
+import json
 import os
-import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from .service import Service, ServiceError
+
+LONGEST_WAIT = 5.0  # seconds between tries while the service is away
 
 
 @dataclass(frozen=True)
 class LiveVersion:
     project: str
     number: int
-    image_adapter: str = ""  # its path on the service's machine; empty: none
+    lora: str = ""  # the file name of its image LoRA here; empty: it has none
 
     @property
     def name(self) -> str:
@@ -27,21 +28,37 @@ class LiveVersion:
 
 
 class Live:
-    """`get` never waits for the service for longer than its time limit, and answers from memory when it can."""
+    """Answers from memory; only a project that was never seen is asked for, with a time limit.
 
-    def __init__(self, service: Callable[[], Service], on_change: Callable[[LiveVersion], None]) -> None:
-        self._service, self._on_change = service, on_change
+    Args:
+        service: Made anew for each call, so that changed settings count.
+        project: The project of the sidebar, which is followed even when no node names it.
+        memory: A file in which the live versions outlast a restart of ComfyUI.
+        on_event: Given each of the service's events, and ``{"type": "connected"}``.
+    """
+
+    def __init__(
+        self,
+        service: Callable[[], Service],
+        project: Callable[[], str],
+        memory: Path,
+        on_change: Callable[[LiveVersion], None],
+        on_event: Callable[[dict[str, Any]], None],
+    ) -> None:
+        self._service, self._project, self._memory = service, project, memory
+        self._on_change, self._on_event = on_change, on_event
         self._known: dict[str, LiveVersion] = {}
-        self._mutex = threading.Lock()
+        self._applied: dict[str, str] = {}  # project -> the LoRA file that was applied last
+        self._url = service().url
         self.state = "Not connected yet."  # empty while the events arrive
+        self._recall()
 
     def known(self, project: str) -> LiveVersion | None:
-        with self._mutex:
-            return self._known.get(project)
+        return self._known.get(project)
 
     async def get(self, project: str, limit: float = 2.0) -> LiveVersion | None:
-        """None when the service is away and the project was never seen."""
-        if self.state or self.known(project) is None:
+        """None when the service is away, or has no such project, and it was never seen."""
+        if self.known(project) is None:
             with contextlib.suppress(ServiceError, asyncio.TimeoutError):
                 await asyncio.wait_for(self.refresh(project), limit)
         return self.known(project)
@@ -49,72 +66,85 @@ class Live:
     async def refresh(self, project: str) -> LiveVersion:
         service = self._service()
         number = int((await service.get(f"/v1/projects/{project}"))["live"])
-        adapter = ""
+        lora = ""
         if number:
-            adapter = (await service.get(f"/v1/versions/{number}", project=project)).get("image_adapter") or ""
-        found = LiveVersion(project, number, adapter)
-        with self._mutex:
-            before, self._known[project] = self._known.get(project), found
+            version = await service.get(f"/v1/versions/{number}", project=project)
+            if version.get("image_adapter"):  # the hash tells versions of a project that was made anew apart
+                lora = "-".join(filter(None, [f"{project}-v{number}", version.get("sha256", "")[:8]])) + ".safetensors"
+        found = LiveVersion(project, number, lora)
+        before, self._known[project] = self._known.get(project), found
         if before != found:
+            self._remember()
             self._on_change(found)
         return found
 
     async def run(self) -> None:
-        """Follow the events for ever."""
+        """Follow the events for ever. Start it again when the settings have changed."""
+        if self._service().url != self._url:
+            self._url = self._service().url
+            self._known.clear()
+            self._applied.clear()
         wait = 0.5
         while True:
             try:
-                async with self._service().events() as events:
-                    for project in list(self._known):
-                        await self.refresh(project)
+                async with contextlib.AsyncExitStack() as stack:
+                    await self._service().check()
+                    events = await stack.enter_async_context(self._service().events())
+                    for project in {*self._known, self._project()}:
+                        await self._refresh_or_forget(project)
                     self.state, wait = "", 0.5
+                    self._on_event({"type": "connected"})
                     async for event in events:
-                        project = event.get("project")
-                        if project in self._known and event.get("type") != "feedback.stored":
-                            await self.refresh(project)
+                        moved = {"version.promoted": {event.get("project")}, "events.lost": set(self._known)}
+                        for project in moved.get(event["type"], set()) & self._known.keys():
+                            await self._refresh_or_forget(project)
+                        self._on_event(event)
                 self.state = "The service closed the connection."
             except ServiceError as error:
                 self.state = str(error)
             await asyncio.sleep(wait)
-            wait = min(wait * 2, 15.0)
+            wait = min(wait * 2, LONGEST_WAIT)
 
-    async def image_adapter_file(self, live: LiveVersion, folder: Path) -> Path:
-        """The version's LoRA as a file of its own in `folder`, fetched once, never overwritten.
+    async def lora(self, project: str, folder: Path) -> tuple[Path | None, str]:
+        """The live version's image LoRA, a file of its own in `folder` that is fetched once and never overwritten.
 
-        Raises ServiceError when it cannot be had.
+        None where the version has none. Where it cannot be had now, the one that was applied before, and why.
         """
-        path = folder / f"{live.project}-v{live.number}.safetensors"
-        if not path.exists():
-            data = await self._adapter_bytes(live)
-            await asyncio.to_thread(_put, path, data)
-        return path
+        live = await self.get(project)
+        if live is not None:
+            try:
+                if live.lora and not (folder / live.lora).exists():
+                    await self._service().image_adapter(project, live.number, folder / live.lora)
+                if self._applied.get(project) != live.lora:
+                    self._applied[project] = live.lora
+                    self._remember()
+                return (folder / live.lora if live.lora else None), ""
+            except (ServiceError, OSError) as error:
+                why = f"The image LoRA of {live.name} could not be fetched. {error}"
+        else:
+            why = self.state or f"The service knows no project {project!r}."
+        before = self._applied.get(project)
+        return (folder / before if before and (folder / before).exists() else None), why
 
-    async def _adapter_bytes(self, live: LiveVersion) -> bytes:
-        here = Path(live.image_adapter)
-        if here.is_file():  # the service runs on this machine
-            return await asyncio.to_thread(here.read_bytes)
-        return await self._service().download(f"/v1/versions/{live.number}/image-adapter", project=live.project)
+    async def _refresh_or_forget(self, project: str) -> None:
+        try:
+            await self.refresh(project)
+        except ServiceError as error:
+            if error.away:
+                raise
+            self._known.pop(project, None)  # it is gone there
 
+    def _recall(self) -> None:
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            stored: dict[str, Any] = json.loads(self._memory.read_bytes())
+            if stored["url"] == self._url:
+                self._known = {live["project"]: LiveVersion(**live) for live in stored["known"]}
+                self._applied = dict(stored["applied"])
 
-def _put(path: Path, data: bytes) -> None:
-    """A loaded LoRA is memory-mapped: the file must be whole when it appears, and never change afterwards."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{hashlib.sha256(os.urandom(16)).hexdigest()[:8]}")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def newest_file(project: str, folder: Path) -> Path | None:
-    """The newest version's LoRA that is here already."""
-    files: dict[int, Path] = {}
-    for path in folder.glob(f"{project}-v*.safetensors"):
-        number: Any = path.stem[len(project) + 2 :]
-        if number.isdigit():
-            files[int(number)] = path
-    return files[max(files)] if files else None
+    def _remember(self) -> None:
+        known = [asdict(live) for live in self._known.values()]
+        stored = {"url": self._url, "known": known, "applied": self._applied}
+        with contextlib.suppress(OSError):  # without it, a restart only asks the service again
+            temporary = self._memory.with_suffix(".new")
+            temporary.write_text(json.dumps(stored), "utf-8")
+            os.replace(temporary, self._memory)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-import logging
+import os
 import threading
 from collections import deque
-from concurrent.futures import Future
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .capture import Capture, Host
+from .busy import Busy
+from .capture import Capture
 from .config import Config, ConfigFile
 from .delivery import Delivery
+from .host import Host, of_server
 from .live import Live, LiveVersion
 from .service import Service
-from .spool import Spool
+from .spool import Spool, SpoolError
 
-log = logging.getLogger("comfyloop")
+SHOWN_EVENTS = ("loop.state", "run.progress", "gate.progress", "version.promoted")
+"""Events of the service that the sidebar shows."""
 
 
 @dataclass
@@ -27,27 +30,39 @@ class Pause:
 
     id: str
     node: str
-    shown: dict[str, Any]
+    shown: dict[str, Any] = field(default_factory=dict)
     answer: dict[str, Any] | None = None
 
 
-@dataclass
 class Pack:
-    """Settings, spool, and the thread that talks to the service."""
+    """Settings, spool, capture, and the thread that talks to the service.
 
-    folder: Path
-    host: Host
-    tell: Any  # (event, data) -> None, to the open pages
-    pauses: dict[str, Pause] = field(default_factory=dict)
-    grids: deque[dict[str, Any]] = field(default_factory=lambda: deque(maxlen=12))
+    Args:
+        folder: Where settings and spool are, in ComfyUI's user folder.
+        tell: (event, data) to the open pages; may be called from any thread.
+    """
 
-    def __post_init__(self) -> None:
-        self.settings = ConfigFile(self.folder / "settings.json")
-        self.spool = Spool.open(self.folder / "spool", max_bytes=self.config.spool_mb * 2**20)
-        self.live = Live(self.service, self._live_changed)
-        self.capture = Capture(self.host, lambda: self.config, self.keep)
+    def __init__(self, folder: Path, host: Host, tell: Callable[[str, dict[str, Any]], None]) -> None:
+        self.folder, self.host, self.tell = folder, host, tell
+        self.pauses: dict[str, Pause] = {}
+        self.grids: deque[dict[str, Any]] = deque(maxlen=12)  # images that were offered for a pick
+        self.settings = ConfigFile(folder / "settings.json")
+        self._spool: Spool | None = None
+        self._spool_problem = ""
+        self._spool_mutex = threading.Lock()
         self.loop = asyncio.new_event_loop()
+        self.live = Live(
+            self.service, lambda: self.config.project, folder / "live.json", self._live_changed, self._on_event
+        )
         self.delivery = Delivery(self.spool, self.service)
+        self.capture = Capture(host, lambda: self.config, self.keep)
+        self._busy = Busy(
+            self.service,
+            f"comfyui-{os.getpid()}",
+            lambda: host.running() and not self.pauses,
+            lambda: not self.live.state,
+        )
+        self._talks: list[asyncio.Task[None]] = []
 
     @property
     def config(self) -> Config:
@@ -62,9 +77,48 @@ class Pack:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self.loop)
-        self.loop.create_task(self.delivery.run())
-        self.loop.create_task(self.live.run())
+        self.loop.call_soon(self._talk)
         self.loop.run_forever()
+
+    def _talk(self) -> None:
+        """Begin to talk to the service, or begin again."""
+        for task in self._talks:
+            task.cancel()
+        self._talks = [self.loop.create_task(part.run()) for part in (self.live, self.delivery, self._busy)]
+
+    def change_settings(self, **new: Any) -> Config:
+        """Raises ValueError or OSError. Writes a file: not for the server's loop."""
+        before = self.config
+        config = self.settings.change(**new)
+        if (before.url, before.token, before.project) != (config.url, config.token, config.project):
+            self.live.state = "Connecting."
+            self.loop.call_soon_threadsafe(self._talk)
+        return config
+
+    def spool(self) -> Spool:
+        """Opened when first needed, so that a disk that refuses stops capture and not ComfyUI. Raises SpoolError."""
+        with self._spool_mutex:
+            if self._spool is None:
+                try:
+                    self._spool = Spool.open(self.folder / "spool", max_bytes=self.config.spool_mb * 2**20)
+                    self._spool_problem = ""
+                except SpoolError as error:
+                    self._spool_problem = str(error)
+                    raise
+            return self._spool
+
+    @property
+    def waiting(self) -> int:
+        return self._spool.waiting if self._spool else 0
+
+    @property
+    def refused(self) -> int:
+        return self._spool.refused_count if self._spool else 0
+
+    @property
+    def problem(self) -> str:
+        """Why what a person does is not kept or not captured; empty when all is well."""
+        return self.settings.problem or self._spool_problem or (self._spool.problem if self._spool else "")
 
     def keep(self, items: list[dict[str, Any]], images: dict[str, bytes] | None = None) -> None:
         """Feedback to the disk; raises SpoolError with a sentence. Blocks for an fsync: not for the server's loop."""
@@ -73,25 +127,29 @@ class Pack:
         for feedback in items:
             feedback.setdefault("author", self.config.author)
         try:
-            self.spool.append(items, images)
+            self.spool().append(items, images)
         finally:
-            self.tell("comfyloop.waiting", {"waiting": self.spool.waiting, "problem": self.spool.problem})
+            self.tell("comfyloop.waiting", {"waiting": self.waiting, "problem": self.problem})
         self.loop.call_soon_threadsafe(self.delivery.wake)
 
     def show_grid(self, shown: dict[str, Any], files: dict[str, Path]) -> None:
         """Remember images that were offered for a pick, so that it can be made later from the sidebar."""
-        self.grids.append({**shown, "files": {sha: str(path) for sha, path in files.items()}})
+        self.grids.append({**shown, "files": files})
 
     def grid_images(self, hashes: list[str]) -> dict[str, bytes]:
-        """The bytes of images that were shown, by hash."""
+        """The bytes of images that were shown, by hash; those whose files are gone are left out."""
         files = {sha: path for grid in self.grids for sha, path in grid["files"].items()}
-        return {sha: Path(files[sha]).read_bytes() for sha in hashes if sha in files and Path(files[sha]).exists()}
-
-    def in_background(self, coroutine: Any) -> Future[Any]:
-        return asyncio.run_coroutine_threadsafe(coroutine, self.loop)
+        return {sha: files[sha].read_bytes() for sha in hashes if sha in files and files[sha].exists()}
 
     def _live_changed(self, live: LiveVersion) -> None:
         self.tell("comfyloop.live", {"project": live.project, "number": live.number})
+
+    def _on_event(self, event: dict[str, Any]) -> None:
+        if event["type"] == "connected":
+            self.delivery.wake()
+            self.tell("comfyloop.connected", {})
+        elif event["type"] in SHOWN_EVENTS and event.get("project") == self.config.project:
+            self.tell("comfyloop.event", event)
 
 
 def get() -> Pack:
@@ -105,49 +163,15 @@ def start() -> Pack:
     import folder_paths
     from server import PromptServer
 
-    import nodes
-
     from . import routes
 
     server = PromptServer.instance
     if getattr(server, "comfyloop", None) is not None:
         return server.comfyloop
-
-    def history(prompt_id: str) -> dict[str, Any] | None:
-        return server.prompt_queue.get_history(prompt_id=prompt_id).get(prompt_id)
-
-    def queued(prompt_id: str) -> bool:
-        running, waiting = server.prompt_queue.get_current_queue_volatile()
-        return any(entry[1] == prompt_id for entry in (*running, *waiting))
-
-    def image_path(name: dict[str, str]) -> Path | None:
-        root = folder_paths.get_directory_by_type(name.get("type", ""))
-        return Path(root, name.get("subfolder", ""), name["filename"]) if root and name.get("filename") else None
-
-    def is_text(class_type: str, input: str) -> bool:
-        return (class_type, input) in _texts(class_type, nodes.NODE_CLASS_MAPPINGS)
-
     folder = Path(folder_paths.get_user_directory()) / "comfyloop"
-    pack = Pack(folder, Host(history, queued, image_path, is_text), lambda event, data: server.send_sync(event, data))
+    pack = Pack(folder, of_server(server), lambda event, data: server.send_sync(event, data))
     server.comfyloop = pack
     server.add_on_prompt_handler(pack.capture.on_prompt)
     routes.add(server.routes, pack)
     pack.start()
     return pack
-
-
-_TEXTS: dict[str, set[tuple[str, str]]] = {}
-
-
-def _texts(class_type: str, classes: dict[str, Any]) -> set[tuple[str, str]]:
-    """The inputs of a node class in which prompts are written: multi-line texts, but not of our own nodes."""
-    if class_type not in _TEXTS:
-        found: set[tuple[str, str]] = set()
-        if class_type in classes and not class_type.startswith("ComfyLoop"):
-            for part in classes[class_type].INPUT_TYPES().values():
-                for name, spec in part.items() if isinstance(part, dict) else ():
-                    options = spec[1] if isinstance(spec, (tuple, list)) and len(spec) > 1 else None
-                    if isinstance(options, dict) and options.get("multiline"):
-                        found.add((class_type, name))
-        _TEXTS[class_type] = found
-    return _TEXTS[class_type]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from .feedback import of_pick, of_review
+from .feedback import WRITE_PROMPT, of_pick, of_review
 from .service import ServiceError
 from .spool import SpoolError
 
@@ -30,13 +30,15 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
                         raise ValueError("The body must be a JSON object.")
                     return web.json_response(await work(body))
                 except ServiceError as error:
-                    return web.json_response({"error": str(error)}, status=503 if error.away else 400)
+                    return _refusal(str(error), 503 if error.away else 400)
                 except SpoolError as error:
-                    return web.json_response({"error": str(error)}, status=507)
+                    return _refusal(str(error), 507)
+                except OSError as error:
+                    return _refusal(f"The disk refused: {error.strerror}. Free some space, or mend its rights.", 507)
                 except KeyError as error:
-                    return web.json_response({"error": f"The field {error} is missing."}, status=400)
+                    return _refusal(f"The field {error} is missing.", 400)
                 except (ValueError, TypeError) as error:
-                    return web.json_response({"error": str(error)}, status=400)
+                    return _refusal(str(error), 400)
 
             routes.route(method, f"/comfyloop/{path}")(handler)
             return work
@@ -45,6 +47,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
 
     @route("GET", "state")
     async def state(_: Any) -> Any:
+        """What the pack itself knows; asks nobody."""
         config = pack.config
         live = pack.live.known(config.project)
         return {
@@ -57,48 +60,78 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
             "connected": not pack.live.state,
             "why": pack.live.state or pack.delivery.state,
             "live": live.number if live else None,
-            "waiting": pack.spool.waiting,
-            "problem": pack.spool.problem,
-            "refused": len(pack.spool.refused()),
+            "waiting": pack.waiting,
+            "problem": pack.problem,
+            "refused": pack.refused,
             "pauses": [p.shown for p in pack.pauses.values()],
         }
 
     @route("POST", "settings")
     async def settings(body: Any) -> Any:
         capture = body.pop("capturing", None)
-        config = pack.config.changed(**body)
         if capture is not None:
-            others = [name for name in config.capture if name != config.project]
-            body["capture"] = [*others, config.project] if capture else others
-        await asyncio.to_thread(lambda: pack.settings.change(**body))
-        pack.loop.call_soon_threadsafe(pack.delivery.wake)
+            name = str(body.get("project", pack.config.project))
+            others = [other for other in pack.config.capture if other != name]
+            body["capture"] = [*others, name] if capture else others
+        await asyncio.to_thread(lambda: pack.change_settings(**body))
         return await state(None)
 
     @route("GET", "project")
     async def project(_: Any) -> Any:
-        """What the sidebar tells of the service: projects, the live version, the loop, what waits for it."""
+        """What the sidebar tells of the service: projects, the live version and what made it, the loop."""
         service, name = pack.service(), pack.config.project
         projects = [p["name"] for p in (await service.get("/v1/projects"))["items"]]
         if name not in projects:
             raise ServiceError(f"There is no project {name!r}. There are: {', '.join(projects)}.", 404)
         live = await pack.live.refresh(name)
-        version = await service.get(f"/v1/versions/{live.number}", project=name) if live.number else None
-        loop = await service.get("/v1/loop", project=name)
-        new = await service.get("/v1/feedback", project=name, after=loop.get("seen_seq", 0), limit=1000)
+        found = await service.get(f"/v1/versions/{live.number}", project=name) if live.number else None
         return {
             "projects": projects,
             "live": live.number,
-            "version": version,
-            "loop": loop,
-            "new": len(new["items"]),
+            "version": await _told(found) if found else None,
+            "loop": await service.get("/v1/loop", project=name),
+        }
+
+    async def _told(version: Any) -> Any:
+        """What changed in a version: what it came from, the samples it learnt from, what the gate measured."""
+        gate = version.get("gate") or {}
+        samples = 0
+        if version.get("snapshot"):
+            snapshot = await pack.service().get(f"/v1/snapshots/{version['snapshot']}", project=version["project"])
+            samples = snapshot["train"]
+        return {
+            "number": version["number"],
+            "parent": version["parent"],
+            "at": version.get("promoted_at") or version["created_at"],
+            "samples": samples,
+            "text": bool(version.get("text_adapter")),
+            "image": bool(version.get("image_adapter")),
+            "reasons": gate.get("reasons") or [],
+            "measures": gate.get("measures") or [],
         }
 
     @route("GET", "recent")
     async def recent(_: Any) -> Any:
+        """The last answers and grids, to be judged after the fact."""
         found = await pack.service().get("/v1/generations", project=pack.config.project, limit=10)
+        start = WRITE_PROMPT.partition("{")[0]
+
+        def short(generation: Any) -> Any:
+            texts = [part["text"] for part in generation["messages"][-1]["content"] if part["type"] == "text"]
+            question = "".join(texts)
+            return {
+                "question": question.removeprefix(start),
+                "text": generation["answer"],
+                "original": generation["answer"],
+                "generation": generation["id"],
+                "project": generation["project"],
+                "about": "prompt" if question.startswith(start) else "answer",
+                "version": f"{generation['project']}@{generation['version'] or 'base'}",
+            }
+
         return {
-            "answers": found["items"],
-            "grids": [{k: v for k, v in g.items() if k != "files"} for g in reversed(pack.grids)],
+            "answers": [short(generation) for generation in found["items"]],
+            "grids": [{k: v for k, v in grid.items() if k != "files"} for grid in reversed(pack.grids)],
         }
 
     @route("POST", "review")
@@ -118,6 +151,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
 
     @route("POST", "pick")
     async def pick(body: Any) -> Any:
+        """Images picked and rated: kept first, then a node that waits goes on."""
         shown = [str(sha) for sha in body["shown"]]
         picked = [str(sha) for sha in body.get("picked") or ()]
         ratings = {str(sha): _rating(value) for sha, value in (body.get("ratings") or {}).items() if value}
@@ -132,39 +166,44 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
             str(body.get("generation") or ""),
             str(body.get("reason") or ""),
         )
-        if body.get("prompt_id"):
-            pack.capture.picked(str(body["prompt_id"]), picked)
-        return await _keep_and_go_on(items, body)
+        pack.capture.picked(str(body.get("prompt_id") or ""), picked)
+        return await _keep_and_go_on(items, body, shown if items else [])
 
-    async def _keep_and_go_on(items: list[Any], body: Any) -> Any:
-        images = {}
-        if items and "shown" in body:
-            images = await asyncio.to_thread(pack.grid_images, [str(sha) for sha in body["shown"]])
-        problem = ""
+    async def _keep_and_go_on(items: list[Any], body: Any, shown: list[str] | None = None) -> Any:
+        problem: SpoolError | None = None
         try:
+            images = await asyncio.to_thread(pack.grid_images, shown or [])
             await asyncio.to_thread(pack.keep, items, images)
         except SpoolError as error:  # the workflow goes on; the person is told
-            problem = str(error)
+            problem = error
         pause = pack.pauses.get(str(body.get("pause") or ""))
         if pause is not None:
             pause.answer = body
-        if problem:
-            raise SpoolError(problem)
-        return {"kept": len(items), "continued": pause is not None, "waiting": pack.spool.waiting}
+        if problem is not None:
+            raise problem
+        return {"kept": len(items), "continued": pause is not None, "waiting": pack.waiting}
 
     @route("POST", "retry")
     async def retry(_: Any) -> Any:
-        return {"queued": await asyncio.to_thread(pack.spool.retry_refused)}
+        """Send again what the service refused, say when the missing project has been made."""
+        queued = await asyncio.to_thread(lambda: pack.spool().retry_refused())
+        pack.loop.call_soon_threadsafe(pack.delivery.wake)
+        return {"queued": queued}
 
     @route("GET", "refused")
     async def refused(_: Any) -> Any:
-        return {"items": [r["why"] for r in pack.spool.refused()][-20:]}
+        found = await asyncio.to_thread(lambda: pack.spool().refused())
+        return {"items": [entry["why"] for entry in found][-20:]}
 
     @route("POST", "rollback")
     async def rollback(_: Any) -> Any:
         answer = await pack.service().post("/v1/rollback", {"project": pack.config.project})
         await pack.live.refresh(pack.config.project)
         return answer
+
+
+def _refusal(sentence: str, status: int) -> web.Response:
+    return web.json_response({"error": sentence}, status=status)
 
 
 def _rating(value: Any) -> int | None:

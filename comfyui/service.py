@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
+import os
+import secrets
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
+
+VERSION = "0.1.0"
+"""The pack's, which is ComfyLoop's: pack and service fit when the first two numbers are equal."""
+
+WRONG_TOKEN = "The service refused the token. Set the right one in ComfyLoop's sidebar."
 
 Json = dict[str, Any]
 
@@ -46,6 +55,20 @@ class Service:
     token: str = ""
     timeout: float = 15.0
 
+    async def check(self) -> None:
+        """Raises ServiceError unless what answers is a service that this pack fits."""
+        health = await self.get("/healthz")
+        theirs = str(health.get("version", ""))
+        if health.get("status") != "ok":
+            raise self._stranger()
+        if theirs.split(".")[:2] != VERSION.split(".")[:2]:
+            raise ServiceError(
+                f"ComfyLoop at {self.url} is version {theirs or 'unknown'} and the node pack in ComfyUI is {VERSION}. "
+                "Update the older one; `comfyloop comfyui link PATH` brings the pack that fits. Until then everything "
+                "you do is kept here.",
+                code="other_version",
+            )
+
     async def get(self, path: str, **query: Any) -> Json:
         return await self._json("GET", path, params={k: str(v) for k, v in query.items() if v not in (None, "")})
 
@@ -61,9 +84,27 @@ class Service:
         answer = await self._json("POST", "/v1/images", data=data, headers={"Content-Type": media_type})
         return str(answer["sha256"])
 
-    async def download(self, path: str, timeout: float = 600, **query: Any) -> bytes:
-        async with self._request("GET", path, timeout=timeout, params=query) as response:
-            return await response.read()
+    async def image_adapter(self, project: str, number: int, target: Path) -> None:
+        """Download a version's image LoRA. `target` appears whole: a loaded LoRA is memory-mapped.
+
+        Raises OSError where it cannot be written.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+        path, digest = f"/v1/versions/{number}/image-adapter", hashlib.sha256()
+        try:
+            async with self._request("GET", path, timeout=600, params={"project": project}) as response:
+                with await asyncio.to_thread(temporary.open, "wb") as file:
+                    async for chunk in response.content.iter_chunked(2**20):
+                        digest.update(chunk)
+                        await asyncio.to_thread(file.write, chunk)
+                    file.flush()
+                    await asyncio.to_thread(os.fsync, file.fileno())
+                if response.headers.get("ETag") != f'"{digest.hexdigest()}"':
+                    raise ServiceError(f"The image LoRA of {project}@{number} arrived damaged. Run again.")
+            await asyncio.to_thread(os.replace, temporary, target)
+        finally:
+            temporary.unlink(missing_ok=True)
 
     async def chat(self, body: Json, on_text: Callable[[str], None]) -> Answer:
         """Stream an answer; `on_text` is given all of it so far, and may raise to stop the model as well."""
@@ -84,9 +125,7 @@ class Service:
             generation = response.headers.get("X-ComfyLoop-Generation", "")
             version = response.headers.get("X-ComfyLoop-Version", "")
         if not generation:
-            raise ServiceError(
-                f"What answers at {self.url} is not a ComfyLoop service. Check the URL in the sidebar.", 502
-            )
+            raise self._stranger()
         return Answer("".join(said), generation, version, finish)
 
     @asynccontextmanager
@@ -96,7 +135,7 @@ class Service:
             try:
                 async with session.ws_connect(f"{self.url.rstrip('/')}/v1/events", heartbeat=20) as socket:
                     yield _socket_events(socket)
-            except (aiohttp.ClientError, OSError, ValueError) as error:
+            except (asyncio.TimeoutError, aiohttp.ClientError, ConnectionError) as error:
                 raise self._unreachable(error) from error
 
     async def _json(self, method: str, path: str, **options: Any) -> Json:
@@ -106,10 +145,7 @@ class Service:
             except (ValueError, aiohttp.ContentTypeError):
                 answer = None
             if not isinstance(answer, dict):
-                raise ServiceError(
-                    f"What answers at {self.url} is not a ComfyLoop service. Check the URL in the sidebar.",
-                    502,
-                )
+                raise self._stranger()
             return answer
 
     @asynccontextmanager
@@ -122,7 +158,7 @@ class Service:
                     if response.status >= 400:
                         raise await self._refusal(response)
                     yield response
-            except (TimeoutError, aiohttp.ClientError, OSError, ValueError) as error:
+            except (asyncio.TimeoutError, aiohttp.ClientError, ConnectionError) as error:
                 raise self._unreachable(error) from error
 
     def _session(self, timeout: float | None) -> aiohttp.ClientSession:
@@ -139,16 +175,19 @@ class Service:
             sentence = f"{self.url} answered {response.status} without a reason. Is it a ComfyLoop service?"
             return ServiceError(sentence, response.status if response.status >= 500 else 502)
         if response.status in (401, 403):
-            sentence = "The service refused the token. Set the right one in ComfyLoop's sidebar."
+            sentence = WRONG_TOKEN
         return ServiceError(sentence, response.status, code)
+
+    def _stranger(self) -> ServiceError:
+        return ServiceError(
+            f"What answers at {self.url} is not a ComfyLoop service. Check the URL in the sidebar.", 502
+        )
 
     def _unreachable(self, error: BaseException) -> ServiceError:
         if isinstance(error, asyncio.TimeoutError):
             return ServiceError(f"ComfyLoop at {self.url} did not answer in time. See `comfyloop status`.")
-        if isinstance(error, (aiohttp.InvalidURL, ValueError)):
-            return ServiceError(
-                f"{self.url!r} is not a URL. Set one like http://127.0.0.1:8265 in ComfyLoop's sidebar."
-            )
+        if isinstance(error, aiohttp.WSServerHandshakeError):
+            return ServiceError(WRONG_TOKEN, 401) if error.status in (401, 403) else self._stranger()
         return ServiceError(f"ComfyLoop is not running at {self.url}. Start it with `comfyloop up`.")
 
 
@@ -163,7 +202,10 @@ async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[Json]:
             data = line[6:].strip()
             if data == b"[DONE]":
                 return
-            yield json.loads(data)
+            try:
+                yield json.loads(data)
+            except ValueError:
+                break
     raise ServiceError("The service broke off in the middle of the answer. Run the node again.")
 
 

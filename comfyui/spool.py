@@ -61,6 +61,7 @@ class Spool:
         self._needs: Counter[str] = Counter()  # image -> waiting items that refer to it
         self.waiting = 0
         self.problem = ""  # why the last append was refused; empty when it was taken
+        self.refused_count = len(self.refused())
         self._segment, self._offset = self._read_position()
         segments = self._segments()
         if self._segment not in segments:  # delivered to its end and deleted
@@ -76,14 +77,17 @@ class Spool:
 
     @classmethod
     def open(cls, folder: Path, **bounds: int) -> Spool:
-        """The first folder ``<folder>/<n>`` that no other process holds."""
+        """The first folder ``<folder>/<n>`` that no other process holds. Raises SpoolError where none can be made."""
         for number in range(64):
             try:
                 return cls(folder / str(number), **bounds)
-            except BlockingIOError:
-                continue
-            except PermissionError:  # what Windows says of a locked file
-                continue
+            except OSError as error:
+                held = PermissionError if os.name == "nt" else BlockingIOError  # what is said of a locked file
+                if not isinstance(error, held):
+                    raise SpoolError(
+                        f"Capture is paused: {folder} cannot be used ({error.strerror}). "
+                        "Mend its rights or free some space."
+                    ) from error
         raise SpoolError(f"All 64 spools under {folder} are in use. Stop a ComfyUI, or mend the folder's rights.")
 
     def close(self) -> None:
@@ -97,7 +101,7 @@ class Spool:
         Raises:
             SpoolError: The spool is full, or the disk refused. Nothing of this call is kept.
         """
-        data = b"".join(json.dumps(i, ensure_ascii=False, separators=(",", ":")).encode() + b"\n" for i in items)
+        data = b"".join(map(_line, items))
         with self._mutex:
             try:
                 self._append(items, data, images or {})
@@ -161,10 +165,14 @@ class Spool:
         return None
 
     def delivered(self, entries: Sequence[Entry]) -> None:
-        """Move on behind these entries, which `pending` gave; what nothing needs any more is deleted."""
-        if not entries:
-            return
+        """Move on behind these entries, which `pending` gave; what nothing needs any more is deleted.
+
+        Entries that were behind already (a delivery that was broken off and begun again) do not count twice.
+        """
         with self._mutex:
+            entries = [e for e in entries if (e.segment, e.end) > (self._segment, self._offset)]
+            if not entries:
+                return
             self._segment, self._offset = entries[-1].segment, entries[-1].end
             _write_whole(
                 self.folder / "delivered.json",
@@ -184,6 +192,7 @@ class Spool:
                 file.write(line.encode() + b"\n")
                 file.flush()
                 os.fsync(file.fileno())
+            self.refused_count += 1
             self.delivered([entry])
 
     def refused(self) -> list[dict[str, Any]]:
@@ -203,6 +212,7 @@ class Spool:
                 self.append(items)  # a crash before the next line sends them twice: the service stores them once
                 rest = b"".join(json.dumps(r).encode() + b"\n" for r in damaged)
                 _write_whole(self.folder / "refused.jsonl", rest)
+                self.refused_count = len(damaged)
             return len(items)
 
     # --- files
@@ -264,6 +274,11 @@ def images_of(item: Item | None) -> set[str]:
     for message in item.get("messages") or ():
         found.update(part["sha256"] for part in message["content"] if part["type"] == "image")
     return found
+
+
+def _line(item: Item) -> bytes:
+    """JSON with a line's end; half a character (a lone surrogate, which no file can hold) becomes a question mark."""
+    return json.dumps(item, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
 
 
 def _write_whole(path: Path, data: bytes) -> None:

@@ -33,7 +33,7 @@ class Ask(io.ComfyNode):
         )
 
     @classmethod
-    async def fingerprint_inputs(cls, model: str, **_: Any) -> str:
+    async def fingerprint_inputs(cls, model: str | None = None, **_: Any) -> str:
         return await live_fingerprint(model)
 
     @classmethod

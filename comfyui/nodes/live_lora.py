@@ -13,9 +13,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from .. import pack
-from ..live import newest_file
-from ..service import ServiceError
-from .shared import CATEGORY
+from .shared import CATEGORY, model_name
 
 
 class LiveLora(io.ComfyNode):
@@ -37,24 +35,22 @@ class LiveLora(io.ComfyNode):
                 io.Clip.Output(display_name="clip"),
                 io.String.Output(display_name="version"),
             ],
-            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
-    async def fingerprint_inputs(cls, project: str, **_: Any) -> str:
-        name = project.strip() or pack.get().config.project
-        live = await pack.get().live.get(name)
-        if live is None:
-            file = newest_file(name, _folder())
-            return file.stem if file else f"{name}-none"
-        return f"{name}-v{live.number}" if live.image_adapter else f"{name}-none"
+    async def fingerprint_inputs(cls, project: str | None = None, **_: Any) -> str:
+        """The file that will be applied: fetched here, so that a failure is not cached as if it were the version."""
+        file, _ = await pack.get().live.lora(model_name(project), _folder())
+        return file.stem if file else "none"
 
     @classmethod
     async def execute(cls, model: Any, project: str, strength: float, clip: Any = None) -> io.NodeOutput:
-        name = project.strip() or pack.get().config.project
-        file, note = await _file(name)
+        name = model_name(project)
+        file, note = await pack.get().live.lora(name, _folder())
         if file is None:
             return io.NodeOutput(model, clip, "none", ui={"comfyloop_note": [note or f"{name}: no image LoRA yet"]})
+        if note:
+            note = f"{file.stem}. {note}"
         if strength == 0:
             return io.NodeOutput(model, clip, file.stem, ui={"comfyloop_note": [f"{file.stem}, strength 0"]})
         tensors = comfy.utils.load_torch_file(str(file), safe_load=True)
@@ -66,21 +62,6 @@ class LiveLora(io.ComfyNode):
             )
         model, clip = comfy.sd.load_lora_for_models(model, clip, tensors, strength, strength)
         return io.NodeOutput(model, clip, file.stem, ui={"comfyloop_note": [note or file.stem]})
-
-
-async def _file(project: str) -> tuple[Path | None, str]:
-    """The LoRA to apply and a note; while the service is away, the newest that is here."""
-    live = await pack.get().live.get(project)
-    if live is None:
-        file = newest_file(project, _folder())
-        return file, f"{file.stem} (service away)" if file else "service away, no LoRA here yet"
-    if not live.image_adapter:
-        return None, ""
-    try:
-        return await pack.get().live.image_adapter_file(live, _folder()), ""
-    except (ServiceError, OSError) as error:
-        file = newest_file(project, _folder())
-        return file, f"{file.stem if file else 'no LoRA'}: {live.name} could not be fetched. {error}"
 
 
 def _folder() -> Path:

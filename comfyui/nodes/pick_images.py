@@ -35,7 +35,7 @@ class PickImages(io.ComfyNode):
                 GenerationIO.Input("generation", optional=True, tooltip="Of the prompt, where a model wrote it."),
             ],
             outputs=[io.Image.Output(display_name="picked")],
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -62,7 +62,7 @@ class PickImages(io.ComfyNode):
         work.show_grid(shown, files)
         if mode == "pass":
             return io.NodeOutput(images, ui={"comfyloop_pick": [shown]})
-        answer = await wait_for_person(cls.hidden.unique_id, "comfyloop.pick", shown, timeout)
+        answer = await wait_for_person(cls.hidden, "comfyloop.pick", shown, timeout)
         picked = set((answer or {}).get("picked") or hashes)  # nothing picked, or no time: all go on
         kept = [place for place, sha in enumerate(hashes) if sha in picked]
         return io.NodeOutput(
@@ -94,4 +94,4 @@ def _save(batch: Any) -> tuple[list[dict[str, str]], dict[str, Path]]:
 
 def _found_prompt(workflow: Any, node: str) -> str:
     plain = redact(workflow or {})
-    return graph.prompt_of_images(plain, str(node), "images", pack.get().host.is_text)
+    return graph.prompt_of_images(plain, str(node), "images", pack.get().host.kind_of)

@@ -28,7 +28,7 @@ class Review(io.ComfyNode):
                 ),
             ],
             outputs=[io.String.Output(display_name="text")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             is_output_node=True,
         )
 
@@ -47,7 +47,7 @@ class Review(io.ComfyNode):
         }
         if mode == "pass":
             return io.NodeOutput(text, ui={"comfyloop_review": [shown]})
-        answer = await wait_for_person(cls.hidden.unique_id, "comfyloop.review", shown, timeout)
+        answer = await wait_for_person(cls.hidden, "comfyloop.review", shown, timeout)
         if answer is None:
             return io.NodeOutput(text, ui={"comfyloop_review": [{**shown, "note": "timeout"}]})
         if answer.get("action") == "reject":

@@ -32,11 +32,12 @@ def stop_if_interrupted() -> None:
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
-def model_name(model: str) -> str:
-    return model.strip() or pack.get().config.project
+def model_name(model: str | None) -> str:
+    """None stands for a name that comes over a link, which is not known before the run."""
+    return (model or "").strip() or pack.get().config.project
 
 
-async def live_fingerprint(model: str) -> str:
+async def live_fingerprint(model: str | None) -> str:
     """Changes when the version that answers to this name does: a cached answer of an older version is stale."""
     name = model_name(model)
     if "@" in name and not name.endswith("@live"):
@@ -68,7 +69,9 @@ async def ask(
             shown_at = time.monotonic()
             to_page("comfyloop.text", {"node": node, "text": so_far})
 
-    answer = await pack.get().service().chat(body, on_text)
+    service = pack.get().service()
+    await service.check()
+    answer = await service.chat(body, on_text)
     if not answer.text.strip():
         raise ServiceError("The model answered with nothing. Ask in other words, or allow more tokens.")
     to_page("comfyloop.text", {"node": node, "text": answer.text})
@@ -98,14 +101,23 @@ def sampling_inputs(max_tokens: int) -> list[Any]:
     ]
 
 
-async def wait_for_person(node: str, event: str, shown: dict[str, Any], seconds: int) -> dict[str, Any] | None:
+async def wait_for_person(hidden: Any, event: str, shown: dict[str, Any], seconds: int) -> dict[str, Any] | None:
     """Show something in the node and wait; None when the time is over.
 
-    Interrupting the queue ends it with ComfyUI's own exception. A reloaded page finds the pause in its state.
+    Interrupting the queue ends it with ComfyUI's own exception. A reloaded page finds the pause in its state, and
+    shows it in the node if it is the same workflow, in the sidebar in any case.
     """
-    work = pack.get()
-    pause = pack.Pause(new_id("pause"), node, {**shown, "event": event, "node": node, "seconds": seconds})
-    pause.shown["pause"] = pause.id
+    work, node = pack.get(), hidden.unique_id
+    workflow = ((hidden.extra_pnginfo or {}).get("workflow") or {}).get("id", "")
+    pause = pack.Pause(new_id("pause"), node)
+    pause.shown = {
+        **shown,
+        "event": event,
+        "node": node,
+        "workflow": workflow,
+        "until": time.time() + seconds,
+        "pause": pause.id,
+    }
     work.pauses[pause.id] = pause
     try:
         to_page(event, pause.shown)

@@ -6,10 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..feedback import WRITE_PROMPT
 from .shared import CATEGORY, GenerationIO, ask, live_fingerprint, sampling_inputs
-
-QUESTION = "Write the prompt for an image model.\nBrief: {brief}"
-"""The same words in which the service turns an edited prompt into a sample (curate/samples.py)."""
 
 
 class WritePrompt(io.ComfyNode):
@@ -35,7 +33,7 @@ class WritePrompt(io.ComfyNode):
         )
 
     @classmethod
-    async def fingerprint_inputs(cls, model: str, **_: Any) -> str:
+    async def fingerprint_inputs(cls, model: str | None = None, **_: Any) -> str:
         return await live_fingerprint(model)
 
     @classmethod
@@ -45,7 +43,7 @@ class WritePrompt(io.ComfyNode):
         if not brief.strip() and image is None:
             raise ValueError("The brief is empty. Write a few words, or connect an image.")
         sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
-        question = QUESTION.format(brief=brief.strip())
+        question = WRITE_PROMPT.format(brief=brief.strip())
         answer, handle = await ask(cls.hidden.unique_id, model, question, image, sampling, "prompt")
         prompt = answer.text.strip()
         return io.NodeOutput(prompt, handle, ui={"comfyloop_text": [prompt], "comfyloop_version": [answer.version]})

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, PngImagePlugin
 
-from comfyui.capture import Capture, Host
+from comfyui.capture import Capture
 from comfyui.config import Config
 from comfyui.feedback import of_pick, of_review
+from comfyui.host import Host
 from comfyui.images import ImageError, check_size, sha256, without_metadata
 
 
@@ -38,8 +39,9 @@ class ComfyUI:
         host = Host(
             self.history.get,
             lambda _: False,
+            lambda: False,
             lambda name: folder / name["filename"],
-            lambda c, n: (c, n) == ("Text", "text"),
+            lambda c, n: {"text": "prompt", "image": "data"}.get(n, "value"),
         )
         self.capture = Capture(host, lambda: config, self.keep)
         self.capture.start()
@@ -49,7 +51,7 @@ class ComfyUI:
         self.images |= images
 
     def run(self, graph: dict, colour: str, status: str = "success", workflow: str = "w") -> None:
-        request = {"prompt": graph, "client_id": workflow}
+        request = {"prompt": graph, "extra_data": {"extra_pnginfo": {"workflow": {"id": workflow}}}}
         self.capture.on_prompt(request)
         if "prompt_id" not in request:
             return
@@ -106,6 +108,35 @@ def test_the_same_again_and_other_workflows_say_nothing(comfyui: ComfyUI) -> Non
     assert comfyui.kept == []
 
 
+def test_another_picture_to_work_on_and_another_question_are_no_edits(comfyui: ComfyUI) -> None:
+    comfyui.run(edited(n2_image="cat.png"), "red")
+    comfyui.run(edited(n2_image="dog.png"), "blue")
+    assert comfyui.kept == []
+
+
+def test_a_graph_edit_says_what_it_was_for_and_what_was_picked(comfyui: ComfyUI) -> None:
+    comfyui.run(copy.deepcopy(GRAPH), "red")
+    graph = edited(n2_steps=8)
+    request = {"prompt": graph, "prompt_id": "p", "extra_data": {"extra_pnginfo": {"workflow": {"id": "w"}}}}
+    comfyui.capture.on_prompt(request)
+    comfyui.capture.picked("p", ["f" * 64])
+    comfyui.capture.picked("of another run", ["e" * 64])
+    time.sleep(0.3)
+    comfyui.history["p"] = {
+        "status": {"status_str": "success"},
+        "outputs": {"3": {"images": [{"filename": "red.png"}]}},
+    }
+    time.sleep(0.35)
+    (item,) = comfyui.kept
+    assert item["aim"] == "a fox" and item["kept"] == ["f" * 64]
+
+
+def test_a_script_that_queues_prompts_is_not_captured(comfyui: ComfyUI) -> None:
+    for text in ("a fox", "a hen"):
+        request = {"prompt": edited(n1_text=text), "client_id": "script"}
+        assert comfyui.capture.on_prompt(request) is request and "prompt_id" not in request
+
+
 def test_nothing_is_captured_unless_it_was_turned_on(tmp_path: Path) -> None:
     comfyui = ComfyUI(tmp_path, Config(project="acme"))
     comfyui.run(copy.deepcopy(GRAPH), "red")
@@ -118,9 +149,10 @@ def test_a_prompt_costs_less_than_a_millisecond(comfyui: ComfyUI) -> None:
         str(n): {"class_type": "Text", "inputs": {"text": "x" * 50, "a": [str(n - 1), 0]}} for n in range(200)
     }
     seconds = []
+    request = {"prompt": graph, "extra_data": {"extra_pnginfo": {"workflow": {"id": "w"}}}}
     for _ in range(300):
         started = time.perf_counter()
-        comfyui.capture.on_prompt({"prompt": graph, "client_id": "c"})
+        comfyui.capture.on_prompt(request)
         seconds.append(time.perf_counter() - started)
     assert sorted(seconds)[len(seconds) // 2] < 0.001
 

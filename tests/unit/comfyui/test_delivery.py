@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from comfyui.config import Config, ConfigFile
 from comfyui.delivery import Delivery
-from comfyui.service import Service, ServiceError
+from comfyui.service import VERSION, Service, ServiceError
 from comfyui.spool import Spool
 
 
@@ -25,9 +24,11 @@ class SmallService:
         self.lose_answers = 0
         self.token = ""
         self.url = ""
+        self.version = VERSION
 
     async def __aenter__(self) -> SmallService:
         app = web.Application()
+        app.router.add_get("/healthz", self.health)
         app.router.add_post("/v1/feedback", self.feedback)
         app.router.add_post("/v1/images", self.image)
         self.runner = web.AppRunner(app)
@@ -39,6 +40,9 @@ class SmallService:
 
     async def __aexit__(self, *_: object) -> None:
         await self.runner.cleanup()
+
+    async def health(self, request: web.Request) -> web.Response:
+        return web.json_response({"status": "ok", "version": self.version})
 
     async def image(self, request: web.Request) -> web.Response:
         sha = hashlib.sha256(await request.read()).hexdigest()
@@ -70,11 +74,8 @@ def items(*names: str, project: str = "acme") -> list[dict]:
     return [{"id": name, "kind": "test", "project": project} for name in names]
 
 
-async def drain(spool: Spool, url: str, token: str = "") -> Delivery:
-    delivery = Delivery(spool, lambda: Service(url, token, timeout=5))
-    while await delivery.step():
-        pass
-    return delivery
+async def drain(spool: Spool, url: str, token: str = "") -> None:
+    await Delivery(lambda: spool, lambda: Service(url, token, timeout=5)).drain()
 
 
 def test_everything_arrives_once_and_the_images_before_it(tmp_path: Path) -> None:
@@ -136,12 +137,61 @@ def test_with_a_wrong_token_everything_waits(tmp_path: Path) -> None:
     asyncio.run(go())
 
 
+def test_for_a_service_of_another_version_everything_waits(tmp_path: Path) -> None:
+    async def go() -> None:
+        spool = Spool(tmp_path)
+        spool.append(items("a"))
+        async with SmallService() as service:
+            for theirs, told in (("9.9.1", "is version 9.9.1"), ("", "is version unknown")):
+                service.version = theirs
+                with pytest.raises(
+                    ServiceError, match=f"{told} and the node pack in ComfyUI is {VERSION}"
+                ) as error:
+                    await drain(spool, service.url)
+                assert error.value.away and spool.waiting == 1 and not service.stored
+            service.version = VERSION.rsplit(".", 1)[0] + ".99"  # a bug fix fits
+            await drain(spool, service.url)
+            assert spool.waiting == 0
+
+    asyncio.run(go())
+
+
+def test_what_is_no_service_says_so_and_everything_waits(tmp_path: Path) -> None:
+    async def go() -> None:
+        spool = Spool(tmp_path)
+        spool.append(items("a"))
+        app = web.Application()
+
+        async def page(_: web.Request) -> web.Response:
+            return web.Response(text="<html>hello")
+
+        app.router.add_get("/healthz", page)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        with pytest.raises(ServiceError, match="is not a ComfyLoop service"):
+            await drain(spool, f"http://127.0.0.1:{runner.addresses[0][1]}")
+        assert spool.waiting == 1
+        await runner.cleanup()
+
+    asyncio.run(go())
+
+
+def test_a_delivery_begun_again_counts_nothing_twice(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append(items("a", "b", "c"))
+    entries = spool.pending(2)
+    spool.delivered(entries)
+    spool.delivered(entries)
+    assert spool.waiting == 1 and [e.item["id"] for e in spool.pending()] == ["c"]
+
+
 def test_run_goes_on_when_the_service_comes_back(tmp_path: Path) -> None:
     async def go() -> None:
         spool = Spool(tmp_path)
         spool.append(items("a"))
         url = "http://127.0.0.1:9"
-        delivery = Delivery(spool, lambda: Service(url, timeout=2))
+        delivery = Delivery(lambda: spool, lambda: Service(url, timeout=2))
         task = asyncio.create_task(delivery.run())
         while not delivery.state:
             await asyncio.sleep(0.01)
@@ -154,12 +204,3 @@ def test_run_goes_on_when_the_service_comes_back(tmp_path: Path) -> None:
         task.cancel()
 
     asyncio.run(go())
-
-
-def test_a_new_url_drops_the_token_of_the_old_service(tmp_path: Path) -> None:
-    file = ConfigFile(tmp_path / "settings.json", Config())
-    file.change(url="http://127.0.0.1:1", token="secret")
-    assert ConfigFile(tmp_path / "settings.json").config.token == "secret"
-    assert file.change(url="http://127.0.0.1:2").token == ""
-    with pytest.raises(ValueError, match="is not a URL"):
-        file.change(url="ftp://x")

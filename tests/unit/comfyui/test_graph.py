@@ -10,8 +10,8 @@ from comfyui import graph
 from comfyui.redact import is_secret, redact
 
 
-def is_text(class_type: str, name: str) -> bool:
-    return class_type == "CLIPTextEncode" and name == "text"
+def kind_of(class_type: str, name: str) -> graph.Kind:
+    return "prompt" if class_type == "CLIPTextEncode" and name == "text" else "value"
 
 
 def workflow(
@@ -49,33 +49,42 @@ def renumbered(g: graph.Graph, names: dict[str, str]) -> graph.Graph:
 
 def test_a_changed_prompt_is_a_text_edit_and_no_graph_edit() -> None:
     before, after = workflow(), workflow("a red fox in snow")
-    (edit,) = graph.text_edits(before, after, is_text)
+    (edit,) = graph.text_edits(before, after, kind_of)
     assert (edit.node, edit.input, edit.before, edit.after) == ("2", "text", "a red fox", "a red fox in snow")
-    assert not graph.changed(before, after, is_text)
+    assert not graph.changed(before, after, kind_of)
 
 
 def test_a_negative_prompt_is_a_graph_edit() -> None:
     before, after = workflow(), workflow(negative="blurry, text")
-    assert graph.text_edits(before, after, is_text) == []
-    assert graph.changed(before, after, is_text)
+    assert graph.text_edits(before, after, kind_of) == []
+    assert graph.changed(before, after, kind_of)
 
 
 @given(st.permutations(list("12345")))
 def test_a_renumbered_copy_differs_in_nothing(order: list[str]) -> None:
     names = dict(zip("12345", [f"1{key}" for key in order], strict=True))
     after = renumbered(workflow(), names)
-    assert not graph.changed(workflow(), after, is_text)
-    assert graph.text_edits(workflow(), after, is_text) == []
+    assert not graph.changed(workflow(), after, kind_of)
+    assert graph.text_edits(workflow(), after, kind_of) == []
 
 
 def test_a_text_edit_is_found_in_a_renumbered_copy() -> None:
     names = {key: f"7:{key}" for key in "12345"}
-    (edit,) = graph.text_edits(workflow(), renumbered(workflow("a blue fox"), names), is_text)
+    (edit,) = graph.text_edits(workflow(), renumbered(workflow("a blue fox"), names), kind_of)
     assert (edit.before_node, edit.node, edit.after) == ("2", "7:2", "a blue fox")
 
 
+def test_moving_nodes_into_a_subgraph_is_no_edit_and_their_prompts_are_still_compared() -> None:
+    names = {"1": "1", "2": "8:2", "3": "8:3", "4": "8:4", "5": "5"}
+    moved = renumbered(workflow("a blue fox"), names)
+    assert not graph.changed(workflow(), moved, kind_of) and graph.related(workflow(), moved)
+    (edit,) = graph.text_edits(workflow(), moved, kind_of)
+    assert (edit.before_node, edit.node, edit.after) == ("2", "8:2", "a blue fox")
+    assert graph.aim(moved, ["5"], kind_of) == "a blue fox"
+
+
 def test_seeds_and_whole_floats_are_no_edit() -> None:
-    assert not graph.changed(workflow(cfg=7), workflow(cfg=7.0, seed=99), is_text)
+    assert not graph.changed(workflow(cfg=7), workflow(cfg=7.0, seed=99), kind_of)
 
 
 @pytest.mark.parametrize("change", ["value", "rewired", "added", "removed"])
@@ -90,7 +99,7 @@ def test_every_other_change_is_a_graph_edit(change: str) -> None:
         after["4"]["inputs"]["model"] = ["6", 0]
     else:
         del after["5"]
-    assert graph.changed(workflow(), after, is_text)
+    assert graph.changed(workflow(), after, kind_of)
     assert graph.related(workflow(), after)
 
 
@@ -100,7 +109,7 @@ def test_another_workflow_is_not_an_edit() -> None:
 
 
 def test_the_prompt_of_images_is_found_through_the_sampler() -> None:
-    assert graph.prompt_of_images(workflow(), "5", "images", is_text) == "a red fox"
+    assert graph.prompt_of_images(workflow(), "5", "images", kind_of) == "a red fox"
 
 
 def test_downstream_is_all_that_a_node_reaches() -> None:

@@ -129,6 +129,33 @@ def test_a_full_disk_pauses_capture_and_leaves_no_half_line(
     assert waiting(spool) == ["a", "c"]
 
 
+def test_a_disk_that_is_really_full_pauses_capture_in_words(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("NOT PROVED: this system has no /dev/full")
+    spool = Spool(tmp_path)
+    segment = spool._path(spool._writing)
+    segment.symlink_to("/dev/full")  # every write says that the disk is full
+    with pytest.raises(SpoolError, match=r"Capture is paused: .*No space left on device.*Free some space"):
+        spool.append(items("a"))
+    assert spool.problem and spool.waiting == 0
+    segment.unlink()
+    spool.append(items("a"))
+    assert spool.problem == "" and waiting(spool) == ["a"]
+
+
+def test_a_folder_that_cannot_be_used_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "spool").write_text("a file is in the way")
+    with pytest.raises(SpoolError, match=r"Capture is paused: .*spool cannot be used"):
+        Spool.open(tmp_path / "spool")
+
+
+def test_half_a_character_costs_itself_and_nothing_else(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append([{"id": "a", "kind": "test", "text": "fox \ud83e!"}])
+    (entry,) = spool.pending()
+    assert entry.item["text"] == "fox ?!"
+
+
 def test_two_processes_never_share_a_spool(tmp_path: Path) -> None:
     first, second = Spool.open(tmp_path), Spool.open(tmp_path)
     assert first.folder != second.folder

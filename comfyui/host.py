@@ -1,0 +1,63 @@
+"""What the pack needs of the ComfyUI that it runs in."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .graph import OURS, Kind, KindOf
+
+
+@dataclass(frozen=True)
+class Host:
+    history: Callable[[str], dict[str, Any] | None]  # prompt id -> its history entry, when it has ended
+    queued: Callable[[str], bool]
+    running: Callable[[], bool]  # whether a prompt is being executed
+    image_path: Callable[[dict[str, str]], Path | None]
+    kind_of: KindOf
+
+
+def of_server(server: Any) -> Host:
+    """The host behind ComfyUI's `PromptServer`."""
+    import folder_paths
+
+    queue = server.prompt_queue
+
+    def history(prompt_id: str) -> dict[str, Any] | None:
+        return queue.get_history(prompt_id=prompt_id).get(prompt_id)
+
+    def queued(prompt_id: str) -> bool:
+        running, waiting = queue.get_current_queue_volatile()
+        return any(entry[1] == prompt_id for entry in (*running, *waiting))
+
+    def image_path(name: dict[str, str]) -> Path | None:
+        root = folder_paths.get_directory_by_type(name.get("type", ""))
+        return Path(root, name.get("subfolder", ""), name["filename"]) if root and name.get("filename") else None
+
+    return Host(history, queued, lambda: bool(queue.currently_running), image_path, kind_of)
+
+
+def kind_of(class_type: str, input: str) -> Kind:
+    """What an input of a node is for."""
+    return _kinds(class_type).get(input, "value")
+
+
+@functools.lru_cache(maxsize=4096)
+def _kinds(class_type: str) -> dict[str, Kind]:
+    import nodes
+
+    found: dict[str, Kind] = {}
+    known = nodes.NODE_CLASS_MAPPINGS.get(class_type)
+    for part in known.INPUT_TYPES().values() if known else ():
+        for name, spec in part.items() if isinstance(part, dict) else ():
+            options = spec[1] if isinstance(spec, (tuple, list)) and len(spec) > 1 else None
+            if not isinstance(options, dict):
+                continue
+            if options.get("multiline"):
+                found[name] = "data" if class_type.startswith(OURS) else "prompt"
+            elif any(option.endswith("_upload") for option in options) or name == "filename_prefix":
+                found[name] = "data"
+    return found
