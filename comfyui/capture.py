@@ -105,7 +105,7 @@ class Capture:
 
     def _note(self, config: Config, workflow: str, prompt_id: str, graph: graphs.Graph) -> None:
         try:
-            clean = redact(graph, config.excluded)
+            clean = graphs.without_data(redact(graph, config.excluded), self._host.kind_of)
         except Exception:
             log.exception("ComfyLoop could not read a workflow; ComfyUI is not affected.")
             return

@@ -39,6 +39,14 @@ class TextEdit:
     after: str
 
 
+def without_data(graph: Graph, kind_of: KindOf) -> Graph:
+    """The graph less the names of files and the questions that it works on: they are no part of how it is built."""
+    return {
+        key: {**node, "inputs": {n: v for n, v in node["inputs"].items() if kind_of(node["class_type"], n) != "data"}}
+        for key, node in graph.items()
+    }
+
+
 def text_edits(before: Graph, after: Graph, kind_of: KindOf) -> list[TextEdit]:
     """Prompts that differ between nodes that are the same but for them.
 
@@ -61,7 +69,7 @@ def text_edits(before: Graph, after: Graph, kind_of: KindOf) -> list[TextEdit]:
 
 
 def changed(before: Graph, after: Graph, kind_of: KindOf) -> bool:
-    """Whether links, nodes or settings differ: prompts, data, seeds and ids do not count."""
+    """Whether links, nodes or settings differ: positive prompts, seeds and ids do not count."""
     return sorted(_colours(before, kind_of).values()) != sorted(_colours(after, kind_of).values())
 
 
@@ -165,11 +173,11 @@ def _targets(graph: Graph, source: str) -> Iterator[tuple[str, str]]:
 
 
 def _colours(graph: Graph, kind_of: KindOf) -> dict[str, str]:
-    """A hash per node of its class, settings and surroundings; ids, data and positive prompts do not count."""
+    """A hash per node of its class, settings and surroundings; ids, seeds and positive prompts do not count."""
 
     def counts(key: str, name: str) -> bool:
         kind = kind_of(graph[key]["class_type"], name)
-        return name not in CHANCE and (kind == "value" or (kind == "prompt" and only_negative(graph, key)))
+        return name not in CHANCE and (kind != "prompt" or only_negative(graph, key))
 
     colours = {}
     for key, node in graph.items():

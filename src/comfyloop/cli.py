@@ -12,6 +12,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -35,6 +36,10 @@ app = typer.Typer(
 )
 feedback_app = typer.Typer(help="What people did: list it, or bring it in from a file.", no_args_is_help=True)
 app.add_typer(feedback_app, name="feedback")
+comfyui_app = typer.Typer(
+    help="The node pack for ComfyUI: put it in, see what is missing.", no_args_is_help=True
+)
+app.add_typer(comfyui_app, name="comfyui")
 engines_app = typer.Typer(
     help="Engines that live in a Python environment of their own: ms-swift, ...", no_args_is_help=True
 )
@@ -424,6 +429,51 @@ def generation(
         found: Generation = client.generation(id)
     question = found.messages[-1].text
     put(found, as_json, f"[bold]{question}[/]", found.answer, f"[dim]{found.project}@{found.version}[/]")
+
+
+# --- ComfyUI ------------------------------------------------------------------------------------------------
+
+ComfyUIPath = Annotated[
+    Path, typer.Argument(metavar="PATH", help="The folder in which ComfyUI was installed.")
+]
+
+
+@comfyui_app.command("link")
+def comfyui_link(
+    path: ComfyUIPath,
+    copy: Annotated[bool, typer.Option("--copy", help="Copy the pack instead of linking to it.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Put the node pack into a ComfyUI; doing it again changes nothing. Start ComfyUI again afterwards."""
+    from comfyloop.comfyui import link
+
+    target = link(path, copy)
+    put({"path": str(target)}, as_json, f"The node pack is at {target}. Start ComfyUI again to load it.")
+
+
+@comfyui_app.command("unlink")
+def comfyui_unlink(path: ComfyUIPath, as_json: Json = False) -> None:
+    """Take the node pack out of a ComfyUI; what waits there to be delivered stays."""
+    from comfyloop.comfyui import unlink
+
+    removed = unlink(path)
+    put({"removed": removed}, as_json, "The node pack was taken out." if removed else "It was not there.")
+
+
+@comfyui_app.command("doctor")
+def comfyui_doctor(path: ComfyUIPath, as_json: Json = False) -> None:
+    """Say what a ComfyUI lacks to work with ComfyLoop. Exit code 1 when something is missing."""
+    from comfyloop.comfyui import doctor as examine
+
+    findings = examine(path)
+    marks = {"ok": "[green]ok[/]", "warning": "[yellow]! [/]", "missing": "[red]no[/]"}
+    put(
+        [asdict(finding) for finding in findings],
+        as_json,
+        *(f"{marks[f.state]}  {f.what:<10} {f'{f.says} {f.mend}'.strip()}" for f in findings),
+    )
+    if any(finding.state == "missing" for finding in findings):
+        raise typer.Exit(1)
 
 
 @app.command()

@@ -10,7 +10,8 @@ from typing import Literal
 
 import httpx
 
-from comfyloop.comfyui.link import NAME, custom_nodes, pack_folder
+from comfyloop import __version__
+from comfyloop.comfyui.link import NAME, custom_nodes, pack_files, pack_folder
 from comfyloop.errors import InvalidInput
 
 OLDEST = (0, 3, 64)
@@ -59,37 +60,33 @@ def _pack(path: Path, target: Path) -> Finding:
         return Finding("node pack", "missing", "It is not in custom_nodes.", mend)
     if target.resolve() == pack_folder().resolve():
         return Finding("node pack", "ok", "It is linked.")
-    ours, theirs = (_declared(folder / "pyproject.toml") for folder in (pack_folder(), target))
-    if ours != theirs:
+    if _content(target) != _content(pack_folder()):
         return Finding(
-            "node pack", "warning", f"Version {theirs} is there; this ComfyLoop brings {ours}.", mend
+            "node pack", "warning", f"It is another one than ComfyLoop {__version__} brings.", mend
         )
-    return Finding("node pack", "ok", f"It is there, version {theirs}.")
+    return Finding("node pack", "ok", f"It is a copy of the one that ComfyLoop {__version__} brings.")
 
 
-def _declared(file: Path) -> str:
-    found = (
-        re.search(r'^version\s*=\s*"([^"]+)"', file.read_text("utf-8"), re.MULTILINE)
-        if file.exists()
-        else None
-    )
-    return found[1] if found else "unknown"
+def _content(folder: Path) -> dict[str, bytes]:
+    return {name: path.read_bytes() for name, path in pack_files(folder).items()}
 
 
 def _service(path: Path) -> Finding:
     file = path / "user" / "comfyloop" / "settings.json"
-    url, token = "http://127.0.0.1:8265", ""
+    url, token, project = "http://127.0.0.1:8265", "", "default"
     if file.exists():
         try:
             settings = json.loads(file.read_text("utf-8"))
-            url, token = str(settings.get("url", url)), str(settings.get("token", ""))
+            url, token = str(settings.get("url", url)), str(settings.get("token", token))
+            project = str(settings.get("project", project))
         except (ValueError, AttributeError):
             return Finding("settings", "missing", f"{file} cannot be read.", "Mend or delete it.")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = httpx.get(f"{url.rstrip('/')}/v1/projects", headers=headers, timeout=5, trust_env=False)
-        answer.raise_for_status()
-        names = [project["name"] for project in answer.json()["items"]]
+        with httpx.Client(base_url=url, headers=headers, timeout=5, trust_env=False) as service:
+            version = service.get("/healthz").raise_for_status().json()["version"]
+            listed = service.get("/v1/projects").raise_for_status().json()
+        names = [found["name"] for found in listed["items"]]
     except httpx.HTTPStatusError as error:
         if error.response.status_code == 401:
             return Finding(
@@ -110,4 +107,18 @@ def _service(path: Path) -> Finding:
             f"What answers at {url} is not ComfyLoop.",
             "Set the service's URL in the sidebar.",
         )
-    return Finding("service", "ok", f"{url} answers; projects: {', '.join(names)}.")
+    if version.split(".")[:2] != __version__.split(".")[:2]:
+        return Finding(
+            "service",
+            "missing",
+            f"{url} is ComfyLoop {version}, and this one is {__version__}.",
+            "Update the older one.",
+        )
+    if project not in names:
+        return Finding(
+            "service",
+            "warning",
+            f"{url} has no project {project!r}.",
+            f"Choose one in the sidebar: {', '.join(names)}.",
+        )
+    return Finding("service", "ok", f"{url} answers; the project is {project!r}.")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from comfyloop.comfyui import doctor, link, pack_folder
+from comfyloop.comfyui import doctor, link, pack_folder, unlink
 from comfyloop.errors import Conflict, InvalidInput
 
 
@@ -35,10 +35,36 @@ def test_a_copy_replaces_a_link_and_an_older_copy(comfyui: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("copy", [False, True])
+def test_unlinking_leaves_what_the_person_has(comfyui: Path, copy: bool) -> None:
+    target = link(comfyui, copy)
+    assert unlink(comfyui) and not target.exists() and not target.is_symlink()
+    assert not unlink(comfyui)
+    assert (comfyui / "user" / "comfyloop" / "settings.json").exists() and (
+        pack_folder() / "pack.py"
+    ).exists()
+
+
+def test_a_link_that_points_to_nothing_is_mended_or_taken_out(comfyui: Path, tmp_path: Path) -> None:
+    (comfyui / "custom_nodes").mkdir()
+    (comfyui / "custom_nodes" / "comfyloop").symlink_to(tmp_path / "an environment that was deleted")
+    assert {f.what: f for f in doctor(comfyui)}["node pack"].says.endswith("points to nothing.")
+    assert link(comfyui).resolve() == pack_folder().resolve()
+    assert unlink(comfyui)
+
+
+def test_a_data_folder_of_the_desktop_app_will_do(tmp_path: Path) -> None:
+    for name in ("custom_nodes", "models", "user"):
+        (tmp_path / name).mkdir()
+    assert link(tmp_path).parent == tmp_path / "custom_nodes"
+
+
 def test_what_is_not_ours_is_left_alone(comfyui: Path) -> None:
     (comfyui / "custom_nodes" / "comfyloop").mkdir(parents=True)
     with pytest.raises(Conflict, match="is not ComfyLoop's pack"):
         link(comfyui)
+    with pytest.raises(Conflict, match="is not ComfyLoop's pack"):
+        unlink(comfyui)
 
 
 def test_a_folder_without_comfyui_is_refused(tmp_path: Path) -> None:
@@ -51,6 +77,10 @@ def test_the_doctor_says_what_is_missing(comfyui: Path, tmp_path: Path) -> None:
     assert states == {"ComfyUI": "ok", "node pack": "missing", "service": "missing"}
     link(comfyui)
     assert {f.what: f.state for f in doctor(comfyui)}["node pack"] == "ok"
+    copied = link(comfyui, copy=True)
+    assert {f.what: f.state for f in doctor(comfyui)}["node pack"] == "ok"
+    (copied / "pack.py").write_text("of another version")
+    assert {f.what: f.state for f in doctor(comfyui)}["node pack"] == "warning"
     (comfyui / "comfyui_version.py").write_text('__version__ = "0.2.9"\n')
     assert doctor(comfyui)[0].state == "missing"
     assert doctor(tmp_path / "nowhere")[0].state == "missing"
