@@ -5,10 +5,15 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import Any, cast
 
+import typer
+from fastapi.routing import APIWebSocketRoute
 from pydantic_core import PydanticUndefined
 
-HEAD = """\
+REFERENCE = Path(__file__).parent / "reference"
+
+SETTINGS = """\
 # Settings
 
 Each is a `COMFYLOOP_*` environment variable or a key of `comfyloop.toml`, in the home directory or in the working
@@ -16,6 +21,24 @@ directory; later ones win: default, file, environment, command line. Written by 
 
 | setting | variable | default | what it is |
 |---|---|---|---|
+"""
+API = """\
+# The API
+
+A running service shows the whole of it, with bodies and answers, at `/docs` (OpenAPI: `/openapi.json`). Errors are
+`{"error": {"message", "mend", "code", "type", "param"}}`. Written by `make docs`.
+
+| route | what it does |
+|---|---|
+"""
+COMMANDS = """\
+# The commands
+
+`comfyloop COMMAND --help` lists the options. Exit codes: 0 done, 1 the answer is no, 2 wrong input, 3 not found,
+4 conflict, 5 busy, 6 no service, 7 storage, 8 model, 9 data, 10 failed run. Written by `make docs`.
+
+| command | what it does |
+|---|---|
 """
 
 
@@ -27,19 +50,60 @@ def settings_page() -> str:
         made = field.default is PydanticUndefined
         value = field.default_factory() if made and field.default_factory else field.default  # type: ignore[call-arg]
         shown = str(value).replace(str(Path.home()), "~") if value not in ("", ()) else ""
-        cells = [
-            f"`{name}`",
-            f"`COMFYLOOP_{name.upper()}`",
-            f"`{shown}`" if shown else "",
-            field.description or "",
-        ]
-        rows.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n")
-    return HEAD + "".join(rows)
+        rows.append(
+            _row(
+                f"`{name}`",
+                f"`COMFYLOOP_{name.upper()}`",
+                f"`{shown}`" if shown else "",
+                field.description or "",
+            )
+        )
+    return SETTINGS + "".join(rows)
 
+
+def api_page() -> str:
+    from comfyloop.serve.api.app import create_app
+    from comfyloop.serve.api.services import Services
+    from comfyloop.settings import Settings
+
+    nothing = cast(Any, None)  # the routes are described, none is called
+    services = Services(Settings(), nothing, nothing, nothing)
+    app = create_app(services)
+    rows = [
+        _row(f"`{method.upper()} {path}`", route["summary"])
+        for path, methods in app.openapi()["paths"].items()
+        for method, route in methods.items()
+    ]
+    sockets = [route for route in app.routes if isinstance(route, APIWebSocketRoute)]
+    rows += [_row(f"`WebSocket {r.path}`", (r.endpoint.__doc__ or "").partition("\n")[0]) for r in sockets]
+    return API + "".join(rows)
+
+
+def commands_page() -> str:
+    from comfyloop.cli import app
+
+    rows: list[str] = []
+
+    def list_under(group: Any, name: str) -> None:
+        for word, command in group.commands.items():
+            if hasattr(command, "commands"):
+                list_under(command, f"{name} {word}")
+            else:
+                rows.append(_row(f"`{name} {word}`", command.get_short_help_str(300)))
+
+    list_under(cast(Any, typer.main.get_command(app)), "comfyloop")
+    return COMMANDS + "".join(rows)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+
+
+PAGES = {"settings.md": settings_page, "api.md": api_page, "commands.md": commands_page}
 
 if __name__ == "__main__":
     for variable in ("XDG_DATA_HOME", "XDG_CACHE_HOME"):
         os.environ.pop(variable, None)
-    reference = Path(__file__).parent / "reference"
-    (reference / "settings.md").write_text(settings_page(), encoding="utf-8")
-    sys.stdout.write(f"{reference / 'settings.md'}\n")
+    for name, page in PAGES.items():
+        (REFERENCE / name).write_text(page(), encoding="utf-8")
+        sys.stdout.write(f"{REFERENCE / name}\n")
