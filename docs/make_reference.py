@@ -62,7 +62,7 @@ def settings_page() -> str:
 
 
 def api_page() -> str:
-    from comfyloop.serve.api.app import create_app
+    from comfyloop.serve.api.app import NOUNS, create_app
     from comfyloop.serve.api.services import Services
     from comfyloop.settings import Settings
 
@@ -74,7 +74,7 @@ def api_page() -> str:
         for path, methods in app.openapi()["paths"].items()
         for method, route in methods.items()
     ]
-    sockets = [route for route in app.routes if isinstance(route, APIWebSocketRoute)]
+    sockets = [r for noun in NOUNS for r in noun.router.routes if isinstance(r, APIWebSocketRoute)]
     rows += [_row(f"`WebSocket {r.path}`", (r.endpoint.__doc__ or "").partition("\n")[0]) for r in sockets]
     return API + "".join(rows)
 
