@@ -84,9 +84,10 @@ ENVIRONMENTS = {
                     "datasets==4.8.4",
                     "bitsandbytes==0.50.2",
                     "torchvision==0.28.0",
+                    "pydantic-settings==2.14.2",  # ours: our data checks run in that process too
                 ),
             ),
-            check="from swift import sft_main, rlhf_main; import bitsandbytes, trl, peft",
+            check="from swift import sft_main, rlhf_main; import bitsandbytes, trl, peft, pydantic_settings, psutil",
             optional=("torchvision",),
             gigabytes=2.2,
         ),

@@ -105,6 +105,9 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=1_003_520, gt=0, description="Images are scaled down to this many pixels."
     )
+    train_engine: Literal["comfyloop", "swift"] = Field(
+        default="comfyloop", description="Which trainer trains: our own, or ms-swift in its own environment."
+    )
     swift_python: str = Field(
         default="",
         description="Python that has ms-swift; empty: what `comfyloop engines install swift` makes.",

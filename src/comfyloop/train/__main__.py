@@ -90,6 +90,11 @@ def prepare(spec: TrainSpec, log: RunLog) -> None:
 def recipe(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
     log.phase("importing libraries")
     import_libraries()
+    if spec.train_engine == "swift":
+        from comfyloop.train import swift
+
+        swift.run(directory, spec, log, control)
+        return
     match spec.recipe:
         case "sft":
             from comfyloop.train.recipes import sft

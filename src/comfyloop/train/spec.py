@@ -54,6 +54,13 @@ class TrainSpec(Record):
     recipe: Literal["sft", "dpo", "kto"] = Field(
         default="sft", description="Learn answers; prefer one of two; tell wanted answers from others."
     )
+    train_engine: Literal["comfyloop", "swift"] = Field(
+        default="comfyloop", description="Our own trainer, or ms-swift in its own environment."
+    )
+    swift_python: str = Field(
+        default="",
+        description="Python that has ms-swift; empty: what `comfyloop engines install swift` made.",
+    )
     model: str = Field(description="Directory or hub id of the base model.")
     train: str = Field(description="JSON lines in ms-swift's form.")
     holdout: str | None = Field(default=None, description="The same, for `holdout_loss`; never trained on.")
@@ -110,6 +117,8 @@ class TrainSpec(Record):
         return cls.model_validate(
             {
                 "recipe": settings.recipe,
+                "train_engine": settings.train_engine,
+                "swift_python": settings.swift_python,
                 "model": model,
                 "train": train,
                 "holdout": holdout,

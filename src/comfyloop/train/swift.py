@@ -1,0 +1,226 @@
+"""The second training engine: real ms-swift, in an environment and a process of its own, watched.
+
+The data is read and checked by the same code as for our trainer before ms-swift is started, and what it does
+is counted in its process (`swift_side.py`): rows, tokens, processes. At the end the same questions are asked
+of it as of any run: was every row used, none twice, none replaced; did one process train; did the loss and
+the weights move. What ms-swift would hide makes the run fail with a sentence.
+
+All of ms-swift's own (its log, checkpoints, arguments) is in `RUN_DIR/swift`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+import comfyloop
+from comfyloop.durable import sync
+from comfyloop.environments import python_of
+from comfyloop.errors import InvalidInput, RunFailed
+from comfyloop.settings import Settings
+from comfyloop.train import swift_side
+from comfyloop.train.control import Control
+from comfyloop.train.data import read_examples
+from comfyloop.train.encode import Example
+from comfyloop.train.log import RunLog
+from comfyloop.train.models import Description, choose_dtype, describe, lora_targets
+from comfyloop.train.rows import read_rows
+from comfyloop.train.spec import TrainSpec
+from comfyloop.train.status import RunDirectory, disk_error, write_atomically
+from comfyloop.train.swift_arguments import Places, arguments
+from comfyloop.train.swift_checks import check_run
+from comfyloop.train.swift_process import Watch, see_output
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
+    """Train as `spec` says, with ms-swift, and leave `directory.adapter`.
+
+    Raises:
+        NotFound: ms-swift is not installed.
+        DataError, ModelError, InvalidInput: before ms-swift is started.
+        Cancelled, Terminated: a valid checkpoint of ms-swift's has been left, once it had begun to train.
+        RunFailed: ms-swift failed, or did something else than it was told.
+    """
+    if spec.world_size > 1:
+        raise InvalidInput(
+            f"This run asks for {spec.world_size} processes, and ms-swift trains with one here.",
+            "Set world_size to 1, or train_engine to comfyloop.",
+        )
+    settings = Settings()
+    if spec.swift_python:
+        settings = settings.model_copy(update={"swift_python": spec.swift_python})
+    python = python_of("swift", settings)
+    folder = directory.path / "swift"
+    folder.mkdir(exist_ok=True)
+
+    log.phase("reading the data")
+    description = describe(spec.model)
+    train = prepare_rows(directory, spec.train, description, spec, folder / "train.jsonl", log, control)
+    if spec.holdout:
+        prepare_rows(directory, spec.holdout, description, spec, folder / "holdout.jsonl", log, control)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    places = Places(
+        model=spec.model,
+        train=folder / "train.jsonl",
+        holdout=folder / "holdout.jsonl" if spec.holdout else None,
+        output=folder,
+        init_from=directory.resolve(spec.adapter.init_from) if spec.adapter.init_from else None,
+        checkpoint=newest_checkpoint(folder),
+    )
+    command_line = arguments(
+        spec,
+        places,
+        dtype=str(choose_dtype(spec.dtype, device)).removeprefix("torch."),
+        targets=targets(description, spec),
+        own=swift_side.NAME,
+    )
+    hashes = [swift_side.row_hash(example.input_ids.tolist()) for example in train]
+    refuse_other_data(folder, places, command_line, hashes)
+    names = {h: f"the row on line {example.line}" for h, example in zip(hashes, train, strict=True)}
+
+    log.phase("starting ms-swift")
+    task = write_task(directory, folder, spec, command_line)
+    watch = Watch(directory, spec, log, control, len(train))
+    command = [str(python), "-P", swift_side.__file__, str(task)]  # -P: our folder has a swift.py too
+    watch.run(command, folder / "events.jsonl", afresh=places.checkpoint is None)
+    found = check_run(watch.seen, hashes, names)
+    log.say(f"checked: {found}")
+
+    log.phase("saving the adapter")
+    last = newest_checkpoint(folder)
+    if last is None or step_of(last) != watch.seen.total_steps:
+        raise RunFailed("ms-swift ended without a checkpoint of its last step.", see_output(directory))
+    check_weights_moved(last, places.init_from)
+    keep_adapter(last, directory.adapter)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+
+
+def prepare_rows(
+    directory: RunDirectory,
+    file: str,
+    description: Description,
+    spec: TrainSpec,
+    place: Path,
+    log: RunLog,
+    control: Control,
+) -> list[Example]:
+    """Check every row as for our own trainer and write those that are good for ms-swift to read.
+
+    Roles and images are written the one way that ms-swift understands: it takes image paths relative to where
+    it was started, not to the file.
+    """
+    examples = read_examples(directory, file, description.encoder(spec), spec, log, control)
+    by_line = {row.line: row for row in read_rows(directory.resolve(file))[0]}
+    lines = []
+    for example in examples:
+        row = by_line[example.line]
+        value: dict[str, Any] = {"messages": [{"role": t.role, "content": t.content} for t in row.turns]}
+        if row.images:
+            value["images"] = [str(path.absolute()) for path in row.images]
+        lines.append(json.dumps(value, ensure_ascii=False) + "\n")
+    write_atomically(place, "".join(lines).encode())
+    return examples
+
+
+def targets(description: Description, spec: TrainSpec) -> str | list[str]:
+    """LoRA's target modules for this model, found on its classes alone: no weights are read."""
+    auto = AutoModelForImageTextToText if description.sees_images else AutoModelForCausalLM
+    with torch.device("meta"):
+        return lora_targets(auto.from_config(description.config), spec.adapter.target_modules)
+
+
+def write_task(directory: RunDirectory, folder: Path, spec: TrainSpec, command_line: list[str]) -> Path:
+    (folder / "stop").unlink(missing_ok=True)
+    task = {
+        "run": str(directory.path),
+        "parent_pid": os.getpid(),
+        "import_from": str(Path(comfyloop.__file__).parent.parent),
+        "events": str(folder / "events.jsonl"),
+        "stop_files": [str(directory.cancel_file), str(folder / "stop")],
+        "command": "sft" if spec.recipe == "sft" else "rlhf",
+        "arguments": command_line,
+    }
+    place = folder / "task.json"
+    write_atomically(place, json.dumps(task, indent=2).encode())
+    return place
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """ms-swift's newest checkpoint that is whole; one that a kill has cut short is deleted."""
+    for place in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+        if is_whole(place):
+            return place
+        shutil.rmtree(place)
+    return None
+
+
+def is_whole(place: Path) -> bool:
+    """Whether its last written file is there and its tensors are read to the end."""
+    try:
+        json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))
+        load_file(place / ADAPTER_FILES[1])
+        return all((place / name).exists() for name in (ADAPTER_FILES[0], "optimizer.pt", "scheduler.pt"))
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def refuse_other_data(folder: Path, places: Places, command_line: list[str], hashes: list[str]) -> None:
+    """A checkpoint is gone on from only with the spec and the data that it is of."""
+    told = [word for word in command_line if word != str(places.checkpoint)]
+    told = [word for word in told if word != "--resume_from_checkpoint"]
+    digest = hashlib.sha256(json.dumps([told, hashes]).encode()).hexdigest()
+    place = folder / "fingerprint"
+    if places.checkpoint is not None and place.read_text() != digest:
+        raise InvalidInput(
+            f"The checkpoint {places.checkpoint} belongs to another spec or other data than this run has now.",
+            "Restore spec.json and the data, or start a new run directory.",
+        )
+    write_atomically(place, digest.encode())
+
+
+def check_weights_moved(checkpoint: Path, init_from: Path | None) -> None:
+    """Raises RunFailed when the adapter is what it was before training, or holds something that is no number."""
+    after = load_file(checkpoint / ADAPTER_FILES[1])
+    if not all(torch.isfinite(tensor).all() for tensor in after.values()):
+        raise RunFailed("ms-swift left an adapter with weights that are no numbers.", "Lower learning_rate.")
+    if init_from is not None:
+        before = load_file(init_from / ADAPTER_FILES[1])
+        moved = any(not torch.equal(after[name], before[name].to(after[name])) for name in after)
+    else:
+        moved = any(tensor.any() for name, tensor in after.items() if "lora_B" in name)  # they begin at zero
+    if not moved:
+        raise RunFailed(
+            "ms-swift took all its steps, and the adapter is what it was before.", "Raise learning_rate."
+        )
+
+
+def keep_adapter(checkpoint: Path, place: Path) -> None:
+    """The PEFT files of a checkpoint as `place`, which appears whole or not at all."""
+    making = place.with_name(f".{place.name}.making")
+    try:
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir()
+        for name in ADAPTER_FILES:
+            shutil.copy(checkpoint / name, making / name)
+            sync(making / name)
+        sync(making)
+        making.rename(place)
+        sync(place.parent)
+    except OSError as error:
+        shutil.rmtree(making, ignore_errors=True)
+        raise disk_error(place, error) from error
