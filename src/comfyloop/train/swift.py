@@ -29,8 +29,8 @@ from comfyloop.errors import InvalidInput, RunFailed
 from comfyloop.settings import Settings
 from comfyloop.train import swift_side
 from comfyloop.train.control import Control
-from comfyloop.train.data import read_examples
-from comfyloop.train.encode import Example
+from comfyloop.train.data import read_examples, read_labelled, read_pairs
+from comfyloop.train.encode import Encoder, Example
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Description, choose_dtype, describe, lora_targets
 from comfyloop.train.rows import read_rows
@@ -67,13 +67,15 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     log.phase("reading the data")
     description = describe(spec.model)
     train = prepare_rows(directory, spec.train, description, spec, folder / "train.jsonl", log, control)
-    if spec.holdout:
-        prepare_rows(directory, spec.holdout, description, spec, folder / "holdout.jsonl", log, control)
+    if spec.recipe == "kto":
+        refuse_lone_row(spec, len(train))
+    if holdout := spec.holdout if spec.recipe != "kto" else None:
+        prepare_rows(directory, holdout, description, spec, folder / "holdout.jsonl", log, control)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     places = Places(
         model=spec.model,
         train=folder / "train.jsonl",
-        holdout=folder / "holdout.jsonl" if spec.holdout else None,
+        holdout=folder / "holdout.jsonl" if holdout else None,
         output=folder,
         init_from=directory.resolve(spec.adapter.init_from) if spec.adapter.init_from else None,
         checkpoint=newest_checkpoint(folder),
@@ -117,20 +119,52 @@ def prepare_rows(
 ) -> list[Example]:
     """Check every row as for our own trainer and write those that are good for ms-swift to read.
 
+    Returns what is trained on: one example a row, and for `dpo` one for its rejected answer too.
+
     Roles and images are written the one way that ms-swift understands: it takes image paths relative to where
     it was started, not to the file.
     """
-    examples = read_examples(directory, file, description.encoder(spec), spec, log, control)
-    by_line = {row.line: row for row in read_rows(directory.resolve(file))[0]}
+    examples = _read(directory, file, description.encoder(spec), spec, log, control)
+    rows = read_rows(directory.resolve(file))[0]
+    good = {example.line for example in examples}
     lines = []
-    for example in examples:
-        row = by_line[example.line]
+    for row in (row for row in rows if row.line in good):
         value: dict[str, Any] = {"messages": [{"role": t.role, "content": t.content} for t in row.turns]}
         if row.images:
             value["images"] = [str(path.absolute()) for path in row.images]
+        if spec.recipe == "dpo":
+            value["rejected_response"] = row.rejected
+        if spec.recipe == "kto":
+            value["label"] = row.label
         lines.append(json.dumps(value, ensure_ascii=False) + "\n")
     write_atomically(place, "".join(lines).encode())
     return examples
+
+
+def _read(
+    directory: RunDirectory, file: str, encoder: Encoder, spec: TrainSpec, log: RunLog, control: Control
+) -> list[Example]:
+    match spec.recipe:
+        case "sft":
+            return read_examples(directory, file, encoder, spec, log, control)
+        case "dpo":
+            pairs = read_pairs(directory, file, encoder, spec, log, control)
+            return [example for pair in pairs for example in (pair.chosen, pair.rejected)]
+        case "kto":
+            return [item.example for item in read_labelled(directory, file, encoder, spec, log, control)]
+
+
+def refuse_lone_row(spec: TrainSpec, rows: int) -> None:
+    """ms-swift's KTO gives each row the answer of another one of its step, and stops on a row that is alone.
+
+    For the same reason it is given no hold-out: that is cut into steps too.
+    """
+    step = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
+    if rows % step == 1:
+        raise InvalidInput(
+            f"{rows} rows in steps of {step} leave one row alone, which the kto of ms-swift cannot use.",
+            "Set another per_device_train_batch_size, or train_engine = comfyloop.",
+        )
 
 
 def targets(description: Description, spec: TrainSpec) -> str | list[str]:

@@ -91,8 +91,29 @@ def arguments(
         "report_to": "none",
         "callbacks": own,
         "resume_from_checkpoint": places.checkpoint,
+        **_preference(spec, places),
     }
     return [word for name, value in given.items() if value is not None for word in _words(name, value)]
+
+
+def _preference(spec: TrainSpec, places: Places) -> dict[str, Any]:
+    told = spec.preference
+    # the reference is the parent version, as in our own recipes; without one, the adapter switched off
+    common = {"rlhf_type": spec.recipe, "beta": told.beta, "ref_adapters": places.init_from}
+    match spec.recipe:
+        case "sft":
+            return {}
+        case "dpo":
+            return common | {
+                "loss_type": told.loss_type,
+                "label_smoothing": told.label_smoothing,
+                "rpo_alpha": told.rpo_alpha or None,
+            }
+        case "kto":
+            return common | {
+                "desirable_weight": told.desirable_weight,
+                "undesirable_weight": told.undesirable_weight,
+            }
 
 
 def _words(name: str, value: Any) -> list[str]:

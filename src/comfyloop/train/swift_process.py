@@ -109,6 +109,12 @@ class Watch:
                     os.killpg(process.pid, signal.SIGKILL)
         self.control.check()  # it may have ended because it was told to
         if process.returncode != 0:
+            if "rejected_response: [" in self.error:
+                raise RunFailed(
+                    "The kto of ms-swift gives each row the answer of another one of its step, and here two had "
+                    f"the same answer ({self.error.partition('response: [')[2].partition(']')[0]}).",
+                    "Train with train_engine = comfyloop, which takes the answer of another row then.",
+                )
             why = f" ({self.error})" if self.error else ""
             raise RunFailed(
                 f"ms-swift ended with exit code {process.returncode}{why}.", see_output(self.directory)

@@ -112,6 +112,21 @@ def test_a_run_of_a_vision_language_model(tiny_vlm: Path, make_swift_run: Callab
     assert losses(more)[0] < losses(run)[0] - 0.5  # it begins where ms-swift left off
 
 
+@pytest.mark.parametrize("recipe", ["dpo", "kto"])
+def test_preferences(recipe: str, tiny_llm: Path, make_swift_run: Callable[..., Path]) -> None:
+    """Both begin at the loss of an adapter that changes nothing, and end below it."""
+    data = rows()
+    for number, row in enumerate(data):
+        row |= {"rejected_response": f"No. {number}."} if recipe == "dpo" else {"label": number % 3 > 0}
+    run = make_swift_run(tiny_llm, data=data, recipe=recipe, epochs=4, max_steps=0)
+    local.start(run)
+    finish(run)
+    assert losses(run)[0] == pytest.approx(0.6931 if recipe == "dpo" else 0.5, abs=1e-3)
+    assert min(losses(run)) < 0.9 * losses(run)[0]
+    assert f"every one of {22 if recipe == 'dpo' else 11} rows" in said(run)
+    assert "rewards/chosen" in list(RunDirectory(run).log_lines())[-1]
+
+
 def test_killed_held_cancelled_and_gone_on_from(tiny_llm: Path, make_swift_run: Callable[..., Path]) -> None:
     whole = make_swift_run(tiny_llm, "whole", max_steps=30)
     local.start(whole)
