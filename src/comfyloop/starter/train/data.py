@@ -43,10 +43,10 @@ class Concept:
     pictures: dict[str, str] = field(hash=False)  # style -> "file path" or "svg:package/name"
 
 
-def fetch(work: Path) -> dict[str, Path]:
+def fetch(work: Path, packages: dict[str, str] = PACKAGES) -> dict[str, Path]:
     """Download and unpack every package once; returns where each lies."""
     places = {}
-    for key, spec in PACKAGES.items():
+    for key, spec in packages.items():
         place = work / "npm" / key
         if not (place / "package").is_dir():
             place.mkdir(parents=True, exist_ok=True)

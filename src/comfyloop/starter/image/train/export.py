@@ -1,0 +1,59 @@
+"""Turn a training run into the file that ships with the package.
+
+    python -m comfyloop.starter.image.train.export --work DIR --out src/comfyloop/starter/image/weights/image.safetensors
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from diffusers import UNet2DConditionModel
+from safetensors.numpy import load_file, save_file
+from torch import Tensor
+
+from comfyloop.starter.image import denoiser
+from comfyloop.starter.image.build import UNET_PREFIX, VAE_PREFIX
+from comfyloop.starter.image.packing import Tensors, pack
+from comfyloop.stable_diffusion.layout import UNetShape, rename, unet_modules
+
+SHAPE = UNetShape(layers=1, attention=(False, True))
+
+
+def unet_tensors(averaged: dict[str, Tensor]) -> dict[str, Tensor]:
+    modules = {nested: single for single, nested in unet_modules(SHAPE).items()}
+    expected = set(UNet2DConditionModel(**denoiser.config()).state_dict())
+    assert set(averaged) == expected, "the run's UNet is not the starter's"
+    return {UNET_PREFIX + rename(name, modules): weight for name, weight in averaged.items()}
+
+
+def vae_tensors(averaged: dict[str, Tensor]) -> dict[str, Tensor]:
+    """TAESD's names: its decoder counts the clamp in front of the layers."""
+    out = {}
+    for name, weight in averaged.items():
+        part, _, number, rest = name.split(".", 3)
+        single = f"taesd_encoder.{number}" if part == "encoder" else f"taesd_decoder.{int(number) + 1}"
+        out[f"{VAE_PREFIX}{single}.{rest}"] = weight
+    return out
+
+
+def export(work: Path, out: Path) -> None:
+    unet = torch.load(work / "unet" / "average.pt", weights_only=True)
+    vae = torch.load(work / "vae" / "average.pt", weights_only=True)
+    shipped: Tensors = {}
+    shipped |= pack({name: w.numpy() for name, w in unet_tensors(unet).items()})
+    shipped |= {name: w.half().numpy() for name, w in vae_tensors(vae).items()}
+    shipped |= load_file(work / "tokens.safetensors")
+    save_file(shipped, out)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m comfyloop.starter.image.train.export", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    args = parser.parse_args()
+    export(args.work, args.out)
+    print(f"{args.out}: {args.out.stat().st_size / 1e6:.1f} MB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Training in bfloat16 with float32 masters, their moving average, and checkpoints that survive a kill.
+
+On a CPU with bfloat16 instructions the convolutions run several times faster than in float32; the masters
+keep the small updates that bfloat16 would round away.
+"""
+
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class TrainingState:
+    """One module, its masters, average and optimizer, and where the run stands."""
+
+    def __init__(self, module: nn.Module, rate: float, decay: float, weight_decay: float = 0.0) -> None:
+        self.module = module
+        self.names = [name for name, _ in module.named_parameters()]
+        self.masters = [p.detach().float().clone() for p in module.parameters()]
+        module.to(torch.bfloat16)
+        self.average = [m.clone() for m in self.masters]
+        self.decay = decay
+        self.optimizer = torch.optim.AdamW(
+            self.masters, lr=rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+        )
+        self.step = 0
+        self.chance = random.Random(0)
+
+    def update(self, rate: float, max_norm: float = 1.0) -> float:
+        """Apply the gradients that stand on the module; returns their norm."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        for master, p in zip(self.masters, self.module.parameters(), strict=True):
+            assert p.grad is not None
+            master.grad = p.grad.float().reshape_as(master).contiguous()
+            p.grad = None
+        norm = float(nn.utils.clip_grad_norm_(self.masters, max_norm))
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.decay, (1 + self.step) / (20 + self.step))
+        torch._foreach_lerp_(self.average, self.masters, 1 - decay)
+        self.copy_to_module(self.masters)
+        return norm
+
+    @torch.no_grad()
+    def copy_to_module(self, weights: list[Tensor]) -> None:
+        for p, weight in zip(self.module.parameters(), weights, strict=True):
+            p.copy_(weight)
+
+    def averaged(self) -> dict[str, Tensor]:
+        return {name: w.clone() for name, w in zip(self.names, self.average, strict=True)}
+
+    def save(self, path: Path) -> None:
+        state = {
+            "masters": self.masters,
+            "average": self.average,
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "chance": self.chance.getstate(),
+            "torch": torch.get_rng_state(),
+        }
+        partial = path.with_suffix(".partial")
+        torch.save(state, partial)
+        partial.replace(path)
+
+    def resume(self, path: Path) -> bool:
+        if not path.exists():
+            return False
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=False)
+        for mine, saved in ((self.masters, state["masters"]), (self.average, state["average"])):
+            for target, source in zip(mine, saved, strict=True):
+                target.copy_(source)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+        self.chance.setstate(state["chance"])
+        torch.set_rng_state(state["torch"])
+        self.copy_to_module(self.masters)
+        return True

