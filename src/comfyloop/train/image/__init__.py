@@ -1,0 +1,1 @@
+"""The image side of training: checkpoints, latents, losses, LoRA files. The recipes are in train/recipes."""

@@ -1,0 +1,81 @@
+"""Latents and text states on disk, each named by all that it depends on.
+
+A picture's latents are keyed by its bytes, the cut and the VAE's weights; a caption's states by the caption and
+the text encoders' weights. So a second run computes nothing, and a changed picture one thing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from comfyloop.train.status import disk_error
+
+FORM = "1"
+"""Raise this when what is stored under a key would change with this code."""
+
+
+def key(*parts: object) -> str:
+    return hashlib.sha256("\x00".join([FORM, *map(str, parts)]).encode()).hexdigest()
+
+
+def weights_key(modules: Iterable[nn.Module]) -> str:
+    """A hash of all weights, dtypes included: half precision gives other latents."""
+    digest = hashlib.sha256()
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            data = tensor.detach().cpu().contiguous()
+            digest.update(f"{name} {data.dtype} {tuple(data.shape)}".encode())
+            digest.update(np.ascontiguousarray(data.reshape(-1).view(torch.uint8).numpy()).data)
+    return digest.hexdigest()
+
+
+class Cache:
+    """Small sets of tensors in a folder, and in memory once they have been used.
+
+    `made` counts what had to be computed since the beginning.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.made = 0
+        self._kept: dict[str, dict[str, Tensor]] = {}
+
+    def get(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors under a key; computed, written down and kept when they are not there.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        if name in self._kept:
+            return self._kept[name]
+        path = self.folder / name[:2] / f"{name}.safetensors"
+        try:
+            found = load_file(path)
+        except (OSError, SafetensorError):  # not there, or cut off by a power failure
+            found = make()
+            self.made += 1
+            self._write(path, found)
+        self._kept[name] = found
+        return found
+
+    def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
+            temporary.replace(path)
+        except OSError as error:
+            raise disk_error(path, error) from error
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)

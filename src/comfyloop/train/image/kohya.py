@@ -1,0 +1,121 @@
+"""The LoRA as a file that ComfyUI's `LoraLoader` takes whole: kohya's keys, with alpha written out.
+
+ComfyUI only warns about keys that it does not know and then draws with the rest; files in diffusers' or PEFT's
+own form lose most of their keys there, and without alpha the scale silently becomes 1.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from comfyloop.durable import sync
+from comfyloop.errors import Conflict, ModelError
+from comfyloop.train.image.checkpoint import ImageModel, read_tensors
+from comfyloop.train.image.lora import parts
+from comfyloop.train.status import disk_error
+
+FILE = "lora.safetensors"
+
+BASE_VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+ARCHITECTURES = {
+    "sd15": "stable-diffusion-v1/lora",
+    "sd2": "stable-diffusion-v2-768-v/lora",
+    "sdxl": "stable-diffusion-xl-v1-base/lora",
+}
+
+
+def tensors(model: ImageModel, dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """`….lora_down.weight`, `….lora_up.weight` and `….alpha` of every trained module, contiguous on the CPU."""
+    out: dict[str, Tensor] = {}
+    for part in parts(model):
+        out[f"{part.key}.lora_down.weight"] = part.down.detach().to("cpu", dtype).contiguous()
+        out[f"{part.key}.lora_up.weight"] = part.up.detach().to("cpu", dtype).contiguous()
+        out[f"{part.key}.alpha"] = torch.tensor(part.alpha, dtype=torch.float32)
+    return out
+
+
+def metadata(model: ImageModel, about: Mapping[str, str]) -> dict[str, str]:
+    """What other tools show of a LoRA, and `comfyloop.*` for where it came from; all values are text."""
+    found = parts(model)
+    rank, alpha = len(found[0].down), found[0].alpha
+    return {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": f"{alpha:g}",
+        "ss_base_model_version": BASE_VERSIONS[model.family],
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": ARCHITECTURES[model.family],
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        **{f"comfyloop.{name}": value for name, value in about.items() if value},
+        **({"modelspec.title": about["title"]} if about.get("title") else {}),
+        **({"modelspec.trigger_phrase": about["trigger_words"]} if about.get("trigger_words") else {}),
+    }
+
+
+def save(model: ImageModel, place: Path, about: Mapping[str, str], dtype: torch.dtype = torch.float16) -> None:
+    """Write the directory `place` with the LoRA in it; it appears whole or not at all.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    making = place.with_name(f".{place.name}.making")
+    try:
+        making.mkdir(parents=True, exist_ok=True)
+        save_file(tensors(model, dtype), making / FILE, metadata=metadata(model, about))
+        (making / FILE).chmod(0o644)  # the writer makes files that only their owner can read
+        sync(making / FILE)
+        sync(making)
+        making.rename(place)
+        sync(place.parent)
+    except OSError as error:
+        raise disk_error(place, error) from error
+
+
+def publish(lora: Path, folder: Path, name: str) -> Path:
+    """Copy a LoRA into ComfyUI's `models/loras/comfyloop` under the name of its version.
+
+    A file that exists is never touched: a running ComfyUI has it mapped into memory and would crash.
+
+    Raises:
+        Conflict: There is another LoRA of that name already.
+        StorageError: The disk refuses.
+    """
+    target = folder / f"{name}.safetensors"
+    data = lora.read_bytes()
+    temporary = folder / f".{name}.{os.getpid()}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(data)
+        sync(temporary)
+        try:
+            os.link(temporary, target)  # unlike a rename, this fails when the name is taken
+        except FileExistsError:
+            if target.read_bytes() != data:
+                raise Conflict(
+                    f"{target} is another LoRA already, and files that ComfyUI may have open are never replaced.",
+                    "Remove it by hand while ComfyUI is stopped, or publish under another name.",
+                ) from None
+    except OSError as error:
+        raise disk_error(target, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    return target
+
+
+def read(lora: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata. Raises ModelError when it is not a LoRA with kohya keys."""
+    found = read_tensors(lora)
+    if not any(name.endswith(".lora_down.weight") for name in found):
+        raise ModelError(f"{lora} is not a LoRA with kohya keys.", "Name a version's image adapter.")
+    with safe_open(lora, "pt") as file:
+        return found, file.metadata() or {}

@@ -1,0 +1,130 @@
+"""The LoRA on an image model's UNet and, where asked for, on its text encoders."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import Tensor, nn
+
+from comfyloop.errors import ModelError
+from comfyloop.train.image.checkpoint import ImageModel
+from comfyloop.train.image.spec import ImageAdapterSpec
+
+ADAPTER = "default"
+
+UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+UNET_WIDE = (*UNET_ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut")
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+
+
+@dataclass(frozen=True)
+class LoraPart:
+    """The LoRA of one module of the model.
+
+    Attributes:
+        key: The module's name in a LoRA file: `lora_unet_down_blocks_0_…` (kohya's names).
+        down, up: Weights [r, in] and [out, r], or [r, in, kh, kw] and [out, r, 1, 1] of a convolution.
+        alpha: The change is up @ down times alpha / r.
+    """
+
+    key: str
+    down: nn.Parameter
+    up: nn.Parameter
+    alpha: float
+
+
+def add(model: ImageModel, spec: ImageAdapterSpec) -> None:
+    """Put fresh LoRA layers on the model, the way diffusers' own training example does."""
+    targets = UNET_ATTENTION if spec.target_modules == "attention" else UNET_WIDE
+    model.unet.add_adapter(_config(spec, targets), adapter_name=ADAPTER)
+    if spec.text_encoder:
+        for encoder in model.text_encoders:
+            encoder.model.add_adapter(_config(spec, TEXT_ATTENTION), adapter_name=ADAPTER)
+    for _, parameter in trainable(model):
+        parameter.data = parameter.data.float()
+
+
+def _config(spec: ImageAdapterSpec, targets: tuple[str, ...]) -> LoraConfig:
+    return LoraConfig(
+        r=spec.r,
+        lora_alpha=spec.lora_alpha,
+        lora_dropout=spec.lora_dropout,
+        init_lora_weights="gaussian",
+        target_modules=list(targets),
+    )
+
+
+def trained_modules(model: ImageModel) -> list[tuple[str, nn.Module]]:
+    """Each trained module with the prefix of its keys in a LoRA file."""
+    names = ["te"] if len(model.text_encoders) == 1 else ["te1", "te2"]
+    encoders = [(f"lora_{n}", e.model) for n, e in zip(names, model.text_encoders, strict=True)]
+    return [("lora_unet", model.unet), *encoders]
+
+
+def parts(model: ImageModel) -> list[LoraPart]:
+    found = []
+    for prefix, module in trained_modules(model):
+        # transformers flattened CLIPTextModel; in files the inner model keeps its name
+        inner = "" if prefix == "lora_unet" or hasattr(module, "text_model") else "text_model."
+        for name, layer in module.named_modules():
+            if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
+                key = f"{prefix}_{(inner + name).replace('.', '_')}"
+                down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+                found.append(LoraPart(key, down, up, float(layer.lora_alpha[ADAPTER])))
+    return found
+
+
+def trainable(model: ImageModel) -> list[tuple[str, nn.Parameter]]:
+    named = []
+    for part in parts(model):
+        named += [(f"{part.key}.lora_down.weight", part.down), (f"{part.key}.lora_up.weight", part.up)]
+    return named
+
+
+def read_into(model: ImageModel, tensors: Mapping[str, Tensor], source: str) -> None:
+    """Start from a parent version's file instead of from nothing.
+
+    Raises:
+        ModelError: The file has other modules, another rank or another alpha.
+    """
+    with torch.no_grad():
+        expected = set()
+        for part in parts(model):
+            names = [f"{part.key}.{n}" for n in ("lora_down.weight", "lora_up.weight", "alpha")]
+            expected |= set(names)
+            missing = [name for name in names if name not in tensors]
+            if missing:
+                raise ModelError(f"{source} lacks {missing[0]}.", "Train with its parent's target_modules.")
+            if tensors[names[0]].shape != part.down.shape or float(tensors[names[2]]) != part.alpha:
+                raise ModelError(
+                    f"{source} has rank {len(tensors[names[0]])} and alpha {float(tensors[names[2]]):g}, the "
+                    f"spec says {len(part.down)} and {part.alpha:g}.",
+                    "Set r and lora_alpha to those of the parent.",
+                )
+            part.down.copy_(tensors[names[0]])
+            part.up.copy_(tensors[names[1]])
+    unknown = sorted(tensors.keys() - expected)
+    if unknown:
+        raise ModelError(
+            f"{source} also changes {unknown[0]}, which this run would drop.",
+            "Set target_modules and text_encoder as its run had them.",
+        )
+
+
+@contextlib.contextmanager
+def without(model: ImageModel) -> Iterator[None]:
+    """The model as it was before training: Diffusion-DPO's reference."""
+    layers = [m for _, module in trained_modules(model) for m in module.modules() if isinstance(m, BaseTunerLayer)]
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
