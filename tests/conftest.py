@@ -58,6 +58,22 @@ def tiny_vlm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tiny_sd15(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SD1.5-shaped checkpoint of 64 pixels in one file, with random weights."""
+    from tests.image_models import make_tiny_sd15
+
+    return make_tiny_sd15(tmp_path_factory.mktemp("models") / "tiny-sd15.safetensors")
+
+
+@pytest.fixture(scope="session")
+def tiny_sdxl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An SDXL-shaped checkpoint of 64 pixels in one file, with random weights."""
+    from tests.image_models import make_tiny_sdxl
+
+    return make_tiny_sdxl(tmp_path_factory.mktemp("models") / "tiny-sdxl.safetensors")
+
+
+@pytest.fixture(scope="session")
 def starter() -> Iterator[Path]:
     """The embedded starter, built once into the cache directory of this machine."""
     from comfyloop import starter as embedded

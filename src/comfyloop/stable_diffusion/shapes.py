@@ -46,8 +46,7 @@ def family(shapes: Shapes) -> Family:
         if any(".lora_down." in name or ".lora_A." in name for name in shapes):
             raise ModelError("It is a LoRA, not a checkpoint.", "Name the checkpoint it belongs to.")
         raise ModelError(
-            "It has no UNet of Stable Diffusion: no tensor is called "
-            f"{UNET_PREFIX}input_blocks.0.0.weight.",
+            f"It has no UNet of Stable Diffusion: no tensor is called {UNET_PREFIX}input_blocks.0.0.weight.",
             "Name a checkpoint of SD1.5, SD2 or SDXL, or a diffusers folder.",
         )
     width = _context_width(shapes)
@@ -89,7 +88,9 @@ def unet(shapes: Shapes, kind: Family) -> tuple[dict[str, Any], UNetShape]:
             f"Its UNet has {layers} residual blocks by level, and diffusers needs the same number in each.",
             "Name a diffusers folder.",
         )
-    linear = any(n.endswith("1.proj_in.weight") and len(s) == 2 for n, s in shapes.items() if n.startswith(at))
+    linear = any(
+        n.endswith("1.proj_in.weight") and len(s) == 2 for n, s in shapes.items() if n.startswith(at)
+    )
     attends = tuple(depth > 0 for depth in depths)
     middle = f"{at}middle_block.0.in_layers.0.weight" in shapes
     # diffusers calls the number of heads `attention_head_dim` here

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING
 
 from comfyloop.errors import ComfyLoopError, NotFound
 from comfyloop.train.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
-from comfyloop.train.spec import TrainSpec, read_spec
+from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.spec import RunSpec, TrainSpec, read_spec
 from comfyloop.train.status import RunDirectory, TrainState
 
 if TYPE_CHECKING:
@@ -76,20 +77,23 @@ def work(directory: RunDirectory) -> int:
     return 0
 
 
-def prepare(spec: TrainSpec, log: RunLog) -> None:
+def prepare(spec: RunSpec, log: RunLog) -> None:
     """All that must be settled before torch is imported."""
     step_back(spec.nice)
     use_threads(spec.threads)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    if Path(spec.model).is_dir():
+    if Path(spec.model).exists():
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is to be asked of a hub about a local model
     watch_memory(spec.memory_gb, lambda sentence: log.end(TrainState.FAILED, error=sentence, exit_code=21))
 
 
-def recipe(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
+def recipe(directory: RunDirectory, spec: TrainSpec | ImageTrainSpec, log: RunLog, control: Control) -> None:
     log.phase("importing libraries")
     import_libraries()
+    if isinstance(spec, ImageTrainSpec):
+        image_recipe(directory, spec, log, control)
+        return
     if spec.train_engine == "swift":
         from comfyloop.train import swift
 
@@ -108,6 +112,18 @@ def recipe(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Contr
             from comfyloop.train.recipes import kto
 
             kto.run(directory, spec, log, control)
+
+
+def image_recipe(directory: RunDirectory, spec: ImageTrainSpec, log: RunLog, control: Control) -> None:
+    match spec.recipe:
+        case "image_sft":
+            from comfyloop.train.recipes import image_sft
+
+            image_sft.run(directory, spec, log, control)
+        case "image_dpo":
+            from comfyloop.train.recipes import image_dpo
+
+            image_dpo.run(directory, spec, log, control)
 
 
 def import_libraries() -> None:

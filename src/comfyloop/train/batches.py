@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from comfyloop.train.encode import Example
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.spec import RunSpec
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Plan:
     seed: int
 
     @classmethod
-    def of(cls, spec: TrainSpec, samples: int) -> Plan:
+    def of(cls, spec: RunSpec, samples: int) -> Plan:
         return cls(
             samples=samples,
             batch_size=spec.per_device_train_batch_size,

@@ -24,6 +24,7 @@ from transformers import (
 
 from comfyloop.errors import InvalidInput, ModelError
 from comfyloop.train import held, packing
+from comfyloop.train.adapters import save_adapter
 from comfyloop.train.encode import Encoder
 from comfyloop.train.spec import AdapterSpec, TrainSpec
 
@@ -134,6 +135,9 @@ class Loaded:
 
     def eval(self) -> None:
         self.peft.eval()
+
+    def save(self, place: Path) -> None:
+        save_adapter(self.peft, place)
 
 
 def load(spec: TrainSpec, description: Description, init_from: Path | None) -> Loaded:

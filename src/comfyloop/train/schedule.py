@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.spec import RunSpec
 
 
-def learning_rate(step: int, total: int, spec: TrainSpec) -> float:
+def learning_rate(step: int, total: int, spec: RunSpec) -> float:
     """Rate of optimiser step `step` (from 0) of `total`: a linear warm-up, then the schedule."""
     warmup = math.ceil(spec.warmup_ratio * total)
     if step < warmup:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.records import Record
 from comfyloop.settings import Settings
+
+if TYPE_CHECKING:
+    from comfyloop.train.image.spec import ImageTrainSpec
 
 SPEC_FILE = "spec.json"
 
@@ -48,24 +52,13 @@ class PreferenceSpec(Record):
     undesirable_weight: float = Field(default=1.0, gt=0, description="`kto`: of answers with label false.")
 
 
-class TrainSpec(Record):
-    """One run. Paths are absolute or relative to the run directory; names follow transformers' Trainer."""
+class RunSpec(Record):
+    """What every run is told. Paths are absolute or relative to the run directory; names follow transformers'
+    Trainer."""
 
-    recipe: Literal["sft", "dpo", "kto"] = Field(
-        default="sft", description="Learn answers; prefer one of two; tell wanted answers from others."
-    )
-    train_engine: Literal["comfyloop", "swift"] = Field(
-        default="comfyloop", description="Our own trainer, or ms-swift in its own environment."
-    )
-    swift_python: str = Field(
-        default="",
-        description="Python that has ms-swift; empty: what `comfyloop engines install swift` made.",
-    )
     model: str = Field(description="Directory or hub id of the base model.")
     train: str = Field(description="JSON lines in ms-swift's form.")
     holdout: str | None = Field(default=None, description="The same, for `holdout_loss`; never trained on.")
-    adapter: AdapterSpec = AdapterSpec()
-    preference: PreferenceSpec = PreferenceSpec()
 
     learning_rate: float = Field(default=1e-3, gt=0)
     lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
@@ -76,20 +69,10 @@ class TrainSpec(Record):
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping.")
     weight_decay: float = Field(default=0.0, ge=0)
-    train_on: Literal["last", "all"] = Field(
-        default="last",
-        description="Which assistant turns are learnt: the last one (the corrected answer; earlier ones are "
-        "context that nobody corrected) or all of them.",
-    )
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     gradient_checkpointing: bool = False
-    max_pixels: int = Field(default=1_003_520, gt=0, description="Larger images are scaled down to this.")
     max_image_pixels: int = Field(default=64_000_000, gt=0, description="Larger images are bad data.")
-    max_length: int = Field(
-        default=0, ge=0, description="Longest sample in tokens; 0: what the model allows."
-    )
     skip_bad: bool = Field(default=False, description="Train on the rest when lines are bad.")
     max_bad_share: float = Field(default=0.1, ge=0, le=1, description="With skip_bad: more than this fails.")
 
@@ -102,12 +85,55 @@ class TrainSpec(Record):
     world_size: int = Field(default=1, ge=1, description="Processes (ranks) that train this run together.")
 
     @model_validator(mode="after")
-    def _fits_together(self) -> TrainSpec:
-        if self.recipe != "sft" and self.train_on != "last":
-            raise ValueError(f"train_on = all is for sft: {self.recipe} compares last answers")
+    def _eval_needs_data(self) -> Self:
         if self.holdout is not None and self.holdout == self.train:
             raise ValueError("holdout is the training file itself: held-out loss would mean nothing")
         return self
+
+    def data_files(self) -> list[str]:
+        """The files of rows that the run reads; images lie beside them."""
+        return [file for file in (self.train, self.holdout) if file is not None]
+
+    def weights(self) -> list[str]:
+        """The models and adapters that the run reads: paths, or ids of a hub."""
+        return [self.model]
+
+
+class TrainSpec(RunSpec):
+    """A run of the text side."""
+
+    recipe: Literal["sft", "dpo", "kto"] = Field(
+        default="sft", description="Learn answers; prefer one of two; tell wanted answers from others."
+    )
+    train_engine: Literal["comfyloop", "swift"] = Field(
+        default="comfyloop", description="Our own trainer, or ms-swift in its own environment."
+    )
+    swift_python: str = Field(
+        default="",
+        description="Python that has ms-swift; empty: what `comfyloop engines install swift` made.",
+    )
+    adapter: AdapterSpec = AdapterSpec()
+    preference: PreferenceSpec = PreferenceSpec()
+    train_on: Literal["last", "all"] = Field(
+        default="last",
+        description="Which assistant turns are learnt: the last one (the corrected answer; earlier ones are "
+        "context that nobody corrected) or all of them.",
+    )
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    max_pixels: int = Field(default=1_003_520, gt=0, description="Larger images are scaled down to this.")
+    max_length: int = Field(
+        default=0, ge=0, description="Longest sample in tokens; 0: what the model allows."
+    )
+
+    @model_validator(mode="after")
+    def _compares_last_answers(self) -> TrainSpec:
+        if self.recipe != "sft" and self.train_on != "last":
+            raise ValueError(f"train_on = all is for sft: {self.recipe} compares last answers")
+        return self
+
+    def weights(self) -> list[str]:
+        parent = self.adapter.init_from
+        return [*super().weights(), *([] if parent is None else [parent])]
 
     @classmethod
     def from_settings(
@@ -136,13 +162,20 @@ class TrainSpec(Record):
         )
 
 
-def write_spec(run_dir: Path, spec: TrainSpec) -> None:
+def write_spec(run_dir: Path, spec: RunSpec) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def read_spec(run_dir: Path) -> TrainSpec:
-    """Raises NotFound when there is no spec.json, InvalidInput when it is not a spec, naming each field."""
+def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec:
+    """The spec of a run of either side, told apart by its recipe.
+
+    Raises:
+        NotFound: There is no spec.json.
+        InvalidInput: It is not a spec; names each field that is wrong.
+    """
+    from comfyloop.train.image.spec import ImageTrainSpec  # it builds on this module
+
     path = run_dir / SPEC_FILE
     try:
         text = path.read_text(encoding="utf-8")
@@ -151,10 +184,19 @@ def read_spec(run_dir: Path) -> TrainSpec:
             f"{run_dir} is not a run directory: it has no {SPEC_FILE}.",
             "Write one with comfyloop.train.spec.write_spec, or name another directory.",
         ) from None
+    kind = ImageTrainSpec if _names_image_recipe(text) else TrainSpec
     try:
-        return TrainSpec.model_validate_json(text)
+        return kind.model_validate_json(text)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()
         )
         raise InvalidInput(f"{path} is not a training spec: {problems}.", "Correct these fields.") from None
+
+
+def _names_image_recipe(text: str) -> bool:
+    try:
+        told = json.loads(text)
+    except ValueError:
+        return False
+    return isinstance(told, dict) and str(told.get("recipe", "")).startswith("image_")

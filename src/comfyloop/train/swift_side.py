@@ -48,9 +48,10 @@ def work(task: dict[str, Any], tell: Callable[..., None]) -> None:
     from swift import rlhf_main, sft_main
 
     from comfyloop.train.models import describe
-    from comfyloop.train.spec import read_spec
+    from comfyloop.train.spec import TrainSpec, read_spec
 
     spec = read_spec(Path(task["run"]))
+    assert isinstance(spec, TrainSpec)  # runs of the image side never come here
     description = describe(spec.model)
     register_template(description.encoder(spec))
     register_model(description)

@@ -24,7 +24,7 @@ from comfyloop.train.checkpoints import RandomState
 from comfyloop.train.control import Cancelled, Control, Terminated
 from comfyloop.train.log import RunLog
 from comfyloop.train.schedule import learning_rate
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.spec import RunSpec
 from comfyloop.train.status import RunDirectory
 from comfyloop.train.updates import Updates
 
@@ -36,7 +36,7 @@ class Training:
     def __init__(
         self,
         directory: RunDirectory,
-        spec: TrainSpec,
+        spec: RunSpec,
         log: RunLog,
         control: Control,
         updates: Updates,
@@ -117,11 +117,11 @@ class Step:
         """A value added up over all processes, of which `share` is this one's."""
         return self._training.updates.total({"value": share})["value"]
 
-    def finish(self, answer_tokens: int, **known: float) -> None:
+    def finish(self, answer_tokens: int | None = None, **known: float) -> None:
         """Change the weights, write a line of the log, and a checkpoint when it is time.
 
         Args:
-            answer_tokens: In all samples of the step, for the log's rate.
+            answer_tokens: In all samples of the step, for the log's rate; pictures have none.
             known: Values for the log that are not made of shares.
 
         Raises:
@@ -147,8 +147,8 @@ class Step:
             grad_norm=norm,
             learning_rate=rate,
             samples_per_s=len(self.samples) / seconds,
-            answer_tokens_per_s=answer_tokens / seconds,
-            padded_share=0.0,  # packed rows have no padding
+            answer_tokens_per_s=answer_tokens / seconds if answer_tokens is not None else None,
+            padded_share=0.0,  # packed rows have no padding, and pictures of one size none either
             eta_seconds=spent / (now - training.began_at) * (total - now),
             **values,
         )

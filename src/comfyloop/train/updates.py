@@ -8,24 +8,35 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comfyloop.train import checkpoints
-from comfyloop.train.adapters import save_adapter
 from comfyloop.train.checkpoints import RandomState
-from comfyloop.train.models import Loaded
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.spec import RunSpec
 
 _Item = TypeVar("_Item")
+
+
+class Trainable(Protocol):
+    """What updates and the course of a run ask of a model, of the text or of the image side."""
+
+    @property
+    def trainable(self) -> list[tuple[str, nn.Parameter]]: ...
+
+    def count_parameters(self) -> tuple[int, int]: ...
+
+    def train(self) -> None: ...
+
+    def save(self, place: Path) -> None: ...
 
 
 class Updates:
     """AdamW on the trainable parameters of a model that this process has to itself."""
 
-    def __init__(self, model: Loaded, spec: TrainSpec) -> None:
+    def __init__(self, model: Trainable, spec: RunSpec) -> None:
         self.model = model
         self.max_grad_norm = spec.max_grad_norm or math.inf
         self.parameters = model.trainable
@@ -62,4 +73,4 @@ class Updates:
         return checkpoints.restore_newest(folder, self.parameters, self.optimizer, fingerprint)
 
     def save_result(self, place: Path) -> None:
-        save_adapter(self.model.peft, place)
+        self.model.save(place)

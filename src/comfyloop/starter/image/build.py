@@ -16,7 +16,9 @@ from . import text
 from .packing import Tensors, unpack
 
 VAE_PREFIX, TEXT_PREFIX = "first_stage_model.", "cond_stage_model.transformer."
-LATENT_SCALE = 0.18215  # SD1.5's; ComfyUI multiplies by it what the coder divides by it, so latents stay as trained
+LATENT_SCALE = (
+    0.18215  # SD1.5's; ComfyUI multiplies by it what the coder divides by it, so latents stay as trained
+)
 
 
 def read(shipped: Path) -> tuple[Tensors, dict[str, str]]:

@@ -17,7 +17,9 @@ def pack(weights: dict[str, NDArray[np.float32]]) -> Tensors:
             continue
         rows = weight.reshape(len(weight), -1)
         scale = np.maximum(np.abs(rows).max(1, keepdims=True) / 127, 1e-6).astype(np.float16)
-        packed[name] = np.rint(rows / scale.astype(np.float32)).clip(-127, 127).astype(np.int8).reshape(weight.shape)
+        packed[name] = (
+            np.rint(rows / scale.astype(np.float32)).clip(-127, 127).astype(np.int8).reshape(weight.shape)
+        )
         packed[name + SCALE] = scale[:, 0]
     return packed
 

@@ -45,7 +45,8 @@ def token_embeddings(table: NDArray[np.int8]) -> NDArray[np.float16]:
     """float16 [VOCABULARY, WIDTH], each row with mean 0 and standard deviation 1."""
     rows = table.astype(np.float64)
     rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
-    return (rows @ rotation() * np.sqrt(WIDTH)).astype(np.float16)
+    wide: NDArray[np.float64] = rows @ rotation() * np.sqrt(WIDTH)
+    return wide.astype(np.float16)
 
 
 def weights(table: NDArray[np.int8]) -> dict[str, NDArray[np.float16]]:
@@ -53,7 +54,9 @@ def weights(table: NDArray[np.int8]) -> dict[str, NDArray[np.float16]]:
     draw = np.random.Generator(np.random.PCG64(SEED + 1))
 
     def random(rows: int, columns: int) -> NDArray[np.float16]:
-        return (draw.standard_normal((rows, columns), np.float32) * columns**-0.5).astype(np.float16)
+        drawn: NDArray[np.float32] = draw.standard_normal((rows, columns), np.float32)
+        scaled: NDArray[np.float16] = (drawn * columns**-0.5).astype(np.float16)
+        return scaled
 
     def zeros(*shape: int) -> NDArray[np.float16]:
         return np.zeros(shape, np.float16)
@@ -71,8 +74,14 @@ def weights(table: NDArray[np.int8]) -> dict[str, NDArray[np.float16]]:
         out[f"{layer}.self_attn.out_proj.weight"] = zeros(WIDTH, WIDTH)
         out[f"{layer}.mlp.fc1.weight"] = random(INNER, WIDTH)
         out[f"{layer}.mlp.fc2.weight"] = zeros(WIDTH, INNER)
-        for name, size in (("self_attn.q_proj", WIDTH), ("self_attn.k_proj", WIDTH), ("self_attn.v_proj", WIDTH),
-                           ("self_attn.out_proj", WIDTH), ("mlp.fc1", INNER), ("mlp.fc2", WIDTH)):
+        for name, size in (
+            ("self_attn.q_proj", WIDTH),
+            ("self_attn.k_proj", WIDTH),
+            ("self_attn.v_proj", WIDTH),
+            ("self_attn.out_proj", WIDTH),
+            ("mlp.fc1", INNER),
+            ("mlp.fc2", WIDTH),
+        ):
             out[f"{layer}.{name}.bias"] = zeros(size)
     for norm in norms:
         out[f"{norm}.weight"], out[f"{norm}.bias"] = np.ones(WIDTH, np.float16), zeros(WIDTH)

@@ -60,7 +60,7 @@ class Cache:
             return self._kept[name]
         path = self.folder / name[:2] / f"{name}.safetensors"
         try:
-            found = load_file(path)
+            found: dict[str, Tensor] = load_file(path)
         except (OSError, SafetensorError):  # not there, or cut off by a power failure
             found = make()
             self.made += 1

@@ -144,7 +144,7 @@ def _from_file(place: Path, vae: Path | None) -> ImageModel:
     side = _native_side(place)
     if side is not None:
         unet.register_to_config(sample_size=side // 8)
-    return ImageModel(family, unet, coder, encoders, scheduler)  # type: ignore[arg-type]
+    return ImageModel(family, unet, coder, encoders, scheduler)
 
 
 def _native_side(place: Path) -> int | None:
@@ -163,9 +163,7 @@ def _predicts_v(tensors: Mapping[str, Tensor], family: Family) -> bool:
     return family == "sd2" and norm is not None and float(norm.float().std(unbiased=False)) > 0.09
 
 
-def _unet(
-    tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family
-) -> UNet2DConditionModel:
+def _unet(tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family) -> UNet2DConditionModel:
     config, shape = shapes.unet(known, family)
     modules = layout.unet_modules(shape)
     at = layout.UNET_PREFIX
@@ -203,7 +201,9 @@ def _taesd(tensors: Mapping[str, Tensor]) -> AutoencoderTiny:
             side = part.removeprefix("taesd_")
             state[f"{side}.layers.{int(number) - (side == 'decoder')}.{rest}"] = tensor
     # ComfyUI hands the UNet (encoded / vae_scale + vae_shift) * 0.18215
-    scale, shift = (float(tensors.get(f"vae_{n}", torch.tensor(d))) for n, d in (("scale", 1.0), ("shift", 0.0)))
+    scale, shift = (
+        float(tensors.get(f"vae_{n}", torch.tensor(d))) for n, d in (("scale", 1.0), ("shift", 0.0))
+    )
     if shift != 0:
         raise ModelError("Its tiny VAE shifts latents, which is not supported.", "Name another VAE.")
     latent = state["encoder.layers.14.weight"].shape[0]
@@ -212,9 +212,7 @@ def _taesd(tensors: Mapping[str, Tensor]) -> AutoencoderTiny:
     return vae
 
 
-def _text_encoders(
-    tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family
-) -> list[TextEncoder]:
+def _text_encoders(tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family) -> list[TextEncoder]:
     encoders = []
     first = shapes.clip(known)
     if first is not None:

@@ -61,7 +61,9 @@ def metadata(model: ImageModel, about: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def save(model: ImageModel, place: Path, about: Mapping[str, str], dtype: torch.dtype = torch.float16) -> None:
+def save(
+    model: ImageModel, place: Path, about: Mapping[str, str], dtype: torch.dtype = torch.float16
+) -> None:
     """Write the directory `place` with the LoRA in it; it appears whole or not at all.
 
     Raises:

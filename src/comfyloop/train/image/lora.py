@@ -19,7 +19,16 @@ from comfyloop.train.image.spec import ImageAdapterSpec
 ADAPTER = "default"
 
 UNET_ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-UNET_WIDE = (*UNET_ATTENTION, "proj_in", "proj_out", "ff.net.0.proj", "ff.net.2", "conv1", "conv2", "conv_shortcut")
+UNET_WIDE = (
+    *UNET_ATTENTION,
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+)
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -117,14 +126,29 @@ def read_into(model: ImageModel, tensors: Mapping[str, Tensor], source: str) -> 
         )
 
 
+Weights = list[Tensor]
+
+
+def copy_of(model: ImageModel) -> Weights:
+    return [parameter.detach().clone() for _, parameter in trainable(model)]
+
+
 @contextlib.contextmanager
-def without(model: ImageModel) -> Iterator[None]:
-    """The model as it was before training: Diffusion-DPO's reference."""
-    layers = [m for _, module in trained_modules(model) for m in module.modules() if isinstance(m, BaseTunerLayer)]
-    for layer in layers:
-        layer.enable_adapters(False)
-    try:
+def reference(model: ImageModel, start: Weights | None) -> Iterator[None]:
+    """The model as it was before training: with the LoRA it began with (`start`), or without one (None)."""
+    if start is None:
+        modules = (m for _, module in trained_modules(model) for m in module.modules())
+        layers = [module for module in modules if isinstance(module, BaseTunerLayer)]
+        for layer in layers:
+            layer.enable_adapters(False)
         yield
-    finally:
         for layer in layers:
             layer.enable_adapters(True)
+        return
+    parameters = [parameter for _, parameter in trainable(model)]
+    now = [parameter.data for parameter in parameters]
+    for parameter, weight in zip(parameters, start, strict=True):
+        parameter.data = weight
+    yield
+    for parameter, weight in zip(parameters, now, strict=True):
+        parameter.data = weight

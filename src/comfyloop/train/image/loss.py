@@ -40,7 +40,7 @@ def draw_noise(latents: Tensor, offset: float, generator: torch.Generator) -> Te
 
 
 def signal_to_noise(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor:
-    kept = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    kept: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     return kept / (1 - kept)
 
 

@@ -18,12 +18,11 @@ from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.image.latents import Latents
 from comfyloop.train.image.loss import Noising
 from comfyloop.train.image.rows import Picture, PictureRow, read_rows
-from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.image.spec import About, ImageTrainSpec
 from comfyloop.train.image.text import Captions, Conditions
 from comfyloop.train.log import RunLog
 from comfyloop.train.rows import BadRow, UnusableRow, refuse_or_skip
 from comfyloop.train.status import RunDirectory
-
 
 _WITHOUT_EFFECT = {"threads", "memory_gb", "nice", "save_steps", "eval_steps"}  # on the loss
 
@@ -36,6 +35,8 @@ class Student:
     cache: Cache
     device: torch.device
     dtype: torch.dtype
+    about: About
+    start: lora.Weights | None  # the LoRA that training begins with; None: a fresh one, which changes nothing
 
     @property
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
@@ -51,6 +52,9 @@ class Student:
 
     def eval(self) -> None:
         self.model.unet.eval()
+
+    def save(self, place: Path) -> None:
+        kohya.save(self.model, place, self.about.model_dump())
 
     def predict(self, noising: Noising, conditions: Conditions, frames: list[tuple[Picture, Fit]]) -> Tensor:
         """What the UNet says of noisy latents: [B, 4, h, w] in float32.
@@ -98,9 +102,10 @@ def prepare(directory: RunDirectory, spec: ImageTrainSpec) -> Student:
     if spec.adapter.init_from is not None:
         parent = directory.resolve(spec.adapter.init_from)
         lora.read_into(model, kohya.read(parent)[0], parent.name)
+    start = lora.copy_of(model) if spec.adapter.init_from is not None else None
     if spec.gradient_checkpointing:
         model.unet.enable_gradient_checkpointing()
-    return Student(model, latents, captions, cache, device, dtype)
+    return Student(model, latents, captions, cache, device, dtype, spec.about, start)
 
 
 def working_dtype(wanted: str, device: torch.device) -> torch.dtype:
@@ -112,10 +117,9 @@ def working_dtype(wanted: str, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if native else torch.float32
 
 
-def read_pictures(
-    directory: RunDirectory, file: str, spec: ImageTrainSpec, log: RunLog, *, pairs: bool
-) -> list[PictureRow]:
+def read_pictures(directory: RunDirectory, file: str, spec: ImageTrainSpec, log: RunLog) -> list[PictureRow]:
     """All rows of a file. Raises DataError that names every line that cannot be trained on."""
+    pairs = spec.recipe == "image_dpo"
     path = directory.resolve(file)
     rows, bad = read_rows(path, pairs=pairs, max_image_pixels=spec.max_image_pixels)
     refuse_or_skip(path, len(rows), bad, spec.skip_bad, spec.max_bad_share)
@@ -160,9 +164,7 @@ def caption_of(row: PictureRow, spec: ImageTrainSpec) -> str:
 
 def fingerprint(spec: ImageTrainSpec, rows: Iterable[PictureRow], student: Student) -> str:
     """What a checkpoint depends on: the data, and every value that moves the loss."""
-    told = spec.model_dump_json(
-        exclude={"train", "holdout", "prior", "cache", "about", *_WITHOUT_EFFECT}
-    )
+    told = spec.model_dump_json(exclude={"train", "holdout", "prior", "cache", "about", *_WITHOUT_EFFECT})
     digest = hashlib.sha256(told.encode())
     digest.update(student.latents.weights.encode())
     for row in rows:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFailed
 from comfyloop.settings import Settings
-from comfyloop.train.spec import TrainSpec, read_spec
+from comfyloop.train.spec import RunSpec, read_spec
 from comfyloop.train.status import RunDirectory, Status, TrainState
 
 ENGINES = ("podman", "docker")
@@ -92,7 +92,7 @@ def name(run: RunDirectory) -> str:
 
 
 def command(
-    engine: str, image: str, run: RunDirectory, spec: TrainSpec, *, gpu: bool | None = None
+    engine: str, image: str, run: RunDirectory, spec: RunSpec, *, gpu: bool | None = None
 ) -> list[str]:
     """The command that starts a run in the background.
 
@@ -132,7 +132,7 @@ def command(
     return [engine, "run", *options, "--entrypoint", "sh", image, "-c", inside, str(run.path)]
 
 
-def read_only(run: RunDirectory, spec: TrainSpec) -> list[Path]:
+def read_only(run: RunDirectory, spec: RunSpec) -> list[Path]:
     """Directories outside the run directory that a run reads: data with its images, model, parent adapter.
 
     Raises:
@@ -145,14 +145,12 @@ def read_only(run: RunDirectory, spec: TrainSpec) -> list[Path]:
     return paths
 
 
-def _named(run: RunDirectory, spec: TrainSpec) -> Iterator[Path]:
-    for file in (spec.train, spec.holdout):
-        if file is not None:
-            yield run.resolve(file).resolve().parent  # images lie beside the file that names them
-    if Path(spec.model).is_dir():
-        yield Path(spec.model).resolve()
-    if spec.adapter.init_from is not None:
-        yield run.resolve(spec.adapter.init_from).resolve()
+def _named(run: RunDirectory, spec: RunSpec) -> Iterator[Path]:
+    for file in spec.data_files():
+        yield run.resolve(file).resolve().parent  # images lie beside the file that names them
+    for weights in spec.weights():
+        if run.resolve(weights).exists():  # a hub id is no path
+            yield run.resolve(weights).resolve()
 
 
 def hub_cache() -> Path:

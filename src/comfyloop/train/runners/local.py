@@ -20,7 +20,7 @@ import psutil
 from comfyloop.errors import Conflict
 from comfyloop.records import Record
 from comfyloop.settings import Settings
-from comfyloop.train.spec import read_spec
+from comfyloop.train.spec import TrainSpec, read_spec
 from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
 from comfyloop.train.warm import WarmTrainer
 
@@ -73,7 +73,9 @@ def start(
     variables = dict(environment or {})
     try:
         with run.output_file.open("ab") as output:
-            pid = warm.fork(run, spec, lock, output.fileno(), variables) if warm is not None else None
+            pid = None
+            if warm is not None and isinstance(spec, TrainSpec):  # it has read a model of the text side
+                pid = warm.fork(run, spec, lock, output.fileno(), variables)
             if pid is None:
                 pid = _start_cold(run, lock, output, variables)
     finally:

@@ -120,7 +120,9 @@ def load(work: Path) -> Pictures:
         for i, entry in enumerate(concepts):
             for j, name in enumerate(STYLES):
                 if name in entry.pictures:
-                    drawn = drawings.picture(entry.pictures[name]).resize((SIZE, SIZE), Image.Resampling.LANCZOS)
+                    drawn = drawings.picture(entry.pictures[name]).resize(
+                        (SIZE, SIZE), Image.Resampling.LANCZOS
+                    )
                     pixels.append(np.asarray(drawn))
                     concept.append(i)
                     style.append(j)

@@ -1,6 +1,6 @@
 """Turn a training run into the file that ships with the package.
 
-    python -m comfyloop.starter.image.train.export --work DIR --out src/comfyloop/starter/image/weights/image.safetensors
+python -m comfyloop.starter.image.train.export --work DIR --out src/comfyloop/starter/image/weights/image.safetensors
 """
 
 import argparse
@@ -11,10 +11,10 @@ from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
 from torch import Tensor
 
+from comfyloop.stable_diffusion.layout import UNetShape, rename, unet_modules
 from comfyloop.starter.image import denoiser
 from comfyloop.starter.image.build import UNET_PREFIX, VAE_PREFIX
 from comfyloop.starter.image.packing import Tensors, pack
-from comfyloop.stable_diffusion.layout import UNetShape, rename, unet_modules
 
 SHAPE = UNetShape(layers=1, attention=(False, True))
 
@@ -47,7 +47,9 @@ def export(work: Path, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m comfyloop.starter.image.train.export", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m comfyloop.starter.image.train.export", description=__doc__
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

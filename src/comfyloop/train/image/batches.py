@@ -1,0 +1,90 @@
+"""Pictures of a micro-batch as tensors: those of one size and caption length together."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from comfyloop.train.image.buckets import Fit
+from comfyloop.train.image.loss import draw_noise
+from comfyloop.train.image.rows import Picture, PictureRow
+from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.image.student import Student, caption_of
+from comfyloop.train.image.text import Conditions
+
+Frames = list[tuple[Picture, Fit]]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B rows of pictures of one size.
+
+    Attributes:
+        picked, over: Latents [B, 4, h, w]; `over` only where rows are pairs.
+        noise: [B, 4, h, w], the same for both pictures of a pair.
+        timesteps: [B].
+        picked_frames, over_frames: Each picture with how it was cut.
+    """
+
+    picked: Tensor
+    over: Tensor | None
+    noise: Tensor
+    timesteps: Tensor
+    conditions: Conditions
+    picked_frames: Frames
+    over_frames: Frames
+
+
+def batches(
+    student: Student,
+    rows: Sequence[PictureRow],
+    spec: ImageTrainSpec,
+    chance: random.Random,
+    *,
+    training: bool = True,
+    timesteps: Sequence[int] | None = None,
+) -> list[Batch]:
+    """Rows as batches, with noise and timesteps drawn from `chance`.
+
+    Args:
+        training: drop captions and draw from the VAE's spread, as training does.
+        timesteps: one for each row instead of random ones.
+    """
+    groups: dict[tuple[tuple[int, int], int], list[tuple[PictureRow, str, int]]] = {}
+    most = student.model.scheduler.config.num_train_timesteps
+    for number, row in enumerate(rows):
+        caption = caption_of(row, spec)
+        if training and chance.random() < spec.caption_dropout:
+            caption = ""
+        drawn = chance.randrange(most) if timesteps is None else timesteps[number]
+        size = student.latents.fit(row.picked).size
+        groups.setdefault((size, student.captions.windows(caption)), []).append((row, caption, drawn))
+    return [_batch(student, group, spec, chance, training) for group in groups.values()]
+
+
+def _batch(
+    student: Student,
+    group: list[tuple[PictureRow, str, int]],
+    spec: ImageTrainSpec,
+    chance: random.Random,
+    training: bool,
+) -> Batch:
+    generator = torch.Generator().manual_seed(chance.getrandbits(48))
+    spread = generator if training else None
+    latents, fit = student.latents, student.latents.fit
+    picked = torch.stack([latents.of(row.picked, generator=spread) for row, _, _ in group])
+    pairs = [(row.over, row.picked) for row, _, _ in group if row.over is not None]
+    over = [latents.of(worse, like=better, generator=spread) for worse, better in pairs]
+    return Batch(
+        picked=picked,
+        over=torch.stack(over) if over else None,
+        noise=draw_noise(picked, spec.noise_offset if training else 0.0, generator),
+        timesteps=torch.tensor([drawn for _, _, drawn in group]),
+        conditions=Conditions.stack([student.captions.of(caption) for _, caption, _ in group]),
+        picked_frames=[(row.picked, fit(row.picked)) for row, _, _ in group],
+        over_frames=[(worse, fit(worse, better)) for worse, better in pairs],
+    )

@@ -1,0 +1,49 @@
+"""Updates that also keep a moving average of the weights, and save that instead of the last ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from comfyloop.train import checkpoints
+from comfyloop.train.checkpoints import RandomState
+from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.image.student import Student
+from comfyloop.train.updates import Updates
+
+
+class AveragedUpdates(Updates):
+    """AdamW, and after each step average = decay * average + (1 - decay) * weights."""
+
+    def __init__(self, model: Student, spec: ImageTrainSpec) -> None:
+        super().__init__(model, spec)
+        self.decay = spec.ema_decay
+        self.average = [(f"average.{n}", nn.Parameter(p.detach().clone())) for n, p in self.parameters]
+
+    def update(self, rate: float) -> float:
+        norm = super().update(rate)
+        with torch.no_grad():
+            for (_, average), (_, weight) in zip(self.average, self.parameters, strict=True):
+                average.lerp_(weight, 1 - self.decay)
+        return norm
+
+    def save_checkpoint(self, folder: Path, step: int, random_state: RandomState, fingerprint: str) -> None:
+        everything = [*self.parameters, *self.average]
+        checkpoints.save(folder, step, everything, self.optimizer, random_state, fingerprint)
+
+    def restore_checkpoint(self, folder: Path, fingerprint: str) -> int:
+        return checkpoints.restore_newest(
+            folder, [*self.parameters, *self.average], self.optimizer, fingerprint
+        )
+
+    def save_result(self, place: Path) -> None:
+        with torch.no_grad():
+            for (_, average), (_, weight) in zip(self.average, self.parameters, strict=True):
+                weight.copy_(average)
+        super().save_result(place)
+
+
+def updates_for(model: Student, spec: ImageTrainSpec) -> Updates:
+    return AveragedUpdates(model, spec) if spec.ema_decay > 0 else Updates(model, spec)

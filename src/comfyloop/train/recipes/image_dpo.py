@@ -1,0 +1,59 @@
+"""Diffusion-DPO (Wallace et al. 2023): of two pictures of a prompt, the model comes to prefer the one that was
+picked. Reads top to bottom."""
+
+from __future__ import annotations
+
+import random
+
+import torch
+
+from comfyloop.train.batches import Plan
+from comfyloop.train.control import Control
+from comfyloop.train.image.batches import batches
+from comfyloop.train.image.evaluate import pick_accuracy
+from comfyloop.train.image.objectives import preference_loss
+from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.image.student import encode, fingerprint, prepare, read_pictures
+from comfyloop.train.image.updates import updates_for
+from comfyloop.train.log import RunLog
+from comfyloop.train.status import RunDirectory
+from comfyloop.train.training import Training
+
+
+def run(directory: RunDirectory, spec: ImageTrainSpec, log: RunLog, control: Control) -> None:
+    """Train as `spec` says and leave `directory.adapter`. Raises what `image_sft.run` raises."""
+    torch.manual_seed(spec.seed)
+
+    log.phase("reading the data")
+    train = read_pictures(directory, spec.train, spec, log)
+    holdout = read_pictures(directory, spec.holdout, spec, log) if spec.holdout else []
+
+    log.phase("loading the model")
+    student = prepare(directory, spec)
+    control.check()
+
+    log.phase("looking at the pictures")
+    train = encode(student, directory.resolve(spec.train), train, spec, log, control)
+    if spec.holdout:
+        holdout = encode(student, directory.resolve(spec.holdout), holdout, spec, log, control)
+
+    def look() -> dict[str, float]:
+        loss, accuracy = pick_accuracy(student, holdout, spec, control)
+        return {"holdout_loss": loss, "pick_accuracy": accuracy}
+
+    updates = updates_for(student, spec)
+    plan = Plan.of(spec, len(train))
+    training = Training(directory, spec, log, control, updates, plan, fingerprint(spec, train, student))
+    for number, step in enumerate(training.steps(look if holdout else None), start=training.began_at):
+        chance = random.Random(f"{spec.seed} {number}")  # nothing to save: a resumed step draws the same
+        for indices in step.micro_batches():
+            for batch in batches(student, [train[i] for i in indices], spec, chance):
+                found = preference_loss(student, batch, spec.beta_dpo)
+                loss = found.loss.sum() / len(step.samples)
+                step.backward(loss)
+                right = float(found.right.sum()) / len(step.samples)
+                step.add(loss=float(loss.detach()), implicit_accuracy=right)
+        step.finish()
+
+    log.phase("saving the adapter")
+    updates.save_result(directory.adapter)
