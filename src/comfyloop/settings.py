@@ -105,6 +105,14 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         default=1_003_520, gt=0, description="Images are scaled down to this many pixels."
     )
+    feature_cache_gb: float = Field(
+        default=10.0, gt=0, description="Room in `cache_dir` for what frozen vision towers made of images."
+    )
+    rope_scaling: str = Field(
+        default="",
+        pattern=r"^((linear|dynamic|yarn):\d+(\.\d+)?)?$",
+        description="More positions than the model was trained on, in training and answers: `yarn:4`; empty: none.",
+    )
     train_engine: Literal["comfyloop", "swift"] = Field(
         default="comfyloop", description="Which trainer trains: our own, or ms-swift in its own environment."
     )

@@ -68,7 +68,9 @@ def _embedded(settings: Settings, start: Start) -> Launch:
             *("--threads", str(settings.engine_threads)),
             *("--max-batch", str(settings.max_batch)),
             *("--max-queue", str(settings.max_queue)),
+            *("--max-pixels", str(settings.max_pixels)),
             *("--max-image-pixels", str(settings.max_image_pixels)),
+            *("--rope-scaling", settings.rope_scaling),
             *(("--lora-modules", *adapters) if adapters else ()),
             *settings.engine_args,
         ]

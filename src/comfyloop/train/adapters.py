@@ -8,11 +8,14 @@ from pathlib import Path
 from peft import PeftModel
 
 from comfyloop.durable import sync
+from comfyloop.rope import RopeScaling, write_positions
 from comfyloop.train.status import disk_error
 
 
-def save_adapter(peft: PeftModel, place: Path) -> None:
+def save_adapter(peft: PeftModel, place: Path, rope_scaling: RopeScaling | None) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`; the directory appears whole or not at all.
+
+    Beside them, what an engine must know of the positions that it was trained on.
 
     Raises:
         StorageError: The disk refuses.
@@ -22,6 +25,7 @@ def save_adapter(peft: PeftModel, place: Path) -> None:
         shutil.rmtree(making, ignore_errors=True)
         peft.save_pretrained(str(making), save_embedding_layers=False)
         (making / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+        write_positions(making, rope_scaling)
         for file in making.iterdir():
             sync(file)
         sync(making)

@@ -1,4 +1,4 @@
-"""What the model thinks of the answers of some samples, computed as one packed row."""
+"""What the model thinks of the answers of some samples."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from comfyloop.train.batches import pack
-from comfyloop.train.encode import Example
+from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
+from comfyloop.train.forward import answer_states
 from comfyloop.train.losses import answer_log_probs
 from comfyloop.train.models import Loaded
 
@@ -34,12 +34,6 @@ class Answers:
 
 def read_answers(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> Answers:
     """The log-probabilities of the answers of some samples."""
-    row = pack(examples, model.device)
-    hidden = model.hidden_states(
-        input_ids=row.input_ids,
-        position_ids=row.position_ids,
-        sample_lengths=row.lengths,
-        **features.packed(examples),
-    )
-    log_probs, right = answer_log_probs(hidden[0, row.predicting], model.head, row.labels)
+    states, labels = answer_states(model, features, examples)
+    log_probs, right = answer_log_probs(states, model.head, labels)
     return Answers(log_probs, right, tuple(example.answer.numel() for example in examples))

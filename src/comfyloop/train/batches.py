@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from comfyloop.train.encode import Example
+from comfyloop.train.examples import Example
 from comfyloop.train.spec import RunSpec
 
 
@@ -65,7 +65,9 @@ class Packed:
     """Samples end to end in one row of L tokens, A of them answer tokens."""
 
     input_ids: Tensor  # [1, L]
-    position_ids: Tensor  # [1, L], from 0 in each sample
+    position_ids: (
+        Tensor  # [1, L], or [n, 1, L] where positions have n dimensions (M-RoPE); anew in each sample
+    )
     lengths: tuple[int, ...]
     predicting: Tensor  # [A] positions whose hidden state predicts an answer token
     labels: Tensor  # [A] those answer tokens
@@ -81,11 +83,17 @@ def pack(examples: Sequence[Example], device: torch.device) -> Packed:
     input_ids = torch.cat([example.input_ids for example in examples])
     return Packed(
         input_ids=input_ids[None].to(device),
-        position_ids=torch.cat([torch.arange(length) for length in lengths])[None].to(device),
+        position_ids=_positions(examples).to(device),
         lengths=lengths,
         predicting=where.to(device),
         labels=input_ids[where + 1].to(device),
     )
+
+
+def _positions(examples: Sequence[Example]) -> Tensor:
+    """[1, L], or [n, 1, L] where any sample has positions of n dimensions: text counts alike in each of them."""
+    dimensions = max((e.positions.shape[:-1] for e in examples), key=len)
+    return torch.cat([e.positions.expand(*dimensions, -1) for e in examples], dim=-1).unsqueeze(-2)
 
 
 def by_length(examples: Sequence[Example], tokens: int) -> list[list[int]]:

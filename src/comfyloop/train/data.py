@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from comfyloop.train.control import Control
-from comfyloop.train.encode import Encoder, Example
+from comfyloop.train.encode import Encoder
+from comfyloop.train.examples import Example
 from comfyloop.train.log import RunLog
 from comfyloop.train.rows import BadRow, Row, UnusableRow, read_rows, refuse_or_skip
 from comfyloop.train.spec import TrainSpec
@@ -149,10 +150,21 @@ def _told(file: str, log: RunLog, examples: Sequence[Example], samples: int | No
 def fingerprint(spec: TrainSpec, examples: Iterable[Example], labels: Iterable[bool] = ()) -> str:
     """What a checkpoint depends on: the data, and every value that moves the loss."""
     told = spec.model_dump_json(
-        exclude={"train", "holdout", "threads", "memory_gb", "nice", "save_steps", "eval_steps"}
+        exclude={
+            "train",
+            "holdout",
+            "threads",
+            "memory_gb",
+            "nice",
+            "save_steps",
+            "eval_steps",
+            "feature_cache_dir",
+            "feature_cache_gb",
+        }
     )
     digest = hashlib.sha256(told.encode())
     for example in examples:
         digest.update(example.input_ids.numpy().tobytes() + example.answer.numpy().tobytes())
+        digest.update(example.pixels.digest if example.pixels else b"")
     digest.update(bytes(labels))
     return digest.hexdigest()

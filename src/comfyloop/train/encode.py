@@ -4,41 +4,29 @@ images.
 The answer is found from the model's own chat template: the conversation is rendered up to the answer with
 `add_generation_prompt`, and whole; the first must begin the second, token by token, and what remains is
 what the model has to write. It ends with the first token on which generation stops, because nothing after
-it is ever written by the model.
+it is ever written by the model; where a template writes none after the last answer (LLaVA 1.5's), the
+tokenizer's own is put there, or the model would never learn to stop.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from comfyloop.errors import ModelError
-from comfyloop.train.pictures import open_picture
+from comfyloop.errors import DataError, ModelError
+from comfyloop.pictures import BadPicture, read_picture
+from comfyloop.processors import fields_of, takes_parts, tokens_of
+from comfyloop.train.examples import Example, Pixels, Room, digest_of
+from comfyloop.train.positions import Positions
 from comfyloop.train.rows import IMAGE_TAG, Row, Turn, UnusableRow
 
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """One row as tensors. L tokens, of which A are answer tokens."""
-
-    id: str
-    line: int
-    input_ids: Tensor  # [L] int64
-    answer: Tensor  # [A] int64: positions of the answer's tokens, ascending, each >= 1
-    images: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # what the image processor gives: pixel_values, ...
-    token_kinds: dict[str, Tensor] = field(
-        default_factory=dict
-    )  # per-token extras, [L]: mm_token_type_ids, ...
-
-    def __len__(self) -> int:
-        return self.input_ids.numel()
+PIXELS_KEPT = 2**29
+"""Bytes of pixels that stay in memory from reading the data to looking at the images; more are made twice."""
 
 
 class Encoder:
@@ -49,7 +37,9 @@ class Encoder:
         sees_images: Whether the model takes images.
         image_token_id: The token that stands for image features, None where there is none.
         stop_ids: Token ids on which the model stops writing.
-        max_length: Most tokens of a sample.
+        positions: How the model counts tokens.
+        max_positions: Positions that the model was trained on, scaled ones included.
+        max_length: Most tokens of a sample; 0: as many as there are positions.
     """
 
     def __init__(
@@ -59,6 +49,8 @@ class Encoder:
         sees_images: bool,
         image_token_id: int | None,
         stop_ids: frozenset[int],
+        positions: Positions,
+        max_positions: int,
         max_length: int,
         max_pixels: int,
         max_image_pixels: int,
@@ -69,6 +61,8 @@ class Encoder:
         self.sees_images = sees_images
         self.image_token_id = image_token_id
         self.stop_ids = stop_ids
+        self.positions = positions
+        self.max_positions = max_positions
         self.max_length = max_length
         self.max_pixels = max_pixels
         self.max_image_pixels = max_image_pixels
@@ -80,6 +74,8 @@ class Encoder:
                 "The model has no chat template, so it is not known how a conversation is written for it.",
                 "Use the instruct or chat variant of the model.",
             )
+        self._room = Room(PIXELS_KEPT)
+        self.takes_parts = sees_images and takes_parts(processor)
 
     def encode(self, row: Row) -> Example:
         """Raises UnusableRow with the reason when the row cannot be trained on with this model."""
@@ -89,10 +85,10 @@ class Encoder:
         ids = self._tokenize(text)
         if not row.images and self.image_token_id is not None and self.image_token_id in ids:
             raise UnusableRow("its text contains the model's image token, but it has no image")
-        pictures = [open_picture(p, self.max_pixels, self.max_image_pixels) for p in row.images]
+        pictures = [self._picture(path) for path in row.images]
         fields = self._with_images(text, pictures) if pictures else {}
         input_ids = fields.pop("input_ids") if pictures else torch.tensor(ids, dtype=torch.int64)
-        positions: list[int] = []
+        answer: list[int] = []
         for end, turn in enumerate(row.turns, start=1):
             if turn.role == "assistant" and (self.train_on == "all" or end == len(row.turns)):
                 start, stop, length = self._answer_span(row.turns[:end], ids)
@@ -101,16 +97,11 @@ class Encoder:
                     upto = input_ids if whole else self._up_to(row.turns[:end], pictures)
                     moved = _moved_by_images(upto, input_ids, ids[start:length], length)
                     start, stop = start + moved, stop + moved
-                positions.extend(range(start, stop))
-        if input_ids.numel() > self.max_length:
-            raise UnusableRow(
-                f"it has {input_ids.numel()} tokens{' with its images' * bool(pictures)}, "
-                f"more than the {self.max_length} that max_length and the model's positions allow"
-            )
+                answer.extend(range(start, stop))
         kinds = {k: v[0] for k, v in fields.items() if v.dim() == 2 and v.shape == (1, input_ids.numel())}
-        images = {k: v for k, v in fields.items() if k not in kinds}
-        answer = torch.tensor(positions, dtype=torch.int64)
-        return Example(row.id, row.line, input_ids, answer, images, kinds)
+        images = {k: v for k, v in fields.items() if k not in kinds and not _is_heavy(k)}
+        pixels = self._pixels(row, text, fields, images) if pictures else None
+        return self._example(row, input_ids, answer, images, kinds, pixels)
 
     def with_answer(self, row: Row, example: Example, answer: str) -> Example:
         """The same conversation with another answer at its end. Images are shared, not opened again.
@@ -133,20 +124,87 @@ class Encoder:
             example.input_ids[:first], torch.tensor(ids[:start], dtype=torch.int64)
         ):
             raise UnusableRow("the model's chat template writes the conversation before it differently")
-        if first + len(tail) > self.max_length:
-            raise UnusableRow(
-                f"with it the sample has {first + len(tail)} tokens, "
-                f"more than the {self.max_length} that max_length and the model's positions allow"
-            )
-        return Example(
-            row.id,
-            row.line,
+        return self._example(
+            row,
             torch.cat([example.input_ids[:first], tail]),
-            torch.arange(first, first + stop - start),
+            list(range(first, first + stop - start)),
             example.images,
             # the kinds of an answer's tokens are those of text, 0
             {name: nn.functional.pad(v[:first], (0, len(tail))) for name, v in example.token_kinds.items()},
+            example.pixels,
         )
+
+    def _example(
+        self,
+        row: Row,
+        input_ids: Tensor,
+        answer: list[int],
+        images: dict[str, Tensor],
+        kinds: dict[str, Tensor],
+        pixels: Pixels | None,
+    ) -> Example:
+        if self.stop_ids and int(input_ids[answer[-1]]) not in self.stop_ids:
+            input_ids, kinds = self._stopped(input_ids, kinds, answer)
+        positions = self.positions(input_ids, images | {k: v[None] for k, v in kinds.items()})
+        self._check_size(input_ids.numel(), int(positions.max()) + 1, pixels is not None)
+        return Example(
+            row.id,
+            row.line,
+            input_ids,
+            positions,
+            torch.tensor(answer, dtype=torch.int64),
+            images=images,
+            pixels=pixels,
+            token_kinds=kinds,
+            image_tokens=input_ids.tolist().count(self.image_token_id) if pixels is not None else 0,
+        )
+
+    def _pixels(self, row: Row, text: str, fields: dict[str, Tensor], images: dict[str, Tensor]) -> Pixels:
+        heavy = {k: v for k, v in fields.items() if _is_heavy(k)}
+        digest = digest_of(heavy | images)
+
+        def again() -> dict[str, Tensor]:
+            try:
+                made = self._with_images(text, [self._picture(path) for path in row.images])
+                made = {k: v for k, v in made.items() if _is_heavy(k)}
+            except UnusableRow:
+                made = {}
+            if digest_of(made | images) != digest:
+                raise DataError(
+                    f"An image of line {row.line} (sample {row.id}) is no longer what it was when the run began.",
+                    "Leave the data alone while a run reads it, and start the run again.",
+                )
+            return made
+
+        return Pixels(heavy, digest, again, self._room)
+
+    def _stopped(
+        self, input_ids: Tensor, kinds: dict[str, Tensor], answer: list[int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sample with a stop token right after its answer; `answer` learns of it."""
+        while len(answer) > 1 and self._is_blank(int(input_ids[answer[-1]])):
+            answer.pop()  # the space that a template writes after an answer
+        end = answer[-1] + 1
+        own = self.tokenizer.eos_token_id
+        stop = own if own in self.stop_ids else min(self.stop_ids)
+        answer.append(end)
+        return (
+            torch.cat([input_ids[:end], torch.tensor([stop])]),
+            {k: torch.cat([v[:end], v.new_zeros(1)]) for k, v in kinds.items()},
+        )
+
+    def _check_size(self, tokens: int, positions: int, with_images: bool) -> None:
+        counted = f"it has {tokens} tokens{' with its images' * with_images}"
+        fewer = "lower max_pixels, " * with_images
+        if self.max_length and tokens > self.max_length:
+            raise UnusableRow(
+                f"{counted}, more than the {self.max_length} that max_length allows ({fewer}or raise max_length)"
+            )
+        if positions > self.max_positions:
+            raise UnusableRow(
+                f"{counted} and reaches position {positions}, more than the {self.max_positions} that the model "
+                f"was trained on ({fewer}shorten it, or set rope_scaling)"
+            )
 
     def _render(self, turns: Sequence[Turn], prompt: bool) -> str:
         """The conversation as the template writes it; with `prompt`, up to where the assistant begins."""
@@ -162,6 +220,8 @@ class Encoder:
     def _content(self, turn: Turn) -> str | list[dict[str, str]]:
         if not self.sees_images:
             return turn.content
+        if not self.takes_parts:
+            return turn.content.replace(IMAGE_TAG, f"{self.processor.image_token}\n")
         parts: list[dict[str, str]] = []
         for position, text in enumerate(turn.content.split(IMAGE_TAG)):
             if position:
@@ -170,14 +230,18 @@ class Encoder:
                 parts.append({"type": "text", "text": text})
         return parts
 
-    def _tokenize(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(text, add_special_tokens=self._adds_special_tokens(text))["input_ids"]
-        return ids
+    def _picture(self, path: Path) -> Image.Image:
+        try:
+            return read_picture(path.read_bytes(), self.max_pixels, self.max_image_pixels)
+        except FileNotFoundError:
+            raise UnusableRow(f"its image {path.name} does not exist") from None
+        except OSError as error:
+            raise UnusableRow(f"its image {path.name} cannot be read ({error.strerror})") from None
+        except BadPicture as error:
+            raise UnusableRow(f"its image {path.name} {error}") from None
 
-    def _adds_special_tokens(self, text: str) -> bool:
-        """As `apply_chat_template(tokenize=True)`: a tokenizer never, a processor unless they are there."""
-        bos = self.tokenizer.bos_token
-        return self.sees_images and not (bos is not None and text.startswith(bos))
+    def _tokenize(self, text: str) -> list[int]:
+        return tokens_of(self.tokenizer, text, self.sees_images)
 
     def _answer_span(self, turns: Sequence[Turn], ids: list[int]) -> tuple[int, int, int]:
         """Where in `ids` the last of `turns` is: first token, one past its stop token, one past its turn."""
@@ -204,15 +268,9 @@ class Encoder:
     def _with_images(self, text: str, pictures: list[Image.Image]) -> dict[str, Tensor]:
         """What the processor makes of a text and its images; `input_ids` [L] has every image token."""
         try:
-            encoded = self.processor(
-                text=[text],
-                images=pictures,
-                return_tensors="pt",
-                add_special_tokens=self._adds_special_tokens(text),
-            )
+            fields = fields_of(self.processor, text, pictures)
         except (ValueError, IndexError, StopIteration) as error:
             raise UnusableRow(f"the model's processor refuses its images ({error})") from None
-        fields = dict(encoded)
         fields.pop("attention_mask", None)
         fields["input_ids"] = fields["input_ids"][0]
         if self.image_token_id is None or not bool((fields["input_ids"] == self.image_token_id).any()):
@@ -242,3 +300,7 @@ def _moved_by_images(upto: Tensor, input_ids: Tensor, tail: list[int], length: i
     if upto[-len(tail) :].tolist() != tail or not torch.equal(input_ids[: upto.numel()], upto):
         raise UnusableRow("the model's processor changes its text beyond putting in image tokens")
     return upto.numel() - length
+
+
+def _is_heavy(name: str) -> bool:
+    return name.startswith("pixel_")

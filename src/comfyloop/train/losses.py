@@ -6,6 +6,7 @@ an answer token, a chunk at a time, and each chunk's gradient is taken at once, 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,8 +16,32 @@ CHUNK = 512
 """Answer tokens whose logits exist at the same time: 512 x 49,152 x 4 bytes is 100 MB."""
 
 
+@dataclass(frozen=True, eq=False)
+class Head:
+    """What makes logits of hidden states: a linear layer, and what some families do to its output."""
+
+    weight: Tensor  # [V, hidden]
+    bias: Tensor | None = None  # [V]
+    scale: float = 1.0  # logits are multiplied by it (Granite, Cohere), then
+    softcap: float = 0.0  # squeezed into -softcap .. softcap by tanh (Gemma); 0: not
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """[..., V] in float32 of hidden states [..., hidden]."""
+        logits = nn.functional.linear(hidden, self.weight, self.bias).float()
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
+
+    def minus_gradient(self, logits: Tensor, log_sum: Tensor, label: Tensor) -> Tensor:
+        """Of -log softmax(logits)[label] with respect to the linear layer's output, [c, V]; in the logits' memory."""
+        slope = self.scale * (1 - (logits / self.softcap).square()) if self.softcap else self.scale
+        gradient = logits.sub_(log_sum).exp_()
+        gradient.scatter_add_(-1, label, gradient.new_full((1, 1), -1.0).expand_as(label))
+        return gradient if isinstance(slope, float) and slope == 1.0 else gradient.mul_(slope)
+
+
 class _HeadLogProbs(torch.autograd.Function):
-    """log softmax(hidden @ weight.T + bias)[label] of each token, and whether its label is the likeliest.
+    """log softmax(head.logits(hidden))[label] of each token, and whether its label is the likeliest.
 
     The gradient with respect to a token's hidden state is its own times what comes from above, so it can be
     taken before that is known. Where the head itself is trained, its logits are computed a second time.
@@ -24,7 +49,7 @@ class _HeadLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, chunk: int
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: Head, chunk: int
     ) -> tuple[Tensor, Tensor]:
         needs_hidden, ctx.trains_head = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         log_probs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
@@ -32,14 +57,14 @@ class _HeadLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
-            logits = nn.functional.linear(hidden[rows], weight, bias).float()  # [c, V]
+            logits = head.logits(hidden[rows])  # [c, V]
             label = labels[rows, None]
             right[rows] = (logits.argmax(-1, keepdim=True) == label)[:, 0]
             log_sum = logits.logsumexp(-1, keepdim=True)
             log_probs[rows] = (logits.gather(-1, label) - log_sum)[:, 0]
             if grad_hidden is not None:
-                grad_hidden[rows] = _minus_gradient(logits, log_sum, label).to(weight.dtype) @ weight
-        ctx.chunk = chunk
+                grad_hidden[rows] = head.minus_gradient(logits, log_sum, label).to(weight.dtype) @ weight
+        ctx.head, ctx.chunk = head, chunk
         kept = (hidden, weight, bias, labels) if ctx.trains_head else (None, None, None, None)
         ctx.save_for_backward(grad_hidden, *kept)
         ctx.mark_non_differentiable(right)
@@ -51,14 +76,14 @@ class _HeadLogProbs(torch.autograd.Function):
         scale = -gradients[0]  # [A]
         above = grad_hidden * scale[:, None].to(grad_hidden.dtype) if grad_hidden is not None else None
         if not ctx.trains_head:
-            return above, None, None, None, None
+            return above, None, None, None, None, None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
         for start in range(0, hidden.shape[0], ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            logits = nn.functional.linear(hidden[rows], weight, bias).float()
+            logits = ctx.head.logits(hidden[rows])
             log_sum = logits.logsumexp(-1, keepdim=True)
-            gradient = _minus_gradient(logits, log_sum, labels[rows, None]).mul_(scale[rows, None])
+            gradient = ctx.head.minus_gradient(logits, log_sum, labels[rows, None]).mul_(scale[rows, None])
             grad_weight += (gradient.to(hidden.dtype).T @ hidden[rows]).float()
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
@@ -68,23 +93,16 @@ class _HeadLogProbs(torch.autograd.Function):
             grad_bias.to(bias.dtype) if grad_bias is not None else None,
             None,
             None,
+            None,
         )
 
 
-def _minus_gradient(logits: Tensor, log_sum: Tensor, label: Tensor) -> Tensor:
-    """Of -log softmax(logits)[label] with respect to the logits, [c, V], in the logits' own memory."""
-    gradient = logits.sub_(log_sum).exp_()
-    return gradient.scatter_add_(-1, label, gradient.new_full((1, 1), -1.0).expand_as(label))
-
-
-def answer_log_probs(
-    hidden: Tensor, head: nn.Linear, labels: Tensor, chunk: int = CHUNK
-) -> tuple[Tensor, Tensor]:
+def answer_log_probs(hidden: Tensor, head: Head, labels: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
     """Log-probabilities of answer tokens, through the head.
 
     Args:
         hidden: [A, hidden] states at the positions before each answer token.
-        head: The model's output layer, [V, hidden].
+        head: The model's output layer.
         labels: [A] the answer tokens.
         chunk: Tokens whose logits exist together.
 
@@ -93,7 +111,7 @@ def answer_log_probs(
         first choice.
     """
     log_probs, right = _HeadLogProbs.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, labels, chunk
+        hidden, head.weight, head.bias, labels, head, chunk
     )
     return log_probs, right
 

@@ -13,19 +13,21 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
-    MODEL_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
-    AutoProcessor,
     AutoTokenizer,
     GenerationConfig,
 )
 
 from comfyloop.errors import InvalidInput, ModelError
+from comfyloop.processors import load_processor
+from comfyloop.rope import RopeScaling, max_positions, scale
 from comfyloop.train import held, packing
 from comfyloop.train.adapters import save_adapter
 from comfyloop.train.encode import Encoder
+from comfyloop.train.losses import Head
+from comfyloop.train.positions import positions_of
 from comfyloop.train.spec import AdapterSpec, TrainSpec
 
 # Q/K/V/O as the families name them, fused ones included.
@@ -45,7 +47,7 @@ class Description:
     sees_images: bool
     image_token_id: int | None
     stop_ids: frozenset[int]
-    max_positions: int
+    rope_scaling: RopeScaling | None = None
 
     def encoder(self, spec: TrainSpec) -> Encoder:
         return Encoder(
@@ -53,20 +55,23 @@ class Description:
             sees_images=self.sees_images,
             image_token_id=self.image_token_id,
             stop_ids=self.stop_ids,
-            max_length=min(spec.max_length or self.max_positions, self.max_positions),
+            positions=positions_of(self.config),
+            max_positions=max_positions(self.config),
+            max_length=spec.max_length,
             max_pixels=spec.max_pixels,
             max_image_pixels=spec.max_image_pixels,
             train_on=spec.train_on,
         )
 
 
-def describe(model: str) -> Description:
+def describe(model: str, rope_scaling: RopeScaling | None = None) -> Description:
     """Read a model's configuration and processor, no weights.
 
     Raises:
-        ModelError: It does not exist, or lacks its configuration, tokenizer or processor.
+        ModelError: It does not exist, lacks its configuration, tokenizer or processor, or its positions cannot
+            be scaled so.
     """
-    if (kept := held.take("description", model)) is not None:
+    if rope_scaling is None and (kept := held.take("description", model)) is not None:
         return kept  # type: ignore[no-any-return]
     if Path(model).is_absolute() and not Path(model).is_dir():
         raise ModelError(f"There is no model directory {model}.", "Name a directory or a hub id that exists.")
@@ -79,21 +84,23 @@ def describe(model: str) -> Description:
         ) from None
     sees_images = type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
     try:
-        processor: Any = (AutoProcessor if sees_images else AutoTokenizer).from_pretrained(model)
+        processor: Any = (
+            load_processor(model, config) if sees_images else AutoTokenizer.from_pretrained(model)
+        )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ModelError(
             f"{model} has no usable {'processor' if sees_images else 'tokenizer'}: {_first_line(error)}",
             "Copy the tokenizer (and processor) files of the original model into that directory.",
         ) from None
     tokenizer = processor.tokenizer if sees_images else processor
-    text_config = config.get_text_config()
+    scale(config, rope_scaling)
     return Description(
         config=config,
         processor=processor,
         sees_images=sees_images,
         image_token_id=_image_token_id(config, processor) if sees_images else None,
         stop_ids=_stop_ids(model, tokenizer),
-        max_positions=getattr(text_config, "max_position_embeddings", None) or 2**31,
+        rope_scaling=rope_scaling,
     )
 
 
@@ -104,6 +111,9 @@ class Loaded:
     peft: PeftModel
     device: torch.device
     dtype: torch.dtype
+    attention: str  # the implementation that the model was loaded with
+    rope_scaling: RopeScaling | None = None
+    alone: str = ""  # why samples go through the model one by one; empty: packed into one row
 
     @property
     def whole(self) -> Any:
@@ -111,14 +121,33 @@ class Loaded:
         return self.peft.get_base_model()
 
     @property
-    def head(self) -> nn.Linear:
-        head: nn.Linear = self.whole.get_output_embeddings()
-        return head
+    def head(self) -> Head:
+        """The output layer and, as far as the configuration tells, what is done to its logits."""
+        layer = self.whole.get_output_embeddings()
+        text = self.whole.config.get_text_config()
+        scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
+        softcap = getattr(text, "final_logit_softcapping", None) or 0.0
+        return Head(layer.weight, layer.bias, float(scale), float(softcap))
 
     def hidden_states(self, **inputs: Any) -> Tensor:
         """Last hidden states [1, L, hidden] of the model below its head."""
         states: Tensor = self.whole.base_model(**inputs, use_cache=False).last_hidden_state
         return states
+
+    def go_alone(self, why: str) -> None:
+        """Have samples go through the model one by one, with its own attention, for a reason; "" packs them.
+
+        The vision tower keeps what it was loaded with. An implementation that a spec insists on stays: those
+        of transformers find the samples of a row by their positions.
+        """
+        self.alone = why
+        if self.attention != "sdpa":
+            return
+        name = self.attention if why else packing.NAME
+        config = self.whole.config
+        text = config.get_text_config()
+        part = next((part for part in config.sub_configs if getattr(config, part) is text), None)
+        self.whole.set_attn_implementation({part: name} if part else name)
 
     @property
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
@@ -137,7 +166,7 @@ class Loaded:
         self.peft.eval()
 
     def save(self, place: Path) -> None:
-        save_adapter(self.peft, place)
+        save_adapter(self.peft, place, self.rope_scaling)
 
 
 def load(spec: TrainSpec, description: Description, init_from: Path | None) -> Loaded:
@@ -147,24 +176,12 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
         ModelError: The weights cannot be read, or the model has no layers that the spec names.
         InvalidInput: The parent adapter does not fit the spec.
     """
-    refuse_unproved(description)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(spec.dtype, device)
     attention = None if spec.attn_implementation == "auto" else spec.attn_implementation
-    base = held.take("weights", spec.model, dtype, attention)
+    base = held.take("weights", spec.model, dtype, attention) if spec.rope_scaling is None else None
     if base is None:
         base = read_weights(spec.model, description, dtype, attention)
-    if spec.attn_implementation in {"auto", "sdpa"}:
-        # The language model runs on packed rows; a vision tower keeps what it was loaded with.
-        sub_config = next(
-            (
-                name
-                for name in base.config.sub_configs
-                if getattr(base.config, name) is base.config.get_text_config()
-            ),
-            None,
-        )
-        base.set_attn_implementation({sub_config: packing.NAME} if sub_config else packing.NAME)
     base.to(device)
     if spec.gradient_checkpointing:
         base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -181,43 +198,21 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
             use_dora=spec.adapter.use_dora,
         )
         peft = get_peft_model(base, config)
-    return Loaded(peft, device, dtype)
+    own_attention = base.config.get_text_config()._attn_implementation
+    loaded = Loaded(peft, device, dtype, own_attention, description.rope_scaling)
+    loaded.go_alone("")
+    return loaded
 
 
 def read_weights(model: str, description: Description, dtype: torch.dtype, attention: str | None) -> Any:
     """The transformers model, its weights on the processor. Raises ModelError when they cannot be read."""
     auto = AutoModelForImageTextToText if description.sees_images else AutoModelForCausalLM
     try:
-        return auto.from_pretrained(model, dtype=dtype, attn_implementation=attention)
+        return auto.from_pretrained(
+            model, config=description.config, dtype=dtype, attn_implementation=attention
+        )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(f"The weights of {model} cannot be read: {_first_line(error)}") from None
-
-
-def refuse_unproved(description: Description) -> None:
-    """Stop where a packed row would be trained on wrongly, rather than train on it wrongly.
-
-    Raises:
-        ModelError: The model gives tokens several positions at once (M-RoPE), lets image tokens see ahead, or
-            sees less far back than its longest sample may be.
-    """
-    text = description.config.get_text_config()
-    name = description.config.model_type
-    # the three-dimensional positions are not always in the configuration, but they always have this method
-    if hasattr(MODEL_MAPPING.get(type(description.config), None), "get_rope_index"):
-        what = "gives image tokens positions in three dimensions (M-RoPE)"
-    elif getattr(text, "use_bidirectional_attention", None) or name in {"gemma3", "gemma3n", "paligemma"}:
-        what = "lets image tokens see ahead"
-    elif (window := getattr(text, "sliding_window", None)) and getattr(text, "use_sliding_window", True):
-        if window >= description.max_positions:
-            return
-        what = f"sees only {window} tokens back in some layers"
-    else:
-        return
-    raise ModelError(
-        f"Models of type {name} cannot be trained here yet: such a model {what}, "
-        "which packed training does not do.",
-        "Use a model without that, such as Llama, Qwen3, LLaVA or the starter.",
-    )
 
 
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:

@@ -19,7 +19,7 @@ from comfyloop.train.answers import EVALUATION_TOKENS, read_answers
 from comfyloop.train.batches import by_length
 from comfyloop.train.control import Control
 from comfyloop.train.data import fingerprint
-from comfyloop.train.encode import Example
+from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.models import Loaded
 from comfyloop.train.spec import TrainSpec

@@ -11,6 +11,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.records import Record
+from comfyloop.rope import RopeScaling
 from comfyloop.settings import Settings
 
 if TYPE_CHECKING:
@@ -121,6 +122,13 @@ class TrainSpec(RunSpec):
     )
     attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
     max_pixels: int = Field(default=1_003_520, gt=0, description="Larger images are scaled down to this.")
+    feature_cache_dir: str | None = Field(
+        default=None, description="Where the frozen vision tower's features outlive the run; None: nowhere."
+    )
+    feature_cache_gb: float = Field(default=10.0, gt=0, description="Most room that they take there.")
+    rope_scaling: RopeScaling | None = Field(
+        default=None, description="More positions than the model was trained on; None: its own."
+    )
     max_length: int = Field(
         default=0, ge=0, description="Longest sample in tokens; 0: what the model allows."
     )
@@ -155,7 +163,10 @@ class TrainSpec(RunSpec):
                 "per_device_train_batch_size": settings.batch_size,
                 "dtype": settings.dtype,
                 "max_pixels": settings.max_pixels,
+                "feature_cache_dir": str(settings.cache_dir / "features"),
+                "feature_cache_gb": settings.feature_cache_gb,
                 "max_image_pixels": settings.max_image_pixels,
+                "rope_scaling": RopeScaling.parse(settings.rope_scaling),
                 "threads": settings.train_threads or max(1, (os.cpu_count() or 2) // 2),
                 "memory_gb": settings.train_memory_gb,
             }

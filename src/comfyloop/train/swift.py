@@ -30,7 +30,8 @@ from comfyloop.settings import Settings
 from comfyloop.train import swift_side
 from comfyloop.train.control import Control
 from comfyloop.train.data import read_examples, read_labelled, read_pairs
-from comfyloop.train.encode import Encoder, Example
+from comfyloop.train.encode import Encoder
+from comfyloop.train.examples import Example
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Description, choose_dtype, describe, lora_targets
 from comfyloop.train.rows import read_rows
@@ -65,7 +66,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     folder.mkdir(exist_ok=True)
 
     log.phase("reading the data")
-    description = describe(spec.model)
+    description = describe(spec.model, spec.rope_scaling)
     train = prepare_rows(directory, spec.train, description, spec, folder / "train.jsonl", log, control)
     if spec.recipe == "kto":
         refuse_lone_row(spec, len(train))

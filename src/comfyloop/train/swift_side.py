@@ -52,7 +52,7 @@ def work(task: dict[str, Any], tell: Callable[..., None]) -> None:
 
     spec = read_spec(Path(task["run"]))
     assert isinstance(spec, TrainSpec)  # runs of the image side never come here
-    description = describe(spec.model)
+    description = describe(spec.model, spec.rope_scaling)
     register_template(description.encoder(spec))
     register_model(description)
     register_callback(tell, [Path(path) for path in task["stop_files"]])
@@ -101,7 +101,7 @@ def register_template(encoder: Any) -> None:
             example = encoder.encode(Row(0, "", tuple(turns), tuple(map(Path, inputs.images))))
             labels = torch.full_like(example.input_ids, IGNORED)
             labels[example.answer] = example.input_ids[example.answer]
-            pixels = {f"{PIXELS}{name}": value for name, value in example.images.items()}
+            pixels = {f"{PIXELS}{name}": value for name, value in example.seen().items()}
             kinds = {name: value.tolist() for name, value in example.token_kinds.items()}
             return {
                 "input_ids": example.input_ids.tolist(),

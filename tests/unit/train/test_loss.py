@@ -8,11 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from comfyloop.errors import ModelError
 from comfyloop.train.batches import Plan, by_length, pack
 from comfyloop.train.features import ImageFeatures
-from comfyloop.train.losses import answer_log_probs
-from comfyloop.train.models import Description, Loaded, describe, load, refuse_unproved
+from comfyloop.train.losses import Head, answer_log_probs
+from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.recipes.sft import answer_loss
 from comfyloop.train.rows import Row, Turn, UnusableRow
 from comfyloop.train.schedule import learning_rate
@@ -35,7 +34,7 @@ def test_chunked_cross_entropy_is_cross_entropy(chunk: int, bias: bool) -> None:
     hidden = torch.randn(7, 16, requires_grad=True)
     labels = torch.randint(0, 50, (7,))
     weights = torch.randn(7)  # each token's own, as preference losses have them
-    log_probs, right = answer_log_probs(hidden, head, labels, chunk)
+    log_probs, right = answer_log_probs(hidden, Head(head.weight, head.bias), labels, chunk)
     (log_probs * weights).sum().backward()
     got = hidden.grad.clone(), head.weight.grad.clone(), head.bias.grad.clone() if bias else None
     hidden.grad = None
@@ -68,7 +67,7 @@ def test_packed_samples_do_not_see_each_other(tiny_llm: Path, loaded: Loaded) ->
         encoder.encode(row("Why?", "Because the quick brown fox jumps over the lazy dog.")),
         encoder.encode(row("Write a caption for a red mug, with warm hands in it.", "Meet the mug.")),
     ]
-    features = ImageFeatures(loaded.whole, loaded.dtype, loaded.device)
+    features = ImageFeatures(loaded)
     loaded.eval()
     alone = [answer_loss(loaded, features, [example]).total.detach() for example in examples]
     together = answer_loss(loaded, features, examples).total.detach()
@@ -83,7 +82,7 @@ def test_loss_is_that_of_plain_transformers(tiny_llm: Path, loaded: Loaded) -> N
         encoder.encode(row("Why?", "Because.")),
     ]
     loaded.eval()
-    ours = answer_loss(loaded, ImageFeatures(loaded.whole, loaded.dtype, loaded.device), examples)
+    ours = answer_loss(loaded, ImageFeatures(loaded), examples)
     length = max(map(len, examples))
     ids = torch.zeros(2, length, dtype=torch.int64)
     labels = torch.full((2, length), -100)
@@ -181,30 +180,3 @@ def test_schedules(kind: str, tiny_llm: Path) -> None:
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] == (1.0 if kind == "constant" else pytest.approx(rates[-1]))
     assert rates[-1] < 0.1 or kind == "constant"
-
-
-@pytest.mark.parametrize(
-    ("config", "what"),
-    [
-        ("Qwen2VLConfig", "three dimensions"),
-        ("Qwen2_5_VLConfig", "three dimensions"),
-        ("Qwen3VLConfig", "three dimensions"),
-        ("Gemma3Config", "see ahead"),
-        ("MistralConfig", "4096 tokens back"),
-        ("Qwen3Config", None),
-        ("LlamaConfig", None),
-        ("LlavaConfig", None),
-    ],
-)
-def test_families_that_packing_would_train_wrongly_are_refused(config: str, what: str | None) -> None:
-    import transformers
-
-    made = getattr(transformers, config)()
-    described = Description(
-        made, None, False, None, frozenset(), made.get_text_config().max_position_embeddings
-    )
-    if what is None:
-        refuse_unproved(described)
-    else:
-        with pytest.raises(ModelError, match=what):
-            refuse_unproved(described)

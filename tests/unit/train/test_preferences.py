@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from comfyloop.errors import DataError
 from comfyloop.train.control import Control
 from comfyloop.train.data import read_examples, read_labelled, read_pairs
-from comfyloop.train.encode import Example
+from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.log import RunLog
 from comfyloop.train.losses import dpo_loss, kto_loss
@@ -102,7 +102,7 @@ def test_a_pairs_image_is_looked_at_once(
     monkeypatch.setattr(
         model.whole, "get_image_features", lambda **k: looked.append(len(k["pixel_values"])) or look(**k)
     )
-    features = ImageFeatures(model.whole, model.dtype, model.device)
+    features = ImageFeatures(model)
     reference = {pair: torch.zeros(2) for pair in pairs}
     losses, values = dpo.compare(model, features, pairs, reference, spec.preference)
     assert sum(looked) == len(pairs)
@@ -110,7 +110,7 @@ def test_a_pairs_image_is_looked_at_once(
     model.whole.set_attn_implementation("sdpa")
     for pair, chosen, rejected in zip(pairs, values["logps/chosen"], values["logps/rejected"], strict=True):
         for example, expected in ((pair.chosen, chosen), (pair.rejected, rejected)):
-            logits = model.whole(input_ids=example.input_ids[None], **example.images).logits[0]
+            logits = model.whole(input_ids=example.input_ids[None], **example.pixels.get()).logits[0]
             log_probs = logits.log_softmax(-1)[example.answer - 1, example.input_ids[example.answer]]
             torch.testing.assert_close(log_probs.sum(), expected, rtol=1e-5, atol=1e-4)
 
@@ -154,7 +154,7 @@ def test_a_batch_of_one_and_a_file_of_one(tiny_llm: Path, run_recipe: RunRecipe)
     [
         (read_pairs, labelled_row("mug", True), "has no rejected_response"),
         (read_pairs, pair_row("mug", rejected_response=" Meet the mug: made slowly. "), "same as its answer"),
-        (read_pairs, pair_row("mug", rejected_response="long " * 600), "of its rejected_response: with it"),
+        (read_pairs, pair_row("mug", rejected_response="long " * 600), "of its rejected_response: it has"),
         (read_pairs, pair_row("mug", rejected_response=7), "rejected_response is not a text"),
         (read_labelled, pair_row("mug"), "has no label"),
         (read_labelled, labelled_row("mug", "yes"), "not true or false"),

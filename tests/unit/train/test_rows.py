@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from comfyloop.errors import DataError, NotFound
-from comfyloop.train.pictures import fit, open_picture
-from comfyloop.train.rows import UnusableRow, read_rows, refuse_or_skip
+from comfyloop.pictures import fit, read_picture
+from comfyloop.train.models import describe
+from comfyloop.train.rows import Row, Turn, UnusableRow, read_rows, refuse_or_skip
+from comfyloop.train.spec import TrainSpec
 
 GOOD = {
     "id": "s1",
@@ -122,28 +124,31 @@ def write_bomb(path: Path) -> None:
         ("bomb.png", "30000 x 30000 pixels, more than max_image_pixels"),
     ],
 )
-def test_a_bad_image_is_refused(tmp_path: Path, name: str, reason: str) -> None:
+def test_a_bad_image_is_refused(tiny_vlm: Path, tmp_path: Path, name: str, reason: str) -> None:
     (tmp_path / "empty.png").touch()
     (tmp_path / "page.png").write_text("<!doctype html><title>404</title>")
     noise = Image.effect_noise((90, 90), 60)
     noise.save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:3000])
     write_bomb(tmp_path / "bomb.png")
+    spec = TrainSpec(model=str(tiny_vlm), train="t", max_pixels=10_000)
+    encoder = describe(str(tiny_vlm)).encoder(spec)
+    turns = (Turn("user", "<image>"), Turn("assistant", "It."))
     with pytest.raises(UnusableRow, match=reason):
-        open_picture(tmp_path / name, 10_000, 64_000_000)
+        encoder.encode(Row(1, "s", turns, (tmp_path / name,)))
 
 
 def test_a_large_image_is_scaled_down_upright_and_on_white(tmp_path: Path) -> None:
     image = Image.new("RGBA", (400, 200), (0, 0, 0, 0))
     image.save(tmp_path / "clear.png")
-    opened = open_picture(tmp_path / "clear.png", 5_000, 1_000_000)
+    opened = read_picture((tmp_path / "clear.png").read_bytes(), 5_000, 1_000_000)
     assert opened.mode == "RGB"
     assert opened.size == (100, 50)
     assert opened.getpixel((5, 5)) == (255, 255, 255)
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     Image.new("RGB", (400, 200), "red").save(tmp_path / "turned.jpg", exif=exif)
-    assert open_picture(tmp_path / "turned.jpg", 10**6, 10**6).size == (200, 400)
+    assert read_picture((tmp_path / "turned.jpg").read_bytes(), 10**6, 10**6).size == (200, 400)
 
 
 @given(st.integers(1, 40_000), st.integers(1, 40_000), st.integers(1, 10**7))

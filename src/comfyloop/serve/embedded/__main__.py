@@ -106,7 +106,9 @@ def parse(arguments: list[str] | None = None) -> Options:
     p.add_argument(
         "--max-context", type=int, default=0, help="Tokens of prompt and answer; 0: the model's limit."
     )
-    p.add_argument("--max-image-pixels", type=int, default=64_000_000)
+    p.add_argument("--max-pixels", type=int, default=1_003_520, help="Images are scaled down to this.")
+    p.add_argument("--max-image-pixels", type=int, default=64_000_000, help="Larger images are refused.")
+    p.add_argument("--rope-scaling", default="", help="More positions: linear:2, dynamic:2, yarn:4.")
     p.add_argument("--prefix-mb", type=int, default=256, help="Memory for beginnings of prompts seen before.")
     p.add_argument("--image-mb", type=int, default=128, help="Memory for features of images seen before.")
     p.add_argument("--lora-modules", nargs="*", default=(), metavar="NAME=DIRECTORY", help="Adapters.")

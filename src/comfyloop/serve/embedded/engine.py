@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
+from comfyloop.rope import RopeScaling
 from comfyloop.serve.embedded.batch import Decoder, Sequence, make_decoder
 from comfyloop.serve.embedded.loading import Loaded, load, set_threads
 from comfyloop.serve.embedded.lora import Adapter, LoraRows, read_adapter
@@ -286,8 +287,14 @@ class Engine:
         o = self.options
         set_threads(o.threads)
         began = time.monotonic()
-        self.loaded: Loaded = load(o.model, dtype=o.dtype, device=o.device, max_context=o.max_context)
-        self.prompts = PromptMaker(self.loaded, o.max_image_pixels)
+        self.loaded: Loaded = load(
+            o.model,
+            dtype=o.dtype,
+            device=o.device,
+            max_context=o.max_context,
+            rope_scaling=RopeScaling.parse(o.rope_scaling),
+        )
+        self.prompts = PromptMaker(self.loaded, o.max_pixels, o.max_image_pixels)
         self._lora = LoraRows(self.loaded.model)
         self._decoder: Decoder = make_decoder(self.loaded, self._lora, o.prefix_mb << 20, o.image_mb << 20)
         self._decode = text_decoder(self.loaded.tokenizer)

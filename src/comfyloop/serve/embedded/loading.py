@@ -11,6 +11,8 @@ from typing import Any
 import torch
 
 from comfyloop.errors import ModelError
+from comfyloop.processors import load_processor
+from comfyloop.rope import RopeScaling, max_positions, scale
 from comfyloop.serve.embedded.options import DType
 
 
@@ -23,6 +25,7 @@ class Loaded:
     processor: Any | None
     context: int  # most tokens of prompt and answer together
     eos: frozenset[int]  # tokens that end an answer
+    rope_scaling: RopeScaling | None = None
 
     @property
     def device(self) -> torch.device:
@@ -33,7 +36,14 @@ class Loaded:
         return self.model.dtype  # type: ignore[no-any-return]
 
 
-def load(name: str, *, dtype: DType = "auto", device: str = "auto", max_context: int = 0) -> Loaded:
+def load(
+    name: str,
+    *,
+    dtype: DType = "auto",
+    device: str = "auto",
+    max_context: int = 0,
+    rope_scaling: RopeScaling | None = None,
+) -> Loaded:
     """Load `name`, a model directory or a hub id, onto one device.
 
     Raises:
@@ -66,30 +76,33 @@ def load(name: str, *, dtype: DType = "auto", device: str = "auto", max_context:
             f"{name} has no tokenizer.", "Copy tokenizer.json and tokenizer_config.json into the directory."
         )
     try:
-        processor = _processor(name) if sees else None
+        processor = load_processor(name, config) if sees else None
         tokenizer = processor.tokenizer if processor is not None else AutoTokenizer.from_pretrained(name)
     except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
         raise ModelError(
             f"The tokenizer or processor of {name} cannot be loaded: {_first_line(error)}"
         ) from error
 
+    if rope_scaling is not None and rope_scaling.rope_type == "dynamic":
+        raise ModelError(
+            "The embedded engine does not serve dynamic rope_scaling: a conversation's positions would depend on "
+            "the longest one answered with it.",
+            "Use linear or yarn.",
+        )
+    scale(config, rope_scaling)
     place = _device(device)
-    model = _weights(name, sees, _dtype(dtype, place, config), place)
-    return Loaded(model, tokenizer, processor, _context(config, max_context), _eos(model, tokenizer))
+    model = _weights(name, config, sees, _dtype(dtype, place, config), place)
+    return Loaded(
+        model, tokenizer, processor, _context(config, max_context), _eos(model, tokenizer), rope_scaling
+    )
 
 
-def _processor(name: str) -> Any:
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(name)
-
-
-def _weights(name: str, sees: bool, dtype: torch.dtype, device: torch.device) -> Any:
+def _weights(name: str, config: Any, sees: bool, dtype: torch.dtype, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     try:
-        model, info = auto.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, info = auto.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
     except Exception as error:  # every reader of weights raises its own kind
         if isinstance(error, MemoryError | torch.OutOfMemoryError) or "enough memory" in str(error):
             raise ModelError(f"{name} does not fit into memory.") from error
@@ -122,8 +135,9 @@ def _dtype(dtype: DType, device: torch.device, config: Any) -> torch.dtype:
 
 
 def _context(config: Any, limit: int) -> int:
-    text = config.get_text_config(decoder=True)
-    longest = int(getattr(text, "max_position_embeddings", 0) or 4096)
+    longest = (
+        max_positions(config) if getattr(config.get_text_config(), "max_position_embeddings", 0) else 4096
+    )
     return min(longest, limit) if limit else longest
 
 

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.rope import RopeScaling, refuse_other_positions
 
 _PREFIX = "base_model.model."
 _PART = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.weight)?$")
@@ -58,13 +59,14 @@ class Adapter:
         return sum(p.a.nbytes + p.b.nbytes for p in self.pairs.values())
 
 
-def read_adapter(name: str, path: Path, model: nn.Module) -> Adapter:
-    """Read the PEFT directory `path` for `model`, all of it or nothing.
+def read_adapter(name: str, path: Path, model: nn.Module, rope_scaling: RopeScaling | None = None) -> Adapter:
+    """Read the PEFT directory `path` for `model`, which runs with `rope_scaling`, all of it or nothing.
 
     Raises:
         NotFound: the directory or one of its files does not exist.
         InvalidInput: it is not a LoRA, a tensor is missing, left over or of the wrong shape, or it asks for
-            something that this engine cannot apply. The sentence names the tensor.
+            something that this engine cannot apply, or was trained on other positions. The sentence names
+            the tensor.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load as load_safetensors
@@ -80,6 +82,7 @@ def read_adapter(name: str, path: Path, model: nn.Module) -> Adapter:
     except (ValueError, SafetensorError) as error:
         raise InvalidInput(f"Adapter {name} cannot be read: {error}") from error
     _refuse_what_is_not_applied(name, config)
+    refuse_other_positions(name, path, rope_scaling)
 
     found = _by_module(name, tensors)
     linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}

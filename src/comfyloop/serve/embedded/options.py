@@ -22,7 +22,9 @@ class Options:
     max_batch: int = 8  # sequences decoded together
     max_queue: int = 64  # sequences that may wait; beyond it 429
     max_context: int = 0  # tokens of prompt and answer together; 0: what the model allows
+    max_pixels: int = 1_003_520  # images are scaled down to this, as in training
     max_image_pixels: int = 64_000_000
+    rope_scaling: str = ""  # as the adapters were trained, e.g. "yarn:4"
     prefix_mb: int = 256  # memory for keys and values of prompt prefixes seen before
     image_mb: int = 128  # memory for features of images seen before
     lora_modules: tuple[str, ...] = ()  # NAME=DIRECTORY of adapters that are there from the start

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import threading
-import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +12,8 @@ from torch import Tensor
 
 from comfyloop import data_urls
 from comfyloop.errors import InvalidInput, TooLarge
+from comfyloop.pictures import BadPicture, TooManyPixels, read_picture
+from comfyloop.processors import fields_of, takes_parts, tokens_of
 from comfyloop.serve.embedded.loading import Loaded
 from comfyloop.serve.embedded.protocol import ImageContent, Message
 
@@ -28,12 +28,13 @@ class Prompt:
 class PromptMaker:
     """Builds prompts for one model. Any thread may call it; encoding is done by one at a time."""
 
-    def __init__(self, loaded: Loaded, max_image_pixels: int) -> None:
+    def __init__(self, loaded: Loaded, max_pixels: int, max_image_pixels: int) -> None:
         self._loaded = loaded
-        self._max_pixels = max_image_pixels
+        self._max_pixels = max_pixels
+        self._max_image_pixels = max_image_pixels
         self._lock = threading.Lock()
         self._template = loaded.processor or loaded.tokenizer
-        self._takes_parts = self._probe_parts()
+        self._takes_parts = loaded.processor is not None and takes_parts(loaded.processor)
 
     def make(
         self, messages: list[Message], *, add_generation_prompt: bool, continue_final_message: bool
@@ -54,18 +55,13 @@ class PromptMaker:
         with self._lock:
             text = self._render(messages, add_generation_prompt, continue_final_message)
             if not decoded:
-                ids = self._loaded.tokenizer(text, add_special_tokens=False)["input_ids"]
-                return Prompt(_some(ids))
+                sees_images = self._loaded.processor is not None
+                return Prompt(_some(tokens_of(self._loaded.tokenizer, text, sees_images)))
             try:
-                features = self._loaded.processor(  # type: ignore[misc]
-                    text=[text],
-                    images=[image for image, _ in decoded],
-                    add_special_tokens=False,
-                    return_tensors="pt",
-                )
+                fields = fields_of(self._loaded.processor, text, [image for image, _ in decoded])
             except (ValueError, IndexError, TypeError) as error:
                 raise InvalidInput(f"The model's processor refuses these images: {error}") from error
-        inputs = {k: v for k, v in features.items() if isinstance(v, Tensor)}
+        inputs = {k: v for k, v in fields.items() if isinstance(v, Tensor)}
         ids = inputs.pop("input_ids")[0].tolist()
         inputs.pop("attention_mask", None)
         return Prompt(_some(ids), tuple(digest for _, digest in decoded), inputs)
@@ -105,43 +101,15 @@ class PromptMaker:
             content = "".join(f"{mark}\n" if isinstance(p, ImageContent) else p.text for p in content)
         return {"role": message.role, "content": content}
 
-    def _probe_parts(self) -> bool:
-        """Whether the template reads content as a list of parts; one for strings prints the list itself."""
-        if self._loaded.processor is None or getattr(self._template, "chat_template", None) is None:
-            return False
-        probe = [{"role": "user", "content": [{"type": "text", "text": "probe"}]}]
-        try:
-            text = self._template.apply_chat_template(probe, tokenize=False)
-        except Exception:
-            return False
-        return "probe" in text and "'type'" not in text and '"type"' not in text
-
     def _decode(self, part: ImageContent, number: int) -> tuple[Image.Image, str]:
         data = data_urls.decode(part.image_url.url, f"Image {number}")
-        return decode_image(data, f"Image {number}", self._max_pixels), hashlib.sha256(data).hexdigest()
-
-
-def decode_image(data: bytes, name: str, max_pixels: int) -> Image.Image:
-    """Decode `data` whole, as RGB.
-
-    Raises:
-        InvalidInput: empty, truncated or not an image.
-        TooLarge: more pixels than `max_pixels`, told by the header before any is decoded.
-    """
-    if not data:
-        raise InvalidInput(f"{name} has 0 bytes.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=("PNG", "JPEG", "WEBP", "GIF", "BMP"))
-        if image.width * image.height > max_pixels:
-            raise TooLarge(f"{name} has {image.width} x {image.height} pixels; {max_pixels} are allowed.")
-        image.load()
-        return image.convert("RGB")
-    except Image.DecompressionBombError as error:
-        raise TooLarge(f"{name} has more pixels than may be decoded; {max_pixels} are allowed.") from error
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InvalidInput(f"{name} is not a whole PNG, JPEG, WebP, GIF or BMP image.") from error
+        try:
+            image = read_picture(data, self._max_pixels, self._max_image_pixels)
+        except TooManyPixels as error:
+            raise TooLarge(f"Image {number} {error}.") from None
+        except BadPicture as error:
+            raise InvalidInput(f"Image {number} {error}.") from None
+        return image, hashlib.sha256(data).hexdigest()
 
 
 def _some(ids: list[int]) -> list[int]:

@@ -14,8 +14,9 @@ from comfyloop.train.answers import EVALUATION_TOKENS, read_answers
 from comfyloop.train.batches import Plan, by_length
 from comfyloop.train.control import Control
 from comfyloop.train.data import Pair, fingerprint, read_pairs
-from comfyloop.train.encode import Example
+from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
+from comfyloop.train.forward import prepare
 from comfyloop.train.log import RunLog
 from comfyloop.train.losses import dpo_loss
 from comfyloop.train.models import Loaded, describe, load
@@ -31,7 +32,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     torch.manual_seed(spec.seed)
 
     log.phase("reading the data")
-    description = describe(spec.model)
+    description = describe(spec.model, spec.rope_scaling)
     encoder = description.encoder(spec)
     train = read_pairs(directory, spec.train, encoder, spec, log, control)
     holdout = read_pairs(directory, spec.holdout, encoder, spec, log, control) if spec.holdout else []
@@ -39,14 +40,8 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     log.phase("loading the model")
     parent = directory.resolve(spec.adapter.init_from) if spec.adapter.init_from else None
     model = load(spec, description, parent)
-    features = ImageFeatures(model.whole, model.dtype, model.device)
     control.check()
-
-    log.phase("looking at the images")
-    for pair in (*train, *holdout):
-        if pair.chosen.images:
-            features.of(pair.chosen)
-            control.check()
+    features = prepare(model, spec, both([*train, *holdout]), log, control)
 
     log.phase("asking the reference")
     plan = Plan.of(spec, len(train))

@@ -12,8 +12,9 @@ from comfyloop.train.answers import EVALUATION_TOKENS, read_answers
 from comfyloop.train.batches import Plan, by_length
 from comfyloop.train.control import Control
 from comfyloop.train.data import fingerprint, read_examples
-from comfyloop.train.encode import Example
+from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
+from comfyloop.train.forward import prepare
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.spec import TrainSpec
@@ -33,7 +34,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     torch.manual_seed(spec.seed)
 
     log.phase("reading the data")
-    description = describe(spec.model)
+    description = describe(spec.model, spec.rope_scaling)
     encoder = description.encoder(spec)
     train = read_examples(directory, spec.train, encoder, spec, log, control)
     holdout = read_examples(directory, spec.holdout, encoder, spec, log, control) if spec.holdout else []
@@ -41,14 +42,8 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     log.phase("loading the model")
     parent = directory.resolve(spec.adapter.init_from) if spec.adapter.init_from else None
     model = load(spec, description, parent)
-    features = ImageFeatures(model.whole, model.dtype, model.device)
     control.check()
-
-    log.phase("looking at the images")
-    for example in (*train, *holdout):
-        if example.images:
-            features.of(example)
-            control.check()
+    features = prepare(model, spec, [*train, *holdout], log, control)
 
     def look() -> dict[str, float]:
         return {"holdout_loss": holdout_loss(model, features, holdout, control)}

@@ -1,43 +1,47 @@
-"""Images of training rows: opened, checked and brought down to size. Nothing here imports torch."""
+"""How the bytes of an image become the picture that a model sees: one rule for training and for answers.
+
+Upright as EXIF says, transparent parts on white, RGB, at most `max_pixels`. Nothing here imports torch.
+"""
 
 from __future__ import annotations
 
+import io
 import math
-from pathlib import Path
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from comfyloop.train.rows import UnusableRow
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+Image.MAX_IMAGE_PIXELS = None  # `max_image_pixels` below takes its place, with a sentence
 
-_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+
+class BadPicture(Exception):
+    """Why bytes are no picture, as the end of a sentence about it."""
 
 
-def open_picture(path: Path, max_pixels: int, max_image_pixels: int) -> Image.Image:
+class TooManyPixels(BadPicture):
+    """More pixels than may be decoded."""
+
+
+def read_picture(data: bytes, max_pixels: int, max_image_pixels: int) -> Image.Image:
     """An RGB image of at most `max_pixels`, upright, aspect kept.
 
     The size is read from the header before anything is decoded; JPEG is decoded at a fraction of its size
     where that is enough.
 
     Raises:
-        UnusableRow: It is missing, empty, not an image, cut off, or larger than `max_image_pixels`.
+        BadPicture: It is empty, not an image or cut off.
+        TooManyPixels: It has more than `max_image_pixels`.
     """
+    if not data:
+        raise BadPicture("is empty (0 bytes)")
     try:
-        size = path.stat().st_size
-    except OSError:
-        raise UnusableRow(f"its image {path.name} does not exist") from None
-    if size == 0:
-        raise UnusableRow(f"its image {path.name} is empty (0 bytes)")
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit, with a sentence
-    try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
             if width * height > max_image_pixels:
-                raise UnusableRow(
-                    f"its image {path.name} has {width} x {height} pixels, more than max_image_pixels "
-                    f"({max_image_pixels:,})"
+                raise TooManyPixels(
+                    f"has {width} x {height} pixels, more than max_image_pixels ({max_image_pixels:,})"
                 )
-            target = fit(width, height, max_pixels)
-            image.draft("RGB", target)
+            image.draft("RGB", fit(width, height, max_pixels))
             image.load()
             upright = ImageOps.exif_transpose(image)
             if upright.width * upright.height > max_pixels:
@@ -46,13 +50,9 @@ def open_picture(path: Path, max_pixels: int, max_image_pixels: int) -> Image.Im
                 )
             return _on_white(upright)
     except UnidentifiedImageError:
-        raise UnusableRow(
-            f"its image {path.name} is not one of {', '.join(_FORMATS)}, whatever its name says"
-        ) from None
+        raise BadPicture(f"is not one of {', '.join(FORMATS)}, whatever its name says") from None
     except (OSError, SyntaxError, ValueError) as error:
-        raise UnusableRow(f"its image {path.name} cannot be decoded ({error})") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
+        raise BadPicture(f"cannot be decoded ({error})") from None
 
 
 def fit(width: int, height: int, max_pixels: int) -> tuple[int, int]:

@@ -1,0 +1,176 @@
+"""The hidden states from which answers are predicted, as the model's own code would compute them.
+
+Samples go through the model end to end in one packed row. That is right for causal attention, whole or
+windowed; a model whose image tokens see ahead, whose layers keep a state, or whose positions depend on the
+longest sample in a row gets its samples one by one, through its own masks and positions. Which of the two is
+right is not only read off the configuration: before the first step, samples of the run itself go both ways, and
+logits and all must agree with the model's own.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from comfyloop.errors import ModelError
+from comfyloop.train.batches import pack
+from comfyloop.train.control import Control
+from comfyloop.train.examples import Example
+from comfyloop.train.feature_cache import FeatureCache, tower_hash
+from comfyloop.train.features import ImageFeatures
+from comfyloop.train.log import RunLog
+from comfyloop.train.losses import answer_log_probs
+from comfyloop.train.models import Loaded
+from comfyloop.train.spec import TrainSpec
+
+AGREEMENT = 2e-3
+"""How far the log-probabilities of an answer's tokens may be apart on average, in nats, in float32."""
+ROUGH_AGREEMENT = 0.1
+"""The same in half precision, where two right orders of rounding are a few hundredths apart."""
+
+
+def prepare(
+    model: Loaded, spec: TrainSpec, examples: Sequence[Example], log: RunLog, control: Control
+) -> ImageFeatures:
+    """Look at the images of a run and prove its forward pass, before the first step.
+
+    Raises:
+        DataError, ModelError: as `ImageFeatures.of` and `prove`.
+    """
+    features = ImageFeatures(model)
+    seeing = [example for example in examples if example.pixels is not None]
+    if seeing:
+        log.phase("looking at the images")
+        if features.frozen and spec.feature_cache_dir:
+            tower = tower_hash(features.parameters(), features.setting())
+            limit = int(spec.feature_cache_gb * 2**30)
+            features.cache = FeatureCache(Path(spec.feature_cache_dir), tower, limit)
+        for example in seeing:
+            features.of(example)
+            control.check()
+            if features.frozen and example.pixels is not None:
+                example.pixels.let_go()
+        log.say(f"images: {features.computed} samples' looked at, {features.read} remembered")
+    prove(model, features, examples)
+    if model.alone:
+        log.say(f"samples go through the model one by one: {model.alone}")
+    return features
+
+
+def answer_states(
+    model: Loaded, features: ImageFeatures, examples: Sequence[Example]
+) -> tuple[Tensor, Tensor]:
+    """Hidden states [A, hidden] at the positions before each answer token, and those tokens [A], in order."""
+    if model.alone:
+        states = [_own_states(model, features, example) for example in examples]
+        labels = torch.cat([example.input_ids[example.answer] for example in examples])
+        return torch.cat(states), labels.to(model.device)
+    row = pack(examples, model.device)
+    hidden = model.hidden_states(
+        input_ids=row.input_ids,
+        position_ids=row.position_ids,
+        sample_lengths=row.lengths,
+        **features.packed(examples),
+    )
+    return hidden[0, row.predicting], row.labels
+
+
+@torch.no_grad()
+def prove(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> None:
+    """Compare with the model's own code on samples of the run; go sample by sample where packing differs.
+
+    Raises:
+        ModelError: Not even that gives the model's own logits.
+    """
+    model.eval()
+    some = _telling(examples)
+    bound = AGREEMENT if model.dtype == torch.float32 else ROUGH_AGREEMENT
+    why = model.alone or own_code_only(model.whole)
+    model.go_alone("its own code is asked")
+    own = [_own_log_probs(model, features, example) for example in some]
+    model.go_alone(why)
+    if (apart := _apart(model, features, some, own)) > bound and not why:
+        model.go_alone(f"a packed row is {apart:.2g} nats a token off the model's own code")
+        apart = _apart(model, features, some, own)
+    if not apart <= bound:
+        raise ModelError(
+            f"The trainer's loss is {apart:.2g} nats a token off what {type(model.whole).__name__} itself gives: "
+            "it does something to its logits that is not known here.",
+            "Use another model, or train this one with another engine.",
+        )
+
+
+def _apart(
+    model: Loaded, features: ImageFeatures, examples: Sequence[Example], own: Sequence[Tensor]
+) -> float:
+    """Mean difference of answer tokens' log-probabilities, of the sample that differs most."""
+    states, labels = answer_states(model, features, examples)
+    ours, _ = answer_log_probs(states, model.head, labels)
+    parts = torch.split(ours, [o.numel() for o in own])
+    return max(float((a - b).abs().mean()) for a, b in zip(parts, own, strict=True))
+
+
+def _own_log_probs(model: Loaded, features: ImageFeatures, example: Example) -> Tensor:
+    """[A] log-probabilities of an answer's tokens by the whole model as it comes."""
+    before = (example.answer - 1).to(model.device)
+    inputs = _own_inputs(model, features, example)
+    logits = model.whole(**inputs, use_cache=False, logits_to_keep=before).logits[0]
+    labels = example.input_ids[example.answer].to(logits.device)
+    return torch.log_softmax(logits.float(), -1).gather(-1, labels[:, None])[:, 0]
+
+
+def _own_states(model: Loaded, features: ImageFeatures, example: Example) -> Tensor:
+    hidden = model.hidden_states(**_own_inputs(model, features, example))
+    return hidden[0, (example.answer - 1).to(hidden.device)]
+
+
+def _own_inputs(model: Loaded, features: ImageFeatures, example: Example) -> dict[str, Any]:
+    """What the processor made of a sample, its images as features: positions and masks are the model's."""
+    _forget_longer_rows(model.whole)
+    fields = {k: v[None] for k, v in example.token_kinds.items()} | example.images
+    return {
+        "input_ids": example.input_ids[None].to(model.device),
+        **{k: v.to(model.device) for k, v in fields.items()},
+        **features.packed([example]),
+    }
+
+
+def own_code_only(whole: Any) -> str:
+    """Why samples of this model cannot share a row, as far as its configuration and class tell; "" if they can."""
+    text = whole.config.get_text_config()
+    kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
+    if kinds:
+        return f"it has layers of {', '.join(sorted(kinds)).replace('_', ' ')}"
+    if getattr(whole, "_is_stateful", False):
+        return "its layers keep a state"
+    taken = inspect.signature(type(whole.base_model).forward).parameters
+    if "token_type_ids" in taken or getattr(text, "use_bidirectional_attention", None):
+        return "its image tokens see ahead"
+    rope = getattr(text, "rope_parameters", None) or {}
+    for parameters in [v for v in rope.values() if isinstance(v, dict)] or [rope]:
+        if parameters.get("rope_type") in {"dynamic", "longrope"}:
+            return "its positions depend on the longest sample in a row"
+    if not whole._can_set_attn_implementation():
+        return "its attention cannot be told where samples end"
+    return ""
+
+
+def _telling(examples: Sequence[Example]) -> list[Example]:
+    """Few samples, short ones, that go as differently as possible through a model: one with images, two without."""
+    by_length = sorted(examples, key=len)
+    seeing = [e for e in by_length if e.pixels]
+    blind = [e for e in by_length if not e.pixels]
+    return [*seeing[:1], *blind[:2]] if seeing and blind else by_length[:2]
+
+
+def _forget_longer_rows(whole: Any) -> None:
+    """Dynamic scaling keeps the frequencies of the longest row so far: a sample's own must not depend on it."""
+    for module in whole.modules():
+        if getattr(module, "rope_type", None) == "dynamic":
+            module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)
+            module.max_seq_len_cached = module.original_max_seq_len
