@@ -131,3 +131,19 @@ def make_tiny_vlm(path: Path) -> Path:
     )
     processor.save_pretrained(path)
     return path
+
+
+def save_language_model(source: Path, target: Path) -> None:
+    """The language model of a vision-language model of Llama's shape, saved alone with its tokenizer."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor, LlamaForCausalLM
+
+    whole = AutoModelForImageTextToText.from_pretrained(source)
+    decoder = whole.get_decoder()
+    alone = LlamaForCausalLM(decoder.config).to(whole.dtype)
+    alone.model.load_state_dict(decoder.state_dict())
+    alone.lm_head.load_state_dict(whole.get_output_embeddings().state_dict())
+    alone.generation_config = whole.generation_config
+    alone.save_pretrained(target)
+    processor = AutoProcessor.from_pretrained(source)
+    processor.tokenizer.chat_template = processor.chat_template
+    processor.tokenizer.save_pretrained(target)
