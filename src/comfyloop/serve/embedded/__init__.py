@@ -5,7 +5,9 @@ thread, one model thread owns torch, and requests cross over by a queue. In the 
 them::
 
     protocol.py    what may be sent, and the forms of the answers
-    app.py         HTTP: routes, streaming, errors, disconnects
+    app.py         HTTP: routes, errors
+    answer.py      a request's answers, whole or streamed; cancelled when the client leaves
+    structure.py   answers that follow a JSON schema
     prompts.py     messages and images -> token ids and pixels, by the model's own template and processor
     engine.py      the model thread: admission, continuous batching, cancelling
     batch.py       the decoder: prefill in chunks, one decode step for all rows

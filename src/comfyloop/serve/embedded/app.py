@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import json
-import secrets
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +13,9 @@ from starlette.exceptions import HTTPException
 
 from comfyloop.errors import ComfyLoopError, EngineUnavailable
 from comfyloop.serve.embedded import protocol
-from comfyloop.serve.embedded.engine import Engine, Event, Failed, Finished, Job, Piece, Sampling
+from comfyloop.serve.embedded.answer import Answer
+from comfyloop.serve.embedded.engine import Engine
 from comfyloop.serve.embedded.protocol import ChatRequest, LoadAdapter, UnloadAdapter
-from comfyloop.serve.embedded.sampling import TokenLogprob
 
 
 def create_app(engine: Engine) -> FastAPI:
@@ -99,14 +95,12 @@ def create_app(engine: Engine) -> FastAPI:
             add_generation_prompt=body.add_generation_prompt,
             continue_final_message=body.continue_final_message,
         )
-        loop, events = asyncio.get_running_loop(), asyncio.Queue[Event]()
-
-        def emit(event: Event) -> None:
-            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(events.put_nowait, event)
-
-        job = engine.submit(body.model, prompt, _sampling(body), emit)
-        answer = Answer(engine, body, f"chatcmpl-{secrets.token_hex(12)}", job, events)
+        structures = []
+        if body.response_format is not None:
+            structures = [
+                await asyncio.to_thread(engine.structures.of, body.response_format) for _ in range(body.n)
+            ]
+        answer = Answer(engine, body, prompt, structures)
         if body.stream:
             return StreamingResponse(answer.stream(), media_type="text/event-stream")
         return await answer.whole(request)
@@ -114,114 +108,8 @@ def create_app(engine: Engine) -> FastAPI:
     return app
 
 
-class Answer:
-    """One answer on its way out. When the client leaves, the job is cancelled."""
-
-    def __init__(
-        self, engine: Engine, body: ChatRequest, id: str, job: Job, events: asyncio.Queue[Event]
-    ) -> None:
-        self._engine, self._body, self._id, self._job, self._events = engine, body, id, job, events
-
-    async def whole(self, request: Request) -> Response:
-        collecting = asyncio.ensure_future(self._collect())
-        leaving = asyncio.ensure_future(_gone(request))
-        try:
-            await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not collecting.done():
-                return Response(status_code=499)
-            text, logprobs, end = collecting.result()
-        finally:
-            leaving.cancel()
-            if not collecting.done():
-                collecting.cancel()
-                self._engine.cancel(self._job)
-        told = [self._told(t) for t in logprobs] if self._body.logprobs else None
-        counts = protocol.usage(end.prompt_tokens, end.answer_tokens, end.cached_tokens)
-        answer = protocol.completion(self._id, self._body.model, text, end.reason, told, counts)
-        if end.prompt_logprobs is not None:
-            answer["prompt_logprobs"] = [None if t is None else self._scored(t) for t in end.prompt_logprobs]
-        return JSONResponse(answer)
-
-    async def _collect(self) -> tuple[str, list[TokenLogprob], Finished]:
-        text: list[str] = []
-        logprobs: list[TokenLogprob] = []
-        while True:
-            event = await self._events.get()
-            if isinstance(event, Finished):
-                return "".join(text), logprobs, event
-            if isinstance(event, Failed):
-                raise event.error
-            text.append(event.text)
-            logprobs += event.logprobs
-
-    async def stream(self) -> AsyncIterator[str]:
-        model, end = self._body.model, None
-        try:
-            yield _sse(protocol.chunk(self._id, model, {"role": "assistant", "content": ""}))
-            while end is None:
-                event = await self._events.get()
-                if isinstance(event, Piece):
-                    told = [self._told(t) for t in event.logprobs] if self._body.logprobs else None
-                    yield _sse(protocol.chunk(self._id, model, {"content": event.text}, logprobs=told))
-                elif isinstance(event, Failed):
-                    error = event.error
-                    yield _sse(protocol.error(str(error), error.code, error.status))
-                    return
-                else:
-                    end = event
-            yield _sse(protocol.chunk(self._id, model, {}, reason=end.reason))
-            if self._body.stream_options is not None and self._body.stream_options.include_usage:
-                counts = protocol.usage(end.prompt_tokens, end.answer_tokens, end.cached_tokens)
-                yield _sse(protocol.usage_chunk(self._id, model, counts))
-            yield "data: [DONE]\n\n"
-        finally:
-            if end is None:
-                self._engine.cancel(self._job)
-
-    def _told(self, told: TokenLogprob) -> dict[str, Any]:
-        top = [{**self._token(i), "logprob": p} for i, p in told.top]
-        return {**self._token(told.token), "logprob": told.logprob, "top_logprobs": top}
-
-    def _scored(self, told: TokenLogprob) -> dict[str, Any]:
-        entries = {
-            str(i): {"logprob": p, "rank": rank, "decoded_token": self._token(i)["token"]}
-            for rank, (i, p) in enumerate(told.top, 1)
-        }
-        entries[str(told.token)] = {
-            "logprob": told.logprob,
-            "rank": told.rank,
-            "decoded_token": self._token(told.token)["token"],
-        }
-        return entries
-
-    def _token(self, token: int) -> dict[str, Any]:
-        text = self._engine.loaded.tokenizer.decode([token])
-        return {"token": text, "bytes": list(text.encode())}
-
-
-def _sampling(body: ChatRequest) -> Sampling:
-    return Sampling(
-        max_tokens=body.limit,
-        temperature=body.temperature,
-        top_p=body.top_p,
-        seed=body.seed,
-        stop=tuple(body.stops),
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        prompt_logprobs=body.prompt_logprobs,
-    )
-
-
 def _require_ready(engine: Engine) -> None:
     if engine.error is not None:
         raise engine.error
     if not engine.ready.is_set():
         raise EngineUnavailable("The model is still being loaded.", retry_after=1)
-
-
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-
-
-def _sse(data: dict[str, Any]) -> str:
-    return f"data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n"

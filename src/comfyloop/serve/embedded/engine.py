@@ -12,7 +12,6 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,69 +20,15 @@ import torch
 from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
 from comfyloop.rope import RopeScaling
 from comfyloop.serve.embedded.batch import Decoder, Sequence, make_decoder
+from comfyloop.serve.embedded.jobs import Event, Failed, Finished, Job, Piece, Sampling
 from comfyloop.serve.embedded.loading import Loaded, load, set_threads
 from comfyloop.serve.embedded.lora import Adapter, LoraRows, read_adapter
 from comfyloop.serve.embedded.metrics import Metrics
 from comfyloop.serve.embedded.options import Options
 from comfyloop.serve.embedded.prompts import Prompt, PromptMaker
-from comfyloop.serve.embedded.sampling import TokenLogprob, pick, token_logprobs
+from comfyloop.serve.embedded.sampling import pick, token_logprobs
+from comfyloop.serve.embedded.structure import Structure, Structures
 from comfyloop.serve.embedded.text import TextStream
-
-
-@dataclass(frozen=True)
-class Sampling:
-    max_tokens: int | None = None
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-    logprobs: int | None = None  # how many likely tokens to tell beside the chosen one; None: tell nothing
-    prompt_logprobs: int | None = None
-
-
-@dataclass(frozen=True)
-class Piece:
-    """Text that has become certain, with the tokens that made it when they were asked for."""
-
-    text: str
-    logprobs: tuple[TokenLogprob, ...] = ()
-
-
-@dataclass(frozen=True)
-class Finished:
-    reason: str  # "stop" or "length"
-    prompt_tokens: int
-    answer_tokens: int
-    cached_tokens: int
-    prompt_logprobs: list[TokenLogprob | None] | None = None
-
-
-@dataclass(frozen=True)
-class Failed:
-    error: ComfyLoopError
-
-
-Event = Piece | Finished | Failed
-
-
-@dataclass(eq=False)
-class Job:
-    """A request on its way through the model thread. `emit` is called there with each event, in order."""
-
-    prompt: Prompt
-    sampling: Sampling
-    adapter: Adapter | None
-    emit: Callable[[Event], None]
-    arrived: float = field(default_factory=time.monotonic)
-    cancelled: bool = False
-    # the rest belongs to the model thread
-    sequence: Sequence | None = None
-    stream: TextStream | None = None
-    generator: torch.Generator | None = None
-    said: list[TokenLogprob] = field(default_factory=list)  # not yet emitted
-    scored: list[TokenLogprob | None] = field(default_factory=list)  # of the prompt
-    last_token: float = 0.0
-    over: bool = False
 
 
 class Engine:
@@ -140,8 +85,15 @@ class Engine:
             known = ", ".join([self.options.served_model_name, *self._adapters])
         raise NotFound(f"The model {model} is not loaded here; there are: {known}.")
 
-    def submit(self, model: str, prompt: Prompt, sampling: Sampling, emit: Callable[[Event], None]) -> Job:
-        """Queue a request.
+    def submit(
+        self,
+        model: str,
+        prompt: Prompt,
+        sampling: Sampling,
+        emit: Callable[[Event], None],
+        structure: Structure | None = None,
+    ) -> Job:
+        """Queue a request, whose answer is to follow `structure`.
 
         Raises:
             NotFound: `model` is neither the base nor a loaded adapter.
@@ -166,7 +118,7 @@ class Engine:
             self._waiting += 1
             if adapter is not None:
                 self._uses[adapter.name] += 1
-        job = Job(prompt, sampling, adapter, emit)
+        job = Job(prompt, sampling, adapter, emit, structure)
         self._inbox.put(lambda: self._enqueue(job))
         return job
 
@@ -298,6 +250,7 @@ class Engine:
         self._lora = LoraRows(self.loaded.model)
         self._decoder: Decoder = make_decoder(self.loaded, self._lora, o.prefix_mb << 20, o.image_mb << 20)
         self._decode = text_decoder(self.loaded.tokenizer)
+        self.structures = Structures(self.loaded.tokenizer, self.loaded.eos)
         for given in o.lora_modules:
             name, _, path = given.partition("=")
             adapter = read_adapter(name, Path(path), self.loaded.model)
@@ -430,8 +383,12 @@ class Engine:
         """Choose the next token of `job`, emit what it makes certain, and end the job where it ends."""
         s, sequence, stream = job.sampling, _sequence(job), job.stream
         assert stream is not None
+        if job.structure is not None:
+            logits = job.structure.keep_allowed(logits)
         token = pick(logits, s.temperature, s.top_p, job.generator)
         sequence.answer.append(token)
+        if job.structure is not None:
+            job.structure.push(token)
         self.metrics.answer_tokens += 1
         moment = time.monotonic()
         if job.last_token:
@@ -446,6 +403,7 @@ class Engine:
             job.emit(Piece(text, tuple(job.said)))
             job.said = []
         full = len(sequence.prompt.ids) + len(sequence.answer) >= sequence.room
+        ended = ended or (job.structure is not None and job.structure.complete)
         if ended or stream.stopped or full:
             rest = stream.finish()
             if rest or job.said:

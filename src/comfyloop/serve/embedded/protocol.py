@@ -14,7 +14,6 @@ _UNSUPPORTED = {  # what would change the answer and is not done -> the values t
     "logit_bias": (None, {}),
     "tools": (None, []),
     "functions": (None, []),
-    "response_format": (None, {"type": "text"}),
     "top_k": (None, -1, 0),
     "min_p": (None, 0),
     "best_of": (None, 1),
@@ -50,6 +49,21 @@ class StreamOptions(_In):
     include_usage: bool = False
 
 
+class JsonSchema(_In):
+    name: str = ""
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+
+
+class TextFormat(_In):
+    type: Literal["text", "json_object"]
+
+
+class SchemaFormat(_In):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
 class ChatRequest(_In):
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -59,7 +73,8 @@ class ChatRequest(_In):
     max_completion_tokens: int | None = Field(default=None, ge=1)
     stop: str | list[str] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
-    n: int = Field(default=1, ge=1)
+    n: int = Field(default=1, ge=1, le=8)
+    response_format: Annotated[TextFormat | SchemaFormat, Field(discriminator="type")] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: bool = False
@@ -70,8 +85,8 @@ class ChatRequest(_In):
 
     @model_validator(mode="after")
     def _possible(self) -> ChatRequest:
-        if self.n != 1:
-            raise ValueError("n must be 1: ask several times with different seeds.")
+        if self.n > 1 and self.prompt_logprobs is not None:
+            raise ValueError("prompt_logprobs are told of one answer; leave n out.")
         for name, harmless in _UNSUPPORTED.items():
             value = (self.model_extra or {}).get(name)
             if value not in harmless:
@@ -126,16 +141,17 @@ def usage(prompt: int, answer: int, cached: int) -> dict[str, Any]:
     }
 
 
-def completion(
-    id: str, model: str, text: str, reason: str, logprobs: list[dict[str, Any]] | None, counts: dict[str, Any]
-) -> dict[str, Any]:
-    choice = {
-        "index": 0,
+def choice(index: int, text: str, reason: str, logprobs: list[dict[str, Any]] | None) -> dict[str, Any]:
+    return {
+        "index": index,
         "message": {"role": "assistant", "content": text, "refusal": None},
         "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
         "finish_reason": reason,
     }
-    return {**_head(id, model, "chat.completion"), "choices": [choice], "usage": counts}
+
+
+def completion(id: str, model: str, choices: list[dict[str, Any]], counts: dict[str, Any]) -> dict[str, Any]:
+    return {**_head(id, model, "chat.completion"), "choices": choices, "usage": counts}
 
 
 def chunk(
@@ -143,16 +159,17 @@ def chunk(
     model: str,
     delta: dict[str, Any],
     *,
+    index: int = 0,
     reason: str | None = None,
     logprobs: list[dict[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    choice = {
-        "index": 0,
+    told = {
+        "index": index,
         "delta": delta,
         "logprobs": None if logprobs is None else {"content": logprobs, "refusal": None},
         "finish_reason": reason,
     }
-    return {**_head(id, model, "chat.completion.chunk"), "choices": [choice]}
+    return {**_head(id, model, "chat.completion.chunk"), "choices": [told]}
 
 
 def usage_chunk(id: str, model: str, counts: dict[str, Any]) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 import torch
 
-from comfyloop.serve.embedded.engine import Engine, Failed, Finished, Job, Piece, Sampling
+from comfyloop.serve.embedded.engine import Engine
+from comfyloop.serve.embedded.jobs import Failed, Finished, Job, Piece, Sampling
 from comfyloop.serve.embedded.lora import read_adapter
 from comfyloop.serve.embedded.options import Options
 from comfyloop.serve.embedded.protocol import Message

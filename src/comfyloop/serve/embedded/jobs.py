@@ -1,0 +1,74 @@
+"""A request inside the engine, and what is told of it as its answer grows."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+
+from comfyloop.errors import ComfyLoopError
+from comfyloop.serve.embedded.batch import Sequence
+from comfyloop.serve.embedded.lora import Adapter
+from comfyloop.serve.embedded.prompts import Prompt
+from comfyloop.serve.embedded.sampling import TokenLogprob
+from comfyloop.serve.embedded.structure import Structure
+from comfyloop.serve.embedded.text import TextStream
+
+
+@dataclass(frozen=True)
+class Sampling:
+    max_tokens: int | None = None
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    logprobs: int | None = None  # how many likely tokens to tell beside the chosen one; None: tell nothing
+    prompt_logprobs: int | None = None
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Text that has become certain, with the tokens that made it when they were asked for."""
+
+    text: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True)
+class Finished:
+    reason: str  # "stop" or "length"
+    prompt_tokens: int
+    answer_tokens: int
+    cached_tokens: int
+    prompt_logprobs: list[TokenLogprob | None] | None = None
+
+
+@dataclass(frozen=True)
+class Failed:
+    error: ComfyLoopError
+
+
+Event = Piece | Finished | Failed
+
+
+@dataclass(eq=False)
+class Job:
+    """A request on its way through the model thread. `emit` is called there with each event, in order."""
+
+    prompt: Prompt
+    sampling: Sampling
+    adapter: Adapter | None
+    emit: Callable[[Event], None]
+    structure: Structure | None = None  # what the answer follows
+    arrived: float = field(default_factory=time.monotonic)
+    cancelled: bool = False
+    # the rest belongs to the model thread
+    sequence: Sequence | None = None
+    stream: TextStream | None = None
+    generator: torch.Generator | None = None
+    said: list[TokenLogprob] = field(default_factory=list)  # not yet emitted
+    scored: list[TokenLogprob | None] = field(default_factory=list)  # of the prompt
+    last_token: float = 0.0
+    over: bool = False
