@@ -363,13 +363,20 @@ def gate(
 def promote(
     number: Annotated[int, typer.Argument(min=0, help="The version to make live; 0 is the base model.")],
     force: Annotated[bool, typer.Option(help="Also when the gate rejected it.")] = False,
+    canary: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.99, help="Only for this share of the conversations; 0 takes that back."),
+    ] = None,
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Make a version live: load, verify, warm up, flip, drain."""
     with service(url, project) as client:
-        done = client.promote(number, force=force)
+        done = client.promote(number, force=force, canary=canary)
+    if canary is not None:
+        put(done, as_json, f"{done['project']}: v{number} answers {canary:.0%} of the conversations")
+        return
     put(done, as_json, f"{done['project']}: v{done['previous']} -> v{done['number']}")
 
 

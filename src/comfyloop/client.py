@@ -142,10 +142,12 @@ class Client:
             self.call("POST", f"/v1/versions/{number}/gate", project=self.project)
         )
 
-    def promote(self, number: int, *, force: bool = False) -> dict[str, Any]:
-        promoted: dict[str, Any] = self.call(
-            "POST", f"/v1/versions/{number}/promote", project=self.project, force=str(force).lower()
-        )
+    def promote(self, number: int, *, force: bool = False, canary: float | None = None) -> dict[str, Any]:
+        """`canary`: for this share of the conversations only; 0 takes that back."""
+        asked = {"project": self.project, "force": str(force).lower()}
+        if canary is not None:
+            asked["canary"] = str(canary)
+        promoted: dict[str, Any] = self.call("POST", f"/v1/versions/{number}/promote", **asked)
         return promoted
 
     def rollback(self, to: int | None = None) -> dict[str, Any]:

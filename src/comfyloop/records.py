@@ -385,9 +385,8 @@ class Loop(Record):
     seen_seq: int = 0  # the newest feedback that a finished turn has used
     attempts: int = 0  # of the present state
     error: str = ""  # of the last turn, empty when it went well
-    outcome: str = (
-        ""  # of the last turn: "promoted", "rejected", "not_enough_evidence", "nothing_new", "failed"
-    )
+    # of the last turn: "promoted", "canary", "rejected", "not_enough_evidence", "nothing_new", "failed"
+    outcome: str = ""
     updated_at: datetime = Field(default_factory=now)
 
 
@@ -405,6 +404,10 @@ class Project(Record):
     system_prompt: str = ""
     auto: bool = True  # the loop starts by itself
     created_at: datetime = Field(default_factory=now)
+    canary: int = (
+        BASE  # the version that answers `canary_share` of the conversations in place of the live one
+    )
+    canary_share: float = Field(default=0.0, ge=0, lt=1)
 
     @model_validator(mode="after")
     def _not_reserved(self) -> Project:

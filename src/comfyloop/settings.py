@@ -158,6 +158,17 @@ class Settings(BaseSettings):
         default=30, gt=0, description="A controller silent for so long has lost its turn."
     )
     max_attempts: int = Field(default=3, ge=1, description="Tries of one state before the turn is given up.")
+    canary_share: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="What the gate accepts answers this share first; 0: it is promoted.",
+    )
+    quiet_seconds: float = Field(
+        default=3.0,
+        ge=0,
+        description="Training goes on when nobody has waited for so long; 0: it never holds.",
+    )
     auto_promote: bool = Field(
         default=True, description="Promote what the gate accepts; otherwise it waits for a person."
     )

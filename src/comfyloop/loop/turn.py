@@ -219,10 +219,15 @@ class Turn:
         def also(conn: Connection) -> None:
             self._hold(conn)
             move = _Move(conn, loops.get(conn, loop.project))
-            move(outcome="promoted", seen_seq=snapshot.feedback_seq)
+            move(outcome="canary" if share else "promoted", seen_seq=snapshot.feedback_seq)
             loops.save(conn, move.loop)
 
-        promotion = self.work.router.promote(loop.project, loop.version, also=also)
+        router, share = self.work.router, self.settings.canary_share
+        promotion = (
+            router.canary(loop.project, loop.version, share, also=also)
+            if share
+            else router.promote(loop.project, loop.version, also=also)
+        )
         self.work.publish("loop.state", self._now(), seconds=dict(promotion.seconds))
 
     def _waiting(self, loop: Loop, error: ComfyLoopError) -> None:

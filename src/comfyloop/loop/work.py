@@ -17,6 +17,7 @@ from typing import Any
 from comfyloop import curate, gate
 from comfyloop.durable import sync
 from comfyloop.errors import ComfyLoopError
+from comfyloop.loop.courtesy import Courtesy
 from comfyloop.records import BASE, GateReport, Loop, Project, RunState, Sample, Snapshot
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
@@ -108,8 +109,10 @@ class Work:
             if runs.get(conn, loop.run).state is RunState.QUEUED:
                 runs.set_state(conn, loop.run, RunState.RUNNING)
         told: tuple[Any, ...] = ()
+        courtesy = Courtesy(self.router.traffic.quiet_seconds, self.settings.quiet_seconds)
         while not (status := self.runner.poll(run_dir)).state.ended:
             self.check_stop()
+            courtesy.look(run_dir)
             if (tell := (status.state, status.step)) != told:
                 told = tell
                 self.publish(

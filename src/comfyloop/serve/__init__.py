@@ -10,7 +10,8 @@
     router.py    which engine and adapter answers for "acme", "acme@17", in three parts:
     aliases.py     what names mean now
     places.py      (place.py) which engine holds which version: load, verify, warm up, drain, unload
-    promotion.py   changing what "acme" means: promote, roll back
+    promotion.py   changing what "acme" means: promote, roll back, canary
+    traffic.py   how many people wait now: training holds meanwhile
     recorder.py  generations into the database, many in one transaction
     events.py    what happens, told to whoever listens
     metrics.py   counters for Prometheus

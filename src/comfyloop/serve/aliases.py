@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from comfyloop.errors import NotFound
 from comfyloop.records import BASE, Project, VersionState
 from comfyloop.serve.names import ModelName, version_name
@@ -64,4 +66,15 @@ class Aliases:
 
     def kept(self) -> set[tuple[str, int]]:
         """(project, version) of what must stay loaded."""
-        return {(project.name, project.live) for project in self._projects.values()}
+        every = self._projects.values()
+        return {(p.name, p.live) for p in every} | {(p.name, p.canary) for p in every if p.canary_share}
+
+
+def answers(project: Project, conversation: str) -> int:
+    """The version that answers a conversation with the live one: that, or the canary for its share of them.
+    The same conversation always has the same answer while the canary is the same."""
+    if not project.canary_share or not conversation:
+        return project.live
+    told = f"{project.name}@{project.canary}:{conversation}".encode()
+    drawn = int.from_bytes(hashlib.blake2b(told, digest_size=7).digest()) / 2**56
+    return project.canary if drawn < project.canary_share else project.live

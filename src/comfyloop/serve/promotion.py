@@ -101,6 +101,39 @@ class Promoter:
                 target = number
             return self._move(project, target, flip, also, progress, drain_seconds)
 
+    def canary(self, project: str, number: int, share: float, *, also: Also = lambda conn: None) -> Promotion:
+        """Have version `number` answer `share` (0 to 1) of the conversations beside the live one; 0 ends that.
+
+        Raises:
+            NotFound: No such project or version.
+            Conflict: It is live or was rejected, or a promotion of this project is under way.
+            ComfyLoopError: The version does not load or does not answer.
+        """
+        clock = _Laps()
+        with self._alone(project):
+            before = self._aliases.get(project)
+            if share:
+                with self._places.load(before, number) as lease:
+                    clock.lap("load")
+                    self._places.warm_up(lease.place)
+                    clock.lap("warm")
+                    self._set_canary(project, number, share, also)
+                    self._places.keep(lease.place)
+            else:
+                self._set_canary(project, number, 0.0, also)
+            if before.canary_share and (before.canary != number or not share):
+                self._places.retire(project, before.canary)
+        self._events.publish(
+            {"type": "version.canary", "project": project, "version": number, "share": share}
+        )
+        return Promotion(project, before.live, before.live, clock.seconds)
+
+    def _set_canary(self, project: str, number: int, share: float, also: Also) -> None:
+        with self._store.begin() as conn:
+            changed = versions.set_canary(conn, project, number, share)
+            also(conn)
+        self._aliases.put(changed)
+
     @contextmanager
     def _alone(self, project: str) -> Iterator[None]:
         lock = self._moving.setdefault(project, threading.Lock())
@@ -131,7 +164,8 @@ class Promoter:
             clock.lap("warm")
             progress("flip")
             with self._store.begin() as conn:
-                previous = projects.get(conn, name).live
+                before = projects.get(conn, name)
+                previous = before.live
                 flipped = flip(conn)
                 also(conn)
             self._places.keep(lease.place)
@@ -141,6 +175,8 @@ class Promoter:
         self._events.publish(
             {"type": "version.promoted", "project": name, "version": number, "previous": previous}
         )
+        if before.canary_share and before.canary != number:
+            self._places.retire(name, before.canary)
         if previous != number and (old := self._places.retire(name, previous)) is not None:
             progress("drain")
             if drain_seconds:

@@ -4,19 +4,24 @@ changing of what a name means (promotion.py), as one thing to call."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
+from comfyloop.errors import ComfyLoopError
 from comfyloop.records import Project
-from comfyloop.serve.aliases import Aliases
+from comfyloop.serve.aliases import Aliases, answers
 from comfyloop.serve.engine import Engine
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import ModelName
 from comfyloop.serve.place import Lease
 from comfyloop.serve.places import Places
 from comfyloop.serve.promotion import Promoter
+from comfyloop.serve.traffic import Traffic
 from comfyloop.settings import Settings
 from comfyloop.store import Store
+
+log = logging.getLogger(__name__)
 
 
 class Router:
@@ -42,6 +47,8 @@ class Router:
         self.project, self.refresh, self.number_of = aliases.get, aliases.refresh, aliases.number_of
         self.loaded, self.lost, self.find = self._places.loaded, self._places.lost, self._places.find
         self.promote, self.rollback = self._promoter.promote, self._promoter.rollback
+        self.canary = self._promoter.canary
+        self.traffic = Traffic()
 
     def close(self) -> None:
         self._places.close()
@@ -66,8 +73,21 @@ class Router:
         name = ModelName.parse(name) if isinstance(name, str) else name
         return self._take(name) or self._places.load(self.project(name.project), self.number_of(name))
 
-    async def acquire_async(self, name: ModelName) -> Lease:
-        """`acquire` for the event loop: at once when the version is loaded, else in a thread."""
+    async def acquire_async(self, name: ModelName, conversation: str = "") -> Lease:
+        """`acquire` for the event loop: at once when the version is loaded, else in a thread.
+
+        Args:
+            conversation: What is the same in every turn of it; a share of conversations with the live version
+                is answered by the canary, where there is one.
+        """
+        project = self._aliases.find(name.project)
+        if name.which == "live" and project is not None and answers(project, conversation) != project.live:
+            try:
+                return await self.acquire_async(ModelName(name.project, project.canary))
+            except ComfyLoopError as error:
+                log.warning(
+                    "The canary of %s does not answer, the live version does: %s", name.project, error
+                )
         lease = self._take(name)
         if lease is not None:
             return lease

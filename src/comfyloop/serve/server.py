@@ -65,7 +65,7 @@ def server(services: Services) -> uvicorn.Server:
             access_log=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             timeout_keep_alive=75,
-            ws_max_size=2**20,
+            ws_max_size=services.settings.max_body_bytes,
         )
     )
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest migration, written here too so that opening an up-to-date database need not import Alembic."""
 
 
@@ -83,6 +83,8 @@ projects = sa.Table(
     sa.Column("system_prompt", Words, nullable=False),
     sa.Column("auto", sa.Boolean, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
+    sa.Column("canary", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("canary_share", sa.Float, nullable=False, server_default="0"),
 )
 
 generations = sa.Table(

@@ -139,6 +139,27 @@ def promote(conn: Connection, project: str, number: int, *, force: bool = False)
     return _move(conn, project, number, rollback=False)
 
 
+def set_canary(conn: Connection, project: str, number: int, share: float) -> Project:
+    """Have a version answer a share of the conversations in place of the live one; 0 ends that.
+
+    Raises:
+        NotFound: There is no such project or version.
+        Conflict: The version is live already, was rejected, or has no adapter.
+    """
+    _lock(conn, project)
+    version = get(conn, project, number)
+    if share and version.state in (VersionState.LIVE, VersionState.REJECTED):
+        raise Conflict(
+            f"The version {number} of {project!r} is {version.state}, so that it cannot be a canary.",
+            "Choose a candidate or one that was live before.",
+        )
+    if version.text_adapter is None:
+        raise Conflict(f"The version {number} of {project!r} has no text adapter.", "Promote it as a whole.")
+    values = {"canary": number if share else BASE, "canary_share": share}
+    conn.execute(projects_table.update().where(projects_table.c.name == project).values(values))
+    return projects.get(conn, project)
+
+
 def rollback(conn: Connection, project: str, to: int | None = None) -> Project:
     """Go back to the version that was live before the present one, or to `to`. Rolling back twice goes back
     two steps; after the first version comes the base model.
@@ -201,13 +222,15 @@ def _trail(conn: Connection, project: str) -> list[int]:
 
 def _move(conn: Connection, project: str, number: int, *, rollback: bool) -> Project:
     before = projects.get(conn, project)
+    moved = {"live": number, "canary": BASE, "canary_share": 0.0}  # whatever was tried beside it is over
     if before.live == number:
-        return before
+        conn.execute(projects_table.update().where(projects_table.c.name == project).values(moved))
+        return projects.get(conn, project)
     if before.live != BASE:  # first, since the database itself allows one live version at most
         _set(conn, project, before.live, state=VersionState.RETIRED)
     if number != BASE:
         _set(conn, project, number, state=VersionState.LIVE, promoted_at=now())
-    conn.execute(projects_table.update().where(projects_table.c.name == project).values(live=number))
+    conn.execute(projects_table.update().where(projects_table.c.name == project).values(moved))
     conn.execute(
         promotions.insert().values(
             project=project, number=number, previous=before.live, rollback=rollback, at=now()

@@ -19,8 +19,8 @@ from websockets.sync.client import connect
 from comfyloop import __version__
 from comfyloop.errors import Conflict, InvalidInput
 from comfyloop.records import Run, RunState, Snapshot, Version
-from comfyloop.serve.busy import Busy
 from comfyloop.serve.server import bind
+from comfyloop.serve.traffic import Traffic
 from comfyloop.settings import Settings
 from comfyloop.store import runs, snapshots, versions
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
@@ -161,7 +161,7 @@ def test_the_file_of_an_image_adapter_is_served_once_for_its_content(
 
 def test_who_is_busy_is_forgotten_after_the_lease(gateway: Gateway) -> None:
     clock = [100.0]
-    gateway.services.busy = Busy(lambda: clock[0])
+    gateway.services.router.traffic = Traffic(lambda: clock[0])
     said = gateway.http.post("/v1/busy", json={"who": "comfyui", "seconds": 5})
     assert said.status_code == 200 and said.json() == {"busy": ["comfyui"]}
     gateway.http.post("/v1/busy", json={"who": "blender", "seconds": 50})
@@ -267,7 +267,7 @@ def test_a_body_over_the_limit_is_refused_while_it_is_read(settings: Settings) -
         (b'{"model": "acme", "messages": [{"role": "tool", "content": "x"}]}', "role"),
         (b'{"model": "acme", "messages": [{"role": "assistant", "content": "x"}]}', "user"),
         (b'{"model": "acme", "messages": [{"role": "user", "content": "\\ud800"}]}', "half a character"),
-        (b'{"model": "acme", "n": 2, "messages": [{"role": "user", "content": "x"}]}', "n:"),
+        (b'{"model": "acme", "n": 9, "messages": [{"role": "user", "content": "x"}]}', "n:"),
         (
             b'{"model": "acme", "temperature": 9, "messages": [{"role": "user", "content": "x"}]}',
             "temperature",

@@ -11,6 +11,7 @@ from comfyloop import __version__
 from comfyloop.serve.api import (
     busy,
     chat,
+    chat_socket,
     edge,
     errors,
     events,
@@ -34,6 +35,7 @@ from comfyloop.serve.recorder import Recorder
 
 NOUNS = (
     chat,
+    chat_socket,
     models,
     generations,
     feedback,

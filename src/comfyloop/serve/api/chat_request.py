@@ -46,7 +46,22 @@ class StreamOptions(_Wire):
 
 
 class TextFormat(_Wire):
-    type: Literal["text"]
+    type: Literal["text", "json_object"]
+
+
+class JsonSchema(_Wire):
+    name: str = Field(min_length=1, max_length=64)
+    schema_: dict[str, Any] = Field(alias="schema", description="The answer follows it.")
+    description: str | None = None
+    strict: bool | None = None
+
+
+class SchemaFormat(_Wire):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | SchemaFormat, Field(discriminator="type")]
 
 
 class ChatRequest(_Wire):
@@ -66,8 +81,10 @@ class ChatRequest(_Wire):
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     stream: bool | None = False
     stream_options: StreamOptions | None = None
-    n: Literal[1] | None = None
-    response_format: TextFormat | None = None
+    n: int | None = Field(
+        default=None, ge=1, le=8, description="So many answers; each is a generation, named in its choice."
+    )
+    response_format: ResponseFormat | None = None
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
 

@@ -51,10 +51,14 @@ class Services:
     router: Router
     controller: Controller
     metrics: Metrics = field(default_factory=Metrics)
-    busy: Busy = field(default_factory=Busy)
     recorder: Recorder = field(init=False)
     engines: AsyncEngineClient = field(init=False)
     _background: set[asyncio.Task[None]] = field(default_factory=set)
+
+    @property
+    def busy(self) -> Busy:
+        """Programs that say that a person waits for them."""
+        return self.router.traffic.busy
 
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run to its end what the present request must not wait for."""

@@ -18,6 +18,8 @@ router = APIRouter(tags=["versions"])
 
 class VersionList(BaseModel):
     live: int
+    canary: int = Field(0, description="The version that answers `canary_share` of the conversations.")
+    canary_share: float = 0.0
     items: list[Version]
     next_before: int | None = None
 
@@ -56,8 +58,11 @@ def list_versions(
 ) -> VersionList:
     with services.store.read() as conn:
         found = versions.list_by(conn, project, state=state, before=before, limit=limit)
+    found_project = services.router.project(project)
     return VersionList(
-        live=services.router.project(project).live,
+        live=found_project.live,
+        canary=found_project.canary,
+        canary_share=found_project.canary_share,
         items=found,
         next_before=found[-1].number if len(found) == limit else None,
     )
@@ -76,8 +81,14 @@ def promote_version(
     services: Svc,
     project: AskedProject,
     force: Annotated[bool, Query(description="Also when the gate rejected it.")] = False,
+    canary: Annotated[
+        float | None,
+        Query(ge=0, lt=1, description="Only for this share of the conversations; 0 takes that back."),
+    ] = None,
 ) -> Promoted:
     """Load, verify, warm up, flip; requests that run finish on their version. 0 is the base model."""
+    if canary is not None:
+        return Promoted.of(services.router.canary(project, number, canary))
     return Promoted.of(services.router.promote(project, number, force=force))
 
 

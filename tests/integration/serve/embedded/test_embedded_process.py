@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -167,11 +168,52 @@ def test_versions_come_and_go(engine: Process, adapter: Path) -> None:
     assert engine.chat(logprobs=True, max_tokens=20).json()["choices"] == before
 
 
+def schema_format(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "json_schema", "json_schema": {"name": "answer", "schema": schema}}
+
+
+MUG = {
+    "type": "object",
+    "properties": {
+        "colour": {"enum": ["red", "blue", "ultramarine"]},
+        "price": {"type": "integer", "minimum": 0, "maximum": 99},
+        "tags": {"type": "array", "items": {"type": "string", "maxLength": 5}, "maxItems": 2},
+    },
+    "required": ["colour", "price", "tags"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize("temperature", [0.0, 2.0])
+def test_an_answer_follows_its_schema(engine: Process, temperature: float) -> None:
+    for seed in range(3):
+        body = {"temperature": temperature, "seed": seed, "max_tokens": 120}
+        answer = engine.chat(response_format=schema_format(MUG), **body).json()["choices"][0]
+        assert answer["finish_reason"] == "stop", answer
+        said = json.loads(answer["message"]["content"])
+        assert set(said) == {"colour", "price", "tags"} and 0 <= said["price"] <= 99
+        assert said["colour"] in ("red", "blue", "ultramarine")
+        assert len(said["tags"]) <= 2 and all(len(tag) <= 5 for tag in said["tags"])
+
+
+def test_several_answers_to_one_request_are_those_of_their_seeds(engine: Process) -> None:
+    several = engine.chat(n=2, temperature=1.0, seed=5, max_tokens=12).json()
+    alone = [engine.chat(temperature=1.0, seed=5 + i, max_tokens=12).json() for i in range(2)]
+    assert [c["index"] for c in several["choices"]] == [0, 1]
+    said = [c["message"]["content"] for c in several["choices"]]
+    assert said == [one["choices"][0]["message"]["content"] for one in alone]
+    assert several["usage"]["completion_tokens"] == sum(o["usage"]["completion_tokens"] for o in alone)
+
+
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
     [
         ({"temperature": 3}, 400, "less than or equal to 2"),
-        ({"n": 2}, 400, "n must be 1"),
+        ({"n": 9}, 400, "less than or equal to 8"),
+        ({"n": 2, "prompt_logprobs": 0}, 400, "prompt_logprobs are told of one answer"),
+        ({"response_format": {"type": "xml"}}, 400, "json_schema"),
+        ({"response_format": schema_format({"type": "strnig"})}, 400, "cannot be followed: Invalid type"),
+        ({"response_format": schema_format({"$ref": "http://example.com/s"})}, 400, "cannot be followed"),
         ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
         ({"messages": []}, 400, "at least 1 item"),
         ({"messages": [{"role": "owner", "content": "x"}]}, 400, "'system', 'user' or 'assistant'"),

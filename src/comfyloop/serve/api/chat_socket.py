@@ -1,0 +1,155 @@
+"""WS /v1/chat/completions: many chats over one connection, for a client that keeps it open.
+
+The client sends requests, each with an id of its choice, and may take one back::
+
+    {"request_id": "a", "model": "acme", "messages": [...], ...}     as POST /v1/chat/completions
+    {"request_id": "a", "cancel": true}
+
+and gets, of each request in order and of different ones as they come::
+
+    {"request_id": "a", "type": "start", "generation": "gen-...", "version": "acme@17"}
+    {"request_id": "a", "type": "chunk", "chunk": {...}}             OpenAI's chat.completion.chunk
+    {"request_id": "a", "type": "done"} or "cancelled", or
+    {"request_id": "a", "type": "error", "error": {...}}             as in HTTP; a request over the limit too
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import logging
+from typing import Any
+
+from fastapi import APIRouter, WebSocket
+from fastapi.websockets import WebSocketDisconnect
+from pydantic import ValidationError
+
+from comfyloop.errors import Busy, ComfyLoopError, Conflict, InvalidInput
+from comfyloop.serve.api.answering import Answering
+from comfyloop.serve.api.chat_request import ChatRequest
+from comfyloop.serve.api.errors import error_body, validation_sentence
+from comfyloop.serve.api.services import Services, Svc
+
+log = logging.getLogger(__name__)
+router = APIRouter(tags=["chat"])
+
+MOST_AT_ONCE = 32
+"""Requests of one connection that are answered at a time."""
+LONGEST_ID = 128
+
+
+@router.websocket("/v1/chat/completions")
+async def chat_socket(socket: WebSocket, services: Svc) -> None:
+    await socket.accept()
+    await _Conversation(socket, services).run()
+
+
+class _Conversation:
+    """One connection and the requests that are answered over it."""
+
+    def __init__(self, socket: WebSocket, services: Services) -> None:
+        self._socket = socket
+        self._services = services
+        self._sending = asyncio.Lock()
+        self._running: dict[str, asyncio.Task[None]] = {}
+
+    async def run(self) -> None:
+        try:
+            while True:
+                message = await self._socket.receive()
+                if message["type"] == "websocket.disconnect":
+                    return
+                await self._take(
+                    message.get("text") or (message.get("bytes") or b"").decode("utf-8", "replace")
+                )
+        except (WebSocketDisconnect, RuntimeError):
+            return  # it went while we spoke
+        finally:
+            for task in self._running.values():
+                task.cancel()
+            await asyncio.gather(*self._running.values(), return_exceptions=True)
+
+    async def _take(self, text: str) -> None:
+        """Start or cancel what a message asks for; what is wrong with it is told, and the connection stays."""
+        request_id: str | None = None
+        try:
+            request_id, sent = _parse(text, self._services.settings.max_body_bytes)
+            if "cancel" in sent:
+                task = self._running.get(request_id)
+                if task is not None:
+                    task.cancel()
+                return
+            if request_id in self._running:
+                raise Conflict(
+                    f"The request {request_id!r} is still being answered.", "Use another request_id."
+                )
+            if len(self._running) >= MOST_AT_ONCE:
+                raise Busy(f"{MOST_AT_ONCE} requests of this connection are being answered.", retry_after=1)
+            body = ChatRequest.model_validate({**sent, "stream": True})
+        except ValidationError as error:
+            sentence, param = validation_sentence(error.errors())
+            await self._tell(request_id, type="error", **error_body(InvalidInput(sentence), param))
+        except ComfyLoopError as error:
+            await self._tell(request_id, type="error", **error_body(error))
+        else:
+            task = asyncio.create_task(self._answer(request_id, body))
+            self._running[request_id] = task
+
+    async def _answer(self, request_id: str, body: ChatRequest) -> None:
+        try:
+            answering = await Answering.begin(self._services, body)
+            try:
+                await answering.open()
+                version = answering.lease.name
+                await self._tell(request_id, type="start", generation=answering.id, version=version)
+                async for chunk in answering.chunks():
+                    await self._tell(request_id, type="chunk", chunk=chunk)
+            finally:
+                answering.close()
+            last: dict[str, Any] = {"type": "done"}
+        except asyncio.CancelledError:
+            last = {"type": "cancelled"}
+        except ComfyLoopError as error:
+            last = {"type": "error", **error_body(error)}
+        except (WebSocketDisconnect, RuntimeError):
+            return
+        except Exception as error:
+            log.error("A chat over a WebSocket failed", exc_info=error)
+            unknown = ComfyLoopError(
+                f"ComfyLoop failed in a way that was not foreseen ({type(error).__name__})."
+            )
+            last = {"type": "error", **error_body(unknown)}
+        finally:
+            self._running.pop(request_id, None)
+        with contextlib.suppress(WebSocketDisconnect, RuntimeError):
+            await self._tell(request_id, **last)
+
+    async def _tell(self, request_id: str | None, **frame: Any) -> None:
+        text = json.dumps({"request_id": request_id, **frame}, ensure_ascii=False, separators=(",", ":"))
+        async with self._sending:
+            await self._socket.send_text(text)
+
+
+def _parse(text: str, max_bytes: int) -> tuple[str, dict[str, Any]]:
+    """The id of a message and the rest of it."""
+    if len(text) > max_bytes:
+        raise InvalidInput(f"The message is longer than {max_bytes} bytes.", "Send less.")
+    try:
+        sent = json.loads(text)
+        json.dumps(sent, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise InvalidInput("The text holds half a character (a lone UTF-16 surrogate).") from None
+    except (ValueError, RecursionError) as error:
+        raise InvalidInput(f"The message is not valid JSON ({error}).") from None
+    if not isinstance(sent, dict):
+        raise InvalidInput(
+            "The message must be a JSON object.", 'It reads {"request_id": "a", "model": ...}.'
+        )
+    request_id = sent.pop("request_id", None)
+    if not isinstance(request_id, str) or not 0 < len(request_id) <= LONGEST_ID:
+        raise InvalidInput(
+            f"The message has no request_id of 1 to {LONGEST_ID} characters.",
+            "Choose one for each request; the frames of its answer carry it.",
+        )
+    return request_id, sent
