@@ -20,6 +20,8 @@ from .live import Live, LiveVersion
 from .service import Service
 from .spool import Spool, SpoolError
 
+MOST_JUDGED = 200
+"""Answers of which the sidebar shows what was said about them."""
 SHOWN_EVENTS = ("loop.state", "run.progress", "gate.progress", "version.promoted")
 """Events of the service that the sidebar shows."""
 
@@ -46,6 +48,7 @@ class Pack:
         self.folder, self.host, self.tell = folder, host, tell
         self.pauses: dict[str, Pause] = {}
         self.grids: deque[dict[str, Any]] = deque(maxlen=12)  # images that were offered for a pick
+        self.judged: dict[str, dict[str, Any]] = {}  # generation -> what was said about its answer
         self.settings = ConfigFile(folder / "settings.json")
         self._spool: Spool | None = None
         self._spool_problem = ""
@@ -135,6 +138,20 @@ class Pack:
     def show_grid(self, shown: dict[str, Any], files: dict[str, Path]) -> None:
         """Remember images that were offered for a pick, so that it can be made later from the sidebar."""
         self.grids.append({**shown, "files": files})
+
+    def said(self, body: dict[str, Any]) -> None:
+        """Remember a judgement, so that the sidebar shows it."""
+        if "shown" in body:
+            told = {name: body.get(name) for name in ("picked", "ratings", "reason")}
+            for grid in self.grids:
+                if (grid["prompt_id"], grid["shown"]) == (body.get("prompt_id"), body["shown"]):
+                    grid.update(told, note="done")
+        elif body.get("generation"):
+            note = "rejected" if body.get("action") == "reject" else "done"
+            told = {"text": body["text"], "rating": body.get("rating") or 0, "note": note}
+            self.judged[str(body["generation"])] = told
+            if len(self.judged) > MOST_JUDGED:
+                self.judged.pop(next(iter(self.judged)))
 
     def grid_images(self, hashes: list[str]) -> dict[str, bytes]:
         """The bytes of images that were shown, by hash; those whose files are gone are left out."""

@@ -127,6 +127,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
                 "project": generation["project"],
                 "about": "prompt" if question.startswith(start) else "answer",
                 "version": f"{generation['project']}@{generation['version'] or 'base'}",
+                **pack.judged.get(generation["id"], {}),
             }
 
         return {
@@ -174,6 +175,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
         try:
             images = await asyncio.to_thread(pack.grid_images, shown or [])
             await asyncio.to_thread(pack.keep, items, images)
+            pack.said(body)
         except SpoolError as error:  # the workflow goes on; the person is told
             problem = error
         pause = pack.pauses.get(str(body.get("pause") or ""))

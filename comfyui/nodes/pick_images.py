@@ -73,6 +73,8 @@ class PickImages(io.ComfyNode):
                         **shown,
                         "note": "done" if answer else "timeout",
                         "picked": sorted(picked) if answer else [],
+                        "ratings": (answer or {}).get("ratings") or {},
+                        "reason": (answer or {}).get("reason", ""),
                     }
                 ]
             },

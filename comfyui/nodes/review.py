@@ -50,13 +50,7 @@ class Review(io.ComfyNode):
         answer = await wait_for_person(cls.hidden, "comfyloop.review", shown, timeout)
         if answer is None:
             return io.NodeOutput(text, ui={"comfyloop_review": [{**shown, "note": "timeout"}]})
-        if answer.get("action") == "reject":
-            return _rejected(shown)
-        return io.NodeOutput(
-            answer["text"], ui={"comfyloop_review": [{**shown, "text": answer["text"], "note": "done"}]}
-        )
-
-
-def _rejected(shown: dict[str, Any]) -> io.NodeOutput:
-    """What comes after is not run; it is no error either."""
-    return io.NodeOutput(ExecutionBlocker(None), ui={"comfyloop_review": [{**shown, "note": "rejected"}]})
+        shown |= {"text": answer["text"], "rating": answer.get("rating") or 0}
+        if answer.get("action") == "reject":  # what comes after is not run; it is no error either
+            return io.NodeOutput(ExecutionBlocker(None), ui={"comfyloop_review": [{**shown, "note": "rejected"}]})
+        return io.NodeOutput(answer["text"], ui={"comfyloop_review": [{**shown, "note": "done"}]})

@@ -26,7 +26,7 @@ class SaveSample(io.ComfyNode):
                 io.String.Input("answer", multiline=True, default=""),
                 io.String.Input("project", default="", tooltip="Empty: the project of the sidebar."),
                 io.Image.Input("images", optional=True),
-                io.Mask.Input("mask", optional=True, tooltip="The images are cropped to the box around it."),
+                io.Mask.Input("mask", optional=True, tooltip="The images are cropped to the box around it; nothing painted: whole."),
             ],
             outputs=[io.Image.Output(display_name="cropped")],
             hidden=[io.Hidden.unique_id],
@@ -54,13 +54,13 @@ class SaveSample(io.ComfyNode):
 
 
 def crop(images: Any, mask: Any) -> Any:
-    """Images [B, H, W, C] cut to the box around what is set in any of the masks [B, H, W]."""
+    """Images [B, H, W, C] cut to the box around what is set in any of the masks [B, H, W]; whole where nothing is."""
     set_ = (mask if mask.ndim == 3 else mask[None]).amax(dim=0) > 0.5
+    if not set_.any():  # Load Image gives an empty mask, of any size, where nothing was painted
+        return images
     if set_.shape != images.shape[1:3]:
         raise ValueError(
             f"The mask is {tuple(set_.shape)} and the images are {tuple(images.shape[1:3])}. Give both the same size."
         )
     rows, columns = set_.any(dim=1).nonzero().flatten(), set_.any(dim=0).nonzero().flatten()
-    if len(rows) == 0:
-        raise ValueError("The mask is empty. Paint over what the sample is about.")
     return images[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]

@@ -7,12 +7,12 @@ import { reviewPanel } from "./review.js";
 import { lastState, refreshState, renderSidebar } from "./sidebar.js";
 import { t } from "./words.js";
 
-
 function textPanel() {
-  const text = el("div", { className: "cl-text cl-read", textContent: t("Run the workflow to see something here.") });
+  const text = el("div", { className: "cl-text cl-read cl-empty", textContent: t("Run the workflow to see something here.") });
   const hint = el("div", { className: "cl-hint" });
   const panel = keepEvents(el("div", { className: "cl-panel" }, text, hint));
   panel.write = (words) => {
+    text.classList.remove("cl-empty");
     text.textContent = words;
     text.scrollTop = text.scrollHeight;
   };
@@ -21,33 +21,38 @@ function textPanel() {
 }
 
 function notePanel() {
-  const panel = el("div", { className: "cl-panel cl-hint" });
-  panel.note = (text) => (panel.textContent = text);
+  const panel = el("div", { className: "cl-panel cl-hint cl-note" });
+  panel.note = (text) => {
+    panel.textContent = text;
+    panel.title = text;
+  };
   return panel;
 }
 
 const PANELS = {
-  ComfyLoopAsk: [textPanel, 110],
-  ComfyLoopWritePrompt: [textPanel, 90],
-  ComfyLoopReview: [reviewPanel, 150],
-  ComfyLoopPickImages: [pickPanel, 230],
-  ComfyLoopLiveLora: [notePanel, 24],
-  ComfyLoopSaveSample: [notePanel, 24],
+  ComfyLoopAsk: [textPanel, 110, 320],
+  ComfyLoopWritePrompt: [textPanel, 90, 320],
+  ComfyLoopReview: [reviewPanel, 150, 360],
+  ComfyLoopPickImages: [pickPanel, 230, 400],
+  ComfyLoopLiveLora: [notePanel, 24, 300],
+  ComfyLoopSaveSample: [notePanel, 24, 320],
 };
 
-// The node that an execution id means; ids inside subgraphs are paths.
-function nodeOf(id) {
+// The panel of the node that an execution id means; ids inside subgraphs are paths like "12:3".
+function panelOf(id) {
   let graph = app.rootGraph ?? app.graph;
   let node = null;
   for (const part of String(id).split(":")) {
     node = graph?.getNodeById?.(Number(part)) ?? null;
     graph = node?.subgraph;
   }
-  return node;
+  return node?.comfyloopPanel;
 }
 
-function panelOf(id) {
-  return nodeOf(id)?.comfyloopPanel;
+// A pause of another workflow than the one that is open is shown in the sidebar alone.
+function showPause(pause) {
+  const open = (app.rootGraph ?? app.graph)?.id;
+  if (!pause.workflow || !open || pause.workflow === open) panelOf(pause.node)?.show?.(pause);
 }
 
 function onOutput(panel, output) {
@@ -60,15 +65,26 @@ function onOutput(panel, output) {
 
 async function showPauses() {
   const state = await refreshState();
-  for (const pause of state?.pauses ?? []) panelOf(pause.node)?.show(pause);
+  for (const pause of state?.pauses ?? []) showPause(pause);
+}
+
+function toast(severity, detail) {
+  app.extensionManager.toast?.add({ severity, summary: "ComfyLoop", detail, life: severity === "warn" ? 15_000 : 6_000 });
 }
 
 let sidebar = null;
 let pending = null;
-const later = (work) => {
+function redraw() {
   clearTimeout(pending);
-  pending = setTimeout(work, 300);
-};
+  pending = setTimeout(async () => (sidebar ? sidebar.draw() : refreshState()), 300);
+}
+
+let lastProblem = "";
+function onKept({ problem }) {
+  if (problem && problem !== lastProblem) toast("warn", problem);
+  lastProblem = problem;
+  redraw();
+}
 
 app.registerExtension({
   name: "comfyloop",
@@ -76,7 +92,7 @@ app.registerExtension({
   nodeCreated(node) {
     const known = PANELS[node.comfyClass];
     if (!known) return;
-    const [make, height] = known;
+    const [make, height, width] = known;
     const panel = make();
     node.comfyloopPanel = panel;
     const widget = node.addDOMWidget("comfyloop", "comfyloop", panel, {
@@ -92,23 +108,35 @@ app.registerExtension({
       executed?.call(this, output);
       onOutput(panel, output);
     };
-    const width = node.comfyClass === "ComfyLoopPickImages" ? 400 : 320;
     const size = node.computeSize();
     node.setSize([Math.max(size[0], width), size[1]]);
   },
 
   async setup() {
     document.head.append(el("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));
-    api.addEventListener("comfyloop.text", ({ detail }) => panelOf(detail.node)?.write?.(detail.text));
-    api.addEventListener("comfyloop.review", ({ detail }) => panelOf(detail.node)?.show?.(detail));
-    api.addEventListener("comfyloop.pick", ({ detail }) => panelOf(detail.node)?.show?.(detail));
-    api.addEventListener("comfyloop.resumed", ({ detail }) => panelOf(detail.node)?.resume?.(detail.pause));
-    api.addEventListener("comfyloop.live", () => {
-      app.refreshComboInNodes?.();
-      later(() => sidebar?.draw());
+    const on = (event, work) => api.addEventListener(`comfyloop.${event}`, ({ detail }) => work(detail));
+    on("text", ({ node, text }) => panelOf(node)?.write?.(text));
+    for (const event of ["review", "pick"]) {
+      on(event, (pause) => {
+        showPause(pause);
+        redraw();
+      });
+    }
+    on("resumed", ({ node, pause }) => {
+      panelOf(node)?.resume?.(pause);
+      redraw();
     });
-    api.addEventListener("comfyloop.waiting", () => later(() => sidebar?.draw()));
-    api.addEventListener("execution_success", () => later(() => sidebar?.history()));
+    on("live", () => {
+      app.refreshComboInNodes?.();
+      redraw();
+    });
+    on("event", (event) => {
+      if (event.type === "version.promoted") toast("success", `${event.project}@${event.version || "base"} ${t("is live now")}`);
+      event.type === "run.progress" ? sidebar?.progress(event) : redraw();
+    });
+    on("waiting", onKept);
+    on("connected", redraw);
+    api.addEventListener("execution_success", () => sidebar?.history());
     app.extensionManager.registerSidebarTab({
       id: "comfyloop",
       icon: "pi pi-sync",
@@ -124,4 +152,3 @@ app.registerExtension({
 
   afterConfigureGraph: showPauses,
 });
-

@@ -16,17 +16,21 @@ export function button(label, onclick, kind = "") {
   return el("button", { type: "button", className: `cl-button ${kind}`, textContent: t(label), onclick });
 }
 
+// A button of one icon (PrimeIcons, as ComfyUI's own).
+export function iconButton(icon, label, onclick) {
+  const title = t(label);
+  return el("button", { type: "button", className: "cl-icon", title, "aria-label": title, onclick }, el("i", { className: `pi ${icon}` }));
+}
+
 // Five stars; `onchange` gets 0..5, a second click on a star takes it back.
 export function stars(onchange, value = 0) {
-  const row = el("span", { className: "cl-stars" });
-  row.setAttribute("role", "radiogroup");
+  const row = el("span", { className: "cl-stars", role: "radiogroup", "aria-label": t("Rate") });
   const paint = () => [...row.children].forEach((star, i) => {
-    star.textContent = i < value ? "★" : "☆";
+    star.firstChild.className = `pi ${i < value ? "pi-star-fill" : "pi-star"}`;
     star.setAttribute("aria-checked", String(i + 1 === value));
   });
   for (let n = 1; n <= 5; n++) {
-    const star = el("button", { type: "button", className: "cl-star", title: `${n} / 5` });
-    star.setAttribute("role", "radio");
+    const star = el("button", { type: "button", className: "cl-star", title: `${n} / 5`, role: "radio" }, el("i"));
     star.addEventListener("click", (event) => {
       event.stopPropagation();
       value = value === n ? 0 : n;
@@ -39,15 +43,37 @@ export function stars(onchange, value = 0) {
   return row;
 }
 
-// A line that says what became of a click; errors in red, and the buttons usable again.
+// A line that says what became of a click.
 export function outcome() {
-  const line = el("div", { className: "cl-outcome" });
-  line.setAttribute("role", "status");
+  const line = el("div", { className: "cl-outcome", role: "status" });
   line.say = (text, bad = false) => {
     line.textContent = text;
     line.classList.toggle("cl-bad", bad);
   };
+  line.kept = (count) => line.say(count ? `${t("Kept")}: ${count}` : t("Nothing to keep"));
   return line;
+}
+
+// The line over a panel: that the queue waits and until when, or a plain hint.
+export function hintLine() {
+  const line = el("div", { className: "cl-hint" });
+  line.show = (data, otherwise) => {
+    line.classList.toggle("cl-wait", Boolean(data?.pause));
+    const at = () => new Date(data.until * 1000).toLocaleTimeString();
+    line.textContent = data?.pause
+      ? `${t("Waiting for you: the whole queue waits.")} ${t("Goes on by itself at")} ${at()}` : otherwise ?? "";
+  };
+  return line;
+}
+
+// Children by key: those that are there already stay as they are, with what a person typed into them.
+export function keyed(box, items, make) {
+  const known = new Map([...box.children].map((child) => [child.dataset.key, child]));
+  box.replaceChildren(...items.map(([key, data]) => {
+    const child = known.get(key) ?? make(data);
+    child.dataset.key = key;
+    return child;
+  }));
 }
 
 // Typing and scrolling in our elements must not move or delete nodes.

@@ -1,6 +1,6 @@
 // The Review node: a text to edit, accept, reject or rate. The same panel serves the sidebar's history.
 import { call } from "./api.js";
-import { button, el, keepEvents, outcome, stars } from "./parts.js";
+import { button, el, hintLine, iconButton, keepEvents, outcome, stars } from "./parts.js";
 import { t } from "./words.js";
 
 const NOTES = {
@@ -9,29 +9,34 @@ const NOTES = {
   done: "Done",
 };
 
-export function reviewPanel() {
+// `compact`: thumbs instead of words, as the sidebar has little room.
+export function reviewPanel({ compact = false } = {}) {
   const text = el("textarea", { className: "cl-text", placeholder: t("Run the workflow to see something here."), spellcheck: false });
-  const hint = el("div", { className: "cl-hint" });
+  const hint = hintLine();
   const line = outcome();
+  const accept = compact ? iconButton("pi-thumbs-up", "Good", () => send("accept")) : button("Accept", () => send("accept"), "primary");
+  const reject = compact ? iconButton("pi-thumbs-down", "Bad", () => send("reject")) : button("Reject", () => send("reject"));
+  const starRow = el("span");
+  const panel = keepEvents(el("div", { className: "cl-panel cl-review" }, hint, text,
+    el("div", { className: "cl-row" }, accept, reject, starRow, line)));
   let shown = null;
   let rating = 0;
-  const starRow = el("span");
-  const accept = button("Accept", () => send("accept"), "primary");
-  const reject = button("Reject", () => send("reject"));
-  const panel = keepEvents(el("div", { className: "cl-panel cl-review" }, hint, text,
-    el("div", { className: "cl-row" }, accept, reject, starRow), line));
 
   const enable = (on) => [text, accept, reject].forEach((part) => (part.disabled = !on));
+  const label = () => {
+    const edited = Boolean(shown) && text.value.trim() !== shown.original.trim();
+    if (compact) accept.replaceChildren(el("i", { className: `pi ${edited ? "pi-check" : "pi-thumbs-up"}` }));
+    else accept.textContent = t(edited ? "Use my text" : "Accept");
+    accept.title = t(edited ? "Use my text" : compact ? "Good" : "Accept");
+  };
+  text.addEventListener("input", label);
 
   async function send(action) {
     enable(false);
     try {
       const answer = await call("review", { ...shown, action, text: text.value, rating });
-      const was = shown;
-      shown = { ...shown, pause: "" };
-      hint.textContent = was.version ?? "";
-      hint.classList.remove("cl-wait");
-      line.say(`${t("Kept")}: ${answer.kept}`);
+      panel.resume(shown.pause);
+      line.kept(answer.kept);
     } catch (error) {
       line.say(error.message, true);
       enable(true);
@@ -40,23 +45,19 @@ export function reviewPanel() {
 
   panel.show = (data) => {
     shown = data;
-    rating = 0;
-    starRow.replaceChildren(stars((value) => (rating = value)));
+    rating = data.rating ?? 0;
+    starRow.replaceChildren(stars((value) => (rating = value), rating));
     text.value = data.text;
     enable(true);
-    hint.classList.toggle("cl-wait", Boolean(data.pause));
-    hint.textContent = data.pause ? `${t("Waiting for you: the whole queue waits.")} ${until(data.seconds)}` : data.version ?? "";
+    hint.show(data, data.version);
     line.say(data.note ? t(NOTES[data.note]) : "");
+    label();
   };
   panel.resume = (pause) => {
-    if (shown?.pause === pause) shown = { ...shown, pause: "" };
-    hint.classList.remove("cl-wait");
-    hint.textContent = shown?.version ?? "";
+    if (!shown || shown.pause !== pause) return;
+    shown = { ...shown, pause: "" };
+    hint.show(shown, shown.version);
   };
   enable(false);
   return panel;
-}
-
-export function until(seconds) {
-  return `${t("Goes on by itself at")} ${new Date(Date.now() + seconds * 1000).toLocaleTimeString()}`;
 }

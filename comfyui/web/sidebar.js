@@ -1,6 +1,7 @@
-// The sidebar tab: connection, project, live version, what waits, capture, history.
+// The sidebar tab: connection, project, live version, next run, capture, settings, history.
+import { app } from "../../scripts/app.js";
 import { call } from "./api.js";
-import { button, el, keepEvents, outcome } from "./parts.js";
+import { button, el, keepEvents, keyed, outcome } from "./parts.js";
 import { pickPanel } from "./pick.js";
 import { reviewPanel } from "./review.js";
 import { t } from "./words.js";
@@ -12,13 +13,12 @@ export async function refreshState() {
   return lastState;
 }
 
-export function renderSidebar(root) {
-  const head = el("div");
-  const body = el("div", { className: "cl-panel cl-side", style: "padding:0" });
-  const line = outcome();
-  const recent = el("div", { className: "cl-panel cl-side", style: "padding:0" });
-  root.replaceChildren(keepEvents(el("div", { className: "cl-panel cl-side cl-sidebar" }, head, body, line, recent)));
+const card = (...parts) => el("div", { className: "cl-card" }, ...parts);
+const hint = (text) => el("div", { className: "cl-hint", textContent: text });
+const name = (project, number) => (number ? `${project}@${number}` : t("base model"));
 
+export function renderSidebar(root) {
+  const line = outcome();
   const act = async (path, data) => {
     try {
       await call(path, data);
@@ -29,76 +29,149 @@ export function renderSidebar(root) {
     await draw();
   };
 
-  function settings(state, projects) {
-    const project = el("select", { onchange: () => act("settings", { project: project.value }) },
-      ...[...new Set([state.project, ...projects])].map((name) => el("option", { value: name, textContent: name, selected: name === state.project })));
-    const capture = el("input", { type: "checkbox", checked: state.capturing, onchange: () => act("settings", { capturing: capture.checked }) });
-    const url = el("input", { value: state.url, spellcheck: false });
-    const token = el("input", { type: "password", placeholder: state.has_token ? "••••••" : "", autocomplete: "off" });
-    const excluded = el("input", { value: state.excluded.join(", "), spellcheck: false });
-    const save = button("Save", () => act("settings", {
-      url: url.value.trim(),
-      ...(token.value ? { token: token.value } : {}),
-      excluded: excluded.value.split(",").map((name) => name.trim()).filter(Boolean),
-    }));
-    return [
-      el("label", {}, t("Project"), project),
-      el("div", { className: "cl-card" },
-        el("label", { className: "cl-capture", style: "display:flex;gap:6px;align-items:center" }, capture, el("b", { textContent: t("Capture edits") })),
-        el("span", { className: "cl-hint", textContent: `${t(state.capturing ? "on: edits between runs are kept" : "off: nothing is captured by itself")}. ${t("Everything stays on this machine and your service.")}` })),
-      el("details", {}, el("summary", { textContent: t("Service") }),
-        el("label", {}, "URL", url), el("label", {}, t("Token"), token), el("label", {}, t("Excluded node classes"), excluded), save),
-    ];
-  }
-
-  function numbers(state, project) {
-    const rows = [];
-    if (project) {
-      const version = project.version;
-      rows.push(el("div", {}, `${t("Live version")}: `, el("b", { className: "cl-live", textContent: project.live ? `${state.project}@${project.live}` : t("base model") })));
-      if (version?.gate?.reasons?.length) rows.push(el("div", { className: "cl-hint", textContent: `${t("What changed")}: ${version.gate.reasons.join(" ")}` }));
-      rows.push(el("div", {}, `${t("New feedback for the next run")}: ${project.new}${project.new === 1000 ? "+" : ""}`));
-      rows.push(el("div", {}, `${t("Loop")}: ${project.loop.state}`));
-      if (project.live) rows.push(button("Roll back", () => confirm(t("Go back to the version before?")) && act("rollback", {})));
-    }
-    rows.push(el("div", { className: "cl-waiting" }, `${t("Waiting to be delivered")}: ${state.waiting}`));
-    if (state.refused) rows.push(el("div", { className: "cl-row cl-bad" }, `${t("Refused by the service")}: ${state.refused}`, button("Try again", () => act("retry", {}))));
-    if (state.problem) rows.push(el("div", { className: "cl-bad", textContent: state.problem }));
-    return el("div", { className: "cl-card" }, ...rows);
-  }
+  const dot = el("span", { className: "cl-dot" });
+  const connection = el("span");
+  const why = hint("");
+  const problem = el("div", { className: "cl-bad" });
+  const pauses = el("div", { className: "cl-stack" });
+  const projects = el("select", { onchange: () => act("settings", { project: projects.value }), "aria-label": t("Project") });
+  const version = card();
+  const next = card();
+  const capture = captureCard(act);
+  const service = serviceCard(act);
+  const answers = el("div", { className: "cl-stack" });
+  const grids = el("div", { className: "cl-stack" });
+  root.replaceChildren(keepEvents(el("div", { className: "cl-sidebar" },
+    el("div", { className: "cl-head" }, el("b", { textContent: "ComfyLoop" }), el("span", {}, dot, connection)),
+    why, problem, line, pauses, el("label", {}, t("Project"), projects), version, next, capture.box, service.box,
+    el("h3", { textContent: t("Last answers") }), answers, el("h3", { textContent: t("Last images") }), grids)));
 
   async function draw() {
     const state = await refreshState();
     if (!state || !root.isConnected) return;
-    head.replaceChildren(el("span", { className: `cl-dot ${state.connected ? "on" : ""}` }), t(state.connected ? "Connected" : "Not connected"),
-      el("div", { className: "cl-hint", textContent: state.connected ? state.url : state.why }));
+    dot.classList.toggle("on", state.connected);
+    connection.textContent = t(state.connected ? "Connected" : "Not connected");
+    why.textContent = state.connected ? "" : state.why;
+    problem.textContent = state.problem;
+    keyed(pauses, state.pauses.map((pause) => [pause.pause, pause]), (pause) => {
+      const panel = pause.event === "comfyloop.pick" ? pickPanel() : reviewPanel();
+      panel.show(pause);
+      return card(el("b", { textContent: t("Waiting for you") }), panel);
+    });
     let project = null;
     try {
-      project = await call("project");
+      if (state.connected) project = await call("project");
     } catch (error) {
-      if (state.connected) line.say(error.message, true);
+      line.say(error.message, true);
     }
-    body.replaceChildren(numbers(state, project), ...settings(state, project?.projects ?? []));
+    const names = [...new Set([state.project, ...(project?.projects ?? [])])];
+    projects.replaceChildren(...names.map((value) => el("option", { value, textContent: value, selected: value === state.project })));
+    version.replaceChildren(...versionRows(state, project, act));
+    next.replaceChildren(...nextRows(state, project, act));
+    capture.show(state);
+    service.show(state);
   }
 
   async function history() {
-    const found = await call("recent").catch(() => ({ answers: [], grids: [] }));
-    const answers = found.answers.map((generation) => {
-      const panel = reviewPanel();
-      panel.show({ text: generation.answer, original: generation.answer, generation: generation.id, project: generation.project,
-        about: "answer", version: `${generation.project}@${generation.version || "base"}` });
-      return el("div", { className: "cl-card" }, panel);
+    const found = await call("recent").catch(() => null);
+    if (!found || !root.isConnected) return;
+    keyed(answers, found.answers.map((answer) => [answer.generation, answer]), (answer) => {
+      const panel = reviewPanel({ compact: true });
+      panel.show(answer);
+      return card(hint(answer.question), panel);
     });
-    const grids = found.grids.map((grid) => {
+    keyed(grids, found.grids.map((grid) => [`${grid.prompt_id}${grid.shown.join()}`, grid]), (grid) => {
       const panel = pickPanel();
       panel.show({ ...grid, pause: "" });
-      return el("div", { className: "cl-card" }, panel);
+      return card(panel);
     });
-    recent.replaceChildren(el("h3", { textContent: t("Last answers") }), ...(answers.length ? answers : [t("Nothing yet.")]),
-      el("h3", { textContent: t("Last images") }), ...(grids.length ? grids : [t("Nothing yet.")]));
+    for (const box of [answers, grids]) if (!box.children.length) box.replaceChildren(hint(t("Nothing yet.")));
+  }
+
+  function progress(event) {
+    const bar = next.querySelector("progress") ?? next.appendChild(el("progress"));
+    bar.max = event.total_steps || 1;
+    bar.value = event.step;
+    const words = next.querySelector(".cl-progress") ?? next.appendChild(el("div", { className: "cl-hint cl-progress" }));
+    const loss = event.loss === null || event.loss === undefined ? "" : `, ${t("loss")} ${event.loss.toFixed(3)}`;
+    words.textContent = `${t("step")} ${event.step} ${t("of")} ${event.total_steps}${loss}`;
   }
 
   draw();
   history();
-  return { draw, history };
+  return { draw, history, progress };
+}
+
+function versionRows(state, project, act) {
+  const rows = [el("div", {}, `${t("Live version")}: `, el("b", { className: "cl-live", textContent: name(state.project, project?.live ?? state.live) }))];
+  const version = project?.version;
+  if (!version) return rows;
+  const sides = [version.text && t("text"), version.image && t("image")].filter(Boolean).join(" + ");
+  rows.push(hint([sides, `${version.samples} ${t("samples")}`, `${t("trained from")} ${name(state.project, version.parent)}`].join(" · ")));
+  for (const m of version.measures) {
+    const better = (m.candidate - m.live) * (m.higher_is_better ? 1 : -1) >= 0;
+    rows.push(el("div", { className: `cl-hint ${better ? "cl-better" : "cl-worse"}`, title: `${m.low.toFixed(3)} … ${m.high.toFixed(3)}`,
+      textContent: `${m.metric.replaceAll("_", " ")}, ${m.slice}: ${m.live.toFixed(2)} → ${m.candidate.toFixed(2)} (${m.items} ${t("items")})` }));
+  }
+  if (version.reasons.length) {
+    rows.push(el("details", {}, el("summary", { textContent: t("What the gate said") }), ...version.reasons.map(hint)));
+  }
+  const back = () => confirm(t("Go back to the version before?")) && act("rollback", {});
+  rows.push(el("div", { className: "cl-row" }, button("Roll back", back, "cl-rollback")));
+  return rows;
+}
+
+function nextRows(state, project, act) {
+  const rows = [];
+  if (project) {
+    const { waiting, trigger, state: at, error } = project.loop;
+    rows.push(el("div", {}, `${t("Next run")}: `, el("b", { className: "cl-next", textContent: `${waiting} ${t("of")} ${trigger}` }), ` ${t("pieces of feedback")}`));
+    if (at === "idle") rows.push(el("progress", { max: trigger, value: Math.min(waiting, trigger) }));
+    else rows.push(hint(t(at)));
+    if (error) rows.push(el("div", { className: "cl-bad", textContent: error }));
+  }
+  rows.push(el("div", { className: "cl-hint cl-waiting", textContent: `${t("Waiting to be delivered")}: ${state.waiting}` }));
+  if (state.refused) {
+    rows.push(el("div", { className: "cl-row cl-bad" }, `${t("Refused by the service")}: ${state.refused}`, button("Try again", () => act("retry", {}))));
+  }
+  return rows;
+}
+
+function captureCard(act) {
+  const capture = el("input", { type: "checkbox", onchange: () => act("settings", { capturing: capture.checked }) });
+  const words = hint("");
+  const box = card(el("label", { className: "cl-capture" }, capture, el("b", { textContent: t("Capture edits") })), words);
+  const show = (state) => {
+    capture.checked = state.capturing;
+    const on = state.problem ? "Capture is paused." : "on: edits between runs are kept.";
+    words.textContent = `${t(state.capturing ? on : "off: nothing is captured by itself.")} ${t("Everything stays on this machine and your service.")}`;
+  };
+  return { box, show };
+}
+
+// Its fields are written into only when nobody types in them.
+function serviceCard(act) {
+  const url = el("input", { spellcheck: false });
+  const token = el("input", { type: "password", autocomplete: "off" });
+  const excluded = el("textarea", { className: "cl-excluded", spellcheck: false, rows: 2 });
+  const classes = () => excluded.value.split(",").map((word) => word.trim()).filter(Boolean);
+  const add = button("Add the selected nodes", () => {
+    const selected = Object.values(app.canvas?.selected_nodes ?? {}).map((node) => node.comfyClass ?? node.type);
+    excluded.value = [...new Set([...classes(), ...selected])].join(", ");
+  });
+  const save = button("Save", async () => {
+    await act("settings", { url: url.value.trim(), ...(token.value ? { token: token.value } : {}), excluded: classes() });
+    token.value = "";
+  }, "primary");
+  const box = el("details", { className: "cl-service" }, el("summary", { textContent: t("Service") }), el("div", { className: "cl-card" },
+    el("label", {}, "URL", url), el("label", {}, t("Token"), token),
+    el("label", {}, t("Node classes of which nothing is captured"), excluded), el("div", { className: "cl-row" }, add, save)));
+  const show = (state) => {
+    if (box.contains(document.activeElement)) return;
+    url.value = state.url;
+    token.placeholder = state.has_token ? "••••••" : "";
+    excluded.value = state.excluded.join(", ");
+    if (!state.connected && !box.dataset.opened) box.open = box.dataset.opened = true;
+  };
+  return { box, show };
 }

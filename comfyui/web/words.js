@@ -2,17 +2,23 @@
 import { app } from "../../scripts/app.js";
 
 const ZH = {
-  "Accept": "采纳", "Reject": "否决", "Use these": "使用所选", "All go on": "全部通过", "Reason (optional)": "理由（可选）",
-  "Waiting for you: the whole queue waits.": "等待你的处理：整个队列都在等待。",
-  "Goes on by itself at": "自动继续时间", "Edited text is learnt from.": "修改后的文字会用于学习。",
-  "Kept": "已保存", "Time is over: it went on unchanged.": "已超时：按原样继续。", "Rejected: what follows was not run.": "已否决：后续节点未运行。",
-  "Done": "完成", "Run the workflow to see something here.": "运行工作流后在此显示。", "Connected": "已连接", "Not connected": "未连接",
-  "Project": "项目", "Live version": "当前版本", "base model": "基础模型", "New feedback for the next run": "等待下次训练的反馈",
-  "Waiting to be delivered": "等待发送", "Capture edits": "记录修改", "on: edits between runs are kept": "开：记录两次运行之间的修改",
-  "off: nothing is captured by itself": "关：不会自动记录", "Roll back": "回滚", "Service": "服务", "Token": "令牌", "Save": "保存",
-  "Excluded node classes": "排除的节点类型", "Last answers": "最近的回答", "Last images": "最近的图片", "Refused by the service": "被服务拒绝",
-  "Try again": "重试", "Go back to the version before?": "回到上一个版本？", "What changed": "变化", "Nothing yet.": "暂无。",
-  "Loop": "训练循环", "Everything stays on this machine and your service.": "所有数据只保存在本机和你的服务中。",
+  "Accept": "采纳", "Reject": "否决", "Use my text": "使用我的文字", "Use these": "使用所选", "All go on": "全部通过",
+  "Reason (optional)": "理由（可选）", "Good": "好", "Bad": "不好", "Rate": "评分",
+  "Waiting for you: the whole queue waits.": "等待你的处理：整个队列都在等待。", "Waiting for you": "等待你的处理",
+  "Goes on by itself at": "自动继续时间", "Kept": "已保存", "Nothing to keep": "没有可保存的内容",
+  "Time is over: it went on unchanged.": "已超时：按原样继续。", "Rejected: what follows was not run.": "已否决：后续节点未运行。",
+  "Done": "完成", "Run the workflow to see something here.": "运行工作流后在此显示。",
+  "Connected": "已连接", "Not connected": "未连接", "Project": "项目", "Live version": "当前版本", "base model": "基础模型",
+  "trained from": "训练自", "samples": "个样本", "items": "条", "text": "文本", "image": "图像", "What the gate said": "评估结论",
+  "Roll back": "回滚", "Go back to the version before?": "回到上一个版本？", "is live now": "已上线",
+  "Next run": "下次训练", "of": "/", "pieces of feedback": "条反馈", "Waiting to be delivered": "等待发送",
+  "idle": "空闲", "curating": "整理数据", "training": "训练中", "gating": "评估中", "promoting": "上线中",
+  "step": "步", "loss": "损失", "Capture edits": "记录修改", "Capture is paused.": "记录已暂停。",
+  "on: edits between runs are kept.": "开：记录两次运行之间的修改。", "off: nothing is captured by itself.": "关：不会自动记录。",
+  "Everything stays on this machine and your service.": "所有数据只保存在本机和你的服务中。",
+  "Service": "服务", "Token": "令牌", "Save": "保存", "Saved": "已保存", "Node classes of which nothing is captured": "不记录的节点类型",
+  "Add the selected nodes": "加入选中的节点", "Last answers": "最近的回答", "Last images": "最近的图片", "Nothing yet.": "暂无。",
+  "Refused by the service": "被服务拒绝", "Try again": "重试",
 };
 
 export function t(text) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 
 import torch
 
@@ -30,4 +31,18 @@ class Painter:
         return (torch.nn.functional.interpolate(small, size=(size, size), mode="bilinear").movedim(1, -1),)
 
 
-NODE_CLASS_MAPPINGS = {"TestPainter": Painter}
+class Slow:
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"images": ("IMAGE",), "seconds": ("FLOAT", {"default": 1.0})}}
+
+    RETURN_TYPES = ("IMAGE",)
+    FUNCTION = "wait"
+    CATEGORY = "tests"
+
+    def wait(self, images, seconds: float):
+        time.sleep(seconds)
+        return (images,)
+
+
+NODE_CLASS_MAPPINGS = {"TestPainter": Painter, "TestSlow": Slow}
