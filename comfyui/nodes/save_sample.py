@@ -26,7 +26,11 @@ class SaveSample(io.ComfyNode):
                 io.String.Input("answer", multiline=True, default=""),
                 io.String.Input("project", default="", tooltip="Empty: the project of the sidebar."),
                 io.Image.Input("images", optional=True),
-                io.Mask.Input("mask", optional=True, tooltip="The images are cropped to the box around it; nothing painted: whole."),
+                io.Mask.Input(
+                    "mask",
+                    optional=True,
+                    tooltip="The images are cropped to the box around it; nothing painted: whole.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="cropped")],
             hidden=[io.Hidden.unique_id],

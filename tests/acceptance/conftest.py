@@ -43,7 +43,9 @@ class RunningService:
         wait_for(lambda: port_file.exists() and port_file.read_text().endswith("\n"), 60, self.what_happened)
         self.client.close()
         self.client = Client(
-            f"http://127.0.0.1:{port_file.read_text().strip()}", project=str(self._settings["project"])
+            f"http://127.0.0.1:{port_file.read_text().strip()}",
+            str(self._settings.get("token", "")),
+            str(self._settings["project"]),
         )
 
     def wait_ready(self, seconds: float = 180) -> None:

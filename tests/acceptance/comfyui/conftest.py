@@ -19,6 +19,9 @@ from comfyloop.comfyui import pack_folder
 from tests.acceptance.conftest import RunningService, wait_for
 
 HERE = Path(__file__).parent
+TOKEN = "right"
+NOBODY = "http://127.0.0.1:9"
+"""Where no service answers."""
 
 
 class RunningComfyUI:
@@ -126,7 +129,7 @@ class RunningComfyUI:
 
 @pytest.fixture
 def service(make_service: Callable[..., RunningService], tiny_vlm: Path) -> RunningService:
-    service = make_service(project="acme", model=tiny_vlm, trigger_samples=1_000_000)
+    service = make_service(project="acme", model=tiny_vlm, trigger_samples=1_000_000, token=TOKEN)
     service.start()
     service.wait_ready()
     return service
@@ -139,6 +142,6 @@ def comfyui(tmp_path: Path) -> Iterator[RunningComfyUI]:
         pytest.skip(
             f"NOT PROVED: {' and '.join(missing)} not set, so the node pack was not tried in a real ComfyUI"
         )
-    running = RunningComfyUI(tmp_path / "comfyui", COMFYLOOP_PROJECT="acme")
+    running = RunningComfyUI(tmp_path / "comfyui", COMFYLOOP_PROJECT="acme", COMFYLOOP_URL=NOBODY)
     yield running
     running.stop()

@@ -14,6 +14,9 @@ from typing import Any
 import pytest
 
 from comfyloop.comfyui import pack_folder
+from comfyloop.records import GateReport, Measure, Version
+from comfyloop.settings import Settings
+from comfyloop.store import open_store, versions
 from tests.acceptance.comfyui.conftest import RunningComfyUI
 from tests.acceptance.comfyui.test_nodes import connect, stored
 from tests.acceptance.conftest import RunningService, wait_for
@@ -32,6 +35,7 @@ BROWSER = [
     "--disable-sync",
 ]
 READY = "() => window.LiteGraph?.registered_node_types?.ComfyLoopAsk && (window.app ?? window.comfyAPI.app.app)?.canvas"
+ANSWER = ".cl-sidebar .cl-card:has(.cl-icon)"
 BUILD = """async (vue) => {
   const app = window.app ?? window.comfyAPI.app.app;
   if (vue) await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true);
@@ -110,6 +114,34 @@ def pick(page: Any, number: int) -> None:
     page.click(".cl-pick .cl-button.primary")
 
 
+def open_sidebar(page: Any) -> None:
+    page.click(".comfyloop-tab-button, [aria-label=ComfyLoop]")
+    page.wait_for_selector(".cl-sidebar .cl-dot.on")
+    page.wait_for_timeout(1500)
+
+
+def review_in_sidebar(page: Any, text: str) -> None:
+    """Run, and answer the review from the sidebar, wherever its node is."""
+    run(page)
+    page.wait_for_selector(".cl-sidebar .cl-wait", timeout=30_000)
+    page.locator(".cl-sidebar .cl-card:has(.cl-wait) textarea").fill(text)
+    page.locator(".cl-sidebar .cl-card:has(.cl-wait) .cl-button.primary").click()
+    page.wait_for_selector(".cl-sidebar .cl-wait", state="detached", timeout=30_000)
+
+
+def arrives(service: RunningService, kind: str, **fields: Any) -> dict[str, Any]:
+    """The piece of feedback that has these fields, once it is in the store."""
+    found: list[dict[str, Any]] = []
+
+    def look() -> bool:
+        items = [item for item in stored(service) if item["kind"] == kind]
+        found[:] = [item for item in items if all(item[name] == value for name, value in fields.items())]
+        return bool(found)
+
+    wait_for(look, 30, lambda: str(stored(service)))
+    return found[0]
+
+
 def test_what_a_person_does_in_the_page_arrives(
     page: Any, comfyui: RunningComfyUI, service: RunningService
 ) -> None:
@@ -128,28 +160,124 @@ def test_what_a_person_does_in_the_page_arrives(
     run(page)
     judge(page, "Another poster.")
     pick(page, 1)
-    wait_for(
-        lambda: any(i["kind"] == "prompt_edited" for i in stored(service)), 30, lambda: str(stored(service))
-    )
-    (edit,) = [item for item in stored(service) if item["kind"] == "prompt_edited"]
-    assert (edit["before"], edit["after"]) == ("a red fox", "a blue fox in snow")
+    arrives(service, "prompt_edited", before="a red fox", after="a blue fox in snow")
 
     # a link is moved: the pictures are saved without the pick (judged already, so nothing pauses again)
     page.evaluate("() => { const g = window.testApp.graph, n = (t) => g._nodes.find((x) => x.type === t);"
                   " n('TestPainter').connect(0, n('SaveImage'), 'images'); }")  # fmt: skip
     run(page)
-    wait_for(
-        lambda: any(i["kind"] == "graph_edited" for i in stored(service)), 30, lambda: str(stored(service))
-    )
+    assert arrives(service, "graph_edited")["kept"]
 
-    page.click(".comfyloop-tab-button, [aria-label=ComfyLoop]")
-    page.wait_for_selector(".cl-sidebar .cl-dot.on")
-    page.wait_for_selector(".cl-sidebar .cl-live")
-    page.wait_for_timeout(1500)
+    # afterwards, from the sidebar: an answer is written anew, another picture is picked
+    open_sidebar(page)
+    assert page.locator(ANSWER).count() == 2
     shot(page, "sidebar")
-    assert page.locator(".cl-sidebar .cl-review").count() == 2
+    answer = page.locator(ANSWER).first
+    answer.locator("textarea").fill("A poster of winter.")
+    answer.locator(".cl-icon").first.click()
+    arrives(service, "answer_edited", edited="A poster of winter.")
+    grid = page.locator(".cl-sidebar .cl-pick").first
+    grid.locator(".cl-cell:nth-child(3) .cl-image").click()
+    grid.locator(".cl-button.primary").click()
+    wait_for(lambda: len([i for i in stored(service) if i["kind"] == "image_picked"]) == 3, 30)
+
     page.locator(".cl-sidebar .cl-capture input").uncheck()
     wait_for(lambda: comfyui.call("/comfyloop/state")["capturing"] is False, 10)
+    before = len(stored(service))
+    prompt.fill("a green fox")
+    run(page)
+    page.wait_for_timeout(3000)
+    assert len(stored(service)) == before
+
+
+def test_a_version_goes_live_in_the_page_and_is_rolled_back_there(
+    page: Any, comfyui: RunningComfyUI, service: RunningService, tmp_path: Path
+) -> None:
+    lora = tmp_path / "v1.safetensors"
+    lora.write_bytes(b"never loaded here")
+    measure = Measure(
+        metric="log_likelihood", slice="prompt", items=8, live=-2.31, candidate=-1.04, low=0.9, high=1.6
+    )
+    report = GateReport(
+        project="acme",
+        live=0,
+        candidate=1,
+        verdict="promote",
+        reasons=("It is better.",),
+        measures=(measure,),
+    )
+    with (store := open_store(Settings(home=service.home))).begin() as conn:
+        versions.add(conn, Version(project="acme", number=1, image_adapter=str(lora), gate=report))
+    store.close()
+    open_sidebar(page)
+    service.client.promote(1)
+    page.wait_for_function(
+        "() => document.querySelector('.cl-live')?.textContent === 'acme@1'", timeout=20_000
+    )
+    assert "log likelihood, prompt: -2.31 → -1.04" in page.inner_text(".cl-better")
+    page.wait_for_timeout(500)
+    shot(page, "version")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click(".cl-rollback")
+    page.wait_for_function(
+        "() => document.querySelector('.cl-live')?.textContent !== 'acme@1'", timeout=20_000
+    )
+    assert service.client.versions()[0] == 0
+
+
+def test_nodes_in_a_subgraph_are_captured_and_reviewed(
+    page: Any, comfyui: RunningComfyUI, service: RunningService
+) -> None:
+    page.evaluate(BUILD, page.name == "vue")
+    page.evaluate(
+        """() => {
+          const graph = window.testApp.graph, of = (type) => graph._nodes.find((node) => node.type === type);
+          graph.remove(of("ComfyLoopPickImages"));
+          of("TestPainter").connect(0, of("SaveImage"), "images");
+        }"""
+    )
+    open_sidebar(page)
+    review_in_sidebar(page, "A fox.")
+    arrives(service, "answer_edited", edited="A fox.")
+    page.wait_for_timeout(1000)
+    page.evaluate(
+        """() => {
+          const graph = window.testApp.graph, inside = ["TestPainter", "ComfyLoopAsk", "ComfyLoopReview"];
+          graph.convertToSubgraph(new Set(graph._nodes.filter((node) => inside.includes(node.type))));
+          window.testInside = graph._nodes.find((node) => node.subgraph);
+        }"""
+    )
+    review_in_sidebar(page, "A red fox.")  # the same graph, of which nodes have other ids: no edit
+    arrives(service, "answer_edited", edited="A red fox.")
+    page.wait_for_timeout(1500)
+    assert {item["kind"] for item in stored(service)} == {"answer_edited"}
+    page.evaluate(
+        """() => {
+          const painter = window.testInside.subgraph._nodes.find((node) => node.type === "TestPainter");
+          painter.widgets.find((widget) => widget.name === "prompt").value = "a blue fox in snow";
+        }"""
+    )
+    review_in_sidebar(page, "A blue fox.")
+    edit = arrives(service, "prompt_edited", before="a red fox", after="a blue fox in snow")
+    path, _ = edit["node"].rsplit(":", 1)
+    assert path.startswith(page.evaluate("() => `${window.testInside.id}:`"))
+    assert len(edit["images_before"]) == len(edit["images_after"]) == 4
+
+
+def test_the_page_speaks_chinese(page: Any) -> None:
+    page.evaluate("() => window.comfyAPI.app.app.extensionManager.setting.set('Comfy.Locale', 'zh')")
+    page.wait_for_timeout(500)
+    page.reload()
+    page.wait_for_function(READY, timeout=90_000)
+    page.wait_for_timeout(3000)
+    page.keyboard.press("Escape")
+    page.evaluate(BUILD, page.name == "vue")
+    open_sidebar(page)
+    page.wait_for_timeout(1500)
+    shot(page, "chinese")
+    assert page.inner_text(".cl-sidebar h3 >> nth=0") == "最近的回答"
+    title = page.evaluate("() => window.testApp.graph._nodes.find((n) => n.type === 'ComfyLoopReview').title")
+    assert title == "审阅 (ComfyLoop)"
 
 
 def test_the_workflows_open_from_the_templates_dialog(page: Any, comfyui: RunningComfyUI) -> None:

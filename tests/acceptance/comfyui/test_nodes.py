@@ -4,6 +4,11 @@ from __future__ import annotations
 
 import copy
 import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +17,7 @@ import pytest
 from comfyloop.records import Version
 from comfyloop.settings import Settings
 from comfyloop.store import open_store, versions
-from tests.acceptance.comfyui.conftest import HERE, RunningComfyUI
+from tests.acceptance.comfyui.conftest import HERE, TOKEN, RunningComfyUI
 from tests.acceptance.conftest import RunningService, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -34,7 +39,21 @@ def ask(**inputs: Any) -> dict[str, Any]:
 
 
 def connect(comfyui: RunningComfyUI, service: RunningService, **settings: Any) -> None:
-    comfyui.call("/comfyloop/settings", {"url": service.client.url, **settings})
+    comfyui.call("/comfyloop/settings", {"url": service.client.url, "token": TOKEN, **settings})
+    wait_for(
+        lambda: comfyui.call("/comfyloop/state")["connected"],
+        20,
+        lambda: str(comfyui.call("/comfyloop/state")),
+    )
+
+
+def sentence(comfyui: RunningComfyUI, graph: dict[str, Any]) -> str:
+    """What a run that must fail says."""
+    entry = comfyui.ended(comfyui.queue(graph))
+    assert entry["status"]["status_str"] == "error", entry
+    return str(
+        next(m[1]["exception_message"] for m in entry["status"]["messages"] if m[0] == "execution_error")
+    )
 
 
 def stored(service: RunningService) -> list[dict[str, Any]]:
@@ -125,9 +144,7 @@ def test_with_the_service_killed_nothing_is_lost_or_doubled(
     for number in range(5):
         comfyui.run(save(f"while away {number}"))
     assert comfyui.waiting() >= 5
-    failed = comfyui.ended(comfyui.queue(graph))
-    assert failed["status"]["status_str"] == "error"
-    assert "Start it with `comfyloop up`" in str(failed["status"]["messages"])
+    assert "Start it with `comfyloop up`" in sentence(comfyui, graph)
     comfyui.stop()  # and ComfyUI dies too
     comfyui.start()
     assert comfyui.waiting() >= 5
@@ -175,16 +192,8 @@ def test_a_pause_can_be_rejected_timed_out_and_interrupted(
 def test_bad_input_gets_a_sentence(comfyui: RunningComfyUI, service: RunningService) -> None:
     comfyui.start()
     connect(comfyui, service)
-
-    def sentence(graph: dict[str, Any]) -> str:
-        entry = comfyui.ended(comfyui.queue(graph))
-        assert entry["status"]["status_str"] == "error"
-        return str(
-            next(m[1]["exception_message"] for m in entry["status"]["messages"] if m[0] == "execution_error")
-        )
-
-    assert "There is no project 'nowhere'" in sentence({"1": ask(model="nowhere")})
-    assert "question is empty" in sentence({"1": ask(question=" ")})
+    assert "There is no project 'nowhere'" in sentence(comfyui, {"1": ask(model="nowhere")})
+    assert "question is empty" in sentence(comfyui, {"1": ask(question=" ")})
     wide = {"1": node("EmptyImage", width=16384, height=8, batch_size=1, color=0), "2": ask(images=["1", 0])}
     wide["3"] = node(
         "ImageStitch",
@@ -196,13 +205,104 @@ def test_bad_input_gets_a_sentence(comfyui: RunningComfyUI, service: RunningServ
         spacing_color="white",
     )
     wide["2"]["inputs"]["images"] = ["3", 0]
-    assert "32768 x 8 pixels" in sentence(wide)
+    assert "32768 x 8 pixels" in sentence(comfyui, wide)
     assert "not a URL" in comfyui.refused("/comfyloop/settings", {"url": "nonsense"})
     assert "1 to 5" in comfyui.refused("/comfyloop/review", {"text": "x", "action": "accept", "rating": 9})
     saved = {"1": node("ComfyLoopSaveSample", question="q", answer="a", project="nowhere")}
     comfyui.run(saved)
     wait_for(lambda: comfyui.call("/comfyloop/state")["refused"] == 1, 20)
     assert "There is no project 'nowhere'" in str(comfyui.call("/comfyloop/refused"))
+    service.client.call("POST", "/v1/projects", {"name": "nowhere"})
+    assert comfyui.call("/comfyloop/retry", {}) == {"queued": 1}
+    wait_for(lambda: comfyui.waiting() == 0, 20)
+    assert comfyui.call("/comfyloop/state")["refused"] == 0
+
+    saved["1"]["inputs"] |= {"project": "acme", "answer": "kept while the token was wrong"}
+    comfyui.call("/comfyloop/settings", {"token": "wrong"})
+    assert "refused the token" in sentence(comfyui, {"1": ask()})
+    comfyui.run(saved)
+    wait_for(lambda: "refused the token" in comfyui.call("/comfyloop/state")["why"], 20)
+    assert comfyui.waiting() == 1
+    with other_version() as url:
+        comfyui.call("/comfyloop/settings", {"url": url})
+        assert "is version 9.9.9 and the node pack" in sentence(comfyui, {"1": ask(seed=2)})
+        wait_for(lambda: "is version 9.9.9" in comfyui.call("/comfyloop/state")["why"], 20)
+    assert comfyui.waiting() == 1
+    connect(comfyui, service)
+    wait_for(lambda: comfyui.waiting() == 0, 20)
+    assert "kept while the token was wrong" in str(stored(service))
+
+
+@contextmanager
+def other_version() -> Iterator[str]:
+    """What of a service of another version the pack gets to see."""
+
+    class Health(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"status": "ok", "version": "9.9.9"}')
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Health)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_full_disk_pauses_capture_in_words_and_stops_nothing(comfyui: RunningComfyUI) -> None:
+    disk = comfyui.base / "user" / "comfyloop"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1M", "tmpfs", str(disk)]
+    if (made := subprocess.run(command, capture_output=True, text=True)).returncode:
+        pytest.skip(f"NOT PROVED: a small file system cannot be mounted here: {made.stderr.strip()}")
+    try:
+        ballast = disk / "ballast"
+        ballast.write_bytes(bytes(900_000))
+        comfyui.start()
+        comfyui.call("/comfyloop/settings", {"capturing": True})
+        saved = {
+            "1": painter(size=512),
+            "2": node("ComfyLoopSaveSample", question="q", answer="a", project="", images=["1", 0]),
+        }
+        told = sentence(comfyui, saved)
+        assert "Capture is paused" in told and "No space left on device" in told and "Free some space" in told
+        assert "Capture is paused" in comfyui.call("/comfyloop/state")["problem"]
+        for prompt in ("a red fox", "a blue fox in snow"):  # an edit that cannot be kept stops nobody
+            comfyui.run(
+                {"1": painter(prompt, size=512), "2": node("SaveImage", images=["1", 0], filename_prefix="a")}
+            )
+        ballast.unlink()
+        comfyui.run(saved)
+        assert comfyui.call("/comfyloop/state")["problem"] == "" and comfyui.waiting() >= 1
+    finally:
+        comfyui.stop()
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_the_service_knows_while_comfyui_works_and_not_while_it_waits_for_a_person(
+    comfyui: RunningComfyUI, service: RunningService
+) -> None:
+    comfyui.start()
+    connect(comfyui, service)
+    busy = lambda: service.client.call("GET", "/v1/busy")["busy"]  # noqa: E731
+    assert busy() == []
+    run = comfyui.queue({
+        "1": painter(),
+        "2": node("TestSlow", images=["1", 0], seconds=3.0),
+        "3": node("ComfyLoopPickImages", images=["2", 0], mode="pause", timeout=60),
+    })  # fmt: skip
+    queued = time.monotonic()
+    wait_for(busy, 5)
+    assert time.monotonic() - queued < 2.0
+    pick = comfyui.pause("comfyloop.pick")
+    wait_for(lambda: not busy(), 5)  # a person looks at pictures: training may go on
+    comfyui.call("/comfyloop/pick", {**pick, "picked": pick["shown"]})
+    comfyui.ended(run)
+    wait_for(lambda: not busy(), 5)
 
 
 def test_live_lora_changes_the_picture_when_the_live_version_changes(
@@ -269,6 +369,14 @@ def test_live_lora_changes_the_picture_when_the_live_version_changes(
     service.client.rollback()
     wait_for(lambda: comfyui.call("/comfyloop/state")["live"] == 1, 10)
     assert picture(graph) == pictures[1]
+    service.kill()  # while it is away the version that was applied stays, also over a restart
+    assert not executed(graph) and picture(graph) == pictures[1]
+    comfyui.stop()
+    comfyui.start()
+    assert picture(graph) == pictures[1]
+    service.start()
+    service.wait_ready()
+    connect(comfyui, service)
     service.client.promote(3)  # a file whose keys ComfyUI would drop with a warning
     wait_for(lambda: comfyui.call("/comfyloop/state")["live"] == 3, 10)
     failed = comfyui.ended(comfyui.queue(graph))

@@ -5,6 +5,7 @@ import io
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
 
@@ -12,7 +13,7 @@ from comfyui.capture import Capture
 from comfyui.config import Config
 from comfyui.feedback import of_pick, of_review
 from comfyui.host import Host
-from comfyui.images import ImageError, check_size, sha256, without_metadata
+from comfyui.images import ImageError, check_size, from_tensor, sha256, without_metadata
 
 
 def png(colour: str, text: str = "") -> bytes:
@@ -166,6 +167,12 @@ def test_broken_images_are_named_as_such(data: bytes) -> None:
 def test_an_image_too_large_is_refused_in_words() -> None:
     with pytest.raises(ImageError, match="20000 x 20000"):
         check_size(20_000, 20_000)
+
+
+@pytest.mark.parametrize("shape", [(0, 8, 8, 3), (1, 0, 8, 3), (8, 8, 3)])
+def test_an_empty_image_is_refused_in_words(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ImageError, match="The image is empty"):
+        from_tensor(np.zeros(shape))
 
 
 def test_a_review_says_what_the_person_did() -> None:
