@@ -16,6 +16,11 @@ export function pickPanel() {
   let picked = new Set();
   let ratings = {};
 
+  // What the person changes now is said anew, also where it was said before.
+  const touched = () => {
+    if (shown?.note) shown = { ...shown, note: "" };
+    label();
+  };
   const label = () => {
     go.textContent = picked.size || !shown?.pause ? `${t("Use these")} (${picked.size})` : t("All go on");
     go.disabled = !shown || shown.note === "done" || !(shown.pause || picked.size || Object.values(ratings).some(Boolean));
@@ -41,14 +46,14 @@ export function pickPanel() {
     const toggle = () => {
       picked.has(image.sha256) ? picked.delete(image.sha256) : picked.add(image.sha256);
       paint();
-      label();
+      touched();
     };
     picture.addEventListener("click", toggle);
     picture.addEventListener("keydown", (event) => (event.key === "Enter" || event.key === " ") && toggle());
     paint();
     const rate = (value) => {
       ratings[image.sha256] = value;
-      label();
+      touched();
     };
     return el("div", { className: "cl-cell" }, picture, stars(rate, ratings[image.sha256]));
   }

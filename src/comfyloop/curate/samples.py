@@ -166,6 +166,8 @@ def _target(item: Feedback) -> tuple[str, ...] | None:
             return ("prompt", generation)
         case ImageRated():
             return ("image", item.image)
+        case ImagePicked():
+            return ("pick", item.prompt, *sorted({*item.picked, *item.over}))
         case _:
             return None
 

@@ -240,6 +240,7 @@ def other_version() -> Iterator[str]:
     class Health(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
+            self.send_header("Content-Type", "application/json")
             self.end_headers()
             self.wfile.write(b'{"status": "ok", "version": "9.9.9"}')
 
@@ -261,11 +262,11 @@ def test_a_full_disk_pauses_capture_in_words_and_stops_nothing(comfyui: RunningC
         pytest.skip(f"NOT PROVED: a small file system cannot be mounted here: {made.stderr.strip()}")
     try:
         ballast = disk / "ballast"
-        ballast.write_bytes(bytes(900_000))
+        ballast.write_bytes(bytes(960_000))
         comfyui.start()
         comfyui.call("/comfyloop/settings", {"capturing": True})
         saved = {
-            "1": painter(size=512),
+            "1": painter(size=512, count=4),
             "2": node("ComfyLoopSaveSample", question="q", answer="a", project="", images=["1", 0]),
         }
         told = sentence(comfyui, saved)

@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from comfyloop import __version__
 from comfyloop.comfyui import pack_folder
+from comfyloop.curate import samples
+from comfyui import feedback
+from comfyui.service import VERSION
 
 PACK = pack_folder()
 LOOP = {"idle", "curating", "training", "gating", "promoting"}
@@ -54,8 +58,15 @@ def test_the_registry_rules_are_kept(module: Path) -> None:
 def test_the_metadata_is_complete_and_does_not_load_the_page_twice() -> None:
     project = tomllib.loads((PACK / "pyproject.toml").read_text("utf-8"))
     assert {"name", "version", "description", "license"} <= project["project"].keys()
-    assert {"PublisherId", "DisplayName"} <= project["tool"]["comfy"].keys()
+    assert {"PublisherId", "DisplayName", "Icon", "requires-comfyui"} <= project["tool"]["comfy"].keys()
+    assert {"Repository", "Documentation", "Bug Tracker"} <= project["project"]["urls"].keys()
     assert "web" not in project["tool"]["comfy"] and project["project"]["dependencies"] == []
+
+
+def test_pack_and_service_are_of_one_version_and_ask_in_the_same_words() -> None:
+    project = tomllib.loads((PACK / "pyproject.toml").read_text("utf-8"))
+    assert project["project"]["version"] == VERSION == __version__
+    assert feedback.WRITE_PROMPT == samples.WRITE_PROMPT
 
 
 @pytest.mark.parametrize("file", sorted((PACK / "workflows").glob("*.json")), ids=lambda path: path.stem)
