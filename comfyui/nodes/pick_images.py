@@ -95,5 +95,6 @@ def _save(batch: Any) -> tuple[list[dict[str, str]], dict[str, Path]]:
 
 
 def _found_prompt(workflow: Any, node: str) -> str:
-    plain = redact(workflow or {})
-    return graph.prompt_of_images(plain, str(node), "images", pack.get().host.kind_of)
+    work = pack.get()
+    plain = redact(workflow or {}, work.config.excluded)
+    return graph.prompt_of_images(plain, str(node), "images", work.host.kind_of)
