@@ -11,9 +11,9 @@ One piece of feedback gives at most these::
     image_*          captioned_image, image_pair (pictures.py); sft and preference for the writer of the
                      prompt (prompts.py)
 
-Of several claims of one person about one generation the newest counts: an edit or accept replaces the edit
-or accept before it, a rating the rating before it. A rating that contradicts that person's edit (4-5 for an
-answer they rewrote) is left out, and of an accept and a bad rating the newer one stays.
+Of several claims of one person about one thing the newest counts: an edit or accept replaces the edit or accept
+before it, a rating the rating before it, a pick the pick from the same images. A rating that contradicts that
+person's edit (4-5 for an answer they rewrote) is left out, and of an accept and a bad rating the newer one stays.
 """
 
 from __future__ import annotations

@@ -245,9 +245,13 @@ def test_nodes_in_a_subgraph_are_captured_and_reviewed(
           const graph = window.testApp.graph, inside = ["TestPainter", "ComfyLoopAsk", "ComfyLoopReview"];
           graph.convertToSubgraph(new Set(graph._nodes.filter((node) => inside.includes(node.type))));
           window.testInside = graph._nodes.find((node) => node.subgraph);
+          const ask = window.testInside.subgraph._nodes.find((node) => node.type === "ComfyLoopAsk");
+          ask.widgets.find((widget) => widget.name === "question").value = "What else?";
         }"""
     )
-    review_in_sidebar(page, "A red fox.")  # the same graph, of which nodes have other ids: no edit
+    review_in_sidebar(
+        page, "A red fox."
+    )  # the same graph, of which nodes have other ids, asked anew: no edit
     arrives(service, "answer_edited", edited="A red fox.")
     page.wait_for_timeout(1500)
     assert {item["kind"] for item in stored(service)} == {"answer_edited"}

@@ -221,6 +221,15 @@ def test_a_pick_is_a_kept_image_and_a_pair_with_each_it_was_chosen_over() -> Non
     ]
 
 
+def test_of_two_picks_from_the_same_images_the_newer_counts() -> None:
+    first = said(ImagePicked, "first", picked=(IMAGE,), over=(OTHER,), prompt="a fox")
+    second = said(ImagePicked, "second", picked=(OTHER,), over=(IMAGE,), prompt="a fox")
+    elsewhere = said(ImagePicked, "elsewhere", picked=(IMAGE,), over=("c" * 64,), prompt="a fox")
+    kept, dropped = newest([first, second, elsewhere])
+    assert [item.id for item in kept] == ["second", "elsewhere"]
+    assert [(d.feedback, d.reason, d.detail) for d in dropped] == [("first", "superseded", "by second")]
+
+
 def test_a_pick_takes_its_prompt_from_the_answer_that_wrote_it_or_is_left_out() -> None:
     item = said(ImagePicked, "fb_1", picked=(IMAGE,), generation="gen_1")
     assert picked_drafts(item, MADE)[0][0].sample.answer == "A cat."
