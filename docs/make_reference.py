@@ -31,6 +31,14 @@ A running service shows the whole of it, with bodies and answers, at `/docs` (Op
 | route | what it does |
 |---|---|
 """
+SPEC = """\
+# The training spec
+
+`spec.json` in a run directory; `comfyloop train DATA --set NAME=VALUE` sets any of these. Written by `make docs`.
+
+| field | default | what it is |
+|---|---|---|
+"""
 COMMANDS = """\
 # The commands
 
@@ -59,6 +67,26 @@ def settings_page() -> str:
             )
         )
     return SETTINGS + "".join(rows)
+
+
+def spec_page() -> str:
+    from pydantic import BaseModel
+
+    from comfyloop.train.spec import TrainSpec
+
+    rows: list[str] = []
+    parts: list[str] = []
+
+    def tell(record: type[BaseModel], prefix: str, into: list[str]) -> None:
+        for name, field in record.model_fields.items():
+            part = isinstance(field.default, BaseModel)
+            shown = "" if part or field.is_required() else f"`{field.default}`"
+            into.append(_row(f"`{prefix}{name}`", shown, field.description or ""))
+            if part:
+                tell(type(field.default), f"{prefix}{name}.", parts)
+
+    tell(TrainSpec, "", rows)
+    return SPEC + "".join(rows + parts)
 
 
 def api_page() -> str:
@@ -99,7 +127,12 @@ def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
 
 
-PAGES = {"settings.md": settings_page, "api.md": api_page, "commands.md": commands_page}
+PAGES = {
+    "settings.md": settings_page,
+    "training-spec.md": spec_page,
+    "api.md": api_page,
+    "commands.md": commands_page,
+}
 
 if __name__ == "__main__":
     for variable in ("XDG_DATA_HOME", "XDG_CACHE_HOME"):

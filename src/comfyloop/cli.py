@@ -327,12 +327,31 @@ def export(
 
 @app.command()
 def train(
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Rows to train on, as ms-swift writes them: a run of its own, outside the loop."),
+    ] = None,
     wait: Annotated[bool, typer.Option(help="Follow the turn to its end.")] = True,
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
+    recipe: Annotated[str | None, typer.Option(help="With DATA: sft, dpo or kto.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="With DATA: the base model; default: the setting.")
+    ] = None,
+    holdout: Annotated[Path | None, typer.Option(help="With DATA: rows that are never trained on.")] = None,
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="With DATA: the run directory. A run there goes on.")
+    ] = Path("run"),
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="With DATA: any field of the spec, such as adapter.r=16."),
+    ] = None,
 ) -> None:
-    """Start a turn of the loop by hand: curate, train, judge, and promote if it is better."""
+    """Start a turn of the loop by hand: curate, train, judge, and promote if it is better. With DATA, train on a
+    file instead, here and now; docs/train.md says what can be set."""
+    if data is not None:
+        raise typer.Exit(_train_on(data, recipe, model, holdout, output, set_ or []))
     with service(url, project) as client:
         before = client.loop()
         client.start_turn()
@@ -340,6 +359,21 @@ def train(
     put(loop, as_json, show.loop(loop))
     if wait and loop.outcome == "failed":
         raise typer.Exit(10)
+
+
+def _train_on(
+    data: Path, recipe: str | None, model: str | None, holdout: Path | None, output: Path, more: list[str]
+) -> int:
+    from comfyloop.service import model_path
+    from comfyloop.train.options import absolute, make_spec
+    from comfyloop.train.runners.local import run_here
+
+    settings = Settings()
+    known = {
+        "train": absolute(data), "holdout": absolute(holdout), "recipe": recipe,
+        "model": model_path(settings, model or settings.model),
+    }  # fmt: skip
+    return run_here(output, make_spec(known, more))
 
 
 @app.command()

@@ -50,7 +50,7 @@ def work(directory: RunDirectory) -> int:
     log = RunLog(directory)
     try:
         spec = read_spec(directory.path)
-        if directory.adapter.is_dir():
+        if directory.adapter.is_dir() or directory.model.is_dir():
             log.end(TrainState.SUCCEEDED)
             return 0
         prepare(spec, log)
@@ -90,7 +90,7 @@ def prepare(spec: RunSpec, log: RunLog) -> None:
 
 def recipe(directory: RunDirectory, spec: TrainSpec | ImageTrainSpec, log: RunLog, control: Control) -> None:
     log.phase("importing libraries")
-    import_libraries()
+    import_libraries(quantised=isinstance(spec, TrainSpec) and spec.quant_method is not None)
     if isinstance(spec, ImageTrainSpec):
         image_recipe(directory, spec, log, control)
         return
@@ -126,10 +126,10 @@ def image_recipe(directory: RunDirectory, spec: ImageTrainSpec, log: RunLog, con
             image_dpo.run(directory, spec, log, control)
 
 
-def import_libraries() -> None:
+def import_libraries(quantised: bool = False) -> None:
     """Import what every recipe needs. Takes seconds; starts no thread and touches no GPU."""
-    # PEFT imports bitsandbytes wherever it is installed, which costs a second; nothing here is quantised.
-    sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
+    if not quantised:  # PEFT imports bitsandbytes wherever it is installed, which costs a second
+        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
     import transformers
     from torch.utils import tensorboard  # noqa: F401
 

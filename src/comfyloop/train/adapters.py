@@ -1,9 +1,11 @@
-"""The trained LoRA as a standard PEFT directory."""
+"""What was trained, as a standard PEFT directory or a standard model directory."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from peft import PeftModel
 
@@ -20,12 +22,34 @@ def save_adapter(peft: PeftModel, place: Path, rope_scaling: RopeScaling | None)
     Raises:
         StorageError: The disk refuses.
     """
-    making = place.with_name(f".{place.name}.making")
-    try:
-        shutil.rmtree(making, ignore_errors=True)
+
+    def write(making: Path) -> None:
         peft.save_pretrained(str(making), save_embedding_layers=False)
         (making / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
         write_positions(making, rope_scaling)
+
+    _appear(place, write)
+
+
+def save_model(whole: Any, processor: Any, place: Path) -> None:
+    """Write a model directory that transformers loads, processor and all; it appears whole or not at all.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+
+    def write(making: Path) -> None:
+        whole.save_pretrained(str(making))
+        processor.save_pretrained(str(making))
+
+    _appear(place, write)
+
+
+def _appear(place: Path, write: Callable[[Path], None]) -> None:
+    making = place.with_name(f".{place.name}.making")
+    try:
+        shutil.rmtree(making, ignore_errors=True)
+        write(making)
         for file in making.iterdir():
             sync(file)
         sync(making)

@@ -10,6 +10,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,13 @@ def save(
     optimizer: torch.optim.Optimizer,
     random_state: RandomState,
     fingerprint: str,
+    more: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write `folder/step-N` and delete all but the newest two. Raises StorageError when the disk refuses."""
+    """Write `folder/step-N` and delete all but the newest two. Raises StorageError when the disk refuses.
+
+    Args:
+        more: What else the next step depends on.
+    """
     place = folder / f"step-{step}"
     making = folder / f".step-{step}.making"
     try:
@@ -64,6 +70,8 @@ def save(
             {"cuda": random_state.cuda} if random_state.cuda is not None else {}
         )
         save_file(random, making / "random.safetensors")
+        if more:
+            save_file(dict(more), making / "more.safetensors")
         hashes = {file.name: _sha256(file) for file in sorted(making.iterdir())}
         state = {"step": step, "fingerprint": fingerprint, "files": hashes}
         (making / "state.json").write_text(json.dumps(state, indent=2))
@@ -85,8 +93,8 @@ def restore_newest(
     parameters: list[tuple[str, nn.Parameter]],
     optimizer: torch.optim.Optimizer,
     fingerprint: str,
-) -> int:
-    """Put back the newest valid checkpoint; the step it was taken after, 0 when there is none.
+) -> tuple[int, dict[str, Tensor]]:
+    """Put back the newest valid checkpoint; the step it was taken after, 0 when there is none, and `more`.
 
     Raises:
         InvalidInput: It is of another spec or other data, so going on from it would mix two runs.
@@ -108,8 +116,9 @@ def restore_newest(
         _restore_optimizer(load_file(place / "optimizer.safetensors"), parameters, optimizer)
         random = load_file(place / "random.safetensors")
         RandomState(random["cpu"], random.get("cuda")).restore()
-        return step
-    return 0
+        more = place / "more.safetensors"
+        return step, load_file(more) if more.exists() else {}
+    return 0, {}
 
 
 def _steps(folder: Path) -> list[int]:

@@ -3,13 +3,14 @@ read."""
 
 from __future__ import annotations
 
-import re
+import contextlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
@@ -19,23 +20,20 @@ from transformers import (
     AutoTokenizer,
     GenerationConfig,
 )
+from transformers.utils import is_flash_attn_2_available
 
-from comfyloop.errors import InvalidInput, ModelError
+from comfyloop.errors import ModelError
 from comfyloop.processors import load_processor
 from comfyloop.rope import RopeScaling, max_positions, scale
 from comfyloop.train import held, packing
-from comfyloop.train.adapters import save_adapter
+from comfyloop.train.adapters import save_adapter, save_model
 from comfyloop.train.encode import Encoder
 from comfyloop.train.losses import Head
+from comfyloop.train.neftune import noise
 from comfyloop.train.positions import positions_of
-from comfyloop.train.spec import AdapterSpec, TrainSpec
-
-# Q/K/V/O as the families name them, fused ones included.
-_ATTENTION = (
-    "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv",
-    "wq", "wk", "wv", "wo", "dense",
-)  # fmt: skip
-_ATTENTION_PARENT = re.compile(r"(^|\.)(self_attn|attn|attention|self_attention)$")
+from comfyloop.train.quantization import in_four_bits
+from comfyloop.train.spec import TrainSpec
+from comfyloop.train.tuning import keep_still, make_trainable, trained_modules
 
 
 @dataclass(frozen=True)
@@ -48,6 +46,11 @@ class Description:
     image_token_id: int | None
     stop_ids: frozenset[int]
     rope_scaling: RopeScaling | None = None
+
+    @property
+    def auto(self) -> Any:
+        """The class of transformers' that loads it."""
+        return AutoModelForImageTextToText if self.sees_images else AutoModelForCausalLM
 
     def encoder(self, spec: TrainSpec) -> Encoder:
         return Encoder(
@@ -106,19 +109,23 @@ def describe(model: str, rope_scaling: RopeScaling | None = None) -> Description
 
 @dataclass
 class Loaded:
-    """A base model wearing a trainable LoRA."""
+    """A base model, ready to train."""
 
-    peft: PeftModel
+    whole: Any  # the transformers model, head included; its linear layers carry the LoRA
+    peft: PeftModel | None  # the LoRA on it; None where the weights themselves are trained
+    processor: Any
     device: torch.device
     dtype: torch.dtype
     attention: str  # the implementation that the model was loaded with
     rope_scaling: RopeScaling | None = None
     alone: str = ""  # why samples go through the model one by one; empty: packed into one row
+    neftune_noise_alpha: float = 0.0
 
     @property
-    def whole(self) -> Any:
-        """The transformers model, head included; its linear layers carry the LoRA."""
-        return self.peft.get_base_model()
+    def module(self) -> nn.Module:
+        """The outermost module: what has all parameters, under the names that checkpoints know."""
+        module: nn.Module = self.whole if self.peft is None else self.peft
+        return module
 
     @property
     def head(self) -> Head:
@@ -131,7 +138,12 @@ class Loaded:
 
     def hidden_states(self, **inputs: Any) -> Tensor:
         """Last hidden states [1, L, hidden] of the model below its head."""
-        states: Tensor = self.whole.base_model(**inputs, use_cache=False).last_hidden_state
+        with contextlib.ExitStack() as stack:
+            embedding = self.whole.get_input_embeddings()
+            if self.neftune_noise_alpha and embedding.training:
+                lengths = inputs.get("sample_lengths") or (inputs["input_ids"].shape[1],)
+                stack.enter_context(noise(embedding, self.neftune_noise_alpha, lengths))
+            states: Tensor = self.whole.base_model(**inputs, use_cache=False).last_hidden_state
         return states
 
     def go_alone(self, why: str) -> None:
@@ -151,22 +163,33 @@ class Loaded:
 
     @property
     def trainable(self) -> list[tuple[str, nn.Parameter]]:
-        return [(n, p) for n, p in self.peft.named_parameters() if p.requires_grad]
+        return [(n, p) for n, p in self.module.named_parameters() if p.requires_grad]
 
     def count_parameters(self) -> tuple[int, int]:
         """How many parameters are trained, and how many there are."""
-        return sum(p.numel() for _, p in self.trainable), sum(p.numel() for p in self.peft.parameters())
+        return sum(p.numel() for _, p in self.trainable), sum(map(_size, self.module.parameters()))
 
     def train(self) -> None:
-        """Training mode for the language model only: a frozen tower's dropout and batch norms stay still."""
-        self.peft.eval()
-        self.whole.get_decoder().train()
+        """Training mode for what is trained: a frozen tower's dropout stays still, and all batch norms do."""
+        self.module.eval()
+        for part in trained_modules(self.whole):
+            part.train()
+            keep_still(part)
 
     def eval(self) -> None:
-        self.peft.eval()
+        self.module.eval()
 
     def save(self, place: Path) -> None:
-        save_adapter(self.peft, place, self.rope_scaling)
+        """A PEFT directory, or a model's where the weights themselves were trained."""
+        if self.peft is not None:
+            save_adapter(self.peft, place, self.rope_scaling)
+        else:
+            save_model(self.whole, self.processor, place)
+
+
+def _size(parameter: nn.Parameter) -> int:
+    quantised = getattr(parameter, "quant_state", None)  # two weights a byte
+    return parameter.numel() if quantised is None else math.prod(quantised.shape)
 
 
 def load(spec: TrainSpec, description: Description, init_from: Path | None) -> Loaded:
@@ -178,41 +201,49 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(spec.dtype, device)
-    attention = None if spec.attn_implementation == "auto" else spec.attn_implementation
-    base = held.take("weights", spec.model, dtype, attention) if spec.rope_scaling is None else None
+    attention = choose_attention(spec.attn_implementation, device, dtype)
+    kept = spec.quant_method is None and spec.rope_scaling is None
+    base = held.take("weights", spec.model, dtype, attention) if kept else None
     if base is None:
-        base = read_weights(spec.model, description, dtype, attention)
-    base.to(device)
-    if spec.gradient_checkpointing:
-        base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    if init_from is not None:
-        peft = _go_on_from(base, init_from, spec.adapter)
-    else:
-        config = LoraConfig(
-            task_type="CAUSAL_LM",
-            r=spec.adapter.r,
-            lora_alpha=spec.adapter.lora_alpha,
-            lora_dropout=spec.adapter.lora_dropout,
-            target_modules=lora_targets(base, spec.adapter.target_modules),
-            use_rslora=spec.adapter.use_rslora,
-            use_dora=spec.adapter.use_dora,
+        quantised = (
+            in_four_bits(description.auto, description.config, dtype, device) if spec.quant_method else {}
         )
-        peft = get_peft_model(base, config)
-    own_attention = base.config.get_text_config()._attn_implementation
-    loaded = Loaded(peft, device, dtype, own_attention, description.rope_scaling)
+        base = read_weights(spec.model, description, dtype, attention, **quantised)
+    if spec.quant_method is None:
+        base.to(device)
+    peft = make_trainable(base, spec, init_from)
+    loaded = Loaded(
+        base,
+        peft,
+        description.processor,
+        device,
+        dtype,
+        base.config.get_text_config()._attn_implementation,
+        description.rope_scaling,
+        neftune_noise_alpha=spec.neftune_noise_alpha,
+    )
     loaded.go_alone("")
     return loaded
 
 
-def read_weights(model: str, description: Description, dtype: torch.dtype, attention: str | None) -> Any:
+def read_weights(
+    model: str, description: Description, dtype: torch.dtype, attention: str | None, **more: Any
+) -> Any:
     """The transformers model, its weights on the processor. Raises ModelError when they cannot be read."""
-    auto = AutoModelForImageTextToText if description.sees_images else AutoModelForCausalLM
     try:
-        return auto.from_pretrained(
-            model, config=description.config, dtype=dtype, attn_implementation=attention
+        return description.auto.from_pretrained(
+            model, config=description.config, dtype=dtype, attn_implementation=attention, **more
         )
     except (OSError, ValueError, RuntimeError, ImportError) as error:
         raise ModelError(f"The weights of {model} cannot be read: {_first_line(error)}") from None
+
+
+def choose_attention(asked: str, device: torch.device, dtype: torch.dtype) -> str | None:
+    """FlashAttention where it is installed and can be used, unless the spec insists; None: the model's default."""
+    if asked != "auto":
+        return asked
+    half = device.type == "cuda" and dtype != torch.float32
+    return "flash_attention_2" if half and is_flash_attn_2_available() else None
 
 
 def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
@@ -224,73 +255,6 @@ def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
     return torch.bfloat16 if native else torch.float32
-
-
-def lora_targets(base: Any, asked: str | tuple[str, ...]) -> str | list[str]:
-    """What PEFT's `target_modules` must be, so that only the language model is touched.
-
-    A plain list of layer names where that says it exactly (it is understood everywhere), otherwise a regular
-    expression over full names that keeps the vision tower and the projector out.
-    """
-    decoder = base.get_decoder()
-    prefix = next(name for name, module in base.named_modules() if module is decoder)
-    linear = {name for name, module in base.named_modules() if isinstance(module, nn.Linear)}
-    linear |= {
-        name for name, module in base.named_modules() if type(module).__name__ in {"Conv1D", "Linear4bit"}
-    }
-    inside = {name for name in linear if name.startswith(prefix + ".")}
-    if asked == "attention":
-        wanted = {
-            name
-            for name in inside
-            if name.rpartition(".")[2] in _ATTENTION and _ATTENTION_PARENT.search(name.rpartition(".")[0])
-        }
-    elif asked == "all-linear":
-        wanted = inside
-    elif isinstance(asked, str):
-        wanted = {name for name in linear if re.fullmatch(asked, name)}
-        if wanted:
-            return asked
-    else:
-        wanted = {name for name in inside if name.rpartition(".")[2] in asked or name in asked}
-    if not wanted:
-        raise ModelError(
-            f"The language model ({type(decoder).__name__}) has no linear layer that "
-            f"target_modules = {asked!r} names.",
-            f"It has: {', '.join(sorted({name.rpartition('.')[2] for name in inside}))}.",
-        )
-    leaves = sorted({name.rpartition(".")[2] for name in wanted})
-    named_so = {name for name, _ in base.named_modules() if name.rpartition(".")[2] in leaves}
-    if named_so == wanted:
-        return leaves
-    pattern = rf"{re.escape(prefix)}\.(?:.*\.)?(?:{'|'.join(map(re.escape, leaves))})"
-    if {name for name, _ in base.named_modules() if re.fullmatch(pattern, name)} == wanted:
-        return pattern
-    return sorted(wanted)
-
-
-def _go_on_from(base: Any, path: Path, asked: AdapterSpec) -> PeftModel:
-    if not (path / "adapter_config.json").is_file():
-        raise InvalidInput(
-            f"{path} is not a PEFT directory to go on from: it has no adapter_config.json.",
-            "Name the adapter of the parent version, or train afresh.",
-        )
-    try:
-        peft = PeftModel.from_pretrained(base, str(path), is_trainable=True)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
-        raise InvalidInput(
-            f"The adapter {path} does not fit the base model: {_first_line(error)}",
-            "Train afresh, or name the base model that it was trained on.",
-        ) from None
-    config = peft.peft_config["default"]
-    for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
-        have, want = getattr(config, name), getattr(asked, name)
-        if have != want:
-            raise InvalidInput(
-                f"The parent adapter was trained with {name} = {have} and this run asks for {want}.",
-                "Training goes on only with the parent's values: set them so, or train afresh.",
-            )
-    return peft
 
 
 def _image_token_id(config: Any, processor: Any) -> int | None:

@@ -23,16 +23,24 @@ SPEC_FILE = "spec.json"
 class AdapterSpec(Record):
     """The LoRA to train; the names are PEFT's."""
 
-    r: int = Field(default=8, ge=1)
-    lora_alpha: int = Field(default=16, ge=1)
-    lora_dropout: float = Field(default=0.0, ge=0, lt=1)
+    r: int = Field(default=8, ge=1, description="Rank.")
+    lora_alpha: int = Field(default=16, ge=1, description="Its update is scaled by lora_alpha / r.")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the LoRA.")
     target_modules: str | tuple[str, ...] = Field(
         default="attention",
         description="`attention` (Q/K/V/O of the language model), `all-linear` (all of its linear layers), "
-        "a regular expression over full module names, or a list of module names of the language model.",
+        "a regular expression over full module names, or a list of module names of the language model. "
+        "All but the regular expression take in the vision tower and the projector where those are not frozen.",
     )
-    use_rslora: bool = False
-    use_dora: bool = False
+    modules_to_save: tuple[str, ...] = Field(
+        default=(), description="Modules trained whole and kept in the adapter, such as the projector."
+    )
+    use_rslora: bool = Field(
+        default=False, description="Scale by lora_alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023)."
+    )
+    use_dora: bool = Field(
+        default=False, description="Train magnitudes apart from directions (DoRA, Liu et al. 2024)."
+    )
     init_from: str | None = Field(
         default=None, description="PEFT directory to go on from (the parent version); None: fresh."
     )
@@ -61,28 +69,36 @@ class RunSpec(Record):
     train: str = Field(description="JSON lines in ms-swift's form.")
     holdout: str | None = Field(default=None, description="The same, for `holdout_loss`; never trained on.")
 
-    learning_rate: float = Field(default=1e-3, gt=0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup_ratio: float = Field(default=0.05, ge=0, le=1)
-    epochs: float = Field(default=6.0, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0, description="The highest that the schedule reaches.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="How the learning rate falls after the warm-up."
+    )
+    warmup_ratio: float = Field(default=0.05, ge=0, le=1, description="Share of the steps of rising rate.")
+    epochs: float = Field(default=6.0, gt=0, description="Passes over the training data.")
     max_steps: int = Field(default=0, ge=0, description="Upper bound of optimiser steps; 0: by epochs.")
     per_device_train_batch_size: int = Field(default=4, ge=1, description="Samples a micro-batch.")
-    gradient_accumulation_steps: int = Field(default=1, ge=1)
-    max_grad_norm: float = Field(default=1.0, ge=0, description="0: no clipping.")
-    weight_decay: float = Field(default=0.0, ge=0)
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description="Micro-batches a step.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="Larger gradients are scaled down to it; 0: none."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Of AdamW.")
 
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = "auto"
-    gradient_checkpointing: bool = False
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="Precision of the weights; auto: bfloat16 where the processor has it."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Keep each layer's input alone and compute the rest again: less memory."
+    )
     max_image_pixels: int = Field(default=64_000_000, gt=0, description="Larger images are bad data.")
     skip_bad: bool = Field(default=False, description="Train on the rest when lines are bad.")
     max_bad_share: float = Field(default=0.1, ge=0, le=1, description="With skip_bad: more than this fails.")
 
-    seed: int = 42
+    seed: int = Field(default=42, description="Of the LoRA's first values, the order, dropout and noise.")
     save_steps: int = Field(default=10, ge=1, description="Optimiser steps between checkpoints.")
     eval_steps: int = Field(default=10, ge=1, description="Optimiser steps between looks at the hold-out.")
     threads: int = Field(default=0, ge=0, description="CPU threads; 0: all cores.")
     memory_gb: float = Field(default=0, ge=0, description="Most resident memory; 0: no limit.")
-    nice: int = Field(default=10, ge=0, le=19)
+    nice: int = Field(default=10, ge=0, le=19, description="How far the trainer stands back for others.")
     world_size: int = Field(default=1, ge=1, description="Processes (ranks) that train this run together.")
 
     @model_validator(mode="after")
@@ -113,14 +129,34 @@ class TrainSpec(RunSpec):
         default="",
         description="Python that has ms-swift; empty: what `comfyloop engines install swift` made.",
     )
-    adapter: AdapterSpec = AdapterSpec()
-    preference: PreferenceSpec = PreferenceSpec()
+    adapter: AdapterSpec = Field(default=AdapterSpec(), description="The LoRA; its fields are below.")
+    preference: PreferenceSpec = Field(
+        default=PreferenceSpec(), description="What `dpo` and `kto` weigh; its fields are below."
+    )
+    tuner_type: Literal["lora", "full"] = Field(
+        default="lora", description="A LoRA as `adapter` says, or the weights themselves."
+    )
+    freeze_llm: bool = Field(default=False, description="Whether the language model stays as it is.")
+    freeze_vit: bool = Field(default=True, description="Whether the vision tower stays as it is.")
+    freeze_aligner: bool = Field(default=True, description="Whether the projector stays as it is.")
+    quant_method: Literal["bnb"] | None = Field(
+        default=None, description="`bnb`: the base weights in 4 bits, NF4 with double quantisation (QLoRA)."
+    )
+    quant_bits: Literal[4] = Field(default=4, description="With `bnb`: bits a weight.")
     train_on: Literal["last", "all"] = Field(
         default="last",
         description="Which assistant turns are learnt: the last one (the corrected answer; earlier ones are "
         "context that nobody corrected) or all of them.",
     )
-    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto", description="auto: FlashAttention where it is installed and can be used, else sdpa."
+    )
+    vit_gradient_checkpointing: bool = Field(
+        default=False, description="Gradient checkpointing in the vision tower, where it is trained."
+    )
+    neftune_noise_alpha: float = Field(
+        default=0.0, ge=0, description="Noise on the embeddings (NEFTune, Jain et al. 2023); 0: none."
+    )
     max_pixels: int = Field(default=1_003_520, gt=0, description="Larger images are scaled down to this.")
     feature_cache_dir: str | None = Field(
         default=None, description="Where the frozen vision tower's features outlive the run; None: nowhere."
@@ -134,9 +170,22 @@ class TrainSpec(RunSpec):
     )
 
     @model_validator(mode="after")
-    def _compares_last_answers(self) -> TrainSpec:
+    def _fits_together(self) -> TrainSpec:
         if self.recipe != "sft" and self.train_on != "last":
             raise ValueError(f"train_on = all is for sft: {self.recipe} compares last answers")
+        if self.freeze_llm and self.freeze_vit and self.freeze_aligner:
+            raise ValueError("freeze_llm, freeze_vit and freeze_aligner leave nothing to train")
+        if self.train_engine == "swift" and (self.tuner_type == "full" or self.adapter.modules_to_save):
+            raise ValueError(
+                "train_engine = swift trains a LoRA alone: no tuner_type = full, no modules_to_save"
+            )
+        if self.tuner_type == "full":
+            if self.quant_method is not None:
+                raise ValueError("tuner_type = full cannot train 4-bit weights: leave quant_method out")
+            if self.adapter.init_from is not None:
+                raise ValueError("tuner_type = full starts from `model`, not from an adapter (init_from)")
+            if self.dtype == "float16":
+                raise ValueError("tuner_type = full needs dtype = bfloat16 or float32: float16 overflows")
         return self
 
     def weights(self) -> list[str]:

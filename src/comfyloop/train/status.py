@@ -68,6 +68,7 @@ class RunDirectory:
         self.log_file = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
         self.adapter = self.path / "adapter"
+        self.model = self.path / "model"  # instead of the adapter, where the weights themselves are trained
         self.reference = self.path / "reference.safetensors"
         self.tensorboard = self.path / "tb"
         self.cancel_file = self.path / "cancel"

@@ -20,7 +20,6 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 import comfyloop
 from comfyloop.durable import sync
@@ -33,13 +32,14 @@ from comfyloop.train.data import read_examples, read_labelled, read_pairs
 from comfyloop.train.encode import Encoder
 from comfyloop.train.examples import Example
 from comfyloop.train.log import RunLog
-from comfyloop.train.models import Description, choose_dtype, describe, lora_targets
+from comfyloop.train.models import Description, choose_dtype, describe
 from comfyloop.train.rows import read_rows
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory, disk_error, write_atomically
 from comfyloop.train.swift_arguments import Places, arguments
 from comfyloop.train.swift_checks import check_run
 from comfyloop.train.swift_process import Watch, see_output
+from comfyloop.train.tuning import lora_targets, trained_parts
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -170,9 +170,9 @@ def refuse_lone_row(spec: TrainSpec, rows: int) -> None:
 
 def targets(description: Description, spec: TrainSpec) -> str | list[str]:
     """LoRA's target modules for this model, found on its classes alone: no weights are read."""
-    auto = AutoModelForImageTextToText if description.sees_images else AutoModelForCausalLM
     with torch.device("meta"):
-        return lora_targets(auto.from_config(description.config), spec.adapter.target_modules)
+        skeleton = description.auto.from_config(description.config)
+    return lora_targets(skeleton, spec.adapter.target_modules, trained_parts(spec))
 
 
 def write_task(directory: RunDirectory, folder: Path, spec: TrainSpec, command_line: list[str]) -> Path:

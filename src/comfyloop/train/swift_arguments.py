@@ -65,6 +65,11 @@ def arguments(
         "use_rslora": lora.use_rslora,
         "use_dora": lora.use_dora,
         **({"target_regex": targets} if isinstance(targets, str) else {"target_modules": targets}),
+        "freeze_llm": spec.freeze_llm,
+        "freeze_vit": spec.freeze_vit,
+        "freeze_aligner": spec.freeze_aligner,
+        "quant_method": spec.quant_method,
+        "quant_bits": spec.quant_bits if spec.quant_method else None,
         "adapters": places.init_from,
         # how
         "seed": spec.seed,
@@ -80,6 +85,8 @@ def arguments(
         "weight_decay": spec.weight_decay,
         "adam_beta2": 0.999,
         "gradient_checkpointing": spec.gradient_checkpointing,
+        "vit_gradient_checkpointing": spec.vit_gradient_checkpointing,
+        "neftune_noise_alpha": spec.neftune_noise_alpha or None,
         # what comes out
         "output_dir": places.output,
         "add_version": False,

@@ -13,15 +13,21 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor, nn
 
+from comfyloop.errors import RunFailed
 from comfyloop.train import checkpoints
 from comfyloop.train.checkpoints import RandomState
 from comfyloop.train.spec import RunSpec
 
 _Item = TypeVar("_Item")
+SMALLEST_SCALE = 2.0**-10
+"""A float16 run whose gradients overflow even at this loss scale has diverged."""
 
 
 class Trainable(Protocol):
     """What updates and the course of a run ask of a model, of the text or of the image side."""
+
+    dtype: torch.dtype
+    device: torch.device
 
     @property
     def trainable(self) -> list[tuple[str, nn.Parameter]]: ...
@@ -34,15 +40,22 @@ class Trainable(Protocol):
 
 
 class Updates:
-    """AdamW on the trainable parameters of a model that this process has to itself."""
+    """AdamW on the trainable parameters of a model that this process has to itself.
+
+    Weights in half precision are updated through a copy in float32: a step of learning_rate is smaller than
+    what bfloat16 can tell apart, and would be rounded away. In float16 the loss is scaled, so that small
+    gradients do not vanish, and a step whose gradients overflow is left out.
+    """
 
     def __init__(self, model: Trainable, spec: RunSpec) -> None:
         self.model = model
         self.max_grad_norm = spec.max_grad_norm or math.inf
-        self.parameters = model.trainable
+        self._weights = model.trainable
+        self.parameters = [(name, _in_float32(weight)) for name, weight in self._weights]
         self.optimizer = torch.optim.AdamW(
             [p for _, p in self.parameters], lr=spec.learning_rate, weight_decay=spec.weight_decay
         )
+        self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
 
     def share(self, micro_batches: list[_Item]) -> list[_Item]:
         """Those of a step's micro-batches that this process computes."""
@@ -54,23 +67,64 @@ class Updates:
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a share of the step's loss."""
-        loss.backward()  # type: ignore[no-untyped-call]
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self, rate: float) -> float:
-        """One step at learning rate `rate`, gradients clipped and then forgotten; their norm before it."""
+        """One step at learning rate `rate`, gradients clipped and then forgotten; their norm before it.
+
+        Raises:
+            RunFailed: Gradients overflow in float16 however small the loss is made.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        for (_, weight), (_, parameter) in self._copied():
+            parameter.grad = weight.grad.float() if weight.grad is not None else None
+            weight.grad = None
+        self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], self.max_grad_norm)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.write_back()
+        if self.scaler.is_enabled() and self.scaler.get_scale() < SMALLEST_SCALE:
+            raise RunFailed(
+                "The gradients overflow float16 in every step: training has diverged.",
+                "Set dtype to bfloat16 or float32, or lower learning_rate, and start a new run.",
+            )
         return float(norm)
 
+    def kept(self) -> list[tuple[str, nn.Parameter]]:
+        """What a checkpoint holds besides the optimiser's own."""
+        return self.parameters
+
     def save_checkpoint(self, folder: Path, step: int, random_state: RandomState, fingerprint: str) -> None:
-        checkpoints.save(folder, step, self.parameters, self.optimizer, random_state, fingerprint)
+        scale = self.scaler.state_dict() if self.scaler.is_enabled() else {}
+        more = {name: torch.tensor(float(value)) for name, value in scale.items()}
+        checkpoints.save(folder, step, self.kept(), self.optimizer, random_state, fingerprint, more)
 
     def restore_checkpoint(self, folder: Path, fingerprint: str) -> int:
         """Put back the newest valid checkpoint; the step it was taken after, 0 when there is none."""
-        return checkpoints.restore_newest(folder, self.parameters, self.optimizer, fingerprint)
+        step, more = checkpoints.restore_newest(folder, self.kept(), self.optimizer, fingerprint)
+        if self.scaler.is_enabled() and more:
+            state = {name: float(value) for name, value in more.items()}
+            counts = {name: int(state[name]) for name in ("growth_interval", "_growth_tracker")}
+            self.scaler.load_state_dict(state | counts)
+        self.write_back()
+        return step
 
     def save_result(self, place: Path) -> None:
         self.model.save(place)
+
+    def _copied(self) -> list[tuple[tuple[str, nn.Parameter], tuple[str, nn.Parameter]]]:
+        pairs = zip(self._weights, self.parameters, strict=True)
+        return [(weight, parameter) for weight, parameter in pairs if weight[1] is not parameter[1]]
+
+    @torch.no_grad()
+    def write_back(self) -> None:
+        """Have the model's own weights be those of `parameters`."""
+        for (_, weight), (_, parameter) in self._copied():
+            weight.copy_(parameter)
+
+
+def _in_float32(weight: nn.Parameter) -> nn.Parameter:
+    return weight if weight.dtype == torch.float32 else nn.Parameter(weight.detach().float())

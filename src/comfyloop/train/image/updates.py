@@ -7,8 +7,6 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from comfyloop.train import checkpoints
-from comfyloop.train.checkpoints import RandomState
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.image.student import Student
 from comfyloop.train.updates import Updates
@@ -29,19 +27,14 @@ class AveragedUpdates(Updates):
                 average.lerp_(weight, 1 - self.decay)
         return norm
 
-    def save_checkpoint(self, folder: Path, step: int, random_state: RandomState, fingerprint: str) -> None:
-        everything = [*self.parameters, *self.average]
-        checkpoints.save(folder, step, everything, self.optimizer, random_state, fingerprint)
-
-    def restore_checkpoint(self, folder: Path, fingerprint: str) -> int:
-        return checkpoints.restore_newest(
-            folder, [*self.parameters, *self.average], self.optimizer, fingerprint
-        )
+    def kept(self) -> list[tuple[str, nn.Parameter]]:
+        return [*self.parameters, *self.average]
 
     def save_result(self, place: Path) -> None:
         with torch.no_grad():
             for (_, average), (_, weight) in zip(self.average, self.parameters, strict=True):
                 weight.copy_(average)
+        self.write_back()
         super().save_result(place)
 
 

@@ -28,7 +28,7 @@ from comfyloop.train.updates import Updates
 
 
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
-    """Train as `spec` says and leave `directory.adapter`. Raises as the recipe `sft` does."""
+    """Train as `spec` says. Leaves, and raises, what the recipe `sft` does."""
     torch.manual_seed(spec.seed)
 
     log.phase("reading the data")
@@ -65,8 +65,8 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
             step.add(**{name: float(value.sum()) / len(pairs) for name, value in values.items()})
         step.finish(chosen_tokens + sum(pair.rejected.answer.numel() for pair in pairs))
 
-    log.phase("saving the adapter")
-    updates.save_result(directory.adapter)
+    log.phase("saving the result")
+    updates.save_result(directory.model if model.peft is None else directory.adapter)
 
 
 def both(pairs: Sequence[Pair]) -> list[Example]:

@@ -29,7 +29,7 @@ from comfyloop.train.updates import Updates
 
 
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
-    """Train as `spec` says and leave `directory.adapter`. Raises as the recipe `sft` does."""
+    """Train as `spec` says. Leaves, and raises, what the recipe `sft` does."""
     torch.manual_seed(spec.seed)
 
     log.phase("reading the data")
@@ -69,8 +69,8 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
             step.add(**judged.shares_of(items))
         step.finish(sum(item.example.answer.numel() for item in items), kl=kl)
 
-    log.phase("saving the adapter")
-    updates.save_result(directory.adapter)
+    log.phase("saving the result")
+    updates.save_result(directory.model if model.peft is None else directory.adapter)
 
 
 def both(items: Sequence[Labelled]) -> list[Example]:

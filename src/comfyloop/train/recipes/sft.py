@@ -24,7 +24,7 @@ from comfyloop.train.updates import Updates
 
 
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
-    """Train as `spec` says and leave `directory.adapter`.
+    """Train as `spec` says and leave `directory.adapter`, or `directory.model` where weights are trained whole.
 
     Raises:
         DataError, ModelError, InvalidInput, NotFound: before a step is taken.
@@ -62,8 +62,8 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
             )
         step.finish(answer_tokens)
 
-    log.phase("saving the adapter")
-    updates.save_result(directory.adapter)
+    log.phase("saving the result")
+    updates.save_result(directory.model if model.peft is None else directory.adapter)
 
 
 @dataclass(frozen=True)

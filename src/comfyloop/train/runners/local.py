@@ -20,7 +20,7 @@ import psutil
 from comfyloop.errors import Conflict
 from comfyloop.records import Record
 from comfyloop.settings import Settings
-from comfyloop.train.spec import TrainSpec, read_spec
+from comfyloop.train.spec import SPEC_FILE, TrainSpec, read_spec, write_spec
 from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
 from comfyloop.train.warm import WarmTrainer
 
@@ -74,7 +74,8 @@ def start(
     try:
         with run.output_file.open("ab") as output:
             pid = None
-            if warm is not None and isinstance(spec, TrainSpec):  # it has read a model of the text side
+            # It has read a model of the text side, and told PEFT that there is no bitsandbytes.
+            if warm is not None and isinstance(spec, TrainSpec) and spec.quant_method is None:
                 pid = warm.fork(run, spec, lock, output.fileno(), variables)
             if pid is None:
                 pid = _start_cold(run, lock, output, variables)
@@ -85,6 +86,26 @@ def start(
     except psutil.NoSuchProcess:
         start_time = time.time()
     return Process(pid=pid, start_time=start_time)
+
+
+def run_here(run_dir: Path, spec: TrainSpec) -> int:
+    """Train in the foreground, with this terminal's output; the exit code. Ctrl-C ends it, to be gone on with.
+
+    Raises:
+        Conflict: The directory holds a run of another spec.
+    """
+    if (run_dir / SPEC_FILE).exists() and read_spec(run_dir) != spec:
+        raise Conflict(
+            f"{run_dir} holds a run of another spec.",
+            "Name another directory with --output, or give the same options to go on with that run.",
+        )
+    write_spec(run_dir, spec)
+    RunDirectory(run_dir).cancel_file.unlink(missing_ok=True)  # starting it again takes a cancellation back
+    with subprocess.Popen([sys.executable, "-m", "comfyloop.train", str(run_dir)]) as child:
+        while child.poll() is None:
+            with contextlib.suppress(KeyboardInterrupt):  # the terminal sent it to the trainer too
+                child.wait()
+    return child.returncode
 
 
 def _take_up(run: RunDirectory) -> int:

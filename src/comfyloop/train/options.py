@@ -1,0 +1,65 @@
+"""A training spec from what is written on a command line. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from comfyloop.errors import InvalidInput
+from comfyloop.train.spec import AdapterSpec, PreferenceSpec, TrainSpec
+
+_NAMES = (*TrainSpec.model_fields, *(f"adapter.{name}" for name in AdapterSpec.model_fields),
+          *(f"preference.{name}" for name in PreferenceSpec.model_fields))  # fmt: skip
+
+
+def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec:
+    """A spec of values that are known and of `name=value` assignments, which win.
+
+    Args:
+        known: By field name, `adapter.r` for a field of a part; None: not said.
+        assignments: `learning_rate=1e-4`, `adapter.target_modules=all-linear`, `adapter.modules_to_save=a,b`.
+
+    Raises:
+        InvalidInput: There is no such field, or the value does not fit it.
+    """
+    told: dict[str, Any] = {}
+    values: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise InvalidInput(f"{assignment!r} says no value.", "Write --set name=value.")
+        values[name.strip()] = _value(name.strip(), text.strip())
+    for name, value in values.items():
+        if name not in _NAMES:
+            raise InvalidInput(
+                f"A training spec has no field {name!r}.", f"The fields are {', '.join(sorted(_NAMES))}."
+            )
+        part, dot, field = name.rpartition(".")
+        (told.setdefault(part, {}) if dot else told)[field] = value
+    try:
+        return TrainSpec.model_validate(told)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, e['loc'])) or 'the spec'}: {e['msg']}" for e in error.errors()
+        )
+        raise InvalidInput(f"These options are not a training spec: {problems}.", "Correct them.") from None
+
+
+def _value(name: str, text: str) -> Any:
+    """Lists are written with commas; all else as JSON where it is that, or as plain text."""
+    if name in {"adapter.modules_to_save", "adapter.target_modules"} and "," in text:
+        return tuple(part.strip() for part in text.split(","))
+    if name == "adapter.modules_to_save":
+        return (text,)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return None if text in {"None", "none"} else text
+
+
+def absolute(path: Path | None) -> str | None:
+    return str(path.expanduser().resolve()) if path is not None else None
