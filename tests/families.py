@@ -63,7 +63,7 @@ def _ids(tokenizer: Any) -> dict[str, int]:
     }
 
 
-def _text(tokenizer: Any, **more: Any) -> dict[str, Any]:
+def text_fields(tokenizer: Any, **more: Any) -> dict[str, Any]:
     return {
         "vocab_size": len(tokenizer),
         "hidden_size": 64,
@@ -110,7 +110,7 @@ def _qwen(name: str) -> tuple[Any, Any]:
             "depth": 3, "hidden_size": 32, "out_hidden_size": 64, "num_heads": 2, "intermediate_size": 64,
             "patch_size": 4, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64,
         }  # fmt: skip
-    text = _text(tokenizer, rope_parameters=rope, **({"head_dim": 16} if name == "qwen3_vl" else {}))
+    text = text_fields(tokenizer, rope_parameters=rope, **({"head_dim": 16} if name == "qwen3_vl" else {}))
     config = getattr(transformers, f"{prefix}Config")(
         text_config=text,
         vision_config={**vision, "initializer_range": 0.2},
@@ -138,7 +138,7 @@ def _llava(name: str) -> tuple[Any, Any]:
     )
     common = {
         "vision_config": clip,
-        "text_config": t.LlamaConfig(**_text(tokenizer, tie_word_embeddings=True)),
+        "text_config": t.LlamaConfig(**text_fields(tokenizer, tie_word_embeddings=True)),
         "image_token_index": tokenizer.convert_tokens_to_ids("<image>"),
         "tie_word_embeddings": True,
     }
@@ -198,7 +198,7 @@ def _idefics(name: str) -> tuple[Any, Any]:
     )
     config = config_class(
         vision_config={**VISION, "image_size": 16, "patch_size": 4, "initializer_range": 0.2},
-        text_config=text(**_text(tokenizer)),
+        text_config=text(**text_fields(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
@@ -230,7 +230,7 @@ def _internvl() -> tuple[Any, Any]:
     tokenizer = _tokenizer(*named.values(), **named)
     config = t.InternVLConfig(
         vision_config={**VISION, "image_size": [16, 16], "patch_size": [4, 4]},
-        text_config=t.Qwen2Config(**_text(tokenizer)),
+        text_config=t.Qwen2Config(**text_fields(tokenizer)),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=4,
         downsample_ratio=0.5,
@@ -244,14 +244,64 @@ def _internvl() -> tuple[Any, Any]:
     return t.InternVLForConditionalGeneration(config), processor
 
 
+def text_tokenizer() -> Any:
+    tokenizer = _tokenizer()
+    tokenizer.chat_template = chatml("")
+    return tokenizer
+
+
+def _seeing_ahead(name: str) -> tuple[Any, Any]:
+    """Families whose image tokens see each other: no packing, and no promise in FAMILIES beyond that."""
+    import transformers as t
+
+    tokenizer = _tokenizer("<start_of_image>", "<end_of_image>", "<image_soft_token>")
+    if name == "gemma3":
+        named = {
+            "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>", "image_token": "<image_soft_token>",
+        }  # fmt: skip
+        tokenizer = _tokenizer(*named.values(), **named)
+    token = tokenizer.convert_tokens_to_ids
+    vision = {**VISION, "image_size": 16, "patch_size": 4, "vision_use_head": False}
+    from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
+
+    if name == "gemma3":
+        from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+        text = text_fields(
+            tokenizer,
+            head_dim=16,
+            sliding_window=9,
+            layer_types=["sliding_attention"] * 2 + ["full_attention"],
+        )
+        text.pop("rope_parameters", None)
+        config = t.Gemma3Config(
+            text_config=text, vision_config=vision, mm_tokens_per_image=4,
+            boi_token_index=token("<start_of_image>"), eoi_token_index=token("<end_of_image>"),
+            image_token_index=token("<image_soft_token>"),
+        )  # fmt: skip
+        processor = t.Gemma3Processor(
+            Gemma3ImageProcessorPil(size={"height": 16, "width": 16}), tokenizer, image_seq_length=4,
+            chat_template=chatml("<start_of_image>"),
+        )  # fmt: skip
+        return t.Gemma3ForConditionalGeneration(config), processor
+    config = t.PaliGemmaConfig(
+        text_config={**text_fields(tokenizer, head_dim=16), "model_type": "gemma"},
+        vision_config={**vision, "model_type": "siglip_vision_model", "num_image_tokens": 16, "projection_dim": 64},
+        image_token_index=token("<image>"), projection_dim=64, hidden_size=64,
+    )  # fmt: skip
+    images = SiglipImageProcessorPil(size={"height": 16, "width": 16})
+    images.image_seq_length = 16
+    processor = t.PaliGemmaProcessor(images, tokenizer, chat_template=chatml("<image>"))
+    return t.PaliGemmaForConditionalGeneration(config), processor
+
+
 def _text_only(name: str) -> tuple[Any, Any]:
     import transformers as t
 
-    tokenizer = _tokenizer()
-    tokenizer.chat_template = chatml("")
+    tokenizer = text_tokenizer()
     if name == "llama":
-        return t.LlamaForCausalLM(t.LlamaConfig(**_text(tokenizer))), tokenizer
-    return t.Qwen3ForCausalLM(t.Qwen3Config(**_text(tokenizer, head_dim=16))), tokenizer
+        return t.LlamaForCausalLM(t.LlamaConfig(**text_fields(tokenizer))), tokenizer
+    return t.Qwen3ForCausalLM(t.Qwen3Config(**text_fields(tokenizer, head_dim=16))), tokenizer
 
 
 _MAKERS: dict[str, Callable[[str], tuple[Any, Any]]] = {
@@ -260,6 +310,7 @@ _MAKERS: dict[str, Callable[[str], tuple[Any, Any]]] = {
     **dict.fromkeys(("idefics3", "smolvlm"), _idefics),
     "internvl": lambda _: _internvl(),
     **dict.fromkeys(("llama", "qwen3"), _text_only),
+    **dict.fromkeys(("gemma3", "paligemma"), _seeing_ahead),
 }
 
 

@@ -155,9 +155,11 @@ class Loaded:
         self.alone = why
         if self.attention != "sdpa":
             return
-        name = self.attention if why else packing.NAME
         config = self.whole.config
         text = config.get_text_config()
+        # torch's kernel leaves out what Gemma 2 does to attention scores; only `eager` has it
+        own = "eager" if getattr(text, "attn_logit_softcapping", None) else self.attention
+        name = own if why else packing.NAME
         part = next((part for part in config.sub_configs if getattr(config, part) is text), None)
         self.whole.set_attn_implementation({part: name} if part else name)
 
