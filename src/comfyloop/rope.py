@@ -124,7 +124,8 @@ def refuse_other_positions(name: str, adapter: Path, running: RopeScaling | None
         raise InvalidInput(
             f"Adapter {name} was trained with rope_scaling = {_written(trained)}, and the base model runs with "
             f"{_written(running)}: it would read other positions than it learnt.",
-            f"Serve the base model with rope_scaling = {_written(trained)}.",
+            f"Serve the base model with rope_scaling = {_written(trained)}, as the embedded engine can, or train "
+            "without scaling.",
         )
 
 

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.rope import refuse_other_positions
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"^(?P<layer>.+)\.lora_(?P<part>A|B)\.weight$")
@@ -55,7 +56,8 @@ def check(name: str, path: str, limits: Limits, model: str = "") -> None:
 
     Raises:
         NotFound: The directory or one of its files does not exist.
-        InvalidInput: A tensor would be skipped, is missing, does not fit or is not finite.
+        InvalidInput: A tensor would be skipped, is missing, does not fit or is not finite; or it was trained
+            on other positions than the base model's own.
     """
     folder = Path(path)
     config_file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
@@ -68,6 +70,7 @@ def check(name: str, path: str, limits: Limits, model: str = "") -> None:
     except ValueError as error:
         raise InvalidInput(f"Adapter {name} cannot be read: {error}") from error
     _check_config(name, config, limits)
+    refuse_other_positions(name, folder, running=None)  # such engines run with the base model's own
     layers = _layers(name, shapes)
     known = _base_layers(Path(model)) if model else {}
     for layer, (a, b) in layers.items():
