@@ -49,7 +49,8 @@ class FeatureCache:
         except (OSError, SafetensorError, ValueError):
             whole = False
         if not whole:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             return None
         with contextlib.suppress(OSError):
             os.utime(path)  # its age counts from its last use
@@ -66,7 +67,8 @@ class FeatureCache:
             draft.replace(path)
             self._make_room(path.stat().st_size)
         except (OSError, SafetensorError):
-            draft.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                draft.unlink()
 
     def _path(self, pixels: bytes) -> Path:
         name = hashlib.blake2b(pixels + self._tower, digest_size=20).hexdigest()
@@ -88,7 +90,8 @@ class FeatureCache:
         for _, size, path in sorted(files):
             if self._size <= self._limit * _LEFT:
                 break
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                path.unlink()
             self._size -= size
 
 
