@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 CHATML = (
@@ -147,3 +148,7 @@ def save_language_model(source: Path, target: Path) -> None:
     processor = AutoProcessor.from_pretrained(source)
     processor.tokenizer.chat_template = processor.chat_template
     processor.tokenizer.save_pretrained(target)
+    config = target / "tokenizer_config.json"
+    told = json.loads(config.read_text())
+    told.pop("processor_class", None)  # without it nobody looks for an image processor
+    config.write_text(json.dumps(told))
