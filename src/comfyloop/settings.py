@@ -165,7 +165,7 @@ class Settings(BaseSettings):
         description="What the gate accepts answers this share first; 0: it is promoted.",
     )
     quiet_seconds: float = Field(
-        default=3.0,
+        default=1.0,
         ge=0,
         description="Training goes on when nobody has waited for so long; 0: it never holds.",
     )

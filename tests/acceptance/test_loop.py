@@ -28,7 +28,12 @@ def test_corrections_are_learnt_and_the_new_version_is_swapped_in(
 ) -> None:
     pet, brand = scenes.load()
     corrections = [*pet.corrections, *brand.corrections]
-    service = make_service(project="acme", trigger_samples=len(corrections), cache_dir=Settings().cache_dir)
+    service = make_service(
+        project="acme",
+        trigger_samples=len(corrections),
+        cache_dir=Settings().cache_dir,
+        quiet_seconds=0,  # somebody always asks here, and training is not to wait for that
+    )
     service.start()
     service.wait_ready()
     chat = openai.OpenAI(base_url=f"{service.client.url}/v1", api_key="none", max_retries=0)

@@ -45,6 +45,7 @@ def service(settings: Settings, home: Path, trigger: int, project: str) -> Itera
         "COMFYLOOP_MODEL": settings.model,
         "COMFYLOOP_PROJECT": project,
         "COMFYLOOP_TRIGGER_SAMPLES": str(trigger),
+        "COMFYLOOP_QUIET_SECONDS": "0",  # the demo itself asks all the time; training is not to wait for that
     }
     command = [sys.executable, "-m", "comfyloop", "up", "--port", "0", "--port-file", str(port_file)]
     with log.open("wb") as output:

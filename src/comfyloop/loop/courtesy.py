@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 from comfyloop.train import runners
+
+LONGEST_HOLD_SECONDS = 60.0
+BREATH_SECONDS = 5.0
+"""Where somebody always waits, training goes on for so long after each hold of that length: it ends some day."""
 
 
 class Courtesy:
@@ -14,19 +19,34 @@ class Courtesy:
     Args:
         quiet_seconds: How long nobody has waited for anything.
         patience: The run goes on after so many quiet seconds; 0: it never holds.
+        clock: Seconds, monotonic.
     """
 
-    def __init__(self, quiet_seconds: Callable[[], float], patience: float) -> None:
+    def __init__(
+        self,
+        quiet_seconds: Callable[[], float],
+        patience: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._quiet_seconds = quiet_seconds
         self._patience = patience
+        self._clock = clock
         self._held: bool | None = None  # not known: a former controller may have held it
+        self._since = clock()
+        self._breathing = False
 
     def look(self, run_dir: Path) -> None:
         hold = self._quiet_seconds() < self._patience
+        lasted = self._clock() - self._since
+        if (self._held and lasted > LONGEST_HOLD_SECONDS) or (
+            self._held is False and lasted < BREATH_SECONDS and self._breathing
+        ):
+            hold = False
         if hold == self._held:
             return
+        self._breathing = bool(self._held) and lasted > LONGEST_HOLD_SECONDS
         if hold:
             runners.hold(run_dir)
         else:
             runners.release(run_dir)
-        self._held = hold
+        self._held, self._since = hold, self._clock()

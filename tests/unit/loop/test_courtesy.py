@@ -19,10 +19,7 @@ class Clock:
 def test_a_run_holds_while_answers_are_waited_for_and_a_while_after(tmp_path: Path) -> None:
     clock = Clock()
     traffic, run = Traffic(clock), RunDirectory(tmp_path)
-    courtesy = Courtesy(
-        traffic.quiet_seconds,
-        3.0,
-    )
+    courtesy = Courtesy(traffic.quiet_seconds, 3.0, clock)
 
     def held() -> bool:
         courtesy.look(tmp_path)
@@ -33,7 +30,7 @@ def test_a_run_holds_while_answers_are_waited_for_and_a_while_after(tmp_path: Pa
     traffic.enter()
     assert held()
     traffic.leave()
-    clock.now += 60
+    clock.now += 50
     assert held(), "one is still waiting"
     traffic.leave()
     clock.now += 2.9
@@ -62,3 +59,16 @@ def test_without_patience_it_never_holds(tmp_path: Path) -> None:
     traffic.enter()
     Courtesy(traffic.quiet_seconds, 0.0).look(tmp_path)
     assert not RunDirectory(tmp_path).hold_file.exists()
+
+
+def test_a_run_ends_even_where_somebody_always_waits(tmp_path: Path) -> None:
+    clock = Clock()
+    traffic, run = Traffic(clock), RunDirectory(tmp_path)
+    courtesy = Courtesy(traffic.quiet_seconds, 1.0, clock)
+    traffic.enter()
+    ran = 0.0
+    for _ in range(4000):
+        courtesy.look(tmp_path)
+        ran += 0.0 if run.hold_file.exists() else 0.2
+        clock.now += 0.2
+    assert 0.05 < ran / (4000 * 0.2) < 0.1
