@@ -122,7 +122,7 @@ def _picture(value: Any, key: str, folder: Path, max_image_pixels: int) -> Pictu
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             width, height = image.size
-            sideways = image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+            sideways = _is_sideways(image)
     except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
         raise UnusableRow(
             f"its image {path.name} is not one of {', '.join(FORMATS)}, whatever its name says"
@@ -139,6 +139,13 @@ def _picture(value: Any, key: str, folder: Path, max_image_pixels: int) -> Pictu
     if sideways:
         width, height = height, width
     return Picture(path, hashlib.sha256(data).hexdigest(), width, height)
+
+
+def _is_sideways(image: Image.Image) -> bool:
+    try:
+        return image.getexif().get(0x0112, 1) in (5, 6, 7, 8)
+    except (OSError, SyntaxError, ValueError):  # cut off before it, which decoding will say
+        return False
 
 
 def decode(picture: Picture) -> Image.Image:

@@ -26,7 +26,9 @@ STEPS, GUIDANCE = 24, 4.0
 
 
 @torch.no_grad()
-def paint(work: Path, prompts: list[str], seed: int = 0, guidance: float = GUIDANCE) -> list[Image.Image]:
+def paint(
+    work: Path, prompts: list[str], *, seed: int = 0, guidance: float = GUIDANCE, side: int = SIZE
+) -> list[Image.Image]:
     """Pictures by the averaged weights in the work folder."""
     from .unet import Prompts, make_unet, predict
 
@@ -43,8 +45,8 @@ def paint(work: Path, prompts: list[str], seed: int = 0, guidance: float = GUIDA
     for start in range(0, len(prompts), 20):
         part = prompts[start : start + 20]
         context, attention.bias = encode([*part, *[""] * len(part)])
-        side = SIZE // 8
-        latents = torch.randn(len(part), 4, side, side, generator=chance) * scheduler.init_noise_sigma
+        shape = (len(part), 4, side // 8, side // 8)
+        latents = torch.randn(shape, generator=chance) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             both = scheduler.scale_model_input(torch.cat([latents, latents]), t)
             wanted, anything = predict(unet, both, t.repeat(len(both)), context).chunk(2)
@@ -70,9 +72,12 @@ def contact_sheet(pictures: list[Image.Image], labels: list[str], columns: int =
     return canvas
 
 
-def draw(work: Path, out: Path, prompts: list[str] | None = None, guidance: float = GUIDANCE) -> None:
+def draw(
+    work: Path, out: Path, prompts: list[str] | None = None, *, guidance: float = GUIDANCE, side: int = SIZE
+) -> None:
     wanted = prompts or list(PROMPTS)
-    contact_sheet(paint(work, wanted, guidance=guidance), wanted).save(out)
+    pictures = paint(work, wanted, guidance=guidance, side=side)
+    contact_sheet([p.resize((SIZE, SIZE), Image.Resampling.BICUBIC) for p in pictures], wanted).save(out)
 
 
 def main() -> None:
@@ -82,9 +87,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
+    parser.add_argument("--side", type=int, default=SIZE, help="pixels")
     parser.add_argument("prompts", nargs="*")
     args = parser.parse_args()
-    draw(args.work, args.out, args.prompts, args.guidance)
+    draw(args.work, args.out, args.prompts, guidance=args.guidance, side=args.side)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,162 @@
+"""Rows, pictures of every kind, buckets, and what is cached."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from comfyloop.errors import DataError, NotFound
+from comfyloop.train.image import buckets, checkpoint
+from comfyloop.train.image.cache import Cache
+from comfyloop.train.image.latents import Latents
+from comfyloop.train.image.rows import decode, read_rows
+from comfyloop.train.image.text import Captions
+from comfyloop.train.rows import UnusableRow
+
+LIMIT = 64_000_000
+
+
+def write(folder: Path, *rows: dict[str, Any] | str) -> Path:
+    path = folder / "train.jsonl"
+    path.write_text(
+        "".join((r if isinstance(r, str) else json.dumps(r)) + "\n" for r in rows), encoding="utf-8"
+    )
+    return path
+
+
+def row(picked: str, prompt: Any = "a fox", **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": prompt}], "picked": picked, **more}
+
+
+def shown(folder: Path, name: str) -> tuple[int, int, int]:
+    """The middle pixel of a picture as training sees it."""
+    rows, bad = read_rows(write(folder, row(name)), pairs=False, max_image_pixels=LIMIT)
+    assert not bad
+    pixel = decode(rows[0].picked).getpixel((8, 8))
+    assert isinstance(pixel, tuple)
+    return (int(pixel[0]), int(pixel[1]), int(pixel[2]))
+
+
+def test_pictures_of_every_kind(tmp_path: Path) -> None:
+    Image.new("RGBA", (16, 16), (255, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert shown(tmp_path, "clear.png") == (255, 255, 255)
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "cmyk.jpg")
+    red, green, blue = shown(tmp_path, "cmyk.jpg")
+    assert red > 240 and green < 20 and blue < 40
+    deep = np.full((16, 16), 32768, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    assert shown(tmp_path, "deep.png") == (128, 128, 128)
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("lime", "blue")]
+    frames[0].save(tmp_path / "moves.gif", save_all=True, append_images=frames[1:])
+    frames[0].save(tmp_path / "moves.webp", save_all=True, append_images=frames[1:], lossless=True)
+    assert shown(tmp_path, "moves.gif") == shown(tmp_path, "moves.webp") == (0, 255, 0)
+    Image.new("P", (16, 16), 3).save(tmp_path / "palette.png")
+    Image.new("L", (16, 16), 77).save(tmp_path / "grey.png")
+    assert shown(tmp_path, "grey.png") == (77, 77, 77)
+
+
+def test_a_sideways_photo_is_turned_before_its_shape_is_told(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (64, 16), "red").save(tmp_path / "p.jpg", exif=exif)
+    rows, _ = read_rows(write(tmp_path, row("p.jpg")), pairs=False, max_image_pixels=LIMIT)
+    assert (rows[0].picked.width, rows[0].picked.height) == (16, 64) == decode(rows[0].picked).size
+
+
+def test_every_bad_line_is_named(tmp_path: Path) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    Image.new("RGB", (400, 4)).save(tmp_path / "line.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("I am no picture")
+    path = write(
+        tmp_path, row("a.png", over="b.png"), "{", "[]", row("none.png"), row("empty.png"), row("text.png"),
+        row("line.png"), row("a.png", prompt=7), {"picked": "a.png"}, row("a.png", over="a.png"), row("a.png"),
+    )  # fmt: skip
+    rows, bad = read_rows(path, pairs=True, max_image_pixels=LIMIT)
+    assert not rows and [b.line for b in bad] == list(range(1, 12))
+    for expected, found in zip(
+        ("b.png does not exist", "not JSON", "a JSON list", "none.png does not exist", "empty", "not one of PNG",
+         "a line, not a picture", "prompt is a int", "no list of messages", "the same", "no picture under 'over'"),
+        bad, strict=True,
+    ):  # fmt: skip
+        assert expected in found.reason, found
+    rows, bad = read_rows(write(tmp_path, row("a.png")), pairs=False, max_image_pixels=100)
+    assert "more than max_image_pixels" in bad[0].reason
+    with pytest.raises(NotFound):
+        read_rows(tmp_path / "none.jsonl", pairs=False, max_image_pixels=LIMIT)
+    with pytest.raises(DataError):
+        read_rows(write(tmp_path, ""), pairs=False, max_image_pixels=LIMIT)
+
+
+def test_a_cut_off_picture_is_told_when_it_is_decoded(tmp_path: Path) -> None:
+    pixels = np.random.default_rng(0).integers(0, 255, (64, 64, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[: len(whole) // 2])
+    rows, bad = read_rows(write(tmp_path, row("a.png")), pairs=False, max_image_pixels=LIMIT)
+    assert not bad
+    with pytest.raises(UnusableRow, match=r"a\.png cannot be decoded"):
+        decode(rows[0].picked)
+
+
+@given(
+    width=st.integers(1, 4000), height=st.integers(1, 4000), resolution=st.sampled_from([64, 128, 512, 768, 1024]),
+    step=st.sampled_from([8, 32, 64]),
+)  # fmt: skip
+def test_a_bucket_is_covered_and_of_the_allowed_size(
+    width: int, height: int, resolution: int, step: int
+) -> None:
+    sizes = buckets.sizes(resolution, step)
+    how = buckets.fit(width, height, sizes)
+    assert how.size in sizes
+    for w, h in sizes:
+        assert w % step == 0 == h % step and w * h <= resolution**2 and max(w, h) <= 3 * min(w, h)
+    for scaled, size, corner in zip(how.scaled, how.size, how.corner, strict=True):
+        assert 0 <= corner <= scaled - size
+    assert abs(how.scaled[0] / width - how.scaled[1] / height) * min(width, height) <= 1.5  # no stretching
+
+
+def test_the_bucket_of_the_nearest_shape_and_the_largest_of_those() -> None:
+    sizes = buckets.sizes(512, 64)
+    assert buckets.fit(3000, 3000, sizes).size == (512, 512)
+    assert buckets.fit(1920, 1080, sizes).size == (640, 384)
+    assert buckets.fit(1080, 1920, sizes).size == (384, 640)
+
+
+def test_changing_one_picture_encodes_one_again(tiny_sd15: Path, tmp_path: Path) -> None:
+    model = checkpoint.load(tiny_sd15)
+    for i in range(3):
+        Image.new("RGB", (80, 64), (80 * i, 0, 0)).save(tmp_path / f"{i}.png")
+
+    def look() -> int:
+        cache = Cache(tmp_path / "cache")
+        latents, captions = Latents(model, cache, 64, 8), Captions(model, cache)
+        rows, _ = read_rows(
+            write(tmp_path, *(row(f"{i}.png", f"picture {i}") for i in range(3))),
+            pairs=False,
+            max_image_pixels=LIMIT,
+        )
+        for _ in range(2):
+            for found in rows:
+                assert latents.of(found.picked).shape == (4, 7, 9)
+                captions.of(found.caption)
+        return cache.made
+
+    assert look() == 6
+    assert look() == 0
+    Image.new("RGB", (80, 64), (1, 2, 3)).save(tmp_path / "1.png")
+    assert look() == 1
+    damaged = next((tmp_path / "cache").rglob("*.safetensors"))
+    damaged.write_bytes(damaged.read_bytes()[:20])
+    assert look() == 1
+    with torch.no_grad():
+        next(model.vae.parameters()).add_(0.01)
+    assert look() == 3  # another VAE: other latents, the same captions

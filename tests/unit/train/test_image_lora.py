@@ -1,0 +1,85 @@
+"""The LoRA file: keys, alpha, metadata, and that it is never written over."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from comfyloop.errors import Conflict, ModelError
+from comfyloop.train.image import checkpoint, kohya, lora
+from comfyloop.train.image.spec import About, ImageAdapterSpec
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_a_file_holds_the_trained_change_and_gives_it_back(
+    family: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    place = request.getfixturevalue(f"tiny_{family}")
+    spec = ImageAdapterSpec(r=4, lora_alpha=8, target_modules="all", text_encoder=True)
+    model = checkpoint.load(place)
+    x, t = torch.randn(1, 4, 8, 8), torch.tensor([10])
+    states = torch.randn(1, 77, 768 if family == "sd15" else 2048)
+    extra = {"text_embeds": torch.randn(1, 1280), "time_ids": torch.ones(1, 6)}
+    base = model.unet(x, t, states, added_cond_kwargs=extra).sample
+    lora.add(model, spec)
+    for _, parameter in lora.trainable(model):
+        parameter.data = (0.1 * torch.randn_like(parameter)).half().float()
+    about = About(project="acme", version="7", parent="5", trigger_words="acme style")
+    kohya.save(model, tmp_path / "adapter", about.model_dump())
+    tensors, metadata = kohya.read(tmp_path / "adapter" / kohya.FILE)
+    stems = {name.split(".")[0] for name in tensors}
+    assert all(
+        {f"{stem}.lora_down.weight", f"{stem}.lora_up.weight", f"{stem}.alpha"} <= tensors.keys()
+        for stem in stems
+    )
+    assert len(tensors) == 3 * len(stems)
+    assert {float(tensors[f"{stem}.alpha"]) for stem in stems} == {8.0}
+    assert "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q" in stems
+    prefixes = {"sd15": {"lora_unet", "lora_te"}, "sdxl": {"lora_unet", "lora_te1", "lora_te2"}}[family]
+    assert {"_".join(stem.split("_")[:2]) for stem in stems} == prefixes
+    assert any(f"{p}_text_model_encoder_layers_0_self_attn_q_proj" in stems for p in prefixes)
+    assert metadata["ss_network_alpha"] == "8" and metadata["comfyloop.version"] == "7"
+    assert metadata["modelspec.trigger_phrase"] == "acme style"
+
+    trained = model.unet(x, t, states, added_cond_kwargs=extra).sample
+    with lora.reference(model, None):
+        assert torch.equal(model.unet(x, t, states, added_cond_kwargs=extra).sample, base)
+    assert not torch.allclose(trained, base, atol=1e-3)
+    again = checkpoint.load(place)
+    lora.add(again, spec)
+    lora.read_into(again, tensors, "the file")
+    assert torch.equal(again.unet(x, t, states, added_cond_kwargs=extra).sample, trained)
+
+
+def test_a_parent_of_another_shape_is_refused(tiny_sd15: Path) -> None:
+    model = checkpoint.load(tiny_sd15)
+    lora.add(model, ImageAdapterSpec(r=4, lora_alpha=8))
+    tensors = kohya.tensors(model)
+    other = checkpoint.load(tiny_sd15)
+    lora.add(other, ImageAdapterSpec(r=8, lora_alpha=8))
+    with pytest.raises(ModelError, match="rank 4 and alpha 8"):
+        lora.read_into(other, tensors, "v1")
+    with pytest.raises(ModelError, match="also changes lora_te_x"):
+        lora.read_into(model, {**tensors, "lora_te_x.alpha": torch.tensor(1.0)}, "v1")
+    missing = dict(list(tensors.items())[1:])
+    with pytest.raises(ModelError, match="v1 lacks"):
+        lora.read_into(model, missing, "v1")
+
+
+def test_a_published_file_is_never_written_over(tmp_path: Path) -> None:
+    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
+    save_file({"a.lora_down.weight": torch.zeros(2)}, one)
+    save_file({"a.lora_down.weight": torch.ones(2)}, other)
+    folder = tmp_path / "loras" / "comfyloop"
+    target = kohya.publish(one, folder, "acme-v1")
+    before = target.stat()
+    assert kohya.publish(one, folder, "acme-v1") == target  # the same again is no error
+    with pytest.raises(Conflict, match="another LoRA already"):
+        kohya.publish(other, folder, "acme-v1")
+    assert target.stat().st_ino == before.st_ino and torch.equal(
+        load_file(target)["a.lora_down.weight"], torch.zeros(2)
+    )
+    assert [path.name for path in folder.iterdir()] == ["acme-v1.safetensors"]

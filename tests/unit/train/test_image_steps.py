@@ -1,0 +1,180 @@
+"""One step of each recipe against the mathematics it is published with, on the same noise."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from diffusers.training_utils import compute_snr
+from PIL import Image
+
+from comfyloop.train.image import kohya, lora
+from comfyloop.train.image.batches import batches
+from comfyloop.train.image.objectives import denoising_loss, preference_loss
+from comfyloop.train.image.rows import PictureRow, read_rows
+from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.image.student import Student, prepare
+from comfyloop.train.status import RunDirectory
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Four pairs of noisy pictures of one size."""
+    chance = np.random.default_rng(3)
+    rows = []
+    for i in range(4):
+        for side in ("good", "bad"):
+            pixels = chance.integers(0, 255, (64, 64, 3), np.uint8)
+            Image.fromarray(pixels).save(tmp_path / f"{side}{i}.png")
+        prompt = [{"role": "user", "content": f"picture {i}"}]
+        rows.append({"messages": prompt, "picked": f"good{i}.png", "over": f"bad{i}.png"})
+    path = tmp_path / "train.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def student_of(model: Path, folder: Path, **values: object) -> tuple[Student, ImageTrainSpec]:
+    told = {"model": str(model), "train": "train.jsonl", "dtype": "float32", "caption_dropout": 0.0, **values}
+    spec = ImageTrainSpec.model_validate(told)
+    torch.manual_seed(spec.seed)
+    student = prepare(RunDirectory(folder), spec)
+    stir(student)
+    return student, spec
+
+
+def stir(student: Student) -> None:
+    """A LoRA that changes something: a fresh one is zero, which would hide half of the mathematics."""
+    for _, parameter in lora.trainable(student.model):
+        parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
+
+
+def rows_of(data: Path, *, pairs: bool) -> list[PictureRow]:
+    rows, bad = read_rows(data, pairs=pairs, max_image_pixels=10**8)
+    assert not bad
+    return rows
+
+
+def gradients(student: Student) -> torch.Tensor:
+    grads = [p.grad for _, p in lora.trainable(student.model) if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in grads])
+    for _, parameter in lora.trainable(student.model):
+        parameter.grad = None
+    return flat
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("gamma", [0.0, 5.0])
+def test_image_sft_is_the_training_example_of_diffusers(
+    family: str, prediction: str, gamma: float, data: Path, request: pytest.FixtureRequest
+) -> None:
+    model = request.getfixturevalue(f"tiny_{family}")
+    student, spec = student_of(model, data.parent, prediction_type=prediction)
+    (batch,) = batches(student, rows_of(data, pairs=False), spec, random.Random(1))
+    ours = denoising_loss(student, batch, gamma).mean()
+    ours.backward()
+    our_gradients = gradients(student)
+
+    # examples/text_to_image/train_text_to_image_lora(_sdxl).py: the body of its training loop
+    scheduler, unet = student.model.scheduler, student.model.unet
+    noisy_latents = scheduler.add_noise(batch.picked, batch.noise, batch.timesteps)
+    if scheduler.config.prediction_type == "epsilon":
+        target = batch.noise
+    else:
+        target = scheduler.get_velocity(batch.picked, batch.noise, batch.timesteps)
+    conditions = None
+    if family == "sdxl":
+        add_time_ids = torch.tensor([[64, 64, 0, 0, 64, 64]] * 4, dtype=torch.float32)
+        conditions = {"time_ids": add_time_ids, "text_embeds": batch.conditions.pooled}
+    model_pred = unet(
+        noisy_latents,
+        batch.timesteps,
+        batch.conditions.states,
+        added_cond_kwargs=conditions,
+        return_dict=False,
+    )[0]
+    if gamma == 0:
+        loss = F.mse_loss(model_pred.float(), target.float(), reduction="mean")
+    else:
+        snr = compute_snr(scheduler, batch.timesteps)
+        weights = torch.stack([snr, gamma * torch.ones_like(batch.timesteps)], dim=1).min(dim=1)[0]
+        weights = weights / (snr if prediction == "epsilon" else snr + 1)
+        loss = F.mse_loss(model_pred.float(), target.float(), reduction="none")
+        loss = loss.mean(dim=list(range(1, len(loss.shape)))) * weights
+        loss = loss.mean()
+    loss.backward()
+    assert float(ours) == pytest.approx(float(loss), abs=1e-5, rel=1e-5)
+    assert torch.allclose(our_gradients, gradients(student), atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["sd15", "sdxl"])
+def test_image_dpo_is_the_published_loss(family: str, data: Path, request: pytest.FixtureRequest) -> None:
+    model = request.getfixturevalue(f"tiny_{family}")
+    student, spec = student_of(model, data.parent, recipe="image_dpo", beta_dpo=500.0)
+    (batch,) = batches(student, rows_of(data, pairs=True), spec, random.Random(1))
+    found = preference_loss(student, batch, spec.beta_dpo)
+    found.loss.mean().backward()
+    our_gradients = gradients(student)
+
+    # Wallace et al.'s train.py: pairs are stacked, noise and timesteps repeated, losses split again
+    assert batch.over is not None
+    scheduler, unet = student.model.scheduler, student.model.unet
+    latents = torch.cat([batch.picked, batch.over])
+    noise, timesteps = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
+    states = batch.conditions.states.repeat(2, 1, 1)
+    conditions = None
+    if batch.conditions.pooled is not None:
+        conditions = {
+            "time_ids": torch.tensor([[64.0, 64, 0, 0, 64, 64]] * 8),
+            "text_embeds": batch.conditions.pooled.repeat(2, 1),
+        }
+    noisy = scheduler.add_noise(latents, noise, timesteps)
+    model_pred = unet(noisy, timesteps, states, added_cond_kwargs=conditions).sample
+    model_losses = (model_pred - noise).pow(2).mean(dim=[1, 2, 3])
+    model_losses_w, model_losses_l = model_losses.chunk(2)
+    with torch.no_grad():
+        unet.disable_adapters()
+        ref_pred = unet(noisy, timesteps, states, added_cond_kwargs=conditions).sample
+        unet.enable_adapters()
+    ref_losses_w, ref_losses_l = (ref_pred - noise).pow(2).mean(dim=[1, 2, 3]).chunk(2)
+    scale_term = -0.5 * spec.beta_dpo
+    inside_term = scale_term * ((model_losses_w - model_losses_l) - (ref_losses_w - ref_losses_l))
+    loss = -1 * F.logsigmoid(inside_term).mean()
+    loss.backward()
+    assert float(found.loss.mean()) == pytest.approx(float(loss), abs=1e-5)
+    assert torch.equal(found.right, inside_term > 0)
+    assert torch.allclose(our_gradients, gradients(student), atol=1e-5)
+
+
+def test_the_reference_of_a_later_version_is_its_parent(tiny_sd15: Path, data: Path) -> None:
+    parent, _ = student_of(tiny_sd15, data.parent)
+    parent.save(data.parent / "parent")
+    adapter = {"init_from": str(data.parent / "parent" / kohya.FILE)}
+    child, spec = student_of(tiny_sd15, data.parent, recipe="image_dpo", adapter=adapter)
+    torch.manual_seed(0)
+    x, t, states = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, 768)
+    with torch.no_grad():
+        lora.read_into(parent.model, kohya.tensors(parent.model), "itself")  # rounded to what a file holds
+        expected = parent.model.unet(x, t, states).sample
+        trained = child.model.unet(x, t, states).sample
+        with lora.reference(child.model, child.start):
+            assert torch.equal(child.model.unet(x, t, states).sample, expected)
+        assert torch.equal(child.model.unet(x, t, states).sample, trained)
+    assert not torch.allclose(trained, expected)
+    (batch,) = batches(child, rows_of(data, pairs=True), spec, random.Random(1))
+    preference_loss(child, batch, spec.beta_dpo).loss.mean().backward()
+    assert gradients(child).abs().max() > 0
+
+
+def test_noise_offset_moves_whole_channels() -> None:
+    from comfyloop.train.image.loss import draw_noise
+
+    latents = torch.zeros(64, 4, 16, 16)
+    plain = draw_noise(latents, 0.0, torch.Generator().manual_seed(0)).mean((2, 3)).std()
+    moved = draw_noise(latents, 0.5, torch.Generator().manual_seed(0)).mean((2, 3)).std()
+    assert float(plain) == pytest.approx(1 / 16, rel=0.2) and float(moved) == pytest.approx(0.5, rel=0.2)
