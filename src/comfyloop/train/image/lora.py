@@ -71,8 +71,8 @@ def _config(spec: ImageAdapterSpec, targets: tuple[str, ...]) -> LoraConfig:
 
 def trained_modules(model: ImageModel) -> list[tuple[str, nn.Module]]:
     """Each trained module with the prefix of its keys in a LoRA file."""
-    names = ["te"] if len(model.text_encoders) == 1 else ["te1", "te2"]
-    encoders = [(f"lora_{n}", e.model) for n, e in zip(names, model.text_encoders, strict=True)]
+    names = ["te1", "te2"] if model.family == "sdxl" else ["te"]
+    encoders = [(f"lora_{n}", e.model) for n, e in zip(names, model.text_encoders, strict=False)]
     return [("lora_unet", model.unet), *encoders]
 
 
