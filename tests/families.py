@@ -184,13 +184,17 @@ def _llava(name: str) -> tuple[Any, Any]:
     return t.LlavaOnevisionForConditionalGeneration(config), processor
 
 
-def _idefics(name: str) -> tuple[Any, Any]:
-    import transformers as t
-
-    tokenizer = _tokenizer(
+def idefics_tokenizer() -> Any:
+    return _tokenizer(
         "<fake_token_around_image>", "<global-img>", "<end_of_utterance>", "<video>",
         *(f"<row_{r}_col_{c}>" for r in range(1, 4) for c in range(1, 4)), eos="<end_of_utterance>",
     )  # fmt: skip
+
+
+def _idefics(name: str) -> tuple[Any, Any]:
+    import transformers as t
+
+    tokenizer = idefics_tokenizer()
     config_class, model, text = (
         (t.Idefics3Config, t.Idefics3ForConditionalGeneration, t.LlamaConfig)
         if name == "idefics3"

@@ -343,6 +343,10 @@ def train(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="With DATA: the run directory. A run there goes on.")
     ] = Path("run"),
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="With DATA: leave out lines that cannot be trained on, and tell."),
+    ] = False,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", "-s", help="With DATA: any field of the spec, such as adapter.r=16."),
@@ -351,7 +355,7 @@ def train(
     """Start a turn of the loop by hand: curate, train, judge, and promote if it is better. With DATA, train on a
     file instead, here and now; docs/train.md says what can be set."""
     if data is not None:
-        raise typer.Exit(_train_on(data, recipe, model, holdout, output, set_ or []))
+        raise typer.Exit(_train_on(data, recipe, model, holdout, output, skip_bad, set_ or []))
     with service(url, project) as client:
         before = client.loop()
         client.start_turn()
@@ -362,7 +366,13 @@ def train(
 
 
 def _train_on(
-    data: Path, recipe: str | None, model: str | None, holdout: Path | None, output: Path, more: list[str]
+    data: Path,
+    recipe: str | None,
+    model: str | None,
+    holdout: Path | None,
+    output: Path,
+    skip_bad: bool,
+    more: list[str],
 ) -> int:
     from comfyloop.service import model_path
     from comfyloop.train.options import absolute, make_spec
@@ -371,7 +381,8 @@ def _train_on(
     settings = Settings()
     known = {
         "train": absolute(data), "holdout": absolute(holdout), "recipe": recipe,
-        "model": model_path(settings, model or settings.model),
+        "model": model_path(settings, model or settings.model), "skip_bad": skip_bad or None,
+        "feature_cache_dir": str(settings.cache_dir / "features"),
     }  # fmt: skip
     return run_here(output, make_spec(known, more))
 

@@ -12,7 +12,7 @@ import json
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from comfyloop.errors import InvalidInput, ModelError
 from comfyloop.records import Record
@@ -26,6 +26,12 @@ class RopeScaling(Record):
 
     rope_type: Literal["linear", "dynamic", "yarn"]
     factor: float = Field(gt=1, description="How many times as many positions as the model was trained on.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_short(cls, value: Any) -> Any:
+        """`yarn:4` will do where a record is wanted."""
+        return cls.parse(value) if isinstance(value, str) else value
 
     @classmethod
     def parse(cls, text: str) -> RopeScaling | None:
