@@ -85,6 +85,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
         spec,
         places,
         dtype=str(choose_dtype(spec.dtype, device)).removeprefix("torch."),
+        use_cpu=device.type == "cpu",
         targets=targets(description, spec),
         own=swift_side.NAME,
     )

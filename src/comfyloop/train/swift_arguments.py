@@ -29,12 +29,13 @@ class Places:
 
 
 def arguments(
-    spec: TrainSpec, places: Places, *, dtype: str, targets: str | list[str], own: str
+    spec: TrainSpec, places: Places, *, dtype: str, use_cpu: bool, targets: str | list[str], own: str
 ) -> list[str]:
     """The command line after `swift sft` or `swift rlhf`.
 
     Args:
         dtype: "bfloat16", "float16" or "float32".
+        use_cpu: There is no GPU.
         targets: LoRA's target modules as PEFT takes them: names, or a regular expression.
         own: The name of our model type, template and callback.
     """
@@ -47,6 +48,7 @@ def arguments(
         "torch_dtype": dtype,
         "bf16": dtype == "bfloat16",
         "fp16": dtype == "float16",
+        "use_cpu": use_cpu,  # without it transformers refuses bf16 where there is no GPU
         "attn_impl": spec.attn_implementation if spec.attn_implementation != "auto" else None,
         # data: every row as it is or an error, never another one in its place
         "dataset": places.train,

@@ -102,7 +102,9 @@ def test_what_a_killed_process_did_past_its_checkpoint_does_not_count() -> None:
 def test_a_spec_becomes_arguments(tmp_path: Any) -> None:
     spec = TrainSpec(model="/m", train="t.jsonl", holdout="h.jsonl", max_grad_norm=0.5)
     places = Places("/m", tmp_path / "t", tmp_path / "h", tmp_path / "out", init_from=tmp_path / "parent")
-    words = arguments(spec, places, dtype="bfloat16", targets=["q_proj", "v_proj"], own="comfyloop")
+    words = arguments(
+        spec, places, dtype="bfloat16", use_cpu=True, targets=["q_proj", "v_proj"], own="comfyloop"
+    )
     pairs = dict(itertools.pairwise(words))
     for name, value in {
         "check_model": "false", "strict": "true", "bf16": "true", "fp16": "false", "lora_rank": "8",
@@ -112,5 +114,5 @@ def test_a_spec_becomes_arguments(tmp_path: Any) -> None:
         assert pairs[f"--{name}"] == value, name
     assert words[words.index("--target_modules") + 2] == "v_proj"
     assert "--resume_from_checkpoint" not in words
-    regex = arguments(spec, places, dtype="float32", targets=r"a\.b", own="x")
+    regex = arguments(spec, places, dtype="float32", use_cpu=False, targets=r"a\.b", own="x")
     assert regex[regex.index("--target_regex") + 1] == r"a\.b"
