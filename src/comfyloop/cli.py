@@ -332,16 +332,27 @@ def train(
         typer.Argument(help="Rows to train on, as ms-swift writes them: a run of its own, outside the loop."),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Follow the turn to its end.")] = True,
+    from_swift: Annotated[
+        str | None,
+        typer.Option(
+            "--from-swift", help="Train what this ms-swift command line says (or the script of that name)."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="With --from-swift: only say what it would do.")] = False,
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
     recipe: Annotated[str | None, typer.Option(help="With DATA: sft, dpo or kto.")] = None,
     model: Annotated[
-        str | None, typer.Option(help="With DATA: the base model; default: the setting.")
+        str | None,
+        typer.Option(help="With DATA: the base model; default: the setting. Or in place of ms-swift's."),
     ] = None,
     holdout: Annotated[Path | None, typer.Option(help="With DATA: rows that are never trained on.")] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="With DATA: the run directory. A run there goes on.")
+        Path,
+        typer.Option(
+            "--output", "-o", help="With DATA or --from-swift: the run directory. A run there goes on."
+        ),
     ] = Path("run"),
     skip_bad: Annotated[
         bool,
@@ -353,7 +364,10 @@ def train(
     ] = None,
 ) -> None:
     """Start a turn of the loop by hand: curate, train, judge, and promote if it is better. With DATA, train on a
-    file instead, here and now; docs/train.md says what can be set."""
+    file instead, here and now, and with --from-swift do what an ms-swift command says; docs/train.md and
+    docs/train-swift.md say what can be set."""
+    if from_swift is not None:
+        raise typer.Exit(_train_from_swift(from_swift, model, output, dry_run, as_json))
     if data is not None:
         raise typer.Exit(_train_on(data, recipe, model, holdout, output, skip_bad, set_ or []))
     with service(url, project) as client:
@@ -385,6 +399,30 @@ def _train_on(
         "feature_cache_dir": str(settings.cache_dir / "features"),
     }  # fmt: skip
     return run_here(output, make_spec(known, more))
+
+
+def _train_from_swift(command: str, model: str | None, output: Path, dry_run: bool, as_json: bool) -> int:
+    from comfyloop import single_run
+    from comfyloop.train.swift_flags import from_swift, read_command
+
+    asked = from_swift(read_command(command), model=model)
+    told: dict[str, Any] = {
+        "spec": asked.spec.model_dump(mode="json"),
+        "renamed": asked.renamed,
+        "makes_no_difference": asked.needless,
+        "cannot_be_honoured": asked.refused,
+    }
+    if not as_json:
+        put(told["spec"], False, json.dumps(told["spec"], indent=2), *show.from_swift(asked))
+    code = 0
+    if not dry_run:
+        spec = single_run.prepare(output, asked.spec, asked.datasets, asked.holdouts)
+        status = single_run.train(output, spec, quiet=as_json)
+        told |= {"run_dir": str(output), "status": _plain(status)}
+        code = status.exit_code
+    if as_json:
+        put(told, True)
+    return code
 
 
 @app.command()

@@ -14,6 +14,7 @@ from rich.text import Text
 from rich.tree import Tree
 
 from comfyloop.records import BASE, Loop, Run, Snapshot, Version, VersionState
+from comfyloop.train.swift_flags import FromSwift
 
 COLOURS = {"live": "green", "candidate": "cyan", "rejected": "red", "retired": "dim", "failed": "red"}
 BLOCKS = " ▁▂▃▄▅▆▇█"
@@ -119,3 +120,11 @@ def _resample(values: Sequence[float], width: int) -> list[float]:
 
 def _block(filled: float) -> str:
     return BLOCKS[max(0, min(8, math.ceil(filled * 8)))]
+
+
+def from_swift(asked: FromSwift) -> list[str]:
+    """What became of an ms-swift command line, a line each."""
+    lines = [f"--{old} is --{new} today" for old, new in asked.renamed.items()]
+    lines += [f"[dim]--{flag} makes no difference: {why}[/]" for flag, why in asked.needless.items()]
+    lines += [f"[yellow]--{flag} cannot be honoured: {why}[/]" for flag, why in asked.refused.items()]
+    return lines

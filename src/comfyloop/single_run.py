@@ -1,0 +1,83 @@
+"""A training run by itself: data files and a spec in, an adapter out, with no service and no loop."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from comfyloop.curate import rows
+from comfyloop.errors import DataError
+from comfyloop.train.runners import local
+from comfyloop.train.spec import TrainSpec, write_spec
+from comfyloop.train.status import Status
+
+
+def prepare(run_dir: Path, spec: TrainSpec, datasets: Sequence[str], holdouts: Sequence[str]) -> TrainSpec:
+    """Write the rows of the data files into a run directory, in the one form that trainers read; the spec with
+    what it names found.
+
+    Args:
+        datasets, holdouts: Files in any form that ms-swift reads. A relative image path is looked for beside
+            its file, then, as ms-swift does, where the command is given.
+
+    Raises:
+        DataError: A file is missing or has rows that are none, each named.
+    """
+    rows_of = {"train.jsonl": _rows(datasets)} | ({"holdout.jsonl": _rows(holdouts)} if holdouts else {})
+    run_dir.mkdir(parents=True, exist_ok=True)
+    for name, text in rows_of.items():
+        (run_dir / name).write_text(text, encoding="utf-8")
+    adapter = spec.adapter.model_copy(update={"init_from": _found(spec.adapter.init_from)})
+    return spec.model_copy(update={"model": _found(spec.model), "adapter": adapter})
+
+
+def _found(name: str | None) -> str | None:
+    """A directory by its absolute path; an id of a hub as it is."""
+    return str(Path(name).absolute()) if name and Path(name).is_dir() else name
+
+
+def train(run_dir: Path, spec: TrainSpec, *, quiet: bool = False) -> Status:
+    """Train in the foreground and say how it ended; `quiet` keeps what the trainer prints in `train.out`."""
+    if quiet:
+        write_spec(run_dir, spec)
+        local.start(run_dir)
+        return local.wait(run_dir, timeout=math.inf)
+    local.run_here(run_dir, spec)
+    return local.poll(run_dir)
+
+
+def _rows(files: Sequence[str]) -> str:
+    lines = []
+    for name in files:
+        file, _, sample = name.partition("#")
+        if sample:
+            raise DataError(
+                f"{name} asks for {sample} of the rows of {file}, drawn by chance.",
+                "Give a file that holds the rows you want.",
+            )
+        path = Path(file)
+        if not path.is_file():
+            raise DataError(
+                f"There is no data file {file}.",
+                "Name a .jsonl or .json file; data sets of a hub are not read.",
+            )
+        for row in rows.read_rows(path):
+            value: dict[str, Any] = {
+                "messages": [{"role": role, "content": content} for role, content in row.messages]
+            }
+            if row.images:
+                value["images"] = [_image(image, path.parent) for image in row.images]
+            if row.rejected is not None:
+                value["rejected_response"] = row.rejected
+            if row.label is not None:
+                value["label"] = row.label
+            lines.append(json.dumps({"id": row.place, **value}, ensure_ascii=False) + "\n")
+    return "".join(lines)
+
+
+def _image(image: str, folder: Path) -> str:
+    beside, here = folder / image, Path(image)
+    return str((here if not beside.exists() and here.exists() else beside).absolute())
