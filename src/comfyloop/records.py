@@ -401,6 +401,7 @@ class Project(Record):
     name: ProjectName
     base_model: str
     live: int = BASE
+    image_model: str = ""  # a checkpoint or diffusers folder whose LoRA is trained too; empty: text alone
     system_prompt: str = ""
     auto: bool = True  # the loop starts by itself
     created_at: datetime = Field(default_factory=now)

@@ -66,7 +66,9 @@ def running(settings: Settings) -> Iterator[Services]:
 def _base_models(settings: Settings, store: Store) -> list[str]:
     """The base models of all projects; on the first start there is one project, of the set model."""
     with store.begin() as conn:
-        projects.ensure(conn, Project(name=settings.project, base_model=settings.model))
+        projects.ensure(
+            conn, Project(name=settings.project, base_model=settings.model, image_model=settings.image_model)
+        )
         found = {project.base_model for project in projects.list_all(conn)}
     return sorted(found | {settings.model})
 

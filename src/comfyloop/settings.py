@@ -96,6 +96,28 @@ class Settings(BaseSettings):
 
     # training
     recipe: str = Field(default="sft", description="Recipe of the text side.")
+    image_model: str = Field(
+        default="",
+        description="Checkpoint or diffusers folder whose LoRA a new project trains too; empty: none.",
+    )
+    image_recipe: Literal["image_sft", "image_dpo"] = Field(
+        default="image_sft",
+        description="Recipe of the image side: draw what was kept, or prefer what was picked.",
+    )
+    image_min_samples: int = Field(
+        default=4, ge=1, description="Fewer kept pictures (or pairs) train no image side."
+    )
+    image_epochs: float = Field(default=10.0, gt=0, description="Passes over the pictures.")
+    image_learning_rate: float = Field(default=1e-4, gt=0, description="Learning rate of the image side.")
+    image_lora_r: int = Field(default=16, ge=1, description="LoRA rank of the image side; alpha is the same.")
+    image_resolution: int = Field(
+        default=0,
+        ge=0,
+        description="Side of a square of as many pixels as a picture has; 0: the model's own.",
+    )
+    trigger_words: str = Field(
+        default="", description="Put before every caption in training, and into the LoRA file for its users."
+    )
     lora_r: int = Field(default=8, ge=1, description="LoRA rank.")
     lora_alpha: int = Field(default=16, ge=1, description="LoRA alpha.")
     learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate.")

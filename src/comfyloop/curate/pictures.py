@@ -2,7 +2,8 @@
 
 ``captioned_image``: an image the person kept, with the prompt it was made from. ``image_pair``: one image
 preferred over another of the same prompt: a pick over what it was chosen from, or a rating of 4-5 over one of
-1-2 by the same person. The prompt is the sample's only message, in the user's role.
+1-2 by the same person. The prompt is the sample's last message: the only one, in the user's role, or the
+assistant's answer to the brief, where a model had written it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ def picked_drafts(
     prompt = _prompt(item, generations)
     if not prompt:
         return [], Dropped(feedback=item.id, reason="no_prompt", detail="")
-    source, messages = Source.of(item), (Message.of("user", prompt),)
+    source, messages = Source.of(item), _messages(item, generations)
     drafts = [Draft(make("captioned_image", messages, source, picked=image)) for image in item.picked]
     drafts += [
         Draft(make("image_pair", messages, source, picked=better, over=worse))
@@ -36,7 +37,7 @@ def rated_drafts(
     """All ratings at once, since a bad rating says something only beside a good one of the same prompt."""
     drafts: list[Draft] = []
     dropped: list[Dropped] = []
-    by_prompt: dict[tuple[str, str], list[ImageRated]] = {}
+    by_prompt: dict[tuple[str, tuple[Message, ...]], list[ImageRated]] = {}
     for item in items:
         prompt = _prompt(item, generations)
         if item.rating == 3:
@@ -44,9 +45,8 @@ def rated_drafts(
         elif not prompt:
             dropped.append(Dropped(feedback=item.id, reason="no_prompt"))
         else:
-            by_prompt.setdefault((item.author, prompt), []).append(item)
-    for (_, prompt), ratings in by_prompt.items():
-        messages = (Message.of("user", prompt),)
+            by_prompt.setdefault((item.author, _messages(item, generations)), []).append(item)
+    for (_, messages), ratings in by_prompt.items():
         good = [item for item in ratings if item.rating > 3]
         bad = [item for item in ratings if item.rating < 3]
         for item in good:
@@ -67,3 +67,11 @@ def rated_drafts(
 def _prompt(item: ImagePicked | ImageRated, generations: Mapping[str, Generation]) -> str:
     generation = generations.get(item.generation) if item.generation else None
     return (item.prompt or (generation.answer if generation else "")).strip()
+
+
+def _messages(item: ImagePicked | ImageRated, generations: Mapping[str, Generation]) -> tuple[Message, ...]:
+    generation = generations.get(item.generation) if item.generation else None
+    prompt = _prompt(item, generations)
+    if generation is None:
+        return (Message.of("user", prompt),)
+    return (*generation.messages, Message.of("assistant", prompt))

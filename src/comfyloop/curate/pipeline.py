@@ -11,7 +11,7 @@ from comfyloop.curate.pictures import picked_drafts, rated_drafts
 from comfyloop.curate.prompts import prompt_drafts
 from comfyloop.curate.report import CurationReport, report_of
 from comfyloop.curate.samples import Draft, drafts_of, group_of, newest
-from comfyloop.curate.snapshot import RECIPE_KINDS, write
+from comfyloop.curate.snapshot import IMAGE_RECIPE_KINDS, RECIPE_KINDS, write
 from comfyloop.curate.split import split
 from comfyloop.errors import DataError
 from comfyloop.records import (
@@ -42,7 +42,7 @@ class NothingToTrain:
 
 
 def build(
-    store: Store, project: str, settings: Settings, *, replay: Replay = ()
+    store: Store, project: str, settings: Settings, *, replay: Replay = (), images: bool = False
 ) -> Snapshot | NothingToTrain:
     """Curates all feedback of a project and stores the snapshot.
 
@@ -52,6 +52,7 @@ def build(
     Args:
         replay: General questions with the base model's answers. A function is called once, with the number
             needed, outside any transaction; it may take as long as it likes.
+        images: Pictures for the image model are something to train on, too.
 
     Raises:
         NotFound: The project does not exist.
@@ -70,7 +71,8 @@ def build(
     wanted = replays.needed(rows, settings.replay_share) if kind == "sft" else 0
     chosen = _replayed(replay, samples, wanted) if rows else ()
     report = report_of(project, len(items), sides, chosen, (*dropped, *refused), settings, wanted)
-    if not rows:
+    pictures = sum(s.kind == IMAGE_RECIPE_KINDS[settings.image_recipe] for s in sides.train) if images else 0
+    if not rows and pictures < settings.image_min_samples:
         return NothingToTrain(_why(kind, settings.recipe, report), report)
     id, path = write(settings.home, project, sides, chosen, report, store.blobs)
     snapshot = Snapshot(

@@ -109,10 +109,10 @@ def make(
 ) -> Sample:
     """A sample with its id (hash of the content), group and slice worked out.
 
-    For text kinds the last message is the answer; image kinds hold the image prompt as one user message.
+    The last message is the answer; of image kinds it is the prompt, which may stand alone as the user's.
     """
     turns = tuple(canonical(message) for message in messages)
-    prompt = turns if kind in ("captioned_image", "image_pair") else turns[:-1]
+    prompt = turns[:-1] or turns
     content = [kind, [m.model_dump(mode="json") for m in turns], rejected, label, picked, over, replay]
     return Sample(
         id=hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32],

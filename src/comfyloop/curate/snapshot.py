@@ -40,6 +40,7 @@ from comfyloop.store import Blobs
 
 RECIPE_KINDS = {"sft": "sft", "dpo": "preference", "kto": "labelled"}
 """The kind of sample that each text recipe trains on."""
+IMAGE_RECIPE_KINDS = {"image_sft": "captioned_image", "image_dpo": "image_pair"}
 
 _ABANDONED_SECONDS = 3600.0
 
@@ -53,12 +54,13 @@ def data_files(path: Path, recipe: str) -> DataFiles:
     """The rows that `recipe` trains on and those held out from it; either may be missing when it has no row.
 
     Raises:
-        DataError: The recipe is not one of the text side's.
+        DataError: There is no such recipe.
     """
-    if recipe not in RECIPE_KINDS:
-        known = ", ".join(RECIPE_KINDS)
+    kinds = RECIPE_KINDS | IMAGE_RECIPE_KINDS
+    if recipe not in kinds:
+        known = ", ".join(kinds)
         raise DataError(f"There is no data for the recipe {recipe!r}.", f"The recipes are {known}.")
-    kind = RECIPE_KINDS[recipe]
+    kind = kinds[recipe]
     return DataFiles(path / _file("train", kind), path / _file("holdout", kind))
 
 

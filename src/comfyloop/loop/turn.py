@@ -23,6 +23,7 @@ from sqlalchemy import Connection
 from comfyloop import curate
 from comfyloop.errors import Busy, ComfyLoopError, EngineUnavailable, RunFailed
 from comfyloop.loop.lease import lease_of
+from comfyloop.loop.plan import spec_of
 from comfyloop.loop.work import Stopping, Work, hash_of
 from comfyloop.records import (
     BASE,
@@ -37,7 +38,6 @@ from comfyloop.records import (
     now,
 )
 from comfyloop.store import feedback, leases, loops, projects, runs, snapshots, versions
-from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import TrainState
 
 log = logging.getLogger(__name__)
@@ -148,14 +148,7 @@ class Turn:
             project = projects.get(conn, loop.project)
             parent = None if run.parent == BASE else versions.get(conn, loop.project, run.parent)
         run_dir = Path(run.path)
-        data = curate.data_files(Path(snapshot.path), run.recipe)
-        spec = TrainSpec.from_settings(
-            self.settings,
-            model=self.work.models(project.base_model),
-            train=str(data.train),
-            holdout=str(data.holdout) if data.holdout.exists() and data.holdout.stat().st_size else None,
-            init_from=parent.text_adapter if parent is not None else None,
-        )
+        spec = spec_of(self.settings, project, snapshot, run, parent, self.work.models)
         with self.work.alone(loop):
             status = self.work.train(loop, run_dir, spec)
         if status.state is TrainState.CANCELLED:
@@ -167,7 +160,9 @@ class Turn:
             raise RunFailed(status.error or f"The run {run.id} ended as {status.state}.")
         with self._transition(loop) as move:
             number = versions.next_number(move.conn, loop.project)
-            adapter = self.work.keep_adapter(run_dir, loop.project, number)
+            text, image = self.work.keep_adapters(run_dir, loop.project, number)
+            new = [path for path in (text, image) if path is not None]
+            kept = parent or Version(project=loop.project, number=number)
             runs.set_state(move.conn, run.id, RunState.SUCCEEDED)
             versions.add(
                 move.conn,
@@ -177,9 +172,10 @@ class Turn:
                     parent=run.parent,
                     snapshot=snapshot.id,
                     run=run.id,
-                    text_adapter=str(adapter),
-                    image_adapter=parent.image_adapter if parent is not None else None,
-                    sha256=hash_of(adapter),
+                    # what was not trained is the parent's
+                    text_adapter=str(text) if text else kept.text_adapter,
+                    image_adapter=str(image) if image else kept.image_adapter,
+                    sha256=hash_of(*new),
                 ),
             )
             move(state=LoopState.GATING, version=number)

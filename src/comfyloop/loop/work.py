@@ -24,6 +24,7 @@ from comfyloop.serve.names import version_name
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
 from comfyloop.store import Store, projects, runs
+from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.runners import Runners
 from comfyloop.train.spec import TrainSpec, write_spec
 from comfyloop.train.status import Status, TrainState
@@ -70,7 +71,9 @@ class Work:
                 project.name, project.base_model, ask, self.settings.cache_dir, count
             )
 
-        return curate.build(self.store, project.name, self.settings, replay=replay)
+        return curate.build(
+            self.store, project.name, self.settings, replay=replay, images=bool(project.image_model)
+        )
 
     def _asker(self, model: str) -> Callable[[Sequence[str]], list[str]]:
         """Asks the engine many questions, a few at a time, so that it answers them in one batch."""
@@ -98,7 +101,7 @@ class Work:
 
         threading.Thread(target=prepare, name="prepare-training", daemon=True).start()
 
-    def train(self, loop: Loop, run_dir: Path, spec: TrainSpec) -> Status:
+    def train(self, loop: Loop, run_dir: Path, spec: TrainSpec | JointSpec) -> Status:
         """Start the run, or find it again, and wait for its end."""
         status = self.runner.poll(run_dir)
         if status.state is TrainState.QUEUED:
@@ -128,14 +131,31 @@ class Work:
             time.sleep(0.2)
         return status
 
-    def keep_adapter(self, run_dir: Path, project: str, number: int) -> Path:
-        """Copy the run's adapter to where versions live, whole or not at all."""
-        target = self.settings.home / "versions" / project / str(number) / "text"
+    def keep_adapters(self, run_dir: Path, project: str, number: int) -> tuple[Path | None, Path | None]:
+        """Copy what a run has trained to where versions live: the text adapter (a directory) and the image
+        adapter (a file), either None when it was not trained."""
+        trained = run_dir / "adapter"
+        if (trained / "adapter_config.json").exists():
+            sides = {"text": trained, "image": None}
+        else:
+            sides = {
+                side: trained / side if (trained / side).is_dir() else None for side in ("text", "image")
+            }
+        kept = {
+            side: self._keep(source, project, number, side) if source is not None else None
+            for side, source in sides.items()
+        }
+        image = kept["image"]
+        return kept["text"], next(image.glob("*.safetensors")) if image is not None else None
+
+    def _keep(self, source: Path, project: str, number: int, side: str) -> Path:
+        """One adapter's directory, whole or not at all."""
+        target = self.settings.home / "versions" / project / str(number) / side
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".text.{os.getpid()}")
+        partial = target.with_name(f".{side}.{os.getpid()}")
         for left_over in (partial, target):  # a kill between copy and commit leaves one that no version names
             shutil.rmtree(left_over, ignore_errors=True)
-        shutil.copytree(run_dir / "adapter", partial)
+        shutil.copytree(source, partial)
         for file in partial.iterdir():
             sync(file)
         partial.rename(target)
@@ -196,10 +216,12 @@ def _holdout(snapshot: Snapshot, recipe: str) -> list[Sample]:
     return curate.read_samples(file, snapshot.project) if file.exists() else []
 
 
-def hash_of(adapter: Path) -> str:
-    """SHA-256 over the names and contents of an adapter's files."""
+def hash_of(*adapters: Path) -> str:
+    """SHA-256 over the names and contents of adapters' files."""
     digest = hashlib.sha256()
-    for file in sorted(path for path in adapter.rglob("*") if path.is_file()):
-        digest.update(file.relative_to(adapter).as_posix().encode() + b"\0")
-        digest.update(hashlib.sha256(file.read_bytes()).digest())
+    for adapter in adapters:
+        files = sorted(path for path in adapter.rglob("*") if path.is_file()) or [adapter]
+        for file in files:
+            digest.update(file.relative_to(adapter.parent).as_posix().encode() + b"\0")
+            digest.update(hashlib.sha256(file.read_bytes()).digest())
     return digest.hexdigest()

@@ -63,6 +63,7 @@ def update(
     name: str,
     *,
     base_model: str | None = None,
+    image_model: str | None = None,
     system_prompt: str | None = None,
     auto: bool | None = None,
 ) -> Project:
@@ -83,7 +84,12 @@ def update(
                 f"which cannot be used with {base_model!r}.",
                 "Make a new project for the other model.",
             )
-    given = {"base_model": base_model, "system_prompt": system_prompt, "auto": auto}
+    given = {
+        "base_model": base_model,
+        "image_model": image_model,
+        "system_prompt": system_prompt,
+        "auto": auto,
+    }
     changes = {key: value for key, value in given.items() if value is not None}
     if changes:
         conn.execute(projects.update().where(projects.c.name == name).values(changes))

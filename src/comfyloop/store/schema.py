@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD = "0002"
+HEAD = "0003"
 """The newest migration, written here too so that opening an up-to-date database need not import Alembic."""
 
 
@@ -83,6 +83,7 @@ projects = sa.Table(
     sa.Column("system_prompt", Words, nullable=False),
     sa.Column("auto", sa.Boolean, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
+    sa.Column("image_model", Words, nullable=False, server_default=""),
     sa.Column("canary", sa.Integer, nullable=False, server_default="0"),
     sa.Column("canary_share", sa.Float, nullable=False, server_default="0"),
 )

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from comfyloop.errors import ComfyLoopError, NotFound
 from comfyloop.train.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
 from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.spec import RunSpec, TrainSpec, read_spec
 from comfyloop.train.status import RunDirectory, TrainState
 
@@ -77,7 +78,7 @@ def work(directory: RunDirectory) -> int:
     return 0
 
 
-def prepare(spec: RunSpec, log: RunLog) -> None:
+def prepare(spec: RunSpec | JointSpec, log: RunLog) -> None:
     """All that must be settled before torch is imported."""
     step_back(spec.nice)
     use_threads(spec.threads)
@@ -88,9 +89,17 @@ def prepare(spec: RunSpec, log: RunLog) -> None:
     watch_memory(spec.memory_gb, lambda sentence: log.end(TrainState.FAILED, error=sentence, exit_code=21))
 
 
-def recipe(directory: RunDirectory, spec: TrainSpec | ImageTrainSpec, log: RunLog, control: Control) -> None:
+def recipe(
+    directory: RunDirectory, spec: TrainSpec | ImageTrainSpec | JointSpec, log: RunLog, control: Control
+) -> None:
     log.phase("importing libraries")
-    import_libraries(quantised=isinstance(spec, TrainSpec) and spec.quant_method is not None)
+    text = spec.text if isinstance(spec, JointSpec) else spec
+    import_libraries(quantised=isinstance(text, TrainSpec) and text.quant_method is not None)
+    if isinstance(spec, JointSpec):
+        from comfyloop.train.recipes import joint
+
+        joint.run(directory, spec, log, control, recipe)
+        return
     if isinstance(spec, ImageTrainSpec):
         image_recipe(directory, spec, log, control)
         return

@@ -103,6 +103,20 @@ class Encoder:
         pixels = self._pixels(row, text, fields, images) if pictures else None
         return self._example(row, input_ids, answer, images, kinds, pixels)
 
+    def prompt(self, row: Row) -> dict[str, Tensor]:
+        """A conversation that waits for an answer, as the model's forward takes it: `input_ids` [1, L], ...
+
+        Raises:
+            UnusableRow: An image cannot be read, or the model takes none.
+        """
+        if row.images and not self.sees_images:
+            raise UnusableRow("it has images, but the model takes text only")
+        text = self._render(row.turns, prompt=True)
+        if row.images:
+            return fields_of(self.processor, text, [self._picture(path) for path in row.images])
+        ids = torch.tensor([self._tokenize(text)], dtype=torch.int64)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
     def with_answer(self, row: Row, example: Example, answer: str) -> Example:
         """The same conversation with another answer at its end. Images are shared, not opened again.
 

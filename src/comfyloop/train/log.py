@@ -6,6 +6,9 @@ import json
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -36,11 +39,22 @@ class RunLog:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._console = Console()
+        self._side = ""
         run.write_status(self._status)
 
     @property
     def status(self) -> Status:
         return self._status
+
+    @contextmanager
+    def side(self, name: str) -> Iterator[None]:
+        """Lines of one side of a joint run: they carry its name, and its steps are counted for themselves."""
+        self._side = name
+        try:
+            yield
+        finally:
+            self._close()
+            self._side = ""
 
     def _set(self, **changes: Any) -> None:
         self._status = self._status.model_copy(update=changes)
@@ -63,10 +77,14 @@ class RunLog:
         self.say(
             f"training {trainable:,} of {total:,} parameters ({share:.2%}), steps {step} to {total_steps}"
         )
-        kept = [line for line in self._run.log_lines() if line["step"] <= step] if step else []
+        kept = [
+            line
+            for line in self._run.log_lines()
+            if line.get("side", "") != self._side or (step and line["step"] <= step)
+        ]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self._run.log_file, text.encode())
-        self._events = _Events(self._run, step)
+        self._events = _Events(self._run.tensorboard / self._side, step)
         if sys.stdout.isatty():
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
@@ -89,6 +107,8 @@ class RunLog:
     def step(self, **values: Any) -> None:
         """One line of the log; names are those of NAMES, and a recipe may add its own."""
         line = {name: None for name in NAMES} | values
+        if self._side:
+            line["side"] = self._side
         line["rss_mb"] = round(self._process.memory_info().rss / 2**20)
         try:
             with self._run.log_file.open("a", encoding="utf-8") as file:
@@ -121,26 +141,30 @@ class RunLog:
             self.say("going on")
 
     def end(self, state: TrainState, *, error: str = "", exit_code: int = 0) -> None:
+        self._close()
+        self._set(state=state, error=error, exit_code=exit_code, phase="", eta_seconds=None)
+        self.say(error or str(state))
+
+    def _close(self) -> None:
         if self._events is not None:
             self._events.close()
+            self._events = None
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        self._set(state=state, error=error, exit_code=exit_code, phase="", eta_seconds=None)
-        self.say(error or str(state))
 
 
 class _Events:
     """TensorBoard event files with the same names as the log."""
 
-    def __init__(self, run: RunDirectory, step: int) -> None:
+    def __init__(self, folder: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer: Any = SummaryWriter(str(run.tensorboard), purge_step=step + 1 if step else None)
+        self._writer: Any = SummaryWriter(str(folder), purge_step=step + 1 if step else None)
 
     def add(self, line: dict[str, Any]) -> None:
         for name, value in line.items():
-            if name != "step" and value is not None:
+            if name not in ("step", "side") and value is not None:
                 self._writer.add_scalar(name, value, line["step"])
 
     def close(self) -> None:

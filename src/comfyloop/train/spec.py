@@ -16,6 +16,7 @@ from comfyloop.settings import Settings
 
 if TYPE_CHECKING:
     from comfyloop.train.image.spec import ImageTrainSpec
+    from comfyloop.train.joint_spec import JointSpec
 
 SPEC_FILE = "spec.json"
 
@@ -192,6 +193,11 @@ class TrainSpec(RunSpec):
         parent = self.adapter.init_from
         return [*super().weights(), *([] if parent is None else [parent])]
 
+    @staticmethod
+    def threads_of(settings: Settings) -> int:
+        """The trainer's share of the cores; the rest is for answers."""
+        return settings.train_threads or max(1, (os.cpu_count() or 2) // 2)
+
     @classmethod
     def from_settings(
         cls, settings: Settings, *, model: str, train: str, holdout: str | None, init_from: str | None = None
@@ -216,25 +222,26 @@ class TrainSpec(RunSpec):
                 "feature_cache_gb": settings.feature_cache_gb,
                 "max_image_pixels": settings.max_image_pixels,
                 "rope_scaling": RopeScaling.parse(settings.rope_scaling),
-                "threads": settings.train_threads or max(1, (os.cpu_count() or 2) // 2),
+                "threads": cls.threads_of(settings),
                 "memory_gb": settings.train_memory_gb,
             }
         )
 
 
-def write_spec(run_dir: Path, spec: RunSpec) -> None:
+def write_spec(run_dir: Path, spec: RunSpec | JointSpec) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec:
-    """The spec of a run of either side, told apart by its recipe.
+def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec:
+    """The spec of a run of either side or of both, told apart by its recipe.
 
     Raises:
         NotFound: There is no spec.json.
         InvalidInput: It is not a spec; names each field that is wrong.
     """
-    from comfyloop.train.image.spec import ImageTrainSpec  # it builds on this module
+    from comfyloop.train.image.spec import ImageTrainSpec  # they build on this module
+    from comfyloop.train.joint_spec import JointSpec
 
     path = run_dir / SPEC_FILE
     try:
@@ -244,7 +251,8 @@ def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec:
             f"{run_dir} is not a run directory: it has no {SPEC_FILE}.",
             "Write one with comfyloop.train.spec.write_spec, or name another directory.",
         ) from None
-    kind = ImageTrainSpec if _names_image_recipe(text) else TrainSpec
+    named = _recipe(text)
+    kind = ImageTrainSpec if named.startswith("image_") else JointSpec if named == "joint" else TrainSpec
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
@@ -254,9 +262,9 @@ def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec:
         raise InvalidInput(f"{path} is not a training spec: {problems}.", "Correct these fields.") from None
 
 
-def _names_image_recipe(text: str) -> bool:
+def _recipe(text: str) -> str:
     try:
         told = json.loads(text)
     except ValueError:
-        return False
-    return isinstance(told, dict) and str(told.get("recipe", "")).startswith("image_")
+        return ""
+    return str(told.get("recipe", "")) if isinstance(told, dict) else ""

@@ -11,8 +11,9 @@ import contextlib
 import fcntl
 import json
 import os
+import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import datetime
 from enum import StrEnum
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from comfyloop.durable import sync
 from comfyloop.errors import StorageError
 from comfyloop.records import Record, now
 
@@ -63,7 +65,7 @@ class RunDirectory:
     """Paths of a run and the ways its files are written: whole or not at all."""
 
     def __init__(self, path: Path | str) -> None:
-        self.path = Path(path).resolve()
+        self.path = self._base = Path(path).resolve()
         self.status_file = self.path / "status.json"
         self.log_file = self.path / "log.jsonl"
         self.checkpoints = self.path / "checkpoints"
@@ -79,7 +81,28 @@ class RunDirectory:
 
     def resolve(self, path: str) -> Path:
         """A path of the spec: absolute, or relative to the run directory."""
-        return self.path / path
+        return self._base / path
+
+    def side(self, name: str) -> RunDirectory:
+        """Where one side of a joint run has its checkpoints and adapter."""
+        side = RunDirectory(self.path / name)
+        side.path.mkdir(exist_ok=True)
+        side._base = self.path
+        return side
+
+    def join(self, sides: Sequence[RunDirectory]) -> None:
+        """Make `adapter/` of the sides' adapters, each under its side's name; it appears whole or not at all."""
+        making = self.path / ".adapter.making"
+        try:
+            shutil.rmtree(making, ignore_errors=True)
+            for side in sides:
+                shutil.copytree(side.adapter, making / side.path.name)
+            for file in (*making.rglob("*"), making):
+                sync(file)
+            making.rename(self.adapter)
+            sync(self.path)
+        except OSError as error:
+            raise disk_error(self.adapter, error) from error
 
     def write_status(self, status: Status) -> None:
         text = status.model_copy(update={"updated_at": now()}).model_dump_json(indent=2)

@@ -19,12 +19,19 @@ class NewProject(BaseModel):
     base_model: str | None = Field(
         default=None, max_length=1000, description="Default: what this service serves."
     )
+    image_model: str = Field(
+        default="",
+        max_length=1000,
+        description="Checkpoint (.safetensors) or diffusers folder on the service's machine whose LoRA is trained "
+        "too; empty: the text side alone.",
+    )
     system_prompt: str = Field(default="", max_length=20_000)
     auto: bool = True
 
 
 class ProjectChange(BaseModel):
     model_config = ConfigDict(extra="forbid")
+    image_model: str | None = Field(default=None, max_length=1000)
     system_prompt: str | None = Field(default=None, max_length=20_000)
     auto: bool | None = None
 
@@ -48,7 +55,13 @@ def add_project(body: NewProject, services: Svc) -> Project:
             f"This service does not serve the base model {base_model[:200]!r}.",
             f"It serves: {', '.join(served)}.",
         )
-    project = Project(name=body.name, base_model=base_model, system_prompt=body.system_prompt, auto=body.auto)
+    project = Project(
+        name=body.name,
+        base_model=base_model,
+        image_model=body.image_model,
+        system_prompt=body.system_prompt,
+        auto=body.auto,
+    )
     with services.store.begin() as conn:
         projects.add(conn, project)
     services.router.refresh()
@@ -65,6 +78,8 @@ def get_project(name: str, services: Svc) -> Project:
 def change_project(name: str, body: ProjectChange, services: Svc) -> Project:
     """What is left out stays as it is. Which version is live is changed by promote and rollback."""
     with services.store.begin() as conn:
-        project = projects.update(conn, name, system_prompt=body.system_prompt, auto=body.auto)
+        project = projects.update(
+            conn, name, image_model=body.image_model, system_prompt=body.system_prompt, auto=body.auto
+        )
     services.router.refresh()
     return project

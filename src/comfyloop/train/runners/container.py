@@ -14,6 +14,7 @@ from pathlib import Path
 
 from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFailed
 from comfyloop.settings import Settings
+from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.spec import RunSpec, read_spec
 from comfyloop.train.status import RunDirectory, Status, TrainState
 
@@ -92,7 +93,7 @@ def name(run: RunDirectory) -> str:
 
 
 def command(
-    engine: str, image: str, run: RunDirectory, spec: RunSpec, *, gpu: bool | None = None
+    engine: str, image: str, run: RunDirectory, spec: RunSpec | JointSpec, *, gpu: bool | None = None
 ) -> list[str]:
     """The command that starts a run in the background.
 
@@ -132,7 +133,7 @@ def command(
     return [engine, "run", *options, "--entrypoint", "sh", image, "-c", inside, str(run.path)]
 
 
-def read_only(run: RunDirectory, spec: RunSpec) -> list[Path]:
+def read_only(run: RunDirectory, spec: RunSpec | JointSpec) -> list[Path]:
     """Directories outside the run directory that a run reads: data with its images, model, parent adapter.
 
     Raises:
@@ -145,7 +146,7 @@ def read_only(run: RunDirectory, spec: RunSpec) -> list[Path]:
     return paths
 
 
-def _named(run: RunDirectory, spec: RunSpec) -> Iterator[Path]:
+def _named(run: RunDirectory, spec: RunSpec | JointSpec) -> Iterator[Path]:
     for file in spec.data_files():
         yield run.resolve(file).resolve().parent  # images lie beside the file that names them
     for weights in spec.weights():

@@ -1,0 +1,85 @@
+"""Both sides from one snapshot: the text side first, then the image side on the words that it will really say.
+
+Reads top to bottom. A run that was killed goes on in the side where it was.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from comfyloop.train.control import Control
+from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.joint_spec import JointSpec
+from comfyloop.train.log import RunLog
+from comfyloop.train.spec import TrainSpec
+from comfyloop.train.status import RunDirectory, write_atomically
+from comfyloop.train.writing import Writer
+
+TEXT, IMAGE = "text", "image"
+
+Recipe = Callable[[RunDirectory, TrainSpec | ImageTrainSpec, RunLog, Control], None]
+
+
+def run(directory: RunDirectory, spec: JointSpec, log: RunLog, control: Control, recipe: Recipe) -> None:
+    """Train as `spec` says and leave `directory.adapter` with `text/` and `image/` in it, as far as trained.
+
+    Args:
+        recipe: Does the run of one side.
+
+    Raises:
+        What the recipes of the sides raise.
+    """
+    text, image = directory.side(TEXT), directory.side(IMAGE)
+    if spec.text is not None and not text.adapter.is_dir():
+        with log.side(TEXT):
+            recipe(text, spec.text, log, control)
+        gc.collect()  # the language model, before the image model is read
+    if spec.image is not None and not image.adapter.is_dir():
+        with log.side(IMAGE):
+            train = image.path / "train.jsonl"
+            if not train.exists():
+                log.phase("writing prompts")
+                write_captions(directory, spec, spec.image, train, log, control)
+            gc.collect()
+            recipe(image, spec.image.model_copy(update={"train": str(train)}), log, control)
+    log.phase("putting the sides together")
+    directory.join([side for side in (text, image) if side.adapter.is_dir()])
+
+
+def write_captions(
+    directory: RunDirectory,
+    spec: JointSpec,
+    image: ImageTrainSpec,
+    target: Path,
+    log: RunLog,
+    control: Control,
+) -> None:
+    """The rows of the image side, and beside each that has a brief one more, with the prompt that the text side
+    of this run writes for that brief."""
+    source = directory.resolve(image.train)
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+    briefs = [row["messages"][:-1] for row in rows]
+    written: list[str] = [""] * len(rows)
+    if spec.written_prompts and spec.writer_model and any(briefs):
+        trained = directory.side(TEXT).adapter
+        adapter = trained if trained.is_dir() else spec.writer and directory.resolve(spec.writer)
+        writer = Writer(spec.writer_model, Path(adapter) if adapter else None)
+        for number, (row, brief) in enumerate(zip(rows, briefs, strict=True)):
+            if brief:
+                control.check()
+                pictures = [source.parent / name for name in row.get("images", [])]
+                written[number] = writer.write(brief, pictures, spec.prompt_tokens)
+        log.say(f"the text side wrote {sum(map(bool, written))} prompts")
+    made = []
+    for row, prompt in zip(rows, written, strict=True):
+        files = {key: str(source.parent / row[key]) for key in ("picked", "over") if key in row}
+        own = {**row, **files}
+        made.append(own)
+        if prompt and prompt != row["messages"][-1]["content"]:
+            messages = [*row["messages"][:-1], {**row["messages"][-1], "content": prompt}]
+            made.append({**own, "id": f"{row['id']}-written", "messages": messages})
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(target, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made).encode())

@@ -1,0 +1,88 @@
+"""A joint run: text side, prompts that it writes, image side, in one process; killed between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.joint_spec import JointSpec
+from comfyloop.train.runners import local
+from comfyloop.train.spec import TrainSpec, write_spec
+from comfyloop.train.status import RunDirectory
+from tests.image_models import make_tiny_sd15
+from tests.integration.train.runs import finish, rows
+
+
+def pictures(folder: Path) -> list[dict[str, Any]]:
+    """Four kept pictures: three whose prompt a model had written from a brief, one with the person's own."""
+    (folder / "images").mkdir()
+    chance = random.Random(0)
+    made = []
+    for number in range(4):
+        colour = (chance.randrange(256), chance.randrange(256), chance.randrange(256))
+        Image.new("RGB", (64, 64), colour).save(folder / "images" / f"{number}.png")
+        brief = [{"role": "user", "content": f"Write a prompt for thing {number}."}] if number else []
+        last = {"role": "assistant" if number else "user", "content": f"thing {number}, ink"}
+        made.append({"id": f"p{number}", "messages": [*brief, last], "picked": f"images/{number}.png"})
+    return made
+
+
+@pytest.fixture
+def joint(tiny_llm: Path, tmp_path: Path) -> Path:
+    run, data = tmp_path / "run", tmp_path / "snapshot"
+    data.mkdir()
+    write_lines(data / "train.jsonl", rows())
+    write_lines(data / "train.captioned_image.jsonl", pictures(data))
+    checkpoint = make_tiny_sd15(tmp_path / "tiny.safetensors")
+    few: dict[str, Any] = {"max_steps": 3, "save_steps": 1, "threads": 1, "dtype": "float32"}
+    text = TrainSpec(model=str(tiny_llm), train=str(data / "train.jsonl"), **few)
+    image = ImageTrainSpec(
+        model=str(checkpoint), train=str(data / "train.captioned_image.jsonl"), resolution=64, **few
+    )
+    write_spec(run, JointSpec(text=text, image=image, writer_model=str(tiny_llm), prompt_tokens=8))
+    return run
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+
+
+def test_one_run_gives_both_adapters(joint: Path) -> None:
+    local.start(joint)
+    finish(joint)
+    assert (joint / "adapter" / "text" / "adapter_model.safetensors").exists()
+    assert (joint / "adapter" / "image" / "lora.safetensors").exists()
+    steps = [(line.get("side"), line["step"]) for line in RunDirectory(joint).log_lines()]
+    assert steps == [(side, step) for side in ("text", "image") for step in (1, 2, 3)]
+    trained = [json.loads(line) for line in (joint / "image" / "train.jsonl").read_text().splitlines()]
+    own = [row for row in trained if not row["id"].endswith("-written")]
+    assert [row["messages"][-1]["content"] for row in own] == [f"thing {n}, ink" for n in range(4)]
+    assert {row["id"] for row in trained} - {row["id"] for row in own} <= {f"p{n}-written" for n in (1, 2, 3)}
+    assert len(trained) > len(own), "the text side wrote no prompt"
+
+
+def test_a_killed_run_goes_on_in_its_side(joint: Path) -> None:
+    checkpoints = RunDirectory(joint).side("image").checkpoints
+    process = local.start(joint)
+    for _ in range(1200):
+        if checkpoints.exists() and any(checkpoints.iterdir()):
+            break
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    local.wait(joint, timeout=30)
+    text = joint / "text" / "adapter" / "adapter_model.safetensors"
+    before = text.stat().st_mtime_ns
+    local.start(joint)
+    finish(joint)
+    assert text.stat().st_mtime_ns == before
+    sides = [line.get("side") for line in RunDirectory(joint).log_lines()]
+    assert sides == ["text"] * 3 + ["image"] * 3
