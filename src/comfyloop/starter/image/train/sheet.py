@@ -39,11 +39,11 @@ def paint(
     vae.load_state_dict(torch.load(work / "vae" / "average.pt", weights_only=True))
     encode = Prompts(work / "tokens.safetensors")
     scheduler = EulerDiscreteScheduler(**denoiser.schedule())
-    scheduler.set_timesteps(STEPS)
     chance = torch.Generator().manual_seed(seed)
     pictures: list[Image.Image] = []
     for start in range(0, len(prompts), 20):
         part = prompts[start : start + 20]
+        scheduler.set_timesteps(STEPS)
         context, attention.bias = encode([*part, *[""] * len(part)])
         shape = (len(part), 4, side // 8, side // 8)
         latents = torch.randn(shape, generator=chance) * scheduler.init_noise_sigma

@@ -13,17 +13,36 @@ from torch import Tensor, nn
 
 
 class TrainingState:
-    """One module, its masters, average and optimizer, and where the run stands."""
+    """One module, its masters, average and optimizer, and where the run stands.
 
-    def __init__(self, module: nn.Module, rate: float, decay: float, weight_decay: float = 0.0) -> None:
+    Args:
+        faster: How many times the rate the weights of some names learn with, by the ends of those names.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        rate: float,
+        decay: float,
+        weight_decay: float = 0.0,
+        faster: dict[str, float] | None = None,
+    ) -> None:
         self.module = module
         self.names = [name for name, _ in module.named_parameters()]
         self.masters = [p.detach().float().clone() for p in module.parameters()]
         module.to(torch.bfloat16)
         self.average = [m.clone() for m in self.masters]
         self.decay = decay
+        groups: dict[float, list[Tensor]] = {}
+        for name, master in zip(self.names, self.masters, strict=True):
+            times = next((f for end, f in (faster or {}).items() if name.endswith(end)), 1.0)
+            groups.setdefault(times, []).append(master)
         self.optimizer = torch.optim.AdamW(
-            self.masters, lr=rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+            [{"params": weights, "times": times} for times, weights in groups.items()],
+            lr=rate,
+            betas=(0.9, 0.99),
+            weight_decay=weight_decay,
+            fused=True,
         )
         self.step = 0
         self.chance = random.Random(0)
@@ -31,7 +50,7 @@ class TrainingState:
     def update(self, rate: float, max_norm: float = 1.0) -> float:
         """Apply the gradients that stand on the module; returns their norm."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["times"]
         for master, p in zip(self.masters, self.module.parameters(), strict=True):
             assert p.grad is not None
             master.grad = p.grad.float().reshape_as(master).contiguous()

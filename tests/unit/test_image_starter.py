@@ -1,0 +1,118 @@
+"""The image starter's checkpoint: written from packed weights, and a model that the image side trains on."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import AutoencoderTiny, UNet2DConditionModel
+from safetensors.numpy import save_file
+
+from comfyloop.errors import NotFound, StarterError
+from comfyloop.starter.image import __main__ as command
+from comfyloop.starter.image import cache, denoiser, text
+from comfyloop.starter.image.packing import pack, unpack
+from comfyloop.starter.image.train import export
+from comfyloop.starter.image.train.unet import Prompts, make_unet, predict
+from comfyloop.train.image import checkpoint
+from comfyloop.train.image.text import Captions
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A training run's folder, as if it had been stopped at once."""
+    folder = tmp_path_factory.mktemp("work")
+    torch.manual_seed(0)
+    for name, module in (("unet", UNet2DConditionModel(**denoiser.config())), ("vae", AutoencoderTiny())):
+        (folder / name).mkdir()
+        torch.save(module.state_dict(), folder / name / "average.pt")
+    table = np.random.default_rng(0).integers(-127, 128, (text.VOCABULARY, text.TOKEN_WIDTH)).astype(np.int8)
+    save_file({"tokens": table}, folder / "tokens.safetensors")
+    export.export(folder, folder / "image.safetensors")
+    return folder
+
+
+@pytest.fixture
+def shipped(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(cache, "WEIGHTS", work / "image.safetensors")
+    return work / "image.safetensors"
+
+
+def test_eight_bits_lose_little() -> None:
+    chance = np.random.default_rng(1)
+    weights = {
+        "wide": chance.standard_normal((64, 32, 3, 3), np.float32),
+        "bias": chance.standard_normal(64, np.float32),
+    }
+    weights["wide"] *= np.geomspace(1e-3, 10, 64)[:, None, None, None]  # channels of very different sizes
+    back = unpack(pack(weights))
+    error = np.abs(back["wide"] - weights["wide"]).max((1, 2, 3)) / np.abs(weights["wide"]).max((1, 2, 3))
+    assert error.max() < 0.005
+    assert np.abs(back["bias"] - weights["bias"]).max() < 2e-3
+
+
+def test_the_checkpoint_is_small_to_ship_and_draws_as_it_was_trained(
+    work: Path, shipped: Path, tmp_path: Path
+) -> None:
+    """The trainer's short cut (one padding token for all) and the full text encoder agree."""
+    assert shipped.stat().st_size <= 60e6
+    model = checkpoint.load(cache.ensure(tmp_path))
+    assert model.family == "sd15" and model.latent_scale == 1.0 and model.unet.config.sample_size == 16
+    vae = AutoencoderTiny()
+    vae.load_state_dict(torch.load(work / "vae" / "average.pt", weights_only=True))
+    pixels = torch.rand(1, 3, 32, 32)
+    unet, attention = make_unet()
+    unet.load_state_dict(model.unet.state_dict())
+    states, attention.bias = Prompts(work / "tokens.safetensors")(["a red fox, 3d", ""])
+    full = [Captions(model, None).of(caption).states for caption in ("a red fox, 3d", "")]
+    x, t = torch.randn(2, 4, 16, 16), torch.tensor([5, 900])
+    with torch.no_grad():
+        assert torch.allclose(model.vae.encode(pixels).latents, vae.encode(pixels).latents, atol=2e-2)
+        expected = model.unet(x, t, torch.cat(full)).sample
+        assert torch.allclose(predict(unet, x, t, states), expected, atol=2e-3)
+
+
+def test_it_is_written_once_and_mended_when_damaged(shipped: Path, tmp_path: Path) -> None:
+    seen: list[float] = []
+    first = cache.ensure(tmp_path, lambda stage, fraction: seen.append(fraction))
+    written = first.stat()
+    assert seen[-1] == 1.0 and cache.ensure(tmp_path).stat().st_mtime_ns == written.st_mtime_ns
+    with first.open("r+b") as file:
+        file.seek(100_000_000)
+        file.write(b"damaged")
+    assert cache.ensure(tmp_path).stat().st_ino == written.st_ino  # its size is right
+    assert cache.ensure(tmp_path, verify=True).stat().st_ino != written.st_ino
+    first.write_bytes(b"cut off")
+    assert cache.ensure(tmp_path).stat().st_size == written.st_size
+
+
+def test_missing_weights_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache, "WEIGHTS", tmp_path / "image.safetensors")
+    with pytest.raises(StarterError, match="are not there"):
+        cache.ensure(tmp_path)
+
+
+def test_it_is_put_into_comfyui_and_never_over_another(tmp_path: Path) -> None:
+    source = tmp_path / "starter.safetensors"
+    source.write_bytes(b"weights")
+    with pytest.raises(NotFound, match="no folder of ComfyUI"):
+        command.place_in(tmp_path, source)
+    folder = tmp_path / "models" / "checkpoints"
+    folder.mkdir(parents=True)
+    target = command.place_in(tmp_path, source)
+    assert target.read_bytes() == b"weights"
+    source.unlink()
+    source.write_bytes(b"others")
+    assert command.place_in(tmp_path, source).read_bytes() == b"weights"
+    assert [path.name for path in folder.iterdir()] == ["starter.safetensors"]
+
+
+def test_it_needs_no_torch() -> None:
+    program = (
+        "import sys, comfyloop.starter.image, comfyloop.starter.image.build; sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0
