@@ -39,6 +39,12 @@ SPEC = """\
 | field | default | what it is |
 |---|---|---|
 """
+IMAGE_SPEC = """
+## Recipes of the image side
+
+| field | default | what it is |
+|---|---|---|
+"""
 COMMANDS = """\
 # The commands
 
@@ -72,6 +78,7 @@ def settings_page() -> str:
 def spec_page() -> str:
     from pydantic import BaseModel
 
+    from comfyloop.train.image.spec import ImageTrainSpec
     from comfyloop.train.spec import TrainSpec
 
     rows: list[str] = []
@@ -86,7 +93,10 @@ def spec_page() -> str:
                 tell(type(field.default), f"{prefix}{name}.", parts)
 
     tell(TrainSpec, "", rows)
-    return SPEC + "".join(rows + parts)
+    text = SPEC + "".join(rows + parts)
+    rows, parts = [], []
+    tell(ImageTrainSpec, "", rows)
+    return text + IMAGE_SPEC + "".join(rows + parts)
 
 
 def api_page() -> str:

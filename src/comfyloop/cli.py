@@ -342,7 +342,9 @@ def train(
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
-    recipe: Annotated[str | None, typer.Option(help="With DATA: sft, dpo or kto.")] = None,
+    recipe: Annotated[
+        str | None, typer.Option(help="With DATA: sft, dpo, kto, image_sft or image_dpo.")
+    ] = None,
     model: Annotated[
         str | None,
         typer.Option(help="With DATA: the base model; default: the setting. Or in place of ms-swift's."),
@@ -388,15 +390,19 @@ def _train_on(
     skip_bad: bool,
     more: list[str],
 ) -> int:
-    from comfyloop.service import model_path
+    from comfyloop.service import IMAGE_STARTER, model_path
+    from comfyloop.train.image.spec import IMAGE_RECIPES
     from comfyloop.train.options import absolute, make_spec
     from comfyloop.train.runners.local import run_here
 
     settings = Settings()
+    images = recipe in IMAGE_RECIPES
+    base = model or (settings.image_model or IMAGE_STARTER if images else settings.model)
+    cache = {"cache": "latents"} if images else {"feature_cache_dir": "features"}
     known = {
         "train": absolute(data), "holdout": absolute(holdout), "recipe": recipe,
-        "model": model_path(settings, model or settings.model), "skip_bad": skip_bad or None,
-        "feature_cache_dir": str(settings.cache_dir / "features"),
+        "model": model_path(settings, base), "skip_bad": skip_bad or None,
+        **{name: str(settings.cache_dir / folder) for name, folder in cache.items()},
     }  # fmt: skip
     return run_here(output, make_spec(known, more))
 

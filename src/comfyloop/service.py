@@ -21,18 +21,22 @@ from comfyloop.serve.engines import EngineProcess
 from comfyloop.serve.events import Events
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
+from comfyloop.starter import image as image_starter
 from comfyloop.store import Store, open_store, projects, versions
 
 STARTER = "starter"
+IMAGE_STARTER = "starter-image"
 
 Progress = Callable[[str, float], None]
 
 
 def model_path(settings: Settings, model: str, progress: Progress | None = None) -> str:
-    """What transformers loads for a base model as it is set: the starter's directory (built if need be), a
-    directory, or a hub id as it is."""
+    """What is loaded for a base model as it is set: a starter's directory or file (built if need be), a
+    path, or a hub id as it is."""
     if model == STARTER:
         return str(starter.ensure(settings.cache_dir, progress))
+    if model == IMAGE_STARTER:
+        return str(image_starter.ensure(settings.cache_dir, progress))
     return str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
 
 

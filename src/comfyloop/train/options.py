@@ -7,16 +7,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from comfyloop.errors import InvalidInput
-from comfyloop.train.spec import AdapterSpec, PreferenceSpec, TrainSpec
-
-_NAMES = (*TrainSpec.model_fields, *(f"adapter.{name}" for name in AdapterSpec.model_fields),
-          *(f"preference.{name}" for name in PreferenceSpec.model_fields))  # fmt: skip
+from comfyloop.train.image.spec import IMAGE_RECIPES, ImageTrainSpec
+from comfyloop.train.spec import RunSpec, TrainSpec
 
 
-def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec:
+def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec | ImageTrainSpec:
     """A spec of values that are known and of `name=value` assignments, which win.
 
     Args:
@@ -33,20 +31,32 @@ def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec
         if not equals:
             raise InvalidInput(f"{assignment!r} says no value.", "Write --set name=value.")
         values[name.strip()] = _value(name.strip(), text.strip())
+    kind = ImageTrainSpec if values.get("recipe") in IMAGE_RECIPES else TrainSpec
+    names = field_names(kind)
     for name, value in values.items():
-        if name not in _NAMES:
+        if name not in names:
             raise InvalidInput(
-                f"A training spec has no field {name!r}.", f"The fields are {', '.join(sorted(_NAMES))}."
+                f"A training spec has no field {name!r}.", f"The fields are {', '.join(sorted(names))}."
             )
         part, dot, field = name.rpartition(".")
         (told.setdefault(part, {}) if dot else told)[field] = value
     try:
-        return TrainSpec.model_validate(told)
+        return kind.model_validate(told)
     except ValidationError as error:
         problems = "; ".join(
             f"{'.'.join(map(str, e['loc'])) or 'the spec'}: {e['msg']}" for e in error.errors()
         )
         raise InvalidInput(f"These options are not a training spec: {problems}.", "Correct them.") from None
+
+
+def field_names(kind: type[RunSpec]) -> list[str]:
+    """All fields of a spec; those of its parts with the part's name before them."""
+    names = []
+    for name, field in kind.model_fields.items():
+        names.append(name)
+        if isinstance(field.default, BaseModel):
+            names += [f"{name}.{inner}" for inner in type(field.default).model_fields]
+    return names
 
 
 def _value(name: str, text: str) -> Any:

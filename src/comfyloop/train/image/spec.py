@@ -9,6 +9,8 @@ from pydantic import Field, model_validator
 from comfyloop.records import Record
 from comfyloop.train.spec import RunSpec
 
+IMAGE_RECIPES = ("image_sft", "image_dpo")
+
 
 class ImageAdapterSpec(Record):
     """The LoRA to train."""

@@ -20,7 +20,7 @@ import psutil
 from comfyloop.errors import Conflict
 from comfyloop.records import Record
 from comfyloop.settings import Settings
-from comfyloop.train.spec import SPEC_FILE, TrainSpec, read_spec, write_spec
+from comfyloop.train.spec import SPEC_FILE, RunSpec, TrainSpec, read_spec, write_spec
 from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
 from comfyloop.train.warm import WarmTrainer
 
@@ -88,7 +88,7 @@ def start(
     return Process(pid=pid, start_time=start_time)
 
 
-def run_here(run_dir: Path, spec: TrainSpec) -> int:
+def run_here(run_dir: Path, spec: RunSpec) -> int:
     """Train in the foreground, with this terminal's output; the exit code. Ctrl-C ends it, to be gone on with.
 
     Raises:
