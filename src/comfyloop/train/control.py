@@ -78,6 +78,10 @@ def step_back(nice: int) -> None:
     """Let everything else go first: lower priority, and the first to be killed when memory runs out."""
     with contextlib.suppress(OSError):
         os.nice(max(0, nice - os.nice(0)))
+    if os.getsid(0) == os.getpid():
+        # Linux shares the processor out among sessions first, and niceness counts only within one.
+        with contextlib.suppress(OSError):
+            Path("/proc/self/autogroup").write_text(str(nice))
     with contextlib.suppress(OSError):
         Path("/proc/self/oom_score_adj").write_text("500")
 

@@ -85,10 +85,13 @@ def test_killed_at_random_steps_and_resumed_gives_the_same_curve(
 
 def test_hold_release_cancel_and_go_on(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
     run = make_run(tiny_llm, max_steps=100_000, epochs=100_000)
-    local.start(run)
+    process = local.start(run)
     with pytest.raises(Conflict, match="already being worked on"):
         local.start(run)
     next(line for line in local.follow(run, interval=0.01) if line["step"] >= 3)
+    group = Path(f"/proc/{process.pid}/autogroup")
+    if group.exists():  # where Linux shares the processor out among sessions, this one stands back
+        assert group.read_text().split()[-1] == "10"
     runners.hold(run)
     time.sleep(1)
     held = local.poll(run)
