@@ -4,7 +4,7 @@ import { app } from "../../scripts/app.js";
 import { el, keepEvents } from "./parts.js";
 import { pickPanel } from "./pick.js";
 import { reviewPanel } from "./review.js";
-import { lastState, refreshState, renderSidebar } from "./sidebar.js";
+import { refreshState, renderSidebar } from "./sidebar.js";
 import { t } from "./words.js";
 
 function textPanel() {
@@ -76,7 +76,10 @@ let sidebar = null;
 let pending = null;
 function redraw() {
   clearTimeout(pending);
-  pending = setTimeout(async () => (sidebar ? sidebar.draw() : refreshState()), 300);
+  pending = setTimeout(() => {
+    sidebar?.history();
+    sidebar ? sidebar.draw() : refreshState();
+  }, 300);
 }
 
 let lastProblem = "";
@@ -143,7 +146,6 @@ app.registerExtension({
       title: "ComfyLoop",
       tooltip: "ComfyLoop",
       type: "custom",
-      iconBadge: () => (lastState?.capturing ? "●" : null),
       render: (root) => (sidebar = renderSidebar(root)),
       destroy: () => (sidebar = null),
     });

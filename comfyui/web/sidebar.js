@@ -6,11 +6,14 @@ import { pickPanel } from "./pick.js";
 import { reviewPanel } from "./review.js";
 import { t } from "./words.js";
 
-export let lastState = null;
-
 export async function refreshState() {
-  lastState = await call("state").catch(() => lastState);
-  return lastState;
+  const state = await call("state").catch(() => null);
+  if (state) {
+    for (const tab of document.querySelectorAll('.comfyloop-tab-button, button[aria-label="ComfyLoop"]')) {
+      tab.toggleAttribute("data-cl-capturing", state.capturing); // the tab's own badge would not follow changes
+    }
+  }
+  return state;
 }
 
 const card = (...parts) => el("div", { className: "cl-card" }, ...parts);
@@ -75,12 +78,12 @@ export function renderSidebar(root) {
   async function history() {
     const found = await call("recent").catch(() => null);
     if (!found || !root.isConnected) return;
-    keyed(answers, found.answers.map((answer) => [answer.generation, answer]), (answer) => {
+    keyed(answers, found.answers.map((answer) => [`${answer.generation} ${answer.note}`, answer]), (answer) => {
       const panel = reviewPanel({ compact: true });
       panel.show(answer);
       return card(hint(answer.question), panel);
     });
-    keyed(grids, found.grids.map((grid) => [`${grid.prompt_id}${grid.shown.join()}`, grid]), (grid) => {
+    keyed(grids, found.grids.map((grid) => [`${grid.prompt_id} ${grid.shown} ${grid.note}`, grid]), (grid) => {
       const panel = pickPanel();
       panel.show({ ...grid, pause: "" });
       return card(panel);

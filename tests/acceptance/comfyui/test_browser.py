@@ -155,7 +155,7 @@ def test_what_a_person_does_in_the_page_arrives(
     assert kinds == {"answer_edited", "answer_rated", "image_picked", "image_rated"}
 
     page.wait_for_timeout(1000)  # the run has ended; then a prompt is typed over and a value changed
-    prompt = page.locator("textarea:not(.cl-text)").first
+    prompt = page.locator("textarea:not([class*=cl-])").first
     prompt.fill("a blue fox in snow")
     run(page)
     judge(page, "Another poster.")
@@ -171,6 +171,7 @@ def test_what_a_person_does_in_the_page_arrives(
     # afterwards, from the sidebar: an answer is written anew, another picture is picked
     open_sidebar(page)
     assert page.locator(ANSWER).count() == 2
+    assert page.locator("[data-cl-capturing]").count() == 1  # seen at a glance
     shot(page, "sidebar")
     answer = page.locator(ANSWER).first
     answer.locator("textarea").fill("A poster of winter.")
@@ -183,6 +184,7 @@ def test_what_a_person_does_in_the_page_arrives(
 
     page.locator(".cl-sidebar .cl-capture input").uncheck()
     wait_for(lambda: comfyui.call("/comfyloop/state")["capturing"] is False, 10)
+    page.wait_for_selector("[data-cl-capturing]", state="detached")
     before = len(stored(service))
     prompt.fill("a green fox")
     run(page)
@@ -305,3 +307,4 @@ def test_the_workflows_open_from_the_templates_dialog(page: Any, comfyui: Runnin
         assert any(kind.startswith("ComfyLoop") for kind in found)
         page.wait_for_timeout(800)
         shot(page, f"template-{name.replace(' ', '-')}")
+        assert page.locator("text=Invalid workflow").count() == 0

@@ -15,6 +15,8 @@ def to_api(file: Path, object_info: dict[str, Any]) -> dict[str, Any]:
     sources = {link[0]: [str(link[1]), link[2]] for link in workflow["links"]}
     graph = {}
     for node in workflow["nodes"]:
+        if node["type"] not in object_info:  # a note: known to the page alone
+            continue
         values = iter(node.get("widgets_values") or ())
         inputs: dict[str, Any] = {}
         for part in ("required", "optional"):

@@ -6,6 +6,7 @@ import ast
 import json
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -74,3 +75,15 @@ def test_workflows_are_whole(file: Path) -> None:
     workflow = json.loads(file.read_text("utf-8"))
     ids = {node["id"] for node in workflow["nodes"]}
     assert all(link[1] in ids and link[3] in ids for link in workflow["links"])
+    nulls = [name for name in _nulls(workflow) if name != "link"]
+    assert nulls == []  # the page's schema takes no null but that of a plug without a link
+    loaders = [node for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple"]
+    assert all(node["properties"]["models"][0]["url"].startswith("https://") for node in loaders)
+
+
+def _nulls(value: object) -> Iterator[str]:
+    for name, inner in value.items() if isinstance(value, dict) else enumerate(value):  # type: ignore[attr-defined]
+        if inner is None:
+            yield str(name)
+        elif isinstance(inner, dict | list):
+            yield from _nulls(inner)
