@@ -59,7 +59,7 @@ export function renderSidebar(root) {
     keyed(pauses, state.pauses.map((pause) => [pause.pause, pause]), (pause) => {
       const panel = pause.event === "comfyloop.pick" ? pickPanel() : reviewPanel();
       panel.show(pause);
-      return card(el("b", { textContent: t("Waiting for you") }), panel);
+      return card(panel);
     });
     let project = null;
     try {
@@ -114,7 +114,7 @@ function versionRows(state, project, act) {
   for (const m of version.measures) {
     const better = (m.candidate - m.live) * (m.higher_is_better ? 1 : -1) >= 0;
     rows.push(el("div", { className: `cl-hint ${better ? "cl-better" : "cl-worse"}`, title: `${m.low.toFixed(3)} … ${m.high.toFixed(3)}`,
-      textContent: `${m.metric.replaceAll("_", " ")}, ${m.slice}: ${m.live.toFixed(2)} → ${m.candidate.toFixed(2)} (${m.items} ${t("items")})` }));
+      textContent: `${t(m.metric)}, ${t(m.slice)}: ${m.live.toFixed(2)} → ${m.candidate.toFixed(2)} (${m.items} ${t("items")})` }));
   }
   if (version.reasons.length) {
     rows.push(el("details", {}, el("summary", { textContent: t("What the gate said") }), ...version.reasons.map(hint)));
@@ -128,9 +128,10 @@ function nextRows(state, project, act) {
   const rows = [];
   if (project) {
     const { waiting, trigger, state: at, error } = project.loop;
-    rows.push(el("div", {}, `${t("Next run")}: `, el("b", { className: "cl-next", textContent: `${waiting} ${t("of")} ${trigger}` }), ` ${t("pieces of feedback")}`));
-    if (at === "idle") rows.push(el("progress", { max: trigger, value: Math.min(waiting, trigger) }));
-    else rows.push(hint(t(at)));
+    if (at === "idle") {
+      rows.push(el("div", {}, `${t("Next run")}: `, el("b", { className: "cl-next", textContent: `${waiting} ${t("of")} ${trigger}` }), ` ${t("pieces of feedback")}`));
+      rows.push(el("progress", { max: trigger, value: Math.min(waiting, trigger) }));
+    } else rows.push(el("b", { textContent: t(at) }));
     if (error) rows.push(el("div", { className: "cl-bad", textContent: error }));
   }
   rows.push(el("div", { className: "cl-hint cl-waiting", textContent: `${t("Waiting to be delivered")}: ${state.waiting}` }));

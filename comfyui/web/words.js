@@ -1,10 +1,12 @@
 // The words of widgets and sidebar. Node names and tooltips are in ../locales.
 import { app } from "../../scripts/app.js";
 
+const EN = { log_likelihood: "log likelihood", edit_distance: "edit distance" };
+
 const ZH = {
   "Accept": "采纳", "Reject": "否决", "Use my text": "使用我的文字", "Use these": "使用所选", "All go on": "全部通过",
   "Reason (optional)": "理由（可选）", "Good": "好", "Bad": "不好", "Rate": "评分",
-  "Waiting for you: the whole queue waits.": "等待你的处理：整个队列都在等待。", "Waiting for you": "等待你的处理",
+  "Waiting for you: the whole queue waits.": "等待你的处理：整个队列都在等待。",
   "Goes on by itself at": "自动继续时间", "Kept": "已保存", "Nothing to keep": "没有可保存的内容",
   "Time is over: it went on unchanged.": "已超时：按原样继续。", "Rejected: what follows was not run.": "已否决：后续节点未运行。",
   "Done": "完成", "Run the workflow to see something here.": "运行工作流后在此显示。",
@@ -18,10 +20,12 @@ const ZH = {
   "Everything stays on this machine and your service.": "所有数据只保存在本机和你的服务中。",
   "Service": "服务", "Token": "令牌", "Save": "保存", "Node classes of which nothing is captured": "不记录的节点类型",
   "Add the selected nodes": "加入选中的节点", "Last answers": "最近的回答", "Last images": "最近的图片", "Nothing yet.": "暂无。",
+  "log_likelihood": "对数似然", "edit_distance": "编辑距离", "all": "全部", "vision": "看图", "general": "通用", "prompt": "提示词",
+  "graph": "工作流",
   "Refused by the service": "被服务拒绝", "Try again": "重试",
 };
 
 export function t(text) {
   const locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-  return locale.startsWith("zh") ? ZH[text] ?? text : text;
+  return locale.startsWith("zh") ? ZH[text] ?? text : EN[text] ?? text;
 }
