@@ -95,7 +95,12 @@ class Settings(BaseSettings):
     max_answer_chars: int = Field(default=8_000, gt=0, description="Longer edits are dropped with a reason.")
 
     # training
-    recipe: str = Field(default="sft", description="Recipe of the text side.")
+    recipe: Literal["sft", "dpo", "kto"] = Field(
+        default="sft", description="Recipe of the text side: learn edits, prefer them, or learn from ratings."
+    )
+    warm_start: bool = Field(
+        default=True, description="Go on from the live version, not from the base model."
+    )
     image_model: str = Field(
         default="",
         description="Checkpoint or diffusers folder whose LoRA a new project trains too; empty: none.",
@@ -120,7 +125,19 @@ class Settings(BaseSettings):
     )
     lora_r: int = Field(default=8, ge=1, description="LoRA rank.")
     lora_alpha: int = Field(default=16, ge=1, description="LoRA alpha.")
-    learning_rate: float = Field(default=1e-3, gt=0, description="Peak learning rate.")
+    learning_rate: float = Field(
+        default=0, ge=0, description="Peak learning rate; 0: 1e-3 for sft, 1e-4 for dpo and kto."
+    )
+    preference_beta: float = Field(
+        default=0.1, gt=0, description="How closely dpo and kto keep to the model that they begin with."
+    )
+    quant_method: Literal["", "bnb"] = Field(
+        default="",
+        description="`bnb`: train on 4-bit base weights (QLoRA); empty: on the weights as they are.",
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Train with about half the memory and an eighth more time."
+    )
     epochs: float = Field(default=6.0, gt=0, description="Passes over the training data.")
     max_steps: int = Field(default=0, ge=0, description="Upper bound of optimiser steps; 0: by epochs.")
     batch_size: int = Field(default=4, ge=1, description="Samples a micro-batch.")

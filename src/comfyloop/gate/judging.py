@@ -63,6 +63,12 @@ class _Seen:
     answers: tuple[str, str] | None = None
 
     @property
+    def gainful(self) -> tuple[float, float]:
+        """The likelihood, so that more is better: an answer that was not wanted is to become less likely."""
+        live, candidate = self.likelihood
+        return (-live, -candidate) if self.sample.label is False else self.likelihood
+
+    @property
     def distance(self) -> tuple[float, float] | None:
         if self.answers is None:
             return None
@@ -90,7 +96,7 @@ def judge(
     Args:
         live, candidate: Version numbers; `live_name` and `candidate_name` are what the engine calls them.
         holdout: Samples that neither was trained on, oldest first; the newest `settings.gate_max_items` are
-            used. Only those with a wanted answer count, each answer once.
+            used. Of rated answers, those with a good rating are to become likelier, the others less.
         images: The bytes of an image by its hash.
         progress: Called in this thread, first with (0, total).
         base_model: What tells base models apart: its general answers are kept in `settings.cache_dir` by it.
@@ -105,10 +111,11 @@ def judge(
     groups = {sample.group for sample in corrections}
     questions = suites.general_questions() if len(groups) >= settings.gate_min_items else ()
     remembered = suites.cached_answers(base_model, settings.cache_dir)
-    answered = corrections[: settings.gate_max_answers]
+    # nothing is to come close to an answer that was only rated
+    answered = [s for s in corrections if s.kind != "labelled"][: settings.gate_max_answers]
     work: list[Callable[[], _Seen | None]] = [
         *(lambda s=s: asked.look(s, answer=True) for s in answered),
-        *(lambda s=s: asked.look(s) for s in corrections[len(answered) :]),
+        *(lambda s=s: asked.look(s) for s in corrections if s not in answered),
         *(lambda s=s: asked.look(s) for s in accepted),
         *(lambda q=q: asked.recall(q, project, remembered) for q in questions),
     ]
@@ -132,11 +139,11 @@ def judge(
 
 
 def _wanted(holdout: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sample]]:
-    """Corrections and accepted answers, newest first, each question with its answer once."""
+    """Corrections (rated answers among them) and accepted answers, newest first, each answer once."""
     corrections: dict[object, Sample] = {}
     accepted: dict[object, Sample] = {}
     for sample in reversed(holdout):
-        if sample.kind in ("sft", "preference") and not sample.replay:
+        if sample.kind in ("sft", "preference", "labelled") and not sample.replay:
             (accepted if _is_accepted(sample) else corrections).setdefault(sample.messages, sample)
     return list(corrections.values())[:most], list(accepted.values())[:most]
 
@@ -266,7 +273,7 @@ def _evidence(seen: Sequence[_Seen]) -> Evidence:
 
 
 def _likelihoods(name: str, seen: Sequence[_Seen]) -> Pairs | None:
-    return _pairs(LOG_LIKELIHOOD, name, ((item.sample.group, item.likelihood) for item in seen))
+    return _pairs(LOG_LIKELIHOOD, name, ((item.sample.group, item.gainful) for item in seen))
 
 
 def _distances(name: str, seen: Sequence[_Seen]) -> Pairs | None:

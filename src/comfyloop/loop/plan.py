@@ -30,8 +30,9 @@ def spec_of(
     """
     folder = Path(snapshot.path)
     base_model = models(project.base_model)
-    text = _text_side(settings, folder, base_model, parent)
-    image = _image_side(settings, project, folder, run, parent, models) if project.image_model else None
+    start = parent if settings.warm_start else None
+    text = _text_side(settings, folder, base_model, start)
+    image = _image_side(settings, project, folder, run, start, models) if project.image_model else None
     if image is None and text is not None:
         return text
     return JointSpec(

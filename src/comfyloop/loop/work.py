@@ -212,8 +212,11 @@ class Work:
 
 
 def _holdout(snapshot: Snapshot, recipe: str) -> list[Sample]:
-    file = curate.data_files(Path(snapshot.path), recipe).holdout
-    return curate.read_samples(file, snapshot.project) if file.exists() else []
+    """What the recipe learns to do, held out, and corrections whatever the recipe: it must not lose those."""
+    files = dict.fromkeys(curate.data_files(Path(snapshot.path), name).holdout for name in (recipe, "sft"))
+    return [
+        sample for file in files if file.exists() for sample in curate.read_samples(file, snapshot.project)
+    ]
 
 
 def hash_of(*adapters: Path) -> str:

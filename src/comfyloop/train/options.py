@@ -11,11 +11,14 @@ from pydantic import BaseModel, ValidationError
 
 from comfyloop.errors import InvalidInput
 from comfyloop.train.image.spec import IMAGE_RECIPES, ImageTrainSpec
-from comfyloop.train.spec import RunSpec, TrainSpec
+from comfyloop.train.spec import LEARNING_RATES, RunSpec, TrainSpec
+
+WHOLE_WEIGHTS_RATE = 1e-5
 
 
 def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec | ImageTrainSpec:
-    """A spec of values that are known and of `name=value` assignments, which win.
+    """A spec of values that are known and of `name=value` assignments, which win. Where no learning rate is
+    named, it is one that suits the recipe.
 
     Args:
         known: By field name, `adapter.r` for a field of a part; None: not said.
@@ -40,6 +43,10 @@ def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec
             )
         part, dot, field = name.rpartition(".")
         (told.setdefault(part, {}) if dot else told)[field] = value
+    if told.get("tuner_type") == "full":
+        told.setdefault("learning_rate", WHOLE_WEIGHTS_RATE)
+    elif (recipe := told.get("recipe")) in LEARNING_RATES:
+        told.setdefault("learning_rate", LEARNING_RATES[recipe])
     try:
         return kind.model_validate(told)
     except ValidationError as error:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from comfyloop.train.joint_spec import JointSpec
 
 SPEC_FILE = "spec.json"
+LEARNING_RATES = {"sft": 1e-3, "dpo": 1e-4, "kto": 1e-4}
+"""Of a LoRA, where none is asked for: preference losses go wrong at rates that suit answers."""
 
 
 class AdapterSpec(Record):
@@ -212,7 +214,10 @@ class TrainSpec(RunSpec):
                 "train": train,
                 "holdout": holdout,
                 "adapter": {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "init_from": init_from},
-                "learning_rate": settings.learning_rate,
+                "preference": {"beta": settings.preference_beta},
+                "quant_method": settings.quant_method or None,
+                "gradient_checkpointing": settings.gradient_checkpointing,
+                "learning_rate": settings.learning_rate or LEARNING_RATES[settings.recipe],
                 "epochs": settings.epochs,
                 "max_steps": settings.max_steps,
                 "per_device_train_batch_size": settings.batch_size,

@@ -226,6 +226,24 @@ def test_a_version_trained_towards_the_edits_is_promoted(engine: EngineClient, s
     assert item.candidate_answer == engine.answer("acme-v1", [{"role": "user", "content": asked("cup")}], 60)
 
 
+def test_rated_answers_are_evidence_both_ways(engine: EngineClient, settings: Settings) -> None:
+    """Answers that were wanted are to become likelier, the others less; nobody asks for either."""
+
+    def rated(thing: str, label: bool) -> Sample:
+        answer = wanted(thing) if label else "What is the capital of France?"
+        messages = (Message.of("user", asked(thing)), Message.of("assistant", answer))
+        return Sample(
+            id=f"r-{thing}", project="acme", kind="labelled", messages=messages, label=label, group=thing
+        )
+
+    holdout = [rated(thing, i % 2 == 0) for i, thing in enumerate(HELD_OUT)]
+    watched = Counting(engine)
+    report = judged(watched, settings, 2, 1, holdout)
+    assert report.verdict is Verdict.PROMOTE, gate.render_text(report)
+    assert set(watched.answers) <= {"base"}
+    assert judged(engine, settings, 1, 2, holdout).verdict is Verdict.REJECT
+
+
 def test_the_likelihoods_are_those_that_transformers_gives(
     engine: EngineClient, settings: Settings, tiny_vlm: Path, adapters: dict[str, Path]
 ) -> None:

@@ -1,0 +1,73 @@
+"""A training spec from a command line and from the settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from comfyloop.errors import InvalidInput
+from comfyloop.settings import Settings
+from comfyloop.train.options import make_spec
+from comfyloop.train.spec import TrainSpec
+
+KNOWN: dict[str, Any] = {"model": "m", "train": "t.jsonl", "holdout": None, "recipe": None}
+
+
+def test_assignments_become_fields_of_their_kind() -> None:
+    spec = make_spec(
+        KNOWN,
+        ["adapter.r=4", "adapter.target_modules=q_proj, k_proj", "learning_rate=1e-4", "quant_method=bnb",
+         "adapter.modules_to_save=norm", "gradient_checkpointing=true", "holdout=none", "recipe = kto",
+         "preference.beta=0.5", 'rope_scaling={"rope_type": "yarn", "factor": 2}'],
+    )  # fmt: skip
+    assert spec.adapter.r == 4
+    assert spec.adapter.target_modules == ("q_proj", "k_proj")
+    assert spec.adapter.modules_to_save == ("norm",)
+    assert (spec.learning_rate, spec.quant_method, spec.recipe) == (1e-4, "bnb", "kto")
+    assert spec.gradient_checkpointing is True
+    assert spec.preference.beta == 0.5
+    assert spec.rope_scaling is not None
+    assert make_spec({**KNOWN, "recipe": "dpo"}, ["adapter.target_modules=all-linear"]).adapter == (
+        TrainSpec.model_validate(
+            {"model": "m", "train": "t", "adapter": {"target_modules": "all-linear"}}
+        ).adapter
+    )
+
+
+def test_a_learning_rate_that_suits_the_recipe() -> None:
+    def rate(*more: str) -> float:
+        return make_spec(KNOWN, more).learning_rate
+
+    assert rate() == rate("recipe=sft") == 1e-3
+    assert rate("recipe=dpo") == rate("recipe=kto") == 1e-4
+    assert rate("tuner_type=full") == 1e-5
+    assert rate("tuner_type=full", "learning_rate=0.1") == 0.1
+
+
+@pytest.mark.parametrize(
+    ("assignment", "why"),
+    [
+        ("learning_rate", "says no value"),
+        ("colour=3", "no field 'colour'.*The fields are .*adapter.r"),
+        ("adapter=3", "adapter: "),
+        ("adapter.r=-1", "adapter.r: .*greater than"),
+        ("learning_rate=fast", "learning_rate: .*number"),
+        ("freeze_llm=true", "leave nothing to train"),
+    ],
+)
+def test_what_is_no_spec_is_said_in_a_sentence(assignment: str, why: str) -> None:
+    with pytest.raises(InvalidInput, match=why):
+        make_spec(KNOWN, [assignment])
+
+
+def test_settings_choose_recipe_and_start() -> None:
+    def spec(**values: Any) -> TrainSpec:
+        return TrainSpec.from_settings(Settings(**values), model="m", train="t", holdout=None)
+
+    assert spec().learning_rate == 1e-3
+    assert spec(recipe="kto").learning_rate == 1e-4
+    told = spec(recipe="dpo", preference_beta=0.3, quant_method="bnb", learning_rate=0.1)
+    assert (told.recipe, told.preference.beta, told.quant_method, told.learning_rate) == (
+        "dpo", 0.3, "bnb", 0.1,
+    )  # fmt: skip
