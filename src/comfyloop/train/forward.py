@@ -30,8 +30,9 @@ from comfyloop.train.spec import TrainSpec
 
 AGREEMENT = 2e-3
 """How far the log-probabilities of an answer's tokens may be apart on average, in nats, in float32."""
-ROUGH_AGREEMENT = 0.1
-"""The same in half precision, where two right orders of rounding are a few hundredths apart."""
+ROUGH_AGREEMENT = 0.25
+"""The same in half precision. Two right orders of rounding were up to 0.11 apart on the starter in bfloat16 (a packed
+row was the nearer one to float32), and samples that see each other 0.5 to 4."""
 
 
 def prepare(
