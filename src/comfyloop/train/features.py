@@ -98,7 +98,11 @@ class ImageFeatures:
 
     def packed(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Model inputs that put these features in the place of the images' tokens; empty without images."""
-        seen = [_record(self.of(example)) for example in examples if example.pixels is not None]
+        looked: dict[bytes, Features] = {}  # two answers to one conversation share its images
+        for example in examples:
+            if example.pixels is not None and example.pixels.digest not in looked:
+                looked[example.pixels.digest] = self.of(example)
+        seen = [_record(looked[e.pixels.digest]) for e in examples if e.pixels is not None]
         if not seen:
             return {}
         joined = {name: _joined(name, [record[name] for record in seen]) for name in seen[0]}
