@@ -68,7 +68,9 @@ def bca_interval(values: Sequence[float], confidence: float, seed: int = 0) -> I
     bias = normal.inv_cdf(min(max(below, 0.5 / len(means)), 1 - 0.5 / len(means)))
     left_out = (sample.sum() - sample) / (len(sample) - 1)
     away = left_out.mean() - left_out
-    acceleration = float((away**3).sum() / (6 * (away**2).sum() ** 1.5))
+    if spread := float(np.abs(away).max()):
+        away /= spread  # the quotient is the same, and squares of tiny differences do not vanish
+    acceleration = float((away**3).sum() / (6 * (away**2).sum() ** 1.5)) if spread else 0.0
     quantiles = []
     for tail in ((1 - confidence) / 2, (1 + confidence) / 2):
         z = bias + normal.inv_cdf(tail)
