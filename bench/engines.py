@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,6 @@ class Server:
     process: subprocess.Popen[bytes]
     models: dict[str, str]
     ready_seconds: float
-    extra: dict[str, Any] = field(default_factory=dict)  # more fields of its requests
 
     def processes(self) -> list[psutil.Process]:
         found = []
@@ -82,9 +81,9 @@ def start(
     models: Mapping[str, str],
     log: Path,
     environment: Mapping[str, str] | None = None,
-    **extra: Any,
+    probe: str = "/v1/models",
 ) -> Server:
-    """Start a server and wait until it lists its models."""
+    """Start a server and wait until it answers."""
     began = time.monotonic()
     with log.open("wb") as output:
         process = subprocess.Popen(
@@ -94,10 +93,10 @@ def start(
             env=dict(environment or os.environ),
             start_new_session=True,
         )
-    server = Server(name, f"http://127.0.0.1:{port}", process, dict(models), 0.0, dict(extra))
+    server = Server(name, f"http://127.0.0.1:{port}", process, dict(models), 0.0)
     while True:
         with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(f"{server.url}/v1/models", timeout=5).status_code == 200:
+            if httpx.get(f"{server.url}{probe}", timeout=5).status_code == 200:
                 break
         if process.poll() is not None or time.monotonic() - began > START_SECONDS:
             server.stop()
@@ -158,7 +157,13 @@ def transformers_serve(model: Path, adapters: Mapping[str, Path], work: Path) ->
     ]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     return start(
-        "transformers serve", argv, port, {"base": str(model)}, work / "transformers.log", environment
+        "transformers serve",
+        argv,
+        port,
+        {"base": str(model)},
+        work / "transformers.log",
+        environment,
+        probe="/health",
     )
 
 
@@ -219,7 +224,6 @@ async def _client(
             "temperature": 0.0,
             "stream": True,
             "stream_options": {"include_usage": True},
-            **server.extra,
         }
         sent = last = time.monotonic()
         counted, pieces = 0, 0
