@@ -23,6 +23,7 @@ from comfyloop.errors import (
     EngineUnavailable,
     InvalidInput,
     ModelError,
+    NotFound,
     StarterError,
 )
 from comfyloop.serve.client import EngineClient
@@ -130,7 +131,16 @@ class EngineProcess:
         self._check(name, path)
         there = self.client.models()
         if name not in there:
-            self.client.load(name, path)
+            try:
+                self.client.load(name, path)
+            except NotFound as error:
+                if not self._given_url:
+                    raise
+                raise InvalidInput(
+                    f"The engine at {self._given_url} did not load {name} from {path}: {error.message}",
+                    "It must see the same files and take adapters while it runs (vLLM: --enable-lora and "
+                    "VLLM_ALLOW_RUNTIME_LORA_UPDATING=True), or have this one by that name from its start.",
+                ) from error
         elif there[name] not in ("", path):
             raise Conflict(
                 f"The engine has another adapter by the name {name}, from {there[name]}.",

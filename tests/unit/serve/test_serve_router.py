@@ -225,6 +225,37 @@ def test_an_engine_by_url_that_lost_its_adapters_gets_them_again(settings: Setti
             assert '"acme-v1"' in gateway.http.post("/v1/chat/completions", json=body).text
 
 
+def test_an_engine_by_url_calls_its_base_model_as_it_likes(settings: Settings) -> None:
+    with running_gateway(settings, instant("--served-model-name", "llava-7b"), wait=False) as first:
+        first.engine.wait_ready(20)
+        there = settings.model_copy(update={"home": settings.home / "two"})
+        with running_gateway(there, url=first.engine.url) as gateway:
+            assert gateway.said(max_tokens=1) == "llava-7b"
+            gateway.add_version(1)
+            gateway.services.router.promote("acme", 1, drain_seconds=0)
+            assert gateway.said(max_tokens=1) == "acme-v1"
+            assert gateway.services.router.rollback("acme").number == 0
+            assert gateway.said(max_tokens=1) == "llava-7b"
+
+
+def test_an_engine_by_url_without_routes_for_adapters_serves_what_it_was_started_with(
+    settings: Settings,
+) -> None:
+    path = settings.home / "adapter"
+    path.mkdir(parents=True)
+    (path / "adapter_config.json").write_text("{}")
+    with running_gateway(settings, instant("--lora-modules", f"acme-v1={path}")) as first:
+        there = settings.model_copy(update={"home": settings.home / "two"})
+        with running_gateway(there, url=first.engine.url) as gateway:
+            gateway.add_version(1, path)
+            gateway.add_version(2, path)
+            gateway.services.router.promote("acme", 1)
+            assert gateway.said(max_tokens=1) == "acme-v1"
+            with pytest.raises(InvalidInput, match="ALLOW_RUNTIME_LORA_UPDATING"):
+                gateway.services.router.promote("acme", 2)
+            assert gateway.said(max_tokens=1) == "acme-v1"
+
+
 def test_an_engine_that_cannot_start_says_why(settings: Settings) -> None:
     engine = EngineProcess("engine", settings.home / "engines", instant("--exit-code", 8))
     engine.start()
