@@ -144,7 +144,7 @@ class Step:
         training.log.step(
             step=now,
             epoch=round(now / training.plan.steps_per_epoch, 4),
-            grad_norm=norm,
+            grad_norm=norm if math.isfinite(norm) else None,  # a step that overflowed was left out
             learning_rate=rate,
             samples_per_s=len(self.samples) / seconds,
             answer_tokens_per_s=answer_tokens / seconds if answer_tokens is not None else None,

@@ -73,7 +73,8 @@ class Updates:
         """One step at learning rate `rate`, gradients clipped and then forgotten; their norm before it.
 
         Raises:
-            RunFailed: Gradients overflow in float16 however small the loss is made.
+            RunFailed: Gradients are not finite; in float16, however small the loss is made. The weights are as
+                they were.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -82,6 +83,11 @@ class Updates:
             weight.grad = None
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_([p for _, p in self.parameters], self.max_grad_norm)
+        if not self.scaler.is_enabled() and not math.isfinite(norm):  # it would make every weight nan
+            raise RunFailed(
+                f"The gradients are no longer numbers (their norm is {float(norm)}): training has diverged.",
+                f"Lower learning_rate (now {rate:g}) and start a new run.",
+            )
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

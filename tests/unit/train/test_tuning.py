@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
-from comfyloop.errors import InvalidInput, ModelError
+from comfyloop.errors import InvalidInput, ModelError, RunFailed
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.neftune import noise
 from comfyloop.train.recipes import dpo, sft
@@ -174,6 +174,16 @@ def test_float16_scales_the_loss_and_leaves_out_what_overflows(tiny_llm: Path, t
     again = Updates(model, spec)
     assert again.restore_checkpoint(tmp_path, "f") == 2
     assert again.scaler.get_scale() == scale / 2
+
+
+def test_gradients_that_are_no_numbers_reach_no_weight(tiny_llm: Path) -> None:
+    model = loaded(tiny_llm)
+    updates = Updates(model, spec_for(tiny_llm))
+    before = [parameter.detach().clone() for _, parameter in model.trainable]
+    updates.backward(sum(p.sum() for _, p in model.trainable) * math.inf)
+    with pytest.raises(RunFailed, match=r"no longer numbers .* Lower learning_rate"):
+        updates.update(1e-3)
+    assert all(torch.equal(p, b) for (_, p), b in zip(model.trainable, before, strict=True))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
