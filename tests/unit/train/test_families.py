@@ -279,3 +279,36 @@ def test_a_template_without_a_stop_token_still_teaches_to_stop(
     decode = description.processor.tokenizer.decode
     assert decode(example.input_ids[example.answer]) == " A red mug.<|im_end|>"
     assert len(example) == len(example.positions) == int(example.answer[-1]) + 1
+
+
+@pytest.mark.parametrize("name", ["qwen3_vl", "internvl"])
+def test_checkpointing_changes_no_gradient(
+    name: str, family: Callable[[str], Path], pictures: list[Path]
+) -> None:
+    found = []
+    for checkpointing in (False, True):
+        loaded, examples = prepared(family(name), rows(pictures, True), gradient_checkpointing=checkpointing)
+        loaded.train()
+        sft.answer_loss(loaded, ImageFeatures(loaded), examples).total.backward()  # type: ignore[no-untyped-call]
+        found.append([parameter.grad for _, parameter in loaded.trainable])
+    for plain, checkpointed in zip(*found, strict=True):
+        torch.testing.assert_close(plain, checkpointed, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_starter_with_its_real_weights(starter: Path, pictures: list[Path]) -> None:
+    given = rows(pictures, sees=True)[:2]
+    loaded, examples = prepared(starter, given)
+    packed = sft.answer_loss(loaded, ImageFeatures(loaded), examples).total.detach()
+    prove(loaded, ImageFeatures(loaded), examples)
+    assert not loaded.alone
+    loaded.go_alone("asked")
+    with torch.no_grad():
+        own = [
+            own_loss(loaded.whole, of_transformers(starter, row, True), example)
+            for row, example in zip(given, examples, strict=True)
+        ]
+    torch.testing.assert_close(packed, torch.stack(own).sum(), rtol=1e-5, atol=1e-4)
+    half, _ = prepared(starter, given, dtype="bfloat16")
+    prove(half, ImageFeatures(half), examples)
+    assert not half.alone
