@@ -170,6 +170,10 @@ class Settings(BaseSettings):
     container_engine: Literal["auto", "podman", "docker"] = Field(
         default="auto", description="What runs containers; auto: podman where it is installed, else docker."
     )
+    train_processes: int = Field(default=1, ge=1, description="Processes that train one run together.")
+    train_parallel: Literal["fsdp2", "zero2", "zero3"] = Field(
+        default="fsdp2", description="How they share the weights: FSDP2, DeepSpeed ZeRO-2 or ZeRO-3."
+    )
     warm_trainer: bool = Field(
         default=True, description="Keep a process with libraries and weights loaded, to fork runs from."
     )

@@ -1,5 +1,7 @@
 """`python -m comfyloop.train RUN_DIR`: do the run of that directory, or go on with it.
 
+A run of several processes (world_size in its spec) starts them itself; under `torchrun` each is one of them.
+
 Exit codes: 0 the adapter is whole; 2 the spec is wrong; 3 a file is missing; 4 another process has this
 run; 7 the disk refused; 8 the model cannot be loaded; 9 the data cannot be trained on; 10 training failed;
 21 the memory limit was passed; 130 cancelled; 143 told to end by a signal (start it again to go on).
@@ -14,12 +16,14 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from comfyloop.errors import ComfyLoopError, NotFound
+from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound
 from comfyloop.train.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.joint_spec import JointSpec
+from comfyloop.train.parallel.launch import launch
+from comfyloop.train.parallel.ranks import Rank, first_line, is_loss, join, refuse_other_size, why_lost
 from comfyloop.train.spec import RunSpec, TrainSpec, read_spec
-from comfyloop.train.status import RunDirectory, TrainState
+from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, TrainState
 
 if TYPE_CHECKING:
     from comfyloop.train.log import RunLog
@@ -36,26 +40,33 @@ def main(arguments: list[str]) -> int:
     if not directory.path.is_dir():
         print(NotFound(f"There is no run directory {directory.path}.", "Make it and put a spec.json in it."))
         return NotFound.exit_code
-    if directory.lock() is None:
+    rank = Rank.here()
+    lock = directory.lock() if rank.leads or LOCK_FD_VARIABLE in os.environ else -1
+    if lock is None:
         print(
             f"The run {directory.path} is already being worked on by process {directory.read_status().pid}."
         )
         return 4
-    return work(directory)
+    return work(directory, rank, lock)
 
 
-def work(directory: RunDirectory) -> int:
-    """Do the run and write down how it ended; the exit code."""
+def work(directory: RunDirectory, rank: Rank, lock: int) -> int:
+    """Do the run, or one rank's part of it, and write down how it ended; the exit code."""
     from comfyloop.train.log import RunLog
 
-    log = RunLog(directory)
+    log = RunLog(rank.log_directory(directory), silent=not rank.leads)
     try:
         spec = read_spec(directory.path)
         if directory.adapter.is_dir() or directory.model.is_dir():
             log.end(TrainState.SUCCEEDED)
             return 0
+        if spec.world_size > 1 and not isinstance(spec, TrainSpec):
+            raise InvalidInput("Runs with an image side are trained by one process.", "Set world_size = 1.")
+        if isinstance(spec, TrainSpec) and spec.world_size > 1 and not rank.launched:
+            return launch(directory, spec, lock)
+        refuse_other_size(spec.world_size, rank)
         prepare(spec, log)
-        control = Control(directory, log.held)
+        control = Control(directory, log.held, leads=rank.leads)
         recipe(directory, spec, log, control)
     except Cancelled:
         log.end(TrainState.CANCELLED, error="The run was cancelled.", exit_code=CANCELLED_EXIT_CODE)
@@ -70,6 +81,9 @@ def work(directory: RunDirectory) -> int:
         log.end(TrainState.FAILED, error="The machine has no memory left for training.", exit_code=21)
         return 21
     except Exception as error:
+        if rank.launched and is_loss(error):
+            log.lost(why_lost(directory, rank.world_size), first_line(error))
+            return 1
         traceback.print_exc()
         what = f"Training stopped on an unexpected {type(error).__name__}: {error}. "
         log.end(TrainState.FAILED, error=what + f"{directory.output_file.name} has the details.", exit_code=1)
@@ -108,6 +122,9 @@ def recipe(
 
         swift.run(directory, spec, log, control)
         return
+    if spec.world_size > 1:
+        log.phase(f"meeting the other {spec.world_size - 1} processes")
+        join(spec, Rank.here())
     match spec.recipe:
         case "sft":
             from comfyloop.train.recipes import sft

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
@@ -32,8 +32,21 @@ class Answers:
         return torch.stack([part.sum() for part in torch.split(self.log_probs, list(self.lengths))])
 
 
+class AnswerReader(nn.Module):
+    """The model and its head as one module: what FSDP2 and DeepSpeed gather weights around."""
+
+    def __init__(self, model: Loaded) -> None:
+        super().__init__()
+        self.trained = model.module
+        self._model = model
+
+    def forward(self, features: ImageFeatures, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
+        """[A] log-probability of each answer token in nats, [A] whether it is the model's first choice."""
+        states, labels = answer_states(self._model, features, examples)
+        return answer_log_probs(states, self._model.head, labels)
+
+
 def read_answers(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> Answers:
     """The log-probabilities of the answers of some samples."""
-    states, labels = answer_states(model, features, examples)
-    log_probs, right = answer_log_probs(states, model.head, labels)
+    log_probs, right = (model.spread or AnswerReader(model))(features, examples)
     return Answers(log_probs, right, tuple(example.answer.numel() for example in examples))

@@ -1,7 +1,8 @@
 """Checkpoints: everything that the next step depends on, valid at any kill.
 
 A checkpoint is written beside its place, flushed to the disk and renamed; `state.json` holds the hash of
-each file, so one that a dying disk has cut short is passed over for the one before it. Nothing is pickled.
+each file, so one that a dying disk has cut short is passed over for the one before it. Nothing of ours is
+pickled. Where several processes train, each writes its part of the same checkpoint and one commits it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from comfyloop.durable import sync
 from comfyloop.errors import InvalidInput
@@ -57,35 +59,9 @@ def save(
     Args:
         more: What else the next step depends on.
     """
-    place = folder / f"step-{step}"
-    making = folder / f".step-{step}.making"
-    try:
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir(parents=True)
-        save_file(
-            {n: p.detach().contiguous().cpu() for n, p in parameters}, making / "parameters.safetensors"
-        )
-        save_file(_optimizer_tensors(parameters, optimizer), making / "optimizer.safetensors")
-        random = {"cpu": random_state.cpu} | (
-            {"cuda": random_state.cuda} if random_state.cuda is not None else {}
-        )
-        save_file(random, making / "random.safetensors")
-        if more:
-            save_file(dict(more), making / "more.safetensors")
-        hashes = {file.name: _sha256(file) for file in sorted(making.iterdir())}
-        state = {"step": step, "fingerprint": fingerprint, "files": hashes}
-        (making / "state.json").write_text(json.dumps(state, indent=2))
-        for file in making.iterdir():
-            sync(file)
-        sync(making)
-        shutil.rmtree(place, ignore_errors=True)
-        making.rename(place)
-        sync(folder)
-    except OSError as error:
-        shutil.rmtree(making, ignore_errors=True)
-        raise disk_error(place, error) from error
-    for old in _steps(folder)[KEEP:]:
-        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+    making = begin(folder, step)
+    save_tensors(making, parameters, optimizer, random_state, more=more)
+    commit(making, folder, step, fingerprint)
 
 
 def restore_newest(
@@ -99,6 +75,47 @@ def restore_newest(
     Raises:
         InvalidInput: It is of another spec or other data, so going on from it would mix two runs.
     """
+    step = newest(folder, fingerprint)
+    return step, load_tensors(folder / f"step-{step}", parameters, optimizer) if step else {}
+
+
+def begin(folder: Path, step: int) -> Path:
+    """An empty directory to write the files of a checkpoint to, which is none before `commit`."""
+    making = folder / f".step-{step}.making"
+    try:
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+    except OSError as error:
+        raise disk_error(making, error) from error
+    return making
+
+
+def commit(making: Path, folder: Path, step: int, fingerprint: str, world_size: int = 1) -> None:
+    """Make `folder/step-N` of what was written, on the disk itself, and delete all but the newest two."""
+    place = folder / f"step-{step}"
+    try:
+        files = sorted(file for file in making.rglob("*") if file.is_file())
+        hashes = {str(file.relative_to(making)): _sha256(file) for file in files}
+        state = {"step": step, "fingerprint": fingerprint, "world_size": world_size, "files": hashes}
+        (making / "state.json").write_text(json.dumps(state, indent=2))
+        for path in (*making.rglob("*"), making):
+            sync(path)
+        shutil.rmtree(place, ignore_errors=True)
+        making.rename(place)
+        sync(folder)
+    except OSError as error:
+        shutil.rmtree(making, ignore_errors=True)
+        raise disk_error(place, error) from error
+    for old in _steps(folder)[KEEP:]:
+        shutil.rmtree(folder / f"step-{old}", ignore_errors=True)
+
+
+def newest(folder: Path, fingerprint: str, world_size: int = 1) -> int:
+    """The step of the newest valid checkpoint, 0 when there is none.
+
+    Raises:
+        InvalidInput: It is of another spec or other data, or was written by more or fewer processes.
+    """
     for step in _steps(folder):
         place = folder / f"step-{step}"
         state = _valid_state(place)
@@ -109,16 +126,91 @@ def restore_newest(
                 f"The checkpoint {place} belongs to another spec or other data than this run has now.",
                 "Restore spec.json and the data, or start a new run directory.",
             )
-        tensors = load_file(place / "parameters.safetensors")
-        with torch.no_grad():
-            for name, parameter in parameters:
-                parameter.copy_(tensors[name])
-        _restore_optimizer(load_file(place / "optimizer.safetensors"), parameters, optimizer)
-        random = load_file(place / "random.safetensors")
-        RandomState(random["cpu"], random.get("cuda")).restore()
-        more = place / "more.safetensors"
-        return step, load_file(more) if more.exists() else {}
-    return 0, {}
+        if (wrote := state.get("world_size", 1)) != world_size:
+            raise InvalidInput(
+                f"The checkpoint {place} was written by {wrote} process{'es' * (wrote > 1)}, and this run has "
+                f"{world_size}.",
+                f"Set world_size = {wrote} in spec.json again, or start a new run directory.",
+            )
+        return step
+    return 0
+
+
+def save_tensors(
+    place: Path,
+    parameters: list[tuple[str, nn.Parameter]],
+    optimizer: torch.optim.Optimizer,
+    random_state: RandomState,
+    *,
+    more: Mapping[str, Tensor] | None = None,
+    suffix: str = "",
+) -> None:
+    """Write parameters (of sharded ones, this process's part), the optimiser's state and the random state."""
+    state = {
+        f"{name}|{key}": _whole(value)
+        for name, parameter in parameters
+        for key, value in optimizer.state[parameter].items()
+    }
+    random = {"cpu": random_state.cpu}
+    if random_state.cuda is not None:
+        random["cuda"] = random_state.cuda
+    try:
+        save_file({n: _whole(p) for n, p in parameters}, place / f"parameters{suffix}.safetensors")
+        save_file(state, place / f"optimizer{suffix}.safetensors")
+        save_file(random, place / f"random{suffix}.safetensors")
+        if more:
+            save_file(dict(more), place / f"more{suffix}.safetensors")
+    except OSError as error:
+        raise disk_error(place, error) from error
+
+
+def load_tensors(
+    place: Path,
+    parameters: list[tuple[str, nn.Parameter]],
+    optimizer: torch.optim.Optimizer,
+    *,
+    suffix: str = "",
+) -> dict[str, Tensor]:
+    """Put back what `save_tensors` wrote; returns `more`."""
+    tensors = load_file(place / f"parameters{suffix}.safetensors")
+    with torch.no_grad():
+        for name, parameter in parameters:
+            local(parameter).copy_(tensors[name])
+    by_name = dict(parameters)
+    for key, value in load_file(place / f"optimizer{suffix}.safetensors").items():
+        name, _, field = key.rpartition("|")
+        parameter = by_name[name]
+        scalar = field == "step" and value.dim() == 0
+        optimizer.state[parameter][field] = value if scalar else _like(parameter, value)
+    random = load_file(place / f"random{suffix}.safetensors")
+    RandomState(random["cpu"], random.get("cuda")).restore()
+    more = place / f"more{suffix}.safetensors"
+    return load_file(more) if more.exists() else {}
+
+
+def local(tensor: Tensor) -> Tensor:
+    """This process's part of a tensor that several share; a plain tensor as it is."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _whole(tensor: Tensor) -> Tensor:
+    """A copy that safetensors can write."""
+    return local(tensor.detach()).contiguous().cpu()
+
+
+def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """A value of the optimiser's state, on the device of its parameter and shared in the same way."""
+    value = value.to(parameter.device)
+    if not isinstance(parameter, DTensor):
+        return value
+    return DTensor.from_local(
+        value,
+        parameter.device_mesh,
+        parameter.placements,
+        run_check=False,
+        shape=parameter.shape,
+        stride=parameter.stride(),
+    )
 
 
 def _steps(folder: Path) -> list[int]:
@@ -135,27 +227,6 @@ def _valid_state(place: Path) -> dict[str, Any] | None:
         if all(_sha256(place / name) == digest for name, digest in state["files"].items()):
             return state
     return None
-
-
-def _optimizer_tensors(
-    parameters: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
-) -> dict[str, Tensor]:
-    return {
-        f"{name}|{key}": value.detach().contiguous().cpu()
-        for name, parameter in parameters
-        for key, value in optimizer.state[parameter].items()
-    }
-
-
-def _restore_optimizer(
-    tensors: dict[str, Tensor], parameters: list[tuple[str, nn.Parameter]], optimizer: torch.optim.Optimizer
-) -> None:
-    by_name = dict(parameters)
-    for key, value in tensors.items():
-        name, _, field = key.rpartition("|")
-        parameter = by_name[name]
-        device = "cpu" if field == "step" and value.dim() == 0 else parameter.device
-        optimizer.state[parameter][field] = value.to(device)
 
 
 def _sha256(path: Path) -> str:

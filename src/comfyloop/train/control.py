@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from enum import IntEnum
 from pathlib import Path
 from types import FrameType
 
@@ -27,38 +28,69 @@ class Terminated(Exception):
     """SIGTERM or SIGINT: the machine or the service goes down; the run is to be resumed another time."""
 
 
-class Control:
-    """Asked between micro-steps; answers by going on, by waiting, or by raising."""
+class _Wish(IntEnum):
+    """What is asked of the trainer; the greatest counts."""
 
-    def __init__(self, run: RunDirectory, on_hold: Callable[[bool], None]) -> None:
+    GO_ON = 0
+    HOLD = 1
+    CANCEL = 2
+    TERMINATE = 3
+
+
+class Control:
+    """Asked between micro-steps; answers by going on, by waiting, or by raising.
+
+    Args:
+        leads: Look for the file `cancel`: one of several processes does, and tells the others.
+    """
+
+    def __init__(self, run: RunDirectory, on_hold: Callable[[bool], None], *, leads: bool = True) -> None:
         self._run = run
         self._on_hold = on_hold
+        self._leads = leads
         self._signalled = False
+        self._agree: Callable[[int], int] | None = None
         self.held_seconds = 0.0
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signal)
 
-    def _signal(self, number: int, frame: FrameType | None) -> None:
-        self._signalled = True
+    def decide_together(self, agree: Callable[[int], int]) -> None:
+        """From now on every process of the run checks at the same points, and all do what one is asked.
+
+        Args:
+            agree: The greatest of the numbers that the processes call it with.
+        """
+        self._agree = agree
 
     def check(self) -> None:
         """Go on, or wait while the file `hold` is there. Raises Cancelled or Terminated."""
-        self._raise()
-        if not self._run.hold_file.exists():
+        if self._wish() is not _Wish.HOLD:
             return
         began = time.monotonic()
         self._on_hold(True)
-        while self._run.hold_file.exists():
+        while self._wish() is _Wish.HOLD:
             time.sleep(0.1)
-            self._raise()
         self._on_hold(False)
         self.held_seconds += time.monotonic() - began
 
-    def _raise(self) -> None:
-        if self._run.cancel_file.exists():
-            raise Cancelled
+    def _wish(self) -> _Wish:
+        wish = _Wish.GO_ON
         if self._signalled:
+            wish = _Wish.TERMINATE
+        elif self._leads and self._run.cancel_file.exists():
+            wish = _Wish.CANCEL
+        elif self._run.hold_file.exists():
+            wish = _Wish.HOLD
+        if self._agree is not None:
+            wish = _Wish(self._agree(wish))
+        if wish is _Wish.CANCEL:
+            raise Cancelled
+        if wish is _Wish.TERMINATE:
             raise Terminated
+        return wish
+
+    def _signal(self, number: int, frame: FrameType | None) -> None:
+        self._signalled = True
 
 
 def use_threads(threads: int) -> int:

@@ -160,6 +160,8 @@ def fingerprint(spec: TrainSpec, examples: Iterable[Example], labels: Iterable[b
             "eval_steps",
             "feature_cache_dir",
             "feature_cache_gb",
+            "world_size",
+            "rank_timeout",
         }
     )
     digest = hashlib.sha256(told.encode())

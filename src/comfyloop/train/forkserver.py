@@ -1,15 +1,13 @@
 """`python -m comfyloop.train.forkserver SOCKET MODEL DTYPE MINUTES`: the process that runs are forked from.
 
 It imports what a run imports, reads the base weights (memory-mapped, so they are the page cache's until a run
-touches them), and waits. Rules that make forking it safe: it has one thread, so no lock can be held by
-another; it never asks CUDA for anything, so each run may; and it ends when the service's end of the socket is
+touches them), and waits. It keeps to the rules of `forking`, and ends when the service's end of the socket is
 closed, or after MINUTES without a word.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import json
 import os
 import signal
@@ -19,13 +17,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-# Before any library is imported: each of these would start threads of its own.
-SINGLE_THREADED = {
-    "OMP_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
+from comfyloop.train.forking import count_threads, end_with, import_once, settle
+
 NICE = 10
 """As low as a run is by default; a fork cannot rise again."""
 OOM_SCORE = 800
@@ -38,15 +31,10 @@ def main(arguments: list[str]) -> int:
         os.nice(max(0, NICE - os.nice(0)))
         with contextlib.suppress(OSError):
             Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
-        os.environ.update(SINGLE_THREADED)
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-        os.environ["TRANSFORMERS_VERBOSITY"] = "error"
-        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
         if Path(model).is_dir():
             os.environ["HF_HUB_OFFLINE"] = "1"
         load(model, dtype)
-        gc.collect()
-        gc.freeze()  # a collection in a fork would write to, and so copy, every object's page
+        settle()
         signal.signal(signal.SIGCHLD, _reap)
         try:
             service.send(b'{"ready": true}')
@@ -58,15 +46,7 @@ def main(arguments: list[str]) -> int:
 
 def load(model: str, dtype: str) -> None:
     """Do what every run begins with, as far as it can be done before there is a run."""
-    from comfyloop.train.__main__ import import_libraries
-
-    import_libraries()
-    import torch
-    import tqdm
-
-    torch.set_num_threads(1)
-    tqdm.tqdm.monitor_interval = 0  # progress bars would start a thread that watches them
-
+    import_once()
     from comfyloop.errors import ComfyLoopError
     from comfyloop.train import held, models
     from comfyloop.train.warm import room_for
@@ -111,8 +91,7 @@ def serve(service: socket.socket, idle_seconds: float) -> None:
 
 
 def _fork(service: socket.socket, request: dict[str, Any], lock: int, output: int, go: int) -> dict[str, Any]:
-    threads = len(list(Path("/proc/self/task").iterdir()))
-    if threads > 1:
+    if (threads := count_threads()) > 1:
         return {"refused": f"the warm trainer has {threads} threads, which a fork would lose"}
     if request["nice"] < os.nice(0):
         return {
@@ -123,23 +102,17 @@ def _fork(service: socket.socket, request: dict[str, Any], lock: int, output: in
     pid = os.fork()
     if pid:
         return {"pid": pid}
-    code = 1
-    try:
+
+    def run() -> int:
         os.setsid()
         service.close()
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        if os.read(go, 1):  # nothing: the service did not hear of this fork, and starts the run otherwise
-            os.close(go)
-            code = _run(request, lock, output)
-    except BaseException:
-        import traceback
+        if not os.read(go, 1):  # the service did not hear of this fork, and starts the run otherwise
+            return 1
+        os.close(go)
+        return _run(request, lock, output)
 
-        traceback.print_exc()
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            sys.stdout.flush()
-            sys.stderr.flush()
-        os._exit(code)
+    end_with(run)
 
 
 def _run(request: dict[str, Any], lock: int, output: int) -> int:
@@ -150,8 +123,6 @@ def _run(request: dict[str, Any], lock: int, output: int) -> int:
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
-    for name in SINGLE_THREADED:
-        os.environ.pop(name, None)
     os.environ.update(request["environment"])
     os.environ[LOCK_FD_VARIABLE] = str(lock)
     return train.main([request["run"]])

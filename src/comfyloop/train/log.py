@@ -25,17 +25,22 @@ NAMES = (
 
 
 class RunLog:
-    """The only writer of a run's status and log."""
+    """The only writer of a run's status and log.
 
-    def __init__(self, run: RunDirectory) -> None:
+    Args:
+        silent: Write files only, and no TensorBoard ones: a rank that another one speaks for.
+    """
+
+    def __init__(self, run: RunDirectory, *, silent: bool = False) -> None:
         self._run = run
+        self._silent = silent
         self._process = psutil.Process()
         self._status = Status(
             state=TrainState.STARTING, pid=os.getpid(), pid_start_time=self._process.create_time()
         )
         self._before_hold = TrainState.STARTING
         self._began = time.monotonic()
-        self._events: Any = None
+        self._events: _Events | None = None
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._console = Console()
@@ -66,6 +71,8 @@ class RunLog:
         self.say(f"[{time.monotonic() - self._began:6.1f} s] {what}")
 
     def say(self, line: str) -> None:
+        if self._silent:
+            return
         if self._bar is not None:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
@@ -84,8 +91,8 @@ class RunLog:
         ]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self._run.log_file, text.encode())
-        self._events = _Events(self._run.tensorboard / self._side, step)
-        if sys.stdout.isatty():
+        self._events = None if self._silent else _Events(self._run.tensorboard / self._side, step)
+        if sys.stdout.isatty() and not self._silent:
             self._bar = Progress(
                 TextColumn("step {task.completed}/{task.total}"),
                 BarColumn(),
@@ -115,7 +122,8 @@ class RunLog:
                 file.write(json.dumps(line) + "\n")
         except OSError as error:
             raise disk_error(self._run.log_file, error) from error
-        self._events.add(line)
+        if self._events is not None:
+            self._events.add(line)
         self._set(
             step=line["step"],
             epoch=line["epoch"],
@@ -139,6 +147,18 @@ class RunLog:
         else:
             self._set(state=self._before_hold)
             self.say("going on")
+
+    def lost(self, failure: str, sign: str) -> None:
+        """Another process of the run is gone: `failure` is what it said, `sign` how this one noticed."""
+        if failure:
+            self.end(TrainState.FAILED, error=failure, exit_code=1)
+            return
+        error = (
+            f"Another process of the run is gone ({sign}), so it stopped at step {self._status.step} of "
+            f"{self._status.total_steps}. Start the run again: it goes on from its last checkpoint."
+        )
+        self._set(error=error)  # no end of the run: it can go on
+        self.say(error)
 
     def end(self, state: TrainState, *, error: str = "", exit_code: int = 0) -> None:
         self._close()

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,8 @@ class Loaded:
     rope_scaling: RopeScaling | None = None
     alone: str = ""  # why samples go through the model one by one; empty: packed into one row
     neftune_noise_alpha: float = 0.0
+    spread: nn.Module | None = field(default=None, init=False)
+    """What the forward pass goes through where several processes share the weights (see `parallel`)."""
 
     @property
     def module(self) -> nn.Module:
@@ -169,7 +171,7 @@ class Loaded:
 
     def count_parameters(self) -> tuple[int, int]:
         """How many parameters are trained, and how many there are."""
-        return sum(p.numel() for _, p in self.trainable), sum(map(_size, self.module.parameters()))
+        return sum(_size(p) for _, p in self.trainable), sum(map(_size, self.module.parameters()))
 
     def train(self) -> None:
         """Training mode for what is trained: a frozen tower's dropout stays still, and all batch norms do."""
@@ -181,17 +183,22 @@ class Loaded:
     def eval(self) -> None:
         self.module.eval()
 
-    def save(self, place: Path) -> None:
-        """A PEFT directory, or a model's where the weights themselves were trained."""
+    def save(self, place: Path, tensors: dict[str, Tensor] | None = None) -> None:
+        """A PEFT directory, or a model's where the weights themselves were trained.
+
+        Args:
+            tensors: Parameters by their names in `module`, where this process itself has only a part of each.
+        """
         if self.peft is not None:
-            save_adapter(self.peft, place, self.rope_scaling)
+            save_adapter(self.peft, place, self.rope_scaling, tensors)
         else:
-            save_model(self.whole, self.processor, place)
+            save_model(self.whole, self.processor, place, tensors)
 
 
 def _size(parameter: nn.Parameter) -> int:
-    quantised = getattr(parameter, "quant_state", None)  # two weights a byte
-    return parameter.numel() if quantised is None else math.prod(quantised.shape)
+    if (quantised := getattr(parameter, "quant_state", None)) is not None:  # two weights a byte
+        return math.prod(quantised.shape)
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty shell
 
 
 def load(spec: TrainSpec, description: Description, init_from: Path | None) -> Loaded:

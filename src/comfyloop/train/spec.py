@@ -103,6 +103,12 @@ class RunSpec(Record):
     memory_gb: float = Field(default=0, ge=0, description="Most resident memory; 0: no limit.")
     nice: int = Field(default=10, ge=0, le=19, description="How far the trainer stands back for others.")
     world_size: int = Field(default=1, ge=1, description="Processes (ranks) that train this run together.")
+    parallel: Literal["fsdp2", "zero2", "zero3"] = Field(
+        default="fsdp2", description="How they share the weights: torch FSDP2, DeepSpeed ZeRO-2 or ZeRO-3."
+    )
+    rank_timeout: float = Field(
+        default=600, gt=0, description="Seconds after which a process that does not answer counts as lost."
+    )
 
     @model_validator(mode="after")
     def _eval_needs_data(self) -> Self:
@@ -229,6 +235,8 @@ class TrainSpec(RunSpec):
                 "rope_scaling": RopeScaling.parse(settings.rope_scaling),
                 "threads": cls.threads_of(settings),
                 "memory_gb": settings.train_memory_gb,
+                "world_size": settings.train_processes,
+                "parallel": settings.train_parallel,
             }
         )
 

@@ -128,7 +128,8 @@ class RunDirectory:
         return status.model_copy(
             update={
                 "state": TrainState.DIED,
-                "error": f"The training process died at step {status.step} of {status.total_steps} without a "
+                "error": status.error
+                or f"The training process died at step {status.step} of {status.total_steps} without a "
                 f"word: it was killed, or memory ran out. {self.output_file} holds its last output. "
                 "Start the run again: it goes on from its last checkpoint.",
             }

@@ -54,6 +54,7 @@ class Training:
         self.fingerprint = fingerprint
         self.plan = plan
         self.look: Look | None = None
+        control.decide_together(updates.agree)
         self.began_at = updates.restore_checkpoint(self.checkpoints, fingerprint)
         self.began = time.monotonic()
         log.begin(self.began_at, self.plan.total_steps, *updates.model.count_parameters())
@@ -77,6 +78,7 @@ class Step:
 
     Attributes:
         samples: Indices of all samples of this step, those of other processes too: what a mean is over.
+        weight: Of the present micro-batch: 0 where it belongs to other processes and this one only keeps pace.
     """
 
     def __init__(self, training: Training, number: int) -> None:
@@ -89,6 +91,8 @@ class Step:
         self.samples = [index for batch in batches for index in batch]
         self._mine = training.updates.share(batches)
         self._shares: dict[str, float] = {}
+        self._last = False
+        self.weight = 1.0
 
     def micro_batches(self) -> Iterator[list[int]]:
         """Indices of the samples of each micro-batch that this process computes.
@@ -96,22 +100,23 @@ class Step:
         Raises:
             Cancelled, Terminated: The step is given up whole, with a checkpoint of what was before it.
         """
-        for indices in self._mine:
+        for number, share in enumerate(self._mine, start=1):
             try:
                 self._training.control.check()
             except (Cancelled, Terminated):
                 self._training.save(self._number, self._random_state)
                 raise
-            yield indices
+            self.weight, self._last = share.weight, number == len(self._mine)
+            yield share.indices
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of a micro-batch's share of the loss."""
-        self._training.updates.backward(loss)
+        self._training.updates.backward(self.weight * loss, last=self._last)
 
     def add(self, **shares: float) -> None:
         """What a micro-batch adds to the step's values for the log: `loss`, and others."""
         for name, share in shares.items():
-            self._shares[name] = self._shares.get(name, 0.0) + share
+            self._shares[name] = self._shares.get(name, 0.0) + self.weight * share
 
     def total(self, share: float) -> float:
         """A value added up over all processes, of which `share` is this one's."""

@@ -1,14 +1,15 @@
 """How gradients become new weights, and how weights are kept.
 
 A recipe computes losses and knows nothing of this; one process with one copy of the model does it as below.
-Whoever spreads a run over several processes gives recipes another object with the same methods.
+`parallel` has the same for several processes.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,20 @@ from comfyloop.train import checkpoints
 from comfyloop.train.checkpoints import RandomState
 from comfyloop.train.spec import RunSpec
 
-_Item = TypeVar("_Item")
 SMALLEST_SCALE = 2.0**-10
 """A float16 run whose gradients overflow even at this loss scale has diverged."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What a process computes of a micro-batch.
+
+    Attributes:
+        weight: 0 where the micro-batch is too small for all processes, and this one only keeps pace.
+    """
+
+    indices: list[int]
+    weight: float = 1.0
 
 
 class Trainable(Protocol):
@@ -57,16 +69,20 @@ class Updates:
         )
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
 
-    def share(self, micro_batches: list[_Item]) -> list[_Item]:
-        """Those of a step's micro-batches that this process computes."""
-        return micro_batches
+    def share(self, micro_batches: list[list[int]]) -> list[Share]:
+        """Of each of a step's micro-batches, what this process computes."""
+        return [Share(indices) for indices in micro_batches]
+
+    def agree(self, wish: int) -> int:
+        """The greatest of what the processes of the run wish; all call this at the same points."""
+        return wish
 
     def total(self, values: dict[str, float]) -> dict[str, float]:
         """Each value added up over all processes, where each has the share of its own micro-batches."""
         return values
 
-    def backward(self, loss: Tensor) -> None:
-        """Add the gradient of a share of the step's loss."""
+    def backward(self, loss: Tensor, *, last: bool) -> None:
+        """Add the gradient of a share of the step's loss; `last`: of its last micro-batch."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self, rate: float) -> float:

@@ -87,8 +87,10 @@ class WarmTrainer:
             if process is None:
                 return None
             try:
-                if spec.world_size > 1:
-                    raise NotWarm("its ranks are processes of their own")
+                if isinstance(spec, TrainSpec) and spec.quant_method is not None:
+                    raise NotWarm(
+                        "its weights are quantised, and the warm trainer has not imported what that needs"
+                    )
                 return process.fork(run, spec, lock, output, environment)
             except NotWarm as reason:
                 log.info("The run %s starts cold: %s.", run.path.name, reason)

@@ -20,11 +20,11 @@ from comfyloop.train.forward import prepare
 from comfyloop.train.log import RunLog
 from comfyloop.train.losses import dpo_loss
 from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.parallel import make_updates
 from comfyloop.train.reference import reference_log_probs
 from comfyloop.train.spec import PreferenceSpec, TrainSpec
 from comfyloop.train.status import RunDirectory
 from comfyloop.train.training import Training
-from comfyloop.train.updates import Updates
 
 
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
@@ -53,7 +53,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
         values = holdout_values(model, features, holdout, reference, spec.preference, control)
         return {f"holdout_{name}": value for name, value in values.items()}
 
-    updates = Updates(model, spec)
+    updates = make_updates(model, spec)
     training = Training(directory, spec, log, control, updates, plan, fingerprint(spec, both(train)))
     for step in training.steps(look if holdout else None):
         pairs = [train[i] for i in step.samples]

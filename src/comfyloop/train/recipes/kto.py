@@ -21,11 +21,11 @@ from comfyloop.train.forward import prepare
 from comfyloop.train.log import RunLog
 from comfyloop.train.losses import kto_loss
 from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.parallel import make_updates
 from comfyloop.train.reference import reference_log_probs
 from comfyloop.train.spec import PreferenceSpec, TrainSpec
 from comfyloop.train.status import RunDirectory
 from comfyloop.train.training import Training
-from comfyloop.train.updates import Updates
 
 
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
@@ -54,14 +54,14 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
         values = holdout_values(model, features, holdout, reference, spec.preference, control)
         return {f"holdout_{name}": value for name, value in values.items()}
 
-    updates = Updates(model, spec)
+    updates = make_updates(model, spec)
     told = fingerprint(spec, both(train), [item.wanted for item in train])
     training = Training(directory, spec, log, control, updates, plan, told)
     for step in training.steps(look if holdout else None):
         items = [train[i] for i in step.samples]
         moved = 0.0
         for indices in step.micro_batches():
-            moved += divergence(model, features, [train[i] for i in indices], reference)
+            moved += step.weight * divergence(model, features, [train[i] for i in indices], reference)
         kl = max(0.0, step.total(moved / len(items)))
         for indices in step.micro_batches():
             judged = judge(model, features, [train[i] for i in indices], reference, kl, spec.preference)

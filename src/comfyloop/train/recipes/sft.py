@@ -17,10 +17,10 @@ from comfyloop.train.features import ImageFeatures
 from comfyloop.train.forward import prepare
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.parallel import make_updates
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
 from comfyloop.train.training import Training
-from comfyloop.train.updates import Updates
 
 
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
@@ -49,7 +49,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
         return {"holdout_loss": holdout_loss(model, features, holdout, control)}
 
     plan = Plan.of(spec, len(train))
-    updates = Updates(model, spec)
+    updates = make_updates(model, spec)
     training = Training(directory, spec, log, control, updates, plan, fingerprint(spec, train))
     for step in training.steps(look if holdout else None):
         answer_tokens = sum(train[i].answer.numel() for i in step.samples)

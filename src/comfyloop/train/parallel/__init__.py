@@ -1,0 +1,64 @@
+"""One run by several processes: FSDP2 and DeepSpeed ZeRO, each called directly.
+
+`launch` starts the ranks on one machine (torchrun or Ray does on many), `ranks` is how they find each other and
+decide together, `fsdp2` and `zero` are how they share the weights and the work.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from comfyloop.train.models import Loaded
+    from comfyloop.train.spec import TrainSpec
+    from comfyloop.train.updates import Updates
+
+
+def make_updates(model: Loaded, spec: TrainSpec) -> Updates:
+    """How this run's weights are updated: by this process alone, or together with the other ranks.
+
+    Raises:
+        InvalidInput: This model cannot be shared in that way, or DeepSpeed is not installed.
+    """
+    if spec.world_size == 1:
+        from comfyloop.train.updates import Updates
+
+        return Updates(model, spec)
+    refuse_unlike(model, spec)
+    if spec.parallel == "fsdp2":
+        from comfyloop.train.parallel.fsdp2 import ShardedUpdates
+
+        return ShardedUpdates(model, spec)
+    from comfyloop.train.parallel.zero import ZeroUpdates
+
+    return ZeroUpdates(model, spec)
+
+
+def refuse_unlike(model: Loaded, spec: TrainSpec) -> None:
+    """Ranks that go through other parts of a model at the same moment would wait for one another for ever.
+
+    Raises:
+        InvalidInput: A vision tower is trained, which a rank whose samples have no image would leave out; or it
+            is to be shared (ZeRO-3), though each rank looks at images when it needs them. Likewise for weights
+            and precisions that a way of sharing does not know.
+    """
+    text = (model.whole.get_decoder(), model.whole.get_output_embeddings())
+    language = {id(p) for module in text for p in module.parameters()}
+    tower = [p for p in model.whole.parameters() if id(p) not in language]
+    if any(p.requires_grad for p in tower):
+        raise InvalidInput(
+            "The run trains a vision tower or projector, which several processes cannot do here.",
+            "Freeze them, or set world_size = 1.",
+        )
+    if tower and spec.parallel == "zero3":
+        raise InvalidInput(
+            "ZeRO-3 would share the vision tower too, and each process looks at other images.",
+            "Set parallel = fsdp2 or zero2.",
+        )
+    if spec.quant_method is not None and spec.parallel != "fsdp2":
+        raise InvalidInput("DeepSpeed cannot share quantised weights.", "Set parallel = fsdp2.")
+    if spec.dtype == "float16" and spec.parallel == "fsdp2":
+        raise InvalidInput(
+            "Float16 needs its loss scaled, which is not done with FSDP2 here.",
+            "Set dtype to bfloat16 or float32, or parallel to zero2.",
+        )

@@ -1,0 +1,119 @@
+"""Start the ranks of a run on this machine and see to it that they live and end together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+
+from comfyloop.train.forking import end_with, import_once, settle
+from comfyloop.train.parallel.ranks import why_lost
+from comfyloop.train.spec import TrainSpec
+from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, TrainState
+
+GRACE_SECONDS = 10.0
+"""For the other ranks to end by themselves once one has ended."""
+
+
+def launch(directory: RunDirectory, spec: TrainSpec, lock: int) -> int:
+    """Do the run of a directory by spec.world_size ranks, forks of this process; the exit code of the run.
+
+    The status is rank 0's, but for what it cannot know: that a rank was killed, or why another one failed.
+    """
+    for number in range(1, spec.world_size):  # what they said in an earlier try
+        (directory.path / "ranks" / str(number) / "status.json").unlink(missing_ok=True)
+    if "torch" not in sys.modules:  # else this is a fork of the warm trainer already
+        import_once(getattr(spec, "quant_method", None) is not None)
+        settle()
+    port = _free_port()
+    ranks = [_Rank(directory, spec, number, lock, port) for number in range(spec.world_size)]
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for rank in ranks:
+            rank.signal(signal.SIGTERM)
+
+    signal.signal(signal.SIGTERM, pass_on)
+    signal.signal(signal.SIGINT, pass_on)
+    while all(rank.poll() is None for rank in ranks):
+        time.sleep(0.05)
+    deadline = time.monotonic() + GRACE_SECONDS
+    while any(rank.poll() is None for rank in ranks) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    codes = [rank.poll() for rank in ranks]
+    for rank in ranks:
+        rank.kill()
+    return _last_word(directory, spec, codes)
+
+
+class _Rank:
+    """One rank as a fork of this process, which has imported the libraries for all of them."""
+
+    def __init__(self, directory: RunDirectory, spec: TrainSpec, number: int, lock: int, port: int) -> None:
+        self._code: int | None = None
+        told = {
+            "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": spec.world_size, "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": port, LOCK_FD_VARIABLE: lock,
+        }  # fmt: skip
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self.pid = os.fork()
+        if self.pid == 0:
+            from comfyloop.train.__main__ import main
+
+            os.environ.update({name: str(value) for name, value in told.items()})
+            end_with(lambda: main([str(directory.path)]))
+
+    def poll(self) -> int | None:
+        """The exit code (negative: killed by that signal); None while it runs."""
+        if self._code is None:
+            self._look(os.WNOHANG)
+        return self._code
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        if self._code is None:
+            self._look(0)
+
+    def signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def _look(self, options: int) -> None:
+        pid, status = os.waitpid(self.pid, options)
+        if pid:
+            self._code = os.waitstatus_to_exitcode(status)
+
+
+def _last_word(directory: RunDirectory, spec: TrainSpec, codes: list[int | None]) -> int:
+    """The exit code of the run, and its status where rank 0 could not know it.
+
+    Args:
+        codes: Exit codes; negative: killed by that signal; None: had to be ended, as the others were gone.
+    """
+    status = directory.read_status()
+    killed = next((number for number, code in enumerate(codes) if code is not None and code < 0), None)
+    if killed is not None and status.state not in {TrainState.SUCCEEDED, TrainState.CANCELLED}:
+        name = signal.Signals(-(codes[killed] or 0)).name
+        error = (
+            f"Rank {killed} of {spec.world_size} was killed ({name}) at step {status.step} of "
+            f"{status.total_steps}, and the others ended with it. Start the run again: it goes on from its "
+            "last checkpoint."
+        )
+        # Not an end: what was killed can go on, so whoever looks finds the run dead, not failed.
+        directory.write_status(status.model_copy(update={"state": TrainState.RUNNING, "error": error}))
+        print(error, flush=True)
+        return 1
+    if not status.state.ended and (error := why_lost(directory, spec.world_size)):
+        directory.write_status(status.model_copy(update={"state": TrainState.FAILED, "error": error}))
+        print(error, flush=True)
+    return codes[0] if codes[0] is not None else 1
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port

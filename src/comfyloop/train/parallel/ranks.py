@@ -1,0 +1,143 @@
+"""The processes (ranks) of one run: who this one is, how they find one another, what they decide together.
+
+The names in the environment are torchrun's, so `torchrun` on many machines and `launch` on this one start the
+same thing.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+from comfyloop.errors import InvalidInput
+from comfyloop.train.spec import TrainSpec
+from comfyloop.train.status import RunDirectory, TrainState
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which process of a run this is. Rank 0 writes the status, the log and what is left behind."""
+
+    number: int = 0
+    world_size: int = 1
+    local: int = 0  # among those of this machine: which GPU is its own
+    launched: bool = False  # by torchrun, by `launch`, by a Ray driver
+
+    @property
+    def leads(self) -> bool:
+        return self.number == 0
+
+    @classmethod
+    def here(cls) -> Rank:
+        """As the environment says; the only one when it says nothing."""
+        try:
+            return cls(
+                int(os.environ["RANK"]),
+                int(os.environ["WORLD_SIZE"]),
+                int(os.environ.get("LOCAL_RANK", "0")),
+                True,
+            )
+        except KeyError:
+            return cls()
+
+    def log_directory(self, run: RunDirectory) -> RunDirectory:
+        """Where this rank writes its status and log: the run itself, or `ranks/N` in it."""
+        if self.leads:
+            return run
+        own = RunDirectory(run.path / "ranks" / str(self.number))
+        own.path.mkdir(parents=True, exist_ok=True)
+        return own
+
+
+class RankLost(Exception):
+    """Another process of the run is gone, so this one cannot go on. The run can, from its last checkpoint."""
+
+
+def refuse_other_size(spec: TrainSpec, rank: Rank) -> None:
+    """Raises InvalidInput when there are more or fewer processes than the spec says."""
+    if rank.world_size != spec.world_size:
+        raise InvalidInput(
+            f"The run is to be trained by {spec.world_size} processes and was started with {rank.world_size}.",
+            f"Start it with --nproc-per-node (times --nnodes) = {spec.world_size}, or set world_size in spec.json.",
+        )
+
+
+def join(spec: TrainSpec, rank: Rank) -> None:
+    """Meet the other ranks, and make sure that they are as many as they should be and really hear each other.
+
+    Raises:
+        RankLost: Not all came within spec.rank_timeout seconds.
+    """
+    import torch
+    import torch.distributed as dist
+
+    backend = "cpu:gloo"
+    if torch.cuda.is_available():
+        torch.cuda.set_device(rank.local)
+        backend = "cpu:gloo,cuda:nccl"
+    with lost_ranks():
+        dist.init_process_group(backend, timeout=timedelta(seconds=spec.rank_timeout))
+        heard = torch.ones((), dtype=torch.int64)
+        dist.all_reduce(heard)
+    if int(heard) != spec.world_size:
+        raise InvalidInput(
+            f"{int(heard)} processes answered where {spec.world_size} should.", "Start the run again."
+        )
+
+
+def agree(code: int) -> int:
+    """The greatest of what the ranks say. All of them must ask at the same point of their work."""
+    import torch
+    import torch.distributed as dist
+
+    said = torch.tensor(code, dtype=torch.int64)
+    with lost_ranks():
+        dist.all_reduce(said, dist.ReduceOp.MAX)
+    return int(said)
+
+
+def leave() -> None:
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+class lost_ranks:  # noqa: N801, a context manager is read as a verb
+    """Turns what torch.distributed raises when another rank is gone into RankLost."""
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, RuntimeError) and is_loss(error):
+            raise RankLost(first_line(error)) from error
+
+
+_SIGNS = ("connection closed by peer", "connection reset", "broken pipe", "timed out", "timeout", "connect() ",
+          "socket", "nccl", "gloo", "wait_for_connection", "store")  # fmt: skip
+
+
+def is_loss(error: BaseException) -> bool:
+    """Whether an error says that another rank does not answer."""
+    import torch.distributed as dist
+
+    if isinstance(error, RankLost | dist.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in _SIGNS)
+
+
+def first_line(error: BaseException) -> str:
+    text = str(error).strip() or type(error).__name__
+    return text.splitlines()[0]
+
+
+def why_lost(run: RunDirectory, world_size: int) -> str:
+    """What the other ranks said before they ended, as a sentence; empty when none said anything."""
+    for number in range(1, world_size):
+        status = RunDirectory(Path(run.path) / "ranks" / str(number)).read_status()
+        if status.state is TrainState.FAILED:
+            return f"Rank {number} of {world_size} failed: {status.error}"
+    return ""
