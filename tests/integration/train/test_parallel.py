@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
 from comfyloop.train import runners
@@ -121,6 +122,40 @@ def test_preferences(tiny_llm: Path, make_run: MakeRun, warm: WarmTrainer, recip
     finish(alone)
     finish(run)
     assert_equal(run, alone)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_images(tiny_vlm: Path, make_run: MakeRun, warm: WarmTrainer, dtype: str) -> None:
+    """A frozen tower stays whole on each rank; samples with and without images mix."""
+    data = [*rows(images=True)[:5], *rows()[5:]]
+    values = {**SHAPE, "max_steps": 3, "dtype": dtype}
+    runs = [
+        make_run(tiny_vlm, "alone", data, **values),
+        make_run(tiny_vlm, "two", data, **values, world_size=2),
+    ]
+    for run in runs:
+        (run / "images").mkdir()
+        for i, thing in enumerate(THINGS[:5]):
+            Image.new("RGB", (40, 30), (20 * i, 200 - 10 * i, 90)).save(run / "images" / f"{thing}.png")
+        local.start(run, warm=warm)
+    for run in runs:
+        finish(run)
+    alone, two = (curve(run) for run in runs)
+    for line, expected in zip(two, alone, strict=True):
+        bound = 1e-5 if dtype == "float32" else 0.02
+        assert line["loss"] == pytest.approx(expected["loss"], abs=bound)
+        assert line["holdout_loss"] == pytest.approx(expected["holdout_loss"], abs=bound)
+
+
+def test_what_cannot_be_shared(tiny_vlm: Path, make_run: MakeRun, warm: WarmTrainer) -> None:
+    everything = make_run(
+        tiny_vlm, "tower", world_size=2, max_steps=1, adapter={"target_modules": r".*\.(q_proj|linear_1)"}
+    )
+    zero3 = make_run(tiny_vlm, "zero3", world_size=2, max_steps=1, parallel="zero3")
+    for run in (everything, zero3):
+        local.start(run, warm=warm)
+    assert "trains a vision tower or projector" in finish(everything, TrainState.FAILED).error
+    assert "Set parallel = fsdp2 or zero2" in finish(zero3, TrainState.FAILED).error
 
 
 def test_held_cancelled_and_gone_on_with(tiny_llm: Path, make_run: MakeRun, warm: WarmTrainer) -> None:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from comfyloop.errors import InvalidInput
+
 if TYPE_CHECKING:
     from comfyloop.train.models import Loaded
     from comfyloop.train.spec import TrainSpec

@@ -11,14 +11,14 @@ from types import FrameType
 
 from comfyloop.train.forking import end_with, import_once, settle
 from comfyloop.train.parallel.ranks import why_lost
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.spec import RunSpec
 from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, TrainState
 
 GRACE_SECONDS = 10.0
 """For the other ranks to end by themselves once one has ended."""
 
 
-def launch(directory: RunDirectory, spec: TrainSpec, lock: int) -> int:
+def launch(directory: RunDirectory, spec: RunSpec, lock: int) -> int:
     """Do the run of a directory by spec.world_size ranks, forks of this process; the exit code of the run.
 
     The status is rank 0's, but for what it cannot know: that a rank was killed, or why another one failed.
@@ -51,7 +51,7 @@ def launch(directory: RunDirectory, spec: TrainSpec, lock: int) -> int:
 class _Rank:
     """One rank as a fork of this process, which has imported the libraries for all of them."""
 
-    def __init__(self, directory: RunDirectory, spec: TrainSpec, number: int, lock: int, port: int) -> None:
+    def __init__(self, directory: RunDirectory, spec: RunSpec, number: int, lock: int, port: int) -> None:
         self._code: int | None = None
         told = {
             "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": spec.world_size, "MASTER_ADDR": "127.0.0.1",
@@ -87,7 +87,7 @@ class _Rank:
             self._code = os.waitstatus_to_exitcode(status)
 
 
-def _last_word(directory: RunDirectory, spec: TrainSpec, codes: list[int | None]) -> int:
+def _last_word(directory: RunDirectory, spec: RunSpec, codes: list[int | None]) -> int:
     """The exit code of the run, and its status where rank 0 could not know it.
 
     Args:

@@ -12,7 +12,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from comfyloop.errors import InvalidInput
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.spec import RunSpec
 from comfyloop.train.status import RunDirectory, TrainState
 
 
@@ -55,7 +55,7 @@ class RankLost(Exception):
     """Another process of the run is gone, so this one cannot go on. The run can, from its last checkpoint."""
 
 
-def refuse_other_size(spec: TrainSpec, rank: Rank) -> None:
+def refuse_other_size(spec: RunSpec, rank: Rank) -> None:
     """Raises InvalidInput when there are more or fewer processes than the spec says."""
     if rank.world_size != spec.world_size:
         raise InvalidInput(
@@ -64,7 +64,7 @@ def refuse_other_size(spec: TrainSpec, rank: Rank) -> None:
         )
 
 
-def join(spec: TrainSpec, rank: Rank) -> None:
+def join(spec: RunSpec, rank: Rank) -> None:
     """Meet the other ranks, and make sure that they are as many as they should be and really hear each other.
 
     Raises:
