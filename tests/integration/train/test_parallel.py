@@ -124,6 +124,24 @@ def test_preferences(tiny_llm: Path, make_run: MakeRun, warm: WarmTrainer, recip
     assert_equal(run, alone)
 
 
+@pytest.mark.parametrize("way", ["fsdp2", pytest.param("zero3", marks=needs_deepspeed)])
+def test_whole_weights(tiny_llm: Path, make_run: MakeRun, warm: WarmTrainer, way: str) -> None:
+    """Full fine-tuning, the head that is also the embedding included, leaves a model directory."""
+    values = {**SHAPE, "tuner_type": "full", "max_steps": 4, "learning_rate": 1e-3}
+    alone = make_run(tiny_llm, "alone", unlike(), **values)
+    run = make_run(tiny_llm, "two", unlike(), **values, world_size=2, parallel=way)
+    for each in (alone, run):
+        local.start(each, warm=warm)
+    finish(alone)
+    finish(run)
+    for line, expected in zip(curve(run), curve(alone), strict=True):
+        assert line == pytest.approx(expected, abs=1e-5), (line, expected)
+    ours, theirs = (load_file(each / "model" / "model.safetensors") for each in (run, alone))
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], atol=1e-4, rtol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_images(tiny_vlm: Path, make_run: MakeRun, warm: WarmTrainer, dtype: str) -> None:
     """A frozen tower stays whole on each rank; samples with and without images mix."""

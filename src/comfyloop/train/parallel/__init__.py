@@ -59,7 +59,7 @@ def refuse_unlike(model: Loaded, spec: TrainSpec) -> None:
         )
     if spec.quant_method is not None and spec.parallel != "fsdp2":
         raise InvalidInput("DeepSpeed cannot share quantised weights.", "Set parallel = fsdp2.")
-    if spec.dtype == "float16" and spec.parallel == "fsdp2":
+    if str(model.dtype) == "torch.float16" and spec.parallel == "fsdp2":
         raise InvalidInput(
             "Float16 needs its loss scaled, which is not done with FSDP2 here.",
             "Set dtype to bfloat16 or float32, or parallel to zero2.",

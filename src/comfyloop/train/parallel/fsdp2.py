@@ -63,13 +63,17 @@ class ShardedUpdates(Updates):
         return step
 
     def save_result(self, place: Path) -> None:
-        # One after the other, and kept by one rank only: the whole of it fits no other rank's memory.
+        # One after the other, and kept by one rank only: the others have no room for the whole of it.
         leads = dist.get_rank() == 0
-        tensors = {}
-        for name, weight in self.loaded.module.state_dict().items():
-            if self.loaded.peft is None or "lora_" in name:
-                whole = shares.full(weight).cpu()
-                tensors |= {name: whole} if leads else {}
+        tensors: dict[str, Tensor] = {}
+        written: set[int] = set()
+        for name, weight in self.loaded.module.state_dict(keep_vars=True).items():
+            if id(weight) in written or not (self.loaded.peft is None or weight.requires_grad):
+                continue  # a head that is the embedding too; base weights below a LoRA
+            written.add(id(weight))
+            whole = shares.full(weight.detach()).cpu()
+            if leads:
+                tensors[name] = whole
         if leads:
             self.loaded.save(place, tensors)
         agree(0)

@@ -88,9 +88,7 @@ class ZeroUpdates(Updates):
         return step
 
     def save_result(self, place: Path) -> None:
-        from deepspeed.zero import GatheredParameters
-
-        with GatheredParameters(list(self.loaded.module.parameters())):
+        with _deepspeed().zero.GatheredParameters(list(self.loaded.module.parameters())):
             if dist.get_rank() == 0:
                 self.loaded.save(place)
             agree(0)
