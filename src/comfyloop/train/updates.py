@@ -81,7 +81,7 @@ class Updates:
         """Each value added up over all processes, where each has the share of its own micro-batches."""
         return values
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
         """Add the gradient of a share of the step's loss; `last`: of its last micro-batch."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 

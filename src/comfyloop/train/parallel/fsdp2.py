@@ -41,7 +41,7 @@ class ShardedUpdates(Updates):
     def total(self, values: dict[str, float]) -> dict[str, float]:
         return shares.total(values)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
         self.reader.set_requires_gradient_sync(last)  # earlier micro-batches add up on each rank by itself
         with lost_ranks():
             loss.backward()  # type: ignore[no-untyped-call]

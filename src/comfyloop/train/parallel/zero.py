@@ -54,7 +54,7 @@ class ZeroUpdates(Updates):
     def total(self, values: dict[str, float]) -> dict[str, float]:
         return shares.total(values)
 
-    def backward(self, loss: Tensor, *, last: bool) -> None:
+    def backward(self, loss: Tensor, *, last: bool = True) -> None:
         self.engine.set_gradient_accumulation_boundary(last)
         with lost_ranks():
             # DeepSpeed takes the mean over ranks; each rank's loss is divided by the counts of all of them.
