@@ -55,12 +55,12 @@ class RankLost(Exception):
     """Another process of the run is gone, so this one cannot go on. The run can, from its last checkpoint."""
 
 
-def refuse_other_size(spec: RunSpec, rank: Rank) -> None:
+def refuse_other_size(told: int, rank: Rank) -> None:
     """Raises InvalidInput when there are more or fewer processes than the spec says."""
-    if rank.world_size != spec.world_size:
+    if rank.world_size != told:
         raise InvalidInput(
-            f"The run is to be trained by {spec.world_size} processes and was started with {rank.world_size}.",
-            f"Start it with --nproc-per-node (times --nnodes) = {spec.world_size}, or set world_size in spec.json.",
+            f"The run is to be trained by {told} processes and was started with {rank.world_size}.",
+            f"Start it with --nproc-per-node (times --nnodes) = {told}, or set world_size in spec.json.",
         )
 
 
