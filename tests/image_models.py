@@ -9,11 +9,28 @@ import re
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderTiny, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderTiny,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    T5Tokenizer,
+)
 
+from comfyloop.stable_diffusion import tokenizer
 from comfyloop.stable_diffusion.layout import UNET_PREFIX, UNetShape, rename, unet_modules
 
 SIDE = 64  # pixels
@@ -161,4 +178,38 @@ def write(tensors: dict[str, Tensor], place: Path) -> Path:
     metadata = {"format": "pt", "modelspec.resolution": f"{SIDE}x{SIDE}"}
     halves = {name: t.half().contiguous() if t.ndim else t for name, t in tensors.items()}
     save_file(halves, place, metadata=metadata)
+    return place
+
+
+def make_tiny_flow(place: Path, family: str) -> Path:
+    """A diffusers folder of SD3 (without T5, which is left out for want of memory) or of Flux."""
+    torch.manual_seed(3)
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    vae = AutoencoderKL(
+        block_out_channels=(32, 32, 32, 32), layers_per_block=1, latent_channels=16,
+        scaling_factor=1.5, shift_factor=0.06,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4,
+    )  # fmt: skip
+    narrow = {"hidden_size": 32, "num_attention_heads": 4, "projection_dim": 32}
+    config = CLIPTextConfig(**{**text_config(64).to_dict(), **narrow})
+    if family == "sd3":
+        transformer = SD3Transformer2DModel(
+            sample_size=8, num_layers=2, attention_head_dim=8, num_attention_heads=4, joint_attention_dim=64,
+            caption_projection_dim=32, pooled_projection_dim=64, pos_embed_max_size=16,
+        )  # fmt: skip
+        whole = StableDiffusion3Pipeline(
+            transformer, scheduler, vae, CLIPTextModelWithProjection(config), tokenizer.load(),
+            CLIPTextModelWithProjection(config), tokenizer.load(pad_token="!"), None, None,
+        )  # fmt: skip
+    else:
+        transformer = FluxTransformer2DModel(
+            in_channels=64, num_layers=1, num_single_layers=1, attention_head_dim=16, num_attention_heads=2,
+            joint_attention_dim=32, pooled_projection_dim=32, guidance_embeds=True, axes_dims_rope=(4, 4, 8),
+        )  # fmt: skip
+        t5 = T5EncoderModel(T5Config(d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=4, vocab_size=40))
+        letters = [(letter, -3.0) for letter in "▁abcdefghijklmnopqrstuvwxyz"]
+        vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), *letters]
+        reader = T5Tokenizer(vocab=vocabulary, extra_ids=0, model_max_length=512)
+        whole = FluxPipeline(scheduler, vae, CLIPTextModel(config), tokenizer.load(), t5, reader, transformer)
+    whole.save_pretrained(place)
     return place

@@ -61,18 +61,18 @@ def test_the_checkpoint_is_small_to_ship_and_draws_as_it_was_trained(
     """The trainer's short cut (one padding token for all) and the full text encoder agree."""
     assert shipped.stat().st_size <= 60e6
     model = checkpoint.load(cache.ensure(tmp_path))
-    assert model.family == "sd15" and model.latent_scale == 1.0 and model.unet.config.sample_size == 16
+    assert model.family == "sd15" and model.latent_scale == 1.0 and model.denoiser.config.sample_size == 16
     vae = AutoencoderTiny()
     vae.load_state_dict(torch.load(work / "vae" / "average.pt", weights_only=True))
     pixels = torch.rand(1, 3, 32, 32)
     unet, attention = make_unet()
-    unet.load_state_dict(model.unet.state_dict())
+    unet.load_state_dict(model.denoiser.state_dict())
     states, attention.bias = Prompts(work / "tokens.safetensors")(["a red fox, 3d", ""])
     full = [Captions(model, None).of(caption).states for caption in ("a red fox, 3d", "")]
     x, t = torch.randn(2, 4, 16, 16), torch.tensor([5, 900])
     with torch.no_grad():
         assert torch.allclose(model.vae.encode(pixels).latents, vae.encode(pixels).latents, atol=2e-2)
-        expected = model.unet(x, t, torch.cat(full)).sample
+        expected = model.denoiser(x, t, torch.cat(full)).sample
         assert torch.allclose(predict(unet, x, t, states), expected, atol=2e-3)
 
 

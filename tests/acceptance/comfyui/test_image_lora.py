@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from pathlib import Path
@@ -61,7 +62,7 @@ def euler(
     sigmas = made["sigmas"]
     x = noise * torch.sqrt(1 + sigmas[0] ** 2)
     for sigma, following, t in zip(sigmas[:-1], sigmas[1:], made["timesteps"], strict=True):
-        predicted = model.unet(x / torch.sqrt(sigma**2 + 1), t, states, added_cond_kwargs=extra).sample
+        predicted = model.denoiser(x / torch.sqrt(sigma**2 + 1), t, states, added_cond_kwargs=extra).sample
         x = x + (following - sigma) * predicted
     return x
 
@@ -117,6 +118,17 @@ def test_sdxl(tmp_path: Path) -> None:
     assert int(made["refused"]) == 0
     latents = euler(model, made, given["noise"], given["states"], given["pooled"])
     assert (latents - made["latents"] * 0.13025).abs().max() <= 1e-5 * latents.abs().max()
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_every_key_of_sd3_and_flux_is_known(family: str, tmp_path: Path) -> None:
+    """The published models are too large for a test, so the names alone are compared."""
+    comfyui("flow_keys.py", tmp_path / "keys.json")
+    known = set(json.loads((tmp_path / "keys.json").read_text())[family])
+    model = checkpoint.load(image_models.make_tiny_flow(tmp_path / family, family))
+    lora.add(model, ImageAdapterSpec(target_modules="all"))
+    keys = {part.key for part in lora.parts(model)}
+    assert keys and keys <= known, sorted(keys - known)
 
 
 def checkpoint_scheduler() -> checkpoint.DDPMScheduler:

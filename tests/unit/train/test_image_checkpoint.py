@@ -20,12 +20,12 @@ def test_an_sd15_file_is_the_model_it_was_written_from(tiny_sd15: Path) -> None:
     unet, _ = image_models.tiny_unet("sd15")
     model = checkpoint.load(tiny_sd15)
     assert model.family == "sd15" and model.prediction == "epsilon" and model.latent_scale == 1.0
-    assert model.unet.config.sample_size == 8
+    assert model.denoiser.config.sample_size == 8
     assert isinstance(model.vae, AutoencoderTiny)
     x, t, states = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, 768)
     with torch.no_grad():
         expected = unet.half().float()(x, t, states).sample
-        assert torch.equal(model.unet(x, t, states).sample, expected)
+        assert torch.equal(model.denoiser(x, t, states).sample, expected)
 
 
 def test_an_sdxl_file_is_the_model_it_was_written_from(tiny_sdxl: Path) -> None:
@@ -56,13 +56,13 @@ def test_an_sdxl_file_is_the_model_it_was_written_from(tiny_sdxl: Path) -> None:
         x, t = torch.randn(1, 4, 8, 8), torch.tensor([500])
         extra = {"text_embeds": out.text_embeds, "time_ids": torch.ones(1, 6)}
         wanted = unet.half().float()(x, t, conditions.states, added_cond_kwargs=extra).sample
-        assert torch.equal(model.unet(x, t, conditions.states, added_cond_kwargs=extra).sample, wanted)
+        assert torch.equal(model.denoiser(x, t, conditions.states, added_cond_kwargs=extra).sample, wanted)
 
 
 def test_a_diffusers_folder_is_read_without_a_network(tiny_sd15: Path, tmp_path: Path) -> None:
     model = checkpoint.load(tiny_sd15)
     folder = tmp_path / "folder"
-    model.unet.save_pretrained(folder / "unet")
+    model.denoiser.save_pretrained(folder / "unet")
     model.vae.save_pretrained(folder / "vae")
     model.scheduler.save_pretrained(folder / "scheduler")
     model.text_encoders[0].model.save_pretrained(folder / "text_encoder")
@@ -71,7 +71,7 @@ def test_a_diffusers_folder_is_read_without_a_network(tiny_sd15: Path, tmp_path:
     again = checkpoint.load(folder)
     captions = [Captions(m, None).of("你好, a fox") for m in (model, again)]
     assert torch.allclose(captions[0].states, captions[1].states, atol=1e-6)
-    for one, other in zip(model.unet.parameters(), again.unet.parameters(), strict=True):
+    for one, other in zip(model.denoiser.parameters(), again.denoiser.parameters(), strict=True):
         assert torch.equal(one, other)
 
 

@@ -23,7 +23,7 @@ def test_a_file_holds_the_trained_change_and_gives_it_back(
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([10])
     states = torch.randn(1, 77, 768 if family == "sd15" else 2048)
     extra = {"text_embeds": torch.randn(1, 1280), "time_ids": torch.ones(1, 6)}
-    base = model.unet(x, t, states, added_cond_kwargs=extra).sample
+    base = model.denoiser(x, t, states, added_cond_kwargs=extra).sample
     lora.add(model, spec)
     for _, parameter in lora.trainable(model):
         parameter.data = (0.1 * torch.randn_like(parameter)).half().float()
@@ -44,14 +44,14 @@ def test_a_file_holds_the_trained_change_and_gives_it_back(
     assert metadata["ss_network_alpha"] == "8" and metadata["comfyloop.version"] == "7"
     assert metadata["modelspec.trigger_phrase"] == "acme style"
 
-    trained = model.unet(x, t, states, added_cond_kwargs=extra).sample
+    trained = model.denoiser(x, t, states, added_cond_kwargs=extra).sample
     with lora.reference(model, None):
-        assert torch.equal(model.unet(x, t, states, added_cond_kwargs=extra).sample, base)
+        assert torch.equal(model.denoiser(x, t, states, added_cond_kwargs=extra).sample, base)
     assert not torch.allclose(trained, base, atol=1e-3)
     again = checkpoint.load(place)
     lora.add(again, spec)
     lora.read_into(again, tensors, "the file")
-    assert torch.equal(again.unet(x, t, states, added_cond_kwargs=extra).sample, trained)
+    assert torch.equal(again.denoiser(x, t, states, added_cond_kwargs=extra).sample, trained)
 
 
 def test_a_parent_of_another_shape_is_refused(tiny_sd15: Path) -> None:

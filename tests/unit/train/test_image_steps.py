@@ -10,16 +10,23 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers.training_utils import compute_snr
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers.training_utils import (
+    compute_density_for_timestep_sampling,
+    compute_loss_weighting_for_sd3,
+    compute_snr,
+)
 from PIL import Image
 
 from comfyloop.train.image import kohya, lora
 from comfyloop.train.image.batches import batches
+from comfyloop.train.image.loss import draw_noise, draw_timestep
 from comfyloop.train.image.objectives import denoising_loss, preference_loss
 from comfyloop.train.image.rows import PictureRow, read_rows
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.image.student import Student, prepare
 from comfyloop.train.status import RunDirectory
+from tests import image_models
 
 
 @pytest.fixture
@@ -81,7 +88,7 @@ def test_image_sft_is_the_training_example_of_diffusers(
     our_gradients = gradients(student)
 
     # examples/text_to_image/train_text_to_image_lora(_sdxl).py: the body of its training loop
-    scheduler, unet = student.model.scheduler, student.model.unet
+    scheduler, unet = student.model.scheduler, student.model.denoiser
     noisy_latents = scheduler.add_noise(batch.picked, batch.noise, batch.timesteps)
     if scheduler.config.prediction_type == "epsilon":
         target = batch.noise
@@ -123,7 +130,7 @@ def test_image_dpo_is_the_published_loss(family: str, data: Path, request: pytes
 
     # Wallace et al.'s train.py: pairs are stacked, noise and timesteps repeated, losses split again
     assert batch.over is not None
-    scheduler, unet = student.model.scheduler, student.model.unet
+    scheduler, unet = student.model.scheduler, student.model.denoiser
     latents = torch.cat([batch.picked, batch.over])
     noise, timesteps = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
     states = batch.conditions.states.repeat(2, 1, 1)
@@ -160,11 +167,11 @@ def test_the_reference_of_a_later_version_is_its_parent(tiny_sd15: Path, data: P
     x, t, states = torch.randn(1, 4, 8, 8), torch.tensor([500]), torch.randn(1, 77, 768)
     with torch.no_grad():
         lora.read_into(parent.model, kohya.tensors(parent.model), "itself")  # rounded to what a file holds
-        expected = parent.model.unet(x, t, states).sample
-        trained = child.model.unet(x, t, states).sample
+        expected = parent.model.denoiser(x, t, states).sample
+        trained = child.model.denoiser(x, t, states).sample
         with lora.reference(child.model, child.start):
-            assert torch.equal(child.model.unet(x, t, states).sample, expected)
-        assert torch.equal(child.model.unet(x, t, states).sample, trained)
+            assert torch.equal(child.model.denoiser(x, t, states).sample, expected)
+        assert torch.equal(child.model.denoiser(x, t, states).sample, trained)
     assert not torch.allclose(trained, expected)
     (batch,) = batches(child, rows_of(data, pairs=True), spec, random.Random(1))
     preference_loss(child, batch, spec.beta_dpo).loss.mean().backward()
@@ -172,9 +179,62 @@ def test_the_reference_of_a_later_version_is_its_parent(tiny_sd15: Path, data: P
 
 
 def test_noise_offset_moves_whole_channels() -> None:
-    from comfyloop.train.image.loss import draw_noise
-
     latents = torch.zeros(64, 4, 16, 16)
     plain = draw_noise(latents, 0.0, torch.Generator().manual_seed(0)).mean((2, 3)).std()
     moved = draw_noise(latents, 0.5, torch.Generator().manual_seed(0)).mean((2, 3)).std()
     assert float(plain) == pytest.approx(1 / 16, rel=0.2) and float(moved) == pytest.approx(0.5, rel=0.2)
+
+
+@pytest.mark.parametrize("family", ["sd3", "flux"])
+def test_flow_matching_is_the_training_example_of_diffusers(family: str, data: Path) -> None:
+    place = image_models.make_tiny_flow(data.parent / family, family)
+    student, spec = student_of(place, data.parent, resolution=64)
+    (batch,) = batches(student, rows_of(data, pairs=False), spec, random.Random(1))
+    ours = denoising_loss(student, batch, 5.0).mean()
+    ours.backward()
+    our_gradients = gradients(student)
+
+    # examples/dreambooth/train_dreambooth_lora_sd3.py and _flux.py: the body of their training loops
+    transformer, scheduler = student.model.denoiser, student.model.scheduler
+    model_input, noise = batch.picked, batch.noise
+    timesteps = scheduler.timesteps[batch.timesteps]
+    step_indices = [(scheduler.timesteps == t).nonzero().item() for t in timesteps]
+    sigmas = scheduler.sigmas[step_indices].flatten()[:, None, None, None]
+    noisy_model_input = (1.0 - sigmas) * model_input + sigmas * noise
+    states, pooled = batch.conditions.states, batch.conditions.pooled
+    if family == "sd3":
+        model_pred = transformer(noisy_model_input, states, pooled, timesteps).sample
+    else:
+        model_pred = transformer(
+            hidden_states=FluxPipeline._pack_latents(noisy_model_input, 4, 16, 8, 8),
+            timestep=timesteps / 1000,
+            guidance=torch.full((4,), 3.5),
+            pooled_projections=pooled,
+            encoder_hidden_states=states,
+            txt_ids=torch.zeros(states.shape[1], 3),
+            img_ids=FluxPipeline._prepare_latent_image_ids(4, 4, 4, "cpu", torch.float32),
+        ).sample
+        model_pred = FluxPipeline._unpack_latents(model_pred, 64, 64, 8)
+    weighting = compute_loss_weighting_for_sd3("logit_normal", sigmas)
+    target = noise - model_input
+    loss = torch.mean(
+        (weighting.float() * (model_pred.float() - target.float()) ** 2).reshape(4, -1), 1
+    ).mean()
+    loss.backward()
+    assert float(ours) == pytest.approx(float(loss), abs=1e-5)
+    assert torch.allclose(our_gradients, gradients(student), atol=1e-5)
+    assert our_gradients.abs().max() > 0
+    student.save(data.parent / "adapter")
+    names, metadata = kohya.read(data.parent / "adapter" / kohya.FILE)
+    assert all(name.startswith("lora_transformer_") for name in names)
+    assert metadata["ss_base_model_version"] == {"sd3": "sd3", "flux": "flux1"}[family]
+
+
+def test_flow_timesteps_are_logit_normal() -> None:
+    chance = random.Random(0)
+    scheduler = FlowMatchEulerDiscreteScheduler()
+    drawn = [draw_timestep(scheduler, chance) / 1000 for _ in range(4000)]
+    theirs = compute_density_for_timestep_sampling("logit_normal", 4000, 0.0, 1.0)
+    assert np.quantile(drawn, [0.1, 0.5, 0.9]) == pytest.approx(
+        np.quantile(theirs, [0.1, 0.5, 0.9]), abs=0.03
+    )

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from comfyloop.train.image.buckets import Fit
-from comfyloop.train.image.loss import draw_noise
+from comfyloop.train.image.loss import draw_noise, draw_timestep
 from comfyloop.train.image.rows import Picture, PictureRow
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.image.student import Student, caption_of
@@ -55,12 +55,11 @@ def batches(
         timesteps: one for each row instead of random ones.
     """
     groups: dict[tuple[tuple[int, int], int], list[tuple[PictureRow, str, int]]] = {}
-    most = student.model.scheduler.config.num_train_timesteps
     for number, row in enumerate(rows):
         caption = caption_of(row, spec)
         if training and chance.random() < spec.caption_dropout:
             caption = ""
-        drawn = chance.randrange(most) if timesteps is None else timesteps[number]
+        drawn = draw_timestep(student.model.scheduler, chance) if timesteps is None else timesteps[number]
         size = student.latents.fit(row.picked).size
         groups.setdefault((size, student.captions.windows(caption)), []).append((row, caption, drawn))
     return [_batch(student, group, spec, chance, training) for group in groups.values()]

@@ -39,6 +39,7 @@ SCHEDULE = {
 """The noise schedule of every Stable Diffusion up to XL."""
 
 Prediction = Literal["epsilon", "v_prediction"]
+ImageFamily = Family | Literal["sd3", "flux"]
 _NEEDS = "Name a .safetensors checkpoint of SD1.5, SD2 or SDXL, or a diffusers folder."
 
 
@@ -53,14 +54,17 @@ class ImageModel:
     """The parts of a latent diffusion model, all frozen and in evaluation mode.
 
     Attributes:
-        latent_scale, latent_shift: a latent that the UNet sees is (encoded - shift) * scale.
+        denoiser: a UNet, or the transformer of SD3 and Flux (`flow.py`).
+        pipeline: the diffusers pipeline of the same parts, which encodes prompts for those two.
+        latent_scale, latent_shift: a latent that the denoiser sees is (encoded - shift) * scale.
     """
 
-    family: Family
-    unet: UNet2DConditionModel
+    family: ImageFamily
+    denoiser: Any
     vae: AutoencoderKL | AutoencoderTiny
     text_encoders: list[TextEncoder]
-    scheduler: DDPMScheduler
+    scheduler: Any  # DDPMScheduler, or FlowMatchEulerDiscreteScheduler
+    pipeline: Any = None
 
     @property
     def latent_scale(self) -> float:
@@ -71,35 +75,40 @@ class ImageModel:
         return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
 
     @property
-    def prediction(self) -> Prediction:
-        kind: Prediction = self.scheduler.config.prediction_type
-        return kind
+    def is_flow(self) -> bool:
+        return self.family in ("sd3", "flux")
 
     @property
     def modules(self) -> list[nn.Module]:
-        return [self.unet, self.vae, *(encoder.model for encoder in self.text_encoders)]
+        return [self.denoiser, self.vae, *(encoder.model for encoder in self.text_encoders)]
 
 
-def load(place: Path, vae: Path | None = None, prediction: Prediction | None = None) -> ImageModel:
-    """Read a model onto the CPU, in float32.
+def load(
+    place: Path,
+    vae: Path | None = None,
+    prediction: Prediction | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> ImageModel:
+    """Read a model onto the CPU.
 
     Args:
         place: a .safetensors file or a diffusers folder.
         vae: a file or folder with another VAE, for checkpoints that have none.
         prediction: what the UNet predicts, where the file itself does not tell.
+        dtype: of SD3's and Flux's transformer and text encoders; all else is read in float32.
 
     Raises:
         ModelError: it does not exist, is damaged, of another kind, or a part is missing; says which.
     """
     if place.is_dir():
-        model = _from_folder(place)
+        model = _from_folder(place, dtype)
     elif place.is_file():
         model = _from_file(place, vae)
     else:
         raise ModelError(f"There is no checkpoint {place}.", _NEEDS)
     if vae is not None:
         model.vae = load_vae(vae, model.family)
-    if prediction is not None:
+    if prediction is not None and not model.is_flow:
         model.scheduler.register_to_config(prediction_type=prediction)
     for module in model.modules:
         module.requires_grad_(False).eval()
@@ -271,17 +280,16 @@ def _fill(module: nn.Module, state: Mapping[str, Tensor], part: str) -> None:
 # --- a diffusers folder -------------------------------------------------------------------------------------
 
 
-def _from_folder(place: Path) -> ImageModel:
+def _from_folder(place: Path, dtype: torch.dtype) -> ImageModel:
     index = place / "model_index.json"
     if not index.is_file():
         raise ModelError(f"{place} is no diffusers folder: it has no model_index.json.", _NEEDS)
     parts = json.loads(index.read_text(encoding="utf-8"))
-    if "unet" not in parts:
-        raise ModelError(
-            f"{place} is a {parts.get('_class_name', 'model')}, which has no UNet.",
-            "Name a folder of SD1.5, SD2 or SDXL.",
-        )
     try:
+        if "transformer" in parts:
+            from comfyloop.train.image import flow  # it builds on this module
+
+            return flow.load(place, str(parts.get("_class_name")), dtype)
         unet = UNet2DConditionModel.from_pretrained(place, subfolder="unet", local_files_only=True)
         encoders = [
             TextEncoder(
@@ -303,7 +311,7 @@ def _from_folder(place: Path) -> ImageModel:
     return ImageModel(family, unet, vae, encoders, scheduler)
 
 
-def load_vae(place: Path, family: Family) -> AutoencoderKL | AutoencoderTiny:
+def load_vae(place: Path, family: ImageFamily) -> AutoencoderKL | AutoencoderTiny:
     """A VAE of its own: a diffusers folder, or a single file with or without the prefix of checkpoints."""
     if place.is_dir():
         config = place / "config.json"
@@ -314,6 +322,8 @@ def load_vae(place: Path, family: Family) -> AutoencoderKL | AutoencoderTiny:
         if name not in kinds:
             raise ModelError(f"The VAE {place} is a {name}.", f"Use one of {', '.join(kinds)}.")
         return kinds[name].from_pretrained(place, local_files_only=True)
+    if family == "sd3" or family == "flux":
+        raise ModelError(f"The VAE {place} is no folder.", "Name a VAE's diffusers folder for SD3 and Flux.")
     if not place.is_file():
         raise ModelError(f"There is no VAE {place}.", "Name a VAE's folder or file.")
     tensors = read_tensors(place)

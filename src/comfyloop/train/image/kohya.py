@@ -24,11 +24,13 @@ from comfyloop.train.status import disk_error
 
 FILE = "lora.safetensors"
 
-BASE_VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}
+BASE_VERSIONS = {"sd15": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0", "sd3": "sd3", "flux": "flux1"}
 ARCHITECTURES = {
     "sd15": "stable-diffusion-v1/lora",
     "sd2": "stable-diffusion-v2-768-v/lora",
     "sdxl": "stable-diffusion-xl-v1-base/lora",
+    "sd3": "stable-diffusion-3/lora",
+    "flux": "flux-1-dev/lora",
 }
 
 

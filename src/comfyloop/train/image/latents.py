@@ -13,7 +13,7 @@ from comfyloop.train.image.cache import Cache, key, weights_key
 from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.image.rows import Picture, decode
 
-NATIVE = {"sd15": 512, "sd2": 768, "sdxl": 1024}
+NATIVE = {"sd15": 512, "sd2": 768, "sdxl": 1024, "sd3": 1024, "flux": 1024}
 """The side of the squares that each family was trained on."""
 
 
@@ -26,6 +26,8 @@ class Latents:
         self.weights = weights_key([model.vae])
         self.resolution = resolution or native_resolution(model)
         step = min(bucket_step, self.resolution)
+        if model.is_flow:  # its transformer looks at two by two latents at a time
+            step = -(-step // 16) * 16
         self.buckets = sizes(self.resolution, step)
 
     def fit(self, picture: Picture, like: Picture | None = None) -> Fit:
@@ -65,5 +67,5 @@ class Latents:
 
 def native_resolution(model: ImageModel) -> int:
     """From the folder's `sample_size` where there is one (a single file has none), else the family's."""
-    size = model.unet.config.sample_size
+    size = getattr(model.denoiser.config, "sample_size", None)  # Flux has none
     return size * 8 if isinstance(size, int) and size > 0 else NATIVE[model.family]

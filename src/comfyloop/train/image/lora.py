@@ -12,7 +12,7 @@ from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from comfyloop.errors import ModelError
+from comfyloop.errors import InvalidInput, ModelError
 from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.image.spec import ImageAdapterSpec
 
@@ -29,6 +29,8 @@ UNET_WIDE = (
     "conv2",
     "conv_shortcut",
 )
+FLOW_ATTENTION = (*UNET_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+FLOW_WIDE = (*FLOW_ATTENTION, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -49,9 +51,18 @@ class LoraPart:
 
 
 def add(model: ImageModel, spec: ImageAdapterSpec) -> None:
-    """Put fresh LoRA layers on the model, the way diffusers' own training example does."""
-    targets = UNET_ATTENTION if spec.target_modules == "attention" else UNET_WIDE
-    model.unet.add_adapter(_config(spec, targets), adapter_name=ADAPTER)
+    """Put fresh LoRA layers on the model, the way diffusers' own training examples do.
+
+    Raises:
+        InvalidInput: The spec wants one on text encoders that are not trained here.
+    """
+    if spec.text_encoder and model.is_flow:
+        raise InvalidInput(
+            "The text encoders of SD3 and Flux are not trained.", "Set adapter.text_encoder to false."
+        )
+    attention, wide = (FLOW_ATTENTION, FLOW_WIDE) if model.is_flow else (UNET_ATTENTION, UNET_WIDE)
+    targets = attention if spec.target_modules == "attention" else wide
+    model.denoiser.add_adapter(_config(spec, targets), adapter_name=ADAPTER)
     if spec.text_encoder:
         for encoder in model.text_encoders:
             encoder.model.add_adapter(_config(spec, TEXT_ATTENTION), adapter_name=ADAPTER)
@@ -71,16 +82,18 @@ def _config(spec: ImageAdapterSpec, targets: tuple[str, ...]) -> LoraConfig:
 
 def trained_modules(model: ImageModel) -> list[tuple[str, nn.Module]]:
     """Each trained module with the prefix of its keys in a LoRA file."""
+    if model.is_flow:
+        return [("lora_transformer", model.denoiser)]
     names = ["te1", "te2"] if model.family == "sdxl" else ["te"]
     encoders = [(f"lora_{n}", e.model) for n, e in zip(names, model.text_encoders, strict=False)]
-    return [("lora_unet", model.unet), *encoders]
+    return [("lora_unet", model.denoiser), *encoders]
 
 
 def parts(model: ImageModel) -> list[LoraPart]:
     found = []
     for prefix, module in trained_modules(model):
         # transformers flattened CLIPTextModel; in files the inner model keeps its name
-        inner = "" if prefix == "lora_unet" or hasattr(module, "text_model") else "text_model."
+        inner = "" if module is model.denoiser or hasattr(module, "text_model") else "text_model."
         for name, layer in module.named_modules():
             if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
                 key = f"{prefix}_{(inner + name).replace('.', '_')}"

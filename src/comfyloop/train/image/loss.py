@@ -1,15 +1,19 @@
 """What the image model is asked to predict, and how wrong it is.
 
-Latents are [B, 4, h, w] as the UNet sees them, timesteps [B] integers from 0.
+Latents are [B, channels, h, w] as the denoiser sees them, timesteps [B] integers from 0; those of a flow-matching
+scheduler index its sigmas.
 """
 
 from __future__ import annotations
 
+import math
+import random
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from torch import Tensor
 
 
@@ -22,8 +26,15 @@ class Noising:
     target: Tensor
 
 
-def add_noise(scheduler: DDPMScheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noising:
-    """The model's own scheduler says whether it predicts the noise or the velocity (Salimans & Ho 2022)."""
+Scheduler: TypeAlias = DDPMScheduler | FlowMatchEulerDiscreteScheduler
+
+
+def add_noise(scheduler: Scheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noising:
+    """The model's own scheduler says whether it predicts the noise, the velocity (Salimans & Ho 2022), or where
+    a straight line from picture to noise leads (flow matching, Esser et al. 2024)."""
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        sigma = scheduler.sigmas.to(latents)[timesteps].view(-1, 1, 1, 1)
+        return Noising((1 - sigma) * latents + sigma * noise, timesteps, noise - latents)
     noisy = scheduler.add_noise(latents, noise, timesteps)
     target = noise
     if scheduler.config.prediction_type == "v_prediction":
@@ -44,11 +55,22 @@ def signal_to_noise(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor:
     return kept / (1 - kept)
 
 
-def min_snr_weights(scheduler: DDPMScheduler, timesteps: Tensor, gamma: float) -> Tensor:
-    """Weights [B] of the losses (Hang et al. 2023): easy timesteps count no more than `gamma`; 0: all 1."""
+def draw_timestep(scheduler: Scheduler, chance: random.Random) -> int:
+    """Any of a diffusion model's; for flow matching logit-normal, more in the middle (Esser et al. 2024)."""
+    most: int = scheduler.config.num_train_timesteps
+    if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return int(most / (1 + math.exp(-chance.gauss(0, 1))))
+    return chance.randrange(most)
+
+
+def min_snr_weights(scheduler: Scheduler, timesteps: Tensor, gamma: float) -> Tensor:
+    """Weights [B] of the losses (Hang et al. 2023): easy timesteps count no more than `gamma`; 0: all 1.
+
+    All 1 for flow matching too, which draws its timesteps by how hard they are.
+    """
+    if gamma <= 0 or isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+        return torch.ones(len(timesteps))
     snr = signal_to_noise(scheduler, timesteps)
-    if gamma <= 0:
-        return torch.ones_like(snr)
     most = snr.clamp(max=gamma)
     return most / (snr + 1) if scheduler.config.prediction_type == "v_prediction" else most / snr
 

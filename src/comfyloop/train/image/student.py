@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from comfyloop.train.control import Control
-from comfyloop.train.image import checkpoint, kohya, lora
+from comfyloop.train.image import checkpoint, flow, kohya, lora
 from comfyloop.train.image.buckets import Fit
 from comfyloop.train.image.cache import Cache
 from comfyloop.train.image.checkpoint import ImageModel
@@ -48,19 +48,24 @@ class Student:
         return sum(p.numel() for _, p in self.trainable), total
 
     def train(self) -> None:
-        self.model.unet.train()
+        self.model.denoiser.train()
 
     def eval(self) -> None:
-        self.model.unet.eval()
+        self.model.denoiser.eval()
 
     def save(self, place: Path) -> None:
         kohya.save(self.model, place, self.about.model_dump())
 
     def predict(self, noising: Noising, conditions: Conditions, frames: list[tuple[Picture, Fit]]) -> Tensor:
-        """What the UNet says of noisy latents: [B, 4, h, w] in float32.
+        """What the denoiser says of noisy latents: [B, channels, h, w] in float32.
 
         `frames` tells SDXL each picture's own size and what was cut off.
         """
+        if self.model.is_flow:
+            assert conditions.pooled is not None
+            told = (t.to(self.device, self.dtype) for t in (conditions.states, conditions.pooled))
+            noisy = noising.noisy.to(self.device, self.dtype)
+            return flow.predict(self.model, noisy, noising.timesteps, *told).float()
         extra = None
         if conditions.pooled is not None:
             sizes = [
@@ -71,7 +76,7 @@ class Student:
                 "text_embeds": conditions.pooled.to(self.device, self.dtype),
                 "time_ids": torch.tensor(sizes, device=self.device, dtype=self.dtype),
             }
-        out: Tensor = self.model.unet(
+        out: Tensor = self.model.denoiser(
             noising.noisy.to(self.device, self.dtype),
             noising.timesteps.to(self.device),
             conditions.states.to(self.device, self.dtype),
@@ -89,10 +94,10 @@ def prepare(directory: RunDirectory, spec: ImageTrainSpec) -> Student:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     prediction = None if spec.prediction_type == "auto" else spec.prediction_type
     vae = directory.resolve(spec.vae) if spec.vae else None
-    model = checkpoint.load(directory.resolve(spec.model), vae, prediction)
     dtype = working_dtype(spec.dtype, device)
+    model = checkpoint.load(directory.resolve(spec.model), vae, prediction, dtype)
     model.vae.to(device)  # in float32: half precision overflows in SDXL's
-    for module in (model.unet, *(encoder.model for encoder in model.text_encoders)):
+    for module in (model.denoiser, *(encoder.model for encoder in model.text_encoders)):
         module.to(device, dtype)
     cache = Cache(directory.resolve(spec.cache) if spec.cache else directory.path / "cache")
     # the keys are hashes of the weights as they came, so before the LoRA is put on
@@ -104,7 +109,7 @@ def prepare(directory: RunDirectory, spec: ImageTrainSpec) -> Student:
         lora.read_into(model, kohya.read(parent)[0], parent.name)
     start = lora.copy_of(model) if spec.adapter.init_from is not None else None
     if spec.gradient_checkpointing:
-        model.unet.enable_gradient_checkpointing()
+        model.denoiser.enable_gradient_checkpointing()
     return Student(model, latents, captions, cache, device, dtype, spec.about, start)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from comfyloop.train.image import flow
 from comfyloop.train.image.cache import Cache, key, weights_key
 from comfyloop.train.image.checkpoint import ImageModel, TextEncoder
 
@@ -37,6 +38,8 @@ class Captions:
         self._key = weights_key(e.model for e in model.text_encoders) if cache is not None else ""
 
     def windows(self, caption: str) -> int:
+        if self._model.is_flow:  # T5 reads more at once, and what is too long for it is cut
+            return 1
         tokens = self._model.text_encoders[0].tokenizer(caption, add_special_tokens=False, verbose=False)
         return max(1, -(-len(tokens.input_ids) // (WINDOW - 2)))
 
@@ -54,6 +57,9 @@ class Captions:
         return Conditions(found["states"], found.get("pooled"))
 
     def _encode(self, caption: str) -> Conditions:
+        if self._model.is_flow:
+            made = flow.encode(self._model, caption)
+            return Conditions(made[0].float(), made[1].float())
         encoders = self._model.text_encoders
         rows = self.windows(caption)
         states, pooled = [], None
