@@ -165,4 +165,7 @@ def import_libraries(quantised: bool = False) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    code = main(sys.argv[1:])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is written: taking the libraries down would keep the run locked for seconds

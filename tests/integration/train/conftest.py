@@ -21,7 +21,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         (run / "holdout.jsonl").write_text(json.dumps(rows()[0]) + "\n")
         told = {
             "model": str(model), "train": "train.jsonl", "max_steps": 8, "save_steps": 2, "eval_steps": 3,
-            "threads": 1, "dtype": "float32", **values,
+            "threads": 1, "dtype": "float32", "nice": 0, **values,
         }  # fmt: skip
         write_spec(run, TrainSpec.model_validate(told))
         return run

@@ -43,7 +43,7 @@ def joint(tiny_llm: Path, tmp_path: Path) -> Path:
     write_lines(data / "train.jsonl", rows())
     write_lines(data / "train.captioned_image.jsonl", pictures(data))
     checkpoint = make_tiny_sd15(tmp_path / "tiny.safetensors")
-    few: dict[str, Any] = {"max_steps": 3, "save_steps": 1, "threads": 1, "dtype": "float32"}
+    few: dict[str, Any] = {"max_steps": 3, "save_steps": 1, "threads": 1, "nice": 0, "dtype": "float32"}
     text = TrainSpec(model=str(tiny_llm), train=str(data / "train.jsonl"), **few)
     image = ImageTrainSpec(
         model=str(checkpoint), train=str(data / "train.captioned_image.jsonl"), resolution=64, **few

@@ -111,7 +111,7 @@ def run_here(run_dir: Path, spec: RunSpec) -> int:
 def _take_up(run: RunDirectory) -> int:
     """Lock a run and mark it as starting; the descriptor of the lock. Raises Conflict when it is taken."""
     ended = run.read_status().state.ended
-    lock = run.lock(patience=10 if ended else 0.2)  # an ended trainer may still be on its way out
+    lock = run.lock(patience=30 if ended else 0.2)  # an ended trainer may still be on its way out
     if lock is None:
         raise Conflict(f"The run {run.path.name} is already being worked on.", "Wait for it, or cancel it.")
     status = run.read_status()
