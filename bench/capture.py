@@ -59,7 +59,8 @@ def show(what: str, seconds: list[float]) -> None:
 
 
 def prompts(folder: Path) -> None:
-    """With capture at work: its thread compares every run with the last one and spools the difference."""
+    """Turn by turn without capture, with it off, and with it on, while its thread compares every run with the last
+    one and spools the difference: what the first shows is the machine's own noise."""
     spool = Spool(folder / "prompts")
     ended = {"status": {"status_str": "success"}, "outputs": {}}
     host = Host(
@@ -69,18 +70,25 @@ def prompts(folder: Path) -> None:
         lambda _: None,
         lambda _, name: "prompt" if name == "text" else "value",
     )
-    for what, config in (("off", Config()), ("on", Config(capture=("default",)))):
-        capture = Capture(host, lambda config=config: config, spool.append)
-        capture.start()
-        seconds = []
-        for number in range(PROMPTS):
+    off = Capture(host, Config, spool.append)
+    on = Capture(host, lambda: Config(capture=("default",)), spool.append)
+    on.start()
+    handlers = {
+        "no capture": lambda request: request,
+        "capture off": off.on_prompt,
+        "capture on": on.on_prompt,
+    }
+    seconds: dict[str, list[float]] = {what: [] for what in handlers}
+    for number in range(PROMPTS):
+        for what, handler in handlers.items():
             workflow = {"extra_pnginfo": {"workflow": {"id": "bench"}}}
             request = {"prompt": graph(number // 10), "extra_data": workflow}
             started = time.perf_counter()
-            capture.on_prompt(request)
-            seconds.append(time.perf_counter() - started)
+            handler(request)
+            seconds[what].append(time.perf_counter() - started)
             time.sleep(0.0005)
-        show(f"added to a prompt of {NODES} nodes, capture {what}", seconds)
+    for what, taken in seconds.items():
+        show(f"in a prompt of {NODES} nodes, {what}", taken)
 
 
 def spooling(folder: Path) -> None:
@@ -129,7 +137,7 @@ def main() -> None:
     parser.add_argument("--token", default="")
     parser.add_argument("--project", default="default")
     wanted = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         prompts(Path(folder))
         spooling(Path(folder))
         if wanted.url:
