@@ -163,9 +163,11 @@ class Settings(BaseSettings):
         default=0, ge=0, description="CPU threads of the trainer; 0: half the cores, the rest is for answers."
     )
     train_memory_gb: float = Field(default=0, ge=0, description="Memory limit of the trainer; 0: none.")
-    train_runner: Literal["local", "container"] = Field(
-        default="local", description="Where runs are computed: in a process or in a container."
+    train_runner: Literal["local", "container", "ray"] = Field(
+        default="local", description="Where runs are computed: a process, a container, a Ray cluster."
     )
+    ray_address: str = Field(default="", description="Dashboard of the Ray cluster, as http://head:8265.")
+    ray_python: str = Field(default="python", description="Python with comfyloop on the cluster's nodes.")
     train_image: str = Field(default="comfyloop-trainer", description="Image of the container runner.")
     container_engine: Literal["auto", "podman", "docker"] = Field(
         default="auto", description="What runs containers; auto: podman where it is installed, else docker."

@@ -1,4 +1,4 @@
-"""Where a training run is computed: on this machine or in a container.
+"""Where a training run is computed: on this machine, in a container, on a Ray cluster.
 
 Every runner takes the same run directory and leaves the same things in it, so whoever asks for a run (the
 loop) does not know which one does it. Holding and cancelling are files in that directory and need no runner.
@@ -78,6 +78,10 @@ def _make(name: str, settings: Settings) -> Runner:
             from comfyloop.train.runners.container import ContainerRunner
 
             return ContainerRunner(settings)
+        case "ray":
+            from comfyloop.train.runners.ray import RayRunner
+
+            return RayRunner(settings)
         case _:
             from comfyloop.train.runners.local import LocalRunner
 
