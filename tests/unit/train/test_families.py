@@ -297,7 +297,7 @@ def test_checkpointing_changes_no_gradient(
 
 @pytest.mark.slow
 def test_the_starter_with_its_real_weights(starter: Path, pictures: list[Path]) -> None:
-    given = rows(pictures, sees=True)[:2]
+    given = rows(pictures, sees=True)
     loaded, examples = prepared(starter, given)
     packed = sft.answer_loss(loaded, ImageFeatures(loaded), examples).total.detach()
     prove(loaded, ImageFeatures(loaded), examples)
