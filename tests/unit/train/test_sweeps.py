@@ -1,0 +1,94 @@
+"""LoRA layers and norms in fewer sweeps: the same values and gradients as PEFT's and transformers' own."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from comfyloop.train import lora, rms_norm
+
+
+def wearing(tiny_llm: Path, dtype: torch.dtype, **config: object):  # type: ignore[no-untyped-def]
+    torch.manual_seed(0)
+    base = AutoModelForCausalLM.from_pretrained(tiny_llm, dtype=dtype)
+    peft = get_peft_model(
+        base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "o_proj"], **config)
+    )
+    for name, parameter in peft.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    return peft
+
+
+def loss_and_gradients(model):  # type: ignore[no-untyped-def]
+    ids = torch.arange(40).view(2, 20) + 5
+    model.zero_grad()
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return float(loss.detach()), {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_the_same_loss_and_gradients(tiny_llm: Path, dtype: torch.dtype, bound: float) -> None:
+    own = wearing(tiny_llm, dtype)
+    ours = copy.deepcopy(own)
+    assert lora.use_fewer_sweeps(ours) == 6  # three in each of two layers
+    assert rms_norm.use_fewer_sweeps(ours) == 5
+    expected, gradients = loss_and_gradients(own)
+    loss, found = loss_and_gradients(ours)
+    assert loss == pytest.approx(expected, rel=bound)
+    for name, gradient in gradients.items():
+        apart = (found[name] - gradient).norm() / gradient.norm()
+        assert apart < bound, (name, float(apart))
+
+
+def test_float32_sums_come_closer_to_the_truth_than_half_precision_ones(tiny_llm: Path) -> None:
+    """In bfloat16 the input's gradient is added up in float32 here, and in bfloat16 by autograd."""
+    truth = loss_and_gradients(wearing(tiny_llm, torch.float32))[1]
+    own = wearing(tiny_llm, torch.bfloat16)
+    ours = copy.deepcopy(own)
+    lora.use_fewer_sweeps(ours)
+    rms_norm.use_fewer_sweeps(ours)
+
+    def error(model) -> float:  # type: ignore[no-untyped-def]
+        found = loss_and_gradients(model)[1]
+        return float(torch.stack([(found[n] - g).norm() / g.norm() for n, g in truth.items()]).mean())
+
+    assert error(ours) < 1.1 * error(own)
+
+
+def test_the_adapter_can_still_be_switched_off_and_merged(tiny_llm: Path) -> None:
+    peft = wearing(tiny_llm, torch.float32)
+    ids = torch.arange(12)[None] + 5
+    with torch.no_grad():
+        with peft.disable_adapter():
+            off = peft(input_ids=ids).logits
+        on = peft(input_ids=ids).logits
+        lora.use_fewer_sweeps(peft)
+        with peft.disable_adapter():
+            assert torch.equal(peft(input_ids=ids).logits, off)
+        torch.testing.assert_close(peft(input_ids=ids).logits, on)
+        peft.merge_adapter()
+        torch.testing.assert_close(peft(input_ids=ids).logits, on, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(on, off)
+
+
+@pytest.mark.parametrize("config", [{"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}])
+def test_layers_that_are_not_plain_are_left_to_peft(tiny_llm: Path, config: dict[str, object]) -> None:
+    assert lora.use_fewer_sweeps(wearing(tiny_llm, torch.float32, **config)) == 0
+
+
+def test_an_input_that_changes_in_place_is_widened_again(tiny_llm: Path) -> None:
+    peft = wearing(tiny_llm, torch.bfloat16)
+    lora.use_fewer_sweeps(peft)
+    layer = next(m for m in peft.modules() if type(m) is lora.Linear)
+    x = torch.randn(3, layer.in_features, dtype=torch.bfloat16)
+    with torch.no_grad():
+        first = layer(x)
+        x.mul_(2)
+        torch.testing.assert_close(layer(x), first * 2, atol=0.05, rtol=0.05)
