@@ -131,6 +131,11 @@ class Settings(BaseSettings):
     preference_beta: float = Field(
         default=0.1, gt=0, description="How closely dpo and kto keep to the model that they begin with."
     )
+    preference_rpo_alpha: float = Field(
+        default=1.0,
+        ge=0,
+        description="dpo: weight of learning the edit itself beside preferring it; 0: only prefer.",
+    )
     quant_method: Literal["", "bnb"] = Field(
         default="",
         description="`bnb`: train on 4-bit base weights (QLoRA); empty: on the weights as they are.",

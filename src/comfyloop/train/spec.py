@@ -220,7 +220,10 @@ class TrainSpec(RunSpec):
                 "train": train,
                 "holdout": holdout,
                 "adapter": {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "init_from": init_from},
-                "preference": {"beta": settings.preference_beta},
+                "preference": {
+                    "beta": settings.preference_beta,
+                    "rpo_alpha": settings.preference_rpo_alpha,
+                },
                 "quant_method": settings.quant_method or None,
                 "gradient_checkpointing": settings.gradient_checkpointing,
                 "learning_rate": settings.learning_rate or LEARNING_RATES[settings.recipe],
