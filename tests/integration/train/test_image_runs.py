@@ -53,7 +53,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             (run / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         told = {
             "model": str(model), "train": "train.jsonl", "dtype": "float32", "threads": 1, "save_steps": 2,
-            "eval_steps": 10, "bucket_step": 8, "adapter": {"r": 4, "lora_alpha": 4, "target_modules": "all"},
+            "eval_steps": 10, "bucket_step": 8, "nice": 0, "adapter": {"r": 4, "lora_alpha": 4, "target_modules": "all"},
             **({"holdout": "holdout.jsonl"} if holdout else {}), **values,
         }  # fmt: skip
         write_spec(run, ImageTrainSpec.model_validate(told))
@@ -108,15 +108,12 @@ def test_a_run_learns_and_resumes_where_it_was(tiny_sd15: Path, make_run: Callab
 def test_a_single_picture_and_equal_pictures_are_no_trouble(
     pictures: int, tiny_sd15: Path, make_run: Callable[..., Path]
 ) -> None:
-    run = make_run(tiny_sd15, "few", train=pictures, max_steps=2, epochs=2)
+    run = make_run(tiny_sd15, "few", train=pictures, max_steps=2, epochs=2, prior_images=2)
     for i in range(pictures):
         shape(0, True).save(run / f"images/warm{i}.png")
-    prior = run / "prior.jsonl"
-    prior.write_text((run / "train.jsonl").read_text())
-    spec = ImageTrainSpec.model_validate_json((run / "spec.json").read_text())
-    write_spec(run, spec.model_copy(update={"prior": "prior.jsonl"}))
     local.start(run)
     finish(run)
+    assert sorted(path.name for path in (run / "prior").iterdir()) == ["0.png", "1.png"]
     last = list(RunDirectory(run).log_lines())[-1]
     assert last["prior_loss"] > 0 and last["loss"] > 0
 

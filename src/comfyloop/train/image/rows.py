@@ -111,7 +111,21 @@ def _caption(messages: Any) -> str:
 def _picture(value: Any, key: str, folder: Path, max_image_pixels: int) -> Picture:
     if not isinstance(value, str) or not value:
         raise UnusableRow(f"it has no picture under {key!r}")
-    path = folder / value
+    found = picture_at(folder / value)
+    if found.width * found.height > max_image_pixels:
+        raise UnusableRow(
+            f"its image {found.path.name} has {found.width} x {found.height} pixels, more than max_image_pixels "
+            f"({max_image_pixels:,})"
+        )
+    return found
+
+
+def picture_at(path: Path) -> Picture:
+    """An image file, of which the header is read.
+
+    Raises:
+        UnusableRow: It is missing, empty, not an image, or a line.
+    """
     try:
         data = path.read_bytes()
     except OSError:
@@ -129,11 +143,6 @@ def _picture(value: Any, key: str, folder: Path, max_image_pixels: int) -> Pictu
         ) from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-    if width * height > max_image_pixels:
-        raise UnusableRow(
-            f"its image {path.name} has {width} x {height} pixels, more than max_image_pixels "
-            f"({max_image_pixels:,})"
-        )
     if max(width, height) > 20 * min(width, height):
         raise UnusableRow(f"its image {path.name} has {width} x {height} pixels: a line, not a picture")
     if sideways:

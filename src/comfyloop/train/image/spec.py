@@ -76,6 +76,9 @@ class ImageTrainSpec(RunSpec):
         description="`image_sft`: pictures that the untrained model made, in the form of `train`, so that it "
         "does not forget how to make them.",
     )
+    prior_images: int = Field(
+        default=0, ge=0, description="`image_sft`: have so many of them made before the first step."
+    )
     prior_loss_weight: float = Field(default=1.0, ge=0)
     beta_dpo: float = Field(
         default=2000.0, gt=0, description="`image_dpo`: how closely the reference is kept to."
@@ -99,7 +102,9 @@ class ImageTrainSpec(RunSpec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> ImageTrainSpec:
-        if self.recipe == "image_dpo" and self.prior is not None:
+        if self.prior is not None and self.prior_images:
+            raise ValueError("prior pictures are given (prior) or made (prior_images), not both")
+        if self.recipe == "image_dpo" and (self.prior is not None or self.prior_images):
             raise ValueError(
                 "prior pictures are for image_sft; image_dpo has its reference against forgetting"
             )

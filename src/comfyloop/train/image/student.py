@@ -74,7 +74,8 @@ class Student:
             ]
             extra = {
                 "text_embeds": conditions.pooled.to(self.device, self.dtype),
-                "time_ids": torch.tensor(sizes, device=self.device, dtype=self.dtype),
+                # in float32: bfloat16 would round sizes to multiples of four and eight
+                "time_ids": torch.tensor(sizes, device=self.device, dtype=torch.float32),
             }
         out: Tensor = self.model.denoiser(
             noising.noisy.to(self.device, self.dtype),

@@ -11,6 +11,7 @@ from comfyloop.train.control import Control
 from comfyloop.train.image.batches import batches
 from comfyloop.train.image.evaluate import holdout_loss
 from comfyloop.train.image.objectives import denoising_loss
+from comfyloop.train.image.prior import draw_prior
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.image.student import encode, fingerprint, prepare, read_pictures
 from comfyloop.train.image.updates import updates_for
@@ -42,6 +43,11 @@ def run(directory: RunDirectory, spec: ImageTrainSpec, log: RunLog, control: Con
         encode(student, directory.resolve(file), rows[name], spec, log, control) if file else []
         for name, file in files.items()
     )
+
+    if spec.prior_images:
+        log.phase("drawing pictures against forgetting")
+        prior = draw_prior(student, train, spec.prior_images, directory.path / "prior", log, control)
+        prior = encode(student, directory.path / "prior", prior, spec, log, control)
 
     def look() -> dict[str, float]:
         return {"holdout_loss": holdout_loss(student, holdout, spec, control)}

