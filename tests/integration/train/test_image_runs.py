@@ -53,7 +53,8 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
             (run / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         told = {
             "model": str(model), "train": "train.jsonl", "dtype": "float32", "threads": 1, "save_steps": 2,
-            "eval_steps": 10, "bucket_step": 8, "nice": 0, "adapter": {"r": 4, "lora_alpha": 4, "target_modules": "all"},
+            "eval_steps": 10, "bucket_step": 8, "nice": 0,
+            "adapter": {"r": 4, "lora_alpha": 4, "target_modules": "all"},
             **({"holdout": "holdout.jsonl"} if holdout else {}), **values,
         }  # fmt: skip
         write_spec(run, ImageTrainSpec.model_validate(told))
