@@ -15,7 +15,7 @@ from pathlib import Path
 from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFailed
 from comfyloop.settings import Settings
 from comfyloop.train.joint_spec import JointSpec
-from comfyloop.train.spec import RunSpec, read_spec
+from comfyloop.train.spec import RunSpec, TrainSpec, read_spec
 from comfyloop.train.status import RunDirectory, Status, TrainState
 
 ENGINES = ("podman", "docker")
@@ -152,6 +152,10 @@ def _named(run: RunDirectory, spec: RunSpec | JointSpec) -> Iterator[Path]:
     for weights in spec.weights():
         if run.resolve(weights).exists():  # a hub id is no path
             yield run.resolve(weights).resolve()
+    if isinstance(spec, TrainSpec) and spec.feature_cache_dir and Path(spec.feature_cache_dir).is_dir():
+        yield Path(
+            spec.feature_cache_dir
+        ).resolve()  # features of earlier runs; new ones stay in the container
 
 
 def hub_cache() -> Path:

@@ -36,7 +36,8 @@ class LocalRunner:
     """Runs as processes of this machine, forked from a warm trainer where the settings want one."""
 
     def __init__(self, settings: Settings) -> None:
-        self.warm = WarmTrainer(settings.warm_minutes) if settings.warm_trainer else None
+        wanted = settings.warm_trainer and settings.train_engine == "comfyloop"  # ms-swift starts by itself
+        self.warm = WarmTrainer(settings.warm_minutes) if wanted else None
 
     def start(self, run_dir: Path) -> None:
         start(run_dir, warm=self.warm)
