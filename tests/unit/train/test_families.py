@@ -312,3 +312,27 @@ def test_the_starter_with_its_real_weights(starter: Path, pictures: list[Path]) 
     half, _ = prepared(starter, given, dtype="bfloat16")
     prove(half, ImageFeatures(half), examples)
     assert not half.alone
+
+
+@pytest.mark.parametrize("name", ["qwen2_5_vl", "internvl", "smolvlm", "llava_next"])
+def test_a_directory_as_hubs_have_it(
+    name: str, family: Callable[[str], Path], pictures: list[Path], tmp_path: Path
+) -> None:
+    """Written by an older transformers: the image processor's file for itself, one for videos, and no other."""
+    model = tmp_path / "model"
+    shutil.copytree(family(name), model)
+    told = json.loads((model / "processor_config.json").read_text())
+    image = {"processor_class": told["processor_class"], **told.pop("image_processor")}
+    (model / "preprocessor_config.json").write_text(json.dumps(image))
+    if name in {"qwen2_5_vl", "internvl", "smolvlm"}:
+        video = {"video_processor_type": "Qwen2VLVideoProcessor", "processor_class": told["processor_class"]}
+        (model / "video_preprocessor_config.json").write_text(json.dumps(video))
+    if told.keys() == {"processor_class"}:
+        (model / "processor_config.json").unlink()
+    else:
+        (model / "processor_config.json").write_text(json.dumps(told))
+    row = rows(pictures, sees=True)[2]
+    ours = describe(str(model)).encoder(spec_for(model)).encode(row)
+    same = describe(str(family(name))).encoder(spec_for(model)).encode(row)
+    assert torch.equal(ours.input_ids, same.input_ids)
+    assert all(torch.equal(ours.seen()[field], value) for field, value in same.seen().items())
