@@ -1,8 +1,13 @@
 """ComfyLoop for ComfyUI: nodes, capture, and the page's extension. Start reading at `pack.py`.
 
-nodes/     one file a node                  pack.py      settings + spool + the thread to the service
-web/       the page: widgets, sidebar       capture.py   edits between runs   graph.py, redact.py: what changed
-routes.py  what the page calls              spool.py     on the disk until delivered   delivery.py, service.py
+nodes/          one file a node; what several need is in nodes/shared.py
+web/            the page: panels in the nodes, the sidebar tab
+routes.py       what the page calls
+capture.py      edits between two runs; graph.py, redact.py: what changed, and what is left out
+feedback.py     what a person did, as the service takes it
+spool.py        on the disk until delivered; delivery.py: from there to the service
+live.py         which version is live, and its LoRA; busy.py: tells the service when ComfyUI works
+service.py      the service's HTTP API; host.py: what is needed of ComfyUI; config.py: the settings
 """
 
 from __future__ import annotations
@@ -14,6 +19,8 @@ NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 WEB_DIRECTORY = "./web"
 
 if importlib.util.find_spec("comfy_api") is not None:  # absent where only the pack's tests run
+    if importlib.util.find_spec("comfy_api.latest") is None:
+        raise ImportError("ComfyLoop needs ComfyUI 0.3.64 or newer. Update ComfyUI, then start it again.")
     from . import pack
     from .nodes import NODES
 

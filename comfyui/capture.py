@@ -67,19 +67,23 @@ class Capture:
     def on_prompt(self, request: dict[str, Any]) -> dict[str, Any]:
         """ComfyUI's prompt handler. Gives the run an id where the client has not, so that it is found again."""
         config = self._config()
-        prompt = request.get("prompt")
-        workflow = ((request.get("extra_data") or {}).get("extra_pnginfo") or {}).get("workflow")
-        if config.capturing and isinstance(prompt, dict) and isinstance(workflow, dict):  # a script sends no workflow
-            request.setdefault("prompt_id", str(uuid.uuid4()))
-            copy = {  # validation changes the inputs in place, so a copy of two levels
-                key: {**node, "inputs": dict(node.get("inputs") or {})}
-                for key, node in prompt.items()
-                if isinstance(node, dict)
-            }
-            key = str(workflow.get("id") or request.get("client_id"))
-            prompt_id = str(request["prompt_id"])
-            self._new.put(lambda: self._note(config, key, prompt_id, copy))
+        if config.capturing:
+            try:
+                self._take_down(config, request)
+            except (AttributeError, TypeError, ValueError):  # not of the page's form: a script's
+                log.debug("ComfyLoop did not capture a prompt.", exc_info=True)
         return request
+
+    def _take_down(self, config: Config, request: dict[str, Any]) -> None:
+        workflow = ((request.get("extra_data") or {}).get("extra_pnginfo") or {}).get("workflow")
+        if not workflow or "prompt" not in request:  # a script sends no workflow
+            return
+        graph = {  # validation changes the inputs in place, so a copy of two levels
+            key: {**node, "inputs": dict(node.get("inputs") or {})} for key, node in request["prompt"].items()
+        }
+        name = str(workflow.get("id") or request.get("client_id"))
+        prompt_id = str(request.setdefault("prompt_id", str(uuid.uuid4())))
+        self._new.put(lambda: self._note(config, name, prompt_id, graph))
 
     def picked(self, prompt_id: str, hashes: list[str]) -> None:
         """Images that were picked in a run; they are its outcome if it still goes on and is captured."""

@@ -13,10 +13,19 @@ LONGEST_WAIT = 30.0  # seconds between tries while the service is away
 
 
 class Delivery:
-    """`run()` never ends and never raises. `state` is what the sidebar shows: empty when all is well."""
+    """`run()` never ends and never raises. `state` is what the sidebar shows: empty when all is well.
 
-    def __init__(self, spool: Callable[[], Spool], service: Callable[[], Service]) -> None:
-        self._spool, self._service = spool, service
+    Args:
+        on_delivered: Called when something has left the queue.
+    """
+
+    def __init__(
+        self,
+        spool: Callable[[], Spool],
+        service: Callable[[], Service],
+        on_delivered: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._spool, self._service, self._on_delivered = spool, service, on_delivered
         self.state = ""
         self._wake = asyncio.Event()
 
@@ -47,7 +56,7 @@ class Delivery:
         if spool.waiting:
             await self._service().check()
             while await self.step(spool):
-                continue
+                self._on_delivered()
 
     async def step(self, spool: Spool) -> int:
         """Deliver one batch; returns how many entries left the queue."""

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -145,6 +146,6 @@ class Live:
         known = [asdict(live) for live in self._known.values()]
         stored = {"url": self._url, "known": known, "applied": self._applied}
         with contextlib.suppress(OSError):  # without it, a restart only asks the service again
-            temporary = self._memory.with_suffix(".new")
+            temporary = self._memory.with_suffix(f".{threading.get_ident()}")
             temporary.write_text(json.dumps(stored), "utf-8")
             os.replace(temporary, self._memory)

@@ -57,7 +57,7 @@ class Pack:
         self.live = Live(
             self.service, lambda: self.config.project, folder / "live.json", self._live_changed, self._on_event
         )
-        self.delivery = Delivery(self.spool, self.service)
+        self.delivery = Delivery(self.spool, self.service, self._tell_waiting)
         self.capture = Capture(host, lambda: self.config, self.keep)
         self._busy = Busy(
             self.service,
@@ -132,7 +132,7 @@ class Pack:
         try:
             self.spool().append(items, images)
         finally:
-            self.tell("comfyloop.waiting", {"waiting": self.waiting, "problem": self.problem})
+            self._tell_waiting()
         self.loop.call_soon_threadsafe(self.delivery.wake)
 
     def show_grid(self, shown: dict[str, Any], files: dict[str, Path]) -> None:
@@ -143,7 +143,7 @@ class Pack:
         """Remember a judgement, so that the sidebar shows it."""
         if "shown" in body:
             told = {name: body.get(name) for name in ("picked", "ratings", "reason")}
-            for grid in self.grids:
+            for grid in list(self.grids):
                 if (grid["prompt_id"], grid["shown"]) == (body.get("prompt_id"), body["shown"]):
                     grid.update(told, note="done")
         elif body.get("generation"):
@@ -155,8 +155,11 @@ class Pack:
 
     def grid_images(self, hashes: list[str]) -> dict[str, bytes]:
         """The bytes of images that were shown, by hash; those whose files are gone are left out."""
-        files = {sha: path for grid in self.grids for sha, path in grid["files"].items()}
+        files = {sha: path for grid in list(self.grids) for sha, path in grid["files"].items()}
         return {sha: files[sha].read_bytes() for sha in hashes if sha in files and files[sha].exists()}
+
+    def _tell_waiting(self) -> None:
+        self.tell("comfyloop.waiting", {"waiting": self.waiting, "problem": self.problem})
 
     def _live_changed(self, live: LiveVersion) -> None:
         self.tell("comfyloop.live", {"project": live.project, "number": live.number})

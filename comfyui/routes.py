@@ -63,7 +63,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
             "waiting": pack.waiting,
             "problem": pack.problem,
             "refused": pack.refused,
-            "pauses": [p.shown for p in pack.pauses.values()],
+            "pauses": [pause.shown for pause in list(pack.pauses.values())],
         }
 
     @route("POST", "settings")
@@ -132,7 +132,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
 
         return {
             "answers": [short(generation) for generation in found["items"]],
-            "grids": [{k: v for k, v in grid.items() if k != "files"} for grid in reversed(pack.grids)],
+            "grids": [{k: v for k, v in grid.items() if k != "files"} for grid in reversed(list(pack.grids))],
         }
 
     @route("POST", "review")

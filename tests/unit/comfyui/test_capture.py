@@ -132,6 +132,20 @@ def test_a_graph_edit_says_what_it_was_for_and_what_was_picked(comfyui: ComfyUI)
     assert item["aim"] == "a fox" and item["kept"] == ["f" * 64]
 
 
+@pytest.mark.parametrize(
+    "request_",
+    [
+        {},
+        {"prompt": None, "extra_data": {"extra_pnginfo": {"workflow": {"id": "w"}}}},
+        {"prompt": {"1": 7}, "extra_data": {"extra_pnginfo": {"workflow": {"id": "w"}}}},
+        {"prompt": {}, "extra_data": []},
+        {"prompt": {}, "extra_data": {"extra_pnginfo": "x"}},
+    ],
+)
+def test_whatever_is_queued_capture_does_not_raise(comfyui: ComfyUI, request_: dict) -> None:
+    assert comfyui.capture.on_prompt(request_) is request_
+
+
 def test_a_script_that_queues_prompts_is_not_captured(comfyui: ComfyUI) -> None:
     for text in ("a fox", "a hen"):
         request = {"prompt": edited(n1_text=text), "client_id": "script"}
