@@ -181,6 +181,8 @@ def test_what_a_person_does_in_the_page_arrives(
     grid.locator(".cl-cell:nth-child(3) .cl-image").click()
     grid.locator(".cl-button.primary").click()
     wait_for(lambda: len([i for i in stored(service) if i["kind"] == "image_picked"]) == 3, 30)
+    count = "(n) => document.querySelector('.cl-next').textContent.startsWith(`${n} `)"
+    page.wait_for_function(count, arg=len(stored(service)), timeout=20_000)
 
     page.locator(".cl-sidebar .cl-capture input").uncheck()
     wait_for(lambda: comfyui.call("/comfyloop/state")["capturing"] is False, 10)
