@@ -46,6 +46,8 @@ class Config:
                 new.setdefault("token", "")
         if not new.get("token", "").isprintable():
             raise ValueError("A token has no line breaks or control characters.")
+        if "author" in new and not (new["author"].isprintable() and 0 < len(new["author"]) <= 200):
+            raise ValueError("A name has 1 to 200 characters and no line breaks.")
         if "project" in new and not re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,62}", new["project"]):
             raise ValueError("A project's name has lower-case letters, digits, dots, dashes and underscores.")
         for name in ("capture", "excluded"):

@@ -28,6 +28,7 @@ def test_settings_are_kept_and_a_new_url_drops_the_token_of_the_old_service(tmp_
         {"spool_mb": 0},
         {"colour": "red"},
         {"url": 7},
+        {"author": ""},
     ],
 )
 def test_a_setting_that_cannot_be_is_refused_and_changes_nothing(tmp_path: Path, wrong: dict) -> None:
