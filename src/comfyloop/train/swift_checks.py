@@ -81,9 +81,10 @@ def check_run(seen: Seen, given: Sequence[str], names: dict[str, str]) -> str:
         )
     if len(losses) > 1 and len(set(losses)) == 1:
         raise RunFailed(f"The loss of ms-swift's run never moved from {losses[0]:g}.", MEND)
-    tokens = sum(seen.tokens.values())
+    tokens, taken = sum(seen.tokens.values()), sum(map(len, seen.rows.values()))
+    used = "every one" if taken >= len(given) else f"{taken}"  # max_steps may end the run within a pass
     return (
-        f"every one of {len(given)} rows was used as it was given ({tokens} tokens in {len(losses)} steps), "
+        f"{used} of {len(given)} rows was used as it was given ({tokens} tokens in {len(losses)} steps), "
         f"by one process; loss {losses[0]:.4g} -> {losses[-1]:.4g}"
     )
 

@@ -112,6 +112,15 @@ def test_a_run_of_a_vision_language_model(tiny_vlm: Path, make_swift_run: Callab
     assert losses(more)[0] < losses(run)[0] - 0.5  # it begins where ms-swift left off
 
 
+def test_qlora(tiny_llm: Path, make_swift_run: Callable[..., Path]) -> None:
+    pytest.importorskip("bitsandbytes")
+    run = make_swift_run(tiny_llm, quant_method="bnb", dtype="bfloat16", max_steps=2)
+    local.start(run)
+    finish(run)
+    assert "8 of 11 rows was used as it was given" in said(run)
+    assert "quant" in (run / "swift" / "args.json").read_text()
+
+
 @pytest.mark.parametrize("recipe", ["dpo", "kto"])
 def test_preferences(recipe: str, tiny_llm: Path, make_swift_run: Callable[..., Path]) -> None:
     """Both begin at the loss of an adapter that changes nothing, and end below it."""

@@ -65,6 +65,10 @@ def test_every_honest_course_passes_and_every_replaced_row_is_found(
         check_run(seen(events(steps)), rows, {})
 
 
+def test_a_run_that_ends_within_a_pass_says_how_many_rows_it_used() -> None:
+    assert check_run(seen(events([HASHES[:2], HASHES[2:4]])), HASHES[:9], {}).startswith("4 of 9 rows")
+
+
 def test_the_row_that_was_replaced_is_named() -> None:
     names = {HASHES[0]: "the row on line 1", HASHES[1]: "the row on line 2"}
     with pytest.raises(RunFailed, match=r"the row on line 1 twice .* in the place of the row on line 2"):
