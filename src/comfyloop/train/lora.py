@@ -70,10 +70,10 @@ class _Widened:
     @torch.no_grad()
     def __call__(self, x: Tensor, dtype: torch.dtype) -> Tensor:
         if x.dtype == dtype:
-            return x.detach().view(-1, x.shape[-1])
+            return x.detach().reshape(-1, x.shape[-1])
         known = self._wide
         if known is None or self._of is None or self._of() is not x or self._version != x._version:
-            known = x.to(dtype).view(-1, x.shape[-1])
+            known = x.to(dtype).reshape(-1, x.shape[-1])
             self._of, self._version, self._wide = weakref.ref(x), x._version, known
         return known
 
@@ -98,10 +98,10 @@ class _LoraLinear(torch.autograd.Function):
     ) -> Tensor:
         base = nn.functional.linear(x, weight, bias)
         inner = wide @ a.T  # [n, r]
-        whole = base.view(-1, base.shape[-1]).to(a.dtype).addmm_(inner, b.T, alpha=scaling)
+        whole = base.reshape(-1, base.shape[-1]).to(a.dtype).addmm_(inner, b.T, alpha=scaling)
         ctx.save_for_backward(wide, weight, a, b, inner)
         ctx.scaling = scaling
-        return whole.to(base.dtype).view_as(base)
+        return whole.to(base.dtype).reshape(base.shape)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
