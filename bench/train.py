@@ -117,7 +117,7 @@ def main() -> None:
                     engine.timings.setdefault(shape, []).append(timing)
                     print(f"  {name:<10} {shown(timing)}", flush=True)
                     shutil.rmtree(run)
-        report(asked, engines, sizes)
+            report(asked, engines, sizes)
 
 
 # --- what is trained on -------------------------------------------------------------------------------------
@@ -323,6 +323,8 @@ def report(asked: argparse.Namespace, engines: dict[str, Engine], sizes: dict[st
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for shape, (tokens, answer) in sizes.items():
+        if not all(shape in engine.timings for engine in engines.values()):
+            continue  # not measured yet
         peer = engines["swift"].timings.get(shape) if "swift" in engines else None
         base = best(peer) if peer else None
         for name, engine in engines.items():
