@@ -258,14 +258,15 @@ def random_adapters(model: Path, folder: Path, names: Sequence[str]) -> dict[str
     """LoRAs of rank 8 on the attention's projections, small enough to leave the answers sensible."""
     import torch
     from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
+    sees = hasattr(AutoConfig.from_pretrained(model), "vision_config")
+    auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     paths = {}
     for seed, name in enumerate(names):
-        targets = ["q_proj", "k_proj", "v_proj", "o_proj"]
         peft = get_peft_model(
-            AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32),
-            LoraConfig(r=8, lora_alpha=16, target_modules=targets),
+            auto.from_pretrained(model, dtype=torch.float32),
+            LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"]),
         )
         torch.manual_seed(seed)
         for parameter, tensor in peft.named_parameters():

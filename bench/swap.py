@@ -86,8 +86,8 @@ def ours(work: Path, swaps: int, clients: int) -> dict[str, object]:
     home = work / "home"
     shutil.rmtree(home, ignore_errors=True)
     service = RunningService(home, project="acme", model=model)
-    service.start()
     adapters = list(engines.random_adapters(model, work / "adapters", ["a", "b", "c"]).values())
+    service.start()
     with open_store(Settings(home=home, project="acme")) as store, store.begin() as conn:
         for number in range(1, swaps + 1):
             path = home / "versions" / "acme" / str(number) / "text"
