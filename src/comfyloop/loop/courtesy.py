@@ -36,15 +36,16 @@ class Courtesy:
         self._breathing = False
 
     def look(self, run_dir: Path) -> None:
-        hold = self._quiet_seconds() < self._patience
+        wanted = self._quiet_seconds() < self._patience
         lasted = self._clock() - self._since
-        if (self._held and lasted > LONGEST_HOLD_SECONDS) or (
-            self._held is False and lasted < BREATH_SECONDS and self._breathing
-        ):
+        if self._held and lasted > LONGEST_HOLD_SECONDS:
+            hold, self._breathing = False, True
+        elif self._breathing and lasted < BREATH_SECONDS:
             hold = False
+        else:
+            hold, self._breathing = wanted, False
         if hold == self._held:
             return
-        self._breathing = bool(self._held) and lasted > LONGEST_HOLD_SECONDS
         if hold:
             runners.hold(run_dir)
         else:

@@ -21,7 +21,7 @@ from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, 
 from comfyloop.rope import RopeScaling
 from comfyloop.serve.embedded.batch import Decoder, Sequence, make_decoder
 from comfyloop.serve.embedded.jobs import Event, Failed, Finished, Job, Piece, Sampling
-from comfyloop.serve.embedded.loading import Loaded, load, set_threads
+from comfyloop.serve.embedded.loading import Loaded, give_back, load, set_threads
 from comfyloop.serve.embedded.lora import Adapter, LoraRows, read_adapter
 from comfyloop.serve.embedded.metrics import Metrics
 from comfyloop.serve.embedded.options import Options
@@ -180,6 +180,7 @@ class Engine:
             self._decoder.forget(name)
 
         self._call(detach)
+        give_back()
 
     def _call(self, work: Callable[[], None]) -> None:
         """Have the model thread do `work` between two steps, and wait for it."""
