@@ -1,7 +1,8 @@
 """What a change of version costs those who chat meanwhile, and how soon the new one speaks.
 
-A whole service on the starter; clients stream without pause while versions are promoted and rolled back. Times
-between tokens during swaps are compared with steady ones from the same minutes, in turns. Beside it, where they are
+A whole service on the starter; clients stream without pause while versions are promoted and rolled back, each swap
+followed by one question more. Times between tokens during swaps are compared with those while the same questions are
+asked without a swap, in turns. Beside it, where they are
 installed: vLLM's own load route, and starting `swift deploy` again with another adapter.
 
     python bench/swap.py [--swaps 100] [--clients 4]
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import shutil
 import sys
@@ -119,8 +121,12 @@ def ours(work: Path, swaps: int, clients: int) -> dict[str, object]:
                     until_spoken.append(time.monotonic() - asked)
                     done += 1
                 during += listening.gaps
+                pause = (time.monotonic() - began) / TURN
                 listening.gaps.clear()
-                time.sleep(time.monotonic() - began)
+                for _ in range(TURN):  # the same questions at the same pace, and no swap
+                    asked = time.monotonic()
+                    first_token(url, "acme")
+                    time.sleep(max(0.0, pause - (time.monotonic() - asked)))
                 steady += listening.gaps
                 resident[done] = _resident(service)
                 print(f"{done} swaps, {resident[done]:.0f} MB", flush=True)
@@ -180,16 +186,23 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--swaps", type=int, default=100)
     options.add_argument("--clients", type=int, default=4)
+    options.add_argument("--alone", action="store_true", help="Keep what was measured of the others before.")
     options.add_argument("--work", type=Path, default=None, help="Keeps models and logs here.")
     given = options.parse_args()
     work = given.work or Path(tempfile.mkdtemp(prefix="bench-swap-"))
     work.mkdir(parents=True, exist_ok=True)
+    file = engines.RESULTS / "swap.json"
+    before = json.loads(file.read_text()) if given.alone and file.exists() else {}
     told = {
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
         "clients": given.clients,
         **ours(work, given.swaps, given.clients),
-        **others(work),
+        **(
+            {key: value for key, value in before.items() if key.startswith(("vLLM", "swift"))}
+            if given.alone
+            else others(work)
+        ),
     }
     rows = [f"| {key} | {value} |" for key, value in told.items()]
     engines.write("swap", told, "\n".join(["| what | measured |", "|---|---|", *rows]))
