@@ -105,6 +105,9 @@ def _vllm(settings: Settings, start: Start) -> Launch:
         "--enable-lora",
         *("--max-loras", str(settings.max_loras)),
         *("--max-lora-rank", str(_vllm_rank(settings))),
+        # Without the head, which it adapts by default: on CPU, scoring an answer of an adapter while another
+        # request runs would then end the engine.
+        *("--lora-target-modules", *sorted(VLLM_LAYERS)),
         *(("--enable-tower-connector-lora",) if settings.tower_loras else ()),
         *(("--enforce-eager",) if on_cpu else ()),
         *(("--lora-modules", *adapters) if adapters else ()),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from comfyloop import environments
-from comfyloop.serve.engine_kinds import KINDS, Start
+from comfyloop.serve.engine_kinds import KINDS, VLLM_LAYERS, Start
 from comfyloop.settings import Settings
 
 ADAPTERS = {"acme-v1": "/adapters/1", "acme-v2": "/adapters/2"}
@@ -22,6 +22,7 @@ from vllm.utils.argparse_utils import FlexibleArgumentParser
 given = make_arg_parser(FlexibleArgumentParser()).parse_args(sys.argv[1:])
 told = {k: v for k, v in vars(given).items() if isinstance(v, (str, int, bool, type(None)))}
 told["lora_modules"] = {m.name: m.path for m in given.lora_modules}
+told["lora_target_modules"] = given.lora_target_modules
 print(json.dumps(told, default=str))
 """
 READ_LMDEPLOY = """
@@ -75,6 +76,7 @@ def test_vllm_reads_its_command_line_as_it_is_meant(settings: Settings) -> None:
     told = read("vllm", READ_VLLM, *argv[2:])
     assert told["model"] == "/models/base" and told["port"] == port and told["enable_lora"]
     assert told["lora_modules"] == ADAPTERS
+    assert set(told["lora_target_modules"]) == VLLM_LAYERS
     assert (told["max_lora_rank"], told["max_loras"], told["max_model_len"]) == (64, settings.max_loras, 512)
 
 
