@@ -124,20 +124,19 @@ def test_it_judges_versions(services: Services, adapters: dict[str, Path]) -> No
 
 
 @pytest.mark.parametrize(
-    ("config", "sentence_"),
+    ("number", "config", "words"),
     [
-        ({"r": 16}, "rank 16 .* at most 8"),
-        ({"use_dora": True}, "use_dora"),
-        ({"target_modules": ["q_proj", "embed_tokens"]}, "embed"),
+        (11, {"r": 16}, "rank 16 .* at most 8"),
+        (12, {"use_dora": True}, "use_dora"),
+        (13, {"target_modules": ["q_proj", "embed_tokens"]}, "embed"),
     ],
 )
 def test_what_it_would_apply_in_part_is_refused(
-    services: Services, model: Path, tmp_path: Path, config: dict[str, object], sentence_: str
+    services: Services, model: Path, tmp_path: Path, number: int, config: dict[str, object], words: str
 ) -> None:
     save_adapter(AutoModelForCausalLM.from_pretrained(model), tmp_path / "bad", **config)
-    number = 10 + len(config["target_modules"]) if "target_modules" in config else 3 + len(str(config))
     add(services, number, tmp_path / "bad")
-    with pytest.raises(InvalidInput, match=sentence_):
+    with pytest.raises(InvalidInput, match=words):
         services.router.promote("acme", number)
     assert services.router.project("acme").live == 0
 
