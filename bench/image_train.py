@@ -168,10 +168,15 @@ def main() -> None:
         print(json.dumps(found))
         return
     if not args.model:
+        from comfyloop.errors import StarterError
         from comfyloop.settings import Settings
         from comfyloop.starter import image
 
-        args.model = str(image.ensure(Settings().cache_dir))
+        try:
+            args.model = str(image.ensure(Settings().cache_dir))
+        except StarterError as error:
+            print(f"{error} Or name a checkpoint with --model.", file=sys.stderr)
+            return
     engines = [e for e in ENGINES if e != "comfyui" or {"COMFYUI_DIR", "COMFYUI_PYTHON"} <= os.environ.keys()]
     if "comfyui" not in engines:
         print(
