@@ -13,12 +13,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyloop.errors import DataError, NotFound
+from comfyloop.errors import DataError, InvalidInput, NotFound
 from comfyloop.train.image import buckets, checkpoint
 from comfyloop.train.image.cache import Cache
 from comfyloop.train.image.latents import Latents
 from comfyloop.train.image.rows import decode, read_rows
+from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.image.text import Captions
+from comfyloop.train.options import make_spec
 from comfyloop.train.rows import UnusableRow
 
 LIMIT = 64_000_000
@@ -160,3 +162,14 @@ def test_changing_one_picture_encodes_one_again(tiny_sd15: Path, tmp_path: Path)
     with torch.no_grad():
         next(model.vae.parameters()).add_(0.01)
     assert look() == 3  # another VAE: other latents, the same captions
+
+
+def test_a_spec_of_the_image_side_from_the_command_line() -> None:
+    known = {"recipe": "image_sft", "model": "m.safetensors", "train": "t.jsonl", "skip_bad": None}
+    spec = make_spec(known, ["adapter.r=4", "snr_gamma=0", "about.trigger_words=acme style"])
+    assert isinstance(spec, ImageTrainSpec)
+    assert (spec.adapter.r, spec.snr_gamma, spec.about.trigger_words) == (4, 0, "acme style")
+    with pytest.raises(InvalidInput, match="no field 'train_on'"):
+        make_spec(known, ["train_on=all"])
+    with pytest.raises(InvalidInput, match="not both"):
+        make_spec(known, ["prior=p.jsonl", "prior_images=3"])
