@@ -67,6 +67,7 @@ def curve(run: Path) -> list[dict[str, Any]]:
     return [{name: line[name] for name in CURVE} for line in RunDirectory(run).log_lines()]
 
 
+@pytest.mark.slow
 def test_a_planted_preference_is_learned(tiny_sd15: Path, make_run: Callable[..., Path]) -> None:
     """Warm colours over cold ones: on pairs that were never seen, from a half to four in five and more."""
     run = make_run(
@@ -85,6 +86,7 @@ def test_a_planted_preference_is_learned(tiny_sd15: Path, make_run: Callable[...
     assert metadata["ss_base_model_version"] == "sd_v1"
 
 
+@pytest.mark.slow
 def test_a_run_learns_and_resumes_where_it_was(tiny_sd15: Path, make_run: Callable[..., Path]) -> None:
     """Cancelled in the middle and started again, a run ends with the same weights as one left alone."""
     told = {"train": 6, "holdout": 3, "max_steps": 12, "epochs": 99, "learning_rate": 3e-3, "ema_decay": 0.5}
