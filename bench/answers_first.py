@@ -46,7 +46,7 @@ def begin_training(service: RunningService) -> psutil.Process:
     wait_for(lambda: service.client.loop().state == "training", 300, service.what_happened)
     run = RunDirectory(service.home / "runs" / service.client.loop().run)
     wait_for(lambda: run.read_status().step > 0, 300, service.what_happened)
-    return service.children("comfyloop.train")[0]
+    return service.trainers()[0]
 
 
 def ask(url: str, number: int) -> float:
