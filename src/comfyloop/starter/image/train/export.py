@@ -43,6 +43,7 @@ def export(work: Path, out: Path) -> None:
     shipped |= pack({name: w.numpy() for name, w in unet_tensors(unet).items()})
     shipped |= {name: w.half().numpy() for name, w in vae_tensors(vae).items()}
     shipped |= load_file(work / "tokens.safetensors")
+    out.parent.mkdir(parents=True, exist_ok=True)
     save_file(shipped, out)
 
 
