@@ -3,5 +3,6 @@
 from comfyloop.gate.decision import Decision, Evidence, Pairs, decide
 from comfyloop.gate.judging import Progress, Scorer, judge
 from comfyloop.gate.report import render_text
+from comfyloop.gate.sides import whole
 
-__all__ = ["Decision", "Evidence", "Pairs", "Progress", "Scorer", "decide", "judge", "render_text"]
+__all__ = ["Decision", "Evidence", "Pairs", "Progress", "Scorer", "decide", "judge", "render_text", "whole"]

@@ -23,7 +23,7 @@ from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
-from comfyloop.store import Store, projects, runs
+from comfyloop.store import Store, projects, runs, versions
 from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.runners import Runners
 from comfyloop.train.spec import TrainSpec, write_spec
@@ -165,9 +165,11 @@ class Work:
     def judge(self, project: str, snapshot: Snapshot, live: int, number: int) -> GateReport:
         with self.store.read() as conn:
             base_model = projects.get(conn, project).base_model
+            candidate = versions.get(conn, project, number)
+            parent = versions.find(conn, project, live)
         # The candidate first: where it takes a new process, both are then answered by that one.
         with self.router.holding(project, number) as new, self.router.holding(project, live) as old:
-            return gate.judge(
+            report = gate.judge(
                 new.client,
                 project,
                 live,
@@ -181,6 +183,7 @@ class Work:
                 base_name=new.place.engine.base_name,
                 progress=lambda done, total: self._gate_progress(project, number, done, total),
             )
+        return gate.whole(report, parent, candidate)
 
     def _gate_progress(self, project: str, number: int, done: int, total: int) -> None:
         self.check_stop()
