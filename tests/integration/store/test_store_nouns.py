@@ -274,7 +274,7 @@ def test_versions_keep_their_gate_report(store: Store) -> None:
         assert [v.number for v in versions.list_by(conn, "acme")] == [2, 1]
         assert [v.number for v in versions.list_by(conn, "acme", before=2)] == [1]
         assert versions.get(conn, "acme", 2).gate == report
-        with pytest.raises(NotFound, match=r"no version 7. It has: 1, 2 and 0"):
+        with pytest.raises(NotFound, match=r"no version 7. It has 1, 2 and 0"):
             versions.get(conn, "acme", 7)
 
 

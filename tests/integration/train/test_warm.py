@@ -52,7 +52,7 @@ def gone(pid: int, seconds: float = 10) -> bool:
 
 
 def test_a_warm_run_is_a_cold_run_sooner(tiny_llm: Path, make_run: MakeRun, warm: WarmTrainer) -> None:
-    cold_run = make_run(tiny_llm, "cold", holdout="holdout.jsonl")
+    cold_run = make_run(tiny_llm, "cold", holdout="holdout.jsonl", nice=10)
     local.start(cold_run)
     cold = seconds_to_step(cold_run)
     finish(cold_run)
@@ -69,7 +69,9 @@ def test_a_warm_run_is_a_cold_run_sooner(tiny_llm: Path, make_run: MakeRun, warm
     finish(long, TrainState.CANCELLED)
     assert gone(process.pid)
 
-    warm_run = make_run(tiny_llm, "warm", holdout="holdout.jsonl")  # the second one from the same process
+    warm_run = make_run(
+        tiny_llm, "warm", holdout="holdout.jsonl", nice=10
+    )  # the second one from the same process
     assert psutil.Process(local.start(warm_run, warm=warm).pid).ppid() == warm.pid
     took = seconds_to_step(warm_run)
     finish(warm_run)
@@ -92,13 +94,13 @@ def test_killed_in_any_state_it_takes_no_run_along(
     trainer.prepare(str(tiny_llm), "float32")
     time.sleep(0.3)
     killed()  # while loading
-    first = make_run(tiny_llm, "first", max_steps=2)
+    first = make_run(tiny_llm, "first", max_steps=2, nice=10)
     local.start(first, warm=trainer)
     assert "first starts cold" in caplog.text
     assert trainer.pid is None
 
     trainer.prepare(str(tiny_llm), "float32")
-    second = make_run(tiny_llm, "second", **LONG)
+    second = make_run(tiny_llm, "second", nice=10, **LONG)
     process = local.start(second, warm=trainer)
     assert psutil.Process(process.pid).ppid() == trainer.pid
     seconds_to_step(second)
@@ -114,7 +116,7 @@ def test_killed_in_any_state_it_takes_no_run_along(
     trainer._process._receive(60)  # it is ready
     trainer._process._ready = True
     os.kill(trainer.pid or 0, signal.SIGSTOP)  # it takes the request and is killed before it answers
-    third = make_run(tiny_llm, "third", max_steps=2)
+    third = make_run(tiny_llm, "third", max_steps=2, nice=10)
     killer = subprocess.Popen(["sh", "-c", f"sleep 1; kill -9 {trainer.pid}"])
     local.start(third, warm=trainer)
     killer.wait()
@@ -124,7 +126,7 @@ def test_killed_in_any_state_it_takes_no_run_along(
 
 
 def test_it_ends_with_the_service_and_its_runs_do_not(tiny_llm: Path, make_run: MakeRun) -> None:
-    run = make_run(tiny_llm, **LONG)
+    run = make_run(tiny_llm, nice=10, **LONG)
     service = (
         "import sys, time; from comfyloop.train.runners import local; from comfyloop.train.warm import *;"
         f"w = WarmTrainer(5); w.prepare({str(tiny_llm)!r}, 'float32');"
@@ -155,7 +157,7 @@ def test_it_lets_go_of_memory_and_of_what_has_changed(
     trainer.prepare(str(model), "float32")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config, indent=1))
-    run = make_run(model, max_steps=1)
+    run = make_run(model, max_steps=1, nice=10)
     local.start(run, warm=trainer)
     assert "run starts cold: the base model or the code has changed" in caplog.text
     assert trainer.pid is None

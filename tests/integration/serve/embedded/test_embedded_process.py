@@ -238,8 +238,8 @@ def test_what_is_refused_is_said_in_openai_s_form(
         ("http://127.0.0.1/x.png", "not a data: URL"),
         ("data:image/png;base64,", "0 bytes"),
         ("data:image/png;base64,%%%", "not valid base64"),
-        ("data:image/png;base64,PGh0bWw+", "not a whole PNG"),
-        (picture("red", (600, 400))[:-800], "not a whole PNG"),
+        ("data:image/png;base64,PGh0bWw+", "not one of PNG"),
+        (picture("red", (600, 400))[:-800], "cannot be decoded"),
     ],
 )
 def test_bad_images_are_refused(engine: Process, url: str, sentence: str) -> None:
