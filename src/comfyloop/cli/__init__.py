@@ -1,0 +1,39 @@
+"""The command line: one command a verb, no logic.
+
+`up` and `demo` start a service; every other verb talks to one that runs. Exit codes: 0 done, 1 the answer is
+no (a doctor's finding, a gate that does not promote), 2 wrong input, then those of `comfyloop.errors` (3 not
+found, 4 conflict, 5 busy, 6 no service, 7 storage, 8 model, 9 data, 10 failed run).
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from comfyloop.cli.base import app, err
+from comfyloop.errors import ComfyLoopError
+
+# Each adds its commands to the application, in the order in which `--help` shows them.
+# isort: off
+from comfyloop.cli import running, asking, learning, engines, comfyui  # noqa: F401
+# isort: on
+
+__all__ = ["app", "main"]
+
+
+def main() -> NoReturn:
+    """The entry point: errors become one sentence on standard error and an exit code."""
+    try:
+        sys.exit(app(standalone_mode=False) or 0)  # the exit code of a typer.Exit is returned
+    except typer.Abort:
+        sys.exit(130)
+    except ComfyLoopError as error:
+        err.print(f"[red]{error.code}[/red]: {error}", highlight=False, soft_wrap=True)
+        sys.exit(error.exit_code)
+    except Exception as error:
+        if hasattr(error, "format_message"):  # click's own: an unknown option, a missing argument
+            err.print(f"[red]usage[/red]: {error.format_message()} See --help.", highlight=False)
+            sys.exit(2)
+        raise

@@ -1,0 +1,82 @@
+"""Asking, looking at answers, correcting them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from comfyloop.cli.base import Json, Project, Url, app, put, service
+from comfyloop.records import Generation
+
+feedback_app = typer.Typer(help="What people did: list it, or bring it in from a file.", no_args_is_help=True)
+app.add_typer(feedback_app, name="feedback")
+
+
+@app.command()
+def ask(
+    question: Annotated[str, typer.Argument(help="What to ask.")],
+    image: Annotated[
+        list[Path] | None,
+        typer.Option("--image", "-i", exists=True, dir_okay=False, help="Picture(s) to ask about."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="acme, acme@17, acme@base.")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Ask the live version of a project, or another one."""
+    with service(url, project) as client:
+        answer = client.ask(question, image or (), model=model, max_tokens=max_tokens)
+    put(answer._asdict(), as_json, answer.text, f"[dim]{answer.version}  {answer.generation}[/]")
+
+
+@feedback_app.command("list")
+def feedback_list(
+    kind: Annotated[str | None, typer.Option(help="answer_edited, answer_accepted, ...")] = None,
+    author: Annotated[str | None, typer.Option(help="Only this person's.")] = None,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """List what people did, oldest first."""
+    with service(url, project) as client:
+        items = list(client.pages("/v1/feedback", "next_after", kind=kind, author=author))
+    put(items, as_json, *([_feedback_line(item) for item in items] or ["No feedback yet."]))
+
+
+def _feedback_line(item: dict[str, Any]) -> str:
+    item = item.get("feedback", item)
+    what = item.get("edited") or item.get("after") or item.get("comment") or ""
+    return f"[dim]{item['id']}[/]  {item['kind']:<16} {item['author']:<10} {str(what)[:70]}"
+
+
+@feedback_app.command("import")
+def feedback_import(
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .jsonl of ms-swift's form.")],
+    author: Annotated[str, typer.Option(help="Whose samples these are.")] = "local",
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Bring in training samples: `messages` + `images` JSON lines, as ms-swift reads them."""
+    from comfyloop.curate import import_rows
+
+    with service(url, project) as client:
+        items = import_rows(path, client.default_project(), author, client.upload_image)
+        receipt = client.send_feedback(items)
+    stored, known = len(receipt["stored"]), len(receipt["duplicates"])
+    put(receipt, as_json, f"{stored} samples stored, {known} were there already.")
+
+
+@app.command()
+def generation(
+    id: Annotated[str, typer.Argument(help="gen_...")], url: Url = None, as_json: Json = False
+) -> None:
+    """One answer as it was recorded: messages, version, sampling settings."""
+    with service(url) as client:
+        found: Generation = client.generation(id)
+    question = found.messages[-1].text
+    put(found, as_json, f"[bold]{question}[/]", found.answer, f"[dim]{found.project}@{found.version}[/]")

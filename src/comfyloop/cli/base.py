@@ -1,0 +1,66 @@
+"""What every command uses: the application, its options, the service, and how results are printed."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+
+from comfyloop.client import Client
+from comfyloop.errors import InvalidInput
+from comfyloop.settings import Settings
+
+app = typer.Typer(
+    name="comfyloop",
+    help="ComfyUI that learns from the person who uses it: feedback in, a better LoRA out, swapped in live.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+out = Console()
+err = Console(stderr=True)
+
+Project = Annotated[str | None, typer.Option("--project", "-p", help="Default: the service's own project.")]
+Url = Annotated[str | None, typer.Option("--url", help="The service; default: where the settings put it.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
+
+
+def settings_of(**given: Any) -> Settings:
+    """The settings, with what was given on the command line over them."""
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise InvalidInput(
+            f"The settings are wrong: {problems}.",
+            "They come from COMFYLOOP_* variables, comfyloop.toml and the command line.",
+        ) from None
+
+
+@contextlib.contextmanager
+def service(url: str | None, project: str | None = None) -> Iterator[Client]:
+    settings = settings_of()
+    with Client(url or f"http://{settings.host}:{settings.port}", settings.token, project) as client:
+        yield client
+
+
+def put(data: Any, as_json: bool, *shown: Any) -> None:
+    """Print a record or plain data as JSON, else what is shown of it to a person."""
+    if as_json:
+        sys.stdout.write(json.dumps(plain(data), ensure_ascii=False, indent=2) + "\n")
+    else:
+        for thing in shown or (plain(data),):
+            out.print(thing, highlight=False)
+
+
+def plain(data: Any) -> Any:
+    if isinstance(data, list | tuple):
+        return [plain(item) for item in data]
+    return data.model_dump(mode="json") if hasattr(data, "model_dump") else data

@@ -1,0 +1,237 @@
+"""The loop, step by step."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from comfyloop import show
+from comfyloop.cli.base import Json, Project, Url, app, err, plain, put, service, settings_of
+from comfyloop.follow import follow
+from comfyloop.records import Run, Verdict
+
+
+@app.command()
+def snapshot(project: Project = None, url: Url = None, as_json: Json = False) -> None:
+    """Curate what was fed back into a snapshot now, without training on it."""
+    with service(url, project) as client:
+        found = client.snapshot()
+    put(found, as_json, show.snapshot(found))
+
+
+@app.command()
+def export(
+    target: Annotated[Path, typer.Argument(help="Directory to write; it must be new or empty.")],
+    snapshot_id: Annotated[
+        str | None, typer.Option("--snapshot", help="Which one; default: the newest.")
+    ] = None,
+    format: Annotated[str, typer.Option(help="swift: messages + images JSON lines.")] = "swift",
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Write a snapshot's data for training elsewhere."""
+    from comfyloop.curate import export as write
+
+    with service(url, project) as client:
+        found = next(iter(client.pages("/v1/snapshots")), None)
+        if snapshot_id is not None:
+            found = client.call("GET", f"/v1/snapshots/{snapshot_id}", project=project)
+        if found is None:
+            found = client.snapshot().model_dump(mode="json")
+    files = [str(path) for path in write(Path(found["path"]), target, format)]
+    put({"snapshot": found["id"], "files": files}, as_json, *files)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path | None,
+        typer.Argument(help="Rows to train on, as ms-swift writes them: a run of its own, outside the loop."),
+    ] = None,
+    wait: Annotated[bool, typer.Option(help="Follow the turn to its end.")] = True,
+    from_swift: Annotated[
+        str | None,
+        typer.Option(
+            "--from-swift", help="Train what this ms-swift command line says (or the script of that name)."
+        ),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option(help="With --from-swift: only say what it would do.")] = False,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+    recipe: Annotated[
+        str | None, typer.Option(help="With DATA: sft, dpo, kto, image_sft or image_dpo.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="With DATA: the base model; default: the setting. Or in place of ms-swift's."),
+    ] = None,
+    holdout: Annotated[Path | None, typer.Option(help="With DATA: rows that are never trained on.")] = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="With DATA or --from-swift: the run directory. A run there goes on."
+        ),
+    ] = Path("run"),
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="With DATA: leave out lines that cannot be trained on, and tell."),
+    ] = False,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", "-s", help="With DATA: any field of the spec, such as adapter.r=16."),
+    ] = None,
+) -> None:
+    """Start a turn of the loop by hand: curate, train, judge, and promote if it is better. With DATA, train on a
+    file instead, here and now, and with --from-swift do what an ms-swift command says; docs/train.md and
+    docs/train-swift.md say what can be set."""
+    if from_swift is not None:
+        raise typer.Exit(_train_from_swift(from_swift, model, output, dry_run, as_json))
+    if data is not None:
+        raise typer.Exit(_train_on(data, recipe, model, holdout, output, skip_bad, set_ or []))
+    with service(url, project) as client:
+        before = client.loop()
+        client.start_turn()
+        loop = follow(client, before, err, quiet=as_json) if wait else client.loop()
+    put(loop, as_json, show.loop(loop))
+    if wait and loop.outcome == "failed":
+        raise typer.Exit(10)
+
+
+def _train_on(
+    data: Path,
+    recipe: str | None,
+    model: str | None,
+    holdout: Path | None,
+    output: Path,
+    skip_bad: bool,
+    more: list[str],
+) -> int:
+    from comfyloop.service import IMAGE_STARTER, model_path
+    from comfyloop.train.image.spec import IMAGE_RECIPES
+    from comfyloop.train.options import absolute, make_spec
+    from comfyloop.train.runners.local import run_here
+
+    settings = settings_of()
+    images = recipe in IMAGE_RECIPES
+    base = model or (settings.image_model or IMAGE_STARTER if images else settings.model)
+    cache = {"cache": "latents"} if images else {"feature_cache_dir": "features"}
+    known = {
+        "train": absolute(data), "holdout": absolute(holdout), "recipe": recipe,
+        "model": model_path(settings, base), "skip_bad": skip_bad or None,
+        **{name: str(settings.cache_dir / folder) for name, folder in cache.items()},
+    }  # fmt: skip
+    return run_here(output, make_spec(known, more))
+
+
+def _train_from_swift(command: str, model: str | None, output: Path, dry_run: bool, as_json: bool) -> int:
+    from comfyloop import single_run
+    from comfyloop.train.swift_flags import from_swift, read_command
+
+    asked = from_swift(read_command(command), model=model)
+    told: dict[str, Any] = {
+        "spec": asked.spec.model_dump(mode="json"),
+        "renamed": asked.renamed,
+        "makes_no_difference": asked.needless,
+        "cannot_be_honoured": asked.refused,
+    }
+    if not as_json:
+        put(told["spec"], False, json.dumps(told["spec"], indent=2), *show.from_swift(asked))
+    code = 0
+    if not dry_run:
+        spec = single_run.prepare(output, asked.spec, asked.datasets, asked.holdouts)
+        status = single_run.train(output, spec, quiet=as_json)
+        told |= {"run_dir": str(output), "status": plain(status)}
+        code = status.exit_code
+    if as_json:
+        put(told, True)
+    return code
+
+
+@app.command()
+def gate(
+    number: Annotated[int, typer.Argument(min=1, help="The version to judge.")],
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a version against the live one again. Exit code 1 unless the verdict is to promote."""
+    from comfyloop.gate import render_text
+
+    with service(url, project) as client:
+        report = client.gate(number)
+    put(report, as_json, render_text(report))
+    if report.verdict is not Verdict.PROMOTE:
+        raise typer.Exit(1)
+
+
+@app.command()
+def promote(
+    number: Annotated[int, typer.Argument(min=0, help="The version to make live; 0 is the base model.")],
+    force: Annotated[bool, typer.Option(help="Also when the gate rejected it.")] = False,
+    canary: Annotated[
+        float | None,
+        typer.Option(min=0, max=0.99, help="Only for this share of the conversations; 0 takes that back."),
+    ] = None,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Make a version live: load, verify, warm up, flip, drain."""
+    with service(url, project) as client:
+        done = client.promote(number, force=force, canary=canary)
+    if canary is not None:
+        put(done, as_json, f"{done['project']}: v{number} answers {canary:.0%} of the conversations")
+        return
+    put(done, as_json, f"{done['project']}: v{done['previous']} -> v{done['number']}")
+
+
+@app.command()
+def rollback(
+    to: Annotated[
+        int | None, typer.Option(help="The version to go back to; default: the one before.")
+    ] = None,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Go back to the version that was live before."""
+    with service(url, project) as client:
+        done = client.rollback(to)
+    put(done, as_json, f"{done['project']}: v{done['previous']} -> v{done['number']}")
+
+
+@app.command()
+def versions(project: Project = None, url: Url = None, as_json: Json = False) -> None:
+    """The versions of a project, each under the one that it was trained from."""
+    with service(url, project) as client:
+        live, found = client.versions()
+    put({"live": live, "items": plain(found)}, as_json, show.lineage(live, found))
+
+
+@app.command()
+def runs(
+    run: Annotated[str | None, typer.Argument(help="Show this one with its loss curve.")] = None,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Training runs, or one of them with its loss curve."""
+    with service(url, project) as client:
+        if run is None:
+            found = [Run.model_validate(item) for item in client.pages("/v1/runs")]
+            put(found, as_json, show.runs(found))
+            return
+        detail = client.call("GET", f"/v1/runs/{run}")
+        lines, offset = [], 0
+        while page := client.run_log(run, offset):
+            if not page[0]:
+                break
+            lines += page[0]
+            offset = page[1]
+    shown = Run.model_validate(detail["run"])
+    put({**detail, "log": lines}, as_json, show.runs([shown]), show.loss_curve(lines))

@@ -1,0 +1,98 @@
+"""Starting a service, and looking at one."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from comfyloop import __version__, show
+from comfyloop.cli.base import Json, Project, Url, app, err, out, put, service, settings_of
+
+
+@app.command()
+def up(
+    port: Annotated[int | None, typer.Option(help="Port to listen on; 0 takes a free one.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    model: Annotated[str | None, typer.Option(help="Base model: `starter`, a directory or a hub id.")] = None,
+    home: Annotated[Path | None, typer.Option(help="Where data is kept.")] = None,
+    project: Project = None,
+    port_file: Annotated[
+        Path | None, typer.Option(help="Write the port here once it is bound, for scripts.")
+    ] = None,
+) -> None:
+    """Start the service: API, engine and loop. Ctrl-C stops it; a training run goes on and is found again."""
+    from comfyloop import service as assembly
+    from comfyloop.serve import server
+
+    settings = settings_of(port=port, host=host, model=model, home=home, project=project)
+    logging.basicConfig(
+        level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
+    )
+    listener = server.bind(settings.host, settings.port)
+    bound = listener.getsockname()[1]
+    with assembly.running(settings) as services:
+        if port_file is not None:
+            port_file.write_text(f"{bound}\n")
+        err.print(f"ComfyLoop {__version__} on http://{settings.host}:{bound}  (data in {settings.home})")
+        server.run(services, listener)
+
+
+@app.command()
+def demo(
+    report: Annotated[Path, typer.Option(help="Where demo-report.json and .html go.")] = Path(),
+    home: Annotated[
+        Path | None, typer.Option(help="Keep the demo's data here; default: a temporary directory.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Base model; default: the embedded starter.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the loop end to end: ask, correct, train, judge, swap, and ask what was never corrected."""
+    from comfyloop.demo import run as play
+
+    done = play(settings_of(model=model), report, home, quiet=as_json)
+    put(done, as_json, f"Report: {report / 'demo-report.json'} and {report / 'demo-report.html'}")
+    if not done["ok"]:
+        raise typer.Exit(1)
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Look at the machine and the settings, and say what is missing and how to mend it."""
+    from comfyloop.doctor import examine
+
+    findings = examine(settings_of())
+    put(
+        [finding._asdict() for finding in findings],
+        as_json,
+        *(f"{'[green]ok[/]' if f.ok else '[red]no[/]'}  {f.name:<10} {f.sentence}" for f in findings),
+    )
+    if not all(finding.ok for finding in findings):
+        raise typer.Exit(1)
+
+
+@app.command()
+def status(project: Project = None, url: Url = None, as_json: Json = False) -> None:
+    """Where a project stands: live version, loop, what waits to be learnt."""
+    with service(url, project) as client:
+        loop = client.loop()
+        live, _ = client.versions()
+        ready = client.ready()
+    told = {"ready": ready, "live": live, "loop": loop.model_dump(mode="json")}
+    put(
+        told,
+        as_json,
+        f"service     {'ready' if ready else 'not ready'}",
+        f"live        v{live}",
+        f"waiting     {loop.waiting} of the {loop.trigger} pieces of feedback that start a turn",
+        show.loop(loop),
+    )
+
+
+@app.command()
+def version() -> None:
+    """Print ComfyLoop's own version."""
+    out.print(__version__, highlight=False)
