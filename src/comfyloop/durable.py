@@ -1,8 +1,10 @@
-"""What has been written stays: a file, and the names in a folder, pushed to the disk itself."""
+"""What has been written stays, and is there whole: files and the names in folders, pushed to the disk itself."""
 
 from __future__ import annotations
 
 import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -19,3 +21,26 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def appear(place: Path, write: Callable[[Path], object]) -> None:
+    """Make the directory `place`: it is there whole and on the disk, or not at all.
+
+    Args:
+        write: Fills an empty directory beside it, which then takes its name.
+
+    Raises:
+        OSError: The disk refuses. Whatever `write` raises goes on, too; nothing half made stays.
+    """
+    making = place.with_name(f".{place.name}.making")
+    try:
+        shutil.rmtree(making, ignore_errors=True)
+        making.mkdir(parents=True)
+        write(making)
+        for path in (*making.rglob("*"), making):
+            sync(path)
+        making.rename(place)
+        sync(place.parent)
+    except BaseException:
+        shutil.rmtree(making, ignore_errors=True)
+        raise

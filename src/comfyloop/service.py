@@ -5,12 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from comfyloop import starter
 from comfyloop.environments import python_of
 from comfyloop.errors import InvalidInput
-from comfyloop.loop import Controller
+from comfyloop.loop import Controller, Work
 from comfyloop.records import BASE, Project
 from comfyloop.serve import adapters
 from comfyloop.serve.api.services import Services
@@ -52,9 +53,8 @@ def running(settings: Settings) -> Iterator[Services]:
     with open_store(settings) as store:
         engines = {model: _engine(settings, store, model, events) for model in _base_models(settings, store)}
         router = Router(settings, store, engines, events)
-        controller = Controller(
-            settings, store, router, events, models=lambda model: model_path(settings, model)
-        )
+        models = partial(model_path, settings)
+        controller = Controller(Work(settings, store, router, events, models))
         try:
             for engine in engines.values():
                 engine.start()

@@ -14,6 +14,7 @@ from rich.console import Console
 
 from comfyloop.client import Client
 from comfyloop.errors import InvalidInput
+from comfyloop.records import problems
 from comfyloop.settings import Settings
 
 app = typer.Typer(
@@ -37,9 +38,8 @@ def settings_of(**given: Any) -> Settings:
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
         raise InvalidInput(
-            f"The settings are wrong: {problems}.",
+            f"The settings are wrong: {problems(error, 'together')}.",
             "They come from COMFYLOOP_* variables, comfyloop.toml and the command line.",
         ) from None
 

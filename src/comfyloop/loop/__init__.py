@@ -5,5 +5,6 @@
 """
 
 from comfyloop.loop.controller import Controller
+from comfyloop.loop.work import Work
 
-__all__ = ["Controller"]
+__all__ = ["Controller", "Work"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from datetime import timedelta
 
 from comfyloop import curate
@@ -14,11 +13,8 @@ from comfyloop.loop.lease import LeaseKeeper, is_dead, lease_of, this_process
 from comfyloop.loop.turn import Turn
 from comfyloop.loop.work import Work
 from comfyloop.records import GateReport, Loop, LoopState, LoopStatus, Project, Snapshot, now
-from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
-from comfyloop.serve.router import Router
-from comfyloop.settings import Settings
-from comfyloop.store import Store, feedback, leases, loops, projects, snapshots, versions
+from comfyloop.store import feedback, leases, loops, projects, snapshots, versions
 from comfyloop.train import runners
 
 log = logging.getLogger(__name__)
@@ -30,22 +26,14 @@ class Controller:
     """Runs the loops of all projects of one service, in threads of its own.
 
     Args:
-        router: The way to the serving engine: the gate and the replay questions go through it.
-        models: From a project's base model as it is set ("starter", a hub id) to what the trainer loads.
+        work: How the stages are called; its settings, store and events are this one's too.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        store: Store,
-        router: Router,
-        events: Events,
-        models: Callable[[str], str] = str,
-    ) -> None:
-        self.settings = settings
-        self.store = store
-        self.events = events
-        self._work = Work(settings, store, router, events, models)
+    def __init__(self, work: Work) -> None:
+        self.settings = work.settings
+        self.store = work.store
+        self.events = work.events
+        self._work = work
         self._owner = this_process()
         self._wake = threading.Event()
         self._turns: dict[str, threading.Thread] = {}

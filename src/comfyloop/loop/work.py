@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 import threading
 import time
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from comfyloop import curate, gate
-from comfyloop.durable import sync
+from comfyloop.durable import appear
 from comfyloop.errors import ComfyLoopError
 from comfyloop.loop.courtesy import Courtesy
 from comfyloop.records import BASE, GateReport, Loop, Project, RunState, Sample, Snapshot
@@ -53,7 +52,7 @@ class Work:
         store: Store,
         router: Router,
         events: Events,
-        models: Callable[[str], str],
+        models: Callable[[str], str] = str,
     ) -> None:
         self.settings = settings
         self.store = store
@@ -152,14 +151,8 @@ class Work:
         """One adapter's directory, whole or not at all."""
         target = self.settings.home / "versions" / project / str(number) / side
         target.parent.mkdir(parents=True, exist_ok=True)
-        partial = target.with_name(f".{side}.{os.getpid()}")
-        for left_over in (partial, target):  # a kill between copy and commit leaves one that no version names
-            shutil.rmtree(left_over, ignore_errors=True)
-        shutil.copytree(source, partial)
-        for file in partial.iterdir():
-            sync(file)
-        partial.rename(target)
-        sync(target.parent)
+        shutil.rmtree(target, ignore_errors=True)  # a kill before the commit leaves one that no version names
+        appear(target, lambda making: shutil.copytree(source, making, dirs_exist_ok=True))
         return target
 
     def judge(self, project: str, snapshot: Snapshot, live: int, number: int) -> GateReport:

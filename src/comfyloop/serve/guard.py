@@ -25,7 +25,7 @@ def main(parent: int, argv: list[str]) -> int:
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_, leave)
     program = subprocess.Popen(argv, start_new_session=True)
-    while not told and _alive(parent):
+    while not told and alive(parent):
         try:
             return program.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
@@ -47,7 +47,7 @@ def _signal(group: int, which: signal.Signals) -> None:
         os.killpg(group, which)
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

@@ -15,7 +15,7 @@ from filelock import FileLock
 from comfyloop.errors import StarterError
 
 from . import packages
-from .packages import LANGUAGE, VISION, sha256
+from .packages import LANGUAGE, VISION, disk_error, sha256
 
 VERSION = "1.0.0"
 WEIGHTS = Path(__file__).with_name("weights") / "starter.safetensors"
@@ -57,7 +57,7 @@ def ensure(cache_dir: Path, progress: Progress | None = None, *, verify: bool = 
             if not is_intact(target, thorough=verify):
                 _build(cache_dir, target, report)
     except OSError as error:
-        raise _disk_error(cache_dir, error) from error
+        raise disk_error(cache_dir, error) from error
     report("The starter model is ready", 1.0)
     return target
 
@@ -148,14 +148,3 @@ def _write_manifest(made: Path) -> None:
         "files": files,
     }
     (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-
-
-def _disk_error(cache_dir: Path, error: OSError) -> StarterError:
-    if error.errno == errno.ENOSPC:
-        return StarterError(
-            f"The disk that holds {cache_dir} is full.", "Free some space, or set another cache directory."
-        )
-    return StarterError(
-        f"The cache directory {cache_dir} cannot be used: {error.strerror or error}.",
-        "Make it writable, or set another cache directory.",
-    )

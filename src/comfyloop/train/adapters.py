@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 from torch import Tensor
 
-from comfyloop.durable import sync
+from comfyloop.durable import appear
 from comfyloop.rope import RopeScaling, write_positions
 from comfyloop.train.status import disk_error
 
@@ -58,15 +57,7 @@ def save_model(whole: Any, processor: Any, place: Path, tensors: dict[str, Tenso
 
 
 def _appear(place: Path, write: Callable[[Path], None]) -> None:
-    making = place.with_name(f".{place.name}.making")
     try:
-        shutil.rmtree(making, ignore_errors=True)
-        write(making)
-        for file in making.iterdir():
-            sync(file)
-        sync(making)
-        making.rename(place)
-        sync(place.parent)
+        appear(place, write)
     except OSError as error:
-        shutil.rmtree(making, ignore_errors=True)
         raise disk_error(place, error) from error

@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from comfyloop.errors import InvalidInput
+from comfyloop.records import problems
 from comfyloop.train.image.spec import IMAGE_RECIPES, ImageTrainSpec
 from comfyloop.train.spec import LEARNING_RATES, RunSpec, TrainSpec
 
@@ -50,10 +51,8 @@ def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec
     try:
         return kind.model_validate(told)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'the spec'}: {e['msg']}" for e in error.errors()
-        )
-        raise InvalidInput(f"These options are not a training spec: {problems}.", "Correct them.") from None
+        wrong = problems(error, "the spec")
+        raise InvalidInput(f"These options are not a training spec: {wrong}.", "Correct them.") from None
 
 
 def field_names(kind: type[RunSpec]) -> list[str]:

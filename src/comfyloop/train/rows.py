@@ -79,7 +79,7 @@ def read_rows(path: Path) -> tuple[list[Row], list[BadRow]]:
             continue
         name = ""
         try:
-            value = _parse(text)
+            value = parse(text, "an object with messages")
             name = _name(value, text)
             rows.append(_row(value, number, name, path.parent))
         except UnusableRow as error:
@@ -111,13 +111,14 @@ def refuse_or_skip(path: Path, good: int, bad: list[BadRow], skip: bool, max_sha
         )
 
 
-def _parse(text: str) -> dict[str, Any]:
+def parse(text: str, wanted: str) -> dict[str, Any]:
+    """One line of a data file. Raises UnusableRow when it is not `wanted`, a JSON object."""
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         raise UnusableRow(f"it is not JSON ({error.msg} at column {error.colno})") from None
     if not isinstance(value, dict):
-        raise UnusableRow(f"it is a JSON {type(value).__name__}, not an object with messages")
+        raise UnusableRow(f"it is a JSON {type(value).__name__}, not {wanted}")
     return value
 
 

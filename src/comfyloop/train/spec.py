@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from comfyloop.errors import InvalidInput, NotFound
-from comfyloop.records import Record
+from comfyloop.records import Record, problems
 from comfyloop.rope import RopeScaling
 from comfyloop.settings import Settings
 
@@ -272,10 +272,8 @@ def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec:
     try:
         return kind.model_validate_json(text)
     except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, e['loc'])) or 'the file'}: {e['msg']}" for e in error.errors()
-        )
-        raise InvalidInput(f"{path} is not a training spec: {problems}.", "Correct these fields.") from None
+        wrong = problems(error, "the file")
+        raise InvalidInput(f"{path} is not a training spec: {wrong}.", "Correct these fields.") from None
 
 
 def _recipe(text: str) -> str:

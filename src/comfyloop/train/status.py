@@ -21,7 +21,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
-from comfyloop.durable import sync
+from comfyloop.durable import appear
 from comfyloop.errors import StorageError
 from comfyloop.records import Record, now
 
@@ -92,15 +92,13 @@ class RunDirectory:
 
     def join(self, sides: Sequence[RunDirectory]) -> None:
         """Make `adapter/` of the sides' adapters, each under its side's name; it appears whole or not at all."""
-        making = self.path / ".adapter.making"
-        try:
-            shutil.rmtree(making, ignore_errors=True)
+
+        def write(making: Path) -> None:
             for side in sides:
                 shutil.copytree(side.adapter, making / side.path.name)
-            for file in (*making.rglob("*"), making):
-                sync(file)
-            making.rename(self.adapter)
-            sync(self.path)
+
+        try:
+            appear(self.adapter, write)
         except OSError as error:
             raise disk_error(self.adapter, error) from error
 
@@ -119,6 +117,14 @@ class RunDirectory:
                 f"{self.status_file} is not a status: {error.errors()[0]['msg']}.",
                 "Delete it and start the run again: it goes on from its last checkpoint.",
             ) from None
+
+    def mark_starting(self) -> Status:
+        """Written when a process is about to take the run up; the status before. A cancellation is taken back."""
+        status = self.read_status()
+        if status.state is TrainState.CANCELLED:
+            self.cancel_file.unlink(missing_ok=True)
+        self.write_status(status.model_copy(update={"state": TrainState.STARTING, "error": "", "pid": 0}))
+        return status
 
     def read_last_status(self) -> Status:
         """The status of a run that nothing works on any more: `died` unless it said how it ended."""

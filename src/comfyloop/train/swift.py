@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import comfyloop
-from comfyloop.durable import sync
+from comfyloop.durable import appear
 from comfyloop.environments import python_of
 from comfyloop.errors import InvalidInput, RunFailed
 from comfyloop.settings import Settings
@@ -247,16 +247,12 @@ def check_weights_moved(checkpoint: Path, init_from: Path | None) -> None:
 
 def keep_adapter(checkpoint: Path, place: Path) -> None:
     """The PEFT files of a checkpoint as `place`, which appears whole or not at all."""
-    making = place.with_name(f".{place.name}.making")
-    try:
-        shutil.rmtree(making, ignore_errors=True)
-        making.mkdir()
+
+    def write(making: Path) -> None:
         for name in ADAPTER_FILES:
             shutil.copy(checkpoint / name, making / name)
-            sync(making / name)
-        sync(making)
-        making.rename(place)
-        sync(place.parent)
+
+    try:
+        appear(place, write)
     except OSError as error:
-        shutil.rmtree(making, ignore_errors=True)
         raise disk_error(place, error) from error

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import httpx
 
-from comfyloop.loop import Controller
+from comfyloop.loop import Controller, Work
 from comfyloop.records import Project, Version
 from comfyloop.serve import server
 from comfyloop.serve.api.services import Services
@@ -77,7 +77,9 @@ def running_gateway(
             projects.ensure(conn, project)
         engine = make(store) if make else EngineProcess("engine", settings.home / "engines", command, url=url)
         router = Router(settings, store, {settings.model: engine}, events)
-        controller = Controller(settings, store, router, events)  # not started: no turn begins by itself
+        controller = Controller(
+            Work(settings, store, router, events)
+        )  # not started: no turn begins by itself
         services = Services(settings, store, router, controller)
         listener = server.bind("127.0.0.1", 0)
         served = server.server(services)

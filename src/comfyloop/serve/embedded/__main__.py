@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 from comfyloop.serve.embedded.options import Options
+from comfyloop.serve.guard import alive
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -129,22 +130,12 @@ def _announce(server: object, file: Path, port: int) -> None:
 
 
 def _watch_parent(pid: int, leave: object) -> None:
-    while _alive(pid):
+    while alive(pid):
         time.sleep(0.5)
     assert callable(leave)
     leave()
     time.sleep(10)
     os._exit(1)  # requests that do not end must not keep an orphan alive
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _error_file(port_file: Path) -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import shutil
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from comfyloop.errors import StarterError
-from comfyloop.starter.packages import sha256
+from comfyloop.starter.packages import disk_error, sha256
 
 VERSION = "1.0.0"
 WEIGHTS = Path(__file__).with_name("weights") / "image.safetensors"
@@ -50,7 +49,7 @@ def ensure(cache_dir: Path, progress: Progress | None = None, *, verify: bool = 
             if not is_intact(target, thorough=verify):
                 _write(target, report)
     except OSError as error:
-        raise _disk_error(target.parent, error) from error
+        raise disk_error(target.parent, error) from error
     report("The image starter is ready", 1.0)
     return target
 
@@ -94,14 +93,3 @@ def _write(target: Path, report: Progress) -> None:
     finally:
         partial.unlink(missing_ok=True)
     _facts(target).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
-
-
-def _disk_error(folder: Path, error: OSError) -> StarterError:
-    if error.errno == errno.ENOSPC:
-        return StarterError(
-            f"The disk that holds {folder} is full.", "Free some space, or set another cache directory."
-        )
-    return StarterError(
-        f"The cache directory {folder} cannot be used: {error.strerror or error}.",
-        "Make it writable, or set another cache directory.",
-    )

@@ -16,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from comfyloop.durable import sync
+from comfyloop.durable import appear, sync
 from comfyloop.errors import Conflict, ModelError
 from comfyloop.train.image.checkpoint import ImageModel, read_tensors
 from comfyloop.train.image.lora import parts
@@ -71,15 +71,13 @@ def save(
     Raises:
         StorageError: The disk refuses.
     """
-    making = place.with_name(f".{place.name}.making")
-    try:
-        making.mkdir(parents=True, exist_ok=True)
+
+    def write(making: Path) -> None:
         save_file(tensors(model, dtype), making / FILE, metadata=metadata(model, about))
         (making / FILE).chmod(0o644)  # the writer makes files that only their owner can read
-        sync(making / FILE)
-        sync(making)
-        making.rename(place)
-        sync(place.parent)
+
+    try:
+        appear(place, write)
     except OSError as error:
         raise disk_error(place, error) from error
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from comfyloop.errors import DataError, NotFound
-from comfyloop.train.rows import BadRow, UnusableRow
+from comfyloop.train.rows import BadRow, UnusableRow, parse
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -66,7 +65,7 @@ def read_rows(path: Path, *, pairs: bool, max_image_pixels: int) -> tuple[list[P
             continue
         name = ""
         try:
-            value = _parse(line)
+            value = parse(line, "an object")
             name = str(value.get("id") or hashlib.sha256(line.encode()).hexdigest()[:12])
             rows.append(_row(value, number, name, path.parent, pairs, max_image_pixels))
         except UnusableRow as error:
@@ -74,16 +73,6 @@ def read_rows(path: Path, *, pairs: bool, max_image_pixels: int) -> tuple[list[P
     if not rows and not bad:
         raise DataError(f"{path} has no rows.", "Add at least one picture to train on.")
     return rows, bad
-
-
-def _parse(line: str) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UnusableRow(f"it is not JSON ({error.msg} at column {error.colno})") from None
-    if not isinstance(value, dict):
-        raise UnusableRow(f"it is a JSON {type(value).__name__}, not an object")
-    return value
 
 
 def _row(

@@ -21,25 +21,15 @@ from comfyloop.train.models import Loaded
 from comfyloop.train.parallel import shares
 from comfyloop.train.parallel.ranks import agree, lost_ranks
 from comfyloop.train.spec import TrainSpec
-from comfyloop.train.updates import Share, Updates
 
 
-class ShardedUpdates(Updates):
+class ShardedUpdates(shares.SharedUpdates):
     """AdamW on parameters that are sharded over the ranks."""
 
     def __init__(self, model: Loaded, spec: TrainSpec) -> None:
         self.loaded = model
         model.spread = self.reader = shard(model)
         super().__init__(model, spec)  # of the sharded parameters
-
-    def share(self, micro_batches: list[list[int]]) -> list[Share]:
-        return shares.share(micro_batches, one_by_one=bool(self.loaded.alone))
-
-    def agree(self, wish: int) -> int:
-        return agree(wish)
-
-    def total(self, values: dict[str, float]) -> dict[str, float]:
-        return shares.total(values)
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         self.reader.set_requires_gradient_sync(last)  # earlier micro-batches add up on each rank by itself

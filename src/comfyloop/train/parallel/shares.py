@@ -10,8 +10,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from comfyloop.train import checkpoints
+from comfyloop.train.models import Loaded
 from comfyloop.train.parallel.ranks import agree, lost_ranks
-from comfyloop.train.updates import Share
+from comfyloop.train.updates import Share, Updates
 
 
 def share(micro_batches: list[list[int]], *, one_by_one: bool) -> list[Share]:
@@ -42,6 +43,21 @@ def total(values: dict[str, float]) -> dict[str, float]:
     with lost_ranks():
         dist.all_reduce(sums)
     return dict(zip(names, sums.tolist(), strict=True))
+
+
+class SharedUpdates(Updates):
+    """Updates by several ranks, each of which computes its share of every step."""
+
+    loaded: Loaded
+
+    def share(self, micro_batches: list[list[int]]) -> list[Share]:
+        return share(micro_batches, one_by_one=bool(self.loaded.alone))
+
+    def agree(self, wish: int) -> int:
+        return agree(wish)
+
+    def total(self, values: dict[str, float]) -> dict[str, float]:
+        return total(values)
 
 
 def save_together(folder: Path, step: int, fingerprint: str, write: Callable[[Path], None]) -> None:

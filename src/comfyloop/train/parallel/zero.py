@@ -22,13 +22,12 @@ from comfyloop.train.models import Loaded
 from comfyloop.train.parallel import shares
 from comfyloop.train.parallel.ranks import agree, lost_ranks
 from comfyloop.train.spec import TrainSpec
-from comfyloop.train.updates import Share, Updates
 
 TAG = "zero"
 """Of DeepSpeed's own files within a checkpoint."""
 
 
-class ZeroUpdates(Updates):
+class ZeroUpdates(shares.SharedUpdates):
     """AdamW by a DeepSpeed engine."""
 
     def __init__(self, model: Loaded, spec: TrainSpec) -> None:
@@ -44,15 +43,6 @@ class ZeroUpdates(Updates):
             model=reader, optimizer=optimizer, config=config(spec, stage, model.dtype)
         )[0]
         model.spread = self.engine
-
-    def share(self, micro_batches: list[list[int]]) -> list[Share]:
-        return shares.share(micro_batches, one_by_one=bool(self.loaded.alone))
-
-    def agree(self, wish: int) -> int:
-        return agree(wish)
-
-    def total(self, values: dict[str, float]) -> dict[str, float]:
-        return shares.total(values)
 
     def backward(self, loss: Tensor, *, last: bool = True) -> None:
         self.engine.set_gradient_accumulation_boundary(last)

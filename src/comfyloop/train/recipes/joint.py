@@ -67,12 +67,17 @@ def write_captions(
         trained = directory.side(TEXT).adapter
         adapter = trained if trained.is_dir() else spec.writer and directory.resolve(spec.writer)
         writer = Writer(spec.writer_model, Path(adapter) if adapter else None)
+        answers: dict[str, str] = {}  # several pictures may have been made for one brief
         for number, (row, brief) in enumerate(zip(rows, briefs, strict=True)):
             if brief:
                 control.check()
-                pictures = [source.parent / name for name in row.get("images", [])]
-                written[number] = writer.write(brief, pictures, spec.prompt_tokens)
-        log.say(f"the text side wrote {sum(map(bool, written))} prompts")
+                names = row.get("images", [])
+                asked = json.dumps([brief, names])
+                if asked not in answers:
+                    pictures = [source.parent / name for name in names]
+                    answers[asked] = writer.write(brief, pictures, spec.prompt_tokens)
+                written[number] = answers[asked]
+        log.say(f"the text side wrote {sum(map(bool, answers.values()))} prompts")
     made = []
     for row, prompt in zip(rows, written, strict=True):
         files = {key: str(source.parent / row[key]) for key in ("picked", "over") if key in row}

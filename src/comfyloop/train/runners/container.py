@@ -8,19 +8,17 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFailed
 from comfyloop.settings import Settings
 from comfyloop.train.joint_spec import JointSpec
+from comfyloop.train.runners.watch import LOOK_SECONDS, Watch
 from comfyloop.train.spec import RunSpec, TrainSpec, read_spec
-from comfyloop.train.status import RunDirectory, Status, TrainState
+from comfyloop.train.status import RunDirectory, Status
 
 ENGINES = ("podman", "docker")
-LOOK_SECONDS = 2.0
-"""Pause between two questions to the engine whether a container still runs."""
 SHARED_MEMORY = "1g"
 GPU = Path("/dev/nvidiactl")
 
@@ -29,36 +27,21 @@ class ContainerRunner:
     def __init__(self, settings: Settings) -> None:
         self._image = settings.train_image
         self._asked = settings.container_engine
-        self._looked: dict[Path, tuple[float, bool]] = {}  # run -> when the engine was asked, and its answer
+        self._watch = Watch(self._runs)
 
     def start(self, run_dir: Path) -> None:
         run = RunDirectory(run_dir)
         spec = read_spec(run.path)
         engine = find_engine(self._asked)
-        if self._runs(engine, run):
-            raise Conflict(
-                f"The run {run.path.name} is already being worked on.", "Wait for it, or cancel it."
-            )
-        status = run.read_status()
-        if status.state is TrainState.CANCELLED:
-            run.cancel_file.unlink(missing_ok=True)
-        run.write_status(status.model_copy(update={"state": TrainState.STARTING, "error": "", "pid": 0}))
+        status = self._watch.take_up(run)
         done = subprocess.run(command(engine, self._image, run, spec), capture_output=True, text=True)
-        self._looked.pop(run.path, None)
+        self._watch.started(run)
         if done.returncode:
             run.write_status(status)
             raise refusal(engine, self._image, done.stderr)
 
     def poll(self, run_dir: Path) -> Status:
-        run = RunDirectory(run_dir)
-        status = run.read_status()
-        if status.state.ended or status.state is TrainState.QUEUED:
-            return status
-        asked, running = self._looked.get(run.path, (0.0, True))
-        if time.monotonic() - asked >= LOOK_SECONDS:
-            running = self._runs(find_engine(self._asked), run)
-            self._looked[run.path] = (time.monotonic(), running)
-        return status if running else run.read_last_status()
+        return self._watch.poll(run_dir)
 
     def prepare(self, model: str, dtype: str) -> None:
         """Nothing can be prepared: a container has no memory of another one."""
@@ -66,7 +49,8 @@ class ContainerRunner:
     def close(self) -> None:
         """Nothing is kept open: the engine watches over its containers."""
 
-    def _runs(self, engine: str, run: RunDirectory) -> bool:
+    def _runs(self, run: RunDirectory) -> bool:
+        engine = find_engine(self._asked)
         asked = [engine, "inspect", "--type", "container", "--format", "{{.State.Running}}", name(run)]
         done = subprocess.run(asked, capture_output=True, text=True)
         if done.returncode == 0:

@@ -115,10 +115,7 @@ def _take_up(run: RunDirectory) -> int:
     lock = run.lock(patience=30 if ended else 0.2)  # an ended trainer may still be on its way out
     if lock is None:
         raise Conflict(f"The run {run.path.name} is already being worked on.", "Wait for it, or cancel it.")
-    status = run.read_status()
-    if status.state is TrainState.CANCELLED:
-        run.cancel_file.unlink(missing_ok=True)  # starting a cancelled run takes the cancellation back
-    run.write_status(status.model_copy(update={"state": TrainState.STARTING, "error": "", "pid": 0}))
+    run.mark_starting()
     return lock
 
 

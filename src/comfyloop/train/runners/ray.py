@@ -7,20 +7,18 @@ path. `ray_job` is what runs there; the job outlives the service. Imports no tor
 from __future__ import annotations
 
 import shlex
-import time
 import uuid
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFailed
+from comfyloop.errors import ComfyLoopError, EngineUnavailable, InvalidInput, RunFailed
 from comfyloop.settings import Settings
+from comfyloop.train.runners.watch import LOOK_SECONDS, Watch
 from comfyloop.train.spec import read_spec
-from comfyloop.train.status import RunDirectory, Status, TrainState, write_atomically
+from comfyloop.train.status import RunDirectory, Status, write_atomically
 
-LOOK_SECONDS = 2.0
-"""Pause between two questions to the cluster whether a job still runs."""
 ENDED = {"STOPPED", "SUCCEEDED", "FAILED"}
 
 
@@ -34,39 +32,24 @@ class RayRunner:
         self._address = settings.ray_address.rstrip("/")
         self._python = settings.ray_python
         self._client = httpx.Client(base_url=self._address, timeout=30)
-        self._looked: dict[Path, tuple[float, bool]] = {}  # run -> when the cluster was asked, and its answer
+        self._watch = Watch(self._runs)
 
     def start(self, run_dir: Path) -> None:
         run = RunDirectory(run_dir)
         read_spec(run.path)
-        if self._runs(run):
-            raise Conflict(
-                f"The run {run.path.name} is already being worked on.", "Wait for it, or cancel it."
-            )
-        status = run.read_status()
-        if status.state is TrainState.CANCELLED:
-            run.cancel_file.unlink(missing_ok=True)
+        status = self._watch.take_up(run)
         job = f"comfyloop-{run.path.name}-{uuid.uuid4().hex[:8]}"  # Ray knows each name once
-        write_atomically(_job_file(run), job.encode())
-        run.write_status(status.model_copy(update={"state": TrainState.STARTING, "error": "", "pid": 0}))
         command = shlex.join([self._python, "-m", "comfyloop.train.runners.ray_job", str(run.path)])
         try:
+            write_atomically(_job_file(run), job.encode())
             self._ask("POST", "/api/jobs/", json={"entrypoint": command, "submission_id": job})
-        except (EngineUnavailable, RunFailed):
+        except ComfyLoopError:
             run.write_status(status)
             raise
-        self._looked.pop(run.path, None)
+        self._watch.started(run)
 
     def poll(self, run_dir: Path) -> Status:
-        run = RunDirectory(run_dir)
-        status = run.read_status()
-        if status.state.ended or status.state is TrainState.QUEUED:
-            return status
-        asked, running = self._looked.get(run.path, (0.0, True))
-        if time.monotonic() - asked >= LOOK_SECONDS:
-            running = self._runs(run)
-            self._looked[run.path] = (time.monotonic(), running)
-        return status if running else run.read_last_status()
+        return self._watch.poll(run_dir)
 
     def prepare(self, model: str, dtype: str) -> None:
         """Nothing can be prepared: which node a run will get is not known."""
