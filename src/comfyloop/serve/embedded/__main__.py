@@ -112,6 +112,12 @@ def parse(arguments: list[str] | None = None) -> Options:
     p.add_argument("--rope-scaling", default="", help="More positions: linear:2, dynamic:2, yarn:4.")
     p.add_argument("--prefix-mb", type=int, default=256, help="Memory for beginnings of prompts seen before.")
     p.add_argument("--image-mb", type=int, default=128, help="Memory for features of images seen before.")
+    p.add_argument(
+        "--packed-mb",
+        type=int,
+        default=1024,
+        help="Memory for a copy of the weights in the order that a CPU reads.",
+    )
     p.add_argument("--lora-modules", nargs="*", default=(), metavar="NAME=DIRECTORY", help="Adapters.")
     p.add_argument("--parent-pid", type=int, default=0, help="Leave when this process is gone.")
     p.add_argument(

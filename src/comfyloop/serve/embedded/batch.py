@@ -21,6 +21,7 @@ from comfyloop.serve.embedded.kv import Decode, KvRows, Prefill, Prefixes, RowsC
 from comfyloop.serve.embedded.llama import LlamaStep
 from comfyloop.serve.embedded.loading import Loaded
 from comfyloop.serve.embedded.lora import Adapter, LoraRows
+from comfyloop.serve.embedded.packed import Packer
 from comfyloop.serve.embedded.prompts import Prompt
 from comfyloop.serve.embedded.vision import Embedded, Vision
 
@@ -84,17 +85,21 @@ def shares_a_cache(model: Any) -> bool:
     return len(cache.layers) > 0 and all(type(layer) is DynamicLayer for layer in cache.layers)
 
 
-def make_decoder(loaded: Loaded, lora: LoraRows, prefix_bytes: int, image_bytes: int) -> Decoder:
+def make_decoder(
+    loaded: Loaded, lora: LoraRows, prefix_bytes: int, image_bytes: int, packed_bytes: int = 1 << 30
+) -> Decoder:
     vision = Vision(loaded.model, image_bytes) if loaded.processor is not None else None
     if shares_a_cache(loaded.model):
-        return BatchDecoder(loaded, lora, vision, prefix_bytes)
+        return BatchDecoder(loaded, lora, vision, prefix_bytes, packed_bytes)
     return SoloDecoder(loaded, lora, vision)
 
 
 class BatchDecoder:
     """Decodes all rows in one pass: through the model's own forward, or a faster one that agrees with it."""
 
-    def __init__(self, loaded: Loaded, lora: LoraRows, vision: Vision | None, prefix_bytes: int) -> None:
+    def __init__(
+        self, loaded: Loaded, lora: LoraRows, vision: Vision | None, prefix_bytes: int, packed_bytes: int
+    ) -> None:
         self._model, self._lora, self.vision = loaded.model, lora, vision
         self._device, self._dtype = loaded.device, loaded.dtype
         self._kv = KvRows()
@@ -103,7 +108,7 @@ class BatchDecoder:
         self.prefixes = Prefixes(prefix_bytes)
         self._seated: list[Sequence] = []  # by row: first those that decode, then those that are being filled
         self._decoding = 0
-        self.fast = LlamaStep.of(loaded.model, self._kv)
+        self.fast = LlamaStep.of(loaded.model, self._kv, Packer(packed_bytes))
         if self.fast is not None and not self._agrees(self.fast):
             self.fast = None
 

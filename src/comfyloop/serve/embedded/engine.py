@@ -249,7 +249,9 @@ class Engine:
         )
         self.prompts = PromptMaker(self.loaded, o.max_pixels, o.max_image_pixels)
         self._lora = LoraRows(self.loaded.model)
-        self._decoder: Decoder = make_decoder(self.loaded, self._lora, o.prefix_mb << 20, o.image_mb << 20)
+        self._decoder: Decoder = make_decoder(
+            self.loaded, self._lora, o.prefix_mb << 20, o.image_mb << 20, o.packed_mb << 20
+        )
         self._decode = text_decoder(self.loaded.tokenizer)
         self.structures = Structures(self.loaded.tokenizer, self.loaded.eos)
         for given in o.lora_modules:

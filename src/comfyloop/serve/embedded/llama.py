@@ -5,8 +5,11 @@ of queries, keys and values are one product, gate and up another, and query head
 queries of one attention. It is used only where `LlamaStep.of` finds the layers that it knows, and only after
 it has given the logits of the model's own forward on a sample.
 
-The fused weights *are* the model's weights: the model's layers become views of them, so memory does not grow
-and prefill, which goes through the model's own forward, sees the same numbers.
+The fused weights *are* the model's weights: the model's layers become views of them, and prefill, which goes
+through the model's own forward, sees the same numbers. What is packed (see `packed.py`) is a copy of them.
+
+The adapters of a batch are applied at once: their A stand side by side, and what a row's own adapter has not made is
+put to zero before it meets their B.
 """
 
 from __future__ import annotations
@@ -21,6 +24,7 @@ from torch.nn import functional
 
 from comfyloop.serve.embedded.kv import KvRows
 from comfyloop.serve.embedded.lora import Adapter
+from comfyloop.serve.embedded.packed import Linear, Packer
 
 _DECODERS = {"LlamaModel", "Qwen2Model"}
 _HEADS = {
@@ -41,18 +45,23 @@ _GROUPS = {
 class _Layer:
     input_norm: Tensor
     post_norm: Tensor
-    weights: dict[str, tuple[Tensor, Tensor | None]]  # by group: weight (out, in), bias (out,)
+    linears: dict[str, Linear]  # by group
 
 
 Delta = tuple[Tensor, Tensor]  # A^T (in, r) and scaled B^T (r, out), float32
 
 
+Applied = list[dict[str, tuple[Tensor, Tensor, Tensor | None]]]
+"""What the adapters of a batch add, by layer and group: their A side by side, their B above one another, and (rows,
+r) zeros and ones for what of it is each row's own (None: all)."""
+
+
 class LlamaStep:
     """Call it with the tokens, positions and adapters of all rows; logits (rows, vocabulary)."""
 
-    def __init__(self, model: Any, kv: KvRows) -> None:
+    def __init__(self, model: Any, kv: KvRows, pack: Packer) -> None:
         self._decoder = decoder = model.get_decoder()
-        self._head, self._kv = model.get_output_embeddings(), kv
+        self._kv = kv
         self._prefix = next(n for n, m in model.named_modules() if m is decoder) + ".layers."
         config = decoder.config
         self._kv_heads = config.num_key_value_heads
@@ -67,23 +76,27 @@ class LlamaStep:
             _Layer(
                 block.input_layernorm.weight,
                 block.post_attention_layernorm.weight,
-                {g: _fuse(m) for g, m in modules.items()},
+                {g: pack(*_fuse(m)) for g, m in modules.items()},
             )
             for block, modules in zip(decoder.layers, self._modules, strict=True)
         ]
+        head = model.get_output_embeddings()
+        self._head = pack(head.weight, head.bias)
         self._deltas: dict[Adapter, list[dict[str, Delta]]] = {}
+        self._applied: tuple[Sequence[Adapter | None], Applied] = ([], [])
 
     @classmethod
-    def of(cls, model: Any, kv: KvRows) -> LlamaStep | None:
+    def of(cls, model: Any, kv: KvRows, pack: Packer) -> LlamaStep | None:
         """The step for `model`, or None where it has layers of another shape."""
         decoder = model.get_decoder()
         if type(decoder).__name__ not in _DECODERS or type(model).__name__ not in _HEADS:
             return None
         targets = [name for names in _GROUPS.values() for name in names]
         linears = [block.get_submodule(n) for block in decoder.layers for n in targets]
+        linears.append(model.get_output_embeddings())
         if any(type(m) is not nn.Linear for m in linears) or decoder.config.hidden_act != "silu":
             return None
-        return cls(model, kv)
+        return cls(model, kv, pack)
 
     def prepare(self, adapter: Adapter) -> bool:
         """Fuse the adapter's parts as the weights are; False when it needs the model's own layers."""
@@ -108,6 +121,7 @@ class LlamaStep:
     def forget(self, name: str) -> None:
         for adapter in [a for a in self._deltas if a.name == name]:
             del self._deltas[adapter]
+        self._applied = ([], [])
 
     def knows(self, adapter: Adapter | None) -> bool:
         return adapter is None or adapter in self._deltas
@@ -128,14 +142,14 @@ class LlamaStep:
         sin = torch.cat((-sin[..., : size // 2], sin[..., size // 2 :]), -1)
         if mask is not None:
             mask = mask.expand(-1, -1, group, -1)
-        present = self._present(adapters)
+        applied = self._apply(adapters)
         shared, width = (
             kv_heads * (group + 1),
             kv_heads * group * size,
         )  # heads that turn; width of the queries
         for number, layer in enumerate(self._layers):
             h = functional.rms_norm(x, x.shape[-1:], layer.input_norm, self._eps)
-            qkv = self._linear(h, layer, "qkv", number, present)
+            qkv = self._linear(h, layer, "qkv", applied[number])
             turned = qkv[:, : shared * size].view(rows, shared, size)
             turned = turned * cos + turned.roll(size // 2, -1) * sin
             keys = turned[:, kv_heads * group :, None]
@@ -143,43 +157,55 @@ class LlamaStep:
             queries = turned[:, : kv_heads * group].view(rows, kv_heads, group, size)
             k, v = self._kv.put(number, keys, values)
             seen = functional.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
-            x = x + self._linear(seen.reshape(rows, width), layer, "o", number, present)
+            x = x + self._linear(seen.reshape(rows, width), layer, "o", applied[number])
             h = functional.rms_norm(x, x.shape[-1:], layer.post_norm, self._eps)
-            gate, up = self._linear(h, layer, "gate_up", number, present).chunk(2, -1)
-            x = x + self._linear(functional.silu(gate) * up, layer, "down", number, present)
-        return self._head(self._decoder.norm(x))  # type: ignore[no-any-return]
+            gate, up = self._linear(h, layer, "gate_up", applied[number]).chunk(2, -1)
+            x = x + self._linear(functional.silu(gate) * up, layer, "down", applied[number])
+        return self._head(self._decoder.norm(x))
 
-    def _present(
-        self, adapters: Sequence[Adapter | None]
-    ) -> list[tuple[list[dict[str, Delta]], Tensor | None]]:
-        """Each adapter of the batch with its rows (None: all of them)."""
-        present = []
-        for adapter in {id(a): a for a in adapters if a is not None}.values():
-            rows = [i for i, a in enumerate(adapters) if a is adapter]
-            present.append(
-                (self._deltas[adapter], None if len(rows) == len(adapters) else torch.tensor(rows))
-            )
-        return present
+    def _apply(self, adapters: Sequence[Adapter | None]) -> Applied:
+        """Made when the batch changes, which is seldom, and kept for its steps."""
+        if len(adapters) != len(self._applied[0]) or any(
+            a is not b for a, b in zip(adapters, self._applied[0], strict=True)
+        ):
+            self._applied = (adapters, self._stack(adapters))
+        return self._applied[1]
+
+    def _stack(self, adapters: Sequence[Adapter | None]) -> Applied:
+        present = list({id(a): a for a in adapters if a is not None}.values())
+        shared = len(present) > 1 or None in adapters
+        applied: Applied = []
+        for number in range(len(self._layers)):
+            groups = {}
+            for group in _GROUPS:
+                there = [a for a in present if group in self._deltas[a][number]]
+                if not there:
+                    continue
+                deltas = [self._deltas[a][number][group] for a in there]
+                if len(deltas) > 1:
+                    a, b = torch.cat([a for a, _ in deltas], 1), torch.cat([b for _, b in deltas])
+                else:
+                    a, b = deltas[0]
+                own = None
+                if shared:
+                    ranks = torch.tensor([len(b) for _, b in deltas])
+                    whose = torch.tensor([[row is adapter for adapter in there] for row in adapters])
+                    own = whose.to(a.dtype).repeat_interleave(ranks, 1).to(a.device)
+                groups[group] = (a, b, own)
+            applied.append(groups)
+        return applied
 
     def _linear(
-        self,
-        x: Tensor,
-        layer: _Layer,
-        group: str,
-        number: int,
-        present: list[tuple[list[dict[str, Delta]], Tensor | None]],
+        self, x: Tensor, layer: _Layer, group: str, applied: dict[str, tuple[Tensor, Tensor, Tensor | None]]
     ) -> Tensor:
-        out = functional.linear(x, *layer.weights[group])
-        for deltas, rows in present:
-            delta = deltas[number].get(group)
-            if delta is None:
-                continue
-            a, b = delta
-            if rows is None:
-                out = torch.addmm(out.float(), x.float() @ a, b).to(out.dtype)
-            else:
-                out[rows] = torch.addmm(out[rows].float(), x[rows].float() @ a, b).to(out.dtype)
-        return out
+        out = layer.linears[group](x)
+        if group not in applied:
+            return out
+        a, b, own = applied[group]
+        inner = x.float() @ a
+        if own is not None:
+            inner *= own
+        return torch.addmm(out.float(), inner, b).to(out.dtype)
 
 
 def _fuse(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

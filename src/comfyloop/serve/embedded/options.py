@@ -27,6 +27,7 @@ class Options:
     rope_scaling: str = ""  # as the adapters were trained, e.g. "yarn:4"
     prefix_mb: int = 256  # memory for keys and values of prompt prefixes seen before
     image_mb: int = 128  # memory for features of images seen before
+    packed_mb: int = 1024  # memory for weights laid out a second time, for faster answers on a CPU
     lora_modules: tuple[str, ...] = ()  # NAME=DIRECTORY of adapters that are there from the start
     parent_pid: int = 0  # leave when this process is gone; 0: never
     drain_seconds: float = 5.0  # for running requests, on SIGTERM
