@@ -204,9 +204,9 @@ class EngineClient:
         )
         entries = (read.get("prompt_logprobs") or [])[prompt_tokens:]
         if not entries:
-            raise EngineUnavailable(
-                f"The engine gave no prompt_logprobs for {model!r}, so the answer cannot be scored.",
-                "Use an engine that supports vLLM's prompt_logprobs.",
+            raise Conflict(
+                f"The engine gave no prompt_logprobs for {model!r}, so it serves but cannot judge a candidate.",
+                "Use the embedded engine or vLLM, or promote versions by hand.",
             )
         return Score([next(iter(entry.values()))["logprob"] for entry in entries])
 

@@ -97,6 +97,8 @@ class InstantEngine:
         if sum(self.users.values()) >= self.max_queue:
             await fail(send, 429, "the queue is full", {"retry-after": "3"})
             return
+        if self.fixed:  # it stands for LMDeploy, which passes over what it does not know
+            sent.pop("prompt_logprobs", None)
         said = " ".join(_text(message) for message in sent["messages"])
         if "too long for me" in said:
             await fail(send, 400, "the prompt is longer than the context")
@@ -209,7 +211,7 @@ def main() -> None:
     options.add_argument("--load-seconds", type=float, default=0.0)
     options.add_argument("--start-seconds", type=float, default=0.0)
     options.add_argument("--max-queue", type=int, default=10_000)
-    options.add_argument("--lora-modules", nargs="*", default=[], help="NAME=DIRECTORY of fixed adapters")
+    options.add_argument("--lora-modules", nargs="*", help="NAME=DIRECTORY of fixed adapters")
     options.add_argument("--exit-code", type=int, help="print a sentence and leave at once")
     given = options.parse_args()
     if given.exit_code is not None:
@@ -218,10 +220,11 @@ def main() -> None:
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     time.sleep(given.start_seconds)
     engine = InstantEngine(given.served_model_name, given.word_seconds, given.load_seconds, given.max_queue)
-    for name, _, path in (module.partition("=") for module in given.lora_modules):
+    engine.fixed = given.lora_modules is not None
+    for name, _, path in (module.partition("=") for module in given.lora_modules or ()):
         if not (Path(path) / "adapter_config.json").exists():
             sys.exit(f"{path} is not a PEFT directory")
-        engine.users[name], engine.fixed = 0, True
+        engine.users[name] = 0
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", given.port))

@@ -16,7 +16,7 @@ import httpx
 import psutil
 import pytest
 
-from comfyloop.errors import EngineUnavailable, InvalidInput, ModelError
+from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, ModelError
 from comfyloop.serve.blue_green import BlueGreenEngine
 from comfyloop.serve.engine import EngineState, Launch
 from comfyloop.settings import Settings
@@ -147,3 +147,8 @@ def test_what_the_engine_cannot_take_is_refused_before_a_process_is_started(sett
         assert engine.starts == 1
     finally:
         engine.stop()
+
+
+def test_an_engine_that_scores_nothing_says_so_and_is_not_waited_for(gateway: Gateway) -> None:
+    with pytest.raises(Conflict, match=r"cannot judge a candidate.* promote versions by hand"):
+        gateway.engine.client.score("base", [{"role": "user", "content": "how are you"}], "well")
