@@ -60,6 +60,10 @@ class Client:
         return self._send(method, path, json=body, params=params)
 
     def _send(self, method: str, path: str, **request: Any) -> Any:
+        response = self._ask(method, path, **request)
+        return response.json() if response.content else None
+
+    def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **request)
         except httpx.TimeoutException as error:
@@ -72,7 +76,7 @@ class Client:
             ) from error
         if response.status_code >= 400:
             raise _error(response)
-        return response.json() if response.content else None
+        return response
 
     # --- asking and correcting
 
@@ -141,6 +145,13 @@ class Client:
         return GateReport.model_validate(
             self.call("POST", f"/v1/versions/{number}/gate", project=self.project)
         )
+
+    def sheet(self, number: int) -> bytes:
+        """The contact sheet of a version's gate, a PNG. Raises NotFound when its image side was not judged."""
+        found = self._ask(
+            "GET", f"/v1/versions/{number}/sheet", params={"project": self.project} if self.project else None
+        )
+        return found.content
 
     def promote(self, number: int, *, force: bool = False, canary: float | None = None) -> dict[str, Any]:
         """`canary`: for this share of the conversations only; 0 takes that back."""

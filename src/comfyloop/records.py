@@ -339,10 +339,14 @@ class Verdict(StrEnum):
     NOT_ENOUGH_EVIDENCE = "not_enough_evidence"
 
 
+Scores = dict[str, tuple[float, float]]
+"""What was measured of one item -> (live, candidate)."""
+
+
 class Measure(Record):
     """Candidate against live on the same items; `low` and `high` bound the mean of candidate - live."""
 
-    metric: str  # "log_likelihood" (nats per token), "edit_distance" (0..1)
+    metric: str  # "log_likelihood" (nats per token), "edit_distance" (0..1), "denoising_loss", ...
     slice: str
     items: int
     live: float
@@ -362,7 +366,7 @@ class GateItem(Record):
     reference: str
     live_answer: str = ""
     candidate_answer: str = ""
-    scores: dict[str, tuple[float, float]] = {}  # metric -> (live, candidate)
+    scores: Scores = {}
 
 
 class GateReport(Record):
@@ -373,6 +377,7 @@ class GateReport(Record):
     reasons: tuple[str, ...]
     measures: tuple[Measure, ...] = ()
     items: tuple[GateItem, ...] = ()
+    sheet: Sha256 | None = None  # a PNG (blob): what both drew of the same prompts and seeds, side by side
     seconds: float = 0.0
     created_at: datetime = Field(default_factory=now)
 

@@ -199,6 +199,23 @@ class Settings(BaseSettings):
     gate_max_items: int = Field(default=200, ge=2, description="Held-out items judged at most, newest first.")
     gate_max_answers: int = Field(default=40, ge=2, description="Of these, so many are also answered.")
 
+    gate_max_pictures: int = Field(
+        default=40, ge=2, description="Held-out pictures, and pairs, that both image sides are asked about."
+    )
+    gate_max_drawn: int = Field(
+        default=8, ge=0, description="Of these, so many prompts are also drawn by both; 0: none."
+    )
+    gate_draw_steps: int = Field(default=20, ge=1, description="Sampling steps of these pictures.")
+    gate_image_loss: float = Field(
+        default=0.05,
+        ge=0,
+        description="Denoising loss on kept pictures that learning picks may cost, as a share of it.",
+    )
+    gate_clip: str = Field(
+        default="",
+        description="Directory of a CLIP that compares pictures and prompts; empty: the base model does.",
+    )
+
     # loop
     trigger_samples: int = Field(default=20, ge=1, description="New pieces of feedback that start a run.")
     trigger_minutes: float = Field(

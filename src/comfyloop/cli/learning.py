@@ -155,6 +155,9 @@ def _train_from_swift(command: str, model: str | None, output: Path, dry_run: bo
 @app.command()
 def gate(
     number: Annotated[int, typer.Argument(min=1, help="The version to judge.")],
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write what both versions drew there, as a PNG.", dir_okay=False)
+    ] = None,
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
@@ -164,6 +167,8 @@ def gate(
 
     with service(url, project) as client:
         report = client.gate(number)
+        if sheet is not None:
+            sheet.write_bytes(client.sheet(number))
     put(report, as_json, render_text(report))
     if report.verdict is not Verdict.PROMOTE:
         raise typer.Exit(1)

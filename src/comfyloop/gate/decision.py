@@ -22,7 +22,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD
+from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD, LOWER_IS_BETTER
 from comfyloop.gate.statistics import Interval, bca_interval, reduction, sign_flip_p
 from comfyloop.records import Measure, Verdict
 from comfyloop.settings import Settings
@@ -45,7 +45,7 @@ class Pairs:
 
     @property
     def higher_is_better(self) -> bool:
-        return self.metric != EDIT_DISTANCE
+        return self.metric not in LOWER_IS_BETTER
 
     @property
     def differences(self) -> list[float]:
@@ -93,8 +93,8 @@ def measure(pairs: Pairs, confidence: float) -> Measure:
         metric=pairs.metric,
         slice=pairs.slice,
         items=len(pairs.live),
-        live=_mean(pairs.live),
-        candidate=_mean(pairs.candidate),
+        live=mean(pairs.live),
+        candidate=mean(pairs.candidate),
         low=interval.low,
         high=interval.high,
         higher_is_better=pairs.higher_is_better,
@@ -110,15 +110,15 @@ def better(gains: Sequence[float], confidence: float) -> bool:
 
 def loss_share(pairs: Pairs) -> float:
     """The part of its log-likelihood that the candidate has lost: 0.02 is 2%, negative is a gain."""
-    live = _mean(pairs.live)
-    return (live - _mean(pairs.candidate)) / max(abs(live), _SHALLOW)
+    live = mean(pairs.live)
+    return (live - mean(pairs.candidate)) / max(abs(live), _SHALLOW)
 
 
 def _verdict(evidence: Evidence, settings: Settings) -> tuple[Verdict, str]:
     pairs, confidence = evidence.likelihood, settings.gate_confidence
     items = len(pairs.live) if pairs else 0
     if pairs is None or items < settings.gate_min_items:
-        there = f"Only {_things(items, 'held-out correction')} {'is' if items == 1 else 'are'} there"
+        there = f"Only {things(items, 'held-out correction')} {'is' if items == 1 else 'are'} there"
         return (
             Verdict.NOT_ENOUGH_EVIDENCE,
             f"{there if items else 'No held-out correction is there'} to judge by; "
@@ -128,26 +128,26 @@ def _verdict(evidence: Evidence, settings: Settings) -> tuple[Verdict, str]:
     if not any(gain for part in corrected for gain in part.gains):
         return Verdict.REJECT, "The candidate does exactly what the live version does: nothing was learnt."
     for part in corrected:
-        if _worse(part, confidence):
+        if worse(part, confidence):
             return Verdict.REJECT, f"The candidate is worse on your corrections by {_name(part)}."
     if evidence.general and (lost := loss_share(evidence.general)) > settings.gate_forgetting:
         return (
             Verdict.REJECT,
-            f"The candidate forgets: it lost {_percent(lost)} of its log-likelihood on general questions, "
-            f"{_percent(settings.gate_forgetting)} is allowed.",
+            f"The candidate forgets: it lost {percent(lost)} of its log-likelihood on general questions, "
+            f"{percent(settings.gate_forgetting)} is allowed.",
         )
     for part in evidence.slices:
-        if _worse(part, confidence):
+        if worse(part, confidence):
             return Verdict.REJECT, f"The candidate is worse on the {part.slice} questions by {_name(part)}."
     return _verdict_on_gains(evidence, pairs, confidence)
 
 
 def _verdict_on_gains(evidence: Evidence, pairs: Pairs, confidence: float) -> tuple[Verdict, str]:
-    gain, distance, accepted = _mean(pairs.gains), evidence.distance, evidence.accepted
+    gain, distance, accepted = mean(pairs.gains), evidence.distance, evidence.accepted
     if not better(pairs.gains, confidence):
         return (
             Verdict.NOT_ENOUGH_EVIDENCE,
-            f"On {_things(len(pairs.live), 'held-out correction')} the candidate and the live version "
+            f"On {things(len(pairs.live), 'held-out correction')} the candidate and the live version "
             "cannot be told apart with confidence.",
         )
     if gain < SMALLEST_GAIN:
@@ -177,29 +177,29 @@ def _findings(evidence: Evidence, settings: Settings) -> list[str]:
     if evidence.likelihood:
         sentences.append(_likelihood_sentence(evidence.likelihood, confidence))
     if evidence.accepted:
-        items, mean = len(evidence.accepted.live), _mean(evidence.accepted.gains)
+        items, change = len(evidence.accepted.live), mean(evidence.accepted.gains)
         sentences.append(
-            f"On {_things(items, 'answer')} that you accepted, log-likelihood changes by {mean:+.3f} "
+            f"On {things(items, 'answer')} that you accepted, log-likelihood changes by {change:+.3f} "
             "nats per token."
         )
     if evidence.general:
         lost = loss_share(evidence.general)
         sentences.append(
-            f"On {_things(len(evidence.general.live), 'general question')}, log-likelihood "
-            f"{'falls' if lost > 0 else 'rises'} by {_percent(abs(lost))} "
-            f"({_percent(settings.gate_forgetting)} of loss is allowed)."
+            f"On {things(len(evidence.general.live), 'general question')}, log-likelihood "
+            f"{'falls' if lost > 0 else 'rises'} by {percent(abs(lost))} "
+            f"({percent(settings.gate_forgetting)} of loss is allowed)."
         )
     for part in evidence.slices:
         if part.metric == LOG_LIKELIHOOD and len(part.live) < settings.gate_min_items:
             sentences.append(
-                f"The slice {part.slice} has {_things(len(part.live), 'question')}: too few to guard alone."
+                f"The slice {part.slice} has {things(len(part.live), 'question')}: too few to guard alone."
             )
     return sentences
 
 
 def _distance_sentence(pairs: Pairs, confidence: float) -> str:
-    live, candidate = _mean(pairs.live), _mean(pairs.candidate)
-    start = f"On {_things(len(pairs.live), 'held-out correction')} the candidate's answers are "
+    live, candidate = mean(pairs.live), mean(pairs.candidate)
+    start = f"On {things(len(pairs.live), 'held-out correction')} the candidate's answers are "
     if live <= 1e-6 or candidate == live:
         return start + f"as far from yours as before (edit distance {live:.2f} and {candidate:.2f})."
     closer = 1 - candidate / live
@@ -216,17 +216,17 @@ def _distance_sentence(pairs: Pairs, confidence: float) -> str:
 def _likelihood_sentence(pairs: Pairs, confidence: float) -> str:
     gains = pairs.gains
     interval = bca_interval(gains, confidence)
-    mean, won = _mean(gains), sum(gain > 0 for gain in gains)
-    likelier = "more" if mean >= 0 else "less"
-    p = sign_flip_p(gains if mean >= 0 else [-gain for gain in gains])
+    gain, won = mean(gains), sum(gain > 0 for gain in gains)
+    likelier = "more" if gain >= 0 else "less"
+    p = sign_flip_p(gains if gain >= 0 else [-gain for gain in gains])
     return (
-        f"It finds your corrections {likelier} likely than the live version does, by {abs(mean):.3f} nats "
+        f"It finds your corrections {likelier} likely than the live version does, by {abs(gain):.3f} nats "
         f"per token ({confidence:.0%} interval of the change {interval.low:+.3f} to {interval.high:+.3f}); "
-        f"it is ahead on {won} of {len(gains)}. Chance alone looks so in {_percent(p)} of cases."
+        f"it is ahead on {won} of {len(gains)}. Chance alone looks so in {percent(p)} of cases."
     )
 
 
-def _worse(pairs: Pairs, confidence: float) -> bool:
+def worse(pairs: Pairs, confidence: float) -> bool:
     return better([-gain for gain in pairs.gains], confidence)
 
 
@@ -234,13 +234,13 @@ def _name(pairs: Pairs) -> str:
     return "edit distance" if pairs.metric == EDIT_DISTANCE else "likelihood"
 
 
-def _mean(values: Sequence[float]) -> float:
+def mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values)
 
 
-def _things(number: int, word: str) -> str:
+def things(number: int, word: str) -> str:
     return f"{number} {word}{'' if number == 1 else 's'}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
     return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{share:.1g}".replace("e-0", "e-")

@@ -27,6 +27,8 @@ IN_FLIGHT = 4
 
 _BUSY_TRIES = 60
 _LONGEST_ANSWER = 512  # tokens
+PROMPT_TOKENS = 96
+"""Longest prompt that is written for an image model."""
 
 WireMessage = Mapping[str, Any]
 """A chat message as OpenAI's API spells it."""
@@ -136,6 +138,35 @@ def judge(
         items=tuple(_gate_item(item) for item in seen),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def write_prompts(
+    engine: Scorer,
+    live_name: str,
+    candidate_name: str,
+    samples: Sequence[Sample],
+    images: Callable[[str], bytes],
+    settings: Settings,
+    progress: Progress | None = None,
+) -> dict[str, tuple[str, str]]:
+    """What both versions write for the briefs of kept pictures, by a sample's id; those without a brief have none.
+
+    Args and errors are those of `judge`.
+    """
+    briefed = [sample for sample in samples if sample.prompt]
+    asked = {repr(sample.prompt): sample.prompt for sample in briefed}  # many pictures are made of one brief
+
+    def write(prompt: tuple[Message, ...]) -> tuple[str, str]:
+        wire = [_wire(message, images) for message in prompt]
+        live, candidate = (
+            " ".join(_patient(lambda name=name: engine.answer(name, wire, PROMPT_TOKENS)).split())  # type: ignore[misc]
+            for name in (live_name, candidate_name)
+        )
+        return live, candidate
+
+    work = [lambda prompt=prompt: write(prompt) for prompt in asked.values()]
+    written = dict(zip(asked, _run(work, min(IN_FLIGHT, settings.max_batch), progress), strict=True))
+    return {sample.id: written[repr(sample.prompt)] for sample in briefed}
 
 
 def _wanted(holdout: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sample]]:
@@ -273,18 +304,18 @@ def _evidence(seen: Sequence[_Seen]) -> Evidence:
 
 
 def _likelihoods(name: str, seen: Sequence[_Seen]) -> Pairs | None:
-    return _pairs(LOG_LIKELIHOOD, name, ((item.sample.group, item.gainful) for item in seen))
+    return by_groups(LOG_LIKELIHOOD, name, ((item.sample.group, item.gainful) for item in seen))
 
 
 def _distances(name: str, seen: Sequence[_Seen]) -> Pairs | None:
-    return _pairs(
+    return by_groups(
         EDIT_DISTANCE,
         name,
         ((item.sample.group, item.distance) for item in seen if item.distance is not None),
     )
 
 
-def _pairs(metric: str, name: str, values: Iterable[tuple[str, tuple[float, float]]]) -> Pairs | None:
+def by_groups(metric: str, name: str, values: Iterable[tuple[str, tuple[float, float]]]) -> Pairs | None:
     """One pair a group: answers to one question are no independent evidence, so they are averaged."""
     by_group: dict[str, list[tuple[float, float]]] = {}
     for group, pair in values:

@@ -10,6 +10,24 @@ LOG_LIKELIHOOD = "log_likelihood"
 EDIT_DISTANCE = "edit_distance"
 """Characters to change from the answer to the reference, over the longer one's length: 0 equal, 1 all."""
 
+DENOISING_LOSS = "denoising_loss"
+"""Mean squared error of what the image model says of a noisy kept picture; lower is better."""
+
+PICK_MARGIN = "pick_margin"
+"""By how much more than the untrained model it takes the picked picture of a pair for its own; in units of the
+denoising loss, higher is better."""
+
+PICK_ACCURACY = "pick_accuracy"
+"""1 where that margin is above zero, 0 where it is below, 0.5 where nothing tells the pictures apart."""
+
+TEXT_SIMILARITY = "text_similarity"
+"""How well a drawn picture fits the person's own prompt; higher is better."""
+
+KEPT_SIMILARITY = "kept_similarity"
+"""Mean cosine of a drawn picture's features to those of kept pictures; higher is better."""
+
+LOWER_IS_BETTER = frozenset({EDIT_DISTANCE, DENOISING_LOSS})
+
 
 def log_likelihood(logprobs: Sequence[float]) -> float:
     """The mean over tokens.

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from comfyloop.gate.metrics import EDIT_DISTANCE
+from comfyloop.gate.metrics import (
+    DENOISING_LOSS,
+    EDIT_DISTANCE,
+    KEPT_SIMILARITY,
+    LOG_LIKELIHOOD,
+    PICK_ACCURACY,
+    PICK_MARGIN,
+    TEXT_SIMILARITY,
+)
 from comfyloop.records import BASE, GateItem, GateReport, Verdict
 
 _VERDICTS = {
@@ -10,7 +18,15 @@ _VERDICTS = {
     Verdict.REJECT: "reject",
     Verdict.NOT_ENOUGH_EVIDENCE: "not enough evidence",
 }
-_METRICS = {"log_likelihood": "log-likelihood, nats per token", "edit_distance": "edit distance, 0 to 1"}
+_METRICS = {
+    LOG_LIKELIHOOD: "log-likelihood, nats per token",
+    EDIT_DISTANCE: "edit distance, 0 to 1",
+    DENOISING_LOSS: "denoising loss",
+    PICK_MARGIN: "margin of picks",
+    PICK_ACCURACY: "share of picks preferred",
+    TEXT_SIMILARITY: "drawing to prompt",
+    KEPT_SIMILARITY: "drawing to kept pictures",
+}
 
 
 def render_text(report: GateReport, examples: int = 3) -> str:
@@ -21,9 +37,9 @@ def render_text(report: GateReport, examples: int = 3) -> str:
         *(f"  {reason}" for reason in report.reasons),
     ]
     if report.measures:
-        lines += ["", f"  {'slice':<10} {'items':>5} {'live':>8} {'cand.':>8}  {'change':<20} measure"]
+        lines += ["", f"  {'slice':<12} {'items':>5} {'live':>8} {'cand.':>8}  {'change':<20} measure"]
         lines += [
-            f"  {m.slice:<10} {m.items:>5} {m.live:>8.3f} {m.candidate:>8.3f}  "
+            f"  {m.slice:<12} {m.items:>5} {m.live:>8.3f} {m.candidate:>8.3f}  "
             f"{f'{m.low:+.3f} to {m.high:+.3f}':<20} {_METRICS.get(m.metric, m.metric)}, "
             f"{'higher' if m.higher_is_better else 'lower'} is better"
             for m in report.measures
@@ -36,6 +52,9 @@ def render_text(report: GateReport, examples: int = 3) -> str:
             f"  Live:      {_line(item.live_answer)}",
             f"  Candidate: {_line(item.candidate_answer)}",
         ]
+    if report.sheet is not None:
+        sheet = f"/v1/versions/{report.candidate}/sheet?project={report.project}"
+        lines += ["", f"  Contact sheet, live beside candidate: GET {sheet}"]
     lines += ["", f"  {len(report.items)} items in {report.seconds:.1f} s."]
     return "\n".join(lines) + "\n"
 

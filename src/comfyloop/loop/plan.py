@@ -67,23 +67,33 @@ def _image_side(
     data = curate.data_files(folder, settings.image_recipe)
     if _lines(data.train) < settings.image_min_samples:
         return None
+    spec = image_spec(settings, project, data.train, models)
+    holdout = str(data.holdout) if _lines(data.holdout) else None
+    start = parent.image_adapter if parent is not None else None
+    about = {"parent": str(run.parent), "snapshot": run.snapshot, "run": run.id}
+    return ImageTrainSpec.model_validate(
+        spec.model_copy(
+            update={
+                "holdout": holdout,
+                "adapter": spec.adapter.model_copy(update={"init_from": start}),
+                "about": spec.about.model_copy(update=about),
+            }
+        ).model_dump()
+    )
+
+
+def image_spec(
+    settings: Settings, project: Project, train: Path, models: Callable[[str], str]
+) -> ImageTrainSpec:
+    """How the image side of a project is trained, and its versions are compared."""
     r = settings.image_lora_r
     return ImageTrainSpec.model_validate(
         {
             "recipe": settings.image_recipe,
             "model": models(project.image_model),
-            "train": str(data.train),
-            "holdout": str(data.holdout) if _lines(data.holdout) else None,
-            "adapter": ImageAdapterSpec(
-                r=r, lora_alpha=r, init_from=parent.image_adapter if parent is not None else None
-            ),
-            "about": About(
-                project=project.name,
-                parent=str(run.parent),
-                snapshot=run.snapshot,
-                run=run.id,
-                trigger_words=settings.trigger_words,
-            ),
+            "train": str(train),
+            "adapter": ImageAdapterSpec(r=r, lora_alpha=r),
+            "about": About(project=project.name, trigger_words=settings.trigger_words),
             "resolution": settings.image_resolution,
             "epochs": settings.image_epochs,
             "learning_rate": settings.image_learning_rate,

@@ -17,6 +17,7 @@ from comfyloop import curate, gate
 from comfyloop.durable import appear
 from comfyloop.errors import ComfyLoopError
 from comfyloop.loop.courtesy import Courtesy
+from comfyloop.loop.pictures import Pictures, held_out
 from comfyloop.records import BASE, GateReport, Loop, Project, RunState, Sample, Snapshot
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
@@ -62,6 +63,7 @@ class Work:
         self.runner = Runners(settings)
         self.stop = threading.Event()
         self._training = threading.Lock()  # one run at a time on this machine: two would only slow each other
+        self._pictures = Pictures(settings, store, self.runner, models, self._courtesy, self.check_stop)
 
     def curate(self, project: Project) -> Snapshot | curate.NothingToTrain:
         def replay(count: int) -> list[Sample]:
@@ -111,7 +113,7 @@ class Work:
             if runs.get(conn, loop.run).state is RunState.QUEUED:
                 runs.set_state(conn, loop.run, RunState.RUNNING)
         told: tuple[Any, ...] = ()
-        courtesy = Courtesy(self.router.traffic.quiet_seconds, self.settings.quiet_seconds)
+        courtesy = self._courtesy()
         while not (status := self.runner.poll(run_dir)).state.ended:
             self.check_stop()
             courtesy.look(run_dir)
@@ -129,6 +131,9 @@ class Work:
                 )
             time.sleep(0.2)
         return status
+
+    def _courtesy(self) -> Courtesy:
+        return Courtesy(self.router.traffic.quiet_seconds, self.settings.quiet_seconds)
 
     def keep_adapters(self, run_dir: Path, project: str, number: int) -> tuple[Path | None, Path | None]:
         """Copy what a run has trained to where versions live: the text adapter (a directory) and the image
@@ -156,27 +161,48 @@ class Work:
         return target
 
     def judge(self, project: str, snapshot: Snapshot, live: int, number: int) -> GateReport:
+        """Each side that has changed by itself, and the two together: a version is promoted whole or not at all."""
         with self.store.read() as conn:
-            base_model = projects.get(conn, project).base_model
+            found = projects.get(conn, project)
             candidate = versions.get(conn, project, number)
             parent = versions.find(conn, project, live)
+        with_text = candidate.text_adapter != (parent.text_adapter if parent is not None else None)
+        with_images = candidate.image_adapter != (parent.image_adapter if parent is not None else None)
+
+        def progress(done: int, total: int) -> None:
+            self._gate_progress(project, number, done, total)
+
+        text: GateReport | None = None
+        written: dict[str, tuple[str, str]] = {}
         # The candidate first: where it takes a new process, both are then answered by that one.
         with self.router.holding(project, number) as new, self.router.holding(project, live) as old:
-            report = gate.judge(
-                new.client,
-                project,
-                live,
-                number,
-                live_name=old.model,
-                candidate_name=new.model,
-                holdout=_holdout(snapshot, self.settings.recipe),
-                images=self.store.blobs.get,
-                settings=self.settings,
-                base_model=base_model,
-                base_name=new.place.engine.base_name,
-                progress=lambda done, total: self._gate_progress(project, number, done, total),
-            )
-        return gate.whole(report, parent, candidate)
+            asked: dict[str, Any] = {
+                "engine": new.client,
+                "live_name": old.model,
+                "candidate_name": new.model,
+                "images": self.store.blobs.get,
+                "settings": self.settings,
+                "progress": progress,
+            }
+            if with_text or not with_images:
+                text = gate.judge(
+                    project=project,
+                    live=live,
+                    candidate=number,
+                    holdout=_holdout(snapshot, self.settings.recipe),
+                    base_model=found.base_model,
+                    base_name=new.place.engine.base_name,
+                    **asked,
+                )
+            if with_images:
+                kept, _ = gate.held_out(held_out(snapshot), self.settings)
+                written = gate.write_prompts(samples=kept, **asked)
+        if not with_images:
+            assert text is not None
+            return text
+        with self.alone():
+            images = self._pictures.judge(found, snapshot, parent, candidate, written, progress)
+        return images if text is None else gate.together(text, images, self.settings)
 
     def _gate_progress(self, project: str, number: int, done: int, total: int) -> None:
         self.check_stop()
@@ -188,10 +214,11 @@ class Work:
         return self.settings.home / "runs" / run
 
     @contextmanager
-    def alone(self, loop: Loop) -> Iterator[None]:
-        """This machine's one place for a training run; the service's end interrupts the waiting."""
+    def alone(self, loop: Loop | None = None) -> Iterator[None]:
+        """This machine's one place for heavy work; the service's end interrupts the waiting."""
         if not self._training.acquire(blocking=False):
-            self.publish("run.waiting", loop)
+            if loop is not None:
+                self.publish("run.waiting", loop)
             while not self._training.acquire(timeout=0.5):
                 self.check_stop()
         try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound
 from comfyloop.train.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
+from comfyloop.train.image.judge_spec import JudgeSpec
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.parallel.launch import launch
@@ -92,7 +93,7 @@ def work(directory: RunDirectory, rank: Rank, lock: int) -> int:
     return 0
 
 
-def prepare(spec: RunSpec | JointSpec, log: RunLog) -> None:
+def prepare(spec: RunSpec | JointSpec | JudgeSpec, log: RunLog) -> None:
     """All that must be settled before torch is imported."""
     step_back(spec.nice)
     use_threads(spec.threads)
@@ -104,7 +105,10 @@ def prepare(spec: RunSpec | JointSpec, log: RunLog) -> None:
 
 
 def recipe(
-    directory: RunDirectory, spec: TrainSpec | ImageTrainSpec | JointSpec, log: RunLog, control: Control
+    directory: RunDirectory,
+    spec: TrainSpec | ImageTrainSpec | JointSpec | JudgeSpec,
+    log: RunLog,
+    control: Control,
 ) -> None:
     log.phase("importing libraries")
     text = spec.text if isinstance(spec, JointSpec) else spec
@@ -113,6 +117,11 @@ def recipe(
         from comfyloop.train.recipes import joint
 
         joint.run(directory, spec, log, control, recipe)
+        return
+    if isinstance(spec, JudgeSpec):
+        from comfyloop.train.image import judge
+
+        judge.run(directory, spec, log, control)
         return
     if isinstance(spec, ImageTrainSpec):
         image_recipe(directory, spec, log, control)

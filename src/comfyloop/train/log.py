@@ -111,6 +111,10 @@ class RunLog:
             total_parameters=total,
         )
 
+    def progress(self, done: int, total: int) -> None:
+        """How far a run is that takes no steps."""
+        self._set(state=TrainState.RUNNING, step=done, total_steps=total)
+
     def step(self, **values: Any) -> None:
         """One line of the log; names are those of NAMES, and a recipe may add its own."""
         line = {name: None for name in NAMES} | values

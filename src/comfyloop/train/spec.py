@@ -15,6 +15,7 @@ from comfyloop.rope import RopeScaling
 from comfyloop.settings import Settings
 
 if TYPE_CHECKING:
+    from comfyloop.train.image.judge_spec import JudgeSpec
     from comfyloop.train.image.spec import ImageTrainSpec
     from comfyloop.train.joint_spec import JointSpec
 
@@ -244,19 +245,20 @@ class TrainSpec(RunSpec):
         )
 
 
-def write_spec(run_dir: Path, spec: RunSpec | JointSpec) -> None:
+def write_spec(run_dir: Path, spec: RunSpec | JointSpec | JudgeSpec) -> None:
     run_dir.mkdir(parents=True, exist_ok=True)
     (run_dir / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
 
 
-def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec:
-    """The spec of a run of either side or of both, told apart by its recipe.
+def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec | JudgeSpec:
+    """The spec of a run of either side or of both, or of a comparison, told apart by its recipe.
 
     Raises:
         NotFound: There is no spec.json.
         InvalidInput: It is not a spec; names each field that is wrong.
     """
-    from comfyloop.train.image.spec import ImageTrainSpec  # they build on this module
+    from comfyloop.train.image.judge_spec import JudgeSpec  # they build on this module
+    from comfyloop.train.image.spec import ImageTrainSpec
     from comfyloop.train.joint_spec import JointSpec
 
     path = run_dir / SPEC_FILE
@@ -268,9 +270,15 @@ def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec:
             "Write one with comfyloop.train.spec.write_spec, or name another directory.",
         ) from None
     named = _recipe(text)
-    kind = ImageTrainSpec if named.startswith("image_") else JointSpec if named == "joint" else TrainSpec
     try:
-        return kind.model_validate_json(text)
+        match named:
+            case "image_sft" | "image_dpo":
+                return ImageTrainSpec.model_validate_json(text)
+            case "joint":
+                return JointSpec.model_validate_json(text)
+            case "judge":
+                return JudgeSpec.model_validate_json(text)
+        return TrainSpec.model_validate_json(text)
     except ValidationError as error:
         wrong = problems(error, "the file")
         raise InvalidInput(f"{path} is not a training spec: {wrong}.", "Correct these fields.") from None

@@ -18,7 +18,7 @@ from websockets.sync.client import connect
 
 from comfyloop import __version__
 from comfyloop.errors import Conflict, InvalidInput
-from comfyloop.records import Run, RunState, Snapshot, Version
+from comfyloop.records import GateReport, Run, RunState, Snapshot, Verdict, Version
 from comfyloop.serve.server import bind
 from comfyloop.serve.traffic import Traffic
 from comfyloop.settings import Settings
@@ -157,6 +157,21 @@ def test_the_file_of_an_image_adapter_is_served_once_for_its_content(
     file.unlink()
     gone = gateway.http.get("/v1/versions/1/image-adapter")
     assert gone.status_code == 404 and "gone from the disk" in str(error(gone)["message"])
+
+
+def test_the_contact_sheet_of_a_gate_is_served(gateway: Gateway, tmp_path: Path) -> None:
+    sheet = gateway.store.blobs.put(b"\x89PNG of both", "image/png")
+    report = GateReport(
+        project="acme", live=0, candidate=1, verdict=Verdict.PROMOTE, reasons=("better",), sheet=sheet
+    )
+    with gateway.store.begin() as conn:
+        for number in (1, 2):
+            versions.add(conn, Version(project="acme", number=number, text_adapter=str(tmp_path)))
+        versions.set_gate(conn, "acme", 1, report)
+    found = gateway.http.get("/v1/versions/1/sheet")
+    assert (found.content, found.headers["content-type"]) == (b"\x89PNG of both", "image/png")
+    none = gateway.http.get("/v1/versions/2/sheet")
+    assert none.status_code == 404 and "has no contact sheet" in str(error(none)["message"])
 
 
 def test_who_is_busy_is_forgotten_after_the_lease(gateway: Gateway) -> None:

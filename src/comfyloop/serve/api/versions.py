@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
+from comfyloop.errors import NotFound
 from comfyloop.records import GateReport, ProjectName, Version, VersionState
 from comfyloop.serve.api.common import AskedProject, Limit, VersionNumber
 from comfyloop.serve.api.services import Svc
+from comfyloop.serve.names import version_name
 from comfyloop.serve.promotion import Promotion
 from comfyloop.store import versions
 
@@ -96,6 +98,26 @@ def promote_version(
 def gate_version(number: VersionNumber, services: Svc, project: AskedProject) -> GateReport:
     """Against the live version, on the held-out items of the snapshot it was trained from."""
     return services.controller.gate(project, number)
+
+
+@router.get(
+    "/v1/versions/{number}/sheet",
+    summary="Get the contact sheet of a version's gate",
+    response_class=Response,
+    responses={
+        200: {"content": {"image/png": {}}, "description": "Live beside candidate, at the same seeds."}
+    },
+)
+def get_sheet(number: VersionNumber, services: Svc, project: AskedProject) -> Response:
+    """What both image sides drew of the prompts that their text sides wrote. 404 when none was drawn."""
+    with services.store.read() as conn:
+        gate = versions.get(conn, project, number).gate
+    if gate is None or gate.sheet is None:
+        raise NotFound(
+            f"{version_name(project, number)} has no contact sheet: its image side was not judged.",
+            "POST /v1/versions/{number}/gate judges a version again.",
+        )
+    return Response(services.store.blobs.get(gate.sheet), media_type="image/png")
 
 
 @router.post("/v1/rollback", summary="Go back to the version before")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFailed
 from comfyloop.settings import Settings
+from comfyloop.train.image.judge_spec import JudgeSpec
 from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.runners.watch import LOOK_SECONDS, Watch
 from comfyloop.train.spec import RunSpec, TrainSpec, read_spec
@@ -77,7 +78,12 @@ def name(run: RunDirectory) -> str:
 
 
 def command(
-    engine: str, image: str, run: RunDirectory, spec: RunSpec | JointSpec, *, gpu: bool | None = None
+    engine: str,
+    image: str,
+    run: RunDirectory,
+    spec: RunSpec | JointSpec | JudgeSpec,
+    *,
+    gpu: bool | None = None,
 ) -> list[str]:
     """The command that starts a run in the background.
 
@@ -117,7 +123,7 @@ def command(
     return [engine, "run", *options, "--entrypoint", "sh", image, "-c", inside, str(run.path)]
 
 
-def read_only(run: RunDirectory, spec: RunSpec | JointSpec) -> list[Path]:
+def read_only(run: RunDirectory, spec: RunSpec | JointSpec | JudgeSpec) -> list[Path]:
     """Directories outside the run directory that a run reads: data with its images, model, parent adapter.
 
     Raises:
@@ -130,7 +136,7 @@ def read_only(run: RunDirectory, spec: RunSpec | JointSpec) -> list[Path]:
     return paths
 
 
-def _named(run: RunDirectory, spec: RunSpec | JointSpec) -> Iterator[Path]:
+def _named(run: RunDirectory, spec: RunSpec | JointSpec | JudgeSpec) -> Iterator[Path]:
     for file in spec.data_files():
         yield run.resolve(file).resolve().parent  # images lie beside the file that names them
     for weights in spec.weights():

@@ -1,0 +1,149 @@
+"""The image side of a version judged: in a process of its own, which a controller that comes back finds again."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from comfyloop import curate, gate
+from comfyloop.errors import RunFailed
+from comfyloop.gate import Progress
+from comfyloop.loop.courtesy import Courtesy
+from comfyloop.loop.plan import image_spec
+from comfyloop.records import BASE, GateReport, Project, Sample, Snapshot, Version
+from comfyloop.settings import Settings
+from comfyloop.store import Store
+from comfyloop.train.image.judge_spec import SEEN_FILE, SHEET_FILE, JudgeSpec, Seen
+from comfyloop.train.runners import Runners
+from comfyloop.train.spec import SPEC_FILE, write_spec
+from comfyloop.train.status import TrainState
+
+_LOOKED = "How near drawings come is said by {by}."
+
+
+def held_out(snapshot: Snapshot) -> list[Sample]:
+    """Kept pictures and pairs that no version was trained on, oldest first."""
+    files = [curate.data_files(Path(snapshot.path), recipe).holdout for recipe in ("image_sft", "image_dpo")]
+    return [
+        sample for file in files if file.exists() for sample in curate.read_samples(file, snapshot.project)
+    ]
+
+
+class Pictures:
+    """Compares what the image sides of two versions make of what is held out.
+
+    Args:
+        runner: Starts the process that does it and looks after it; one at a time on a machine.
+        courtesy: Makes it wait while a person waits for this machine.
+        check_stop: Raises when the service goes down; the comparison goes on by itself.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        store: Store,
+        runner: Runners,
+        models: Callable[[str], str],
+        courtesy: Callable[[], Courtesy],
+        check_stop: Callable[[], None],
+    ) -> None:
+        self._settings = settings
+        self._store = store
+        self._runner = runner
+        self._models = models
+        self._courtesy = courtesy
+        self._check_stop = check_stop
+
+    def judge(
+        self,
+        project: Project,
+        snapshot: Snapshot,
+        live: Version | None,
+        candidate: Version,
+        written: Mapping[str, tuple[str, str]],
+        progress: Progress,
+    ) -> GateReport:
+        """The report on the image side.
+
+        Args:
+            live: None is the base model.
+            written: What both versions' text sides wrote for the briefs of held-out pictures, by a sample's id.
+
+        Raises:
+            RunFailed: The pictures could not be compared; says why.
+        """
+        started = time.monotonic()
+        kept, pairs = gate.held_out(held_out(snapshot), self._settings)
+        samples = [*kept, *pairs]
+        seen, sheet = Seen(scores={}), None
+        if samples and project.image_model:
+            place = self._place(project, live, candidate)
+            if not (place / SPEC_FILE).exists():
+                write_spec(place, self._spec(project, snapshot, live, candidate, written, kept, pairs))
+            self._wait_for(place, progress)
+            seen = Seen.model_validate_json((place / SEEN_FILE).read_bytes())
+            if (place / SHEET_FILE).exists():
+                sheet = self._store.blobs.put((place / SHEET_FILE).read_bytes(), "image/png")
+        decision = gate.decide_images(gate.evidence(samples, seen.scores), self._settings)
+        report = GateReport(
+            project=project.name,
+            live=live.number if live is not None else BASE,
+            candidate=candidate.number,
+            verdict=decision.verdict,
+            reasons=(*decision.reasons, *([_LOOKED.format(by=seen.by)] if seen.by else [])),
+            measures=decision.measures,
+            items=tuple(gate.gate_items(samples, seen.scores, written)),
+            sheet=sheet,
+            seconds=round(time.monotonic() - started, 3),
+        )
+        shutil.rmtree(self._place(project, live, candidate), ignore_errors=True)
+        return report
+
+    def _place(self, project: Project, live: Version | None, candidate: Version) -> Path:
+        against = live.number if live is not None else BASE
+        return self._settings.home / "gates" / f"{project.name}-v{candidate.number}-{against}"
+
+    def _spec(
+        self,
+        project: Project,
+        snapshot: Snapshot,
+        live: Version | None,
+        candidate: Version,
+        written: Mapping[str, tuple[str, str]],
+        kept: Sequence[Sample],
+        pairs: Sequence[Sample],
+    ) -> JudgeSpec:
+        settings, folder = self._settings, Path(snapshot.path)
+        of_kept, of_pairs = (curate.data_files(folder, name) for name in ("image_sft", "image_dpo"))
+        return JudgeSpec(
+            image=image_spec(settings, project, of_kept.train, self._models),
+            live=live.image_adapter if live is not None else None,
+            candidate=candidate.image_adapter,
+            kept=str(of_kept.holdout) if kept else None,
+            pairs=str(of_pairs.holdout) if pairs else None,
+            chosen=tuple(sample.id for sample in (*kept, *pairs)),
+            written={sample.id: written[sample.id] for sample in kept if sample.id in written},
+            drawn=tuple(sample.id for sample in gate.to_draw(kept, settings)),
+            steps=settings.gate_draw_steps,
+            clip=settings.gate_clip or None,
+            viewer=None if settings.gate_clip else self._models(project.base_model),
+        )
+
+    def _wait_for(self, place: Path, progress: Progress) -> None:
+        """Start the comparison, or find it again, and wait for its end."""
+        if self._runner.poll(place).state in {TrainState.QUEUED, TrainState.DIED}:
+            self._runner.start(place)
+        told, courtesy = (0, 0), self._courtesy()
+        while not (status := self._runner.poll(place)).state.ended:
+            self._check_stop()
+            courtesy.look(place)
+            if (tell := (status.step, status.total_steps)) != told:
+                told = tell
+                progress(*tell)
+            time.sleep(0.2)
+        if status.state is not TrainState.SUCCEEDED:
+            if status.state is not TrainState.DIED:  # that one goes on where it was
+                shutil.rmtree(place, ignore_errors=True)
+            raise RunFailed(f"The pictures of the two versions could not be compared. {status.error}")
