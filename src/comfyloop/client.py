@@ -141,6 +141,15 @@ class Client:
         found = self.call("GET", "/v1/versions", project=self.project)
         return found["live"], [Version.model_validate(item) for item in found["items"]]
 
+    def image_adapter(self, number: int) -> bytes:
+        """A version's image LoRA, as ComfyUI's LoraLoader reads it.
+
+        Raises:
+            NotFound: The version changes the text side alone.
+        """
+        path, params = f"/v1/versions/{number}/image-adapter", {"project": self.project}
+        return self._ask("GET", path, params=params).content
+
     def gate(self, number: int) -> GateReport:
         return GateReport.model_validate(
             self.call("POST", f"/v1/versions/{number}/gate", project=self.project)

@@ -15,8 +15,20 @@ from comfyloop.client import Client
 from comfyloop.records import Loop, LoopState
 
 
-def follow(client: Client, before: Loop, console: Console, *, quiet: bool = False) -> Loop:
-    """Show a turn until it has ended: its state, and the loss curve while it trains."""
+def follow(
+    client: Client,
+    before: Loop,
+    console: Console,
+    *,
+    quiet: bool = False,
+    seconds: dict[str, float] | None = None,
+) -> Loop:
+    """Show a turn until it has ended: its state, and the loss curve while it trains.
+
+    Args:
+        before: The loop as it stood before the turn.
+        seconds: Is told how long each state took, to half a second.
+    """
     bar = Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -27,11 +39,15 @@ def follow(client: Client, before: Loop, console: Console, *, quiet: bool = Fals
     task = bar.add_task("waiting", total=None, note="")
     lines: list[dict[str, Any]] = []
     offset, begun = 0, False
+    looked = time.monotonic()
     screen = contextlib.nullcontext() if quiet else Live(bar, console=console, transient=True)
     with screen as live:
         while True:
             loop = client.loop()
             ended = bool(loop.outcome) and loop.updated_at > before.updated_at
+            if seconds is not None and loop.state is not LoopState.IDLE:
+                seconds[loop.state] = seconds.get(loop.state, 0.0) + time.monotonic() - looked
+            looked = time.monotonic()
             begun = begun or loop.state is not LoopState.IDLE or ended
             if begun and loop.state is LoopState.IDLE and not loop.requested:
                 break

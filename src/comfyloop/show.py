@@ -90,7 +90,14 @@ def loop(found: Loop) -> RenderableType:
 
 
 def loss_curve(lines: Sequence[Mapping[str, Any]], width: int = 60, height: int = 8) -> RenderableType:
-    """The training loss over the steps, in block characters; held-out loss beside its last value."""
+    """The training loss over the steps, in block characters; held-out loss beside its last value. Of a joint run
+    one curve a side."""
+    sides = dict.fromkeys(str(line.get("side", "")) for line in lines)
+    if len(sides) > 1:
+        curves = ([x for x in lines if str(x.get("side", "")) == side] for side in sides)
+        return Group(
+            *(Group(Text(side), loss_curve(x, width, height)) for side, x in zip(sides, curves, strict=True))
+        )
     points = [(int(x["step"]), float(x["loss"])) for x in lines if x.get("loss") is not None]
     if not points:
         return Text("No step has been taken yet.", style="dim")

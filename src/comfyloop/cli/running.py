@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from comfyloop import __version__, show
 from comfyloop.cli.base import Json, Project, Url, app, err, out, put, service, settings_of
+from comfyloop.errors import InvalidInput
 
 
 @app.command()
@@ -41,20 +43,47 @@ def up(
         server.run(services, listener)
 
 
+class Scene(StrEnum):
+    PETS = "pets"
+    BRAND = "brand"
+
+
 @app.command()
 def demo(
-    report: Annotated[Path, typer.Option(help="Where demo-report.json and .html go.")] = Path(),
+    scene: Annotated[
+        Scene,
+        typer.Argument(
+            help="pets: corrections to captions and to answers about pictures. brand: a brand's guide, copy and "
+            "pictures in, copy and poster sketches out, corrected and trained again."
+        ),
+    ] = Scene.PETS,
+    report: Annotated[
+        Path, typer.Option(help="Where the report (.json and .html, of the brand a sheet too) goes.")
+    ] = Path(),
     home: Annotated[
         Path | None, typer.Option(help="Keep the demo's data here; default: a temporary directory.")
     ] = None,
     model: Annotated[str | None, typer.Option(help="Base model; default: the embedded starter.")] = None,
+    image_model: Annotated[
+        str | None,
+        typer.Option(help="brand: checkpoint or diffusers folder; default: the embedded image starter."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Show the loop end to end: ask, correct, train, judge, swap, and ask what was never corrected."""
+    from comfyloop.demo import brand
     from comfyloop.demo import run as play
 
-    done = play(settings_of(model=model), report, home, quiet=as_json)
-    put(done, as_json, f"Report: {report / 'demo-report.json'} and {report / 'demo-report.html'}")
+    if scene is Scene.BRAND:
+        settings = settings_of(model=model, image_model=image_model)
+        done, name = brand.run(settings, report, home, quiet=as_json), "brand-report"
+    elif image_model is not None:
+        raise InvalidInput(
+            "The demo `pets` draws no pictures.", "Give --image-model to `comfyloop demo brand`."
+        )
+    else:
+        done, name = play(settings_of(model=model), report, home, quiet=as_json), "demo-report"
+    put(done, as_json, f"Report: {report / name}.json and {report / name}.html")
     if not done["ok"]:
         raise typer.Exit(1)
 

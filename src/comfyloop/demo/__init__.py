@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +13,8 @@ from rich.table import Table
 
 from comfyloop.client import Answer, Client
 from comfyloop.demo import page, processes, scenes
+from comfyloop.demo.asking import Question, ask_all
+from comfyloop.demo.clock import Clock
 from comfyloop.demo.scenes import Example
 from comfyloop.follow import follow
 from comfyloop.gate import render_text
@@ -39,7 +39,7 @@ def run(
         ComfyLoopError: The service or its model cannot be started.
     """
     console = Console(stderr=True, quiet=quiet)
-    clock = _Clock(console)
+    clock = Clock(console)
     told = scenes.load()
     corrections = [example for scene in told for example in scene.corrections]
     held_out = [example for scene in told for example in scene.held_out]
@@ -73,7 +73,7 @@ def run(
             )
             console.print(f"{len(corrections)} corrections sent; the loop starts by itself.")
             loop = follow(client, resting, console, quiet=quiet)
-            first = client.ask(held_out[0].question, _pictures(held_out[0]), max_tokens=ANSWER_TOKENS)
+            first = _ask_all(client, held_out[:1])[0]
         with clock.lap("ask again"):
             after = _ask_all(client, held_out)
             general_after = _ask_all(client, [Example("general", q, None, "") for q in scenes.GENERAL])
@@ -127,31 +127,8 @@ def run(
     return report
 
 
-class _Clock:
-    """Seconds of each named stage."""
-
-    def __init__(self, console: Console) -> None:
-        self.seconds: dict[str, float] = {}
-        self._console = console
-
-    @contextmanager
-    def lap(self, name: str) -> Iterator[None]:
-        started = time.monotonic()
-        yield
-        self.seconds[name] = time.monotonic() - started
-        self._console.print(f"[dim]{name}: {self.seconds[name]:.1f} s[/]", highlight=False)
-
-
-def _pictures(example: Example) -> list[Path]:
-    return [example.picture] if example.picture else []
-
-
 def _ask_all(client: Client, examples: Sequence[Example]) -> list[Answer]:
-    def ask(example: Example) -> Answer:
-        return client.ask(example.question, _pictures(example), max_tokens=ANSWER_TOKENS)
-
-    with ThreadPoolExecutor(8) as pool:
-        return list(pool.map(ask, examples))
+    return ask_all(client, [Question(e.question, e.picture) for e in examples], ANSWER_TOKENS)
 
 
 def _swap_seconds(client: Client) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -27,57 +27,88 @@ def render(report: Mapping[str, Any], pictures: Path) -> str:
     """The page of a demo report; `pictures` is where the file names in its items are found."""
     loop = report["seconds"]["loop"]
     moved = report["edit_distance"]
-    figures = [
-        (f"{loop:.0f} s", "from the first correction to the new version's answer"),
-        (f"{moved['before']:.2f} → {moved['after']:.2f}", "edit distance to the person's own answers"),
-        (f"{report['background']['failed']} of {report['background']['asked']}", "requests failed meanwhile"),
-        (f"{report['seconds']['promote_to_first_token']:.2f} s", "promote to first token"),
-        (f"{report['peak_memory_gib']:.1f} GiB", "peak memory, service and training"),
-    ]
     parts = [
-        "<!doctype html><html lang=en><meta charset=utf-8><title>ComfyLoop: before and after</title>",
-        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>",
-        "<h1>ComfyLoop, before and after</h1>",
-        f"<p class=dim>{len(report['corrections'])} corrections were sent. Nothing below was "
-        "corrected: these questions were only asked, before and after.</p>",
-        "<div class=figures>",
-        *(f"<div class=figure><b>{escape(n)}</b>{escape(what)}</div>" for n, what in figures),
-        "</div>",
+        *head(
+            "ComfyLoop, before and after",
+            f"{len(report['corrections'])} corrections were sent. Nothing below was corrected: these questions "
+            "were only asked, before and after.",
+        ),
+        figures(
+            (f"{loop:.0f} s", "from the first correction to the new version's answer"),
+            (f"{moved['before']:.2f} → {moved['after']:.2f}", "edit distance to the person's own answers"),
+            (
+                f"{report['background']['failed']} of {report['background']['asked']}",
+                "requests failed meanwhile",
+            ),
+            (f"{report['seconds']['promote_to_first_token']:.2f} s", "promote to first token"),
+            (f"{report['peak_memory_gib']:.1f} GiB", "peak memory, service and training"),
+        ),
     ]
     for scene in report["scenes"]:
         rows = [item for item in report["held_out"] if item["scene"] == scene["name"]]
         parts += [f"<h2>{escape(scene['title'])}</h2><p class=dim>{escape(scene['voice'])}</p>"]
         parts += [_table(rows, pictures)]
     parts += ["<h2>What has nothing to do with it</h2>", _table(report["general"], pictures)]
-    parts += ["<h2>The loss</h2>", _curve(report["log"])]
+    parts += ["<h2>The loss</h2>", curve(report["log"])]
     parts += ["<h2>What the gate said</h2>", f"<pre>{escape(report['gate_text'])}</pre>"]
-    stages = "".join(f"<tr><td>{escape(k)}<td>{v:.1f} s" for k, v in report["seconds"].items())
-    parts += ["<h2>Seconds</h2><table>", stages, "</table></html>"]
+    parts += [seconds(report["seconds"]), "</html>"]
     return "\n".join(parts)
+
+
+def head(title: str, below: str) -> list[str]:
+    """Everything down to the heading and the line below it."""
+    return [
+        f"<!doctype html><html lang=en><meta charset=utf-8><title>{escape(title)}</title>",
+        f"<meta name=viewport content='width=device-width'><style>{_STYLE}</style>",
+        f"<h1>{escape(title)}</h1>",
+        f"<p class=dim>{escape(below)}</p>",
+    ]
+
+
+def figures(*pairs: tuple[str, str]) -> str:
+    """A row of large numbers, each with what it says."""
+    boxes = (f"<div class=figure><b>{escape(number)}</b>{escape(what)}</div>" for number, what in pairs)
+    return "\n".join(["<div class=figures>", *boxes, "</div>"])
+
+
+def picture(data: bytes, media_type: str, name: str) -> str:
+    encoded = base64.b64encode(data).decode("ascii")
+    return f"<img alt='{escape(name)}' src='data:{media_type};base64,{encoded}'>"
+
+
+def seconds(stages: Mapping[str, float]) -> str:
+    rows = "".join(f"<tr><td>{escape(name)}<td>{value:.1f} s" for name, value in stages.items())
+    return f"<h2>Seconds</h2><table>{rows}</table>"
 
 
 def _table(rows: list[Mapping[str, Any]], pictures: Path) -> str:
     lines = ["<table><tr><th><th>Question<th>Before<th>After"]
     for row in rows:
-        picture = ""
+        shown = ""
         if row.get("picture"):
-            data = base64.b64encode((pictures / row["picture"]).read_bytes()).decode("ascii")
-            picture = f"<img alt='{escape(row['picture'])}' src='data:image/webp;base64,{data}'>"
+            shown = picture((pictures / row["picture"]).read_bytes(), "image/webp", row["picture"])
         lines.append(
-            f"<tr><td>{picture}<td>{escape(row['question'])}<td>{escape(row['before'])}"
+            f"<tr><td>{shown}<td>{escape(row['question'])}<td>{escape(row['before'])}"
             f"<td class=after>{escape(row['after'])}"
         )
     return "\n".join([*lines, "</table>"])
 
 
-def _curve(log: list[Mapping[str, Any]]) -> str:
+def curve(log: Sequence[Mapping[str, Any]]) -> str:
+    """The training loss over the steps; of a joint run a curve a side."""
+    sides = dict.fromkeys(str(line.get("side", "")) for line in log)
+    return "\n".join(_curve(side, [x for x in log if str(x.get("side", "")) == side]) for side in sides)
+
+
+def _curve(side: str, log: Sequence[Mapping[str, Any]]) -> str:
     points = [(float(x["step"]), float(x["loss"])) for x in log if x.get("loss") is not None]
     if not points:
         return ""
     right, top = max(s for s, _ in points), max(loss for _, loss in points)
     path = " ".join(f"{s / right * 980 + 10:.1f},{170 - loss / top * 160:.1f}" for s, loss in points)
+    begin = f"{side} side: " if side else ""
     return (
         "<svg viewBox='0 0 1000 180' role=img aria-label='training loss by step'>"
         f"<polyline fill=none stroke='#1a8f4c' stroke-width=3 points='{path}'/></svg>"
-        f"<p class=dim>{points[0][1]:.2f} at step {points[0][0]:.0f}, {points[-1][1]:.2f} at the end</p>"
+        f"<p class=dim>{begin}{points[0][1]:.2f} at step {points[0][0]:.0f}, {points[-1][1]:.2f} at the end</p>"
     )

@@ -29,8 +29,11 @@ class Service:
 
 
 @contextlib.contextmanager
-def service(settings: Settings, home: Path, trigger: int, project: str) -> Iterator[Service]:
+def service(settings: Settings, home: Path, trigger: int, project: str, **more: object) -> Iterator[Service]:
     """A service on a free port; its loop starts by itself after `trigger` pieces of feedback.
+
+    Args:
+        more: Further settings of the service, by their names.
 
     Raises:
         EngineUnavailable: It ended or opened no port; its own last line is the reason.
@@ -47,6 +50,7 @@ def service(settings: Settings, home: Path, trigger: int, project: str) -> Itera
         "COMFYLOOP_TRIGGER_SAMPLES": str(trigger),
         "COMFYLOOP_QUIET_SECONDS": "0",  # the demo itself asks all the time; training is not to wait for that
     }
+    environment |= {f"COMFYLOOP_{name.upper()}": str(value) for name, value in more.items()}
     command = [sys.executable, "-m", "comfyloop", "up", "--port", "0", "--port-file", str(port_file)]
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
