@@ -35,4 +35,4 @@ docs: setup
 	$(BIN)/python docs/make_reference.py
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache demo-report.json demo-report.html
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache .import_linter_cache demo-report.json demo-report.html brand-report.json brand-report.html brand-sheet.png

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -239,6 +239,12 @@ class Settings(BaseSettings):
     auto_promote: bool = Field(
         default=True, description="Promote what the gate accepts; otherwise it waits for a person."
     )
+
+    @field_validator("home", "cache_dir")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        """Runs are computed by processes that have working directories of their own."""
+        return folder.expanduser().absolute()
 
     @property
     def database(self) -> str:

@@ -1,7 +1,7 @@
 """Pictures by the image model with a version's LoRA on it, drawn as a ComfyUI would that has just fetched it.
 
-Each call of `Painter.draw` is a process of its own, `python -m comfyloop.demo.brand.painter JOB`: what it takes of
-memory is free again before the next training begins.
+Each call of `Painter.draw` is a process of its own (`paint.py`): what it takes of memory is free again before the
+next training begins.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from comfyloop.errors import ComfyLoopError, RunFailed
+from comfyloop.errors import RunFailed
 
 
 class Drawing(NamedTuple):
@@ -46,49 +46,9 @@ class Painter:
         job = self.folder / "job.json"
         told = {"lora": None if lora is None else str(lora), "drawings": [d._asdict() for d in drawings]}
         job.write_text(json.dumps(self._job | told), encoding="utf-8")
-        command = [sys.executable, "-m", "comfyloop.demo.brand.painter", str(job)]
+        command = [sys.executable, "-m", "comfyloop.demo.brand.paint", str(job)]
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
-            raise RunFailed(f"The pictures could not be drawn: {last}", "The image model may be damaged.")
+            raise RunFailed(f"The pictures could not be drawn: {last}")
         return [self.folder / drawing.file for drawing in drawings]
-
-
-def paint(job: Path) -> None:
-    """Do a job that `Painter.draw` has written.
-
-    Raises:
-        ModelError: The model or the LoRA cannot be used.
-    """
-    from comfyloop.train.image import lora
-    from comfyloop.train.image.render import draw
-    from comfyloop.train.image.spec import ImageAdapterSpec, ImageTrainSpec
-    from comfyloop.train.image.student import prepare
-    from comfyloop.train.status import RunDirectory
-
-    told = json.loads(job.read_text(encoding="utf-8"))
-    adapter = ImageAdapterSpec(r=told["rank"], lora_alpha=told["rank"], init_from=told["lora"])
-    spec = ImageTrainSpec(model=told["model"], train="", adapter=adapter, cache=told["cache"])
-    student = prepare(RunDirectory(job.parent), spec)
-    student.eval()
-    for drawing in (Drawing(**drawing) for drawing in told["drawings"]):
-        target = Path(told["folder"]) / drawing.file
-        if told["lora"] is None:
-            with lora.reference(student.model, None):
-                drawn = draw(student, drawing.prompt, drawing.seed)
-        else:
-            drawn = draw(student, drawing.prompt, drawing.seed)
-        drawn.save(target, format="PNG")
-
-
-def main() -> int:
-    try:
-        paint(Path(sys.argv[1]))
-    except ComfyLoopError as error:
-        print(error, file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,0 +1,45 @@
+"""The process that draws: `python -m comfyloop.demo.brand.paint JOB`, with a job that `painter.py` has written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+from comfyloop.errors import ComfyLoopError
+from comfyloop.train.image import lora
+from comfyloop.train.image.render import draw
+from comfyloop.train.image.spec import ImageAdapterSpec, ImageTrainSpec
+from comfyloop.train.image.student import prepare
+from comfyloop.train.status import RunDirectory
+
+
+def paint(job: Path) -> None:
+    """Draw every picture of the job into its folder, as PNG.
+
+    Raises:
+        ModelError: The model or the LoRA cannot be used.
+    """
+    told = json.loads(job.read_text(encoding="utf-8"))
+    adapter = ImageAdapterSpec(r=told["rank"], lora_alpha=told["rank"], init_from=told["lora"])
+    spec = ImageTrainSpec(model=told["model"], train="", adapter=adapter, cache=told["cache"])
+    student = prepare(RunDirectory(job.parent), spec)
+    student.eval()
+    with lora.reference(student.model, None) if told["lora"] is None else nullcontext():
+        for drawing in told["drawings"]:
+            drawn = draw(student, drawing["prompt"], drawing["seed"])
+            drawn.save(Path(told["folder"]) / drawing["file"], format="PNG")
+
+
+def main() -> int:
+    try:
+        paint(Path(sys.argv[1]))
+    except ComfyLoopError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""`comfyloop demo brand` on tiny models: the whole flow with real processes, whatever the models make of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from comfyloop.demo.brand import material, posters
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_a_brand_is_learnt_corrected_and_learnt_again(
+    tiny_llm: Path, tiny_sd15: Path, tmp_path: Path
+) -> None:
+    few = {"EPOCHS": "1", "IMAGE_EPOCHS": "1", "CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "comfyloop", "demo", "brand", "--json", "--report", "report"),
+            *("--home", "home", "--model", str(tiny_llm), "--image-model", str(tiny_sd15)),
+        ],
+        env=os.environ | {f"COMFYLOOP_{name}": value for name, value in few.items()},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode in (0, 1), done.stderr
+    report = json.loads(done.stdout)
+    assert report == json.loads((tmp_path / "report" / "brand-report.json").read_text(encoding="utf-8"))
+    assert report["ok"] == (done.returncode == 0)
+    assert report["background"]["failed"] == 0
+
+    first, second = report["turns"]
+    assert (first["version"], second["version"]) == (1, 2)
+    for turn in (first, second):  # both sides were trained, and the gate has judged the pair
+        assert {line["side"] for line in turn["log"]} == {"text", "image"}
+        assert turn["gate"]["candidate"] == turn["version"]
+        assert turn["outcome"] in {"promoted", "rejected", "not_enough_evidence"}
+    live = max([t["version"] for t in (first, second) if t["outcome"] == "promoted"], default=0)
+    assert report["live"] == live
+    assert len(report["picks"]) == 4
+
+    brand, columns = material.load(), report["columns"]
+    assert [[w["product"] for w in c["works"]] for c in columns] == [[p.name for p in brand.held_out]] * 3
+    assert all(work["prompt"] for column in columns for work in column["works"])
+    html = (tmp_path / "report" / "brand-report.html").read_text(encoding="utf-8")
+    assert html.count("data:image/webp") == 3 * len(brand.held_out)
+    with Image.open(tmp_path / "report" / "brand-sheet.png") as sheet:
+        assert sheet.width == 3 * (posters.WIDTH + posters.GAP) + posters.GAP
+
+
+def test_a_missing_image_model_is_refused_before_anything_is_trained(tiny_llm: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "comfyloop", "demo", "brand", "--home", str(tmp_path / "home")),
+            *("--model", str(tiny_llm), "--image-model", str(tmp_path / "none.safetensors")),
+        ],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 10
+    assert "none.safetensors" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "home" / "home" / "runs").glob("*"))
