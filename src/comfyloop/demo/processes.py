@@ -154,7 +154,7 @@ def _own_bytes(process: psutil.Process) -> int:
 @contextlib.contextmanager
 def directory(home: Path | None) -> Iterator[Path]:
     if home is not None:
-        yield home
+        yield home.absolute()
         return
     with tempfile.TemporaryDirectory(prefix="comfyloop-demo-", ignore_cleanup_errors=True) as made:
         yield Path(made)

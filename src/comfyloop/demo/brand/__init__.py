@@ -235,12 +235,12 @@ class _Studio:
         return [(answer.generation, " ".join(answer.text.split())) for answer in answers]
 
     def _lora(self, version: int) -> Path | None:
-        """A version's LoRA, fetched as ComfyUI's node does."""
-        adapter = self._client.image_adapter(version) if version != BASE else None
-        if adapter is None:
+        """A version's LoRA, fetched as ComfyUI's node does; None where it has none."""
+        _, versions = self._client.versions()
+        if not any(found.number == version and found.image_adapter for found in versions):
             return None
         file = self._painter.folder / f"{PROJECT}-v{version}.safetensors"
-        file.write_bytes(adapter)
+        file.write_bytes(self._client.image_adapter(version))
         return file
 
     def _what_became(self, loop: Loop, what: str, pieces: int, states: dict[str, float]) -> dict[str, Any]:
