@@ -13,7 +13,7 @@ from PIL import Image
 
 from comfyloop.demo.brand import material, posters
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_brand_is_learnt_corrected_and_learnt_again(
