@@ -12,6 +12,8 @@ import pytest
 from PIL import Image
 
 from comfyloop.demo.brand import material, posters
+from comfyloop.demo.brand.painter import Drawing, Painter
+from comfyloop.errors import RunFailed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -55,17 +57,7 @@ def test_a_brand_is_learnt_corrected_and_learnt_again(
         assert sheet.width == 3 * (posters.WIDTH + posters.GAP) + posters.GAP
 
 
-def test_a_missing_image_model_is_refused_before_anything_is_trained(tiny_llm: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "comfyloop", "demo", "brand", "--home", str(tmp_path / "home")),
-            *("--model", str(tiny_llm), "--image-model", str(tmp_path / "none.safetensors")),
-        ],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 10
-    assert "none.safetensors" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not list((tmp_path / "home" / "home" / "runs").glob("*"))
+def test_an_image_model_that_cannot_draw_is_told_in_a_sentence(tmp_path: Path) -> None:
+    painter = Painter(str(tmp_path / "none.safetensors"), 16, tmp_path / "cache", tmp_path / "pictures")
+    with pytest.raises(RunFailed, match=r"could not be drawn: .*none\.safetensors"):
+        painter.draw([Drawing("a teapot", 7, "teapot.png")], None)
