@@ -72,13 +72,17 @@ def of_pick(
     prompt: str = "",
     generation: str = "",
     reason: str = "",
+    workflow: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """A pick records what it was chosen over; each rated image is a piece of feedback of its own. Images are hashes."""
+    """A pick records what it was chosen over; each rated image is a piece of feedback of its own. Images are hashes.
+
+    `workflow` made them; the service draws with it when it compares two versions.
+    """
     chosen = list(dict.fromkeys(picked))
     common = {"prompt": prompt, "generation": generation or None, "comment": reason or None}
     items = []
     if chosen:
         over = [sha for sha in dict.fromkeys(shown) if sha not in chosen]
-        items.append(item("image_picked", project, picked=chosen, over=over, **common))
+        items.append(item("image_picked", project, picked=chosen, over=over, workflow=workflow, **common))
     items += [item("image_rated", project, image=sha, rating=rating, **common) for sha, rating in ratings.items()]
     return items

@@ -65,19 +65,23 @@ class Live:
         return self.known(project)
 
     async def refresh(self, project: str) -> LiveVersion:
-        service = self._service()
-        number = int((await service.get(f"/v1/projects/{project}"))["live"])
-        lora = ""
-        if number:
-            version = await service.get(f"/v1/versions/{number}", project=project)
-            if version.get("image_adapter"):  # the hash tells versions of a project that was made anew apart
-                lora = "-".join(filter(None, [f"{project}-v{number}", version.get("sha256", "")[:8]])) + ".safetensors"
-        found = LiveVersion(project, number, lora)
+        number = int((await self._service().get(f"/v1/projects/{project}"))["live"])
+        found = LiveVersion(project, number, await self._file_name(project, number))
         before, self._known[project] = self._known.get(project), found
         if before != found:
             self._remember()
             self._on_change(found)
         return found
+
+    async def _file_name(self, project: str, number: int) -> str:
+        """Of a version's image LoRA here; empty where it has none."""
+        if not number:
+            return ""
+        version = await self._service().get(f"/v1/versions/{number}", project=project)
+        if not version.get("image_adapter"):
+            return ""
+        # the hash tells versions of a project that was made anew apart
+        return "-".join(filter(None, [f"{project}-v{number}", version.get("sha256", "")[:8]])) + ".safetensors"
 
     async def run(self) -> None:
         """Follow the events for ever. Start it again when the settings have changed."""
@@ -126,6 +130,20 @@ class Live:
             why = self.state or f"The service knows no project {project!r}."
         before = self._applied.get(project)
         return (folder / before if before and (folder / before).exists() else None), why
+
+    async def lora_of(self, name: str, folder: Path) -> Path | None:
+        """The image LoRA of a version that is named: "acme@17"; None where it has none, as "acme@base".
+
+        Raises ServiceError or OSError: another version than the one that was asked for would be a lie.
+        """
+        project, _, version = name.partition("@")
+        if version != "base" and not version.isdecimal():
+            raise ServiceError(f"{name!r} names no version. Write {project}@17, {project}@base or {project}.", 404)
+        number = 0 if version == "base" else int(version)
+        file = await self._file_name(project, number)
+        if file and not (folder / file).exists():
+            await self._service().image_adapter(project, number, folder / file)
+        return folder / file if file else None
 
     async def _refresh_or_forget(self, project: str) -> None:
         try:

@@ -135,9 +135,12 @@ class Pack:
             self._tell_waiting()
         self.loop.call_soon_threadsafe(self.delivery.wake)
 
-    def show_grid(self, shown: dict[str, Any], files: dict[str, Path]) -> None:
-        """Remember images that were offered for a pick, so that it can be made later from the sidebar."""
-        self.grids.append({**shown, "files": files})
+    def show_grid(self, shown: dict[str, Any], files: dict[str, Path], workflow: dict[str, Any]) -> None:
+        """Remember images that were offered for a pick, so that it can be made later from the sidebar.
+
+        `workflow` made them, without secrets.
+        """
+        self.grids.append({**shown, "files": files, "workflow": workflow})
 
     def said(self, body: dict[str, Any]) -> None:
         """Remember a judgement, so that the sidebar shows it."""
@@ -157,6 +160,10 @@ class Pack:
         """The bytes of images that were shown, by hash; those whose files are gone are left out."""
         files = {sha: path for grid in list(self.grids) for sha, path in grid["files"].items()}
         return {sha: files[sha].read_bytes() for sha in hashes if sha in files and files[sha].exists()}
+
+    def workflow_of(self, hashes: list[str]) -> dict[str, Any] | None:
+        """What made images that were shown; None when they are no longer remembered."""
+        return next((grid["workflow"] for grid in reversed(list(self.grids)) if grid["shown"] == hashes), None)
 
     def _tell_waiting(self) -> None:
         self.tell("comfyloop.waiting", {"waiting": self.waiting, "problem": self.problem})

@@ -132,7 +132,10 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
 
         return {
             "answers": [short(generation) for generation in found["items"]],
-            "grids": [{k: v for k, v in grid.items() if k != "files"} for grid in reversed(list(pack.grids))],
+            "grids": [
+                {name: value for name, value in grid.items() if name not in ("files", "workflow")}
+                for grid in reversed(list(pack.grids))
+            ],
         }
 
     @route("POST", "review")
@@ -166,6 +169,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
             str(body.get("prompt") or ""),
             str(body.get("generation") or ""),
             str(body.get("reason") or ""),
+            pack.workflow_of(shown) if pack.config.capturing else None,
         )
         pack.capture.picked(str(body.get("prompt_id") or ""), picked)
         return await _keep_and_go_on(items, body, shown if items else [])

@@ -26,7 +26,11 @@ class LiveLora(io.ComfyNode):
             description="Applies the project's live image LoRA. Without one, the model goes through untouched.",
             inputs=[
                 io.Model.Input("model"),
-                io.String.Input("project", default="", tooltip="Empty: the project of the sidebar."),
+                io.String.Input(
+                    "project",
+                    default="",
+                    tooltip="Empty: the project of the sidebar. acme@17: that version, live or not.",
+                ),
                 io.Float.Input("strength", default=1.0, min=-4.0, max=4.0, step=0.05),
                 io.Clip.Input("clip", optional=True),
             ],
@@ -40,13 +44,13 @@ class LiveLora(io.ComfyNode):
     @classmethod
     async def fingerprint_inputs(cls, project: str | None = None, **_: Any) -> str:
         """The file that will be applied: fetched here, so that a failure is not cached as if it were the version."""
-        file, _ = await pack.get().live.lora(model_name(project), _folder())
+        file, _ = await _lora(model_name(project))
         return file.stem if file else "none"
 
     @classmethod
     async def execute(cls, model: Any, project: str, strength: float, clip: Any = None) -> io.NodeOutput:
         name = model_name(project)
-        file, note = await pack.get().live.lora(name, _folder())
+        file, note = await _lora(name)
         if file is None:
             return io.NodeOutput(model, clip, "none", ui={"comfyloop_note": [note or f"{name}: no image LoRA yet"]})
         if note:
@@ -62,6 +66,15 @@ class LiveLora(io.ComfyNode):
             )
         model, clip = comfy.sd.load_lora_for_models(model, clip, tensors, strength, strength)
         return io.NodeOutput(model, clip, file.stem, ui={"comfyloop_note": [note or file.stem]})
+
+
+async def _lora(name: str) -> tuple[Path | None, str]:
+    """The file that is applied for a name, and what there is to say of it. A version that is named must be had."""
+    live = pack.get().live
+    project, _, version = name.partition("@")
+    if version in ("", "live"):
+        return await live.lora(project, _folder())
+    return await live.lora_of(name, _folder()), ""
 
 
 def _folder() -> Path:

@@ -59,7 +59,7 @@ class PickImages(io.ComfyNode):
             "project": handle.get("project", "") or work.config.project,
             "prompt_id": PromptServer.instance.last_prompt_id or "",
         }
-        work.show_grid(shown, files)
+        work.show_grid(shown, files, redact(cls.hidden.prompt or {}, work.config.excluded))
         if mode == "pass":
             return io.NodeOutput(images, ui={"comfyloop_pick": [shown]})
         answer = await wait_for_person(cls.hidden, "comfyloop.pick", shown, timeout)

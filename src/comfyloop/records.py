@@ -163,6 +163,10 @@ class ImagePicked(_Feedback):
     over: tuple[Sha256, ...] = ()
     prompt: str = ""
     generation: Id | None = None  # the answer that wrote the prompt
+    workflow: dict[str, Any] = Field(
+        default={},
+        description="What they were made by, in ComfyUI's API form: the gate draws with the newest.",
+    )
 
 
 class ImageRated(_Feedback):

@@ -206,6 +206,13 @@ class Settings(BaseSettings):
         default=8, ge=0, description="Of these, so many prompts are also drawn by both; 0: none."
     )
     gate_draw_steps: int = Field(default=20, ge=1, description="Sampling steps of these pictures.")
+    comfyui_url: str = Field(
+        default="",
+        description="ComfyUI in which they are drawn, by the workflow of the last picks; empty: by diffusers.",
+    )
+    comfyui_seconds: float = Field(
+        default=300, gt=0, description="Most seconds that it may take for a picture."
+    )
     gate_image_loss: float = Field(
         default=0.05,
         ge=0,

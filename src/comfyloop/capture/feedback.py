@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from sqlalchemy import Connection
 
@@ -115,14 +116,13 @@ def _check_lengths(item: Feedback, settings: Settings) -> None:
                 f"Its {name} has {len(text)} characters; {settings.max_text_chars} are allowed.",
                 "Shorten it, or raise COMFYLOOP_MAX_TEXT_CHARS.",
             )
-    if isinstance(item, GraphEdited):
-        for name, graph in (("before", item.before), ("after", item.after)):
-            size = len(json.dumps(graph))
-            if size > settings.max_body_bytes:
-                raise TooLarge(
-                    f"Its workflow {name} has {size} bytes; {settings.max_body_bytes} are allowed.",
-                    "Keep images out of the workflow: upload them and refer to them.",
-                )
+    for name, graph in _workflows(item):
+        size = len(json.dumps(graph))
+        if size > settings.max_body_bytes:
+            raise TooLarge(
+                f"Its workflow{name} has {size} bytes; {settings.max_body_bytes} are allowed.",
+                "Keep images out of the workflow: upload them and refer to them.",
+            )
 
 
 def _check_generation(item: Feedback, answers: dict[str, Generation]) -> None:
@@ -177,6 +177,14 @@ def _texts(item: Feedback) -> Iterator[tuple[str, str]]:
         case SampleUploaded():
             yield from ((f"message {n}", message.text) for n, message in enumerate(item.messages, 1))
             yield "rejected", item.rejected or ""
+
+
+def _workflows(item: Feedback) -> Iterator[tuple[str, dict[str, Any]]]:
+    match item:
+        case GraphEdited():
+            yield from ((" before", item.before), (" after", item.after))
+        case ImagePicked():
+            yield "", item.workflow
 
 
 def _images(item: Feedback) -> Iterator[str]:

@@ -6,21 +6,33 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from comfyloop import curate, gate
-from comfyloop.errors import RunFailed
+from comfyloop.comfyui.drawing import ComfyUI
+from comfyloop.durable import appear
+from comfyloop.errors import EngineUnavailable, RunFailed
 from comfyloop.gate import Progress
 from comfyloop.loop.courtesy import Courtesy
 from comfyloop.loop.plan import image_spec
-from comfyloop.records import BASE, GateReport, Project, Sample, Snapshot, Version
+from comfyloop.records import BASE, GateReport, ImagePicked, Project, Sample, Snapshot, Version
+from comfyloop.serve.names import version_name
 from comfyloop.settings import Settings
-from comfyloop.store import Store
-from comfyloop.train.image.judge_spec import SEEN_FILE, SHEET_FILE, JudgeSpec, Seen
+from comfyloop.store import Store, feedback
+from comfyloop.train.image.judge_spec import (
+    SEEN_FILE,
+    SHEET_FILE,
+    JudgeSpec,
+    Seen,
+    picture_file,
+    seed_of,
+)
 from comfyloop.train.runners import Runners
 from comfyloop.train.spec import SPEC_FILE, write_spec
 from comfyloop.train.status import TrainState
 
-_LOOKED = "How near drawings come is said by {by}."
+COMFYUI = "What was drawn is by your ComfyUI, with the workflow of your last picks."
+DIFFUSERS = "What was drawn is by diffusers."
 
 
 def held_out(snapshot: Snapshot) -> list[Sample]:
@@ -78,21 +90,31 @@ class Pictures:
         kept, pairs = gate.held_out(held_out(snapshot), self._settings)
         samples = [*kept, *pairs]
         seen, sheet = Seen(scores={}), None
+        told: tuple[str, ...] = ()
         if samples and project.image_model:
             place = self._place(project, live, candidate)
             if not (place / SPEC_FILE).exists():
-                write_spec(place, self._spec(project, snapshot, live, candidate, written, kept, pairs))
+                spec = self._spec(project, snapshot, live, candidate, written, kept, pairs)
+                drawn = {"pictures": None, "drawn_by": DIFFUSERS}
+                if self._settings.comfyui_url and spec.drawn:
+                    drawn = self._draw_in_comfyui(place / "comfyui", project, live, candidate, spec, kept)
+                write_spec(place, spec.model_copy(update=drawn))
             self._wait_for(place, progress)
+            spec = JudgeSpec.model_validate_json((place / SPEC_FILE).read_bytes())
             seen = Seen.model_validate_json((place / SEEN_FILE).read_bytes())
             if (place / SHEET_FILE).exists():
                 sheet = self._store.blobs.put((place / SHEET_FILE).read_bytes(), "image/png")
+                told = (
+                    spec.drawn_by,
+                    *([f"How near drawings come is said by {seen.by}."] if seen.by else []),
+                )
         decision = gate.decide_images(gate.evidence(samples, seen.scores), self._settings)
         report = GateReport(
             project=project.name,
             live=live.number if live is not None else BASE,
             candidate=candidate.number,
             verdict=decision.verdict,
-            reasons=(*decision.reasons, *([_LOOKED.format(by=seen.by)] if seen.by else [])),
+            reasons=(*decision.reasons, *told),
             measures=decision.measures,
             items=tuple(gate.gate_items(samples, seen.scores, written)),
             sheet=sheet,
@@ -130,6 +152,52 @@ class Pictures:
             clip=settings.gate_clip or None,
             viewer=None if settings.gate_clip else self._models(project.base_model),
         )
+
+    def _draw_in_comfyui(
+        self,
+        folder: Path,
+        project: Project,
+        live: Version | None,
+        candidate: Version,
+        spec: JudgeSpec,
+        kept: Sequence[Sample],
+    ) -> dict[str, str | None]:
+        """Have both versions' prompts drawn as the person draws; what the spec is told of it.
+
+        Where that cannot be done for all of them, none counts: two ways of drawing are not to be compared.
+        """
+        workflow = self._workflow(project.name)
+        if not workflow:
+            why = f"{DIFFUSERS[:-1]}: no pick came with its workflow. Turn on Capture edits in ComfyUI's sidebar."
+            return {"drawn_by": why}
+        own = {sample.id: sample.answer for sample in kept}
+        names = (version_name(project.name, v.number if v is not None else BASE) for v in (live, candidate))
+
+        def draw(making: Path) -> None:
+            with ComfyUI(
+                self._settings.comfyui_url, self._settings.comfyui_seconds, self._check_stop
+            ) as comfyui:
+                for side, name in enumerate(names):
+                    for id in spec.drawn:
+                        words = (spec.image.about.trigger_words, spec.prompts(id, own[id])[side])
+                        prompt = ", ".join(filter(None, words))
+                        place = picture_file(making, side, id)
+                        place.parent.mkdir(exist_ok=True)
+                        place.write_bytes(comfyui.draw(workflow, prompt, seed_of(id), name))
+
+        try:
+            if not folder.exists():
+                appear(folder, draw)
+        except (EngineUnavailable, RunFailed) as error:
+            return {"drawn_by": f"{DIFFUSERS[:-1]}, since ComfyUI could not: {error}"}
+        return {"pictures": folder.name, "drawn_by": COMFYUI}
+
+    def _workflow(self, project: str) -> dict[str, Any]:
+        """What the newest picks were made by, as far as it is known."""
+        with self._store.read() as conn:
+            picks = feedback.newest(conn, project, kind="image_picked")
+        found = (item.workflow for _, item in picks if isinstance(item, ImagePicked) and item.workflow)
+        return next(found, {})
 
     def _wait_for(self, place: Path, progress: Progress) -> None:
         """Start the comparison, or find it again, and wait for its end."""

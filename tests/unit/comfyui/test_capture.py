@@ -203,3 +203,6 @@ def test_a_pick_says_what_it_was_chosen_over() -> None:
     pick, rated = of_pick("acme", ["a", "b", "c"], ["b"], {"b": 5}, "a fox", "", "sharper")
     assert (pick["picked"], pick["over"], pick["comment"]) == (["b"], ["a", "c"], "sharper")
     assert (rated["image"], rated["rating"], rated["prompt"]) == ("b", 5, "a fox")
+    assert "workflow" not in pick
+    [pick] = of_pick("acme", ["a"], ["a"], {}, workflow=GRAPH)
+    assert pick["workflow"] == GRAPH

@@ -22,7 +22,7 @@ def picture_file(folder: Path, side: int, id: str) -> Path:
 
 def seed_of(id: str) -> int:
     """The seed of what is drawn of a row: the same for both versions, and whatever draws it."""
-    return random.Random(id).getrandbits(32)
+    return random.Random(id).getrandbits(31)
 
 
 class JudgeSpec(Record):
@@ -46,6 +46,7 @@ class JudgeSpec(Record):
         default=None,
         description="Folder of pictures that were drawn already (`picture_file`); None: draw them.",
     )
+    drawn_by: str = Field(default="", description="Who drew them, as a sentence for the report.")
     steps: int = Field(default=20, ge=1, description="Euler steps a picture.")
     guidance: float = Field(default=5.0, ge=1)
     clip: str | None = Field(
