@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from comfyloop.errors import NotFound, StarterError
 from comfyloop.starter.image import __main__ as command
@@ -18,6 +18,7 @@ from comfyloop.starter.image import cache, denoiser, text
 from comfyloop.starter.image.packing import pack, unpack
 from comfyloop.starter.image.train import export
 from comfyloop.starter.image.train.unet import Prompts, make_unet, predict
+from comfyloop.starter.image.train.vae import unreadable_colours
 from comfyloop.train.image import checkpoint
 from comfyloop.train.image.text import Captions
 
@@ -61,7 +62,11 @@ def test_the_checkpoint_is_small_to_ship_and_draws_as_it_was_trained(
     """The trainer's short cut (one padding token for all) and the full text encoder agree."""
     assert shipped.stat().st_size <= 60e6
     model = checkpoint.load(cache.ensure(tmp_path))
-    assert model.family == "sd15" and model.latent_scale == 1.0 and model.denoiser.config.sample_size == 16
+    assert (
+        model.family == "sd15"
+        and model.latent_scale == 1.0
+        and model.denoiser.config.sample_size == denoiser.SIDE // 8
+    )
     vae = AutoencoderTiny()
     vae.load_state_dict(torch.load(work / "vae" / "average.pt", weights_only=True))
     pixels = torch.rand(1, 3, 32, 32)
@@ -74,6 +79,31 @@ def test_the_checkpoint_is_small_to_ship_and_draws_as_it_was_trained(
         assert torch.allclose(model.vae.encode(pixels).latents, vae.encode(pixels).latents, atol=2e-2)
         expected = model.denoiser(x, t, torch.cat(full)).sample
         assert torch.allclose(predict(unet, x, t, states), expected, atol=2e-3)
+
+
+def test_training_goes_on_from_what_is_shipped(work: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    torch.save({"trained": torch.ones(1)}, tmp_path / "vae" / "average.pt")
+    export.begin_from(work / "image.safetensors", tmp_path)
+    unet = torch.load(tmp_path / "unet" / "average.pt", weights_only=True)
+    for name, weight in torch.load(work / "unet" / "average.pt", weights_only=True).items():
+        assert torch.allclose(unet[name], weight, atol=float(weight.abs().max()) / 120), name
+    assert list(torch.load(tmp_path / "vae" / "average.pt", weights_only=True)) == ["trained"]  # was there
+    (tmp_path / "vae" / "average.pt").unlink()
+    export.begin_from(work / "image.safetensors", tmp_path)
+    vae = torch.load(tmp_path / "vae" / "average.pt", weights_only=True)
+    AutoencoderTiny().load_state_dict(vae)
+    tokens = [load_file(folder / "tokens.safetensors")["tokens"] for folder in (work, tmp_path)]
+    assert np.array_equal(*tokens)
+
+
+def test_the_coder_is_told_to_keep_colours() -> None:
+    """Latents that are the colours themselves, in any mix, leave nothing unread; those of shapes leave all."""
+    torch.manual_seed(0)
+    pixels = torch.rand(4, 3, 8, 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    colours = torch.einsum("ij,bjhw->bihw", torch.randn(4, 3), pixels[..., ::8, ::8])
+    assert float(unreadable_colours(10 * colours, pixels)) < 0.02
+    assert float(unreadable_colours(torch.randn(4, 4, 8, 8), pixels)) > 0.9
 
 
 def test_it_is_written_once_and_mended_when_damaged(shipped: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 from comfyloop.stable_diffusion.layout import UNET_PREFIX
 
-from . import text
+from . import denoiser, text
 from .packing import Tensors, unpack
 
 VAE_PREFIX, TEXT_PREFIX = "first_stage_model.", "cond_stage_model.transformer."
@@ -39,7 +39,7 @@ def build(shipped: Path, checkpoint: Path) -> None:
         "modelspec.architecture": "stable-diffusion-v1",
         "modelspec.title": "ComfyLoop image starter",
         "modelspec.license": "Apache-2.0",
-        "modelspec.resolution": "128x128",
+        "modelspec.resolution": f"{denoiser.SIDE}x{denoiser.SIDE}",
         "modelspec.prediction_type": "epsilon",
     }
     save_file(weights, checkpoint, metadata=described | metadata)

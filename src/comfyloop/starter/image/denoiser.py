@@ -7,12 +7,13 @@ Such a checkpoint is read as predicting noise on the scaled-linear schedule, so 
 from typing import Any
 
 CHANNELS = 320
+SIDE = 64  # pixels, of the pictures that it draws
 
 
 def config() -> dict[str, Any]:
     """What diffusers' UNet2DConditionModel takes."""
     return {
-        "sample_size": 16,
+        "sample_size": SIDE // 8,
         "in_channels": 4,
         "out_channels": 4,
         "block_out_channels": (CHANNELS, CHANNELS),

@@ -1,4 +1,4 @@
-"""Turn a training run into the file that ships with the package.
+"""Turn a training run into the file that ships with the package, and that file into a run to go on from.
 
 python -m comfyloop.starter.image.train.export --work DIR --out src/comfyloop/starter/image/weights/image.safetensors
 """
@@ -6,6 +6,7 @@ python -m comfyloop.starter.image.train.export --work DIR --out src/comfyloop/st
 import argparse
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
@@ -13,8 +14,8 @@ from torch import Tensor
 
 from comfyloop.stable_diffusion.layout import UNetShape, rename, unet_modules
 from comfyloop.starter.image import denoiser
-from comfyloop.starter.image.build import UNET_PREFIX, VAE_PREFIX
-from comfyloop.starter.image.packing import Tensors, pack
+from comfyloop.starter.image.build import UNET_PREFIX, VAE_PREFIX, read
+from comfyloop.starter.image.packing import Tensors, pack, unpack
 
 SHAPE = UNetShape(layers=1, attention=(False, True))
 
@@ -45,6 +46,43 @@ def export(work: Path, out: Path) -> None:
     shipped |= load_file(work / "tokens.safetensors")
     out.parent.mkdir(parents=True, exist_ok=True)
     save_file(shipped, out)
+
+
+def begin_from(shipped: Path, work: Path) -> None:
+    """Put what was shipped where a run that ended would have left it. A part that the work folder has stays.
+
+    The optimizers' states were not shipped: they begin anew.
+    """
+    packed, _ = read(shipped)
+    tokens = packed.pop("tokens")
+    single = {name: torch.from_numpy(w).float() for name, w in unpack(packed).items()}
+    modules = unet_modules(SHAPE)
+    parts = {
+        "unet": {
+            rename(name.removeprefix(UNET_PREFIX), modules): weight
+            for name, weight in single.items()
+            if name.startswith(UNET_PREFIX)
+        },
+        "vae": {
+            diffusers_vae_name(name.removeprefix(VAE_PREFIX)): weight
+            for name, weight in single.items()
+            if name.startswith(VAE_PREFIX)
+        },
+    }
+    for part, weights in parts.items():
+        folder = work / part
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / "average.pt").exists():
+            torch.save(weights, folder / "average.pt")
+    if not (work / "tokens.safetensors").exists():
+        save_file({"tokens": np.ascontiguousarray(tokens)}, work / "tokens.safetensors")
+
+
+def diffusers_vae_name(single: str) -> str:
+    part, number, rest = single.split(".", 2)
+    if part == "taesd_encoder":
+        return f"encoder.layers.{number}.{rest}"
+    return f"decoder.layers.{int(number) - 1}.{rest}"
 
 
 def main() -> None:

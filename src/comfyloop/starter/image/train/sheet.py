@@ -13,8 +13,6 @@ from torch import Tensor
 
 from comfyloop.starter.image import denoiser
 
-from .data import SIZE
-
 PROMPTS = (
     *("red apple", "banana", "pizza", "hamburger", "strawberry", "watermelon", "carrot", "mushroom"),
     *("ice cream", "birthday cake", "cat", "dog", "fox", "lion", "panda", "penguin"),
@@ -23,11 +21,12 @@ PROMPTS = (
     *("house", "rocket", "airplane", "automobile", "sailboat", "sun", "guitar", "umbrella, 3d"),
 )
 STEPS, GUIDANCE = 24, 4.0
+TILE = 128  # pixels, on the sheet
 
 
 @torch.no_grad()
 def paint(
-    work: Path, prompts: list[str], *, seed: int = 0, guidance: float = GUIDANCE, side: int = SIZE
+    work: Path, prompts: list[str], *, seed: int = 0, guidance: float = GUIDANCE, side: int = denoiser.SIDE
 ) -> list[Image.Image]:
     """Pictures by the averaged weights in the work folder."""
     from .unet import Prompts, make_unet, predict
@@ -61,7 +60,7 @@ def to_image(pixels: Tensor) -> Image.Image:
 
 
 def contact_sheet(pictures: list[Image.Image], labels: list[str], columns: int = 8) -> Image.Image:
-    side, line = SIZE, 14
+    side, line = TILE, 14
     rows = -(-len(pictures) // columns)
     canvas = Image.new("RGB", (columns * (side + 4), rows * (side + line + 4)), "white")
     pen = ImageDraw.Draw(canvas)
@@ -73,11 +72,16 @@ def contact_sheet(pictures: list[Image.Image], labels: list[str], columns: int =
 
 
 def draw(
-    work: Path, out: Path, prompts: list[str] | None = None, *, guidance: float = GUIDANCE, side: int = SIZE
+    work: Path,
+    out: Path,
+    prompts: list[str] | None = None,
+    *,
+    guidance: float = GUIDANCE,
+    side: int = denoiser.SIDE,
 ) -> None:
     wanted = prompts or list(PROMPTS)
     pictures = paint(work, wanted, guidance=guidance, side=side)
-    contact_sheet([p.resize((SIZE, SIZE), Image.Resampling.BICUBIC) for p in pictures], wanted).save(out)
+    contact_sheet([p.resize((TILE, TILE), Image.Resampling.BICUBIC) for p in pictures], wanted).save(out)
 
 
 def main() -> None:
@@ -87,7 +91,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--side", type=int, default=SIZE, help="pixels")
+    parser.add_argument("--side", type=int, default=denoiser.SIDE, help="pixels")
     parser.add_argument("prompts", nargs="*")
     args = parser.parse_args()
     draw(args.work, args.out, args.prompts, guidance=args.guidance, side=args.side)

@@ -1,6 +1,6 @@
-"""Train the denoiser on cached latents. A run that was stopped goes on where it was.
+"""Train the denoiser on cached latents. A run that was stopped goes on where it was, a new one from shipped weights.
 
-    python -m comfyloop.starter.image.train.unet --work DIR --hours 6
+    python -m comfyloop.starter.image.train.unet --work DIR --hours 6 [--side 64]
 
 Every few minutes it writes `DIR/unet/state.pt` (to go on from), `average.pt` (what ships) and a contact sheet.
 """
@@ -21,15 +21,16 @@ from comfyloop.stable_diffusion import tokenizer as clip
 from comfyloop.starter.image import denoiser, text
 
 from . import sheet
-from .data import COMMON_NAMES, COMMON_WEIGHT, DRAWN_STYLES, SIZE, STYLES, Captions, Pictures, load, on
+from .data import COMMON_NAMES, COMMON_WEIGHT, DRAWN_STYLES, STYLES, Captions, Pictures, load, on
+from .export import begin_from
 from .state import TrainingState
 
-RATE, WARM_STEPS, DECAY, WEIGHT_DECAY = 4e-4, 200, 0.999, 0.01
-# Words, colours and shapes are learned on small pictures first, for a third of the cost of a large one.
-SMALL, SMALL_STEPS = 64, 1600
+RATE, WARM_STEPS, DECAY, WEIGHT_DECAY = 6e-4, 100, 0.999, 0.01
+# Zero at first, so that every block passes its input on (Ho et al. 2020).
+BLANK = ("conv2", "proj_out", "conv_out")
 # What words say is a small part of each sum at first, padding being most of a prompt.
 FASTER = {"attn2.to_v.weight": 4.0, "attn2.to_out.0.weight": 4.0}
-SMALL_BATCH, BATCH = 64, 32
+BATCH = 64  # of 64 pixels a side; half as many of twice the side
 CAPTION_DROPOUT = 0.1
 MOST_SNR = 5.0
 TOKENS = 16  # start, words, one end that stands for all of them
@@ -95,6 +96,9 @@ class ExactEntry(ExactConv2d):
 
 def make_unet() -> tuple[UNet2DConditionModel, PlainAttention]:
     unet = UNet2DConditionModel(**denoiser.config())
+    for name, module in unet.named_modules():
+        if name.endswith(BLANK):
+            nn.init.zeros_(module.weight)
     attention = PlainAttention()
     unet.set_attn_processor(attention)
     for name, kind in (("conv_in", ExactEntry), ("conv_out", ExactConv2d)):
@@ -136,12 +140,24 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=6.0)
     parser.add_argument("--rate", type=float, default=RATE)
+    parser.add_argument(
+        "--side",
+        type=int,
+        default=denoiser.SIDE,
+        help="pixels; words and colours are learned faster on fewer",
+    )
     parser.add_argument("--cool", action="store_true", help="let the rate fall to zero over these hours")
+    parser.add_argument(
+        "--from", dest="begin", type=Path, help="shipped weights, where nothing was trained yet"
+    )
     args = parser.parse_args()
+    if args.begin:
+        begin_from(args.begin, args.work)
     folder = args.work / "unet"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = load(args.work)
-    stored = {side: latents(args.work, pictures, side) for side in (SMALL, SIZE)}
+    side, count = args.side, BATCH * 64 // args.side
+    stored = latents(args.work, pictures, side)
     captions, prompts = Captions(pictures.concepts), Prompts(args.work / "tokens.safetensors")
     shares = weights_of_pictures(pictures)
     kept = DDPMScheduler(**denoiser.schedule()).alphas_cumprod
@@ -152,13 +168,14 @@ def main() -> None:
 
     torch.manual_seed(0)
     unet, attention = make_unet()
+    if (folder / "average.pt").exists():
+        unet.load_state_dict(torch.load(folder / "average.pt", weights_only=True))
     state = TrainingState(unet, args.rate, DECAY, WEIGHT_DECAY, FASTER)
     state.resume(folder / "state.pt")
     unet.to(memory_format=torch.channels_last)
     begun = saved = drawn = time.monotonic()
     start_step, losses = state.step, []
     while (spent := time.monotonic() - begun) < args.hours * 3600:
-        side, count = (SMALL, SMALL_BATCH) if state.step < SMALL_STEPS else (SIZE, BATCH)
         picks = state.chance.choices(range(len(shares)), shares, k=count)
         written = [
             ""
@@ -167,7 +184,7 @@ def main() -> None:
             for i in picks
         ]
         context, attention.bias = prompts(written)
-        clean = stored[side][picks]
+        clean = stored[picks]
         noise = torch.randn_like(clean)
         # one timestep out of each of as many equal bands
         t = ((torch.arange(count) + torch.rand(count)) / count * 1000).long()
@@ -197,7 +214,7 @@ def main() -> None:
             sheet.draw(args.work, folder / f"sheet-{state.step:06d}.png", side=side)
     state.save(folder / "state.pt")
     torch.save(state.averaged(), folder / "average.pt")
-    sheet.draw(args.work, folder / f"sheet-{state.step:06d}.png")
+    sheet.draw(args.work, folder / f"sheet-{state.step:06d}.png", side=side)
 
 
 def predict(unet: UNet2DConditionModel, noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
