@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from diffusers import AutoencoderTiny
@@ -24,8 +26,13 @@ class Latents:
         self._model = model
         self._cache = cache
         self.weights = weights_key([model.vae])
-        self.resolution = resolution or native_resolution(model)
+        native = native_resolution(model)
+        self.resolution = resolution or native
         step = min(bucket_step, self.resolution)
+        if self.resolution == native:
+            step = math.gcd(
+                step, native
+            )  # so that the model's own square is among them: 96 is no multiple of 64
         if model.is_flow:  # its transformer looks at two by two latents at a time
             step = -(-step // 16) * 16
         self.buckets = sizes(self.resolution, step)
