@@ -1,0 +1,58 @@
+"""What tests of the shipped image starter share: to paint with it, to teach it a colour, to measure colours."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from comfyloop.train.image import kohya
+from comfyloop.train.image.render import draw
+from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.image.student import Student, prepare
+from comfyloop.train.runners import local
+from comfyloop.train.spec import write_spec
+from comfyloop.train.status import RunDirectory
+from tests.integration.train.runs import finish
+
+ADAPTER = {"r": 8, "lora_alpha": 8, "target_modules": "all"}
+
+
+def painter(model: Path, folder: Path, lora: Path | None = None) -> Student:
+    told: dict[str, Any] = {"model": str(model), "train": "none", "dtype": "float32", "adapter": ADAPTER}
+    if lora is not None:
+        told["adapter"] = ADAPTER | {"init_from": str(lora)}
+    folder.mkdir(exist_ok=True)
+    return prepare(RunDirectory(folder), ImageTrainSpec.model_validate(told))
+
+
+def colour(picture: Image.Image) -> NDArray[np.float64]:
+    """Mean red, green and blue of what is not white paper, in 0..1."""
+    pixels = np.asarray(picture.convert("RGB"), np.float64).reshape(-1, 3) / 255
+    drawn = pixels[pixels.min(1) < 0.8]
+    assert len(drawn) > 0.1 * len(pixels), "the paper is empty"
+    mean: NDArray[np.float64] = drawn.mean(0)
+    return mean
+
+
+def learn_blue(model: Path, run: Path) -> Path:
+    """A LoRA of twenty steps on four of the model's own pictures with red and blue exchanged."""
+    student = painter(model, run)
+    rows = []
+    for i, prompt in enumerate(("red apple", "strawberry", "tulip", "pizza")):
+        drawn = np.asarray(draw(student, prompt, seed=i))
+        Image.fromarray(np.ascontiguousarray(drawn[..., ::-1])).save(run / f"{i}.png")
+        rows.append({"messages": [{"role": "user", "content": prompt}], "picked": f"{i}.png"})
+    (run / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    told = {
+        "model": str(model), "train": "train.jsonl", "recipe": "image_sft", "max_steps": 20, "epochs": 99,
+        "learning_rate": 2e-3, "threads": 1, "nice": 0, "adapter": ADAPTER,
+    }  # fmt: skip
+    write_spec(run, ImageTrainSpec.model_validate(told))
+    local.start(run)
+    finish(run)
+    return run / "adapter" / kohya.FILE
