@@ -32,7 +32,8 @@ def graph(checkpoint: str, prompt: str, lora: str | None) -> dict[str, Any]:
             "class_type": "KSampler",
             "inputs": {
                 "model": [source, 0], "positive": ["wanted", 0], "negative": ["unwanted", 0],
-                "latent_image": ["paper", 0], "seed": 1, "steps": 20, "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
+                "latent_image": ["paper", 0], "seed": 1, "steps": 20,
+                "cfg": 5.0, "sampler_name": "euler", "scheduler": "normal", "denoise": 1.0,
             },
         },
         "picture": {"class_type": "VAEDecode", "inputs": {"samples": ["sampler", 0], "vae": ["model", 2]}},
