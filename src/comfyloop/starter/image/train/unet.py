@@ -38,25 +38,34 @@ SAVE_SECONDS, SHEET_SECONDS = 240, 900
 
 
 class Prompts:
-    """Captions as encoder states. Words are a bag here, so the 60 and more padding tokens are all alike:
-    one of them stands for the rest, with the logarithm of their number added to its attention score."""
+    """Captions as encoder states. All of the 60 and more padding tokens are alike: one of them stands for the
+    rest, with the logarithm of their number added to its attention score."""
 
     def __init__(self, tokens: Path) -> None:
         self.tokenizer = clip.load()
         table = text.token_embeddings(load_file(tokens)["tokens"]).astype(np.float32)
-        # the encoder's layers pass their input on, so its last layer norm is all that happens to a token
-        self.states = F.layer_norm(torch.from_numpy(table), (text.WIDTH,))
+        self.embeddings = torch.from_numpy(table)
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Encoder states [B, TOKENS, 768] and attention biases [B, 1, TOKENS]."""
-        ids = torch.full((len(captions), TOKENS), text.END)
+        states = torch.zeros(len(captions), TOKENS, text.WIDTH)
         bias = torch.full((len(captions), TOKENS), -torch.inf)
         for row, caption in enumerate(captions):
-            found = self.tokenizer(caption).input_ids[:-1][: TOKENS - 1]
-            ids[row, : len(found)] = torch.tensor(found)
-            bias[row, : len(found)] = 0.0
-            bias[row, len(found)] = float(np.log(text.POSITIONS - len(found)))
-        return self.states[ids], bias[:, None]
+            found = self.tokenizer(caption).input_ids[1:-1][: TOKENS - 2]
+            count = len(found) + 2
+            states[row, :count] = self.encode(found)
+            bias[row, :count] = 0.0
+            bias[row, count - 1] = float(np.log(text.POSITIONS - count + 1))
+        return states, bias[:, None]
+
+    def encode(self, words: list[int]) -> Tensor:
+        """What the text encoder makes of start, words and one end: its first attention and its last norm."""
+        own = self.embeddings[[text.START, *words, text.END]]
+        so_far = torch.zeros_like(own)
+        if words:
+            so_far[1:-1] = own[1:-1].cumsum(0) / torch.arange(1, len(words) + 1)[:, None]
+            so_far[-1] = so_far[-2]
+        return F.layer_norm(own + text.SO_FAR * so_far, (text.WIDTH,))
 
 
 class PlainAttention:
