@@ -53,7 +53,8 @@ def token_embeddings(table: NDArray[np.int8]) -> NDArray[np.float16]:
     length = np.linalg.norm(rows, axis=-1, keepdims=True)
     *words, apart = axes()
     wide: NDArray[np.float64] = np.where(length, rows / np.where(length, length, 1) @ np.stack(words), apart)
-    return (wide * np.sqrt(WIDTH)).astype(np.float16)
+    scaled: NDArray[np.float16] = (wide * np.sqrt(WIDTH)).astype(np.float16)
+    return scaled
 
 
 def listening(head_width: int = WIDTH // HEADS) -> dict[str, NDArray[np.float16]]:

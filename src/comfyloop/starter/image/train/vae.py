@@ -13,6 +13,7 @@ import math
 import random
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -114,7 +115,8 @@ def unreadable_colours(latents: Tensor, wanted: Tensor) -> Tensor:
     x, y = x - x.mean(0), colours - colours.mean(0)
     ridge = 1e-3 * len(x) * torch.eye(x.shape[1])
     fitted = x @ torch.linalg.solve(x.T @ x + ridge, x.T @ y)
-    return ((y - fitted).square().mean(0) / (y.square().mean(0) + 1e-3)).mean()
+    shares: Tensor = (y - fitted).square().mean(0) / (y.square().mean(0) + 1e-3)
+    return shares.mean()
 
 
 def sheet(vae: AutoencoderTiny, pictures: Pictures, path: Path) -> float:
@@ -167,7 +169,7 @@ def main() -> None:
         flat = latents.float().transpose(0, 1).flatten(1)
         moments = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
         made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
-        loss = difference(made, wanted, features)
+        loss: Any = difference(made, wanted, features)
         if not args.decoder:
             unread = unreadable_colours(latents, wanted)
             loss = loss + MOMENT_WEIGHT * moments + READABLE_WEIGHT * unread
