@@ -200,7 +200,7 @@ class Settings(BaseSettings):
     gate_max_answers: int = Field(default=40, ge=2, description="Of these, so many are also answered.")
 
     gate_max_pictures: int = Field(
-        default=40, ge=2, description="Held-out pictures, and pairs, that both image sides are asked about."
+        default=24, ge=2, description="Held-out pictures, and pairs, that both image sides are asked about."
     )
     gate_max_drawn: int = Field(
         default=8, ge=0, description="Of these, so many prompts are also drawn by both; 0: none."

@@ -19,7 +19,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from comfyloop.gate.decision import Decision, Pairs, better, mean, measure, percent, things, worse
+from comfyloop.gate.decision import Decision, Pairs, better, mean, measure, things, worse
 from comfyloop.gate.judging import ALL, by_groups
 from comfyloop.gate.metrics import (
     DENOISING_LOSS,
@@ -195,17 +195,17 @@ def _findings(evidence: ImageEvidence, settings: Settings) -> list[str]:
         if mean(losses.live) > 1e-6:
             interval = reduction(losses.live, losses.candidate, confidence)
             spread = (
-                f" ({confidence:.0%} interval of the change {-interval.high:+.1%} to {-interval.low:+.1%})"
+                f" ({confidence:.0%} interval of the change {-interval.high:+.2%} to {-interval.low:+.2%})"
             )
-        parts = [f"{-share_gained(part):+.1%} at {part.slice}" for part in evidence.bands]
+        parts = [f"{-share_gained(part):+.2%} at {part.slice}" for part in evidence.bands]
         parts += [
-            f"{-share_gained(part):+.1%} on prompts that were {part.slice}"
+            f"{-share_gained(part):+.2%} on prompts that were {part.slice}"
             for part in evidence.prompts
             if part.slice == "written"
         ]
         sentences.append(
             f"On {things(len(losses.live), 'question')} with held-out pictures that you kept, the denoising loss "
-            f"{'falls' if gained >= 0 else 'rises'} by {percent(abs(gained))}{spread}; it is ahead on {ahead}. "
+            f"{'falls' if gained >= 0 else 'rises'} by {abs(gained):.2%}{spread}; it is ahead on {ahead}. "
             f"By parts: {', '.join(parts)}."
         )
     if (accuracy := evidence.accuracy) is not None:

@@ -11,7 +11,7 @@ from comfyloop.gate.metrics import (
     PICK_MARGIN,
     TEXT_SIMILARITY,
 )
-from comfyloop.records import BASE, GateItem, GateReport, Verdict
+from comfyloop.records import BASE, GateItem, GateReport, Measure, Verdict
 
 _VERDICTS = {
     Verdict.PROMOTE: "promote",
@@ -28,6 +28,8 @@ _METRICS = {
     KEPT_SIMILARITY: "drawing to kept pictures",
 }
 
+_DIGITS = {DENOISING_LOSS: 4, PICK_MARGIN: 5}  # what changes there is small beside what stays
+
 
 def render_text(report: GateReport, examples: int = 3) -> str:
     """Verdict, reasons, measures and the answers that changed most (`examples` of them)."""
@@ -38,12 +40,7 @@ def render_text(report: GateReport, examples: int = 3) -> str:
     ]
     if report.measures:
         lines += ["", f"  {'slice':<12} {'items':>5} {'live':>8} {'cand.':>8}  {'change':<20} measure"]
-        lines += [
-            f"  {m.slice:<12} {m.items:>5} {m.live:>8.3f} {m.candidate:>8.3f}  "
-            f"{f'{m.low:+.3f} to {m.high:+.3f}':<20} {_METRICS.get(m.metric, m.metric)}, "
-            f"{'higher' if m.higher_is_better else 'lower'} is better"
-            for m in report.measures
-        ]
+        lines += map(_row, report.measures)
     for item in _most_changed(report)[:examples]:
         lines += [
             "",
@@ -57,6 +54,15 @@ def render_text(report: GateReport, examples: int = 3) -> str:
         lines += ["", f"  Contact sheet, live beside candidate: GET {sheet}"]
     lines += ["", f"  {len(report.items)} items in {report.seconds:.1f} s."]
     return "\n".join(lines) + "\n"
+
+
+def _row(m: Measure) -> str:
+    digits = _DIGITS.get(m.metric, 3)
+    change = f"{m.low:+.{digits}f} to {m.high:+.{digits}f}"
+    return (
+        f"  {m.slice:<12} {m.items:>5} {m.live:>8.{digits}f} {m.candidate:>8.{digits}f}  {change:<20} "
+        f"{_METRICS.get(m.metric, m.metric)}, {'higher' if m.higher_is_better else 'lower'} is better"
+    )
 
 
 def _most_changed(report: GateReport) -> list[GateItem]:

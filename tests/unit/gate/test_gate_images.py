@@ -58,7 +58,7 @@ def test_a_side_that_draws_better_what_was_kept_is_promoted_in_words() -> None:
     assert decision.verdict is Verdict.PROMOTE
     assert decision.reasons[0] == "The image side is better at drawing what you kept."
     assert (
-        "On 6 questions with held-out pictures that you kept, the denoising loss falls by 9.2%"
+        "On 6 questions with held-out pictures that you kept, the denoising loss falls by 9.23%"
         in decision.reasons[1]
     )
     assert "at high noise" in decision.reasons[1] and "prompts that were written" in decision.reasons[1]

@@ -32,12 +32,13 @@ from comfyloop.train.image.judge_spec import (
 )
 from comfyloop.train.image.objectives import denoising_error, preference_loss
 from comfyloop.train.image.render import draw
-from comfyloop.train.image.rows import PictureRow, read_rows
+from comfyloop.train.image.rows import PictureRow, decode, picture_at, read_rows
 from comfyloop.train.image.sheet import Shown, contact_sheet
 from comfyloop.train.image.sight import Sight, sight_of
 from comfyloop.train.image.spec import ImageAdapterSpec
 from comfyloop.train.image.student import Student, caption_of, prepare
 from comfyloop.train.log import RunLog
+from comfyloop.train.rows import UnusableRow
 from comfyloop.train.status import RunDirectory, write_atomically
 
 BANDS = ("low", "middle", "high")
@@ -87,7 +88,10 @@ def run(directory: RunDirectory, spec: JudgeSpec, log: RunLog, control: Control)
         log.phase(f"asking the {SIDES[side]} version")
         for number, (ask, row) in enumerate(questions, start=1):
             control.check()
-            notes.once(ask, version, row)
+            try:
+                notes.once(ask, version, row)
+            except UnusableRow as error:
+                log.say(f"left out {row.id}: {error}")
             log.progress(side * len(questions) + number, len(SIDES) * len(questions))
         del version
         gc.collect()
@@ -216,23 +220,28 @@ def look_at(
     faces = []
     for row in liked:
         control.check()
-        faces.append(sight.face(row.picked.path))
+        with contextlib.suppress(UnusableRow):
+            faces.append(sight.face(row.picked.path))
     for row in drawn:
         for side in range(len(SIDES)):
             control.check()
             picture = picture_file(drawings, side, row.id)
-            found = {"text_similarity": sight.fit(picture, row.caption)}
+            with contextlib.suppress(UnusableRow):  # a prompt that is too long for the model that looks
+                notes.take(side, row.id, {"text_similarity": sight.fit(picture, row.caption)})
             if faces:
                 face = sight.face(picture)
-                found["kept_similarity"] = sum(float(face @ other) for other in faces) / len(faces)
-            notes.take(side, row.id, found)
+                near = sum(float(face @ other) for other in faces) / len(faces)
+                notes.take(side, row.id, {"kept_similarity": near})
 
 
 def sheet(drawn: Sequence[PictureRow], spec: JudgeSpec, drawings: Path) -> Image.Image:
     rows = []
     for row in drawn:
-        pictures = [picture_file(drawings, side, row.id) for side in range(len(SIDES))]
-        rows.append(Shown((*pictures, row.picked.path), (*spec.prompts(row.id, row.caption), row.caption)))
+        pictures = [
+            *(decode(picture_at(picture_file(drawings, side, row.id))) for side in range(len(SIDES))),
+            decode(row.picked),
+        ]
+        rows.append(Shown(tuple(pictures), (*spec.prompts(row.id, row.caption), row.caption)))
     return contact_sheet((*SIDES, "kept by you"), rows)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,9 +20,9 @@ FONTS = (
 
 @dataclass(frozen=True)
 class Shown:
-    """One row: as many pictures as the sheet has columns, each with what it was made from."""
+    """One row: as many pictures (RGB) as the sheet has columns, each with what it was made from."""
 
-    pictures: tuple[Path, ...]
+    pictures: tuple[Image.Image, ...]
     prompts: tuple[str, ...]
 
 
@@ -36,13 +35,11 @@ def contact_sheet(columns: Sequence[str], rows: Sequence[Shown]) -> Image.Image:
         pen.text((GAP + column * width, GAP // 2), heading, fill="black", font=_font())
     for number, row in enumerate(rows):
         top = GAP + LINE + number * height
-        for column, (file, prompt) in enumerate(zip(row.pictures, row.prompts, strict=True)):
+        for column, (picture, prompt) in enumerate(zip(row.pictures, row.prompts, strict=True)):
             left = GAP + column * width
-            with Image.open(file) as picture:
-                shown = picture.convert("RGB")
-            scale = SIDE / max(shown.size)
-            size = (max(1, round(shown.width * scale)), max(1, round(shown.height * scale)))
-            canvas.paste(shown.resize(size, Image.Resampling.LANCZOS), (left, top))
+            scale = SIDE / max(picture.size)
+            size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+            canvas.paste(picture.resize(size, Image.Resampling.LANCZOS), (left, top))
             text = "\n".join(_lines(prompt, pen))
             pen.multiline_text((left, top + SIDE + 2), text, fill="#444444", font=_font(), spacing=2)
     return canvas
