@@ -115,6 +115,10 @@ class Settings(BaseSettings):
     image_epochs: float = Field(default=10.0, gt=0, description="Passes over the pictures.")
     image_learning_rate: float = Field(default=1e-4, gt=0, description="Learning rate of the image side.")
     image_lora_r: int = Field(default=16, ge=1, description="LoRA rank of the image side; alpha is the same.")
+    image_target_modules: Literal["attention", "all"] = Field(
+        default="attention",
+        description="Where that LoRA is; `all` adds feed-forward layers and a UNet's convolutions: a stronger style.",
+    )
     image_resolution: int = Field(
         default=0,
         ge=0,

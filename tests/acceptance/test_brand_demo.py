@@ -21,7 +21,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 def test_a_brand_is_learnt_corrected_and_learnt_again(
     tiny_llm: Path, tiny_sd15: Path, tmp_path: Path
 ) -> None:
-    few = {"EPOCHS": "1", "IMAGE_EPOCHS": "1", "CACHE_DIR": str(tmp_path / "cache")}
+    few = {
+        "EPOCHS": "1",
+        "IMAGE_EPOCHS": "1",
+        "IMAGE_TARGET_MODULES": "all",
+        "CACHE_DIR": str(tmp_path / "cache"),
+    }
     done = subprocess.run(
         [
             *(sys.executable, "-m", "comfyloop", "demo", "brand", "--json", "--report", "report"),
@@ -58,6 +63,6 @@ def test_a_brand_is_learnt_corrected_and_learnt_again(
 
 
 def test_an_image_model_that_cannot_draw_is_told_in_a_sentence(tmp_path: Path) -> None:
-    painter = Painter(str(tmp_path / "none.safetensors"), 16, tmp_path / "cache", tmp_path / "pictures")
+    painter = Painter(str(tmp_path / "none.safetensors"), tmp_path / "cache", tmp_path / "pictures")
     with pytest.raises(RunFailed, match=r"could not be drawn: .*none\.safetensors"):
         painter.draw([Drawing("a teapot", 7, "teapot.png")], None)

@@ -92,7 +92,7 @@ def image_spec(
             "recipe": settings.image_recipe,
             "model": models(project.image_model),
             "train": str(train),
-            "adapter": ImageAdapterSpec(r=r, lora_alpha=r),
+            "adapter": ImageAdapterSpec(r=r, lora_alpha=r, target_modules=settings.image_target_modules),
             "about": About(project=project.name, trigger_words=settings.trigger_words),
             "resolution": settings.image_resolution,
             "epochs": settings.image_epochs,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 from comfyloop.errors import ComfyLoopError
-from comfyloop.train.image import lora
+from comfyloop.train.image.judge import wearing
+from comfyloop.train.image.judge_spec import JudgeSpec
 from comfyloop.train.image.render import draw
-from comfyloop.train.image.spec import ImageAdapterSpec, ImageTrainSpec
-from comfyloop.train.image.student import prepare
+from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.status import RunDirectory
 
 
@@ -22,14 +21,11 @@ def paint(job: Path) -> None:
         ModelError: The model or the LoRA cannot be used.
     """
     told = json.loads(job.read_text(encoding="utf-8"))
-    adapter = ImageAdapterSpec(r=told["rank"], lora_alpha=told["rank"], init_from=told["lora"])
-    spec = ImageTrainSpec(model=told["model"], train="", adapter=adapter, cache=told["cache"])
-    student = prepare(RunDirectory(job.parent), spec)
-    student.eval()
-    with lora.reference(student.model, None) if told["lora"] is None else nullcontext():
-        for drawing in told["drawings"]:
-            drawn = draw(student, drawing["prompt"], drawing["seed"])
-            drawn.save(Path(told["folder"]) / drawing["file"], format="PNG")
+    spec = ImageTrainSpec(model=told["model"], train="", cache=told["cache"])
+    student = wearing(RunDirectory(job.parent), JudgeSpec(image=spec), told["lora"])
+    for drawing in told["drawings"]:
+        drawn = draw(student, drawing["prompt"], drawing["seed"])
+        drawn.save(Path(told["folder"]) / drawing["file"], format="PNG")
 
 
 def main() -> int:

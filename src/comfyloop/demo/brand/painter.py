@@ -29,11 +29,11 @@ class Painter:
 
     Args:
         model: A checkpoint or a diffusers folder.
-        rank: Of the LoRAs that will be given.
+        cache: Folder of text states, shared with training.
     """
 
-    def __init__(self, model: str, rank: int, cache: Path, folder: Path) -> None:
-        self._job = {"model": model, "rank": rank, "cache": str(cache), "folder": str(folder)}
+    def __init__(self, model: str, cache: Path, folder: Path) -> None:
+        self._job = {"model": model, "cache": str(cache), "folder": str(folder)}
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
 
