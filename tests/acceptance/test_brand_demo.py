@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors import safe_open
 
 from comfyloop.demo.brand import material, posters
 from comfyloop.demo.brand.painter import Drawing, Painter
@@ -52,6 +53,9 @@ def test_a_brand_is_learnt_corrected_and_learnt_again(
     live = max([t["version"] for t in (first, second) if t["outcome"] == "promoted"], default=0)
     assert report["live"] == live
     assert len(report["picks"]) == 4
+    lora = next((tmp_path / "home" / "home" / "versions" / "brand" / "1" / "image").glob("*.safetensors"))
+    with safe_open(lora, "np") as file:  # where the setting says
+        assert any("_conv1." in name for name in file.keys())  # noqa: SIM118
 
     brand, columns = material.load(), report["columns"]
     assert [[w["product"] for w in c["works"]] for c in columns] == [[p.name for p in brand.held_out]] * 3
