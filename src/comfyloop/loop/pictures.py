@@ -6,7 +6,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from comfyloop import curate, gate
 from comfyloop.comfyui.drawing import ComfyUI
@@ -41,6 +41,12 @@ def held_out(snapshot: Snapshot) -> list[Sample]:
     return [
         sample for file in files if file.exists() for sample in curate.read_samples(file, snapshot.project)
     ]
+
+
+class _Compared(NamedTuple):
+    seen: Seen
+    sheet: str | None = None  # a blob
+    told: tuple[str, ...] = ()  # sentences on who drew and who looked
 
 
 class Pictures:
@@ -89,43 +95,48 @@ class Pictures:
         started = time.monotonic()
         kept, pairs = gate.held_out(held_out(snapshot), self._settings)
         samples = [*kept, *pairs]
-        seen, sheet = Seen(scores={}), None
-        told: tuple[str, ...] = ()
+        compared = _Compared(Seen(scores={}))
+        place = self._place(project, live, candidate)
         if samples and project.image_model:
-            place = self._place(project, live, candidate)
-            if not (place / SPEC_FILE).exists():
+            if self._runner.poll(place).state is TrainState.QUEUED:
                 spec = self._spec(project, snapshot, live, candidate, written, kept, pairs)
                 drawn = {"pictures": None, "drawn_by": DIFFUSERS}
                 if self._settings.comfyui_url and spec.drawn:
                     drawn = self._draw_in_comfyui(place / "comfyui", project, live, candidate, spec, kept)
                 write_spec(place, spec.model_copy(update=drawn))
             self._wait_for(place, progress)
-            spec = JudgeSpec.model_validate_json((place / SPEC_FILE).read_bytes())
-            seen = Seen.model_validate_json((place / SEEN_FILE).read_bytes())
-            if (place / SHEET_FILE).exists():
-                sheet = self._store.blobs.put((place / SHEET_FILE).read_bytes(), "image/png")
-                told = (
-                    spec.drawn_by,
-                    *([f"How near drawings come is said by {seen.by}."] if seen.by else []),
-                )
+            compared = self._found(place)
+        seen = compared.seen
         decision = gate.decide_images(gate.evidence(samples, seen.scores), self._settings)
         report = GateReport(
             project=project.name,
             live=live.number if live is not None else BASE,
             candidate=candidate.number,
             verdict=decision.verdict,
-            reasons=(*decision.reasons, *told),
+            reasons=(*decision.reasons, *compared.told),
             measures=decision.measures,
             items=tuple(gate.gate_items(samples, seen.scores, written)),
-            sheet=sheet,
+            sheet=compared.sheet,
             seconds=round(time.monotonic() - started, 3),
         )
-        shutil.rmtree(self._place(project, live, candidate), ignore_errors=True)
+        shutil.rmtree(place, ignore_errors=True)
         return report
 
+    def _found(self, place: Path) -> _Compared:
+        """What a comparison left; its sheet is kept for good."""
+        seen = Seen.model_validate_json((place / SEEN_FILE).read_bytes())
+        if not (place / SHEET_FILE).exists():
+            return _Compared(seen)
+        spec = JudgeSpec.model_validate_json((place / SPEC_FILE).read_bytes())
+        sheet = self._store.blobs.put((place / SHEET_FILE).read_bytes(), "image/png")
+        looked = f"How near drawings come is said by {seen.by}." if seen.by else ""
+        return _Compared(seen, sheet, tuple(filter(None, (spec.drawn_by, looked))))
+
     def _place(self, project: Project, live: Version | None, candidate: Version) -> Path:
-        against = live.number if live is not None else BASE
-        return self._settings.home / "gates" / f"{project.name}-v{candidate.number}-{against}"
+        against = str(live.number if live is not None else BASE)
+        # the hash tells versions of a project that was made anew apart
+        name = "-".join(filter(None, [candidate.adapter_name, against, candidate.sha256[:8]]))
+        return self._settings.home / "gates" / name
 
     def _spec(
         self,

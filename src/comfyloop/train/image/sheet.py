@@ -12,8 +12,8 @@ SIDE, GAP, LINE, LINES = 256, 8, 15, 3
 """In pixels: the most of a picture's side, what is between pictures, and a line of text; lines a prompt."""
 
 FONTS = (
-    "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "msyh.ttc", "PingFang.ttc",
-    "Arial Unicode.ttf", "DejaVuSans.ttf",
+    "NotoSansCJK-Regular.ttc", "NotoSansSC-Regular.otf", "wqy-microhei.ttc", "wqy-zenhei.ttc",
+    "DroidSansFallbackFull.ttf", "msyh.ttc", "PingFang.ttc", "Arial Unicode.ttf", "DejaVuSans.ttf",
 )  # fmt: skip
 """The first that this machine has is written in: prompts may be in Chinese, which Pillow's own font lacks."""
 
