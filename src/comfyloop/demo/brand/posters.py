@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from comfyloop.demo.brand.material import Colour
+from comfyloop.lettering import font_for, lines
 
 WIDTH, TEXT_HEIGHT, MARGIN = 384, 168, 20  # pixels
 RULE = 8  # height of the stroke between picture and text
@@ -24,26 +25,11 @@ def sketch(picture: Image.Image, name: str, copy: str, palette: Mapping[str, Col
     pen = ImageDraw.Draw(canvas)
     pen.rectangle([0, WIDTH, WIDTH, WIDTH + RULE], fill=palette["orange"])
     top = WIDTH + RULE + 8
-    pen.text((MARGIN, top), name.capitalize(), fill=palette["teal"], font=ImageFont.load_default(NAME_SIZE))
-    small = ImageFont.load_default(COPY_SIZE)
-    lines = _lines(pen, copy, small, WIDTH - 2 * MARGIN)
-    if len(lines) > COPY_LINES:
-        lines = [*lines[: COPY_LINES - 1], lines[COPY_LINES - 1] + " …"]
-    pen.multiline_text((MARGIN, top + NAME_SIZE + 12), "\n".join(lines), fill=palette["teal"], font=small)
+    pen.text((MARGIN, top), name.capitalize(), fill=palette["teal"], font=font_for(name, NAME_SIZE))
+    small = font_for(copy, COPY_SIZE)
+    text = "\n".join(lines(copy, small, WIDTH - 2 * MARGIN, COPY_LINES))
+    pen.multiline_text((MARGIN, top + NAME_SIZE + 12), text, fill=palette["teal"], font=small)
     return canvas
-
-
-def _lines(
-    pen: ImageDraw.ImageDraw, text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int
-) -> list[str]:
-    lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
-        if lines[-1] and pen.textlength(longer, font=font) > width:
-            lines.append(word)
-        else:
-            lines[-1] = longer
-    return lines
 
 
 def contact_sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
@@ -53,10 +39,9 @@ def contact_sheet(columns: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image
     size = (len(columns) * (WIDTH + GAP) + GAP, head + rows * (WIDTH + TEXT_HEIGHT + GAP))
     sheet = Image.new("RGB", size, "white")
     pen = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(TITLE_SIZE)
     for number, (title, posters) in enumerate(columns):
         left = GAP + number * (WIDTH + GAP)
-        pen.text((left, GAP), title, fill="black", font=font)
+        pen.text((left, GAP), title, fill="black", font=font_for(title, TITLE_SIZE))
         for row, poster in enumerate(posters):
             sheet.paste(poster, (left, head + row * (WIDTH + TEXT_HEIGHT + GAP)))
     return sheet
