@@ -23,10 +23,13 @@ def test_a_brand_is_learnt_corrected_and_learnt_again(
     tiny_llm: Path, tiny_sd15: Path, tmp_path: Path
 ) -> None:
     few = {
+        "CACHE_DIR": str(tmp_path / "cache"),
         "EPOCHS": "1",
         "IMAGE_EPOCHS": "1",
         "IMAGE_TARGET_MODULES": "all",
-        "CACHE_DIR": str(tmp_path / "cache"),
+        "GATE_MAX_ANSWERS": "2",
+        "GATE_MAX_DRAWN": "2",
+        "GATE_DRAW_STEPS": "2",
     }
     done = subprocess.run(
         [
