@@ -147,3 +147,13 @@ def test_it_needs_no_torch() -> None:
         "import sys, comfyloop.starter.image, comfyloop.starter.image.build; sys.exit('torch' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_the_untrained_denoiser_gives_back_its_input() -> None:
+    """Near pure noise that is nearly the answer: training begins with what a picture shows."""
+    torch.manual_seed(0)
+    unet, _ = make_unet()
+    noisy = torch.randn(4, 4, 8, 8)
+    with torch.no_grad():
+        made = predict(unet.to(torch.bfloat16), noisy, torch.full((4,), 990), torch.randn(4, 16, 768))
+    assert (made - noisy).norm() < 0.03 * noisy.norm()

@@ -28,6 +28,11 @@ from .state import TrainingState
 RATE, WARM_STEPS, DECAY, WEIGHT_DECAY = 6e-4, 100, 0.999, 0.01
 # Zero at first, so that every residual block passes its input on (Ho et al. 2020).
 BLANK = ("conv2", "conv_out")
+# What the untrained denoiser answers with is what it was given: near pure noise that is the answer but for a small
+# part, which is all that is left to learn, and which must not be lost in a badly carried whole. Ten channels carry it
+# from the first convolution to the last, four latent channels with both signs, as SiLU(z) - SiLU(-z) = z, and two
+# large constants that hold the last group norm's scale still.
+CARRIED, CONSTANT = 10, 8.0
 # What words say is a small part of each sum at first, padding being most of a prompt.
 FASTER = {"attn2.to_v.weight": 4.0, "attn2.to_out.0.weight": 4.0}
 BATCH = 64  # of 64 pixels a side; half as many of twice the side
@@ -108,11 +113,33 @@ def make_unet() -> tuple[UNet2DConditionModel, PlainAttention]:
     for name, module in unet.named_modules():
         if name.endswith(BLANK):
             nn.init.zeros_(module.weight)
+    carry_input(unet)
     attention = PlainAttention()
     unet.set_attn_processor(attention)
     for name, kind in (("conv_in", ExactEntry), ("conv_out", ExactConv2d)):
         getattr(unet, name).__class__ = kind
     return unet, attention
+
+
+@torch.no_grad()
+def carry_input(unet: UNet2DConditionModel) -> None:
+    """Have an untrained `unet` give back its input, whose elements have variance 1 (see CARRIED)."""
+    first, shortcut = unet.conv_in, unet.up_blocks[-1].resnets[-1].conv_shortcut
+    norm, last = unet.conv_norm_out, unet.conv_out
+    width, latent = first.out_channels, last.out_channels
+    ours = slice(width - CARRIED, width)
+    assert norm.num_channels // norm.num_groups == CARRIED == 2 * latent + 2
+    for layer in (first, shortcut):
+        layer.weight[ours], layer.bias[ours] = 0, 0
+    for i in range(latent):
+        for sign, channel in ((1, width - CARRIED + 2 * i), (-1, width - CARRIED + 2 * i + 1)):
+            first.weight[channel, i, 1, 1] = sign
+            last.weight[i, channel, 1, 1] = sign
+    first.bias[-2], first.bias[-1] = CONSTANT, -CONSTANT
+    # the last block reads what comes from below, then what the first convolution made
+    for channel in range(width - CARRIED, width):
+        shortcut.weight[channel, width + channel] = 1
+    norm.weight[ours] = ((2 * CONSTANT**2 + 2 * latent) / CARRIED) ** 0.5
 
 
 @torch.no_grad()
