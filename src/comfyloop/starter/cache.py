@@ -17,9 +17,9 @@ from comfyloop.errors import StarterError
 from . import packages
 from .packages import LANGUAGE, VISION, disk_error, sha256
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 WEIGHTS = Path(__file__).with_name("weights") / "starter.safetensors"
-WEIGHTS_SHA256 = "1acb78278301fc166ade3225b8a40218c365ae75e45980fa145386cddcc9fde9"
+WEIGHTS_SHA256 = "e37487bd9c55f41077a51fcc7bfff193f745f8a34fba3ee68d76c75b0793fc0f"
 
 MANIFEST = "manifest.json"
 SMALL_FILE = 8 << 20  # files up to this size are hashed at every start: about ten milliseconds in all

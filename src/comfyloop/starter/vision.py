@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 from transformers import EfficientNetConfig, EfficientNetForImageClassification
 
+from .reader import Block
+
 CHANNELS = 1280
 CLASSES = 1000
 BLOCKS = 16
-# The last stage's stride of 2 keeps positions 1, 3 and 5 of its 7 x 7 map: 9 image tokens instead of 49.
-STRIDES = [1, 2, 2, 2, 1, 2, 2]
-IMAGE_TOKENS = 9
 IMAGE_SIZE = 224
 IMAGE_MEAN = 127 / 255
 IMAGE_STD = 128 / 255
 
 
-def config(strides: list[int] | None = None, labels: int = 2) -> EfficientNetConfig:
+def config(labels: int = 2, reader: list[Block] | None = None) -> EfficientNetConfig:
+    """`reader`: further blocks, each a stage of its own."""
     made = EfficientNetConfig(
         image_size=IMAGE_SIZE,
         width_coefficient=1.0,
@@ -30,19 +30,37 @@ def config(strides: list[int] | None = None, labels: int = 2) -> EfficientNetCon
         hidden_dim=CHANNELS,
         batch_norm_eps=1e-3,
         dropout_rate=0.2,
+        # the neutral squeeze-excite layers take as little room as they can
+        squeeze_expansion_ratio=1e-3,
         num_labels=labels,
     )
-    if strides:
-        made.strides = strides
+    for block in reader or ():
+        made.in_channels = [*made.in_channels, block.inputs]
+        made.out_channels = [*made.out_channels, block.project.shape[0]]
+        made.kernel_sizes = [*made.kernel_sizes, block.kernel.shape[-1]]
+        made.strides = [*made.strides, block.stride]
+        made.num_block_repeats = [*made.num_block_repeats, 1]
+        made.expand_ratios = [*made.expand_ratios, block.expand_ratio]
+    if reader:
+        # keeps the last block's kernel of one pixel from being shifted
+        made.depthwise_padding = [*made.depthwise_padding, BLOCKS + len(reader) - 1]
     made.hidden_size = CHANNELS  # FastVLM asks its vision tower for this name
     return made
+
+
+def neutral_gates(blank: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Every squeeze-excite layer of a model, multiplying by one."""
+    gates = {name: torch.zeros_like(value) for name, value in blank.items() if ".squeeze_excite." in name}
+    for name, value in gates.items():
+        if name.endswith(".expand.bias"):
+            value += 30.0
+    return gates
 
 
 def convert(checkpoint: Path) -> dict[str, Tensor]:
     """The package's checkpoint under transformers' names, classifier included."""
     source: dict[str, Tensor] = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    blank = EfficientNetForImageClassification(config(labels=CLASSES)).state_dict()
-    out: dict[str, Tensor] = {}
+    out = neutral_gates(EfficientNetForImageClassification(config(labels=CLASSES)).state_dict())
 
     def norm(to: str, name: str) -> None:
         for part in ("weight", "bias", "running_mean", "running_var"):
@@ -60,9 +78,6 @@ def convert(checkpoint: Path) -> dict[str, Tensor]:
         norm(f"{to}.depthwise_conv.depthwise_norm", f"{name}._bn1")
         out[f"{to}.projection.project_conv.weight"] = source[f"{name}._project_conv.weight"]
         norm(f"{to}.projection.project_bn", f"{name}._bn2")
-        for gate in ("reduce.weight", "reduce.bias", "expand.weight", "expand.bias"):
-            out[f"{to}.squeeze_excite.{gate}"] = torch.zeros_like(blank[f"{to}.squeeze_excite.{gate}"])
-        out[f"{to}.squeeze_excite.expand.bias"] += 30.0
     out["efficientnet.encoder.top_conv.weight"] = source["_conv_head.weight"]
     norm("efficientnet.encoder.top_bn", "_bn1")
     out["classifier.weight"], out["classifier.bias"] = source["_fc.weight"], source["_fc.bias"]
