@@ -171,12 +171,12 @@ def blocks(head: Head, rows: Tensor, offsets: Tensor, embeddings: Tensor, fixed:
         open_at[:words, place(FIRST_PLACE + 2 * rank)] = 0.0
         open_at[words:, place(FIRST_PLACE + 2 * rank + 1)] = 0.0
     for side in range(2):
-        at = torch.arange(units) + side * units
-        project[at, sources] = STEEP
-        project[at, words:common] = open_at
+        whose = torch.arange(units) + side * units
+        project[whose, sources] = STEEP
+        project[whose, words:common] = open_at
         first = common + side * RANKS
-        project[at, first : first + RANKS] = -STEEP
-        bias[at] = FULL
+        project[whose, first : first + RANKS] = -STEEP
+        bias[whose] = FULL
     keep(project, POSITIONS, 2 * units, words)
 
     # 8. the embeddings of the sentence

@@ -158,7 +158,7 @@ def main() -> None:
     training, held_out = data.split(data.concepts(args.work), args.split)
     unseen = [(c, style) for c in held_out for style in ("noto", "twemoji") if style in c.pictures]
     styled = [(c, data.TEST_STYLE) for c in training if data.TEST_STYLE in c.pictures]
-    asked = {
+    asked: dict[str, list[tuple[data.Concept, str]]] = {
         "things": [(c, style) for c, style in unseen if c.group != "people-body"],
         "people": [(c, style) for c, style in unseen if c.group == "people-body"],
         "style": [(c, style) for c, style in styled if c.group != "people-body"],
