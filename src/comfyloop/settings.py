@@ -90,7 +90,7 @@ class Settings(BaseSettings):
     # curation
     holdout_every: int = Field(default=4, ge=2, description="Each n-th new group of samples is held out.")
     replay_share: float = Field(
-        default=0.5, ge=0, le=0.9, description="Share of replay samples in training data."
+        default=0.65, ge=0, le=0.9, description="Share of replay samples in training data."
     )
     max_answer_chars: int = Field(default=8_000, gt=0, description="Longer edits are dropped with a reason.")
 
