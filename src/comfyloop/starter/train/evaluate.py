@@ -30,7 +30,7 @@ from .features import plain
 QUESTION = "What is in this picture?"
 NEW_TOKENS = 40
 BATCH = 20
-PICTURES = {"things": 120, "people": 40, "style": 60}
+PICTURES = {"things": 1000, "people": 40, "style": 60}  # at most; things: all
 GENERAL_QUESTIONS = [
     "What is the capital of France?",
     "Explain in one sentence how rain forms.",
