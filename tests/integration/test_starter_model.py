@@ -116,7 +116,8 @@ def test_template_takes_text_parts_and_several_pictures(processor: Any, cat: Ima
     own = render([{"role": "system", "content": "Be brief."}, *plain])
     assert own.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user") and "SmolLM" not in own
     two = render(chat("Which is larger?", cat, cat))
-    assert two == "<|im_start|>user\n<image>\n<image>\nWhich is larger?<|im_end|>\n<|im_start|>assistant\n"
+    seen = "<image>\nRepeat this list when asked.\n"
+    assert two == f"<|im_start|>user\n{seen}{seen}Which is larger?<|im_end|>\n<|im_start|>assistant\n"
     inputs = encode(processor, chat("Which is larger?", cat, cat))
     assert inputs["pixel_values"].shape == (2, 3, 224, 224)
     assert int((inputs["input_ids"] == processor.tokenizer.convert_tokens_to_ids("<image>")).sum()) == 32
