@@ -9,16 +9,11 @@ import pytest
 import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
-from comfyloop.starter.image import cache, denoiser, ensure
+from comfyloop.starter.image import denoiser, ensure
 from comfyloop.train.image.render import draw
 from tests.starter_pictures import colour, learn_blue, painter
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not cache.WEIGHTS.is_file(), reason="NOT PROVED: this checkout has no weights of the image starter"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -9,17 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from comfyloop.starter.image import cache, denoiser, ensure
+from comfyloop.starter.image import denoiser, ensure
 from comfyloop.starter.image.__main__ import place_in
 from tests.acceptance.comfyui.conftest import RunningComfyUI
 from tests.starter_pictures import colour, learn_blue
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        not cache.WEIGHTS.is_file(), reason="NOT PROVED: this checkout has no weights of the image starter"
-    ),
-]
+pytestmark = pytest.mark.slow
 
 
 def graph(checkpoint: str, prompt: str, lora: str | None) -> dict[str, Any]:
