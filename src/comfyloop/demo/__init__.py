@@ -107,12 +107,7 @@ def run(
         "edit_distance": distance,
         "gate": None if gate is None else gate.model_dump(mode="json"),
         "gate_text": "There was no gate: no version was trained." if gate is None else render_text(gate),
-        "background": {
-            "asked": other.answered + len(other.failures),
-            "failed": len(other.failures),
-            "failures": other.failures[:5],
-            "versions": other.versions,
-        },
+        "background": other.report(),
         "log": log,
         "peak_memory_gib": round(memory.peak / 2**30, 2),
         "seconds": report["seconds"] | {name: round(s, 2) for name, s in clock.seconds.items()},

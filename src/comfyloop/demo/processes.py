@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -120,6 +121,14 @@ class Background(threading.Thread):
         self._done.set()
         self.join()
         self._client.close()
+
+    def report(self) -> dict[str, Any]:
+        return {
+            "asked": self.answered + len(self.failures),
+            "failed": len(self.failures),
+            "failures": self.failures[:5],
+            "versions": self.versions,
+        }
 
 
 class Memory(threading.Thread):

@@ -80,6 +80,9 @@ class Pictures:
         snapshot: Snapshot,
         live: Version | None,
         candidate: Version,
+        *,
+        kept: Sequence[Sample],
+        pairs: Sequence[Sample],
         written: Mapping[str, tuple[str, str]],
         progress: Progress,
     ) -> GateReport:
@@ -87,13 +90,13 @@ class Pictures:
 
         Args:
             live: None is the base model.
+            kept, pairs: What is held out, as `gate.held_out` chose it.
             written: What both versions' text sides wrote for the briefs of held-out pictures, by a sample's id.
 
         Raises:
             RunFailed: The pictures could not be compared; says why.
         """
         started = time.monotonic()
-        kept, pairs = gate.held_out(held_out(snapshot), self._settings)
         samples = [*kept, *pairs]
         compared = _Compared(Seen(scores={}))
         place = self._place(project, live, candidate)

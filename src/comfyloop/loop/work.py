@@ -174,6 +174,7 @@ class Work:
 
         text: GateReport | None = None
         written: dict[str, tuple[str, str]] = {}
+        kept, pairs = gate.held_out(held_out(snapshot), self.settings) if with_images else ([], [])
         # The candidate first: where it takes a new process, both are then answered by that one.
         with self.router.holding(project, number) as new, self.router.holding(project, live) as old:
             asked: dict[str, Any] = {
@@ -195,13 +196,14 @@ class Work:
                     **asked,
                 )
             if with_images:
-                kept, _ = gate.held_out(held_out(snapshot), self.settings)
                 written = gate.write_prompts(samples=kept, **asked)
         if not with_images:
             assert text is not None
             return text
         with self.alone():
-            images = self._pictures.judge(found, snapshot, parent, candidate, written, progress)
+            images = self._pictures.judge(
+                found, snapshot, parent, candidate, kept=kept, pairs=pairs, written=written, progress=progress
+            )
         return images if text is None else gate.together(text, images, self.settings)
 
     def _gate_progress(self, project: str, number: int, done: int, total: int) -> None:

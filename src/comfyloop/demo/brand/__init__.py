@@ -106,12 +106,7 @@ def run(
         "brand": brand.name,
         "guide": [list(section) for section in brand.guide],
         "live": live,
-        "background": {
-            "asked": other.answered + len(other.failures),
-            "failed": len(other.failures),
-            "failures": other.failures[:5],
-            "versions": other.versions,
-        },
+        "background": other.report(),
         "peak_memory_gib": round(memory.peak / 2**30, 2),
         "seconds": {name: round(s, 2) for name, s in clock.seconds.items()},
     }

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from comfyloop.errors import ComfyLoopError
 from comfyloop.train.image.judge import wearing
-from comfyloop.train.image.judge_spec import JudgeSpec
 from comfyloop.train.image.render import draw
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.status import RunDirectory
@@ -22,7 +21,7 @@ def paint(job: Path) -> None:
     """
     told = json.loads(job.read_text(encoding="utf-8"))
     spec = ImageTrainSpec(model=told["model"], train="", cache=told["cache"])
-    student = wearing(RunDirectory(job.parent), JudgeSpec(image=spec), told["lora"])
+    student = wearing(RunDirectory(job.parent), spec, told["lora"])
     for drawing in told["drawings"]:
         drawn = draw(student, drawing["prompt"], drawing["seed"])
         drawn.save(Path(told["folder"]) / drawing["file"], format="PNG")

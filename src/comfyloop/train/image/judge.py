@@ -35,7 +35,7 @@ from comfyloop.train.image.render import draw
 from comfyloop.train.image.rows import PictureRow, decode, picture_at, read_rows
 from comfyloop.train.image.sheet import Shown, contact_sheet
 from comfyloop.train.image.sight import Sight, sight_of
-from comfyloop.train.image.spec import ImageAdapterSpec
+from comfyloop.train.image.spec import ImageAdapterSpec, ImageTrainSpec
 from comfyloop.train.image.student import Student, caption_of, prepare
 from comfyloop.train.log import RunLog
 from comfyloop.train.rows import UnusableRow
@@ -84,7 +84,7 @@ def run(directory: RunDirectory, spec: JudgeSpec, log: RunLog, control: Control)
     notes = Notes(directory.path / "notes.jsonl")
     for side, adapter in enumerate((spec.live, spec.candidate)):
         log.phase(f"loading the {SIDES[side]} version")
-        version = Version(side, wearing(directory, spec, adapter), spec, drawings)
+        version = Version(side, wearing(directory, spec.image, adapter), spec, drawings)
         log.phase(f"asking the {SIDES[side]} version")
         for number, (ask, row) in enumerate(questions, start=1):
             control.check()
@@ -119,12 +119,12 @@ def _rows(
     return read_rows(path, pairs=pairs, max_image_pixels=spec.image.max_image_pixels)[0]
 
 
-def wearing(directory: RunDirectory, spec: JudgeSpec, adapter: str | None) -> Student:
+def wearing(directory: RunDirectory, spec: ImageTrainSpec, adapter: str | None) -> Student:
     """The model with an adapter, whatever rank and modules that has; a fresh one changes nothing."""
     worn = ImageAdapterSpec(r=1, lora_alpha=1)
     if adapter is not None:
         worn = form_of(directory.resolve(adapter)).model_copy(update={"init_from": adapter})
-    student = prepare(directory, spec.image.model_copy(update={"adapter": worn}))
+    student = prepare(directory, spec.model_copy(update={"adapter": worn}))
     student.start = None  # preferences are told against the untrained model
     student.eval()
     return student
