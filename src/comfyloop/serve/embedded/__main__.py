@@ -40,10 +40,10 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(options, f"{options.host}:{options.port} cannot be listened on: {error.strerror}.", 13)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    if "OMP_WAIT_POLICY" not in os.environ:  # threads that spin while they wait are 50 times slower on a busy
-        os.environ.setdefault(
-            "GOMP_SPINCOUNT", "0"
-        )  # machine, and training is to run beside this; before torch
+    if "OMP_WAIT_POLICY" not in os.environ:  # before torch
+        # Long enough for the next product of a decode step, which would else take twice the time; no longer, for on a
+        # busy machine, and training is to run beside this, threads that spin as they do by default are 50 times slower.
+        os.environ.setdefault("GOMP_SPINCOUNT", "2000")
     sys.setswitchinterval(0.0005)  # the model thread waits for the lock at most so long after each operation
     return _serve(options, listener)
 

@@ -29,6 +29,7 @@ from comfyloop.serve.embedded.prompts import Prompt, PromptMaker
 from comfyloop.serve.embedded.sampling import pick, token_logprobs
 from comfyloop.serve.embedded.structure import Structure, Structures
 from comfyloop.serve.embedded.text import TextStream
+from comfyloop.serve.embedded.threads import StepThreads
 
 
 class Engine:
@@ -239,6 +240,7 @@ class Engine:
     def _load(self) -> None:
         o = self.options
         set_threads(o.threads)
+        self._threads = StepThreads(torch.get_num_threads())
         began = time.monotonic()
         self.loaded: Loaded = load(
             o.model,
@@ -376,7 +378,8 @@ class Engine:
 
     def _step(self, decoding: list[Job]) -> None:
         began = time.monotonic()
-        logits = self._decoder.step([_sequence(j) for j in decoding])
+        with self._threads.step(len(decoding)):
+            logits = self._decoder.step([_sequence(j) for j in decoding])
         self.metrics.step.observe(time.monotonic() - began)
         self.metrics.batch.observe(len(decoding))
         for job, row in zip(decoding, logits, strict=True):
