@@ -20,6 +20,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import httpx
 import psutil
 
 INSTANT = Path(__file__).parent.parent / "tests" / "unit" / "serve" / "instant_engine.py"
@@ -34,7 +35,6 @@ def serve(home: Path, engine_url: str, port_file: Path) -> None:
     settings = Settings(home=home, project="acme", engine_url=engine_url, port=0)
     with service.running(settings) as services:
         listener = server.bind("127.0.0.1", 0)
-        service.wait_ready(services, lambda line: None, 30)
         draft = port_file.with_suffix(".draft")
         draft.write_text(str(listener.getsockname()[1]))
         draft.replace(port_file)
@@ -160,6 +160,8 @@ def main() -> None:
                 subprocess.Popen([sys.executable, __file__, "--serve", home, url, str(files[1])])
             )
             gateway = wait_for(files[1], processes[1])
+            while httpx.get(f"http://127.0.0.1:{gateway}/readyz").status_code != 200:
+                time.sleep(0.1)
             asyncio.run(
                 compare(
                     engine, gateway, psutil.Process(processes[1].pid), given.rate, given.seconds, given.rounds

