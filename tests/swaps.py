@@ -74,7 +74,12 @@ def listening(url: str, clients: int, max_tokens: int = 24, model: str = "acme")
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0, timeout=120)
         while not stop.is_set():
             text, names, last = "", set(), 0.0
-            body: dict[str, Any] = {"model": model, "messages": QUESTION, "max_tokens": max_tokens}
+            body: dict[str, Any] = {
+                "model": model,
+                "messages": QUESTION,
+                "max_tokens": max_tokens,
+                "temperature": 0.0,
+            }
             try:
                 for chunk in client.chat.completions.create(**body, stream=True):
                     text += chunk.choices[0].delta.content or ""

@@ -59,7 +59,7 @@ def swap(service: RunningService, moves: int, clients: int) -> None:
             moved.append(done.json()["number"])
             ready = http.get("/readyz")  # the alias never points at what is not loaded
             assert ready.status_code == 200, ready.text
-            body = {"model": "acme", "messages": QUESTION, "max_tokens": 24}
+            body = {"model": "acme", "messages": QUESTION, "max_tokens": 24, "temperature": 0.0}
             said = http.post("/v1/chat/completions", json=body)
             assert said.headers["x-comfyloop-version"] == f"acme@{moved[-1]}"
             assert said.json()["choices"][0]["message"]["content"] == sentence(marker(moved[-1]))

@@ -18,7 +18,10 @@ def same_threads_after() -> Iterator[None]:
 
 
 def take_steps(
-    threads: StepThreads, steps: int, seconds: Callable[[int], float], rows: Callable[[int], int] = lambda _: 4
+    threads: StepThreads,
+    steps: int,
+    seconds: Callable[[int], float],
+    rows: Callable[[int], int] = lambda _: 4,
 ) -> list[int]:
     """Steps that take `seconds` of how many threads they have; returns how many each had."""
     had = []
