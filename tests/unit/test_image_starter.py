@@ -17,6 +17,7 @@ from comfyloop.starter.image import __main__ as command
 from comfyloop.starter.image import cache, denoiser, text
 from comfyloop.starter.image.packing import pack, unpack
 from comfyloop.starter.image.train import export
+from comfyloop.starter.image.train.state import TrainingState
 from comfyloop.starter.image.train.unet import Prompts, make_unet, predict
 from comfyloop.starter.image.train.vae import unreadable_colours
 from comfyloop.train.image import checkpoint
@@ -157,3 +158,32 @@ def test_the_untrained_denoiser_gives_back_its_input() -> None:
     with torch.no_grad():
         made = predict(unet.to(torch.bfloat16), noisy, torch.full((4,), 990), torch.randn(4, 16, 768))
     assert (made - noisy).norm() < 0.03 * noisy.norm()
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path) -> None:
+    """Matrices and convolutions by Muon, the rest by AdamW; both remember where they were."""
+
+    def begin() -> TrainingState:
+        torch.manual_seed(0)
+        layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2))
+        return TrainingState(layers, rate=1e-2, decay=0.9, muon=True)
+
+    def train(state: TrainingState, steps: int) -> list[float]:
+        losses = []
+        for _ in range(steps):
+            loss = (state.module(torch.ones(1, 3, 4, 4, dtype=torch.bfloat16)) - 1).square().mean()
+            loss.backward()
+            state.update(1e-2)
+            losses.append(float(loss.detach()))
+        return losses
+
+    whole, first = begin(), begin()
+    losses = train(whole, 8)
+    assert losses[-1] < losses[0]
+    train(first, 4)
+    first.save(tmp_path / "state.pt")
+    second = begin()
+    assert second.resume(tmp_path / "state.pt") and second.step == 4
+    train(second, 4)
+    for ours, theirs in zip(whole.masters, second.masters, strict=True):
+        assert torch.equal(ours, theirs)

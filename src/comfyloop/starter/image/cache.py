@@ -12,7 +12,7 @@ from filelock import FileLock
 from comfyloop.errors import StarterError
 from comfyloop.starter.packages import disk_error, sha256
 
-VERSION = "1.0.0"
+VERSION = "1.1.0"
 WEIGHTS = Path(__file__).with_name("weights") / "image.safetensors"
 NEEDED_BYTES = 400 << 20
 

@@ -7,7 +7,7 @@ Such a checkpoint is read as predicting noise on the scaled-linear schedule, so 
 from typing import Any
 
 CHANNELS = 320
-SIDE = 64  # pixels, of the pictures that it draws
+SIDE = 96  # pixels, of the pictures that it draws
 
 
 def config() -> dict[str, Any]:

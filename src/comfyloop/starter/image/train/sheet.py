@@ -25,9 +25,7 @@ TILE = 128  # pixels, on the sheet
 
 
 @torch.no_grad()
-def paint(
-    work: Path, prompts: list[str], *, seed: int = 0, guidance: float = GUIDANCE, side: int = denoiser.SIDE
-) -> list[Image.Image]:
+def paint(work: Path, prompts: list[str], *, seed: int = 0, guidance: float = GUIDANCE) -> list[Image.Image]:
     """Pictures by the averaged weights in the work folder."""
     from .unet import Prompts, make_unet, predict
 
@@ -44,7 +42,7 @@ def paint(
         part = prompts[start : start + 20]
         scheduler.set_timesteps(STEPS)
         context, attention.bias = encode([*part, *[""] * len(part)])
-        shape = (len(part), 4, side // 8, side // 8)
+        shape = (len(part), 4, denoiser.SIDE // 8, denoiser.SIDE // 8)
         latents = torch.randn(shape, generator=chance) * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             both = scheduler.scale_model_input(torch.cat([latents, latents]), t)
@@ -72,15 +70,10 @@ def contact_sheet(pictures: list[Image.Image], labels: list[str], columns: int =
 
 
 def draw(
-    work: Path,
-    out: Path,
-    prompts: list[str] | None = None,
-    *,
-    guidance: float = GUIDANCE,
-    side: int = denoiser.SIDE,
+    work: Path, out: Path, prompts: list[str] | None = None, *, seed: int = 0, guidance: float = GUIDANCE
 ) -> None:
     wanted = prompts or list(PROMPTS)
-    pictures = paint(work, wanted, guidance=guidance, side=side)
+    pictures = paint(work, wanted, seed=seed, guidance=guidance)
     contact_sheet([p.resize((TILE, TILE), Image.Resampling.BICUBIC) for p in pictures], wanted).save(out)
 
 
@@ -91,10 +84,10 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)
-    parser.add_argument("--side", type=int, default=denoiser.SIDE, help="pixels")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("prompts", nargs="*")
     args = parser.parse_args()
-    draw(args.work, args.out, args.prompts, guidance=args.guidance, side=args.side)
+    draw(args.work, args.out, args.prompts, seed=args.seed, guidance=args.guidance)
 
 
 if __name__ == "__main__":

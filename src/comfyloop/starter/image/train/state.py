@@ -11,12 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+EXACT = ("conv_in", "conv_out")  # of the denoiser: what they carry is no matter of matrices
+
 
 class TrainingState:
     """One module, its masters, average and optimizer, and where the run stands.
 
     Args:
         faster: How many times the rate the weights of some names learn with, by the ends of those names.
+        muon: Let matrices and convolutions between the first and the last be trained by Muon (Jordan et al. 2024).
     """
 
     def __init__(
@@ -26,6 +29,7 @@ class TrainingState:
         decay: float,
         weight_decay: float = 0.0,
         faster: dict[str, float] | None = None,
+        muon: bool = False,
     ) -> None:
         self.module = module
         self.names = [name for name, _ in module.named_parameters()]
@@ -33,30 +37,43 @@ class TrainingState:
         module.to(torch.bfloat16)
         self.average = [m.clone() for m in self.masters]
         self.decay = decay
-        groups: dict[float, list[Tensor]] = {}
-        for name, master in zip(self.names, self.masters, strict=True):
+        # for the optimizers: the same memory, a matrix where Muon takes it
+        self.views = list(self.masters)
+        kinds: dict[tuple[bool, float], list[Tensor]] = {}
+        for i, (name, master) in enumerate(zip(self.names, self.masters, strict=True)):
             times = next((f for end, f in (faster or {}).items() if name.endswith(end)), 1.0)
-            groups.setdefault(times, []).append(master)
-        self.optimizer = torch.optim.AdamW(
-            [{"params": weights, "times": times} for times, weights in groups.items()],
-            lr=rate,
-            betas=(0.9, 0.99),
-            weight_decay=weight_decay,
-            fused=True,
-        )
+            matrix = muon and master.ndim > 1 and not name.startswith(EXACT)
+            if matrix:
+                self.views[i] = master.view(len(master), -1)
+            kinds.setdefault((matrix, times), []).append(self.views[i])
+        groups: dict[bool, list[dict[str, Any]]] = {True: [], False: []}
+        for (matrix, times), weights in kinds.items():
+            groups[matrix].append({"params": weights, "times": times})
+        self.optimizers: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(
+                groups[False], lr=rate, betas=(0.9, 0.99), weight_decay=weight_decay, fused=True
+            )
+        ]
+        if groups[True]:
+            self.optimizers.append(
+                torch.optim.Muon(
+                    groups[True], lr=rate, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+                )
+            )
         self.step = 0
         self.chance = random.Random(0)
 
     def update(self, rate: float, max_norm: float = 1.0) -> float:
         """Apply the gradients that stand on the module; returns their norm."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * group["times"]
-        for master, p in zip(self.masters, self.module.parameters(), strict=True):
+        for view, p in zip(self.views, self.module.parameters(), strict=True):
             assert p.grad is not None
-            master.grad = p.grad.float().reshape_as(master).contiguous()
+            view.grad = p.grad.float().contiguous().view_as(view)
             p.grad = None
-        norm = float(nn.utils.clip_grad_norm_(self.masters, max_norm))
-        self.optimizer.step()
+        norm = float(nn.utils.clip_grad_norm_(self.views, max_norm))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = rate * group["times"]
+            optimizer.step()
         self.step += 1
         decay = min(self.decay, (1 + self.step) / (20 + self.step))
         torch._foreach_lerp_(self.average, self.masters, 1 - decay)
@@ -75,7 +92,7 @@ class TrainingState:
         state = {
             "masters": self.masters,
             "average": self.average,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "step": self.step,
             "chance": self.chance.getstate(),
             "torch": torch.get_rng_state(),
@@ -91,7 +108,8 @@ class TrainingState:
         for mine, saved in ((self.masters, state["masters"]), (self.average, state["average"])):
             for target, source in zip(mine, saved, strict=True):
                 target.copy_(source)
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(kept)
         self.step = state["step"]
         self.chance.setstate(state["chance"])
         torch.set_rng_state(state["torch"])

@@ -1,6 +1,6 @@
 """Train the denoiser on cached latents. A run that was stopped goes on where it was, a new one from shipped weights.
 
-    python -m comfyloop.starter.image.train.unet --work DIR --hours 6 [--side 64]
+    python -m comfyloop.starter.image.train.unet --work DIR --hours 6
 
 Every few minutes it writes `DIR/unet/state.pt` (to go on from), `average.pt` (what ships) and a contact sheet.
 """
@@ -25,7 +25,7 @@ from .data import DRAWN_STYLES, STYLES, Captions, Pictures, load, on, weight
 from .export import begin_from
 from .state import TrainingState
 
-RATE, WARM_STEPS, DECAY, WEIGHT_DECAY = 6e-4, 100, 0.999, 0.01
+RATE, WARM_STEPS, DECAY, WEIGHT_DECAY = 8e-4, 100, 0.999, 0.01
 # Zero at first, so that every residual block passes its input on (Ho et al. 2020).
 BLANK = ("conv2", "conv_out")
 # What the untrained denoiser answers with is what it was given: near pure noise that is the answer but for a small
@@ -35,7 +35,7 @@ BLANK = ("conv2", "conv_out")
 CARRIED, CONSTANT = 10, 8.0
 # What words say is a small part of each sum at first, padding being most of a prompt.
 FASTER = {"attn2.to_v.weight": 4.0, "attn2.to_out.0.weight": 4.0}
-BATCH = 64  # of 64 pixels a side; half as many of twice the side
+BATCH = 32
 CAPTION_DROPOUT = 0.1
 MOST_SNR = 5.0
 NOISIER = 0.4  # exponent: strong noise is drawn more often, for there the words decide
@@ -74,7 +74,7 @@ class Prompts:
 
 
 class PlainAttention:
-    """Attention in plain matrix products (on a CPU faster than torch's fused kernel at 64 pixels), with the bias."""
+    """Attention in plain matrix products, on so few pixels faster than torch's fused kernel, with the bias."""
 
     def __init__(self) -> None:
         self.bias: Tensor | None = None
@@ -143,8 +143,9 @@ def carry_input(unet: UNet2DConditionModel) -> None:
 
 
 @torch.no_grad()
-def latents(work: Path, pictures: Pictures, side: int) -> Tensor:
-    """float32 [picture, 4, side / 8, side / 8], zero where the style is not drawn; encoded once for each encoder."""
+def latents(work: Path, pictures: Pictures) -> Tensor:
+    """float32 [picture, 4, SIDE / 8, SIDE / 8], zero where the style is not drawn; encoded once for each encoder."""
+    side = denoiser.SIDE
     source, path = work / "vae" / "average.pt", work / "unet" / f"latents-{side}.pt"
     if path.exists() and path.stat().st_mtime > source.stat().st_mtime:
         kept: Tensor = torch.load(path, weights_only=True)
@@ -175,12 +176,6 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=6.0)
     parser.add_argument("--rate", type=float, default=RATE)
-    parser.add_argument(
-        "--side",
-        type=int,
-        default=denoiser.SIDE,
-        help="pixels; words and colours are learned faster on fewer",
-    )
     parser.add_argument("--cool", action="store_true", help="let the rate fall to zero over these hours")
     parser.add_argument(
         "--from", dest="begin", type=Path, help="shipped weights, where nothing was trained yet"
@@ -191,8 +186,7 @@ def main() -> None:
     folder = args.work / "unet"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = load(args.work)
-    side, count = args.side, BATCH * 64 // args.side
-    stored = latents(args.work, pictures, side)
+    stored = latents(args.work, pictures)
     captions, prompts = Captions(pictures.concepts), Prompts(args.work / "tokens.safetensors")
     shares = weights_of_pictures(pictures)
     kept = DDPMScheduler(**denoiser.schedule()).alphas_cumprod
@@ -205,13 +199,13 @@ def main() -> None:
     unet, attention = make_unet()
     if (folder / "average.pt").exists():
         unet.load_state_dict(torch.load(folder / "average.pt", weights_only=True))
-    state = TrainingState(unet, args.rate, DECAY, WEIGHT_DECAY, FASTER)
+    state = TrainingState(unet, args.rate, DECAY, WEIGHT_DECAY, FASTER, muon=True)
     state.resume(folder / "state.pt")
     unet.to(memory_format=torch.channels_last)
     begun = saved = drawn = time.monotonic()
     start_step, losses = state.step, []
     while (spent := time.monotonic() - begun) < args.hours * 3600:
-        picks = state.chance.choices(range(len(shares)), shares, k=count)
+        picks = state.chance.choices(range(len(shares)), shares, k=BATCH)
         written = [
             ""
             if state.chance.random() < CAPTION_DROPOUT
@@ -222,7 +216,7 @@ def main() -> None:
         clean = stored[picks]
         noise = torch.randn_like(clean)
         # one timestep out of each of as many bands
-        t = (((torch.arange(count) + torch.rand(count)) / count) ** NOISIER * 1000).long().clamp(max=999)
+        t = (((torch.arange(BATCH) + torch.rand(BATCH)) / BATCH) ** NOISIER * 1000).long().clamp(max=999)
         signal = kept[t].view(-1, 1, 1, 1)
         noisy = (signal.sqrt() * clean + (1 - signal).sqrt() * noise).contiguous(
             memory_format=torch.channels_last
@@ -246,10 +240,10 @@ def main() -> None:
             torch.save(state.averaged(), folder / "average.pt")
         if now - drawn > SHEET_SECONDS:
             drawn = now
-            sheet.draw(args.work, folder / f"sheet-{state.step:06d}.png", side=side)
+            sheet.draw(args.work, folder / f"sheet-{state.step:06d}.png")
     state.save(folder / "state.pt")
     torch.save(state.averaged(), folder / "average.pt")
-    sheet.draw(args.work, folder / f"sheet-{state.step:06d}.png", side=side)
+    sheet.draw(args.work, folder / f"sheet-{state.step:06d}.png")
 
 
 def predict(unet: UNet2DConditionModel, noisy: Tensor, t: Tensor, context: Tensor) -> Tensor:
