@@ -44,7 +44,7 @@ DRAWN_TWICE = 4
 
 OF_THE_STARTER: dict[str, object] = {
     "image_learning_rate": 1e-3,
-    "image_epochs": 20,
+    "image_epochs": 10,
     "image_target_modules": "all",
     "max_steps": 60,  # of the text side
 }
