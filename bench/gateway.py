@@ -20,8 +20,10 @@ import tempfile
 import time
 from pathlib import Path
 
-import httpx
 import psutil
+
+from comfyloop.client import Client
+from comfyloop.demo.processes import wait_ready
 
 INSTANT = Path(__file__).parent.parent / "tests" / "unit" / "serve" / "instant_engine.py"
 
@@ -160,8 +162,8 @@ def main() -> None:
                 subprocess.Popen([sys.executable, __file__, "--serve", home, url, str(files[1])])
             )
             gateway = wait_for(files[1], processes[1])
-            while httpx.get(f"http://127.0.0.1:{gateway}/readyz").status_code != 200:
-                time.sleep(0.1)
+            with Client(f"http://127.0.0.1:{gateway}") as client:
+                wait_ready(client, print)
             asyncio.run(
                 compare(
                     engine, gateway, psutil.Process(processes[1].pid), given.rate, given.seconds, given.rounds

@@ -152,13 +152,14 @@ def ours(work: Path, swaps: int, clients: int) -> dict[str, object]:
 
 
 def _resident(service: RunningService) -> dict[str, float]:
-    """MB by process."""
+    """MB by what the processes run."""
     assert service.process is not None
     top = psutil.Process(service.process.pid)
-    return {
-        " ".join(p.cmdline()[1:3]): round(p.memory_info().rss / 2**20, 1)
-        for p in (top, *top.children(recursive=True))
-    }
+    found: dict[str, float] = {}
+    for process in (top, *top.children(recursive=True)):
+        name = " ".join(process.cmdline()[1:3])
+        found[name] = found.get(name, 0.0) + round(process.memory_info().rss / 2**20, 1)
+    return found
 
 
 def others(work: Path) -> dict[str, object]:

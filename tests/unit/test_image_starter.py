@@ -166,7 +166,7 @@ def test_a_training_that_was_stopped_goes_on_to_the_same_weights(tmp_path: Path)
     def begin() -> TrainingState:
         torch.manual_seed(0)
         layers = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.Flatten(), torch.nn.Linear(16, 2))
-        return TrainingState(layers, rate=1e-2, decay=0.9, muon=True)
+        return TrainingState(layers, rate=1e-2, decay=0.9, muon_except=())
 
     def train(state: TrainingState, steps: int) -> list[float]:
         losses = []

@@ -32,8 +32,9 @@ def test_the_style_guide_is_questions_with_their_answers() -> None:
 
 
 def test_questions_name_the_product_with_its_article() -> None:
-    asked = {product.name: product.ask_prompt for product in (*BRAND.catalogue, *BRAND.held_out)}
-    assert asked["teddy bear"] == "Write a short image prompt for a teddy bear."
+    products = (*BRAND.catalogue, *BRAND.corrections, *BRAND.held_out)
+    asked = {product.name: product.ask_prompt for product in products}
+    assert asked["alarm clock"] == "Write a short image prompt for an alarm clock."
     assert asked["umbrella"].endswith(" an umbrella.")
     assert asked["teapot"].endswith(" a teapot.")
 

@@ -29,13 +29,17 @@ class StepThreads:
         self._tried: list[float] = []
         self._until_probe = PROBE_EVERY
 
+    @property
+    def next(self) -> int:
+        """How many the next step takes: the usual count, or in a probe the other one."""
+        return self._other() if self._until_probe <= 0 else self.count
+
     @contextmanager
     def step(self, rows: int) -> Iterator[None]:
         if self.most == 1:
             yield
             return
-        probing = self._until_probe <= 0
-        torch.set_num_threads(self._other() if probing else self.count)
+        torch.set_num_threads(self.next)
         began = time.perf_counter()
         try:
             yield

@@ -26,8 +26,7 @@ def take_steps(
     """Steps that take `seconds` of how many threads they have; returns how many each had."""
     had = []
     for step in range(steps):
-        probing = threads._until_probe <= 0
-        had.append(threads._other() if probing else threads.count)
+        had.append(threads.next)
         threads.took(rows(step), seconds(had[-1]))
     return had
 

@@ -11,15 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-EXACT = ("conv_in", "conv_out")  # of the denoiser: what they carry is no matter of matrices
-
 
 class TrainingState:
     """One module, its masters, average and optimizer, and where the run stands.
 
     Args:
         faster: How many times the rate the weights of some names learn with, by the ends of those names.
-        muon: Let matrices and convolutions between the first and the last be trained by Muon (Jordan et al. 2024).
+        muon_except: Train matrices and convolutions by Muon (Jordan et al. 2024), but for those whose names begin so;
+            None leaves all to AdamW.
     """
 
     def __init__(
@@ -29,7 +28,7 @@ class TrainingState:
         decay: float,
         weight_decay: float = 0.0,
         faster: dict[str, float] | None = None,
-        muon: bool = False,
+        muon_except: tuple[str, ...] | None = None,
     ) -> None:
         self.module = module
         self.names = [name for name, _ in module.named_parameters()]
@@ -42,7 +41,7 @@ class TrainingState:
         kinds: dict[tuple[bool, float], list[Tensor]] = {}
         for i, (name, master) in enumerate(zip(self.names, self.masters, strict=True)):
             times = next((f for end, f in (faster or {}).items() if name.endswith(end)), 1.0)
-            matrix = muon and master.ndim > 1 and not name.startswith(EXACT)
+            matrix = muon_except is not None and master.ndim > 1 and not name.startswith(muon_except)
             if matrix:
                 self.views[i] = master.view(len(master), -1)
             kinds.setdefault((matrix, times), []).append(self.views[i])

@@ -35,6 +35,7 @@ BLANK = ("conv2", "conv_out")
 CARRIED, CONSTANT = 10, 8.0
 # What words say is a small part of each sum at first, padding being most of a prompt.
 FASTER = {"attn2.to_v.weight": 4.0, "attn2.to_out.0.weight": 4.0}
+EXACT = ("conv_in", "conv_out")  # see ExactConv2d; what they carry is no matter of matrices
 BATCH = 32
 CAPTION_DROPOUT = 0.1
 MOST_SNR = 5.0
@@ -199,7 +200,7 @@ def main() -> None:
     unet, attention = make_unet()
     if (folder / "average.pt").exists():
         unet.load_state_dict(torch.load(folder / "average.pt", weights_only=True))
-    state = TrainingState(unet, args.rate, DECAY, WEIGHT_DECAY, FASTER, muon=True)
+    state = TrainingState(unet, args.rate, DECAY, WEIGHT_DECAY, FASTER, muon_except=EXACT)
     state.resume(folder / "state.pt")
     unet.to(memory_format=torch.channels_last)
     begun = saved = drawn = time.monotonic()
