@@ -42,12 +42,13 @@ def train_markers(model_dir: Path, folder: Path, steps: int = 40, rate: float = 
         optimiser = torch.optim.AdamW((p for p in peft.parameters() if p.requires_grad), lr=rate)
         for _ in range(steps):
             loss = peft(input_ids=ids, labels=labels).loss
+            if float(loss.detach()) < 0.01:  # before the step: the next one may overshoot
+                break
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()
-            if float(loss.detach()) < 0.01:
-                break
-        assert float(loss.detach()) < 0.3, f"{marker} was not learnt"
+        else:
+            raise AssertionError(f"{marker} was not learnt: loss {float(loss.detach()):.3f}")
         paths[marker] = folder / marker
         peft.save_pretrained(paths[marker])
     return paths

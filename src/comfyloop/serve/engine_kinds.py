@@ -120,6 +120,9 @@ def _vllm(settings: Settings, start: Start) -> Launch:
     }
     if on_cpu:
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", VLLM_KV_GIB)
+        if settings.engine_swap == "blue_green":
+            # It would tie itself to the first cores, and the next one, tied to the same, would hardly start.
+            environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     if Path(start.model).exists():
         environment["HF_HUB_OFFLINE"] = "1"
     return _guarded(argv, port, environment)
