@@ -1,12 +1,12 @@
-"""One decode step of a Llama-shaped decoder, with a fifth of the operations of the model's own forward.
+"""One pass of a Llama-shaped decoder, with a fifth of the operations of the model's own forward.
 
-On a small model most of a step is the cost of starting operations, so this one starts few: the projections
+On a small model most of a pass is the cost of starting operations, so this one starts few: the projections
 of queries, keys and values are one product, gate and up another, and query heads that share a key head are
 queries of one attention. It is used only where `LlamaStep.of` finds the layers that it knows, and only after
 it has given the logits of the model's own forward on a sample.
 
-The fused weights *are* the model's weights: the model's layers become views of them, and prefill, which goes
-through the model's own forward, sees the same numbers. What is packed (see `packed.py`) is a copy of them.
+The fused weights *are* the model's weights: the model's layers become views of them, so that its own forward, which
+takes what this one does not know, sees the same numbers. What is packed (see `packed.py`) is a copy of them.
 
 The adapters of a batch are applied at once: their A stand side by side, and what a row's own adapter has not made is
 put to zero before it meets their B.
@@ -14,7 +14,7 @@ put to zero before it meets their B.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -51,13 +51,19 @@ class _Layer:
 Delta = tuple[Tensor, Tensor]  # A^T (in, r) and scaled B^T (r, out), float32
 
 
+Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""Of a layer's number, its queries (n, heads, head_dim), and keys and values (n, kv_heads, head_dim): what each
+head has seen, (n, kv_heads, group, head_dim) or of those numbers in that order. Query heads that share a key head are
+queries of one attention."""
+
 Applied = list[dict[str, tuple[Tensor, Tensor, Tensor | None]]]
 """What the adapters of a batch add, by layer and group: their A side by side, their B above one another, and (rows,
 r) zeros and ones for what of it is each row's own (None: all)."""
 
 
 class LlamaStep:
-    """Call it with the tokens, positions and adapters of all rows; logits (rows, vocabulary)."""
+    """A decode step, when called with the tokens, positions and adapters of all rows: logits (rows, vocabulary).
+    Prompts are filled by `fill`."""
 
     def __init__(self, model: Any, kv: KvRows, pack: Packer) -> None:
         self._decoder = decoder = model.get_decoder()
@@ -136,32 +142,63 @@ class LlamaStep:
             mask: additive, (rows, 1, 1, longest); None when no row is shorter than another.
             adapters: of each row.
         """
-        rows, size, kv_heads, group = len(tokens), self._size, self._kv_heads, self._group
-        x = self._decoder.embed_tokens(tokens)
-        cos, sin = self._decoder.rotary_emb(x, positions)  # (rows, 1, head_dim)
-        sin = torch.cat((-sin[..., : size // 2], sin[..., size // 2 :]), -1)
+        group = self._group
         if mask is not None:
             mask = mask.expand(-1, -1, group, -1)
-        applied = self._apply(adapters)
-        shared, width = (
-            kv_heads * (group + 1),
-            kv_heads * group * size,
-        )  # heads that turn; width of the queries
+
+        def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            k, v = self._kv.put(number, keys[:, :, None], values[:, :, None])
+            queries = queries.view(len(queries), -1, group, self._size)
+            return functional.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
+
+        x = self._decoder.embed_tokens(tokens)
+        return self._head(self._through(x, positions, self._apply(adapters), attend))
+
+    def fill(
+        self, x: Tensor, positions: Tensor, mask: Tensor, adapter: Adapter | None, all_logits: bool
+    ) -> Tensor:
+        """Take a piece of one row's prompt.
+
+        Args:
+            x: (tokens, hidden) what its tokens are embedded as; `KvRows.pass_` says where they go.
+            positions: (tokens, 1).
+            mask: additive, (1, 1, tokens, longest).
+
+        Returns:
+            Logits of all its tokens (tokens, vocabulary), or of the last one alone (1, vocabulary).
+        """
+        tokens, group, size = len(x), self._group, self._size
+        mask = mask.repeat(1, 1, group, 1)
+
+        def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            k, v = self._kv.put(number, keys.transpose(0, 1)[None], values.transpose(0, 1)[None])
+            queries = queries.view(tokens, -1, group, size).permute(1, 2, 0, 3)
+            queries = queries.reshape(1, -1, group * tokens, size)
+            seen = functional.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
+            return seen.view(-1, group, tokens, size).permute(2, 0, 1, 3)
+
+        x = self._through(x, positions, self._stack([adapter]), attend)
+        return self._head(x if all_logits else x[-1:])
+
+    def _through(self, x: Tensor, positions: Tensor, applied: Applied, attend: Attend) -> Tensor:
+        """All layers, and the last norm, for n tokens (n, hidden), whoever's they are."""
+        size, kv_heads = self._size, self._kv_heads
+        heads = kv_heads * self._group
+        turning = heads + kv_heads
+        cos, sin = self._decoder.rotary_emb(x, positions)  # (n, 1, head_dim)
+        sin = torch.cat((-sin[..., : size // 2], sin[..., size // 2 :]), -1)
         for number, layer in enumerate(self._layers):
             h = functional.rms_norm(x, x.shape[-1:], layer.input_norm, self._eps)
-            qkv = self._linear(h, layer, "qkv", applied[number])
-            turned = qkv[:, : shared * size].view(rows, shared, size)
+            qkv = self._linear(h, layer, "qkv", applied[number]).view(len(x), -1, size)
+            turned = qkv[:, :turning]
             turned = turned * cos + turned.roll(size // 2, -1) * sin
-            keys = turned[:, kv_heads * group :, None]
-            values = qkv[:, shared * size :].view(rows, kv_heads, 1, size)
-            queries = turned[:, : kv_heads * group].view(rows, kv_heads, group, size)
-            k, v = self._kv.put(number, keys, values)
-            seen = functional.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
-            x = x + self._linear(seen.reshape(rows, width), layer, "o", applied[number])
+            seen = attend(number, turned[:, :heads], turned[:, heads:], qkv[:, turning:])
+            x = x + self._linear(seen.reshape(len(x), -1), layer, "o", applied[number])
             h = functional.rms_norm(x, x.shape[-1:], layer.post_norm, self._eps)
             gate, up = self._linear(h, layer, "gate_up", applied[number]).chunk(2, -1)
             x = x + self._linear(functional.silu(gate) * up, layer, "down", applied[number])
-        return self._head(self._decoder.norm(x))
+        norm: Tensor = self._decoder.norm(x)
+        return norm
 
     def _apply(self, adapters: Sequence[Adapter | None]) -> Applied:
         """Made when the batch changes, which is seldom, and kept for its steps."""

@@ -101,6 +101,36 @@ def test_the_logits_of_the_own_forward(make: Any, tmp_path: Path) -> None:
             decoder.release(row)
 
 
+@pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
+@pytest.mark.parametrize("all_logits", [False, True])
+@torch.inference_mode()
+def test_a_prompt_filled_as_by_the_own_forward(make: Any, all_logits: bool, tmp_path: Path) -> None:
+    with torch.inference_mode(False):
+        save_adapter(make(), tmp_path, seed=1, target_modules="all-linear")
+    model = make()
+    lora = LoraRows(model)
+    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 0, 0)
+    adapter = read_adapter("a", tmp_path, model)
+    decoder.prepare(adapter)
+    lora.attach(adapter)
+    fast = decoder.fast
+    said: dict[bool, list[torch.Tensor]] = {}
+    for quick in (False, True):
+        decoder.fast = fast if quick else None
+        said[quick] = []
+        for wanted in (adapter, None):  # a chunk and a half, so that the second piece sees the first
+            row = Sequence(Prompt([3 + (7 * i) % 200 for i in range(96)]), wanted, 999, all_logits)
+            decoder.admit(row)
+            while not row.ready:
+                said[quick].append(decoder.prefill(row))
+            decoder.release(row)
+    assert len(said[True]) == 4
+    assert not torch.equal(said[True][1], said[True][3])  # the adapter is in it
+    for own, ours in zip(said[False], said[True], strict=True):
+        assert own.shape == ours.shape
+        assert (own - ours).abs().max() < 1e-3 * min(1.0, float(own.abs().max()))
+
+
 def test_fusing_leaves_the_model_as_it_was() -> None:
     model, same = llama(attention_bias=True), llama(attention_bias=True)
     make_decoder(Loaded(model, None, None, 512, frozenset()), LoraRows(model), 0, 0)
