@@ -55,7 +55,6 @@ def test_a_brand_is_learnt_corrected_and_learnt_again(
         assert turn["outcome"] in {"promoted", "rejected", "not_enough_evidence"}
     live = max([t["version"] for t in (first, second) if t["outcome"] == "promoted"], default=0)
     assert report["live"] == live
-    assert len(report["picks"]) == 4
     lora = next((tmp_path / "home" / "home" / "versions" / "brand" / "1" / "image").glob("*.safetensors"))
     with safe_open(lora, "np") as file:  # where the setting says
         assert any("_conv1." in name for name in file.keys())  # noqa: SIM118

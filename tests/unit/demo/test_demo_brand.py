@@ -13,8 +13,8 @@ from comfyloop.starter.image.train.data import COMMON_NAMES
 BRAND = material.load()
 
 
-def test_the_catalogue_has_pictures_in_the_brands_colours() -> None:
-    for product in BRAND.catalogue:
+def test_what_is_sent_has_pictures_in_the_brands_colours() -> None:
+    for product in [*BRAND.catalogue, *BRAND.corrections]:
         with Image.open(product.picture) as picture:
             assert posters.palette_distance(picture, BRAND.palette) < 0.08, product.name
 

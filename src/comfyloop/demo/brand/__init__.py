@@ -39,14 +39,12 @@ from comfyloop.settings import Settings
 PROJECT = "brand"
 COPY_TOKENS, PROMPT_TOKENS = 48, 32
 SEED = 7
-DRAWN_TWICE = 4
-"""Of so many corrected products two pictures are drawn, and one of them is picked."""
 
 OF_THE_STARTER: dict[str, object] = {
     "image_learning_rate": 1e-3,
-    "image_epochs": 10,
+    "image_epochs": 8,
     "image_target_modules": "all",
-    "max_steps": 60,  # of the text side
+    "max_steps": 80,  # of the text side
 }
 """What the demo sets with the embedded image model, unless it is set: a small model learns fast, and where a style
 changes everything that it draws, its convolutions must learn it too."""
@@ -130,7 +128,6 @@ class _Studio:
         self.version = BASE
         self.columns: list[tuple[str, list[Work]]] = []
         self.turns: list[dict[str, Any]] = []
-        self._picks: list[dict[str, Any]] = []
 
     def turn(self, number: int, what: str, feedback: Sequence[Feedback]) -> None:
         """Send feedback, which starts a turn of the loop, wait for its end, and ask again what was never shown."""
@@ -170,8 +167,8 @@ class _Studio:
         self._console.print(table)
 
     def correct(self) -> list[Feedback]:
-        """What the brand's person makes of new work: the copy and the prompts rewritten, and of two pictures of
-        a product that one picked whose colours are closer to the brand's."""
+        """What the brand's person makes of new work: the copy and the prompts rewritten, and for each picture
+        that was drawn one of her own."""
         brand, author = self._brand, "art-director"
         catalogue = self._ask(brand.catalogue, lambda p: p.ask_prompt, PROMPT_TOKENS, self.version)
         copies, prompts = self._texts(brand.corrections, self.version)
@@ -192,34 +189,27 @@ class _Studio:
             items.append(
                 AnswerEdited(project=PROJECT, author=author, generation=generation, edited=product.copy)
             )
-        return [*items, *self._pick(brand.corrections[:DRAWN_TWICE], [g for g, _ in prompts], author)]
+        return [*items, *self._replace(brand.corrections, [g for g, _ in prompts], author)]
 
-    def _pick(self, products: Sequence[Product], generations: Sequence[str], author: str) -> list[Feedback]:
+    def _replace(
+        self, products: Sequence[Product], generations: Sequence[str], author: str
+    ) -> list[Feedback]:
         drawings = [
-            Drawing(product.prompt, seed, f"{product.file}-{seed}.png")
-            for product in products
-            for seed in (SEED, SEED + 1)
+            Drawing(product.prompt, SEED + i, f"drawn-{product.file}.png")
+            for i, product in enumerate(products)
         ]
         files = self._painter.draw(drawings, self._lora(self.version))
-        items: list[Feedback] = []
-        for number, (product, generation) in enumerate(
-            zip(products, generations[: len(products)], strict=True)
-        ):
-            pair = files[2 * number : 2 * number + 2]
-            far = [posters.palette_distance(_opened(file), self._brand.palette) for file in pair]
-            better, worse = pair if far[0] <= far[1] else pair[::-1]
-            self._picks.append({"product": product.name, "palette_distances": sorted(far)})
-            items.append(
-                ImagePicked(
-                    project=PROJECT,
-                    author=author,
-                    picked=(self._client.upload_image(better.read_bytes()),),
-                    over=(self._client.upload_image(worse.read_bytes()),),
-                    prompt=product.prompt,
-                    generation=generation,
-                )
+        return [
+            ImagePicked(
+                project=PROJECT,
+                author=author,
+                picked=(self._client.upload_image(product.picture.read_bytes()),),
+                over=(self._client.upload_image(drawn.read_bytes()),),
+                prompt=product.prompt,
+                generation=generation,
             )
-        return items
+            for product, drawn, generation in zip(products, files, generations, strict=True)
+        ]
 
     def _texts(
         self, products: Sequence[Product], version: int
@@ -275,7 +265,7 @@ class _Studio:
             }
             for title, made in self.columns
         ]
-        return {"columns": columns, "turns": self.turns, "picks": self._picks}
+        return {"columns": columns, "turns": self.turns}
 
     def sketches(self) -> list[tuple[str, list[Image.Image]]]:
         palette = self._brand.palette
@@ -306,7 +296,7 @@ def _material(client: Client, brand: Brand) -> list[Feedback]:
 def _fewest(brand: Brand) -> int:
     """So many pieces of feedback start a turn: each of the two parcels does."""
     catalogue, corrections = len(brand.catalogue), len(brand.corrections)
-    return min(2 * catalogue + len(brand.guide), catalogue + 2 * corrections + DRAWN_TWICE)
+    return min(2 * catalogue + len(brand.guide), catalogue + 3 * corrections)
 
 
 def _more(settings: Settings) -> dict[str, object]:

@@ -1,4 +1,4 @@
-"""Draw the catalogue's pictures: Noto's emoji (Google, Apache-2.0) in the brand's colours, before its orange sun.
+"""Draw the brand's pictures: Noto's emoji (Google, Apache-2.0) in the brand's colours on its paper.
 
 python -m comfyloop.demo.brand.draw_catalogue --work DIR [--out DIR]
 """
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from comfyloop.demo.brand import material
 from comfyloop.demo.brand.material import Colour
@@ -18,16 +18,13 @@ from comfyloop.starter.train import data
 
 PACKAGES = {"noto": "@iconify-json/noto@1.2.9"}
 SIDE = 384  # pixels
-SUN, THING = 0.8, 0.7  # of the side
-LIGHT_TEAL, DARK_TEAL = (72, 160, 150), (8, 50, 52)
+THING = 0.86  # of the side
+LIGHT_ORANGE, DARK_TEAL = (250, 196, 130), (8, 50, 52)
 
 
 def poster(drawing: Image.Image, palette: dict[str, Colour], side: int = SIDE) -> Image.Image:
-    """A drawing with transparency on cream, before the sun: its dark parts teal, its light ones cream."""
-    twice = Image.new("RGB", (2 * side, 2 * side), palette["cream"])
-    edge = (1 - SUN) * side
-    ImageDraw.Draw(twice).ellipse([edge, edge, 2 * side - edge, 2 * side - edge], fill=palette["orange"])
-    paper = twice.resize((side, side), Image.Resampling.LANCZOS)
+    """A drawing with transparency on cream: its dark parts teal, its light ones orange."""
+    paper = Image.new("RGB", (side, side), palette["cream"])
     thing = drawing.resize((round(THING * side),) * 2, Image.Resampling.LANCZOS)
     coloured = Image.fromarray(_in_palette(np.asarray(thing), palette), "RGBA")
     paper.paste(coloured, (round((1 - THING) / 2 * side),) * 2, coloured)
@@ -38,9 +35,9 @@ def _in_palette(pixels: NDArray[np.uint8], palette: dict[str, Colour]) -> NDArra
     """uint8 [h, w, 4] with the same transparency, and colours that depend on lightness alone."""
     light = pixels[..., :3] @ np.array([0.299, 0.587, 0.114]) / 255
     darkest, lightest = np.quantile(light[pixels[..., 3] > 127], [0.02, 0.98])
-    light = ((light - darkest) / max(lightest - darkest, 0.15)).clip(0, 0.95)
-    steps = (0.0, 0.45, 0.72, 1.0)
-    colours = (DARK_TEAL, palette["teal"], LIGHT_TEAL, palette["cream"])
+    light = ((light - darkest) / max(lightest - darkest, 0.15)).clip(0, 1)
+    steps = (0.0, 0.4, 0.62, 1.0)
+    colours = (DARK_TEAL, palette["teal"], palette["orange"], LIGHT_ORANGE)
     mixed = [np.interp(light, steps, channel) for channel in zip(*colours, strict=True)]
     return np.dstack([*mixed, pixels[..., 3]]).astype(np.uint8)
 
@@ -55,7 +52,7 @@ def main() -> None:
     noto = data.fetch(args.work, PACKAGES)["noto"]
     brand = material.load()
     args.out.mkdir(parents=True, exist_ok=True)
-    for product in brand.catalogue:
+    for product in [*brand.catalogue, *brand.corrections]:
         drawing = data.picture(f"svg:{noto}:{product.file}")
         poster(drawing, brand.palette).save(args.out / product.picture.name, quality=90, method=6)
 

@@ -28,7 +28,7 @@ class Product(NamedTuple):
 
     @property
     def picture(self) -> Path:
-        """Of products of the catalogue alone."""
+        """The brand's own; there is none of products that are never shown."""
         return FOLDER / "pictures" / f"{self.file}.webp"
 
 
@@ -37,7 +37,7 @@ class Brand(NamedTuple):
     palette: dict[str, Colour]  # "cream" is the paper, "orange" and "teal" lie on it
     guide: list[tuple[str, str]]  # questions that the style guide answers, and its answers
     catalogue: Sequence[Product]  # uploaded with picture and copy
-    corrections: Sequence[Product]  # asked for after the first turn, and corrected
+    corrections: Sequence[Product]  # asked for after the first turn; copy, prompt and picture are corrected
     held_out: Sequence[Product]  # never sent, only asked for before and after
 
 

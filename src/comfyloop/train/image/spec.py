@@ -94,7 +94,6 @@ class ImageTrainSpec(RunSpec):
     )
 
     learning_rate: float = Field(default=1e-4, gt=0)
-    lr_scheduler_type: Literal["cosine", "linear", "constant"] = "constant"
     epochs: float = Field(default=10.0, gt=0)
     weight_decay: float = Field(default=0.01, ge=0)
     save_steps: int = Field(default=50, ge=1, description="Optimiser steps between checkpoints.")
