@@ -63,9 +63,13 @@ class Answer:
             raise
 
     def _emit(self, loop: asyncio.AbstractEventLoop, index: int) -> Callable[[Event], None]:
+        # Without a way back to this answer, which holds its jobs: in a circle they, and the adapter that they were
+        # answered with, would lie in memory until the garbage collector comes round.
+        events = self._events
+
         def emit(event: Event) -> None:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
-                loop.call_soon_threadsafe(self._events.put_nowait, (index, event))
+                loop.call_soon_threadsafe(events.put_nowait, (index, event))
 
         return emit
 
