@@ -272,13 +272,17 @@ class Engine:
         while not self._stopping:
             self._take_messages()
             self._admit()
-            filling = [j for j in self._active if not _sequence(j).ready]
-            if filling:
-                self._fill(filling[0])
-            decoding = [j for j in self._active if _sequence(j).ready]
-            if decoding:
-                self._step(decoding)
+            self._advance()
             self.metrics.kv_bytes = self._decoder.bytes
+
+    def _advance(self) -> None:
+        """A piece of one prompt, and a token for every answer. Nothing here keeps a job that is over."""
+        filling = [j for j in self._active if not _sequence(j).ready]
+        if filling:
+            self._fill(filling[0])
+        decoding = [j for j in self._active if _sequence(j).ready]
+        if decoding:
+            self._step(decoding)
 
     def _take_messages(self) -> None:
         """Do what other threads asked for; with nothing to decode, sleep until one asks."""

@@ -85,8 +85,9 @@ def read_adapter(name: str, path: Path, model: nn.Module, rope_scaling: RopeScal
     refuse_other_positions(name, path, rope_scaling)
 
     found = _by_module(name, tensors)
-    linears = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-    expected = {n for n in dict(model.named_modules()) if _is_target(config, n, n in linears, model)}
+    modules = dict(model.named_modules())
+    linears = {n: m for n, m in modules.items() if isinstance(m, nn.Linear)}
+    expected = {n for n in modules if _is_target(config, n, n in linears, model)}
     odd = sorted(expected - linears.keys())
     if odd:
         raise InvalidInput(f"Adapter {name} targets {odd[0]}, which is not a linear layer of this model.")
@@ -104,6 +105,7 @@ def read_adapter(name: str, path: Path, model: nn.Module, rope_scaling: RopeScal
     if not expected:
         raise InvalidInput(f"Adapter {name} targets no layer of this model.")
     pairs = {n: _pair(name, n, linears[n], found[n], config) for n in sorted(expected)}
+    _refuse_what_is_not_finite(name, found)
     digest = hashlib.sha256(config_bytes + weights_bytes).hexdigest()
     return Adapter(name, path, digest, int(config["r"]), float(config["lora_alpha"]), pairs)
 
@@ -122,6 +124,16 @@ def _refuse_what_is_not_applied(name: str, config: Mapping[str, Any]) -> None:
         raise InvalidInput(
             f"Adapter {name} is for transposed weights (fan_in_fan_out), which this model has not."
         )
+
+
+def _refuse_what_is_not_finite(name: str, found: Mapping[str, Mapping[str, Tensor]]) -> None:
+    parts = [(f"{module}.{part}", t) for module, its in sorted(found.items()) for part, t in its.items()]
+    if bool(
+        torch.isfinite(torch.cat([t.flatten().float() for _, t in parts])).all()
+    ):  # at once: it is quicker
+        return
+    first = next(part for part, tensor in parts if not bool(torch.isfinite(tensor.float()).all()))
+    raise InvalidInput(f"Adapter {name}: {first} contains numbers that are not finite.")
 
 
 def _by_module(name: str, tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -191,8 +203,6 @@ def _pair(
                 f"Adapter {name}: {module}.{part} has the shape {tuple(parts[part].shape)}; with r={rank} on "
                 f"this model it must be {shape}."
             )
-        if not bool(torch.isfinite(parts[part].float()).all()):
-            raise InvalidInput(f"Adapter {name}: {module}.{part} contains numbers that are not finite.")
     left_over = sorted(parts.keys() - shapes.keys())
     if left_over:
         raise InvalidInput(
@@ -226,6 +236,7 @@ class LoraRows:
 
     def detach(self, name: str) -> None:
         del self.attached[name]
+        self._present = []  # of the last pass; the next one selects its own
         used = {layer for adapter in self.attached.values() for layer in adapter.pairs}
         for layer in self._hooks.keys() - used:
             self._hooks.pop(layer).remove()
