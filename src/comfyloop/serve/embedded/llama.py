@@ -52,9 +52,8 @@ Delta = tuple[Tensor, Tensor]  # A^T (in, r) and scaled B^T (r, out), float32
 
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
-"""Of a layer's number, its queries (n, heads, head_dim), and keys and values (n, kv_heads, head_dim): what each
-head has seen, (n, kv_heads, group, head_dim) or of those numbers in that order. Query heads that share a key head are
-queries of one attention."""
+"""Of a layer's number, its queries (n, heads, head_dim), and keys and values (n, kv_heads, head_dim): what the heads
+have seen, (n, ...) with heads * head_dim numbers for each of the n tokens."""
 
 Applied = list[dict[str, tuple[Tensor, Tensor, Tensor | None]]]
 """What the adapters of a batch add, by layer and group: their A side by side, their B above one another, and (rows,
