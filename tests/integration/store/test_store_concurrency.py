@@ -55,6 +55,7 @@ def test_a_reader_that_follows_the_numbers_misses_nothing(store: Store) -> None:
             last = rows[-1][0] if rows else last
             if finished and not rows:
                 return
+            time.sleep(0.001)  # or it holds the interpreter, and writers wait 5 ms at each of their calls
 
     def write(number: int) -> None:
         for turn in range(15):
@@ -65,10 +66,12 @@ def test_a_reader_that_follows_the_numbers_misses_nothing(store: Store) -> None:
 
     follower = threading.Thread(target=follow)
     follower.start()
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(write, range(8)))
-    done.set()
-    follower.join()
+    try:
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(write, range(8)))
+    finally:  # a follower that is left behind would slow down every later test
+        done.set()
+        follower.join()
     assert sorted(seen) == sorted(f"fb_{n}.{t}" for n in range(8) for t in range(15))
 
 
