@@ -60,6 +60,10 @@ def test_a_brand_is_learnt_corrected_and_learnt_again(
         assert any("_conv1." in name for name in file.keys())  # noqa: SIM118
 
     brand, columns = material.load(), report["columns"]
+    corrected = len(brand.catalogue) + 3 * len(
+        brand.corrections
+    )  # prompts of all; copy and a picture of some
+    assert second["sent"] == f"{corrected} pieces of corrections"
     assert [[w["product"] for w in c["works"]] for c in columns] == [[p.name for p in brand.held_out]] * 3
     assert all(work["prompt"] for column in columns for work in column["works"])
     html = (tmp_path / "report" / "brand-report.html").read_text(encoding="utf-8")

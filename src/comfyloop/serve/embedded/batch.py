@@ -140,7 +140,6 @@ class BatchDecoder:
         sequence.reused = sequence.filled
 
     def prefill(self, sequence: Sequence) -> Tensor:
-        self._lora.select([sequence.adapter])
         start, total = sequence.filled, len(sequence.prompt.ids)
         embedded = sequence.embedded
         whole = embedded is not None and embedded.whole is not None
@@ -157,6 +156,7 @@ class BatchDecoder:
         return logits
 
     def _own_fill(self, sequence: Sequence, start: int, stop: int) -> Tensor:
+        self._lora.select([sequence.adapter])
         embedded = sequence.embedded
         places = torch.arange(start, stop, device=self._device)[None]
         common: dict[str, Any] = {
@@ -213,9 +213,7 @@ class BatchDecoder:
         self._kv.reserve(len(self._seated), max(places) + 1)
         at = torch.tensor(places, device=self._device)
         self._kv.pass_ = Decode(places, (torch.arange(len(rows), device=self._device), at))
-        adapters = [s.adapter for s in rows]
-        self._lora.select(adapters)
-        if self.fast is not None and all(map(self.fast.knows, adapters)):
+        if self.fast is not None and all(self.fast.knows(s.adapter) for s in rows):
             logits = self._fast_logits(self.fast, rows, at)
         else:
             logits = self._own_logits(rows, at)
@@ -225,6 +223,7 @@ class BatchDecoder:
         return logits if order == list(range(len(order))) else logits[order]
 
     def _own_logits(self, rows: Rows[Sequence], at: Tensor) -> Tensor:
+        self._lora.select([s.adapter for s in rows])
         output = self._model(
             input_ids=torch.tensor([[s.answer[-1]] for s in rows], device=self._device),
             position_ids=torch.tensor([[s.filled + s.shift] for s in rows], device=self._device),

@@ -69,6 +69,19 @@ def rows_of(decoder: Any, adapters: list[Any]) -> list[Sequence]:
     return rows
 
 
+def with_an_adapter(make: Any, path: Path, **config: Any) -> tuple[Any, Any]:
+    """A decoder of a model that `make` makes, and an adapter of it that is attached."""
+    with torch.inference_mode(False):
+        save_adapter(make(), path, seed=1, **config)
+    model = make()
+    lora = LoraRows(model)
+    decoder = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 0, 0)
+    adapter = read_adapter("a", path, model)
+    decoder.prepare(adapter)
+    lora.attach(adapter)
+    return decoder, adapter
+
+
 @pytest.mark.parametrize("make", MODELS.values(), ids=MODELS.keys())
 @torch.inference_mode()
 def test_the_logits_of_the_own_forward(make: Any, tmp_path: Path) -> None:
@@ -105,14 +118,7 @@ def test_the_logits_of_the_own_forward(make: Any, tmp_path: Path) -> None:
 @pytest.mark.parametrize("all_logits", [False, True])
 @torch.inference_mode()
 def test_a_prompt_filled_as_by_the_own_forward(make: Any, all_logits: bool, tmp_path: Path) -> None:
-    with torch.inference_mode(False):
-        save_adapter(make(), tmp_path, seed=1, target_modules="all-linear")
-    model = make()
-    lora = LoraRows(model)
-    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 0, 0)
-    adapter = read_adapter("a", tmp_path, model)
-    decoder.prepare(adapter)
-    lora.attach(adapter)
+    decoder, adapter = with_an_adapter(make, tmp_path, target_modules="all-linear")
     fast = decoder.fast
     said: dict[bool, list[torch.Tensor]] = {}
     for quick in (False, True):
@@ -145,14 +151,7 @@ def test_fusing_leaves_the_model_as_it_was() -> None:
 
 @torch.inference_mode()
 def test_what_it_does_not_know_goes_through_the_own_forward(tmp_path: Path) -> None:
-    with torch.inference_mode(False):
-        save_adapter(llama(), tmp_path, use_dora=True)
-    model = llama()
-    lora = LoraRows(model)
-    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 0, 0)
-    adapter = read_adapter("dora", tmp_path, model)
-    decoder.prepare(adapter)
-    lora.attach(adapter)
+    decoder, adapter = with_an_adapter(llama, tmp_path, use_dora=True)
     assert not decoder.fast.knows(adapter)
     rows = rows_of(decoder, [adapter, None])
     mixed = decoder.step(rows)
