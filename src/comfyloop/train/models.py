@@ -25,7 +25,7 @@ from transformers.utils import is_flash_attn_2_available
 from comfyloop.errors import ModelError
 from comfyloop.processors import load_processor
 from comfyloop.rope import RopeScaling, max_positions, scale
-from comfyloop.train import held, lora, packing, rms_norm
+from comfyloop.train import held, lora, mlp, packing, rms_norm
 from comfyloop.train.adapters import save_adapter, save_model
 from comfyloop.train.encode import Encoder
 from comfyloop.train.losses import Head
@@ -224,6 +224,7 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
     if peft is not None and device.type == "cpu" and spec.world_size == 1:
         lora.use_fewer_sweeps(peft)
         rms_norm.use_fewer_sweeps(peft)
+        mlp.use_fewer_sweeps(peft)
     loaded = Loaded(
         base,
         peft,
