@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from comfyloop.train.beginnings import Segment, in_segments
 from comfyloop.train.examples import Example
+from comfyloop.train.packing import Span
 from comfyloop.train.spec import RunSpec
 
 
@@ -62,49 +64,58 @@ class Plan:
 
 @dataclass(frozen=True)
 class Packed:
-    """Samples end to end in one row of L tokens, A of them answer tokens."""
+    """Samples in one row of L tokens, with A answer tokens in all."""
 
     input_ids: Tensor  # [1, L]
-    position_ids: (
-        Tensor  # [1, L], or [n, 1, L] where positions have n dimensions (M-RoPE); anew in each sample
-    )
-    lengths: tuple[int, ...]
-    predicting: Tensor  # [A] positions whose hidden state predicts an answer token
+    position_ids: Tensor  # [1, L], or [n, 1, L] where positions have n dimensions (M-RoPE)
+    spans: tuple[Span, ...]  # what of the row sees what
+    predicting: Tensor  # [A] places in the row whose state predicts an answer token, sample after sample
     labels: Tensor  # [A] those answer tokens
+    showing: list[Example]  # samples whose images are in the row, in its order
 
 
-def pack(examples: Sequence[Example], device: torch.device) -> Packed:
-    lengths = tuple(len(example) for example in examples)
-    predicting, offset = [], 0
-    for example, length in zip(examples, lengths, strict=True):
-        predicting.append(example.answer + (offset - 1))
-        offset += length
-    where = torch.cat(predicting)
-    input_ids = torch.cat([example.input_ids for example in examples])
+def pack(examples: Sequence[Example], device: torch.device, *, share: bool) -> Packed:
+    """Samples end to end.
+
+    Args:
+        share: What samples begin with in common is in the row once.
+    """
+    segments, paths = in_segments(examples, share=share)
+    number = {segment: n for n, segment in enumerate(segments)}
+    lengths = [len(segment) for segment in segments]
+    places = dict(zip(segments, torch.split(torch.arange(sum(lengths)), lengths), strict=True))
+    predicting = [
+        torch.cat([places[segment] for segment in path])[example.answer - 1]
+        for example, path in zip(examples, paths, strict=True)
+    ]
     return Packed(
-        input_ids=input_ids[None].to(device),
-        position_ids=_positions(examples).to(device),
-        lengths=lengths,
-        predicting=where.to(device),
-        labels=input_ids[where + 1].to(device),
+        input_ids=torch.cat([s.example.input_ids[s.begin : s.end] for s in segments])[None].to(device),
+        position_ids=_positions(segments).to(device),
+        spans=tuple(Span(len(s), tuple(number[before] for before in s.path[:-1])) for s in segments),
+        predicting=torch.cat(predicting).to(device),
+        labels=torch.cat([example.input_ids[example.answer] for example in examples]).to(device),
+        showing=[s.example for s in segments if s.has_images],
     )
 
 
-def _positions(examples: Sequence[Example]) -> Tensor:
+def _positions(segments: Sequence[Segment]) -> Tensor:
     """[1, L], or [n, 1, L] where any sample has positions of n dimensions: text counts alike in each of them."""
-    dimensions = max((e.positions.shape[:-1] for e in examples), key=len)
-    return torch.cat([e.positions.expand(*dimensions, -1) for e in examples], dim=-1).unsqueeze(-2)
+    parts = [s.example.positions[..., s.begin : s.end] for s in segments]
+    dimensions = max((part.shape[:-1] for part in parts), key=len)
+    return torch.cat([part.expand(*dimensions, -1) for part in parts], dim=-1).unsqueeze(-2)
 
 
-def by_length(examples: Sequence[Example], tokens: int) -> list[list[int]]:
-    """Indices grouped for a pass without gradients, each group of at most `tokens` (or one sample)."""
+def in_groups(examples: Sequence[Example], tokens: int) -> list[list[int]]:
+    """Indices grouped for a pass without gradients, each group of at most `tokens` (or one sample).
+
+    Neighbours stay together: they are likely to begin alike.
+    """
     groups: list[list[int]] = []
     room = 0
-    for index in sorted(range(len(examples)), key=lambda i: len(examples[i])):
-        length = len(examples[index])
-        if length > room:
+    for index, example in enumerate(examples):
+        if len(example) > room:
             groups.append([])
             room = tokens
         groups[-1].append(index)
-        room -= length
+        room -= len(example)
     return groups

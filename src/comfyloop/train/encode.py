@@ -160,6 +160,11 @@ class Encoder:
         if self.stop_ids and int(input_ids[answer[-1]]) not in self.stop_ids:
             input_ids, kinds = self._stopped(input_ids, kinds, answer)
         positions = self.positions(input_ids, images | {k: v[None] for k, v in kinds.items()})
+        seeing = [
+            place
+            for place, token in enumerate(input_ids.tolist())
+            if pixels is not None and token == self.image_token_id
+        ]
         self._check_size(input_ids.numel(), int(positions.max()) + 1, pixels is not None)
         return Example(
             row.id,
@@ -170,7 +175,8 @@ class Encoder:
             images=images,
             pixels=pixels,
             token_kinds=kinds,
-            image_tokens=input_ids.tolist().count(self.image_token_id) if pixels is not None else 0,
+            image_tokens=len(seeing),
+            image_span=(seeing[0], seeing[-1] + 1) if seeing else (0, 0),
         )
 
     def _pixels(self, row: Row, text: str, fields: dict[str, Tensor], images: dict[str, Tensor]) -> Pixels:

@@ -62,6 +62,7 @@ class Example:
         default_factory=dict
     )  # per-token extras, [L]: mm_token_type_ids, ...
     image_tokens: int = 0  # tokens that stand for image features
+    image_span: tuple[int, int] = (0, 0)  # the first of them and one past the last
 
     def __len__(self) -> int:
         return self.input_ids.numel()

@@ -72,12 +72,12 @@ def answer_states(
         states = [_own_states(model, features, example) for example in examples]
         labels = torch.cat([example.input_ids[example.answer] for example in examples])
         return torch.cat(states), labels.to(model.device)
-    row = pack(examples, model.device)
+    row = pack(examples, model.device, share=model.shares_beginnings)
     hidden = model.hidden_states(
         input_ids=row.input_ids,
         position_ids=row.position_ids,
-        sample_lengths=row.lengths,
-        **features.packed(examples),
+        spans=row.spans,
+        **features.packed(row.showing),
     )
     return hidden[0, row.predicting], row.labels
 

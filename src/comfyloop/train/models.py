@@ -143,10 +143,18 @@ class Loaded:
         with contextlib.ExitStack() as stack:
             embedding = self.whole.get_input_embeddings()
             if self.neftune_noise_alpha and embedding.training:
-                lengths = inputs.get("sample_lengths") or (inputs["input_ids"].shape[1],)
+                lengths = [len for len, _ in inputs.get("spans", ())] or [inputs["input_ids"].shape[1]]
                 stack.enter_context(noise(embedding, self.neftune_noise_alpha, lengths))
             states: Tensor = self.whole.base_model(**inputs, use_cache=False).last_hidden_state
         return states
+
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether samples of a row may have the tokens in common that they begin with.
+
+        Not where each sample's own noise is put on them, nor under an attention that would not know of it.
+        """
+        return self.attention == "sdpa" and not self.alone and not self.neftune_noise_alpha
 
     def go_alone(self, why: str) -> None:
         """Have samples go through the model one by one, with its own attention, for a reason; "" packs them.

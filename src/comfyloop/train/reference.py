@@ -16,7 +16,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from comfyloop.train.answers import EVALUATION_TOKENS, read_answers
-from comfyloop.train.batches import by_length
+from comfyloop.train.batches import in_groups
 from comfyloop.train.control import Control
 from comfyloop.train.data import fingerprint
 from comfyloop.train.examples import Example
@@ -45,7 +45,7 @@ def reference_log_probs(
         return kept.to(model.device)
     model.eval()
     sums = torch.empty(len(examples), dtype=torch.float32)
-    for indices in by_length(examples, EVALUATION_TOKENS):
+    for indices in in_groups(examples, EVALUATION_TOKENS):
         control.check()
         sums[indices] = read_answers(model, features, [examples[i] for i in indices]).sums.cpu()
     write_atomically(directory.reference, save({"log_probs": sums}, metadata={"fingerprint": told}))

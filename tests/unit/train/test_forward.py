@@ -147,7 +147,7 @@ def test_a_leak_between_samples_is_noticed_and_mended(
     monkeypatch.setitem(
         transformers.AttentionInterface._global_mapping,
         packing.NAME,
-        lambda *a, sample_lengths=None, **k: attention(*a, **k),
+        lambda *a, spans=None, **k: attention(*a, **k),
     )
     leaky = sft.answer_loss(loaded, ImageFeatures(loaded), examples).total.detach()
     assert abs(float(leaky - honest)) > 1
@@ -173,30 +173,40 @@ def test_positions_that_depend_on_the_row_go_alone(kind: str, tiny_llm: Path) ->
     assert "longest sample" in own_code_only(loaded.whole)
 
 
-@given(
-    lengths=st.lists(st.integers(1, 12), min_size=1, max_size=4),
-    window=st.one_of(st.none(), st.integers(1, 14)),
-    softcap=st.sampled_from([None, 2.0]),
-)
+@st.composite
+def trees(draw: st.DrawFn) -> list[packing.Span]:
+    """Spans that go on from nothing or from any earlier one."""
+    spans: list[packing.Span] = []
+    for number in range(draw(st.integers(1, 5))):
+        parent = draw(st.integers(-1, number - 1))
+        before = () if parent < 0 else (*spans[parent].before, parent)
+        spans.append(packing.Span(draw(st.integers(1, 9)), before))
+    return spans
+
+
+@given(spans=trees(), window=st.one_of(st.none(), st.integers(1, 14)), softcap=st.sampled_from([None, 2.0]))
+@pytest.mark.parametrize("written_out", [True, False])
 def test_packed_attention_is_that_of_each_sample(
-    lengths: list[int], window: int | None, softcap: float | None
+    written_out: bool, spans: list[packing.Span], window: int | None, softcap: float | None
 ) -> None:
-    torch.manual_seed(sum(lengths))
-    q, k, v = torch.randn(1, 4, sum(lengths), 8), *torch.randn(2, 1, 2, sum(lengths), 8)
-    together, _ = packing.packed_attention(
-        nn.Module(), q, k, v, None, sliding_window=window, softcap=softcap, sample_lengths=lengths
-    )
-    start = 0
-    for length in lengths:
-        part = slice(start, start + length)
-        scores = q[0, :, part] @ k[0, :, part].repeat_interleave(2, 0).transpose(1, 2) / 8**0.5
+    torch.manual_seed(len(spans))
+    total = sum(span.length for span in spans)
+    q, k, v = torch.randn(1, 4, total, 8), *torch.randn(2, 1, 2, total, 8)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "WRITTEN_OUT", packing.WRITTEN_OUT if written_out else 0)
+        together, _ = packing.packed_attention(
+            nn.Module(), q, k, v, None, sliding_window=window, softcap=softcap, spans=spans
+        )
+    parts = torch.arange(total).split([span.length for span in spans])
+    for number, span in enumerate(spans):
+        sample = torch.cat([parts[i] for i in (*span.before, number)])  # where the row has its tokens
+        scores = q[0, :, sample] @ k[0, :, sample].repeat_interleave(2, 0).transpose(1, 2) / 8**0.5
         if softcap:
             scores = softcap * torch.tanh(scores / softcap)
-        ahead = torch.arange(length)[:, None] - torch.arange(length)[None]
-        scores = scores.masked_fill((ahead < 0) | (ahead >= (window or length)), -torch.inf)
-        expected = (scores.softmax(-1) @ v[0, :, part].repeat_interleave(2, 0)).transpose(0, 1)
-        torch.testing.assert_close(together[0, part], expected, rtol=1e-5, atol=1e-5)
-        start += length
+        ahead = torch.arange(len(sample))[:, None] - torch.arange(len(sample))[None]
+        scores = scores.masked_fill((ahead < 0) | (ahead >= (window or len(sample))), -torch.inf)
+        expected = (scores.softmax(-1) @ v[0, :, sample].repeat_interleave(2, 0)).transpose(0, 1)
+        torch.testing.assert_close(together[0, parts[number]], expected[-span.length :], rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("softcap", [0.0, 3.0])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from comfyloop.train.batches import Plan, by_length, pack
+from comfyloop.train.batches import Plan, in_groups, pack
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.losses import Head, answer_log_probs
 from comfyloop.train.models import Loaded, describe, load
@@ -164,10 +164,15 @@ def test_order_depends_on_the_step_alone() -> None:
 def test_groups_for_the_holdout_hold_everything_once(tiny_llm: Path) -> None:
     encoder = describe(str(tiny_llm)).encoder(spec_for(tiny_llm))
     examples = [encoder.encode(row("word " * n, "Yes.")) for n in (1, 30, 2, 3, 60)]
-    groups = by_length(examples, 100)
+    groups = in_groups(examples, 100)
     assert sorted(i for group in groups for i in group) == [0, 1, 2, 3, 4]
     assert all(len(g) == 1 or sum(len(examples[i]) for i in g) <= 100 for g in groups)
-    packed = pack([examples[0], examples[1]], torch.device("cpu"))
+
+
+def test_a_row_knows_where_its_answers_are(tiny_llm: Path) -> None:
+    encoder = describe(str(tiny_llm)).encoder(spec_for(tiny_llm))
+    examples = [encoder.encode(row("word " * n, "Yes.")) for n in (1, 30)]
+    packed = pack(examples, torch.device("cpu"), share=False)
     assert torch.equal(packed.input_ids[0, packed.predicting + 1], packed.labels)
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from comfyloop.train.answers import EVALUATION_TOKENS, read_answers
-from comfyloop.train.batches import Plan, by_length
+from comfyloop.train.batches import Plan, in_groups
 from comfyloop.train.control import Control
 from comfyloop.train.data import Pair, fingerprint, read_pairs
 from comfyloop.train.examples import Example
@@ -124,7 +124,7 @@ def holdout_values(
     """Loss, margin and accuracy over pairs that are never trained on."""
     model.eval()
     totals = {"loss": 0.0, "rewards/margins": 0.0, "rewards/accuracies": 0.0}
-    for indices in by_length([pair.chosen for pair in pairs], EVALUATION_TOKENS // 2):
+    for indices in in_groups([pair.chosen for pair in pairs], EVALUATION_TOKENS // 2):
         control.check()
         _, values = compare(model, features, [pairs[i] for i in indices], reference, preference)
         totals = {name: total + float(values[name].sum()) for name, total in totals.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from comfyloop.train.answers import EVALUATION_TOKENS, read_answers
-from comfyloop.train.batches import Plan, by_length
+from comfyloop.train.batches import Plan, in_groups
 from comfyloop.train.control import Control
 from comfyloop.train.data import Labelled, fingerprint, read_labelled
 from comfyloop.train.examples import Example
@@ -149,7 +149,7 @@ def holdout_values(
     control: Control,
 ) -> dict[str, float]:
     """Loss, margin and accuracy over answers that are never trained on."""
-    groups = [[items[i] for i in g] for g in by_length([i.example for i in items], EVALUATION_TOKENS)]
+    groups = [[items[i] for i in g] for g in in_groups([i.example for i in items], EVALUATION_TOKENS)]
     moved = 0.0
     for group in groups:
         control.check()

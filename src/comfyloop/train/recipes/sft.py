@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from comfyloop.train.answers import EVALUATION_TOKENS, read_answers
-from comfyloop.train.batches import Plan, by_length
+from comfyloop.train.batches import Plan, in_groups
 from comfyloop.train.control import Control
 from comfyloop.train.data import fingerprint, read_examples
 from comfyloop.train.examples import Example
@@ -85,7 +85,7 @@ def holdout_loss(
     """Mean cross-entropy of the answer tokens of samples that are never trained on, in nats a token."""
     model.eval()
     total = 0.0
-    for indices in by_length(examples, EVALUATION_TOKENS):
+    for indices in in_groups(examples, EVALUATION_TOKENS):
         control.check()
         total += float(answer_loss(model, features, [examples[i] for i in indices]).total)
     model.train()
