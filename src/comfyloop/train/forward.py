@@ -112,9 +112,12 @@ def _disagreement(
 ) -> str:
     """How the answers' log-probabilities differ from the model's own; "" where they do not."""
     exact = model.dtype == torch.float32
+    near = AGREEMENT if exact else PACKED_AGREEMENT
+    packed = torch.split(_log_probs(model, features, examples), [part.numel() for part in own])
+    if _apart(packed, own) <= near:
+        return ""
     alone = [_log_probs(model, features, [example]) for example in examples]
-    packed = torch.split(_log_probs(model, features, examples), [part.numel() for part in alone])
-    if not (leak := _apart(packed, alone)) <= (AGREEMENT if exact else PACKED_AGREEMENT):
+    if not (leak := _apart(packed, alone)) <= near:
         return f"samples in a packed row are {leak:.2g} nats a token off what they are alone"
     if not (off := _apart(alone, own)) <= (AGREEMENT if exact else ROUGH_AGREEMENT):
         return f"samples are {off:.2g} nats a token off what the model's own code makes of them"
