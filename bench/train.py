@@ -1,6 +1,6 @@
 """A training run of ours against the same run by ms-swift and by TRL, side by side.
 
-SmolLM2-135M, LoRA r=8 on q, k, v, o, bf16, batch 4, one thread, one epoch, the same rows in all. Three shapes
+SmolLM2-135M, LoRA r=8 on q, k, v, o, batch 4, one thread, one epoch, the same rows in all. Three shapes
 of data: `chat` (a long prompt and a short answer, about 129 tokens), `short` (about 60 tokens, half of them
 the answer), `mixed` (24 to 300 tokens). The engines take turns, so that what else the machine does weighs on
 all alike; CPU seconds are the steadier figure.
@@ -9,10 +9,13 @@ all alike; CPU seconds are the steadier figure.
     cpu    CPU seconds of the process and its children, whole run
     step   CPU seconds of a step, the median of all but the first two
 
-    python bench/train.py [--samples 64] [--rounds 2] [--shapes chat short mixed] [--engines ...]
+    python bench/train.py [--samples 64] [--rounds 2] [--dtype bfloat16] [--shapes chat short mixed]
+                          [--engines ...]
+
+A processor without bfloat16 (AVX512_BF16, AMX) takes minutes for a step in it: use --dtype float32 there.
 
 ms-swift and TRL are those of `comfyloop engines install swift` (or COMFYLOOP_SWIFT_PYTHON); without it only
-our own figures are printed. Writes bench/results/train.json and train.md.
+our own figures are printed. Writes bench/results/train.json and train.md, train-float32.* in float32.
 """
 
 from __future__ import annotations
@@ -33,6 +36,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +96,7 @@ def main() -> None:
     )
     parser.add_argument("--samples", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--dtype", choices=["bfloat16", "float32"], default="bfloat16")
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--engines", nargs="+", default=["comfyloop", "warm", "swift", "trl"])
     parser.add_argument("--out", type=Path, default=HERE / "results")
@@ -101,7 +106,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, contextlib.closing(WarmTrainer(minutes=60)) as warm:
         place = Path(scratch)
         model = language_model(Settings().cache_dir, place)
-        engines = {name: engine for name, engine in all_engines(warm).items() if name in asked.engines}
+        engines = {
+            name: engine for name, engine in all_engines(warm, asked.dtype).items() if name in asked.engines
+        }
         sizes = {
             shape: write_rows(place / f"{shape}.jsonl", shape, asked.samples, model) for shape in asked.shapes
         }
@@ -163,14 +170,11 @@ def write_rows(path: Path, shape: str, samples: int, model: Path) -> tuple[int, 
 # --- who trains ---------------------------------------------------------------------------------------------
 
 
-def all_engines(warm: WarmTrainer) -> dict[str, Engine]:
+def all_engines(warm: WarmTrainer, dtype: str) -> dict[str, Engine]:
+    ours = ("log.jsonl", "adapter/adapter_model.safetensors")
     found = {
-        "comfyloop": Engine(start_ours, "log.jsonl", "adapter/adapter_model.safetensors"),
-        "warm": Engine(
-            lambda run, data, model: start_warm(warm, run, data, model),
-            "log.jsonl",
-            "adapter/adapter_model.safetensors",
-        ),
+        "comfyloop": Engine(partial(start_ours, dtype), *ours),
+        "warm": Engine(partial(start_warm, warm, dtype), *ours),
     }
     try:
         python = python_of("swift", Settings())
@@ -182,7 +186,7 @@ def all_engines(warm: WarmTrainer) -> dict[str, Engine]:
         words = (
             f"--model {model} --model_type llama --template chatml --check_model false --dataset {data} "
             "--tuner_type lora --lora_rank 8 --lora_alpha 16 --lora_dropout 0 "
-            "--target_modules q_proj k_proj v_proj o_proj --torch_dtype bfloat16 --use_cpu true "
+            "--target_modules q_proj k_proj v_proj o_proj --torch_dtype {dtype} --use_cpu true "
             f"--per_device_train_batch_size {BATCH} --gradient_accumulation_steps 1 --num_train_epochs 1 "
             "--gradient_checkpointing false --learning_rate 1e-3 --logging_steps 1 "
             f"--output_dir {run} --add_version false"
@@ -193,7 +197,7 @@ def all_engines(warm: WarmTrainer) -> dict[str, Engine]:
         )
 
     def start_trl(run: Path, data: Path, model: Path) -> Any:
-        task = {"model": str(model), "data": str(data), "out": str(run), "batch": BATCH}
+        task = {"model": str(model), "data": str(data), "out": str(run), "batch": BATCH, "dtype": dtype}
         (run / "task.json").write_text(json.dumps(task))
         command = [str(python), str(HERE / "peers" / "trl_sft.py"), str(run / "task.json")]
         return started(command, run, clean_environ() | {"HF_HUB_OFFLINE": "1"})
@@ -204,7 +208,7 @@ def all_engines(warm: WarmTrainer) -> dict[str, Engine]:
     }
 
 
-def write_run(run: Path, data: Path, model: Path, max_steps: int = 0) -> None:
+def write_run(dtype: str, run: Path, data: Path, model: Path, max_steps: int = 0) -> None:
     spec = TrainSpec(
         model=str(model),
         train=str(data),
@@ -212,7 +216,7 @@ def write_run(run: Path, data: Path, model: Path, max_steps: int = 0) -> None:
         epochs=1,
         max_steps=max_steps,
         per_device_train_batch_size=BATCH,
-        dtype="bfloat16",
+        dtype=dtype,
         save_steps=1000,
         threads=1,
         nice=NICE,
@@ -220,20 +224,20 @@ def write_run(run: Path, data: Path, model: Path, max_steps: int = 0) -> None:
     write_spec(run, spec)
 
 
-def start_ours(run: Path, data: Path, model: Path) -> Any:
-    write_run(run, data, model)
+def start_ours(dtype: str, run: Path, data: Path, model: Path) -> Any:
+    write_run(dtype, run, data, model)
     return started([sys.executable, "-m", "comfyloop.train", str(run)], run, dict(os.environ))
 
 
-def start_warm(warm: WarmTrainer, run: Path, data: Path, model: Path) -> Any:
+def start_warm(warm: WarmTrainer, dtype: str, run: Path, data: Path, model: Path) -> Any:
     """As the service does: a process that has imported the libraries and read the weights waits to be forked."""
     if warm.pid is None:
-        warm.prepare(str(model), "bfloat16")
+        warm.prepare(str(model), dtype)
         first = run / "first"  # its start waits for the warm process to have loaded everything
-        write_run(first, data, model, max_steps=1)
+        write_run(dtype, first, data, model, max_steps=1)
         local.start(first, warm=warm)
         local.wait(first, timeout=600)
-    write_run(run, data, model)
+    write_run(dtype, run, data, model)
     return psutil.Process(local.start(run, warm=warm).pid), None
 
 
@@ -315,7 +319,8 @@ def best(timings: list[Timing]) -> Timing:
 
 def report(asked: argparse.Namespace, engines: dict[str, Engine], sizes: dict[str, tuple[int, int]]) -> None:
     lines = [
-        f"# Training: {asked.samples} samples, batch {BATCH}, SmolLM2-135M, LoRA r=8 on q, k, v, o, bf16, one thread",
+        f"# Training: {asked.samples} samples, batch {BATCH}, SmolLM2-135M, LoRA r=8 on q, k, v, o, {asked.dtype}, "
+        "one thread",
         "",
         f"{machine()}. Least of {asked.rounds} round(s), the engines in turn; x is the ratio to ms-swift.",
         "",
@@ -327,21 +332,22 @@ def report(asked: argparse.Namespace, engines: dict[str, Engine], sizes: dict[st
             continue  # not measured yet
         peer = engines["swift"].timings.get(shape) if "swift" in engines else None
         base = best(peer) if peer else None
-        for name, engine in engines.items():
+        for who, engine in engines.items():
             t = best(engine.timings[shape])
 
             def ratio(figure: str, t: Timing = t, base: Timing | None = base) -> str:
                 return f"{getattr(t, figure) / getattr(base, figure):.2f}" if base else ""
 
             lines.append(
-                f"| {shape}, {tokens} tokens, {answer} of the answer | {name} | {t.wall:.1f} | {ratio('wall')} "
+                f"| {shape}, {tokens} tokens, {answer} of the answer | {who} | {t.wall:.1f} | {ratio('wall')} "
                 f"| {t.cpu:.1f} | {ratio('cpu')} | {t.step:.2f} | {ratio('step')} | {t.first_step:.1f} "
                 f"| {t.peak_mb:.0f} |"
             )
     text = "\n".join(lines) + "\n"
     print(text)
     asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "train.md").write_text(text)
+    name = "train" if asked.dtype == "bfloat16" else f"train-{asked.dtype}"
+    (asked.out / f"{name}.md").write_text(text)
     figures = {
         "machine": machine(),
         "samples": asked.samples,
@@ -351,7 +357,7 @@ def report(asked: argparse.Namespace, engines: dict[str, Engine], sizes: dict[st
             for name, engine in engines.items()
         },
     }
-    (asked.out / "train.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (asked.out / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def machine() -> str:

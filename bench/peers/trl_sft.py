@@ -34,7 +34,7 @@ def main() -> None:
     rows = [json.loads(line)["messages"] for line in Path(task["data"]).read_text().splitlines()]
     data = Dataset.from_list([{"prompt": row[:-1], "completion": row[-1:]} for row in rows])
     trainer = SFTTrainer(
-        model=AutoModelForCausalLM.from_pretrained(task["model"], dtype="bfloat16"),
+        model=AutoModelForCausalLM.from_pretrained(task["model"], dtype=task["dtype"]),
         processing_class=AutoTokenizer.from_pretrained(task["model"]),
         train_dataset=data,
         args=SFTConfig(
@@ -42,7 +42,7 @@ def main() -> None:
             per_device_train_batch_size=task["batch"],
             num_train_epochs=1,
             learning_rate=1e-3,
-            bf16=True,
+            bf16=task["dtype"] == "bfloat16",
             use_cpu=not torch.cuda.is_available(),
             gradient_checkpointing=False,
             logging_steps=1,
