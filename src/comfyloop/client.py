@@ -6,6 +6,7 @@ is a short form of it.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -202,11 +203,14 @@ def _bytes(image: Path | bytes) -> bytes:
 
 
 def _error(response: httpx.Response) -> ComfyLoopError:
-    try:
-        told = response.json()["error"]
-        code, message, mend = str(told.get("code")), str(told["message"]), str(told.get("mend") or "")
-    except (json.JSONDecodeError, KeyError, TypeError):
-        code, message, mend = "", f"The service answered with status {response.status_code}.", ""
+    code, message, mend = "", f"The service answered with status {response.status_code}.", ""
+    with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
+        body = response.json()
+        if problems := body.get("problems"):  # /readyz
+            message = " ".join(dict.fromkeys(problems.values()))
+        else:
+            told = body["error"]
+            code, message, mend = str(told.get("code")), str(told["message"]), str(told.get("mend") or "")
     after = response.headers.get("retry-after")
     message = message.removesuffix(mend).strip()  # the wire's message has the mend in it
     return error_for(code, response.status_code, message, mend, float(after) if after else None)

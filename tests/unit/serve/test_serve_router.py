@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.errors import Busy, Conflict, EngineUnavailable, InvalidInput, NotFound
+from comfyloop.client import Client
+from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
 from comfyloop.records import VersionState
 from comfyloop.serve import places as places_module
 from comfyloop.serve.engine import EngineState
@@ -206,6 +207,9 @@ def test_one_live_version_that_is_gone_keeps_its_project_alone_from_being_ready(
         gateway.engine.wait_ready(20)
         ready = gateway.http.get("/readyz")
         assert ready.status_code == 503 and set(ready.json()["problems"]) == {"acme"}
+        with Client(str(gateway.http.base_url)) as client, pytest.raises(ComfyLoopError) as told:
+            client.call("GET", "/readyz")
+        assert told.value.message == ready.json()["problems"]["acme"]
         assert gateway.said("other", max_tokens=1) == "base"
         assert gateway.ask().status_code == 400  # the engine's own sentence
         assert gateway.said("acme@base", max_tokens=1) == "base"
