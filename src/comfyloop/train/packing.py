@@ -91,8 +91,9 @@ def _causal(
             seen = _seen(length, total, window, q.device)
         elif length < total:
             seen = causal_lower_right(length, total)
+            k, v = (x.repeat_interleave(heads // groups, 1) for x in (k, v))  # it knows no shared heads
         return nn.functional.scaled_dot_product_attention(
-            q, k, v, seen, dropout, is_causal=seen is None, scale=scaling, enable_gqa=heads != groups
+            q, k, v, seen, dropout, is_causal=seen is None, scale=scaling, enable_gqa=heads != k.shape[1]
         )
     # The heads that share keys go through one product, one below the other.
     shared = heads // groups
