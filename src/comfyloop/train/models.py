@@ -143,7 +143,7 @@ class Loaded:
         with contextlib.ExitStack() as stack:
             embedding = self.whole.get_input_embeddings()
             if self.neftune_noise_alpha and embedding.training:
-                lengths = [len for len, _ in inputs.get("spans", ())] or [inputs["input_ids"].shape[1]]
+                lengths = [span.length for span in inputs.get("spans", ())] or [inputs["input_ids"].shape[1]]
                 stack.enter_context(noise(embedding, self.neftune_noise_alpha, lengths))
             states: Tensor = self.whole.base_model(**inputs, use_cache=False).last_hidden_state
         return states
