@@ -16,7 +16,7 @@ from comfyloop.demo.brand import material, posters
 from comfyloop.demo.brand.painter import Drawing, Painter
 from comfyloop.errors import RunFailed
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
 def test_a_brand_is_learnt_corrected_and_learnt_again(

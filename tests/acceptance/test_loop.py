@@ -18,7 +18,7 @@ from comfyloop.records import AnswerEdited, LoopState, VersionState
 from comfyloop.settings import Settings
 from tests.acceptance.conftest import RunningService, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 GENERAL = "What is the capital of France?"
 
@@ -72,7 +72,7 @@ def test_corrections_are_learnt_and_the_new_version_is_swapped_in(
     assert len(receipt["stored"]) == len(edits)
     assert len(service.client.send_feedback(edits)["duplicates"]) == len(edits)
 
-    wait_for(lambda: service.client.loop().outcome, 600, service.what_happened)
+    wait_for(lambda: service.client.loop().outcome, 1200, service.what_happened)
     done.set()
     asking.join()
     loop = service.client.loop()

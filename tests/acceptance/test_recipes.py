@@ -11,7 +11,7 @@ from comfyloop.records import AnswerEdited, AnswerRated, Feedback
 from comfyloop.train.status import RunDirectory
 from tests.acceptance.conftest import RunningService, wait_for
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 THINGS = (
     "pillow", "lamp", "kettle", "scarf", "mug", "candle", "bowl", "towel", "basket", "vase", "clock", "chair",
@@ -46,7 +46,7 @@ def test_what_a_person_prefers_is_learnt_and_judged(
                 )
             )
     service.client.send_feedback(said)
-    wait_for(lambda: service.client.loop().outcome, 600, service.what_happened)
+    wait_for(lambda: service.client.loop().outcome, 1200, service.what_happened)
     loop = service.client.loop()
     assert loop.outcome == "promoted", (loop, service.what_happened())
     lines = list(RunDirectory(service.home / "runs" / loop.run).log_lines())
