@@ -186,7 +186,7 @@ def all_engines(warm: WarmTrainer, dtype: str) -> dict[str, Engine]:
         words = (
             f"--model {model} --model_type llama --template chatml --check_model false --dataset {data} "
             "--tuner_type lora --lora_rank 8 --lora_alpha 16 --lora_dropout 0 "
-            "--target_modules q_proj k_proj v_proj o_proj --torch_dtype {dtype} --use_cpu true "
+            f"--target_modules q_proj k_proj v_proj o_proj --torch_dtype {dtype} --use_cpu true "
             f"--per_device_train_batch_size {BATCH} --gradient_accumulation_steps 1 --num_train_epochs 1 "
             "--gradient_checkpointing false --learning_rate 1e-3 --logging_steps 1 "
             f"--output_dir {run} --add_version false"
