@@ -361,14 +361,12 @@ def test_a_port_in_use_is_one_sentence() -> None:
         bind("no.such.host.invalid", 0)
 
 
-def test_the_gateway_loads_no_torch_and_starts_light() -> None:
-    """In CPU seconds, so that a busy machine changes nothing; `bench/gateway.py` has the wall time."""
+def test_the_gateway_loads_no_torch() -> None:
+    """`bench/gateway.py` has the time that it takes to start."""
     script = """
-import sys, time
+import sys
 import comfyloop.service, comfyloop.serve.server
-heavy = {"torch", "transformers", "diffusers", "peft"} & set(sys.modules)
-assert not heavy, heavy
-print(time.process_time())
+print({"torch", "transformers", "diffusers", "peft"} & set(sys.modules) or "light")
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert float(ran.stdout) < 2.0
+    assert ran.stdout.strip() == "light"
