@@ -10,24 +10,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
 from comfyloop.train.batches import pack
 from comfyloop.train.beginnings import in_segments
 from comfyloop.train.examples import Example, Pixels, Room
 from comfyloop.train.features import ImageFeatures
-from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.models import Loaded
 from comfyloop.train.recipes import sft
 from comfyloop.train.rows import Row, Turn
-from comfyloop.train.spec import TrainSpec
 from tests.families import make_family
+from tests.unit.train.test_forward import ready
 
 SYSTEM = Turn("system", "You write captions for a shop of quiet things, in few words.")
 IMAGE = 7
-
-
-def spec_for(model: Path, **values: object) -> TrainSpec:
-    return TrainSpec.model_validate({"model": str(model), "train": "t.jsonl", "dtype": "float32", **values})
 
 
 def sample(ids: list[int], picture: bytes | None = None) -> Example:
@@ -108,18 +104,6 @@ def gradients(loaded: Loaded, total: Tensor) -> dict[str, Tensor]:
     return {n: p.grad.clone() for n, p in loaded.trainable if p.grad is not None}
 
 
-def with_lora(model: Path, rows: list[Row], **values: object) -> tuple[Loaded, list[Example]]:
-    spec = spec_for(model, **values)
-    description = describe(spec.model)
-    torch.manual_seed(1)
-    loaded = load(spec, description, None)
-    for name, parameter in loaded.trainable:
-        if "lora_B" in name:
-            nn.init.normal_(parameter, std=0.1)
-    encoder = description.encoder(spec)
-    return loaded, [encoder.encode(row) for row in rows]
-
-
 def rows(folder: Path, pictures: bool) -> list[Row]:
     """Two answers to one question, another question about the same picture, another picture; none."""
     found = []
@@ -144,9 +128,7 @@ def test_the_loss_and_its_gradient_are_the_same(
     family: str, checkpointing: bool, tiny_llm: Path, tmp_path: Path
 ) -> None:
     model = tiny_llm if family == "llama" else make_family(family, tmp_path / "model")
-    loaded, examples = with_lora(
-        model, rows(tmp_path, family != "llama"), gradient_checkpointing=checkpointing
-    )
+    loaded, examples = ready(model, rows(tmp_path, family != "llama"), gradient_checkpointing=checkpointing)
     features = ImageFeatures(loaded)
     loaded.train()
     together = sft.answer_loss(loaded, features, examples)
@@ -163,5 +145,5 @@ def test_the_loss_and_its_gradient_are_the_same(
 
 
 def test_noise_is_each_samples_own(tiny_llm: Path, tmp_path: Path) -> None:
-    loaded, _ = with_lora(tiny_llm, rows(tmp_path, pictures=False), neftune_noise_alpha=5)
+    loaded, _ = ready(tiny_llm, rows(tmp_path, pictures=False), neftune_noise_alpha=5)
     assert not loaded.shares_beginnings
