@@ -361,12 +361,14 @@ def test_a_port_in_use_is_one_sentence() -> None:
         bind("no.such.host.invalid", 0)
 
 
-def test_the_gateway_loads_no_torch() -> None:
-    """`bench/gateway.py` has the time that it takes to start."""
+def test_the_gateway_loads_no_torch_and_starts_light() -> None:
+    """In modules, which no machine changes; `bench/gateway.py` has the time that it takes to start."""
     script = """
 import sys
 import comfyloop.service, comfyloop.serve.server
-print({"torch", "transformers", "diffusers", "peft"} & set(sys.modules) or "light")
+heavy = {"torch", "transformers", "diffusers", "peft"} & set(sys.modules)
+assert not heavy, heavy
+print(len(sys.modules))
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert ran.stdout.strip() == "light"
+    assert int(ran.stdout) < 1200
