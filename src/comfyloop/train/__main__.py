@@ -10,6 +10,7 @@ run; 7 the disk refused; 8 the model cannot be loaded; 9 the data cannot be trai
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import traceback
@@ -165,11 +166,20 @@ def import_libraries(quantised: bool = False) -> None:
     """Import what every recipe needs. Takes seconds; starts no thread and touches no GPU."""
     if not quantised:  # PEFT imports bitsandbytes wherever it is installed, which costs a second
         sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
-    import transformers
-    from torch.utils import tensorboard  # noqa: F401
+    # transformers imports these for losses and ways to write that are not used here.
+    hidden = [name for name in ("scipy", "sklearn") if name not in sys.modules]
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
+    gc.disable()  # what is imported stays: looking through it for rubbish takes a sixth of the time
+    try:
+        import transformers
+        from torch.utils import tensorboard  # noqa: F401
 
-    from comfyloop.train.recipes import sft  # noqa: F401
-
+        from comfyloop.train.recipes import sft  # noqa: F401
+    finally:
+        gc.freeze()
+        gc.enable()
+        for name in hidden:
+            del sys.modules[name]
     transformers.utils.logging.disable_progress_bar()
 
 

@@ -82,8 +82,7 @@ class Watch:
             events.unlink(missing_ok=True)
         events.touch()
         tail = Tail(events)
-        for event in tail.lines():
-            self.seen.add(event)  # what the processes before this one did
+        self._catch_up(list(tail.lines()))
         with subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -153,6 +152,27 @@ class Watch:
                 "Raise memory_gb (train_memory_gb in the settings), lower per_device_train_batch_size or "
                 "max_pixels, or set gradient_checkpointing.",
             )
+
+    def _catch_up(self, events: list[dict[str, Any]]) -> None:
+        """Take note of what the processes before this one did, and log what was not before we were killed.
+
+        ms-swift may have kept a checkpoint of steps that it had told of and that had not been looked at.
+        """
+        valid: list[dict[str, Any]] = []
+        for event in events:
+            self.seen.add(event)
+            if event["event"] == "begin":
+                valid = [earlier for earlier in valid if earlier["step"] <= event["step"]]
+            if event["event"] in ("begin", "step", "log"):
+                valid.append(event)
+        logged = {(line["step"], line["loss"] is None) for line in self.directory.log_lines()}
+        for event in valid:
+            if event["event"] == "step":
+                self._counts = event
+            elif event["event"] == "begin" or (event["step"], "eval_loss" in event["values"]) in logged:
+                self._last = event["time"]
+            else:
+                self._log(event)
 
     def _look(self, tail: Tail) -> None:
         for event in tail.lines():

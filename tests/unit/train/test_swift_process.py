@@ -1,0 +1,84 @@
+"""What is known of ms-swift's process after we were killed beside it. The process here is one that ends at once."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from comfyloop.train.control import Control
+from comfyloop.train.log import RunLog
+from comfyloop.train.spec import TrainSpec
+from comfyloop.train.status import RunDirectory
+from comfyloop.train.swift_process import Watch
+
+SPEC = TrainSpec(model="none", train="train.jsonl", train_engine="swift")
+TOTAL = 12
+
+
+def begin(step: int) -> dict[str, Any]:
+    return {"event": "begin", "step": step, "total_steps": TOTAL, "world_size": 1, "trainable": 1, "total": 2}
+
+
+def steps(first: int, last: int) -> list[dict[str, Any]]:
+    """What ms-swift tells of steps: a hold-out loss after every third."""
+    told: list[dict[str, Any]] = []
+    for step in range(first, last + 1):
+        batch = {"rows": [f"{step:016x}"], "tokens": 9, "padded": 1, "answer_tokens": 5, "without_answer": 0}
+        told.append({"event": "step", "step": step, "learning_rate": 1e-3, "batches": [batch]})
+        told.append({"event": "log", "step": step, "epoch": step / 4, "values": {"loss": 5.0 - 0.1 * step}})
+        if step % 3 == 0:
+            told.append(
+                {"event": "log", "step": step, "epoch": step / 4, "values": {"eval_loss": 6.0 - step}}
+            )
+    return [event | {"time": 10.0 + number} for number, event in enumerate(told)]
+
+
+def watch(directory: RunDirectory, events: list[dict[str, Any]]) -> None:
+    """Follow a process that ends at once, after others that told these events."""
+    file = directory.path / "events.jsonl"
+    file.write_text("".join(json.dumps(event) + "\n" for event in events))
+    log = RunLog(directory, silent=True)
+    watching = Watch(directory, SPEC, log, Control(directory, log.held), samples=4)
+    watching.run([sys.executable, "-S", "-c", ""], file, afresh=False)
+
+
+def curve(directory: RunDirectory) -> list[tuple[int, float | None, float | None]]:
+    return [(line["step"], line["loss"], line["holdout_loss"]) for line in directory.log_lines()]
+
+
+@settings(max_examples=12)  # each starts four processes
+@given(data=st.data())
+def test_what_was_told_before_a_kill_is_logged(data: st.DataObject, tmp_path_factory: Any) -> None:
+    """Killed with any part of the events seen, gone on from any checkpoint: no line is missing or twice."""
+    folder = tmp_path_factory.mktemp("run")
+    whole, killed = RunDirectory(folder / "whole"), RunDirectory(folder / "killed")
+    for directory in (whole, killed):
+        directory.path.mkdir()
+    watch(whole, [begin(0) | {"time": 9.0}, *steps(1, 8)])
+
+    told = [begin(0) | {"time": 9.0}, *steps(1, 8)]
+    seen = data.draw(st.integers(0, len(told)), "events looked at before the kill")
+    watch(killed, told[:seen])
+    watch(killed, told)
+    assert curve(killed) == curve(whole)
+
+    checkpoint = data.draw(st.integers(1, 8), "step of the checkpoint that is gone on from")
+    again = [*told, begin(checkpoint) | {"time": 99.0}, *steps(checkpoint + 1, 10)]
+    for directory in (whole, killed):
+        RunLog(directory, silent=True).begin(checkpoint, TOTAL, 1, 2)
+        watch(directory, again)
+    assert curve(killed) == curve(whole)
+    assert [step for step, loss, _ in curve(killed) if loss is not None] == list(range(1, 11))
+
+
+def test_lines_are_counted_from_what_was_told(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    watch(directory, [begin(0) | {"time": 9.0}, *steps(1, 2)])
+    first, second = directory.log_lines()
+    assert (first["samples_per_s"], first["padded_share"]) == (0.5, 0.1)  # the event of its step came at 10 s
+    assert second["answer_tokens_per_s"] == 2.5 and second["learning_rate"] == 1e-3
