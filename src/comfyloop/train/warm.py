@@ -24,6 +24,7 @@ from typing import Any
 import psutil
 
 import comfyloop
+from comfyloop.train.control import ask_for_large_pages
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
 
@@ -128,6 +129,7 @@ class _WarmProcess:
                  str(minutes)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
+                env=ask_for_large_pages(os.environ),
                 start_new_session=True,  # Ctrl-C is for the service; this ends with the service's socket
                 pass_fds=(theirs.fileno(),),
             )  # fmt: skip

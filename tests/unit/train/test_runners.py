@@ -9,6 +9,7 @@ import pytest
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.settings import Settings
 from comfyloop.train import runners
+from comfyloop.train.control import ask_for_large_pages
 from comfyloop.train.runners import Runners
 from comfyloop.train.runners.container import ContainerRunner
 from comfyloop.train.runners.local import LocalRunner
@@ -74,3 +75,15 @@ def test_what_no_runner_can_start(tmp_path: Path) -> None:
     with pytest.raises(NotFound, match=r"no spec\.json"):
         local.start(run)
     assert local.poll(run).state is TrainState.QUEUED
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, "glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.perturb=3"}, "glibc.malloc.perturb=3:glibc.malloc.hugetlb=1"),
+        ({"GLIBC_TUNABLES": "glibc.malloc.hugetlb=0"}, "glibc.malloc.hugetlb=0"),  # a person's own choice
+    ],
+)
+def test_a_trainer_is_started_with_large_pages(before: dict[str, str], after: str) -> None:
+    assert ask_for_large_pages({"HOME": "/home/me", **before}) == {"HOME": "/home/me", "GLIBC_TUNABLES": after}

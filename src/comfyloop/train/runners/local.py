@@ -20,6 +20,7 @@ import psutil
 from comfyloop.errors import Conflict
 from comfyloop.records import Record
 from comfyloop.settings import Settings
+from comfyloop.train.control import ask_for_large_pages
 from comfyloop.train.spec import SPEC_FILE, RunSpec, TrainSpec, read_spec, write_spec
 from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
 from comfyloop.train.warm import WarmTrainer
@@ -127,7 +128,7 @@ def _start_cold(run: RunDirectory, lock: int, output: BinaryIO, environment: Map
         stderr=subprocess.STDOUT,
         start_new_session=True,
         pass_fds=(lock,),
-        env={**os.environ, **environment, LOCK_FD_VARIABLE: str(lock)},
+        env=ask_for_large_pages({**os.environ, **environment, LOCK_FD_VARIABLE: str(lock)}),
     )
     _children[child.pid] = child
     return child.pid
