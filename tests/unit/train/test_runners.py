@@ -86,4 +86,7 @@ def test_what_no_runner_can_start(tmp_path: Path) -> None:
     ],
 )
 def test_a_trainer_is_started_with_large_pages(before: dict[str, str], after: str) -> None:
-    assert ask_for_large_pages({"HOME": "/home/me", **before}) == {"HOME": "/home/me", "GLIBC_TUNABLES": after}
+    assert ask_for_large_pages({"HOME": "/home/me", **before}) == {
+        "HOME": "/home/me",
+        "GLIBC_TUNABLES": after,
+    }
