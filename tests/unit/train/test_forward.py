@@ -20,7 +20,7 @@ from comfyloop.errors import ModelError
 from comfyloop.train import packing
 from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
-from comfyloop.train.forward import own_code_only, prove
+from comfyloop.train.forward import PACKED_AGREEMENT, own_code_only, prove
 from comfyloop.train.losses import Head, answer_log_probs
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.recipes import sft
@@ -156,6 +156,27 @@ def test_a_leak_between_samples_is_noticed_and_mended(
     mended = sft.answer_loss(loaded, ImageFeatures(loaded), examples).total.detach()
     close = {"rtol": 1e-5, "atol": 1e-4} if dtype == "float32" else {"rtol": 0.01, "atol": 0.0}
     torch.testing.assert_close(mended, honest, **close)
+
+
+@pytest.mark.parametrize("leaks", [False, True])
+def test_rounding_that_depends_on_shapes_is_no_leak(
+    leaks: bool, tiny_llm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on processors whose products of other shapes add up in another order, only more of it."""
+    loaded, examples = ready(tiny_llm, texts(), dtype="bfloat16")
+    attention = transformers.AttentionInterface()[packing.NAME]
+
+    def rough(*inputs: Any, spans: Any = None, **more: Any) -> Any:
+        out, _ = attention(*inputs, spans=None if leaks else spans, **more)
+        noise = torch.randn(out.shape, generator=torch.Generator().manual_seed(out.shape[1]))
+        return out * (1 + 0.1 * noise).to(out.dtype), None
+
+    monkeypatch.setitem(transformers.AttentionInterface._global_mapping, packing.NAME, rough)
+    together = sft.read_answers(loaded, ImageFeatures(loaded), examples).log_probs.detach()
+    alone = [sft.read_answers(loaded, ImageFeatures(loaded), [e]).log_probs.detach() for e in examples]
+    assert float((together - torch.cat(alone)).abs().mean()) > PACKED_AGREEMENT
+    prove(loaded, ImageFeatures(loaded), examples)
+    assert bool(loaded.alone) == leaks
 
 
 def test_unknown_logits_are_refused(tiny_llm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
