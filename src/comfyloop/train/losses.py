@@ -7,13 +7,13 @@ an answer token, a chunk at a time, and each chunk's gradient is taken at once, 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-CHUNK = 512
-"""Answer tokens whose logits exist at the same time: 512 x 49,152 x 4 bytes is 100 MB."""
+CHUNK = 256
+"""Answer tokens whose logits exist at the same time: 256 x 49,152 x 4 bytes is 50 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,12 +32,31 @@ class Head:
             logits = logits * self.scale
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
-    def minus_gradient(self, logits: Tensor, log_sum: Tensor, label: Tensor) -> Tensor:
-        """Of -log softmax(logits)[label] with respect to the linear layer's output, [c, V]; in the logits' memory."""
+    def read(self, hidden: Tensor, labels: Tensor) -> Reading:
+        """What the head makes of hidden states [c, hidden] whose next tokens are `labels` [c]."""
+        logits = self.logits(hidden)
         slope = self.scale * (1 - (logits / self.softcap).square()) if self.softcap else self.scale
-        gradient = logits.sub_(log_sum).exp_()
-        gradient.scatter_add_(-1, label, gradient.new_full((1, 1), -1.0).expand_as(label))
-        return gradient if isinstance(slope, float) and slope == 1.0 else gradient.mul_(slope)
+        label = labels[:, None]
+        own, top = logits.gather(-1, label), logits.amax(-1, keepdim=True)
+        weights = logits.sub_(top).exp_()
+        total = weights.sum(-1, keepdim=True)
+        return Reading((own - top - total.log())[:, 0], (own == top)[:, 0], weights, total, label, slope)
+
+
+class Reading(NamedTuple):
+    """Some tokens' log-probabilities, and what their gradient is made of."""
+
+    log_probs: Tensor  # [c] of the labels, in nats
+    right: Tensor  # [c] whether no other token is likelier
+    weights: Tensor  # [c, V] exp(logit - the greatest)
+    total: Tensor  # [c, 1] their sum
+    label: Tensor  # [c, 1]
+    slope: Tensor | float  # of logits to the linear layer's output
+
+    def gradient(self) -> Tensor:
+        """Of -log_probs with respect to the linear layer's output, times `total`: [c, V], in the weights' memory."""
+        gradient = self.weights.scatter_add_(-1, self.label, -self.total)
+        return gradient if isinstance(self.slope, float) and self.slope == 1.0 else gradient.mul_(self.slope)
 
 
 class _HeadLogProbs(torch.autograd.Function):
@@ -57,13 +76,10 @@ class _HeadLogProbs(torch.autograd.Function):
         grad_hidden = torch.empty_like(hidden) if needs_hidden else None
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
-            logits = head.logits(hidden[rows])  # [c, V]
-            label = labels[rows, None]
-            right[rows] = (logits.argmax(-1, keepdim=True) == label)[:, 0]
-            log_sum = logits.logsumexp(-1, keepdim=True)
-            log_probs[rows] = (logits.gather(-1, label) - log_sum)[:, 0]
+            read = head.read(hidden[rows], labels[rows])
+            log_probs[rows], right[rows] = read.log_probs, read.right
             if grad_hidden is not None:
-                grad_hidden[rows] = head.minus_gradient(logits, log_sum, label).to(weight.dtype) @ weight
+                grad_hidden[rows] = (read.gradient().to(weight.dtype) @ weight).div_(read.total)
         ctx.head, ctx.chunk = head, chunk
         kept = (hidden, weight, bias, labels) if ctx.trains_head else (None, None, None, None)
         ctx.save_for_backward(grad_hidden, *kept)
@@ -81,9 +97,8 @@ class _HeadLogProbs(torch.autograd.Function):
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
         for start in range(0, hidden.shape[0], ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            logits = ctx.head.logits(hidden[rows])
-            log_sum = logits.logsumexp(-1, keepdim=True)
-            gradient = ctx.head.minus_gradient(logits, log_sum, labels[rows, None]).mul_(scale[rows, None])
+            read = ctx.head.read(hidden[rows], labels[rows])
+            gradient = read.gradient().mul_(scale[rows, None] / read.total)
             grad_weight += (gradient.to(hidden.dtype).T @ hidden[rows]).float()
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)

@@ -25,7 +25,7 @@ from transformers.utils import is_flash_attn_2_available
 from comfyloop.errors import ModelError
 from comfyloop.processors import load_processor
 from comfyloop.rope import RopeScaling, max_positions, scale
-from comfyloop.train import held, lora, mlp, packing, rms_norm
+from comfyloop.train import attention, held, lora, mlp, packing, rms_norm
 from comfyloop.train.adapters import save_adapter, save_model
 from comfyloop.train.encode import Encoder
 from comfyloop.train.losses import Head
@@ -218,14 +218,14 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = choose_dtype(spec.dtype, device)
-    attention = choose_attention(spec.attn_implementation, device, dtype)
+    implementation = choose_attention(spec.attn_implementation, device, dtype)
     kept = spec.quant_method is None and spec.rope_scaling is None
-    base = held.take("weights", spec.model, dtype, attention) if kept else None
+    base = held.take("weights", spec.model, dtype, implementation) if kept else None
     if base is None:
         quantised = (
             in_four_bits(description.auto, description.config, dtype, device) if spec.quant_method else {}
         )
-        base = read_weights(spec.model, description, dtype, attention, **quantised)
+        base = read_weights(spec.model, description, dtype, implementation, **quantised)
     if spec.quant_method is None:
         base.to(device)
     peft = make_trainable(base, spec, init_from)
@@ -233,6 +233,7 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
         lora.use_fewer_sweeps(peft)
         rms_norm.use_fewer_sweeps(peft)
         mlp.use_fewer_sweeps(peft)
+        attention.use_fewer_sweeps(peft)
     loaded = Loaded(
         base,
         peft,

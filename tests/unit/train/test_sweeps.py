@@ -1,4 +1,4 @@
-"""LoRA layers, norms and MLPs in fewer sweeps: the same values and gradients as PEFT's and transformers' own."""
+"""LoRA layers, norms, MLPs and attention in fewer sweeps: values and gradients are PEFT's and transformers' own."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from comfyloop.train import lora, mlp, rms_norm
+from comfyloop.train import attention, lora, mlp, packing, rms_norm
+from tests.families import text_fields, text_tokenizer
 
 
 def wearing(tiny_llm: Path, dtype: torch.dtype, **config: object):  # type: ignore[no-untyped-def]
@@ -46,6 +48,42 @@ def test_the_same_loss_and_gradients(tiny_llm: Path, dtype: torch.dtype, bound: 
     for name, gradient in gradients.items():
         apart = (found[name] - gradient).norm() / gradient.norm()
         assert apart < bound, (name, float(apart))
+
+
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3"])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
+def test_attention_of_a_packed_row_has_the_same_gradients(
+    name: str, dtype: torch.dtype, bound: float
+) -> None:
+    """Biases in Qwen2, norms of heads in Qwen3, a window in Mistral; the third span goes on from the first."""
+    fields = text_fields(text_tokenizer()) | ({"sliding_window": 7} if name == "Mistral" else {})
+    torch.manual_seed(0)
+    base = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**fields))
+    config = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"])
+    own = get_peft_model(base.to(dtype), config)
+    for parameter_name, parameter in own.named_parameters():
+        if "lora_B" in parameter_name or "bias" in parameter_name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    ours = copy.deepcopy(own)
+    assert attention.use_fewer_sweeps(ours) == base.config.num_hidden_layers
+    spans = (packing.Span(9), packing.Span(12), packing.Span(19, (0,)))
+    places = torch.cat([torch.arange(9), torch.arange(12), torch.arange(9, 28)])[None]
+    ids = (torch.arange(40)[None] * 7) % base.config.vocab_size
+    probe = torch.randn(1, 40, base.config.hidden_size)
+
+    def gradients(model):  # type: ignore[no-untyped-def]
+        model.base_model.model.set_attn_implementation(packing.NAME)
+        states = model.base_model.model.model(
+            input_ids=ids, position_ids=places, spans=spans, use_cache=False
+        ).last_hidden_state
+        (states.float() * probe).mean().backward()
+        return states, {n: p.grad for n, p in model.named_parameters() if p.requires_grad}
+
+    expected, by_own = gradients(own)
+    found, by_ours = gradients(ours)
+    assert (found - expected).float().norm() < bound * expected.float().norm()
+    for n, gradient in by_own.items():
+        assert (by_ours[n] - gradient).norm() < bound * gradient.norm(), n
 
 
 def test_float32_sums_come_closer_to_the_truth_than_half_precision_ones(tiny_llm: Path) -> None:
