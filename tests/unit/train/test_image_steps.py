@@ -153,7 +153,8 @@ def test_image_dpo_is_the_published_loss(family: str, data: Path, request: pytes
     inside_term = scale_term * ((model_losses_w - model_losses_l) - (ref_losses_w - ref_losses_l))
     loss = -1 * F.logsigmoid(inside_term).mean()
     loss.backward()
-    assert float(found.loss.mean()) == pytest.approx(float(loss), abs=1e-5)
+    # The margin is 250 times a difference of losses that are rounded to some 1e-7, otherwise in stacked batches.
+    assert float(found.loss.mean()) == pytest.approx(float(loss), abs=5e-5)
     assert torch.equal(found.right, inside_term > 0)
     assert torch.allclose(our_gradients, gradients(student), atol=1e-5)
 
