@@ -64,8 +64,13 @@ class Updates:
         self.max_grad_norm = spec.max_grad_norm or math.inf
         self._weights = model.trainable
         self.parameters = [(name, _in_float32(weight)) for name, weight in self._weights]
+        # On a processor the fused kernel takes a fifth of the time; what is sharded over ranks is left to torch.
+        fused = model.device.type == "cpu" and spec.world_size == 1
         self.optimizer = torch.optim.AdamW(
-            [p for _, p in self.parameters], lr=spec.learning_rate, weight_decay=spec.weight_decay
+            [p for _, p in self.parameters],
+            lr=spec.learning_rate,
+            weight_decay=spec.weight_decay,
+            fused=fused or None,
         )
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
 
