@@ -178,10 +178,9 @@ class _WrittenOut(torch.autograd.Function):
         tokens, _, width = above.shape
         of_query = above.new_empty(tokens, kv_heads * shared, width)
         wide = torch.promote_types(above.dtype, torch.float32)  # keys get their gradient from several spans
-        of_key, of_value = (above.new_zeros(tokens, kv_heads, width, dtype=wide) for _ in range(2))
-        parts, of_queries, of_keys, of_values = (
-            torch.split(x, lengths) for x in (above, of_query, of_key, of_value)
-        )
+        of_both = above.new_zeros(2, tokens, kv_heads, width, dtype=wide)
+        of_seen = torch.split(of_both, lengths, 1)
+        parts, of_queries = torch.split(above, lengths), torch.split(of_query, lengths)
         kept = iter(ctx.saved_tensors)
         for rows, _, members in _groups(ctx.spans):
             q, k, v, weights, slope, left = (next(kept) for _ in range(6))
@@ -195,15 +194,14 @@ class _WrittenOut(torch.autograd.Function):
             _unstack(_product(of_scores, k, ctx.scale), [of_queries[m.number] for m in members])
             of_k = _product(of_scores.transpose(1, 2), q, ctx.scale)  # [n * kv_heads, m, d]
             of_v = (weights if left is None else weights * left).transpose(1, 2) @ of_out
-            for found, all_places in ((of_k, of_keys), (of_v, of_values)):
-                for m, mine in zip(
-                    members, torch.unflatten(found, 0, (-1, kv_heads)).transpose(1, 2), strict=True
-                ):
-                    begin = 0
-                    for i in m.seen:
-                        all_places[i].add_(mine[begin : begin + lengths[i]])
-                        begin += lengths[i]
-        return of_query, of_key.to(above.dtype), of_value.to(above.dtype), None, None, None, None, None
+            both = torch.cat([of_k, of_v]).to(wide).view(2, len(members), kv_heads, -1, width).transpose(2, 3)
+            for m, mine in zip(members, both.unbind(1), strict=True):
+                begin = 0
+                for i in m.seen:
+                    of_seen[i].add_(mine[:, begin : begin + lengths[i]])
+                    begin += lengths[i]
+        of_key, of_value = of_both.to(above.dtype)
+        return of_query, of_key, of_value, None, None, None, None, None
 
 
 def _product(a: Tensor, b: Tensor, factor: float) -> Tensor:
