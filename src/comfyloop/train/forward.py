@@ -75,13 +75,14 @@ def answer_states(
         labels = torch.cat([example.input_ids[example.answer] for example in examples])
         return torch.cat(states), labels.to(model.device)
     row = pack(examples, model.device, share=model.shares_beginnings)
-    hidden = model.hidden_states(
+    states = model.hidden_states(
+        row.predicting,
         input_ids=row.input_ids,
         position_ids=row.position_ids,
         spans=row.spans,
         **features.packed(row.showing),
     )
-    return hidden[0, row.predicting], row.labels
+    return states, row.labels
 
 
 @torch.no_grad()
@@ -174,8 +175,8 @@ def _own_log_probs(model: Loaded, features: ImageFeatures, example: Example) -> 
 
 
 def _own_states(model: Loaded, features: ImageFeatures, example: Example) -> Tensor:
-    hidden = model.hidden_states(**_own_inputs(model, features, example))
-    return hidden[0, (example.answer - 1).to(hidden.device)]
+    predicting = (example.answer - 1).to(model.device)
+    return model.hidden_states(predicting, **_own_inputs(model, features, example))
 
 
 def _own_inputs(model: Loaded, features: ImageFeatures, example: Example) -> dict[str, Any]:

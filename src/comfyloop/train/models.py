@@ -25,7 +25,7 @@ from transformers.utils import is_flash_attn_2_available
 from comfyloop.errors import ModelError
 from comfyloop.processors import load_processor
 from comfyloop.rope import RopeScaling, max_positions, scale
-from comfyloop.train import attention, held, lora, mlp, packing, rms_norm
+from comfyloop.train import attention, held, last_layer, lora, mlp, packing, rms_norm
 from comfyloop.train.adapters import save_adapter, save_model
 from comfyloop.train.encode import Encoder
 from comfyloop.train.losses import Head
@@ -120,6 +120,7 @@ class Loaded:
     rope_scaling: RopeScaling | None = None
     alone: str = ""  # why samples go through the model one by one; empty: packed into one row
     neftune_noise_alpha: float = 0.0
+    answers_only: bool = False  # whether its last layer goes on with the places that predict an answer alone
     spread: nn.Module | None = field(default=None, init=False)
     """What the forward pass goes through where several processes share the weights (see `parallel`)."""
 
@@ -138,15 +139,17 @@ class Loaded:
         softcap = getattr(text, "final_logit_softcapping", None) or 0.0
         return Head(layer.weight, layer.bias, float(scale), float(softcap))
 
-    def hidden_states(self, **inputs: Any) -> Tensor:
-        """Last hidden states [1, L, hidden] of the model below its head."""
+    def hidden_states(self, predicting: Tensor, **inputs: Any) -> Tensor:
+        """Last hidden states [A, hidden] of the model below its head, at those places [A] of a row."""
+        if self.answers_only:
+            inputs["predicting"] = predicting
         with contextlib.ExitStack() as stack:
             embedding = self.whole.get_input_embeddings()
             if self.neftune_noise_alpha and embedding.training:
                 lengths = [span.length for span in inputs.get("spans", ())] or [inputs["input_ids"].shape[1]]
                 stack.enter_context(noise(embedding, self.neftune_noise_alpha, lengths))
-            states: Tensor = self.whole.base_model(**inputs, use_cache=False).last_hidden_state
-        return states
+            states: Tensor = self.whole.base_model(**inputs, use_cache=False).last_hidden_state[0]
+        return states if self.answers_only else states[predicting]
 
     @property
     def shares_beginnings(self) -> bool:
@@ -243,6 +246,7 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
         base.config.get_text_config()._attn_implementation,
         description.rope_scaling,
         neftune_noise_alpha=spec.neftune_noise_alpha,
+        answers_only=spec.world_size == 1 and last_layer.keep_answers_only(base),
     )
     loaded.go_alone("")
     return loaded

@@ -11,7 +11,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from comfyloop.train import attention, lora, mlp, packing, rms_norm
+from comfyloop.train import attention, last_layer, lora, mlp, packing, rms_norm
 from tests.families import text_fields, text_tokenizer
 
 
@@ -84,6 +84,43 @@ def test_attention_of_a_packed_row_has_the_same_gradients(
     assert (found - expected).float().norm() < bound * expected.float().norm()
     for n, gradient in by_own.items():
         assert (by_ours[n] - gradient).norm() < bound * gradient.norm(), n
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", ["Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3"])
+def test_the_last_layer_goes_on_with_the_places_that_predict_answers_alone(
+    name: str, checkpointing: bool
+) -> None:
+    """One place predicts two answers here, as where two samples begin alike."""
+    torch.manual_seed(0)
+    fields = text_fields(text_tokenizer())
+    model = getattr(transformers, f"{name}ForCausalLM")(getattr(transformers, f"{name}Config")(**fields))
+    if checkpointing:
+        model.gradient_checkpointing_enable()
+        model.train()
+    ids = (torch.arange(40)[None] * 7) % model.config.vocab_size
+    predicting = torch.tensor([3, 30, 12, 3])
+    probe = torch.randn(4, model.config.hidden_size)
+    seen: list[tuple[int, ...]] = []
+    model.model.layers[-1].mlp.register_forward_hook(lambda _, inputs, out: seen.append(tuple(out.shape)))
+
+    def gradients(states: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        (states * probe).sum().backward()
+        return states, [p.grad.clone() for p in model.model.parameters() if p.grad is not None]
+
+    whole, of_whole = gradients(model.model(ids, use_cache=False).last_hidden_state[0, predicting])
+    assert last_layer.keep_answers_only(model)
+    assert model.model(ids, use_cache=False).last_hidden_state.shape[1] == 40  # as before, where not asked
+    seen.clear()
+    narrow, of_narrow = gradients(
+        model.model(ids, use_cache=False, predicting=predicting).last_hidden_state[0]
+    )
+    assert {shape[1] for shape in seen} == {4}
+    torch.testing.assert_close(narrow, whole, rtol=1e-5, atol=1e-5)
+    assert len(of_whole) == len(of_narrow) == len(list(model.model.parameters()))
+    for expected, found in zip(of_whole, of_narrow, strict=True):
+        assert (found - expected).norm() <= 1e-5 * expected.norm()
 
 
 def test_float32_sums_come_closer_to_the_truth_than_half_precision_ones(tiny_llm: Path) -> None:

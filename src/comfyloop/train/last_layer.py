@@ -1,0 +1,41 @@
+"""The last decoder layer only where it counts: what follows its attention is computed at the places that predict
+an answer token, and nowhere else, since no later layer looks at the others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+PLAIN = {
+    "LlamaDecoderLayer",
+    "MistralDecoderLayer",
+    "Qwen2DecoderLayer",
+    "Qwen3DecoderLayer",
+    "SmolLM3DecoderLayer",
+    "Qwen2VLDecoderLayer",
+    "Qwen2_5_VLDecoderLayer",
+}
+"""Classes of transformers that norm, attend, add, norm, go through the MLP, add, and give hidden states alone."""
+
+
+def keep_answers_only(whole: Any) -> bool:
+    """Have the last layer of a model of those classes give states at `predicting` alone; whether it is of them.
+
+    `predicting` [A] is an argument of the model below its head, which then gives [1, A, hidden]; without it all
+    is as before.
+    """
+    layers = getattr(whole.get_decoder(), "layers", None)
+    if not layers or type(layers[-1]).__name__ not in PLAIN:
+        return False
+    layer, as_transformers_does = layers[-1], layers[-1].forward
+
+    def forward(hidden_states: Tensor, *args: Any, predicting: Tensor | None = None, **kwargs: Any) -> Any:
+        if predicting is None or args:
+            return as_transformers_does(hidden_states, *args, **kwargs)
+        attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
+        kept = hidden_states.index_select(1, predicting) + attended.index_select(1, predicting)
+        return kept + layer.mlp(layer.post_attention_layernorm(kept))
+
+    layer.forward = forward
+    return True
