@@ -71,9 +71,9 @@ def answer_states(
 ) -> tuple[Tensor, Tensor]:
     """Hidden states [A, hidden] at the positions before each answer token, and those tokens [A], in order."""
     if model.alone:
-        states = [_own_states(model, features, example) for example in examples]
+        own = [_own_states(model, features, example) for example in examples]
         labels = torch.cat([example.input_ids[example.answer] for example in examples])
-        return torch.cat(states), labels.to(model.device)
+        return torch.cat(own), labels.to(model.device)
     row = pack(examples, model.device, share=model.shares_beginnings)
     states = model.hidden_states(
         row.predicting,

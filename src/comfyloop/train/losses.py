@@ -84,7 +84,9 @@ class _HeadLogProbs(torch.autograd.Function):
         for start in range(0, hidden.shape[0], chunk):
             rows = slice(start, start + chunk)
             projected = nn.functional.linear(hidden[rows], weight, bias)
-            log_probs[rows], right[rows], totals = _read_in_blocks(head, projected, labels[rows], needs_hidden)
+            log_probs[rows], right[rows], totals = _read_in_blocks(
+                head, projected, labels[rows], needs_hidden
+            )
             if grad_hidden is not None:
                 grad_hidden[rows] = (projected @ weight).div_(totals)
         ctx.head, ctx.chunk = head, chunk
@@ -129,7 +131,7 @@ def _read_in_blocks(
             for.
     """
     found = []
-    for block, wanted in zip(projected.split(BLOCK), labels.split(BLOCK), strict=True):
+    for block, wanted in zip(torch.split(projected, BLOCK), torch.split(labels, BLOCK), strict=True):
         read = head.read(block, wanted)
         if needs_gradient:
             block.copy_(read.gradient())
