@@ -7,6 +7,7 @@ same thing.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +15,9 @@ from pathlib import Path
 from comfyloop.errors import InvalidInput
 from comfyloop.train.spec import RunSpec
 from comfyloop.train.status import RunDirectory, TrainState
+
+LEADER_SECONDS = 30
+"""How long a rank that must refuse the run lets rank 0 refuse it first."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,13 @@ class RankLost(Exception):
 
 
 def refuse_other_size(told: int, rank: Rank) -> None:
-    """Raises InvalidInput when there are more or fewer processes than the spec says."""
+    """Raises InvalidInput when there are more or fewer processes than the spec says.
+
+    Torchrun ends all ranks as soon as one has failed: the others wait, so that rank 0 can write down why.
+    """
     if rank.world_size != told:
+        if not rank.leads:
+            time.sleep(LEADER_SECONDS)
         raise InvalidInput(
             f"The run is to be trained by {told} processes and was started with {rank.world_size}.",
             f"Start it with --nproc-per-node (times --nnodes) = {told}, or set world_size in spec.json.",
