@@ -246,7 +246,7 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
         base.config.get_text_config()._attn_implementation,
         description.rope_scaling,
         neftune_noise_alpha=spec.neftune_noise_alpha,
-        answers_only=spec.world_size == 1 and last_layer.keep_answers_only(base),
+        answers_only=last_layer.keep_answers_only(base),
     )
     loaded.go_alone("")
     return loaded
