@@ -30,9 +30,9 @@ def keep_answers_only(whole: Any) -> bool:
         return False
     layer, as_transformers_does = layers[-1], layers[-1].forward
 
-    def forward(hidden_states: Tensor, *args: Any, predicting: Tensor | None = None, **kwargs: Any) -> Any:
-        if predicting is None or args:
-            return as_transformers_does(hidden_states, *args, **kwargs)
+    def forward(hidden_states: Tensor, predicting: Tensor | None = None, **kwargs: Any) -> Any:
+        if predicting is None:
+            return as_transformers_does(hidden_states, **kwargs)
         attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
         kept = hidden_states.index_select(1, predicting) + attended.index_select(1, predicting)
         return kept + layer.mlp(layer.post_attention_layernorm(kept))
