@@ -11,11 +11,12 @@ run; 7 the disk refused; 8 the model cannot be loaded; 9 the data cannot be trai
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound
 from comfyloop.train.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
@@ -174,6 +175,7 @@ def import_libraries(quantised: bool = False) -> None:
         import transformers
         from torch.utils import tensorboard  # noqa: F401
 
+        import_models()
         from comfyloop.train.recipes import sft  # noqa: F401
     finally:
         gc.freeze()
@@ -181,6 +183,36 @@ def import_libraries(quantised: bool = False) -> None:
         for name in hidden:
             del sys.modules[name]
     transformers.utils.logging.disable_progress_bar()
+
+
+def import_models() -> None:
+    """Import `transformers.models` without the look through all its files that `import transformers` has just taken.
+
+    The two looks are alike but for a prefix, and each takes a third of a second.
+    """
+    from transformers.utils import import_utils
+
+    look = import_utils.define_import_structure
+    models = Path(import_utils.__file__).parents[1] / "models"
+
+    def once(module_path: str, prefix: str | None = None) -> Any:
+        if prefix is not None or Path(module_path) != models / "__init__.py":
+            return look(module_path, prefix)
+        # The very call that transformers has made, which is remembered; it has added modules of its own since.
+        seen = look(models, prefix="models")
+        found = {
+            needs: {
+                name[len("models.") :]: has for name, has in modules.items() if name.startswith("models.")
+            }
+            for needs, modules in seen.items()
+        }
+        return {needs: modules for needs, modules in found.items() if modules}
+
+    import_utils.define_import_structure = once
+    try:
+        importlib.import_module("transformers.models")
+    finally:
+        import_utils.define_import_structure = look
 
 
 if __name__ == "__main__":
