@@ -19,8 +19,9 @@ $(VENV)/installed: pyproject.toml
 demo: setup
 	$(BIN)/comfyloop demo
 
+# Two at a time, the tests of a file one after the other: they have their models and servers in common.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: setup
 	$(BIN)/ruff check .
