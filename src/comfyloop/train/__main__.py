@@ -194,19 +194,16 @@ def import_models() -> None:
 
     look = import_utils.define_import_structure
     models = Path(import_utils.__file__).parents[1] / "models"
+    # The very call that transformers has made, which is remembered; it has added modules of its own since.
+    seen = {
+        needs: {name[len("models.") :]: has for name, has in modules.items() if name.startswith("models.")}
+        for needs, modules in look(models, prefix="models").items()
+    }
+    of_models = {needs: modules for needs, modules in seen.items() if modules}
 
     def once(module_path: str, prefix: str | None = None) -> Any:
-        if prefix is not None or Path(module_path) != models / "__init__.py":
-            return look(module_path, prefix)
-        # The very call that transformers has made, which is remembered; it has added modules of its own since.
-        seen = look(models, prefix="models")
-        found = {
-            needs: {
-                name[len("models.") :]: has for name, has in modules.items() if name.startswith("models.")
-            }
-            for needs, modules in seen.items()
-        }
-        return {needs: modules for needs, modules in found.items() if modules}
+        asks_again = prefix is None and Path(module_path) == models / "__init__.py"
+        return of_models if asks_again else look(module_path, prefix)
 
     import_utils.define_import_structure = once
     try:

@@ -13,7 +13,7 @@ import_models()
 assert import_utils.define_import_structure is own
 ours = sys.modules["transformers.models"]
 theirs = type(ours)(ours.__name__, ours.__file__, own(ours.__file__))
-for part in ("_modules", "_class_to_module", "_object_missing_backend"):
+for part in ("_modules", "_class_to_module", "_object_missing_backend", "_import_structure"):
     assert getattr(ours, part) == getattr(theirs, part), part
 assert ours.LlamaForCausalLM.__module__ == "transformers.models.llama.modeling_llama"
 print(len(ours._class_to_module))
