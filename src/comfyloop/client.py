@@ -131,8 +131,9 @@ class Client:
     def loop(self) -> LoopStatus:
         return LoopStatus.model_validate(self.call("GET", "/v1/loop", project=self.project))
 
-    def start_turn(self) -> LoopStatus:
-        return LoopStatus.model_validate(self.call("POST", "/v1/loop", {"project": self.project}))
+    def start_turn(self, *, consolidate: bool = False) -> LoopStatus:
+        body = {"project": self.project, "consolidate": consolidate}
+        return LoopStatus.model_validate(self.call("POST", "/v1/loop", body))
 
     def snapshot(self) -> Snapshot:
         return Snapshot.model_validate(self.call("POST", "/v1/snapshots", project=self.project))

@@ -277,6 +277,9 @@ class Snapshot(Record):
     train: int
     holdout: int
     replay: int
+    new: int = 0  # of `train`: what the version that it goes on from has not learned
+    rehearsal: int = 0  # of `train`: what that version has learned, and keeps in practice
+    feedback: tuple[str, ...] = ()  # what `train` is made of
     by_kind: dict[str, int] = {}
     dropped: dict[str, int] = {}  # reason -> how many
     feedback_seq: int = 0  # the newest feedback it has seen
@@ -301,7 +304,8 @@ class Run(Record):
     recipe: str
     state: RunState = RunState.QUEUED
     path: str
-    parent: int = BASE  # the version it started from
+    parent: int = BASE  # the version that was live: what it started from, unless it is `fresh`
+    fresh: bool = False  # it started from the base models: a consolidation
     error: str = ""
     created_at: datetime = Field(default_factory=now)
     finished_at: datetime | None = None
@@ -324,6 +328,7 @@ class Version(Record):
     text_adapter: str | None = None  # a PEFT directory
     image_adapter: str | None = None  # a LoRA file with kohya keys
     sha256: str = ""  # of the adapter files' content
+    fresh: bool = False  # trained from the base models, not on from its parent's weights
     gate: GateReport | None = None
     created_at: datetime = Field(default_factory=now)
     promoted_at: datetime | None = None
@@ -409,11 +414,16 @@ class Loop(Record):
     run: str = ""
     version: int = 0
     requested: bool = False  # a person asked for a run
+    consolidate: bool = False  # the next turn, or the one under way, starts from the base models
+    by_hand: bool = False  # the turn under way was asked for by a person
     seen_seq: int = 0  # the newest feedback that a finished turn has used
+    looked_seq: int = 0  # the newest that was looked at, and found too little for a turn
     attempts: int = 0  # of the present state
     error: str = ""  # of the last turn, empty when it went well
-    # of the last turn: "promoted", "canary", "rejected", "not_enough_evidence", "nothing_new", "failed"
+    # of the last turn: "promoted", "canary", "rejected", "ask", "not_enough_evidence", "not_enough_feedback",
+    # "nothing_new", "nothing_to_train", "waiting", "cancelled", "failed"
     outcome: str = ""
+    reason: str = ""  # why it ended so, and what comes next, as sentences
     updated_at: datetime = Field(default_factory=now)
 
 

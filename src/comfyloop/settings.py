@@ -89,8 +89,22 @@ class Settings(BaseSettings):
 
     # curation
     holdout_every: int = Field(default=4, ge=2, description="Each n-th new group of samples is held out.")
+    holdout_first: int = Field(
+        default=6, ge=0, description="Until so many are, each second one: there is soon enough to judge by."
+    )
     replay_share: float = Field(
-        default=0.65, ge=0, le=0.9, description="Share of replay samples in training data."
+        default=0.3, ge=0, le=0.9, description="Share of general questions in what a run passes."
+    )
+    rehearsal_samples: int = Field(
+        default=40, ge=0, description="Samples of earlier turns that a turn rehearses, each once."
+    )
+    consolidate_every: int = Field(
+        default=6,
+        ge=0,
+        description="So many promoted turns on, one starts from the base models and learns everything; 0: never.",
+    )
+    consolidation_samples: int = Field(
+        default=1000, ge=0, description="Most samples of such a turn, chosen for coverage; 0: all."
     )
     max_answer_chars: int = Field(default=8_000, gt=0, description="Longer edits are dropped with a reason.")
 
@@ -112,7 +126,7 @@ class Settings(BaseSettings):
     image_min_samples: int = Field(
         default=4, ge=1, description="Fewer kept pictures (or pairs) train no image side."
     )
-    image_epochs: float = Field(default=10.0, gt=0, description="Passes over the pictures.")
+    image_epochs: float = Field(default=10.0, gt=0, description="Passes over the pictures that are new.")
     image_learning_rate: float = Field(default=1e-4, gt=0, description="Learning rate of the image side.")
     image_lora_r: int = Field(default=16, ge=1, description="LoRA rank of the image side; alpha is the same.")
     image_target_modules: Literal["attention", "all"] = Field(
@@ -147,7 +161,11 @@ class Settings(BaseSettings):
     gradient_checkpointing: bool = Field(
         default=False, description="Train with about half the memory and an eighth more time."
     )
-    epochs: float = Field(default=6.0, gt=0, description="Passes over the training data.")
+    epochs: float = Field(
+        default=0.0,
+        ge=0,
+        description="Passes over what is new; 0: by how much there is, 6 for up to 20 samples, 2 from 60 on.",
+    )
     max_steps: int = Field(default=0, ge=0, description="Upper bound of optimiser steps; 0: by epochs.")
     batch_size: int = Field(default=4, ge=1, description="Samples a micro-batch.")
     max_pixels: int = Field(
@@ -193,7 +211,7 @@ class Settings(BaseSettings):
     )
 
     # gate
-    gate_min_items: int = Field(default=5, ge=2, description="Fewer held-out items are not enough evidence.")
+    gate_min_items: int = Field(default=6, ge=2, description="Fewer held-out items are not enough evidence.")
     gate_confidence: float = Field(
         default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals."
     )
@@ -228,7 +246,7 @@ class Settings(BaseSettings):
     )
 
     # loop
-    trigger_samples: int = Field(default=20, ge=1, description="New pieces of feedback that start a run.")
+    trigger_samples: int = Field(default=12, ge=1, description="New pieces of feedback that start a turn.")
     trigger_minutes: float = Field(
         default=0, ge=0, description="Minutes after which anything new starts a run; 0: off."
     )

@@ -84,6 +84,8 @@ def loop(found: Loop) -> RenderableType:
     table.add_row("loop", found.state)
     if found.outcome:
         table.add_row("last turn", found.outcome.replace("_", " "))
+    if found.reason:
+        table.add_row("because", found.reason)
     if found.error:
         table.add_row("because", Text(found.error, style="red"))
     return table

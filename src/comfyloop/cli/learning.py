@@ -53,6 +53,13 @@ def train(
         typer.Argument(help="Rows to train on, as ms-swift writes them: a run of its own, outside the loop."),
     ] = None,
     wait: Annotated[bool, typer.Option(help="Follow the turn to its end.")] = True,
+    consolidate: Annotated[
+        bool,
+        typer.Option(
+            "--consolidate",
+            help="Start from the base models and learn everything, not on from the live version.",
+        ),
+    ] = False,
     from_swift: Annotated[
         str | None,
         typer.Option(
@@ -95,7 +102,7 @@ def train(
         raise typer.Exit(_train_on(data, recipe, model, holdout, output, skip_bad, set_ or []))
     with service(url, project) as client:
         before = client.loop()
-        client.start_turn()
+        client.start_turn(consolidate=consolidate)
         loop = follow(client, before, err, quiet=as_json) if wait else client.loop()
     put(loop, as_json, show.loop(loop))
     if wait and loop.outcome == "failed":

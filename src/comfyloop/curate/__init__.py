@@ -2,17 +2,21 @@
 
 from comfyloop.curate.export import export
 from comfyloop.curate.imports import import_rows
-from comfyloop.curate.pipeline import NothingToTrain, build
+from comfyloop.curate.lesson import epochs_of
+from comfyloop.curate.pipeline import NothingToTrain, Turn, build
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import read_rows, read_samples
-from comfyloop.curate.snapshot import DataFiles, data_files
+from comfyloop.curate.snapshot import REHEARSAL, DataFiles, data_files
 
 __all__ = [
+    "REHEARSAL",
     "CurationReport",
     "DataFiles",
     "NothingToTrain",
+    "Turn",
     "build",
     "data_files",
+    "epochs_of",
     "export",
     "import_rows",
     "read_rows",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 from comfyloop.curate import filters
 from comfyloop.curate import replay as replays
+from comfyloop.curate.lesson import Lesson, choose, epochs_of
 from comfyloop.curate.pictures import picked_drafts, rated_drafts
 from comfyloop.curate.prompts import prompt_drafts
 from comfyloop.curate.report import CurationReport, report_of
 from comfyloop.curate.samples import Draft, drafts_of, group_of, newest
 from comfyloop.curate.snapshot import IMAGE_RECIPE_KINDS, RECIPE_KINDS, write
-from comfyloop.curate.split import split
+from comfyloop.curate.split import ACCEPTED, Split, split, stratum_of
 from comfyloop.errors import DataError
 from comfyloop.records import (
     Dropped,
@@ -29,20 +31,44 @@ from comfyloop.store import Store, feedback, generations, snapshots
 
 _PAGE = 1000
 
+NOTHING_NEW = (
+    "What has come in since the live version changes no training sample: there is nothing new to learn."
+)
+
 Replay = Sequence[Sample] | Callable[[int], Sequence[Sample]]
 """Replay samples, or a function that makes as many as it is asked for."""
 
 
 @dataclass(frozen=True)
+class Turn:
+    """What a turn of the loop asks of its snapshot.
+
+    Attributes:
+        learned: Ids of the feedback that the version to go on from carries; None: from the base models.
+        losses: How badly that version still does on samples, by their ids, as far as known; nats a token.
+    """
+
+    learned: frozenset[str] | None
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class NothingToTrain:
-    """No sample of the kind that the recipe needs is left; `reason` says so to a person."""
+    """There is nothing for a turn to do; `reason` says so to a person, `outcome` to a program."""
 
     reason: str
     report: CurationReport
+    outcome: Literal["nothing_to_train", "nothing_new", "not_enough_feedback"] = "nothing_to_train"
 
 
 def build(
-    store: Store, project: str, settings: Settings, *, replay: Replay = (), images: bool = False
+    store: Store,
+    project: str,
+    settings: Settings,
+    *,
+    replay: Replay = (),
+    images: bool = False,
+    turn: Turn | None = None,
 ) -> Snapshot | NothingToTrain:
     """Curates all feedback of a project and stores the snapshot.
 
@@ -53,6 +79,8 @@ def build(
         replay: General questions with the base model's answers. A function is called once, with the number
             needed, outside any transaction; it may take as long as it likes.
         images: Pictures for the image model are something to train on, too.
+        turn: Choose what a turn learns (lesson.py), and only where its candidate could be promoted; None:
+            everything that there is.
 
     Raises:
         NotFound: The project does not exist.
@@ -67,21 +95,41 @@ def build(
     samples = [draft.sample for draft in kept]
     sides = split(store, project, samples, settings)
     kind = RECIPE_KINDS[settings.recipe]
-    rows = sum(sample.kind == kind for sample in sides.train)
-    wanted = replays.needed(rows, settings.replay_share) if kind == "sft" else 0
+    image_kind = IMAGE_RECIPE_KINDS[settings.image_recipe] if images else ""
+    lesson = _lesson(sides, (kind, image_kind), turn, settings)
+    rows = sum(sample.kind == kind for sample in lesson.new)
+    passed = rows if turn is None else _passed(lesson, kind, settings)
+    wanted = replays.needed(passed, settings.replay_share) if kind == "sft" else 0
     chosen = _replayed(replay, samples, wanted) if rows else ()
-    report = report_of(project, len(items), sides, chosen, (*dropped, *refused), settings, wanted)
-    pictures = sum(s.kind == IMAGE_RECIPE_KINDS[settings.image_recipe] for s in sides.train) if images else 0
-    if not rows and pictures < settings.image_min_samples:
+    report = report_of(
+        project,
+        len(items),
+        sides,
+        lesson,
+        chosen,
+        (*dropped, *refused),
+        settings,
+        min(wanted, replays.most()),
+    )
+    pictures = sum(sample.kind == image_kind for sample in lesson.new)
+    enough = sum(s.kind == image_kind for s in lesson.train) >= settings.image_min_samples
+    if not rows and not (pictures and enough):
+        if turn is not None and any(sample.kind in (kind, image_kind) for sample in sides.train):
+            return NothingToTrain(NOTHING_NEW, report, "nothing_new")
         return NothingToTrain(_why(kind, settings.recipe, report), report)
-    id, path = write(settings.home, project, sides, chosen, report, store.blobs)
+    if turn is not None and (missing := _missing(sides, kind, image_kind, bool(rows), settings)):
+        return NothingToTrain(missing, report, "not_enough_feedback")
+    id, path = write(settings.home, project, lesson, sides.holdout, chosen, report, store.blobs)
     snapshot = Snapshot(
         id=id,
         project=project,
         path=str(path),
-        train=len(sides.train),
+        train=len(lesson.train),
         holdout=len(sides.holdout),
         replay=len(chosen),
+        new=len(lesson.new),
+        rehearsal=len(lesson.rehearsal),
+        feedback=tuple(sorted({id for sample in lesson.train for id in sample.feedback})),
         by_kind=_by_kind(samples),
         dropped=report.dropped,
         feedback_seq=seq,
@@ -89,6 +137,48 @@ def build(
     with store.begin() as connection:
         stored = snapshots.add(connection, snapshot)
     return stored.model_copy(update={"feedback_seq": max(seq, stored.feedback_seq)})
+
+
+def _lesson(sides: Split, kinds: tuple[str, str], turn: Turn | None, settings: Settings) -> Lesson:
+    if turn is None:
+        return Lesson(new=sides.train)
+    parts = [
+        choose(
+            [sample for sample in sides.train if sample.kind == kind],
+            turn.learned,
+            rehearsal=settings.rehearsal_samples,
+            most=settings.consolidation_samples,
+            losses=turn.losses,
+        )
+        for kind in kinds
+        if kind
+    ]
+    return Lesson(
+        new=tuple(sample for part in parts for sample in part.new),
+        rehearsal=tuple(sample for part in parts for sample in part.rehearsal),
+        dev=tuple(sample for part in parts for sample in part.dev),
+    )
+
+
+def _passed(lesson: Lesson, kind: str, settings: Settings) -> int:
+    """How many samples of that kind a run passes in all: what is new in every epoch, the rest once."""
+    new = sum(sample.kind == kind for sample in lesson.new)
+    return round(new * epochs_of(new, settings)) + sum(sample.kind == kind for sample in lesson.rehearsal)
+
+
+def _missing(sides: Split, kind: str, image_kind: str, text: bool, settings: Settings) -> str:
+    """Why no candidate could be promoted yet, whatever it learned; "" where one could."""
+    most = settings.gate_min_items
+    pictures = len({s.group for s in sides.holdout if s.kind == image_kind}) if image_kind else 0
+    judged = len({s.group for s in sides.holdout if s.kind in (kind, "sft") and stratum_of(s) != ACCEPTED})
+    if pictures >= most or (text and judged >= most):
+        return ""
+    wanted = most - judged
+    each = 2 if judged < settings.holdout_first else settings.holdout_every
+    return (
+        f"{wanted * each} more corrections are needed before anything can be judged: of those so far {judged} are "
+        f"held out to compare versions by, and {most} are needed."
+    )
 
 
 def _read(store: Store, project: str) -> tuple[int, list[Feedback], dict[str, Generation]]:
@@ -123,6 +213,7 @@ def _drafts(items: Sequence[Feedback], made: dict[str, Generation]) -> tuple[lis
 
 
 def _replayed(replay: Replay, samples: Sequence[Sample], wanted: int) -> tuple[Sample, ...]:
+    wanted = min(wanted, replays.most())
     if callable(replay):
         groups = {sample.group for sample in samples}
         taken = sum(group_of((Message.of("user", question),)) in groups for question in replays.questions())

@@ -34,6 +34,11 @@ def questions() -> tuple[str, ...]:
     return tuple(asked[i] for i in range(longest) for asked in kinds.values() if i < len(asked))
 
 
+def most() -> int:
+    """How many there are at all."""
+    return len(questions())
+
+
 def needed(train: int, share: float) -> int:
     """How many replay samples make up `share` of all when added to `train` others."""
     return math.ceil(round(train * share / (1 - share), 9))

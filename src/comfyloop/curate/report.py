@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from comfyloop.curate import filters
+from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.split import Split
 from comfyloop.records import Dropped, Record, Sample
 from comfyloop.settings import Settings
@@ -30,6 +31,9 @@ class CurationReport(Record):
     holdout: dict[str, int]
     slices: dict[str, int]  # over both sides
     authors: dict[str, int]
+    new: int = 0  # samples that this turn learns, of those in `train`
+    rehearsal: int = 0  # learned before, and kept in practice
+    dev: int = 0  # new, but kept back to tell when to stop
     replay: int
     dropped: dict[str, int]  # reason -> pieces of feedback
     details: tuple[Dropped, ...]
@@ -40,6 +44,7 @@ class CurationReport(Record):
         lines = [
             f"Project {self.project}: {self.feedback} pieces of feedback.",
             f"Training: {_counts(self.train)}, and {self.replay} replayed general answers.",
+            f"This turn: {self.new} new, {self.rehearsal} rehearsed, {self.dev} kept back to tell when to stop.",
             f"Held out: {_counts(self.holdout)}.",
         ]
         if self.slices:
@@ -57,6 +62,7 @@ def report_of(
     project: str,
     feedback: int,
     split: Split,
+    lesson: Lesson,
     replay: Sequence[Sample],
     dropped: Sequence[Dropped],
     settings: Settings,
@@ -70,6 +76,9 @@ def report_of(
         holdout=_count(sample.kind for sample in split.holdout),
         slices=_count(sample.slice for sample in both),
         authors=_count(sample.author for sample in both),
+        new=len(lesson.new),
+        rehearsal=len(lesson.rehearsal),
+        dev=len(lesson.dev),
         replay=len(replay),
         dropped=_count(item.reason for item in dropped),
         details=tuple(dropped),

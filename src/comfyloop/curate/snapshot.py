@@ -7,6 +7,7 @@
       train.preference.jsonl  chosen and rejected answers: `dpo`
       train.labelled.jsonl    answers wanted or not: `kto`
       train.captioned_image.jsonl, train.image_pair.jsonl   for the image model
+      dev.jsonl, ...                                        new, but kept back to tell when to stop
       holdout.jsonl, holdout.preference.jsonl, ...          the same kinds, never trained on
       images/<sha256>.<ext>   hard links into the blob store where it is on the same disk
       report.json, report.txt
@@ -26,13 +27,13 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from PIL import Image, UnidentifiedImageError
 
+from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import dump_rows, row_of
-from comfyloop.curate.split import Split
 from comfyloop.durable import sync
 from comfyloop.errors import DataError, StorageError
 from comfyloop.records import Sample
@@ -45,9 +46,14 @@ IMAGE_RECIPE_KINDS = {"image_sft": "captioned_image", "image_dpo": "image_pair"}
 _ABANDONED_SECONDS = 3600.0
 
 
+REHEARSAL = "rehearsal"
+"""What a row's `part` says where an earlier version has learned it."""
+
+
 class DataFiles(NamedTuple):
     train: Path
     holdout: Path
+    dev: Path
 
 
 def data_files(path: Path, recipe: str) -> DataFiles:
@@ -61,7 +67,7 @@ def data_files(path: Path, recipe: str) -> DataFiles:
         known = ", ".join(kinds)
         raise DataError(f"There is no data for the recipe {recipe!r}.", f"The recipes are {known}.")
     kind = kinds[recipe]
-    return DataFiles(path / _file("train", kind), path / _file("holdout", kind))
+    return DataFiles(*(path / _file(side, kind) for side in DataFiles._fields))
 
 
 def _file(side: str, kind: str) -> str:
@@ -69,26 +75,37 @@ def _file(side: str, kind: str) -> str:
 
 
 def write(
-    home: Path, project: str, split: Split, replay: Sequence[Sample], report: CurationReport, blobs: Blobs
+    home: Path,
+    project: str,
+    lesson: Lesson,
+    holdout: Sequence[Sample],
+    replay: Sequence[Sample],
+    report: CurationReport,
+    blobs: Blobs,
 ) -> tuple[str, Path]:
     """Writes ``home/snapshots/<id>`` and returns the id and the path; the same rows are written only once.
 
     Raises:
         StorageError: The disk is full or refuses, or an image in the blob store is damaged.
     """
-    extensions = {sha: _extension(blobs, sha) for s in (*split.train, *split.holdout) for sha in _images(s)}
+    every = (*lesson.train, *lesson.dev, *holdout)
+    extensions = {sha: _extension(blobs, sha) for sample in every for sha in _images(sample)}
 
     def image_path(sha: str) -> str:
         return f"images/{sha}.{extensions[sha]}"
 
-    by_file: dict[str, list[Sample]] = {"train.jsonl": [], "holdout.jsonl": []}
-    for side, samples in (("train", (*split.train, *replay)), ("holdout", split.holdout)):
+    rows: dict[str, list[dict[str, Any]]] = {"train.jsonl": [], "holdout.jsonl": []}
+
+    def add(side: str, samples: Sequence[Sample], **more: str) -> None:
         for sample in samples:
-            by_file.setdefault(_file(side, sample.kind), []).append(sample)
-    texts = {
-        name: dump_rows([row_of(sample, image_path) for sample in samples])
-        for name, samples in by_file.items()
-    }
+            rows.setdefault(_file(side, sample.kind), []).append(row_of(sample, image_path) | more)
+
+    add("train", lesson.new)
+    add("train", lesson.rehearsal, part=REHEARSAL)
+    add("train", replay)
+    add("dev", lesson.dev)
+    add("holdout", holdout)
+    texts = {name: dump_rows(lines) for name, lines in rows.items()}
     digest = hashlib.sha256(project.encode())
     for name in sorted(texts):
         digest.update(f"\0{name}\0".encode() + texts[name].encode())

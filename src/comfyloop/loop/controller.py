@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from datetime import timedelta
@@ -20,6 +21,8 @@ from comfyloop.train import runners
 log = logging.getLogger(__name__)
 
 TICK_SECONDS = 0.5
+_TOO_LITTLE = {"not_enough_feedback", "nothing_to_train"}
+"""Ends of a turn after which a little more may be enough."""
 
 
 class Controller:
@@ -61,10 +64,15 @@ class Controller:
             waiting = feedback.count_after(conn, project, loop.seen_seq)
         return LoopStatus(**loop.model_dump(), waiting=waiting, trigger=self.settings.trigger_samples)
 
-    def request(self, project: str) -> Loop:
-        """Ask for a turn by hand; one that is under way is left alone and another follows it."""
+    def request(self, project: str, *, consolidate: bool = False) -> Loop:
+        """Ask for a turn by hand; one that is under way is left alone and another follows it.
+
+        Args:
+            consolidate: It starts from the base models and learns everything.
+        """
         with self.store.begin() as conn:
-            loop = loops.get(conn, project).model_copy(update={"requested": True, "updated_at": now()})
+            wanted = {"requested": True, "consolidate": consolidate, "updated_at": now()}
+            loop = loops.get(conn, project).model_copy(update=wanted)
             loops.save(conn, loop)
         self._wake.set()
         return loop
@@ -132,10 +140,15 @@ class Controller:
             return True
         if not project.auto:
             return False
+        trigger = self.settings.trigger_samples
         with self.store.read() as conn:
-            if feedback.count_after(conn, project.name, loop.seen_seq) >= self.settings.trigger_samples:
-                return True
-            oldest = feedback.oldest_after(conn, project.name, loop.seen_seq)
+            waiting = feedback.count_after(conn, project.name, loop.seen_seq)
+            # What was looked at in vain is looked at again only when more has come.
+            unseen = feedback.count_after(conn, project.name, max(loop.seen_seq, loop.looked_seq))
+            oldest = feedback.oldest_after(conn, project.name, max(loop.seen_seq, loop.looked_seq))
+        more = math.ceil(trigger / 4) if loop.outcome in _TOO_LITTLE else trigger
+        if waiting >= trigger and unseen >= (more if loop.looked_seq > loop.seen_seq else 1):
+            return True
         minutes = self.settings.trigger_minutes
         return bool(minutes) and oldest is not None and now() - oldest >= timedelta(minutes=minutes)
 

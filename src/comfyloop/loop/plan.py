@@ -13,6 +13,10 @@ from comfyloop.train.image.spec import About, ImageAdapterSpec, ImageTrainSpec
 from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.spec import TrainSpec
 
+PATIENCE = 2
+"""Looks at the samples kept back without a lower loss, after which a run ends."""
+EVAL_STEPS = 12
+
 
 def spec_of(
     settings: Settings,
@@ -25,12 +29,12 @@ def spec_of(
     """The text side alone, or both sides, or the image side alone, as a project and its snapshot ask for.
 
     Args:
-        parent: The version to go on from; None: the base models.
+        parent: The version to go on from, unless the run is fresh; None: the base models.
         models: From a model as it is set ("starter", a hub id) to what a trainer loads.
     """
     folder = Path(snapshot.path)
     base_model = models(project.base_model)
-    start = parent if settings.warm_start else None
+    start = None if run.fresh else parent
     text = _text_side(settings, folder, base_model, start)
     image = _image_side(settings, project, folder, run, start, models) if project.image_model else None
     if image is None and text is not None:
@@ -45,14 +49,20 @@ def spec_of(
 
 def _text_side(settings: Settings, folder: Path, base_model: str, parent: Version | None) -> TrainSpec | None:
     data = curate.data_files(folder, settings.recipe)
-    if not _lines(data.train):
+    if not (new := _new(data.train)):
         return None
+    dev = bool(_new(data.dev))
+    looked_at = data.dev if dev else data.holdout
     return TrainSpec.from_settings(
         settings,
         model=base_model,
         train=str(data.train),
-        holdout=str(data.holdout) if _lines(data.holdout) else None,
+        holdout=str(looked_at) if _new(looked_at) else None,
         init_from=parent.text_adapter if parent is not None else None,
+        epochs=curate.epochs_of(new, settings),
+        # looks at the gate's own hold-out are for the log alone: nothing is decided by them
+        early_stopping_patience=PATIENCE if dev and settings.train_processes == 1 else 0,
+        eval_steps=EVAL_STEPS,
     )
 
 
@@ -65,10 +75,10 @@ def _image_side(
     models: Callable[[str], str],
 ) -> ImageTrainSpec | None:
     data = curate.data_files(folder, settings.image_recipe)
-    if _lines(data.train) < settings.image_min_samples:
+    if not _new(data.train) or _rows(data.train) < settings.image_min_samples:
         return None
     spec = image_spec(settings, project, data.train, models)
-    holdout = str(data.holdout) if _lines(data.holdout) else None
+    holdout = str(data.holdout) if _rows(data.holdout) else None
     start = parent.image_adapter if parent is not None else None
     about = {"parent": str(run.parent), "snapshot": run.snapshot, "run": run.id}
     return ImageTrainSpec.model_validate(
@@ -107,9 +117,18 @@ def image_spec(
     )
 
 
-def _lines(file: Path) -> int:
+def _rows(file: Path) -> int:
     """Rows that say something of their own: replay alone is nothing to train on."""
+    return len(_parts(file))
+
+
+def _new(file: Path) -> int:
+    """Of these, rows that no earlier version has learned."""
+    return sum(part != curate.REHEARSAL for part in _parts(file))
+
+
+def _parts(file: Path) -> list[str]:
     if not file.exists():
-        return 0
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return sum(not json.loads(line).get("replay", False) for line in lines if line.strip())
+        return []
+    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
+    return [row.get("part", "") for row in rows if not row.get("replay", False)]

@@ -29,6 +29,7 @@ from comfyloop.records import (
     BASE,
     Loop,
     LoopState,
+    Project,
     Run,
     RunState,
     Verdict,
@@ -37,10 +38,13 @@ from comfyloop.records import (
     new_id,
     now,
 )
-from comfyloop.store import feedback, leases, loops, projects, runs, snapshots, versions
+from comfyloop.serve.names import version_name
+from comfyloop.store import feedback, leases, lessons, loops, projects, runs, snapshots, versions
 from comfyloop.train.status import TrainState
 
 log = logging.getLogger(__name__)
+
+_TRIED = 50  # newest versions among which one may have been trained on the same
 
 RETRY_SECONDS = 2.0
 """Pause before a state that failed is tried again."""
@@ -111,7 +115,9 @@ class Turn:
             move(
                 state=LoopState.CURATING,
                 requested=False,
+                by_hand=move.loop.requested,
                 outcome="",
+                reason="",
                 error="",
                 snapshot="",
                 run="",
@@ -122,11 +128,20 @@ class Turn:
         with self.store.read() as conn:
             project = projects.get(conn, loop.project)
             seq = feedback.last_seq(conn, loop.project)
+            fresh = self._starts_afresh(conn, loop, project)
+            tried = versions.list_by(conn, loop.project, limit=_TRIED)
         self.work.prepare_training(project)
-        snapshot = self.work.curate(project)
+        snapshot = self.work.curate(project, fresh=fresh)
         if isinstance(snapshot, curate.NothingToTrain):
-            with self._transition(loop) as move:
-                move(outcome="nothing_to_train", error=snapshot.reason, seen_seq=seq)
+            seen = seq if snapshot.outcome == "nothing_new" else loop.seen_seq
+            self._rest(loop, snapshot.outcome, snapshot.reason, looked_seq=seq, seen_seq=seen)
+            return
+        same = [
+            v for v in tried if v.snapshot == snapshot.id and v.parent == project.live and v.fresh == fresh
+        ]
+        if same and not loop.by_hand:
+            told = f"{version_name(loop.project, same[0].number)} has learned just this already."
+            self._rest(loop, "nothing_new", told, looked_seq=seq, seen_seq=seq)
             return
         run_id = new_id("run")
         run = Run(
@@ -136,10 +151,35 @@ class Turn:
             recipe=self.settings.recipe,
             path=str(self.work.run_dir(run_id)),
             parent=project.live,
+            fresh=fresh,
         )
         with self._transition(loop) as move:
             runs.add(move.conn, run)
-            move(state=LoopState.TRAINING, snapshot=snapshot.id, run=run.id)
+            move(state=LoopState.TRAINING, snapshot=snapshot.id, run=run.id, consolidate=False)
+
+    def _starts_afresh(self, conn: Connection, loop: Loop, project: Project) -> bool:
+        """Whether the turn starts from the base models and learns everything: asked for, due after so many turns
+        on top of one another, or since going on from the live version has just led to nothing."""
+        if project.live == BASE:
+            return False  # there is nothing to go on from: all is new
+        if loop.consolidate or not self.settings.warm_start:
+            return True
+        newest = versions.list_by(conn, loop.project, limit=1)[0]
+        if newest.state is VersionState.REJECTED and newest.parent == project.live and not newest.fresh:
+            return True
+        every = self.settings.consolidate_every
+        return bool(every) and len(lessons.lineage(conn, loop.project, project.live)) >= every
+
+    def _rest(self, loop: Loop, outcome: str, reason: str, *, looked_seq: int, seen_seq: int) -> None:
+        """End a turn that trained nothing; what it looked at is looked at again when there is more."""
+        with self._transition(loop) as move:
+            move(
+                outcome=outcome,
+                reason=reason,
+                looked_seq=looked_seq,
+                seen_seq=seen_seq,
+                consolidate=False,
+            )
 
     def _from_training(self, loop: Loop) -> None:
         with self.store.read() as conn:
@@ -154,7 +194,8 @@ class Turn:
         if status.state is TrainState.CANCELLED:
             with self._transition(loop) as move:
                 runs.set_state(move.conn, run.id, RunState.CANCELLED)
-                move(outcome="cancelled", seen_seq=snapshot.feedback_seq)
+                # its feedback is given back: it waits, with what comes, for the next turn
+                move(outcome="cancelled", looked_seq=feedback.last_seq(move.conn, loop.project))
             return
         if status.state is not TrainState.SUCCEEDED:
             raise RunFailed(status.error or f"The run {run.id} ended as {status.state}.")
@@ -176,8 +217,10 @@ class Turn:
                     text_adapter=str(text) if text else kept.text_adapter,
                     image_adapter=str(image) if image else kept.image_adapter,
                     sha256=hash_of(*new),
+                    fresh=run.fresh,
                 ),
             )
+            lessons.add(move.conn, loop.project, number, snapshot.feedback)
             move(state=LoopState.GATING, version=number)
 
     def _from_gating(self, loop: Loop) -> None:
@@ -191,15 +234,16 @@ class Turn:
         report = self.work.judge(loop.project, snapshot, live, loop.version)
         with self._transition(loop) as move:
             versions.set_gate(move.conn, loop.project, loop.version, report)
+            seen: dict[str, Any] = {"seen_seq": snapshot.feedback_seq, "reason": " ".join(report.reasons[:1])}
             if report.verdict is Verdict.PROMOTE and self.settings.auto_promote:
                 move(state=LoopState.PROMOTING)
             elif report.verdict is Verdict.REJECT:
                 versions.set_state(move.conn, loop.project, loop.version, VersionState.REJECTED)
-                move(outcome="rejected", seen_seq=snapshot.feedback_seq)
+                move(outcome="rejected", **seen)
             elif report.verdict is Verdict.PROMOTE:
-                move(outcome="waiting", seen_seq=snapshot.feedback_seq)
+                move(outcome="waiting", **seen)
             else:
-                move(outcome="not_enough_evidence", seen_seq=snapshot.feedback_seq)
+                move(outcome="not_enough_evidence", **seen)
         self.work.publish(
             "gate.verdict",
             loop,
@@ -241,9 +285,10 @@ class Turn:
                 return
             if loop.run and runs.get(move.conn, loop.run).state in {RunState.QUEUED, RunState.RUNNING}:
                 runs.set_state(move.conn, loop.run, RunState.FAILED, error)
-            # What led to this stays in the store and is learnt with the next turn; waiting for news keeps a
-            # broken set-up from training in circles.
-            move(outcome="failed", error=error, seen_seq=feedback.last_seq(move.conn, loop.project))
+            # What led to this waits for the next turn; that one waits for news, which keeps a broken set-up from
+            # training in circles.
+            last = feedback.last_seq(move.conn, loop.project)
+            move(outcome="failed", error=error, looked_seq=last, consolidate=False)
 
     def _is_final(self, loop: Loop) -> bool:
         """A trainer that said why it failed fails again; one that was killed goes on from its checkpoint."""

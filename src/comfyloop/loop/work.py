@@ -23,16 +23,19 @@ from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
-from comfyloop.store import Store, projects, runs, versions
+from comfyloop.store import Store, lessons, projects, runs, versions
 from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.runners import Runners
 from comfyloop.train.spec import TrainSpec, write_spec
-from comfyloop.train.status import Status, TrainState
+from comfyloop.train.status import TEXT, RunDirectory, Status, TrainState
 
 log = logging.getLogger(__name__)
 
-REPLAY_TOKENS = 96
-"""Longest answer to a replay question."""
+REPLAY_TOKENS = 48
+"""Longest answer to a replay question: a model that keeps to its base for so long keeps to it."""
+
+_REMEMBERED = 4
+"""Runs of the newest versions whose losses say what still is hard."""
 
 
 class Stopping(Exception):
@@ -65,16 +68,43 @@ class Work:
         self._training = threading.Lock()  # one run at a time on this machine: two would only slow each other
         self._pictures = Pictures(settings, store, self.runner, models, self._courtesy, self.check_stop)
 
-    def curate(self, project: Project) -> Snapshot | curate.NothingToTrain:
+    def curate(self, project: Project, *, fresh: bool | None = None) -> Snapshot | curate.NothingToTrain:
+        """What a turn learns.
+
+        Args:
+            fresh: From the base models, or on from the live version; None: no turn, everything there is.
+        """
+
         def replay(count: int) -> list[Sample]:
             ask = self._asker(version_name(project.name, BASE))
             return curate.replay.samples(
                 project.name, project.base_model, ask, self.settings.cache_dir, count
             )
 
+        turn = None
+        if fresh is not None:
+            with self.store.read() as conn:
+                learned = lessons.learned(conn, project.name, project.live)
+                lineage = lessons.lineage(conn, project.name, project.live)[:_REMEMBERED]
+                trained = [versions.get(conn, project.name, number).run for number in lineage]
+            turn = curate.Turn(None if fresh else frozenset(learned), self._losses(trained))
         return curate.build(
-            self.store, project.name, self.settings, replay=replay, images=bool(project.image_model)
+            self.store,
+            project.name,
+            self.settings,
+            replay=replay,
+            images=bool(project.image_model),
+            turn=turn,
         )
+
+    def _losses(self, trained: Sequence[str]) -> dict[str, float]:
+        """How hard samples were when these runs last passed them, newest run first."""
+        losses: dict[str, float] = {}
+        for run in reversed(trained):
+            directory = RunDirectory(self.run_dir(run))
+            for side in (directory, RunDirectory(directory.path / TEXT)):
+                losses |= side.read_row_losses()
+        return losses
 
     def _asker(self, model: str) -> Callable[[Sequence[str]], list[str]]:
         """Asks the engine many questions, a few at a time, so that it answers them in one batch."""

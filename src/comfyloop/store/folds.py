@@ -1,9 +1,13 @@
-"""Which groups of samples are held out. Written once a group and never moved."""
+"""Which groups of samples are held out. Written once a group and never moved.
+
+Groups are numbered within their stratum (corrections, accepted answers, ratings, pictures), so that each has its
+share held out whatever else comes in between.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Literal, cast
 
 import sqlalchemy as sa
@@ -16,31 +20,50 @@ Fold = Literal["train", "holdout"]
 _MANY = 500  # groups in one statement
 
 
-def assign(conn: Connection, project: str, groups: Sequence[str], every: int) -> dict[str, Fold]:
-    """The fold of each group. A new group gets the project's next number i and is held out when
-    ``i % every == every - 1``; a group seen before keeps its fold, whatever `every` is now.
+def assign(
+    conn: Connection, project: str, groups: Mapping[str, str], every: int, first: int = 0
+) -> dict[str, Fold]:
+    """The fold of each group. A new group gets the next number of its stratum, and `is_held_out` decides; a group
+    seen before keeps its fold, whatever the settings are now.
 
     Args:
-        groups: In the order in which they came up; repeats are allowed.
-        every: One group in so many is held out, >= 2.
+        groups: Group -> its stratum, in the order in which they came up.
+        every, first: As of `is_held_out`.
     """
     if every < 2:
         raise ValueError(f"every must be at least 2 to leave something to train on, not {every}")
     one_at_a_time(conn, "folds")
     hashes = {group: hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest() for group in groups}
     known = _known(conn, project, list(hashes.values()))
-    last = conn.scalar(sa.select(sa.func.max(folds.c.number)).where(folds.c.project == project))
-    number = 0 if last is None else last + 1
+    query = sa.select(folds.c.stratum, sa.func.max(folds.c.number)).where(folds.c.project == project)
+    last = {stratum: number for stratum, number in conn.execute(query.group_by(folds.c.stratum))}
     rows: list[dict[str, str | int]] = []
-    for digest in hashes.values():
+    for group, digest in hashes.items():
         if digest in known:
             continue
-        known[digest] = "holdout" if number % every == every - 1 else "train"
-        rows.append({"project": project, "group_sha256": digest, "number": number, "fold": known[digest]})
-        number += 1
+        stratum = groups[group]
+        number = last[stratum] = last.get(stratum, -1) + 1
+        known[digest] = "holdout" if is_held_out(number, every, first) else "train"
+        rows.append(
+            {
+                "project": project,
+                "group_sha256": digest,
+                "stratum": stratum,
+                "number": number,
+                "fold": known[digest],
+            }
+        )
     if rows:
         conn.execute(folds.insert(), rows)
     return {group: known[digest] for group, digest in hashes.items()}
+
+
+def is_held_out(number: int, every: int, first: int) -> bool:
+    """Whether the group of that number (from 0) is held out: every second one until `first` are, so that there is
+    soon enough to judge by, then one of `every`."""
+    if number < 2 * first:
+        return number % 2 == 1
+    return number % every == every - 1
 
 
 def counts(conn: Connection, project: str) -> dict[str, int]:
@@ -50,7 +73,7 @@ def counts(conn: Connection, project: str) -> dict[str, int]:
     return {"train": 0, "holdout": 0} | {fold: number for fold, number in rows}
 
 
-def _known(conn: Connection, project: str, hashes: Sequence[str]) -> dict[str, Fold]:
+def _known(conn: Connection, project: str, hashes: list[str]) -> dict[str, Fold]:
     known: dict[str, Fold] = {}
     for start in range(0, len(hashes), _MANY):
         some = hashes[start : start + _MANY]

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD = "0003"
+HEAD = "0004"
 """The newest migration, written here too so that opening an up-to-date database need not import Alembic."""
 
 
@@ -129,9 +129,10 @@ folds = sa.Table(
     _project(primary_key=True),
     # A hash, since a group may be named after what a person wrote, and folds outlive deletions.
     sa.Column("group_sha256", sa.String(64), primary_key=True),
+    sa.Column("stratum", sa.String(16), nullable=False, server_default="correction"),
     sa.Column("number", sa.Integer, nullable=False),
     sa.Column("fold", sa.String(8), nullable=False),
-    sa.UniqueConstraint("project", "number"),
+    sa.UniqueConstraint("project", "stratum", "number"),
 )
 
 snapshots = sa.Table(
@@ -159,6 +160,7 @@ runs = sa.Table(
     sa.Column("error", Words, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("finished_at", Moment),
+    sa.Column("fresh", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Index(None, "project", "seq"),
     sqlite_autoincrement=True,
 )
@@ -178,6 +180,17 @@ versions = sa.Table(
     sa.Column("gate", sa.Text),
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("promoted_at", Moment),
+    sa.Column("fresh", sa.Boolean, nullable=False, server_default=sa.false()),
+)
+
+lessons = sa.Table(
+    "lessons",
+    metadata,
+    _project(primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True, autoincrement=False),
+    sa.Column("feedback", _Id, primary_key=True),
+    sa.Index(None, "feedback"),
+    comment="What each version itself was trained on; what it has of its parent is found there.",
 )
 sa.Index(
     "uq_versions_live",
@@ -214,6 +227,10 @@ loops = sa.Table(
     sa.Column("error", Words, nullable=False),
     sa.Column("outcome", Words, nullable=False),
     sa.Column("updated_at", Moment, nullable=False),
+    sa.Column("reason", Words, nullable=False, server_default=""),
+    sa.Column("looked_seq", sa.BigInteger, nullable=False, server_default="0"),
+    sa.Column("consolidate", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("by_hand", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 leases = sa.Table(

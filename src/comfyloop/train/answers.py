@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.forward import answer_states
-from comfyloop.train.losses import answer_log_probs
+from comfyloop.train.losses import Targets, answer_log_probs
 from comfyloop.train.models import Loaded
 
 EVALUATION_TOKENS = 2048
@@ -43,7 +43,25 @@ class AnswerReader(nn.Module):
     def forward(self, features: ImageFeatures, examples: Sequence[Example]) -> tuple[Tensor, Tensor]:
         """[A] log-probability of each answer token in nats, [A] whether it is the model's first choice."""
         states, labels = answer_states(self._model, features, examples)
-        return answer_log_probs(states, self._model.head, labels)
+        head = self._model.head
+        if not any(example.targets for example in examples):
+            return answer_log_probs(states, head, labels)
+        soft = torch.cat([torch.full((e.answer.numel(),), e.targets is not None) for e in examples])
+        hard_places, soft_places = (~soft).nonzero()[:, 0], soft.nonzero()[:, 0]
+        given = [example.targets for example in examples if example.targets is not None]
+        targets = Targets(
+            torch.cat([some.ids for some in given]).to(labels.device),
+            torch.cat([some.shares for some in given if some.shares is not None]).to(labels.device),
+        )
+        parts = [
+            answer_log_probs(
+                states[hard_places.to(labels.device)], head, labels[hard_places.to(labels.device)]
+            ),
+            answer_log_probs(states[soft_places.to(labels.device)], head, targets),
+        ]
+        back = torch.argsort(torch.cat([hard_places, soft_places])).to(labels.device)
+        log_probs, right = (torch.cat(both)[back] for both in zip(*parts, strict=True))
+        return log_probs, right
 
 
 def read_answers(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> Answers:

@@ -158,6 +158,7 @@ def fingerprint(spec: TrainSpec, examples: Iterable[Example], labels: Iterable[b
             "nice",
             "save_steps",
             "eval_steps",
+            "early_stopping_patience",
             "feature_cache_dir",
             "feature_cache_gb",
             "world_size",

@@ -177,6 +177,7 @@ class Encoder:
             token_kinds=kinds,
             image_tokens=len(seeing),
             image_span=(seeing[0], seeing[-1] + 1) if seeing else (0, 0),
+            part=row.part,
         )
 
     def _pixels(self, row: Row, text: str, fields: dict[str, Tensor], images: dict[str, Tensor]) -> Pixels:

@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from comfyloop.train.losses import Targets
+from comfyloop.train.rows import Part
+
 
 @dataclass
 class Room:
@@ -63,6 +66,8 @@ class Example:
     )  # per-token extras, [L]: mm_token_type_ids, ...
     image_tokens: int = 0  # tokens that stand for image features
     image_span: tuple[int, int] = (0, 0)  # the first of them and one past the last
+    part: Part = "new"
+    targets: Targets | None = None  # what the answer's tokens are to be, where not these alone: [A, k]
 
     def __len__(self) -> int:
         return self.input_ids.numel()

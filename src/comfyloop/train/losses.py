@@ -39,35 +39,69 @@ class Head:
             logits = logits * self.scale
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
-    def read(self, projected: Tensor, labels: Tensor) -> Reading:
-        """What to make of the linear layer's output [c, V], which is overwritten, for next tokens `labels` [c]."""
+    def read(self, projected: Tensor, targets: Targets) -> Reading:
+        """What to make of the linear layer's output [c, V], which is overwritten, for the next tokens."""
         logits = self._finished(projected)
         slope = self.scale * (1 - (logits / self.softcap).square()) if self.softcap else self.scale
-        label = labels[:, None]
-        own, top = logits.gather(-1, label), logits.amax(-1, keepdim=True)
+        own, top = logits.gather(-1, targets.ids), logits.amax(-1, keepdim=True)
         weights = logits.sub_(top).exp_()
         total = weights.sum(-1, keepdim=True)
-        return Reading((own - top - total.log())[:, 0], (own == top)[:, 0], weights, total, label, slope)
+        log_probs, right = own - top - total.log(), own[:, :1] == top
+        if targets.shares is not None:
+            rest = _rest(total, weights.gather(-1, targets.ids))
+            log_probs = (targets.shares * log_probs).sum(-1, keepdim=True)
+            log_probs = log_probs + targets.rest * (rest.log() - total.log())
+        return Reading(log_probs[:, 0], right[:, 0], weights, total, targets, slope)
+
+
+class Targets(NamedTuple):
+    """What the next token is to be: one, or several and the rest of the vocabulary in shares that add up to one."""
+
+    ids: Tensor  # [c, k], all different, the likeliest first
+    shares: Tensor | None = None  # [c, k] float32; None: k is 1, and all of it is the one token's
+
+    @property
+    def rest(self) -> Tensor:
+        """[c, 1] the share of all other tokens together."""
+        assert self.shares is not None
+        return (1 - self.shares.sum(-1, keepdim=True)).clamp(min=0)
+
+    def rows(self, rows: slice) -> Targets:
+        return Targets(self.ids[rows], None if self.shares is None else self.shares[rows])
+
+    def in_blocks(self, size: int) -> list[Targets]:
+        return [self.rows(slice(start, start + size)) for start in range(0, len(self.ids), size)]
 
 
 class Reading(NamedTuple):
     """Some tokens' log-probabilities, and what their gradient is made of."""
 
-    log_probs: Tensor  # [c] of the labels, in nats
-    right: Tensor  # [c] whether no other token is likelier
+    log_probs: Tensor  # [c] of the targets, in nats; a mean where they are several
+    right: Tensor  # [c] whether no other token is likelier than the (first) target
     weights: Tensor  # [c, V] exp(logit - the greatest)
     total: Tensor  # [c, 1] their sum
-    label: Tensor  # [c, 1]
+    targets: Targets
     slope: Tensor | float  # of logits to the linear layer's output
 
     def gradient(self) -> Tensor:
         """Of -log_probs with respect to the linear layer's output, times `total`: [c, V], in the weights' memory."""
-        gradient = self.weights.scatter_add_(-1, self.label, -self.total)
+        ids, shares = self.targets
+        if shares is None:
+            gradient = self.weights.scatter_add_(-1, ids, -self.total)
+        else:
+            named = self.weights.gather(-1, ids)
+            others = 1 - self.targets.rest * self.total / _rest(self.total, named)
+            gradient = self.weights.mul_(others).scatter_(-1, ids, named - self.total * shares)
         return gradient if isinstance(self.slope, float) and self.slope == 1.0 else gradient.mul_(self.slope)
 
 
+def _rest(total: Tensor, named: Tensor) -> Tensor:
+    """[c, 1] of `total` what is not of the tokens whose weights [c, k] are given."""
+    return torch.maximum(total - named.sum(-1, keepdim=True), 1e-9 * total)
+
+
 class _HeadLogProbs(torch.autograd.Function):
-    """log softmax(head.logits(hidden))[label] of each token, and whether its label is the likeliest.
+    """log softmax(head.logits(hidden))[target] of each token, and whether its target is the likeliest.
 
     The gradient with respect to a token's hidden state is its own times what comes from above, so it can be
     taken before that is known. Where the head itself is trained, its logits are computed a second time.
@@ -75,8 +109,16 @@ class _HeadLogProbs(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, labels: Tensor, head: Head, chunk: int
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        ids: Tensor,
+        shares: Tensor | None,
+        head: Head,
+        chunk: int,
     ) -> tuple[Tensor, Tensor]:
+        targets = Targets(ids, shares)
         needs_hidden, ctx.trains_head = ctx.needs_input_grad[0], any(ctx.needs_input_grad[1:3])
         log_probs = torch.empty(hidden.shape[0], dtype=torch.float32, device=hidden.device)
         right = torch.empty(hidden.shape[0], dtype=torch.bool, device=hidden.device)
@@ -85,28 +127,29 @@ class _HeadLogProbs(torch.autograd.Function):
             rows = slice(start, start + chunk)
             projected = nn.functional.linear(hidden[rows], weight, bias)
             log_probs[rows], right[rows], totals = _read_in_blocks(
-                head, projected, labels[rows], needs_hidden
+                head, projected, targets.rows(rows), needs_hidden
             )
             if grad_hidden is not None:
                 grad_hidden[rows] = (projected @ weight).div_(totals)
         ctx.head, ctx.chunk = head, chunk
-        kept = (hidden, weight, bias, labels) if ctx.trains_head else (None, None, None, None)
+        kept = (hidden, weight, bias, *targets) if ctx.trains_head else (None, None, None, None, None)
         ctx.save_for_backward(grad_hidden, *kept)
         ctx.mark_non_differentiable(right)
         return log_probs, right
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        grad_hidden, hidden, weight, bias, labels = ctx.saved_tensors
+        grad_hidden, hidden, weight, bias, ids, shares = ctx.saved_tensors
         scale = -gradients[0]  # [A]
         above = grad_hidden * scale[:, None].to(grad_hidden.dtype) if grad_hidden is not None else None
         if not ctx.trains_head:
-            return above, None, None, None, None, None
+            return above, None, None, None, None, None, None
         grad_weight = torch.zeros_like(weight, dtype=torch.float32)
         grad_bias = torch.zeros_like(bias, dtype=torch.float32) if bias is not None else None
         for start in range(0, hidden.shape[0], ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            read = ctx.head.read(nn.functional.linear(hidden[rows], weight, bias), labels[rows])
+            targets = Targets(ids, shares).rows(rows)
+            read = ctx.head.read(nn.functional.linear(hidden[rows], weight, bias), targets)
             gradient = read.gradient().mul_(scale[rows, None] / read.total)
             grad_weight += (gradient.to(hidden.dtype).T @ hidden[rows]).float()
             if grad_bias is not None:
@@ -118,11 +161,12 @@ class _HeadLogProbs(torch.autograd.Function):
             None,
             None,
             None,
+            None,
         )
 
 
 def _read_in_blocks(
-    head: Head, projected: Tensor, labels: Tensor, needs_gradient: bool
+    head: Head, projected: Tensor, targets: Targets, needs_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities [c], whether none is likelier [c], and totals [c, 1] of `Reading`.
 
@@ -131,7 +175,7 @@ def _read_in_blocks(
             for.
     """
     found = []
-    for block, wanted in zip(torch.split(projected, BLOCK), torch.split(labels, BLOCK), strict=True):
+    for block, wanted in zip(torch.split(projected, BLOCK), targets.in_blocks(BLOCK), strict=True):
         read = head.read(block, wanted)
         if needs_gradient:
             block.copy_(read.gradient())
@@ -140,23 +184,38 @@ def _read_in_blocks(
     return log_probs, right, totals
 
 
-def answer_log_probs(hidden: Tensor, head: Head, labels: Tensor, chunk: int = CHUNK) -> tuple[Tensor, Tensor]:
+def answer_log_probs(
+    hidden: Tensor, head: Head, labels: Tensor | Targets, chunk: int = CHUNK
+) -> tuple[Tensor, Tensor]:
     """Log-probabilities of answer tokens, through the head.
 
     Args:
         hidden: [A, hidden] states at the positions before each answer token.
         head: The model's output layer.
-        labels: [A] the answer tokens.
+        labels: [A] the answer tokens; or what each is to be, in shares.
         chunk: Tokens whose logits exist together.
 
     Returns:
         [A] log-probabilities in nats (float32, with a gradient), and [A] whether each token is the model's
-        first choice.
+        first choice. Where a token is to be several in shares p, its log-probability is sum(p log q), with
+        all others as one.
     """
+    targets = labels if isinstance(labels, Targets) else Targets(labels[:, None])
     log_probs, right = _HeadLogProbs.apply(  # type: ignore[no-untyped-call]
-        hidden, head.weight, head.bias, labels, head, chunk
+        hidden, head.weight, head.bias, *targets, head, chunk
     )
     return log_probs, right
+
+
+@torch.no_grad()
+def likely_tokens(hidden: Tensor, head: Head, most: int, chunk: int = CHUNK) -> Targets:
+    """The `most` likeliest next tokens at states [A, hidden], with their probabilities."""
+    parts = [
+        torch.softmax(head.logits(rows), -1).topk(min(most, len(head.weight)), -1)
+        for rows in torch.split(hidden, chunk)
+    ]
+    shares, ids = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    return Targets(ids, shares)
 
 
 def dpo_loss(

@@ -12,11 +12,13 @@ import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from comfyloop.errors import DataError, NotFound
 
 IMAGE_TAG = "<image>"
+Part = Literal["new", "rehearsal", "replay"]
+"""What a row is there for: to be learned, to be kept in practice, or to keep the model what it was."""
 _ROLES = {"system": "system", "user": "user", "human": "user", "assistant": "assistant", "gpt": "assistant"}
 _SHOWN = 20
 
@@ -37,6 +39,7 @@ class Row:
     images: tuple[Path, ...] = ()
     rejected: str | None = None
     label: bool | None = None
+    part: Part = "new"
 
     @property
     def answer(self) -> str:
@@ -149,7 +152,13 @@ def _row(value: dict[str, Any], line: int, name: str, folder: Path) -> Row:
     label = value.get("label")
     if label is not None and not isinstance(label, bool):
         raise UnusableRow(f"its label is {label!r}, not true or false")
-    return Row(line, name, turns, images, rejected, label)
+    return Row(line, name, turns, images, rejected, label, _part(value))
+
+
+def _part(value: dict[str, Any]) -> Part:
+    if value.get("replay") is True:
+        return "replay"
+    return "rehearsal" if value.get("part") == "rehearsal" else "new"
 
 
 def _turns(value: dict[str, Any]) -> tuple[Turn, ...]:

@@ -24,6 +24,10 @@ LEARNING_RATES = {"sft": 1e-3, "dpo": 1e-4, "kto": 1e-4}
 """Of a LoRA, where none is asked for: preference losses go wrong at rates that suit answers."""
 
 
+MOST_EPOCHS = 6.0
+"""Passes over a few samples; of many, fewer are enough."""
+
+
 class AdapterSpec(Record):
     """The LoRA to train; the names are PEFT's."""
 
@@ -80,6 +84,13 @@ class RunSpec(Record):
     warmup_ratio: float = Field(default=0.05, ge=0, le=1, description="Share of the steps of rising rate.")
     epochs: float = Field(default=6.0, gt=0, description="Passes over the training data.")
     max_steps: int = Field(default=0, ge=0, description="Upper bound of optimiser steps; 0: by epochs.")
+    replay_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="Share of rows marked `replay` in what an epoch passes, those marked `part: rehearsal` are then "
+        "passed once in a run; 0: every row in every epoch.",
+    )
     per_device_train_batch_size: int = Field(default=4, ge=1, description="Samples a micro-batch.")
     gradient_accumulation_steps: int = Field(default=1, ge=1, description="Micro-batches a step.")
     max_grad_norm: float = Field(
@@ -100,6 +111,12 @@ class RunSpec(Record):
     seed: int = Field(default=42, description="Of the LoRA's first values, the order, dropout and noise.")
     save_steps: int = Field(default=10, ge=1, description="Optimiser steps between checkpoints.")
     eval_steps: int = Field(default=10, ge=1, description="Optimiser steps between looks at the hold-out.")
+    early_stopping_patience: int = Field(
+        default=0,
+        ge=0,
+        description="Looks at the hold-out without a lower loss after which the run ends, with the weights of the "
+        "best look; 0: it goes on to the end.",
+    )
     threads: int = Field(default=0, ge=0, description="CPU threads; 0: all cores.")
     memory_gb: float = Field(default=0, ge=0, description="Most resident memory; 0: no limit.")
     nice: int = Field(default=10, ge=0, le=19, description="How far the trainer stands back for others.")
@@ -149,6 +166,12 @@ class TrainSpec(RunSpec):
     freeze_llm: bool = Field(default=False, description="Whether the language model stays as it is.")
     freeze_vit: bool = Field(default=True, description="Whether the vision tower stays as it is.")
     freeze_aligner: bool = Field(default=True, description="Whether the projector stays as it is.")
+    replay_kl: float = Field(
+        default=2.0,
+        ge=0,
+        description="`sft`: rows marked `replay` hold the model to what the base model finds likely there, with "
+        "this weight; 0: their answers are learnt like any other.",
+    )
     quant_method: Literal["bnb"] | None = Field(
         default=None, description="`bnb`: the base weights in 4 bits, NF4 with double quantisation (QLoRA)."
     )
@@ -209,9 +232,22 @@ class TrainSpec(RunSpec):
 
     @classmethod
     def from_settings(
-        cls, settings: Settings, *, model: str, train: str, holdout: str | None, init_from: str | None = None
+        cls,
+        settings: Settings,
+        *,
+        model: str,
+        train: str,
+        holdout: str | None,
+        init_from: str | None = None,
+        epochs: float | None = None,
+        **more: object,
     ) -> TrainSpec:
-        """The spec that the loop uses: every value that a setting names comes from there."""
+        """The spec that the loop uses: every value that a setting names comes from there.
+
+        Args:
+            epochs: Passes over what is new; None: as the setting says.
+            more: Fields that no setting names.
+        """
         return cls.model_validate(
             {
                 "recipe": settings.recipe,
@@ -228,7 +264,8 @@ class TrainSpec(RunSpec):
                 "quant_method": settings.quant_method or None,
                 "gradient_checkpointing": settings.gradient_checkpointing,
                 "learning_rate": settings.learning_rate or LEARNING_RATES[settings.recipe],
-                "epochs": settings.epochs,
+                "epochs": epochs or settings.epochs or MOST_EPOCHS,
+                "replay_share": settings.replay_share if settings.recipe == "sft" else 0.0,
                 "max_steps": settings.max_steps,
                 "per_device_train_batch_size": settings.batch_size,
                 "dtype": settings.dtype,
@@ -241,6 +278,7 @@ class TrainSpec(RunSpec):
                 "memory_gb": settings.train_memory_gb,
                 "world_size": settings.train_processes,
                 "parallel": settings.train_parallel,
+                **more,
             }
         )
 

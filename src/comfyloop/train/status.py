@@ -29,6 +29,10 @@ LOCK_FD_VARIABLE = "COMFYLOOP_RUN_LOCK_FD"
 """Environment variable by which the runner hands the locked file down, so that no moment is unlocked."""
 
 
+TEXT, IMAGE = "text", "image"
+"""The sides of a joint run."""
+
+
 class TrainState(StrEnum):
     QUEUED = "queued"  # nothing has started it yet
     STARTING = "starting"  # loading libraries, data and model
@@ -72,6 +76,7 @@ class RunDirectory:
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"  # instead of the adapter, where the weights themselves are trained
         self.reference = self.path / "reference.safetensors"
+        self.row_losses = self.path / "row_losses.json"  # sample id -> nats a token when it was last passed
         self.tensorboard = self.path / "tb"
         self.cancel_file = self.path / "cancel"
         self.hold_file = self.path / "hold"
@@ -176,6 +181,17 @@ class RunDirectory:
         finally:
             os.close(fd)
         return False
+
+    def read_row_losses(self) -> dict[str, float]:
+        """Nats a token of each sample when the run last passed it; empty where it has not ended."""
+        try:
+            return {str(id): float(loss) for id, loss in json.loads(self.row_losses.read_bytes()).items()}
+        except (
+            OSError,
+            ValueError,
+            AttributeError,
+        ):  # only a hint: without it samples are chosen by coverage
+            return {}
 
     def log_lines(self) -> Iterator[dict[str, Any]]:
         """The whole lines of log.jsonl; a line that is still being written is left for the next look."""

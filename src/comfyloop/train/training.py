@@ -54,6 +54,7 @@ class Training:
         self.fingerprint = fingerprint
         self.plan = plan
         self.look: Look | None = None
+        self.best = _Best(spec.early_stopping_patience, updates)
         control.decide_together(updates.agree)
         self.began_at = updates.restore_checkpoint(self.checkpoints, fingerprint)
         self.began = time.monotonic()
@@ -68,9 +69,45 @@ class Training:
         self.began = time.monotonic()
         for number in range(self.began_at, self.plan.total_steps):
             yield Step(self, number)
+            if self.best.is_over:
+                self.log.say(f"stopped at step {number + 1}: the hold-out no longer gets better")
+                break
+        self.best.put_back()
 
     def save(self, step: int, random_state: RandomState) -> None:
         self.updates.save_checkpoint(self.checkpoints, step, random_state, self.fingerprint)
+
+
+class _Best:
+    """Early stopping: the weights of the look with the lowest hold-out loss. A run gone on with begins anew.
+
+    Args:
+        patience: Looks without a lower one after which the run is over; 0: nothing is kept or stopped.
+    """
+
+    def __init__(self, patience: int, updates: Updates) -> None:
+        self._patience, self._updates = patience, updates
+        self._loss, self._since = math.inf, 0
+        self._weights: list[Tensor] = []
+
+    def see(self, loss: float) -> None:
+        if not self._patience:
+            return
+        if loss < self._loss:
+            self._loss, self._since = loss, 0
+            self._weights = [parameter.detach().clone() for _, parameter in self._updates.parameters]
+        else:
+            self._since += 1
+
+    @property
+    def is_over(self) -> bool:
+        return bool(self._patience) and self._since >= self._patience
+
+    def put_back(self) -> None:
+        if self._since:
+            for (_, parameter), best in zip(self._updates.parameters, self._weights, strict=True):
+                parameter.data.copy_(best)
+            self._updates.write_back()
 
 
 class Step:
@@ -144,7 +181,9 @@ class Step:
         norm = training.updates.update(rate)
         seconds = time.monotonic() - self._began - (training.control.held_seconds - self._held_before)
         if training.look is not None and (now % spec.eval_steps == 0 or now == total):
-            values |= training.look()
+            looked = training.look()
+            training.best.see(looked["holdout_loss"])
+            values |= looked
         spent = time.monotonic() - training.began - training.control.held_seconds
         training.log.step(
             step=now,

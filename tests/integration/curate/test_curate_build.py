@@ -45,7 +45,13 @@ def picture(colour: str, format: str = "PNG") -> bytes:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> Settings:
-    return Settings(home=tmp_path / "home", cache_dir=tmp_path / "cache", project="acme", replay_share=0.25)
+    return Settings(
+        home=tmp_path / "home",
+        cache_dir=tmp_path / "cache",
+        project="acme",
+        replay_share=0.25,
+        holdout_first=0,
+    )
 
 
 @pytest.fixture
@@ -134,7 +140,7 @@ def test_corrections_become_a_snapshot_with_pictures_replay_and_a_report(
     assert report.feedback == 12 and report.dropped == {"neutral": 1} == made.dropped
     text = (Path(made.path) / "report.txt").read_text()
     assert "12 pieces of feedback" in text and "a rating of 3 says neither yes nor no" in text
-    assert "the gate needs 5" in text
+    assert "the gate needs 6" in text
     with store.read() as conn:
         assert snapshots.get(conn, "acme", made.id).id == made.id
         assert made.feedback_seq == feedback.last_seq(conn, "acme")

@@ -80,7 +80,7 @@ def test_version_numbers_and_folds_are_given_once(store: Store) -> None:
         with store.begin() as conn:
             version = versions.next_number(conn, "acme")
             versions.add(conn, Version(project="acme", number=version, text_adapter="x"))
-            folds.assign(conn, "acme", [f"group {number}", "shared"], every=2)
+            folds.assign(conn, "acme", dict.fromkeys([f"group {number}", "shared"], "correction"), every=2)
             return version
 
     with ThreadPoolExecutor(8) as pool:
@@ -177,7 +177,7 @@ def test_another_process_that_writes_is_waited_for(settings: Settings, durable: 
         def write(store: Store, name: str) -> None:
             for turn in range(20):
                 with store.begin(durable=durable) as conn:
-                    folds.assign(conn, "acme", [f"{name} {turn}"], every=2)
+                    folds.assign(conn, "acme", {f"{name} {turn}": "correction"}, every=2)
 
         with ThreadPoolExecutor(4) as pool:
             jobs = [pool.submit(write, s, f"{n}") for n, s in enumerate((one, other, one, other))]

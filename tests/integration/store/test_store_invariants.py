@@ -85,7 +85,7 @@ def test_a_group_never_changes_its_fold(
     for names, every, delete in rounds:
         with store.begin() as conn:
             feedback.add(conn, [edit(project, number) for number in range(len(names))])
-            given_folds = folds.assign(conn, project, names, every)
+            given_folds = folds.assign(conn, project, dict.fromkeys(names, "correction"), every)
             if delete:
                 feedback.delete_author(conn, project, "ann")
         assert set(given_folds) == set(names)

@@ -55,7 +55,7 @@ def described(conn: sa.Connection) -> list[tuple[str, ...]]:
 
 def _words(sql: str) -> list[str]:
     """A statement's parts in no order: constraints may be written in any."""
-    inner = sql.replace("\n", " ").replace("\t", " ")
+    inner = sql.replace("\n", " ").replace("\t", " ").replace('"', "")  # a table made anew is quoted
     return [" ".join(part.split()).strip("( )") for part in inner.split(",")]
 
 

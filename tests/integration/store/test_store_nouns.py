@@ -206,9 +206,9 @@ def test_feedback_on_nothing_is_refused_by_the_database_itself(store: Store) -> 
 
 def test_every_nth_new_group_is_held_out(store: Store) -> None:
     with store.begin() as conn:
-        first = folds.assign(conn, "acme", ["a", "b", "c", "b"], every=3)
-        second = folds.assign(conn, "acme", ["d", "c", "e", "f"], every=3)
-        changed = folds.assign(conn, "acme", list("abcdef"), every=2)
+        first = folds.assign(conn, "acme", dict.fromkeys("abcb", "correction"), every=3)
+        second = folds.assign(conn, "acme", dict.fromkeys("dcef", "correction"), every=3)
+        changed = folds.assign(conn, "acme", dict.fromkeys("abcdef", "correction"), every=2)
     assert first == {"a": "train", "b": "train", "c": "holdout"}
     assert second == {"d": "train", "c": "holdout", "e": "train", "f": "holdout"}
     assert changed == first | second

@@ -10,7 +10,7 @@ from torch import nn
 
 from comfyloop.train.batches import Plan, in_groups, pack
 from comfyloop.train.features import ImageFeatures
-from comfyloop.train.losses import Head, answer_log_probs
+from comfyloop.train.losses import Head, Targets, answer_log_probs
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.recipes.sft import answer_loss
 from comfyloop.train.rows import Row, Turn, UnusableRow
@@ -185,3 +185,24 @@ def test_schedules(kind: str, tiny_llm: Path) -> None:
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[-1] == (1.0 if kind == "constant" else pytest.approx(rates[-1]))
     assert rates[-1] < 0.1 or kind == "constant"
+
+
+@pytest.mark.parametrize("chunk", [2, 100])
+def test_several_targets_in_shares_are_a_cross_entropy_with_soft_labels(chunk: int) -> None:
+    torch.manual_seed(0)
+    head = nn.Linear(16, 50)
+    hidden = torch.randn(7, 16, requires_grad=True)
+    ids = torch.stack([torch.randperm(50)[:3] for _ in range(7)])
+    shares = torch.softmax(torch.randn(7, 5), -1)[:, :3]  # the rest is for all other tokens together
+    log_probs, _ = answer_log_probs(hidden, Head(head.weight, head.bias), Targets(ids, shares), chunk)
+    log_probs.sum().backward()
+    got = hidden.grad.clone(), head.weight.grad.clone()
+    hidden.grad = None
+    head.zero_grad()
+    probabilities = torch.softmax(head(hidden), -1).gather(1, ids)
+    others = 1 - probabilities.sum(-1)
+    expected = (shares * probabilities.log()).sum(-1) + (1 - shares.sum(-1)) * others.log()
+    expected.sum().backward()
+    torch.testing.assert_close(log_probs, expected)
+    torch.testing.assert_close(got[0], hidden.grad)
+    torch.testing.assert_close(got[1], head.weight.grad)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from comfyloop.records import LoopStatus, ProjectName
 from comfyloop.serve.api.common import AskedProject
@@ -17,6 +17,13 @@ class LoopCall(BaseModel):
     project: ProjectName | None = None
 
 
+class TurnCall(LoopCall):
+    consolidate: bool = Field(
+        default=False,
+        description="Start from the base models and learn everything, not on from the live version.",
+    )
+
+
 def _project(services: Services, body: LoopCall | None) -> str:
     asked = body.project if body is not None else None
     return services.router.project(asked or services.settings.project).name
@@ -28,10 +35,10 @@ def get_loop(services: Svc, project: AskedProject) -> LoopStatus:
 
 
 @router.post("/v1/loop", summary="Start a turn by hand", status_code=202)
-def start_loop(services: Svc, body: LoopCall | None = None) -> LoopStatus:
+def start_loop(services: Svc, body: TurnCall | None = None) -> LoopStatus:
     """Curate, train, judge and promote what is new, without waiting for the trigger."""
     project = _project(services, body)
-    services.controller.request(project)
+    services.controller.request(project, consolidate=body is not None and body.consolidate)
     return services.controller.status(project)
 
 

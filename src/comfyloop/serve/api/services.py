@@ -29,7 +29,7 @@ class Controller(Protocol):
 
     def status(self, project: str) -> LoopStatus: ...
 
-    def request(self, project: str) -> Loop | None:
+    def request(self, project: str, *, consolidate: bool = False) -> Loop | None:
         """Start a turn by hand."""
 
     def cancel(self, project: str) -> Loop | None:

@@ -15,10 +15,8 @@ from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.log import RunLog
 from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import RunDirectory, write_atomically
+from comfyloop.train.status import IMAGE, TEXT, RunDirectory, write_atomically
 from comfyloop.train.writing import Writer
-
-TEXT, IMAGE = "text", "image"
 
 Recipe = Callable[[RunDirectory, TrainSpec | ImageTrainSpec, RunLog, Control], None]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -18,8 +19,9 @@ from comfyloop.train.forward import prepare
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.parallel import make_updates
+from comfyloop.train.replay import entropy, hold_to_base
 from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.status import RunDirectory, write_atomically
 from comfyloop.train.training import Training
 
 
@@ -44,38 +46,54 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     model = load(spec, description, parent)
     control.check()
     features = prepare(model, spec, [*train, *holdout], log, control)
+    plan = Plan.of(spec, len(train), [example.part for example in train])
+    told = fingerprint(spec, train)
+    if spec.replay_kl and any(example.part == "replay" for example in train):
+        log.phase("asking the base model")
+        train = hold_to_base(model, features, train, control)
 
     def look() -> dict[str, float]:
         return {"holdout_loss": holdout_loss(model, features, holdout, control)}
 
-    plan = Plan.of(spec, len(train))
     updates = make_updates(model, spec)
-    training = Training(directory, spec, log, control, updates, plan, fingerprint(spec, train))
+    training = Training(directory, spec, log, control, updates, plan, told)
+    last_seen: dict[str, float] = {}
     for step in training.steps(look if holdout else None):
         answer_tokens = sum(train[i].answer.numel() for i in step.samples)
         for indices in step.micro_batches():
-            outcome = answer_loss(model, features, [train[i] for i in indices])
+            outcome = answer_loss(model, features, [train[i] for i in indices], spec.replay_kl)
             step.backward(outcome.total / answer_tokens)
             step.add(
                 loss=float(outcome.total.detach()) / answer_tokens,
                 answer_token_accuracy=float(outcome.right) / answer_tokens,
             )
+            last_seen |= {train[i].id: loss for i, loss in zip(indices, outcome.means, strict=True)}
         step.finish(answer_tokens)
 
     log.phase("saving the result")
+    if last_seen:
+        write_atomically(directory.row_losses, json.dumps(last_seen).encode())
     updates.save_result(directory.model if model.peft is None else directory.adapter)
 
 
 @dataclass(frozen=True)
 class Outcome:
-    total: Tensor  # sum of cross-entropy over answer tokens, in nats, with a gradient
+    total: Tensor  # sum over answer tokens, in nats, with a gradient: cross-entropy, and divergence in replay
     right: Tensor  # answer tokens that were the model's first choice
+    means: list[float]  # of each sample, nats a token
 
 
-def answer_loss(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> Outcome:
-    """Cross-entropy of the answers of some samples."""
+def answer_loss(
+    model: Loaded, features: ImageFeatures, examples: Sequence[Example], replay_kl: float = 1.0
+) -> Outcome:
+    """Cross-entropy of the answers of some samples; of replay samples with targets, `replay_kl` times KL."""
     answers = read_answers(model, features, examples)
-    return Outcome(-answers.log_probs.sum(), answers.right.sum())
+    sums = -answers.sums - torch.tensor([entropy(example) for example in examples], device=model.device)
+    weights = torch.tensor(
+        [1.0 if example.targets is None else replay_kl for example in examples], device=model.device
+    )
+    lengths = torch.tensor(answers.lengths, device=model.device)
+    return Outcome((weights * sums).sum(), answers.right.sum(), (sums.detach() / lengths).tolist())
 
 
 @torch.no_grad()

@@ -1,0 +1,54 @@
+"""What each version learned from: pieces of feedback, its own and those of the versions it went on from."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comfyloop.records import BASE
+from comfyloop.store.schema import lessons, versions
+
+_MANY = 500  # ids in one statement
+
+
+def add(conn: Connection, project: str, number: int, feedback: Iterable[str]) -> None:
+    """Write down what a version itself was trained on, once, when it is added."""
+    rows = [{"project": project, "number": number, "feedback": id} for id in sorted(set(feedback))]
+    if rows:
+        conn.execute(lessons.insert(), rows)
+
+
+def lineage(conn: Connection, project: str, number: int) -> list[int]:
+    """A version and those whose weights it went on from, newest first; the base model has none."""
+    query = sa.select(versions.c.number, versions.c.parent, versions.c.fresh)
+    known = {
+        n: (parent, fresh) for n, parent, fresh in conn.execute(query.where(versions.c.project == project))
+    }
+    found: list[int] = []
+    while number != BASE and number in known and number not in found:
+        found.append(number)
+        parent, fresh = known[number]
+        number = BASE if fresh else parent
+    return found
+
+
+def learned(conn: Connection, project: str, number: int) -> set[str]:
+    """Ids of the feedback that a version carries, its own and what it went on from."""
+    numbers = lineage(conn, project, number)
+    query = sa.select(lessons.c.feedback).where(lessons.c.project == project, lessons.c.number.in_(numbers))
+    return set(conn.scalars(query)) if numbers else set()
+
+
+def carriers(conn: Connection, project: str, feedback: Collection[str]) -> list[int]:
+    """The versions that carry any of some pieces of feedback, oldest first."""
+    ids = sorted(feedback)
+    direct: set[int] = set()
+    for start in range(0, len(ids), _MANY):
+        query = sa.select(lessons.c.number).where(
+            lessons.c.project == project, lessons.c.feedback.in_(ids[start : start + _MANY])
+        )
+        direct.update(conn.scalars(query))
+    every = conn.scalars(sa.select(versions.c.number).where(versions.c.project == project))
+    return sorted(n for n in every if direct.intersection(lineage(conn, project, n)))

@@ -1,0 +1,66 @@
+"""General questions in training: the model is held to what its base finds likely there.
+
+A style that is learned from a few edits leaks into everything else. Beside the edits go general questions with the
+base model's answers; at each of their tokens the divergence from the base model's own next-token distribution is
+added to the loss, KL(base || model), over its likeliest tokens and all others as one (distillation: Hinton et al.
+2015; as a guard against forgetting: Li and Hoiem 2016). Unlike learning those answers as text it asks for nothing
+new, so that it costs nothing where the model still is what it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from comfyloop.train.answers import EVALUATION_TOKENS
+from comfyloop.train.batches import in_groups
+from comfyloop.train.control import Control
+from comfyloop.train.examples import Example
+from comfyloop.train.features import ImageFeatures
+from comfyloop.train.forward import answer_states
+from comfyloop.train.losses import Targets, likely_tokens
+from comfyloop.train.models import Loaded
+
+LIKELIEST = 32
+"""Tokens of the base model's distribution that are kept at each place."""
+
+
+@torch.no_grad()
+def hold_to_base(
+    model: Loaded, features: ImageFeatures, examples: Sequence[Example], control: Control
+) -> list[Example]:
+    """The same samples; those for replay with what the base model finds likely as their targets.
+
+    Call it before the first step: where the weights themselves are trained, they still are the base model's.
+    """
+    made = list(examples)
+    places = [place for place, example in enumerate(examples) if example.part == "replay"]
+    model.eval()
+    with model.peft.disable_adapter() if model.peft is not None else contextlib.nullcontext():
+        for group in in_groups([examples[place] for place in places], EVALUATION_TOKENS):
+            control.check()
+            some = [places[index] for index in group]
+            states, _ = answer_states(model, features, [examples[place] for place in some])
+            likely = likely_tokens(states, model.head, LIKELIEST)
+            start = 0
+            for place in some:
+                rows = slice(start, start := start + examples[place].answer.numel())
+                ids, shares = likely.rows(rows)
+                assert shares is not None
+                made[place] = replace(examples[place], targets=Targets(ids.cpu(), shares.cpu()))
+    return made
+
+
+def entropy(example: Example) -> float:
+    """Nats over all tokens of a sample: the part of its cross-entropy that no training can take away."""
+    if example.targets is None or example.targets.shares is None:
+        return 0.0
+    return float(
+        (
+            torch.special.entr(example.targets.shares).sum(-1)
+            + torch.special.entr(example.targets.rest)[:, 0]
+        ).sum()
+    )

@@ -1,0 +1,99 @@
+"""General questions hold the model to its base, and learning stops when what is kept back gets no better."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from comfyloop.train.features import ImageFeatures
+from comfyloop.train.models import describe, load
+from comfyloop.train.recipes import sft
+from comfyloop.train.replay import hold_to_base
+from comfyloop.train.rows import Row, Turn
+from comfyloop.train.spec import TrainSpec
+
+from .conftest import RunRecipe
+
+GENERAL = [
+    "The sky is blue because of the air.",
+    "Paris is the capital of France.",
+    "Seven and five are twelve.",
+]
+
+
+class Never:
+    def check(self) -> None: ...
+
+
+def line(number: int, question: str, answer: str, **more: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+    return {"id": f"s{number}", "messages": turns, **more}
+
+
+def learned() -> list[dict[str, Any]]:
+    return [
+        line(n, f"Write about a {t}.", f"Meet the {t}: slowly made.")
+        for n, t in enumerate(("mug", "lamp", "cup"))
+    ]
+
+
+def replayed() -> list[dict[str, Any]]:
+    return [line(10 + n, f"Question {n}?", text, replay=True) for n, text in enumerate(GENERAL)]
+
+
+def divergence(model_directory: Path, adapter: Path) -> float:
+    """KL of the trained model from its base over the general answers, nats a token."""
+    spec = TrainSpec(model=str(model_directory), train="t", dtype="float32")
+    description = describe(str(model_directory))
+    model = load(spec, description, adapter)
+    encoder = description.encoder(spec)
+    examples = [
+        encoder.encode(
+            Row(n, str(n), (Turn("user", f"Question {n}?"), Turn("assistant", text)), part="replay")
+        )
+        for n, text in enumerate(GENERAL)
+    ]
+    held = hold_to_base(model, ImageFeatures(model), examples, Never())  # type: ignore[arg-type]
+    with torch.no_grad():
+        return sum(sft.answer_loss(model, ImageFeatures(model), held).means) / len(held)
+
+
+def test_a_model_that_is_still_its_base_pays_nothing(tiny_llm: Path, run_recipe: RunRecipe) -> None:
+    lines = run_recipe(sft, tiny_llm, replayed(), max_steps=1)
+    assert lines[0]["loss"] == pytest.approx(0.0, abs=1e-5)
+    assert lines[0]["grad_norm"] == pytest.approx(0.0, abs=1e-4)
+
+
+def test_replay_keeps_the_model_near_its_base(tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path) -> None:
+    values = {"epochs": 12, "learning_rate": 1e-2, "per_device_train_batch_size": 6}
+    bare = run_recipe(sft, tiny_llm, learned(), name="bare", **values)
+    kept = run_recipe(sft, tiny_llm, [*learned(), *replayed()], name="kept", **values)
+    without, with_replay = (divergence(tiny_llm, tmp_path / name / "adapter") for name in ("bare", "kept"))
+    assert with_replay < 0.5 * without
+    assert kept[-1]["loss"] < 0.8 * kept[0]["loss"] and bare[-1]["loss"] < 0.8 * bare[0]["loss"]
+
+
+def test_a_run_tells_how_hard_each_sample_still_is(
+    tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path
+) -> None:
+    run_recipe(sft, tiny_llm, learned(), epochs=2)
+    losses = json.loads((tmp_path / "run" / "row_losses.json").read_text())
+    assert set(losses) == {"s0", "s1", "s2"} and all(loss > 0 for loss in losses.values())
+
+
+def test_a_run_stops_and_keeps_its_best_weights_when_what_is_kept_back_gets_worse(
+    tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path
+) -> None:
+    opposite = [line(n, row["messages"][0]["content"], "No, no, no.") for n, row in enumerate(learned())]
+    values = {"epochs": 40, "learning_rate": 3e-2, "eval_steps": 2}
+    file = tmp_path / "dev.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in opposite))
+    lines = run_recipe(sft, tiny_llm, learned(), holdout=str(file), early_stopping_patience=2, **values)
+    seen = [row["holdout_loss"] for row in lines if row["holdout_loss"] is not None]
+    assert len(seen) < 20 and min(seen) < seen[-1] and min(seen) < seen[-2]
+    again = run_recipe(sft, tiny_llm, learned(), holdout=str(file), name="whole", **values)
+    assert len(again) > len(lines)
