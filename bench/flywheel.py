@@ -1,0 +1,198 @@
+"""Whether it goes on learning: simulated people with hidden preferences, round after round, against a real service.
+
+Each person asks, corrects what comes back, and has a turn of the loop; then questions that are never corrected are
+asked. Each arm, a set of settings, is a service of its own over a home of its own, one after the other. Written after
+every round; --resume goes on where a run was killed. The people are in `bench/simulated/users.py`, the arms in
+`arms.py` beside it.
+
+    python bench/flywheel.py --users brand terse --arms nothing today --rounds 6 --per-round 20
+    python bench/flywheel.py --quick
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the bench's own package
+
+from bench.simulated import report
+from bench.simulated.arms import ARMS, Arm, fitting
+from bench.simulated.people import Person
+from bench.simulated.rounds import Plan, Played
+from bench.simulated.users import MAKERS, ROUNDS_OF_ITEMS, person
+from comfyloop import __version__
+from comfyloop.client import Client
+from comfyloop.demo import processes
+from comfyloop.settings import Settings
+
+NEVER = 10**9
+"""Pieces of feedback that start a turn by themselves: turns here start by hand."""
+
+PLAYED = "rounds-played"
+"""A file in a service's home, there between two rounds."""
+
+Json = dict[str, Any]
+
+
+class Book:
+    """The results' file, its table and its picture."""
+
+    def __init__(self, path: Path, made: Json, *, resume: bool) -> None:
+        self.path = path
+        self.told: Json = {"made": made, "people": {}, "bases": {}, "runs": []}
+        if resume and path.exists():
+            self.told = json.loads(path.read_text(encoding="utf-8"))
+            before = {name: self.told["made"][name] for name in _PLAYED_ALIKE}
+            if before != {name: made[name] for name in _PLAYED_ALIKE}:
+                raise SystemExit(
+                    f"{path} was made otherwise ({before}): give the same options, or another --out."
+                )
+
+    def run(self, person: str, arm: str) -> Json:
+        for run in self.told["runs"]:
+            if (run["person"], run["arm"]) == (person, arm):
+                return run
+        run = {"person": person, "arm": arm, "rounds": [], "done": False}
+        self.told["runs"].append(run)
+        return run
+
+    def write(self) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        texts = {
+            ".json": json.dumps(self.told, indent=1, ensure_ascii=False) + "\n",
+            ".md": report.table(self.told) + "\n",
+            ".svg": report.plot(self.told),
+        }
+        for suffix, text in texts.items():
+            part = self.path.with_suffix(f"{suffix}.part")
+            part.write_text(text, encoding="utf-8")
+            part.replace(self.path.with_suffix(suffix))
+
+
+_PLAYED_ALIKE = ("model", "rounds", "per_round", "tokens")
+
+
+def play(book: Book, who: Person, arm: Arm, plan: Plan, settings: Settings, work: Path) -> None:
+    """All rounds that are still to be played of one person with one arm."""
+    run = book.run(who.name, arm.name)
+    known, run["left_out"] = fitting(arm)
+    for sentence in run["left_out"]:
+        print(sentence, flush=True)
+    if why := _not_played(who, arm, known, settings, plan):
+        run["skipped"] = why
+        print(f"{who.name}/{arm.name} is left out: {why}", flush=True)
+        book.write()
+        return
+    if run["done"]:
+        return
+    run |= {"about": arm.about, "settings": known}
+    project = f"{who.name}-{arm.name}"
+    home = work / project
+    if _played(home) != len(run["rounds"]):  # killed within a round: from the beginning
+        run["rounds"] = []
+    if not run["rounds"]:
+        shutil.rmtree(home, ignore_errors=True)
+    trigger = {"trigger_minutes": 0}
+    with (
+        processes.service(settings, home, NEVER, project, **trigger, **known) as service,
+        Client(service.url, settings.token, project) as client,
+    ):
+        processes.wait_ready(client, lambda why: print(f"  {why}", flush=True))
+        played = Played(client, service.process.pid, who, arm, plan)
+        base = book.told["bases"].get(who.name)
+        if base is None:
+            base = book.told["bases"][who.name] = played.ask_base()
+        for number in range(len(run["rounds"]) + 1, plan.rounds + 1):
+            (home / PLAYED).unlink(missing_ok=True)
+            told = played.round(number, base)
+            run["rounds"].append(told)
+            book.write()
+            (home / PLAYED).write_text(str(number))
+            print(report.line(who.name, arm.name, told, plan.rounds), flush=True)
+    run["done"] = True
+    book.write()
+    shutil.rmtree(home, ignore_errors=True)
+
+
+def _not_played(who: Person, arm: Arm, known: Json, settings: Settings, plan: Plan) -> str:
+    """Why this person or arm cannot be played here, as a sentence; empty: it can."""
+    if who.needs and settings.model == "starter":
+        return f"The starter knows English only, and {who.name} writes {who.needs}: set COMFYLOOP_MODEL."
+    if arm.environment and not known:
+        return "This code has none of its settings: it would be the same as today."
+    if arm.by_peer and not plan.peer:
+        return "The peer's rule needs --peer, a Python that has soup-cli."
+    return ""
+
+
+def _played(home: Path) -> int:
+    """Rounds whose end this home has seen; 0 when one was begun and not ended, or there is no home."""
+    try:
+        return int((home / PLAYED).read_text())
+    except (FileNotFoundError, ValueError):
+        return 0
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    options.add_argument("--users", nargs="+", choices=MAKERS, default=["brand", "terse"])
+    options.add_argument("--arms", nargs="+", choices=ARMS, default=["nothing", "today"])
+    options.add_argument("--rounds", type=int, default=6)
+    options.add_argument("--per-round", type=int, default=20)
+    options.add_argument(
+        "--every", type=int, default=2, help="First round's and general items: every so many rounds."
+    )
+    options.add_argument("--at-once", type=int, default=1, help="Measuring questions asked at a time.")
+    options.add_argument("--no-candidates", action="store_true", help="Measure what is live only.")
+    options.add_argument("--peer", default="", metavar="PYTHON", help="A Python that has soup-cli.")
+    options.add_argument("--quick", action="store_true", help="Two rounds of twelve with the first user.")
+    options.add_argument("--resume", action="store_true", help="Go on with what --out holds.")
+    options.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "flywheel.json")
+    options.add_argument("--work", type=Path, default=None, help="Homes of the services that run.")
+    given = options.parse_args()
+    if given.quick:
+        given.users, given.rounds, given.per_round = given.users[:1], 2, 12
+    if given.rounds * given.per_round > ROUNDS_OF_ITEMS:
+        options.error(f"There are {ROUNDS_OF_ITEMS} items a person: fewer rounds, or fewer a round.")
+    plan = Plan(
+        given.rounds,
+        given.per_round,
+        every=given.every,
+        at_once=given.at_once,
+        candidates=not given.no_candidates,
+        peer=given.peer,
+    )
+    settings = Settings()
+    made = {
+        "comfyloop": __version__,
+        "model": settings.model,
+        "cores": os.cpu_count(),
+        "load_average": os.getloadavg(),
+        "rounds": plan.rounds,
+        "per_round": plan.per_round,
+        "tokens": plan.tokens,
+    }
+    book = Book(given.out, made, resume=given.resume)
+    work = given.work or Path(tempfile.gettempdir()) / f"bench-flywheel-{given.out.stem}"
+    began = time.monotonic()
+    for name in given.users:
+        who = person(name)
+        book.told["people"][name] = {"about": who.about, "floor": round(who.best_possible(), 4)}
+        for arm in given.arms:
+            play(book, who, ARMS[arm], plan, settings, work)
+    print(report.table(book.told))
+    print(f"{time.monotonic() - began:.0f} s. {given.out} and beside it .md and .svg")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""People who do not exist, with preferences that they never state: what `bench/flywheel.py` learns from."""

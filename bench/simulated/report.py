@@ -1,0 +1,167 @@
+"""What was measured, for people: a line a round, a table, a picture."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from bench.simulated.measures import worst_step_back
+
+Json = dict[str, Any]
+
+COLOURS = (
+    "#1f6feb",
+    "#d1242f",
+    "#1a7f37",
+    "#9a6700",
+    "#8250df",
+    "#bc4c00",
+    "#0969da",
+    "#57606a",
+    "#bf3989",
+    "#116329",
+)
+LETTERS = {
+    "promoted": "P",
+    "rejected": "R",
+    "not_enough_evidence": "N",
+    "nothing_to_train": "-",
+    "failed": "F",
+}
+WIDTH, HEIGHT, MARGIN = 320, 220, 36
+
+
+def series(run: Json, bases: Json) -> list[float]:
+    """Mean edit distances on the unseen items, round 0 first."""
+    first = bases[run["person"]]["measured"]["distance"]
+    return [first, *(told["unseen"]["distance"] for told in run["rounds"])]
+
+
+def line(person: str, arm: str, told: Json, rounds: int) -> str:
+    """One round in one line."""
+    parts = [f"{person}/{arm} {told['round']}/{rounds}:"]
+    if turn := told.get("turn"):
+        took = ", ".join(f"{state} {s:.0f}" for state, s in turn.get("states", {}).items() if s >= 0.5)
+        steps = f", {turn['steps']} steps" if turn.get("steps") else ""
+        parts.append(f"{turn['outcome'] or turn['error']}{steps} ({took} s);")
+    parts.append(f"next {_number(told['next']['distance'])}, unseen {_number(told['unseen']['distance'])}")
+    if candidate := told.get("candidate"):
+        parts.append(f"(candidate {_number(candidate['distance'])})")
+    if kept := told.get("first_round"):
+        parts.append(f"first round's {_number(kept['distance'])}")
+    if general := told.get("general"):
+        parts.append(
+            f"general lost {_percent(general.get('lost_share'))}, right {_percent(general['right'])}"
+        )
+    if attack := told["unseen"].get("attack"):
+        parts.append(f"attack {_percent(attack['success'])}")
+    return " ".join([*parts, f"[{told['seconds']:.0f} s]"])
+
+
+def table(result: Json) -> str:
+    """Markdown: a row a person and arm."""
+    rows = [
+        "| person | arm | unseen, round by round | last / first | worst step back | floor | turns | first round's "
+        "items | general lost | general right | attack | repeats | steps |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for run in result["runs"]:
+        told = run["rounds"]
+        if not told:
+            continue
+        values = series(run, result["bases"])
+        kept = [one for one in told if "general" in one]
+        taught = [one["first_round"]["distance"] for one in kept if "first_round" in one]
+        turns = [one["turn"] for one in told if "turn" in one]
+        general = kept[-1]["general"]
+        attack = told[-1]["unseen"].get("attack")
+        cells = [
+            run["person"],
+            run["arm"],
+            " ".join(_number(value) for value in values),
+            f"{values[-1] / values[0]:.2f}" if values[0] else "",
+            _number(worst_step_back(values)),
+            _number(result["people"][run["person"]]["floor"]),
+            "".join(LETTERS.get(turn["outcome"], "?") for turn in turns),
+            f"{_number(taught[0])} -> {_number(taught[-1])}" if taught else "",
+            _percent(general.get("lost_share")),
+            _percent(general["right"]),
+            _percent(attack["success"]) if attack else "",
+            _percent(told[-1]["unseen"]["repetition"]),
+            " ".join(str(turn.get("steps") or 0) for turn in turns),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
+    skipped = [
+        f"- {run['person']}, {run['arm']}: {run['skipped']}" for run in result["runs"] if run.get("skipped")
+    ]
+    notes = (
+        "\nunseen: mean edit distance of the live version's answers to what the person wanted, on items that are never "
+        "taught; floor: of somebody who knows the rule; turns: P promoted, R rejected, N not enough evidence, - "
+        "nothing to train, F failed, ? other; general lost: of the log-likelihood of the base model's answers, below zero is a "
+        "gain."
+    )
+    return "\n".join([*rows, notes, *(["", "Left out:", *skipped] if skipped else [])])
+
+
+def plot(result: Json) -> str:
+    """SVG: a chart a person, a line an arm; a hollow dot where nothing was promoted, grey its candidate."""
+    people = list(dict.fromkeys(run["person"] for run in result["runs"] if run["rounds"]))
+    arms = list(dict.fromkeys(run["arm"] for run in result["runs"] if run["rounds"]))
+    colour = {arm: COLOURS[at % len(COLOURS)] for at, arm in enumerate(arms)}
+    columns = min(3, max(1, len(people)))
+    high = -(-len(people) // columns) * HEIGHT + 24
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{columns * WIDTH}" height="{high}" '
+        'font-family="sans-serif" font-size="11"><rect width="100%" height="100%" fill="white"/>'
+    ]
+    for at, person in enumerate(people):
+        runs = [run for run in result["runs"] if run["person"] == person and run["rounds"]]
+        left, top = at % columns * WIDTH, at // columns * HEIGHT
+        parts.append(f'<g transform="translate({left} {top})">{_chart(person, runs, result, colour)}</g>')
+    for at, arm in enumerate(arms):
+        parts.append(f'<text x="{MARGIN + at * 90}" y="{high - 8}" fill="{colour[arm]}">{escape(arm)}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _chart(person: str, runs: list[Json], result: Json, colour: dict[str, str]) -> str:
+    lines = {run["arm"]: series(run, result["bases"]) for run in runs}
+    last = max(len(values) for values in lines.values()) - 1
+
+    def x(round_: float) -> float:
+        return round(MARGIN + round_ / max(last, 1) * (WIDTH - 1.5 * MARGIN), 1)
+
+    def y(value: float) -> float:
+        return round(HEIGHT - MARGIN - value * (HEIGHT - 2 * MARGIN), 1)
+
+    parts = [f'<text x="{MARGIN}" y="20" font-weight="bold">{escape(person)}</text>']
+    for value in (0.0, 0.25, 0.5, 0.75, 1.0):
+        parts.append(f'<path d="M{x(0)} {y(value)}H{x(last)}" stroke="#d0d7de" stroke-width="0.5"/>')
+        parts.append(f'<text x="{MARGIN - 6}" y="{y(value) + 4}" text-anchor="end">{value:g}</text>')
+    for number in range(0, last + 1, max(1, last // 6)):
+        parts.append(f'<text x="{x(number)}" y="{HEIGHT - MARGIN + 14}" text-anchor="middle">{number}</text>')
+    floor = result["people"][person]["floor"]
+    parts.append(f'<path d="M{x(0)} {y(floor)}H{x(last)}" stroke="#57606a" stroke-dasharray="3 3"/>')
+    for run in runs:
+        values, tint = lines[run["arm"]], colour[run["arm"]]
+        points = " ".join(f"{x(number)},{y(value)}" for number, value in enumerate(values))
+        parts.append(f'<polyline points="{points}" fill="none" stroke="{tint}" stroke-width="1.5"/>')
+        for number, told in enumerate(run["rounds"], start=1):
+            turn = told.get("turn")
+            filled = turn is None or turn["live"] == turn.get("version")
+            parts.append(
+                f'<circle cx="{x(number)}" cy="{y(values[number])}" r="3" fill="{tint if filled else "white"}" '
+                f'stroke="{tint}"/>'
+            )
+            if candidate := told.get("candidate"):
+                parts.append(
+                    f'<circle cx="{x(number)}" cy="{y(candidate["distance"])}" r="2.5" fill="none" stroke="#8c959f"/>'
+                )
+    return "".join(parts)
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f}"
+
+
+def _percent(share: float | None) -> str:
+    return "" if share is None else f"{share:.1%}"
