@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -155,13 +156,15 @@ def main() -> None:
     options.add_argument("--at-once", type=int, default=1, help="Measuring questions asked at a time.")
     options.add_argument("--no-candidates", action="store_true", help="Measure what is live only.")
     options.add_argument("--peer", default="", metavar="PYTHON", help="A Python that has soup-cli.")
-    options.add_argument("--quick", action="store_true", help="Two rounds of twelve with the first user.")
+    options.add_argument("--quick", action="store_true", help="Two rounds of twelve: first user, last arm.")
     options.add_argument("--resume", action="store_true", help="Go on with what --out holds.")
     options.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "flywheel.json")
     options.add_argument("--work", type=Path, default=None, help="Homes of the services that run.")
     given = options.parse_args()
     if given.quick:
-        given.users, given.rounds, given.per_round = given.users[:1], 2, 12
+        given.users, given.arms = given.users[:1], [given.arms[-1]]
+        given.rounds, given.per_round = 2, 12
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # services and trainers are ended then, too
     if given.rounds * given.per_round > ROUNDS_OF_ITEMS:
         options.error(f"There are {ROUNDS_OF_ITEMS} items a person: fewer rounds, or fewer a round.")
     plan = Plan(

@@ -97,8 +97,8 @@ def table(result: Json) -> str:
     notes = (
         "\nunseen: mean edit distance of the live version's answers to what the person wanted, on items that are never "
         "taught; floor: of somebody who knows the rule; turns: P promoted, R rejected, N not enough evidence, - "
-        "nothing to train, F failed, ? other; general lost: of the log-likelihood of the base model's answers, below zero is a "
-        "gain."
+        "nothing to train, F failed, ? other; general lost: of the log-likelihood of the base model's "
+        "answers, below zero is a gain."
     )
     return "\n".join([*rows, notes, *(["", "Left out:", *skipped] if skipped else [])])
 

@@ -257,27 +257,30 @@ class Played:
 
     def _kept(self, base: Json, changed: bool) -> Json:
         """What the first round taught, and what has nothing to do with this person."""
-        told: Json = {}
+        if not self.arm.learns:
+            return {"general": self._general(base["general"], base["scores"], base)}
         taught = [(i, w) for i in self._items(1) if (w := self.person.wanted(i, changed=changed)) is not None]
-        if self.arm.learns:
-            answers = self._ask([item.question for item, _ in taught])
-            told["first_round"] = {"distance": mean(distances(answers, [wanted for _, wanted in taught]))}
+        answers = self._ask([item.question for item, _ in taught])
         live = self.client.versions()[0]
-        general = self._ask([question for question, _ in GENERAL]) if self.arm.learns else base["general"]
-        right = [
-            says_one_of(answer, words) for answer, (_, words) in zip(general, GENERAL, strict=True) if words
-        ]
-        told["general"] = {
-            "right": mean([float(one) for one in right]),
-            "from_base": mean(distances(general, base["general"])),
-            "repetition": mean([repetition(answer) for answer in general]),
+        general = self._ask([question for question, _ in GENERAL])
+        return {
+            "first_round": {"distance": mean(distances(answers, [wanted for _, wanted in taught]))},
+            "general": self._general(general, self._scores(live, base["general"]), base),
         }
-        if (before := base["scores"]) and (scores := self._scores(live, base["general"])):
+
+    def _general(self, answers: Sequence[str], scores: Sequence[float], base: Json) -> Json:
+        """Answers to the general questions, and the scores of the base model's, against what those were at first."""
+        right = [
+            says_one_of(answer, said) for answer, (_, said) in zip(answers, GENERAL, strict=True) if said
+        ]
+        told: Json = {
+            "right": mean([float(one) for one in right]),
+            "from_base": mean(distances(answers, base["general"])),
+            "repetition": mean([repetition(answer) for answer in answers]),
+        }
+        if scores and (before := base["scores"]):
             was, now = sum(before) / len(before), sum(scores) / len(scores)
-            told["general"] |= {
-                "log_likelihood": round(now, 4),
-                "lost_share": round((was - now) / abs(was), 4),
-            }
+            told |= {"log_likelihood": round(now, 4), "lost_share": round((was - now) / abs(was), 4)}
         return told
 
     def _scores(self, version: int, answers: Sequence[str]) -> list[float]:
