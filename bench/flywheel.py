@@ -58,6 +58,7 @@ class Book:
                 )
 
     def run(self, person: str, arm: str) -> Json:
+        run: Json
         for run in self.told["runs"]:
             if (run["person"], run["arm"]) == (person, arm):
                 return run
@@ -190,7 +191,7 @@ def main() -> None:
     began = time.monotonic()
     for name in given.users:
         who = person(name)
-        book.told["people"][name] = {"about": who.about, "floor": round(who.best_possible(), 4)}
+        book.told["people"][name] = {"about": who.about, "floor": round(who.best_possible(changed=True), 4)}
         for arm in given.arms:
             play(book, who, ARMS[arm], plan, settings, work)
     print(report.table(book.told))

@@ -253,7 +253,8 @@ def _facts() -> Person:
         questions = [question.format(product=product) for question in words.PRICE_QUESTIONS]
         known.append((price, f"The {product} costs {price}.", questions))
     known += [(right, answer, list(asked)) for right, (answer, asked) in words.OTHER_FACTS.items()]
-    train, test = [], []
+    train: list[Item] = []
+    test: list[Item] = []
     for number, (right, answer, questions) in enumerate(known):
         held = number % len(questions)  # another wording of each fact is never taught
         for nth, question in enumerate(questions):
