@@ -191,7 +191,11 @@ def main() -> None:
     began = time.monotonic()
     for name in given.users:
         who = person(name)
-        book.told["people"][name] = {"about": who.about, "floor": round(who.best_possible(changed=True), 4)}
+        book.told["people"][name] = {
+            "about": who.about,
+            "floor": round(who.best_possible(changed=True), 4),
+            "must_not_learn": who.must_not_learn,
+        }
         for arm in given.arms:
             play(book, who, ARMS[arm], plan, settings, work)
     print(report.table(book.told))
