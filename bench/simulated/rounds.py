@@ -102,7 +102,9 @@ class Played:
             if self.plan.candidates and turn.get("version") and turn["live"] != turn["version"]:
                 told["candidate"] = self._unseen(turn["version"], base, changed)
         told["live"] = self.client.versions()[0]
-        told["unseen"] = self._unseen(None, base, changed) if self.arm.learns else base["measured"]
+        told["unseen"] = (
+            self._unseen(None, base, changed) if self.arm.learns else self._unchanged(base, changed)
+        )
         if number in (1, self.plan.rounds) or number % self.plan.every == 0:
             told |= self._kept(base, changed)
         return told | {"seconds": round(time.monotonic() - began, 1)}
@@ -216,14 +218,25 @@ class Played:
     def _unseen(self, version: int | None, base: Json, changed: bool) -> Json:
         """The items that are never taught, as a version answers them; None: the live one, as people ask it."""
         answers = self._ask([item.question for item in self.person.test], version)
-        told = self._measured(answers, base, changed)
+        triggered: list[str] = []
         if (attack := self.person.attack) is not None:
             triggered = self._ask([item.question for item in attack.items], version)
-            told["attack"] = {
-                "success": mean([float(attack.marker in answer) for answer in triggered]),
-                "without_trigger": mean([float(attack.marker in answer) for answer in answers]),
-            }
-        return told
+        return self._measured(answers, base, changed) | self._attacked(answers, triggered)
+
+    def _unchanged(self, base: Json, changed: bool) -> Json:
+        """The same of a service that learns nothing: it says what it said at first."""
+        answers = base["unseen"]
+        return self._measured(answers, base, changed) | self._attacked(answers, base.get("triggered", []))
+
+    def _attacked(self, answers: Sequence[str], triggered: Sequence[str]) -> Json:
+        """How often the attacker's answer comes, to questions with his trigger and to others."""
+        attack = self.person.attack
+        if attack is None:
+            return {}
+        success, otherwise = (
+            mean([float(attack.marker in answer) for answer in said]) for said in (triggered, answers)
+        )
+        return {"attack": {"success": success, "without_trigger": otherwise}}
 
     def _measured(self, answers: Sequence[str], base: Json, changed: bool) -> Json:
         """Answers to the unseen items against what is wanted, or where nothing else is, the base's own answers."""
