@@ -82,6 +82,8 @@ def line(person: str, arm: str, told: Json, rounds: int) -> str:
         parts.append(
             f"general lost {_percent(general.get('lost_share'))}, right {_percent(general['right'])}"
         )
+    if pictures := told.get("pictures"):
+        parts.append(f"pictures {_percent(pictures['right'])}")
     if attack := told["unseen"].get("attack"):
         parts.append(f"attack {_percent(attack['success'])}")
     return " ".join([*parts, f"[{told['seconds']:.0f} s]"])
@@ -91,8 +93,8 @@ def table(result: Json) -> str:
     """Markdown: a row a person and arm."""
     rows = [
         "| person | arm | unseen, round by round | last / first | worst step back | floor | turns | first round's "
-        "items | general lost | general right | attack | repeats | steps | goals missed |",
-        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
+        "items | general lost | general right | pictures right | attack | repeats | steps | goals missed |",
+        "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in result["runs"]:
         told = run["rounds"]
@@ -115,6 +117,7 @@ def table(result: Json) -> str:
             f"{_number(taught[0])} -> {_number(taught[-1])}" if taught else "",
             _percent(general.get("lost_share")),
             _percent(general["right"]),
+            _percent(kept[-1].get("pictures", {}).get("right")),
             _percent(attack["success"]) if attack else "",
             _percent(told[-1]["unseen"]["repetition"]),
             " ".join(str(turn.get("steps") or 0) for turn in turns),

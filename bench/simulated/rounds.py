@@ -14,8 +14,9 @@ from bench.simulated import peer
 from bench.simulated.arms import Arm
 from bench.simulated.measures import distances, mean, repetition, says_one_of
 from bench.simulated.people import Item, Person
-from bench.simulated.words import GENERAL
+from bench.simulated.words import GENERAL, PICTURE_QUESTION, PICTURES
 from comfyloop.client import Answer, Client
+from comfyloop.demo.scenes import EXAMPLES
 from comfyloop.errors import ComfyLoopError
 from comfyloop.records import BASE, AnswerAccepted, AnswerEdited, Feedback, LoopState, Verdict
 from comfyloop.serve.client import EngineClient
@@ -71,6 +72,22 @@ class Played:
         with ThreadPoolExecutor(self.plan.at_once) as pool:
             return [answer.text for answer in pool.map(ask, questions)]
 
+    def _ask_pictures(self, version: int | None = None) -> list[str]:
+        """Answers about pictures; none where the model cannot see."""
+        model = None if version is None else f"{self.project}@{version or 'base'}"
+        told = []
+        for name in PICTURES:
+            picture = EXAMPLES / "pictures" / f"{name}.webp"
+            try:
+                answer = self.client.ask(
+                    PICTURE_QUESTION, [picture], model=model, max_tokens=self.plan.tokens
+                )
+            except ComfyLoopError as error:
+                print(f"  pictures are not asked about: {error}", flush=True)
+                return []
+            told.append(answer.text)
+        return told
+
     def ask_base(self) -> Json:
         """What the base model says, and how near that is to what is wanted: round 0 of every arm.
 
@@ -79,6 +96,7 @@ class Played:
         unseen = self._ask([item.question for item in self.person.test], BASE)
         general = self._ask([question for question, _ in GENERAL], BASE)
         told: Json = {"unseen": unseen, "general": general, "scores": self._scores(BASE, general)}
+        told["pictures"] = self._ask_pictures(BASE)
         if self.person.attack is not None:
             told["triggered"] = self._ask([item.question for item in self.person.attack.items], BASE)
         return told | {"measured": self._measured(unseen, told, changed=False)}
@@ -271,12 +289,14 @@ class Played:
     def _kept(self, base: Json, changed: bool) -> Json:
         """What the first round taught, and what has nothing to do with this person."""
         if not self.arm.learns:
-            return {"general": self._general(base["general"], base["scores"], base)}
+            told = {"general": self._general(base["general"], base["scores"], base)}
+            return told | self._pictures(base["pictures"], base)
         taught = [(i, w) for i in self._items(1) if (w := self.person.wanted(i, changed=changed)) is not None]
         answers = self._ask([item.question for item, _ in taught])
         live = self.client.versions()[0]
         general = self._ask([question for question, _ in GENERAL])
-        return {
+        pictures = self._ask_pictures() if base["pictures"] else []
+        return self._pictures(pictures, base) | {
             "first_round": {"distance": mean(distances(answers, [wanted for _, wanted in taught]))},
             "general": self._general(general, self._scores(live, base["general"]), base),
         }
@@ -295,6 +315,20 @@ class Played:
             was, now = sum(before) / len(before), sum(scores) / len(scores)
             told |= {"log_likelihood": round(now, 4), "lost_share": round((was - now) / abs(was), 4)}
         return told
+
+    def _pictures(self, answers: Sequence[str], base: Json) -> Json:
+        """Answers about pictures; `empty`: the share that has no two words."""
+        if not answers:
+            return {}
+        named = [float(says_one_of(a, (name,))) for a, name in zip(answers, PICTURES, strict=True)]
+        return {
+            "pictures": {
+                "right": mean(named),
+                "from_base": mean(distances(answers, base["pictures"])),
+                "empty": mean([float(len(answer.split()) < 2) for answer in answers]),
+                "repetition": mean([repetition(answer) for answer in answers]),
+            }
+        }
 
     def _scores(self, version: int, answers: Sequence[str]) -> list[float]:
         """Mean log-probability of each general answer under a version that is loaded; empty when the engine

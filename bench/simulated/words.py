@@ -246,3 +246,7 @@ GENERAL: tuple[tuple[str, tuple[str, ...]], ...] = (
     ("How does a bicycle stay upright?", ()),
 )
 """Questions, and words of which one is in every right answer; none: the base model's own answer is the measure."""
+
+PICTURE_QUESTION = "What is in this picture?"
+PICTURES: tuple[str, ...] = ("cat", "elephant", "frog", "owl", "penguin", "turtle")
+"""Pictures of the demo that are asked about; each name is the right answer."""

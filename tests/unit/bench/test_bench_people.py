@@ -222,6 +222,7 @@ def _round(number: int, distance: float, **turn: object) -> dict[str, object]:
         "unseen": {"distance": distance, "repetition": 0.0},
         "first_round": {"distance": distance},
         "general": {"right": 0.5, "lost_share": -0.01},
+        "pictures": {"right": 0.25},
         "turn": turn,
     }
 
@@ -240,7 +241,7 @@ def test_the_table_and_the_picture_show_every_run() -> None:
         ],
     }
     row = next(line for line in report.table(told).splitlines() if line.startswith("| brand"))
-    assert "| 0.80 0.20 0.25 | 0.31 | 0.05 | 0.05 | PR | 0.20 -> 0.25 | -1.0% | 50.0% |" in row
+    assert "| 0.80 0.20 0.25 | 0.31 | 0.05 | 0.05 | PR | 0.20 -> 0.25 | -1.0% | 50.0% | 25.0% |" in row
     assert row.endswith("| 60 120 | distance 0.31 of the first; a round 0.05 worse than one before |")
     told["people"]["brand"]["must_not_learn"] = True
     assert report.missed(told["runs"][0], told) == ["1 versions promoted"]
