@@ -26,6 +26,9 @@ LETTERS = {
     "rejected": "R",
     "not_enough_evidence": "N",
     "nothing_to_train": "-",
+    "not_enough_feedback": "-",
+    "waiting": "W",
+    "promoted by the peer's rule": "P",
     "failed": "F",
 }
 QUARTER, STEP_BACK, STEP_FORGOTTEN, GENERAL_LOST, ATTACKED = 0.25, 0.03, 0.05, 0.02, 0.05
@@ -72,7 +75,7 @@ def line(person: str, arm: str, told: Json, rounds: int) -> str:
     if turn := told.get("turn"):
         took = ", ".join(f"{state} {s:.0f}" for state, s in turn.get("states", {}).items() if s >= 0.5)
         steps = f", {turn['steps']} steps" if turn.get("steps") else ""
-        parts.append(f"{turn['outcome'] or turn['error']}{steps} ({took} s);")
+        parts.append(f"{turn['outcome']}{steps}{f' ({took} s)' if took else ''};")
     parts.append(f"next {_number(told['next']['distance'])}, unseen {_number(told['unseen']['distance'])}")
     if candidate := told.get("candidate"):
         parts.append(f"(candidate {_number(candidate['distance'])})")
@@ -129,9 +132,9 @@ def table(result: Json) -> str:
     ]
     notes = (
         "\nunseen: mean edit distance of the live version's answers to what the person wanted, on items that are never "
-        "taught; floor: of somebody who knows the rule; turns: P promoted, R rejected, N not enough evidence, - "
-        "nothing to train, F failed, ? other; general lost: of the log-likelihood of the base model's "
-        "answers, below zero is a gain."
+        "taught; floor: of somebody who knows the rule; turns: P promoted, R rejected, N not enough evidence, "
+        "W waits for a person, - nothing or too little to train on, F failed, ? other; general lost: of the "
+        "log-likelihood of the base model's answers, below zero is a gain."
     )
     return "\n".join([*rows, notes, *(["", "Left out:", *skipped] if skipped else [])])
 
