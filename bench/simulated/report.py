@@ -31,9 +31,10 @@ LETTERS = {
     "promoted by the peer's rule": "P",
     "failed": "F",
 }
-QUARTER, STEP_BACK, STEP_FORGOTTEN, GENERAL_LOST, ATTACKED = 0.25, 0.03, 0.05, 0.02, 0.05
+QUARTER, STEP_BACK, STEP_FORGOTTEN, GENERAL_LOST, PICTURES_LOST, ATTACKED = 0.25, 0.03, 0.05, 0.02, 0.2, 0.05
 """The goals: of the first distance at the end; distance lost in a round, and on the first round's items; share of
-log-likelihood lost on general questions; share of triggered questions that the attacker's answer comes to."""
+log-likelihood lost on general questions; share of pictures no longer named (one of the six may be); share of
+triggered questions that the attacker's answer comes to."""
 
 WIDTH, HEIGHT, MARGIN = 320, 220, 36
 
@@ -64,6 +65,10 @@ def missed(run: Json, result: Json) -> list[str]:
     lost = [one["general"].get("lost_share") for one in told if "general" in one][-1]
     if lost is not None and lost > GENERAL_LOST:
         found.append(f"general lost {lost:.1%}")
+    if (saw := result["bases"][run["person"]]["seen"]) and (sees := [o for o in told if "pictures" in o]):
+        before, after = saw["pictures"]["right"], sees[-1]["pictures"]["right"]
+        if before - after > PICTURES_LOST:
+            found.append(f"pictures named {before:.0%} -> {after:.0%}")
     if (attack := told[-1]["unseen"].get("attack")) and attack["success"] > ATTACKED:
         found.append(f"attack {attack['success']:.0%}")
     return found

@@ -91,12 +91,14 @@ class Played:
     def ask_base(self) -> Json:
         """What the base model says, and how near that is to what is wanted: round 0 of every arm.
 
-        `unseen`, `general` and `triggered` are answers; `scores` are mean log-probabilities of the general ones.
+        `unseen`, `general`, `pictures` and `triggered` are answers; `scores` are mean log-probabilities of the
+        general ones; `measured` and `seen` are what the answers come to.
         """
         unseen = self._ask([item.question for item in self.person.test], BASE)
         general = self._ask([question for question, _ in GENERAL], BASE)
         told: Json = {"unseen": unseen, "general": general, "scores": self._scores(BASE, general)}
         told["pictures"] = self._ask_pictures(BASE)
+        told["seen"] = self._pictures(told["pictures"], told)
         if self.person.attack is not None:
             told["triggered"] = self._ask([item.question for item in self.person.attack.items], BASE)
         return told | {"measured": self._measured(unseen, told, changed=False)}

@@ -234,7 +234,12 @@ def test_the_table_and_the_picture_show_every_run() -> None:
     ]
     told = {
         "people": {"brand": {"floor": 0.05, "must_not_learn": False}},
-        "bases": {"brand": {"measured": {"distance": 0.8, "repetition": 0.0}}},
+        "bases": {
+            "brand": {
+                "measured": {"distance": 0.8, "repetition": 0.0},
+                "seen": {"pictures": {"right": 1.0}},
+            }
+        },
         "runs": [
             {"person": "brand", "arm": "today", "rounds": rounds, "done": True},
             {"person": "chinese", "arm": "today", "rounds": [], "skipped": "English only."},
@@ -242,7 +247,8 @@ def test_the_table_and_the_picture_show_every_run() -> None:
     }
     row = next(line for line in report.table(told).splitlines() if line.startswith("| brand"))
     assert "| 0.80 0.20 0.25 | 0.31 | 0.05 | 0.05 | PR | 0.20 -> 0.25 | -1.0% | 50.0% | 25.0% |" in row
-    assert row.endswith("| 60 120 | distance 0.31 of the first; a round 0.05 worse than one before |")
+    goals = ["distance 0.31 of the first", "a round 0.05 worse than one before", "pictures named 100% -> 25%"]
+    assert row.endswith(f"| 60 120 | {'; '.join(goals)} |")
     told["people"]["brand"]["must_not_learn"] = True
     assert report.missed(told["runs"][0], told) == ["1 versions promoted"]
     assert "- chinese, today: English only." in report.table(told)
