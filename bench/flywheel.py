@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import signal
 import sys
 import tempfile
@@ -24,7 +23,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # the bench's own package
 
-from bench.simulated import report
+from bench.simulated import homes, report
 from bench.simulated.arms import ARMS, Arm, fitting
 from bench.simulated.people import Person
 from bench.simulated.rounds import Plan, Played
@@ -36,9 +35,6 @@ from comfyloop.settings import Settings
 
 NEVER = 10**9
 """Pieces of feedback that start a turn by themselves: turns here start by hand."""
-
-PLAYED = "rounds-played"
-"""A file in a service's home, there between two rounds."""
 
 Json = dict[str, Any]
 
@@ -95,13 +91,13 @@ def play(book: Book, who: Person, arm: Arm, plan: Plan, settings: Settings, work
         return
     if run["done"]:
         return
+    run.pop("skipped", None)
     run |= {"about": arm.about, "settings": known}
     project = f"{who.name}-{arm.name}"
     home = work / project
-    if _played(home) != len(run["rounds"]):  # killed within a round: from the beginning
-        run["rounds"] = []
     if not run["rounds"]:
-        shutil.rmtree(home, ignore_errors=True)
+        homes.forget(home)
+    run["rounds"] = run["rounds"][: homes.restore(home)]
     trigger = {"trigger_minutes": 0}
     with (
         processes.service(settings, home, NEVER, project, **trigger, **known) as service,
@@ -113,15 +109,14 @@ def play(book: Book, who: Person, arm: Arm, plan: Plan, settings: Settings, work
         if base is None:
             base = book.told["bases"][who.name] = played.ask_base()
         for number in range(len(run["rounds"]) + 1, plan.rounds + 1):
-            (home / PLAYED).unlink(missing_ok=True)
             told = played.round(number, base)
             run["rounds"].append(told)
             book.write()
-            (home / PLAYED).write_text(str(number))
+            homes.keep(home, number)
             print(report.line(who.name, arm.name, told, plan.rounds), flush=True)
     run["done"] = True
     book.write()
-    shutil.rmtree(home, ignore_errors=True)
+    homes.forget(home)
 
 
 def _not_played(who: Person, arm: Arm, known: Json, settings: Settings, plan: Plan) -> str:
@@ -133,14 +128,6 @@ def _not_played(who: Person, arm: Arm, known: Json, settings: Settings, plan: Pl
     if arm.by_peer and not plan.peer:
         return "The peer's rule needs --peer, a Python that has soup-cli."
     return ""
-
-
-def _played(home: Path) -> int:
-    """Rounds whose end this home has seen; 0 when one was begun and not ended, or there is no home."""
-    try:
-        return int((home / PLAYED).read_text())
-    except (FileNotFoundError, ValueError):
-        return 0
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bench.simulated import report, words
+from bench.simulated import homes, report, words
 from bench.simulated.arms import ARMS, Arm, fitting
 from bench.simulated.measures import mean, repetition, says_one_of, worst_step_back
 from bench.simulated.people import Item, Person
@@ -262,3 +264,22 @@ def test_the_table_and_the_picture_show_every_run() -> None:
 def test_a_person_changes_his_mind_only_where_he_can() -> None:
     who: Person = person("brand")
     assert who.wanted(who.train[0], changed=True) == who.wanted(who.train[0])
+
+
+def test_a_home_is_as_it_was_after_its_last_whole_round(tmp_path: Path) -> None:
+    home = tmp_path / "brand-today"
+    assert homes.restore(home) == 0
+    (home / "runs").mkdir(parents=True)
+    (home / "runs" / "status.json").write_text("one")
+    with contextlib.closing(sqlite3.connect(home / "comfyloop.db")) as database:
+        database.execute("create table feedback (id)")
+        homes.keep(home, 1)
+        database.execute("insert into feedback values ('fb_2')")  # a second round that is not ended
+        database.commit()
+    (home / "runs" / "status.json").write_text("two")
+    assert homes.restore(home) == 1
+    assert (home / "runs" / "status.json").read_text() == "one"
+    with contextlib.closing(sqlite3.connect(home / "comfyloop.db")) as database:
+        assert database.execute("select count(*) from feedback").fetchone() == (0,)
+    homes.forget(home)
+    assert list(tmp_path.iterdir()) == []
