@@ -48,23 +48,15 @@ class Head:
         total = weights.sum(-1, keepdim=True)
         log_probs, right = own - top - total.log(), own[:, :1] == top
         if targets.shares is not None:
-            rest = _rest(total, weights.gather(-1, targets.ids))
             log_probs = (targets.shares * log_probs).sum(-1, keepdim=True)
-            log_probs = log_probs + targets.rest * (rest.log() - total.log())
         return Reading(log_probs[:, 0], right[:, 0], weights, total, targets, slope)
 
 
 class Targets(NamedTuple):
-    """What the next token is to be: one, or several and the rest of the vocabulary in shares that add up to one."""
+    """What the next token is to be: one, or several in shares that add up to one."""
 
     ids: Tensor  # [c, k], all different, the likeliest first
     shares: Tensor | None = None  # [c, k] float32; None: k is 1, and all of it is the one token's
-
-    @property
-    def rest(self) -> Tensor:
-        """[c, 1] the share of all other tokens together."""
-        assert self.shares is not None
-        return (1 - self.shares.sum(-1, keepdim=True)).clamp(min=0)
 
     def rows(self, rows: slice) -> Targets:
         return Targets(self.ids[rows], None if self.shares is None else self.shares[rows])
@@ -86,18 +78,8 @@ class Reading(NamedTuple):
     def gradient(self) -> Tensor:
         """Of -log_probs with respect to the linear layer's output, times `total`: [c, V], in the weights' memory."""
         ids, shares = self.targets
-        if shares is None:
-            gradient = self.weights.scatter_add_(-1, ids, -self.total)
-        else:
-            named = self.weights.gather(-1, ids)
-            others = 1 - self.targets.rest * self.total / _rest(self.total, named)
-            gradient = self.weights.mul_(others).scatter_(-1, ids, named - self.total * shares)
+        gradient = self.weights.scatter_add_(-1, ids, -self.total if shares is None else -self.total * shares)
         return gradient if isinstance(self.slope, float) and self.slope == 1.0 else gradient.mul_(self.slope)
-
-
-def _rest(total: Tensor, named: Tensor) -> Tensor:
-    """[c, 1] of `total` what is not of the tokens whose weights [c, k] are given."""
-    return torch.maximum(total - named.sum(-1, keepdim=True), 1e-9 * total)
 
 
 class _HeadLogProbs(torch.autograd.Function):
@@ -197,8 +179,7 @@ def answer_log_probs(
 
     Returns:
         [A] log-probabilities in nats (float32, with a gradient), and [A] whether each token is the model's
-        first choice. Where a token is to be several in shares p, its log-probability is sum(p log q), with
-        all others as one.
+        first choice. Where a token is to be several in shares p, its log-probability is sum(p log q).
     """
     targets = labels if isinstance(labels, Targets) else Targets(labels[:, None])
     log_probs, right = _HeadLogProbs.apply(  # type: ignore[no-untyped-call]
@@ -209,13 +190,10 @@ def answer_log_probs(
 
 @torch.no_grad()
 def likely_tokens(hidden: Tensor, head: Head, most: int, chunk: int = CHUNK) -> Targets:
-    """The `most` likeliest next tokens at states [A, hidden], with their probabilities."""
-    parts = [
-        torch.softmax(head.logits(rows), -1).topk(min(most, len(head.weight)), -1)
-        for rows in torch.split(hidden, chunk)
-    ]
-    shares, ids = (torch.cat([part[i] for part in parts]) for i in (0, 1))
-    return Targets(ids, shares)
+    """The `most` likeliest next tokens at states [A, hidden], in shares that add up to one."""
+    parts = [head.logits(rows).topk(min(most, len(head.weight)), -1) for rows in torch.split(hidden, chunk)]
+    logits, ids = (torch.cat([part[i] for part in parts]) for i in (0, 1))
+    return Targets(ids, torch.softmax(logits, -1))
 
 
 def dpo_loss(

@@ -2,9 +2,10 @@
 
 A style that is learned from a few edits leaks into everything else. Beside the edits go general questions with the
 base model's answers; at each of their tokens the divergence from the base model's own next-token distribution is
-added to the loss, KL(base || model), over its likeliest tokens and all others as one (distillation: Hinton et al.
-2015; as a guard against forgetting: Li and Hoiem 2016). Unlike learning those answers as text it asks for nothing
-new, so that it costs nothing where the model still is what it was.
+added to the loss, KL(base || model), over its likeliest tokens (distillation: Hinton et al. 2015; as a guard against
+forgetting: Li and Hoiem 2016). Unlike learning those answers as text it asks for hardly anything new where the model
+still is what it was. That the unlikely rest is left out sharpens the model a little; with the rest as one more token,
+which is exact, 17% of the likelihood of general answers was lost where nothing is lost so.
 """
 
 from __future__ import annotations
@@ -58,9 +59,4 @@ def entropy(example: Example) -> float:
     """Nats over all tokens of a sample: the part of its cross-entropy that no training can take away."""
     if example.targets is None or example.targets.shares is None:
         return 0.0
-    return float(
-        (
-            torch.special.entr(example.targets.shares).sum(-1)
-            + torch.special.entr(example.targets.rest)[:, 0]
-        ).sum()
-    )
+    return float(torch.special.entr(example.targets.shares).sum())
