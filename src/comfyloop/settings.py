@@ -93,7 +93,7 @@ class Settings(BaseSettings):
         default=6, ge=0, description="Until so many are, each second one: there is soon enough to judge by."
     )
     replay_share: float = Field(
-        default=0.3, ge=0, le=0.9, description="Share of general questions in what a run passes."
+        default=0.4, ge=0, le=0.9, description="Share of general questions in what a run passes."
     )
     rehearsal_samples: int = Field(
         default=40, ge=0, description="Samples of earlier turns that a turn rehearses, each once."
@@ -164,7 +164,7 @@ class Settings(BaseSettings):
     epochs: float = Field(
         default=0.0,
         ge=0,
-        description="Passes over what is new; 0: by how much there is, 6 for up to 20 samples, 2 from 60 on.",
+        description="Passes over what is new; 0: by how much there is, 6 for 20 samples, at most 10, 2 from 60 on.",
     )
     max_steps: int = Field(default=0, ge=0, description="Upper bound of optimiser steps; 0: by epochs.")
     batch_size: int = Field(default=4, ge=1, description="Samples a micro-batch.")

@@ -24,7 +24,7 @@ LEARNING_RATES = {"sft": 1e-3, "dpo": 1e-4, "kto": 1e-4}
 """Of a LoRA, where none is asked for: preference losses go wrong at rates that suit answers."""
 
 
-MOST_EPOCHS = 6.0
+MOST_EPOCHS = 10.0
 """Passes over a few samples; of many, fewer are enough."""
 
 
