@@ -345,6 +345,7 @@ class Version(Record):
 class Verdict(StrEnum):
     PROMOTE = "promote"
     REJECT = "reject"
+    ASK = "ask"  # better as far as can be counted, but a person should look at it
     NOT_ENOUGH_EVIDENCE = "not_enough_evidence"
 
 
@@ -363,6 +364,7 @@ class Measure(Record):
     low: float
     high: float
     higher_is_better: bool = True
+    base: float | None = None  # the base model's, where it was asked too
 
 
 class GateItem(Record):
@@ -376,6 +378,7 @@ class GateItem(Record):
     live_answer: str = ""
     candidate_answer: str = ""
     scores: Scores = {}
+    base: dict[str, float] = {}  # what the base model scored, where it was asked too
 
 
 class GateReport(Record):
@@ -383,10 +386,14 @@ class GateReport(Record):
     live: int
     candidate: int
     verdict: Verdict
-    reasons: tuple[str, ...]
+    reasons: tuple[str, ...]  # sentences, the deciding one first
+    next_step: str = ""  # what to do now, in a sentence
     measures: tuple[Measure, ...] = ()
+    details: tuple[str, ...] = ()  # numbers for specialists
     items: tuple[GateItem, ...] = ()
     sheet: Sha256 | None = None  # a PNG (blob): what both drew of the same prompts and seeds, side by side
+    looks: float = 1.0  # which look this was at its items, on the mean
+    level: float = 0.0  # the one-sided level of this look; 0: nothing was tested
     seconds: float = 0.0
     created_at: datetime = Field(default_factory=now)
 

@@ -212,11 +212,17 @@ class Settings(BaseSettings):
 
     # gate
     gate_min_items: int = Field(default=6, ge=2, description="Fewer held-out items are not enough evidence.")
+    gate_level: float = Field(
+        default=0.02,
+        gt=0,
+        lt=0.5,
+        description="Candidates that are no better pass a first look in at most this share of cases.",
+    )
     gate_confidence: float = Field(
         default=0.95, gt=0.5, lt=1, description="Level of the confidence intervals."
     )
     gate_forgetting: float = Field(
-        default=0.02, ge=0, description="Log-likelihood loss on general questions allowed."
+        default=0.02, ge=0, description="Loss on general questions allowed, as a share."
     )
     gate_max_items: int = Field(default=200, ge=2, description="Held-out items judged at most, newest first.")
     gate_max_answers: int = Field(default=40, ge=2, description="Of these, so many are also answered.")

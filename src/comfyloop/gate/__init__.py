@@ -1,24 +1,32 @@
 """The gate: is a candidate better than what is live, by the paths that will serve it, and beyond chance?"""
 
-from comfyloop.gate.decision import Decision, Evidence, Pairs, decide
+from comfyloop.gate.asking import Scorer
+from comfyloop.gate.decision import Decision, decide
 from comfyloop.gate.images import decide_images, evidence, gate_items, held_out, to_draw
-from comfyloop.gate.judging import Progress, Scorer, judge, write_prompts
+from comfyloop.gate.judging import Progress, about_pictures, judge, prescore, write_prompts
+from comfyloop.gate.kept import Kept
 from comfyloop.gate.pair import together
-from comfyloop.gate.report import render_text
+from comfyloop.gate.pairs import Evidence, General, Pairs
+from comfyloop.gate.report import render_text, summary
 
 __all__ = [
     "Decision",
     "Evidence",
+    "General",
+    "Kept",
     "Pairs",
     "Progress",
     "Scorer",
+    "about_pictures",
     "decide",
     "decide_images",
     "evidence",
     "gate_items",
     "held_out",
     "judge",
+    "prescore",
     "render_text",
+    "summary",
     "to_draw",
     "together",
     "write_prompts",

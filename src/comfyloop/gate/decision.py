@@ -1,19 +1,22 @@
-"""Promote, reject, or say that the evidence does not reach: a pure function of paired numbers.
+"""Promote, reject, ask a person, or say that the evidence does not reach: a pure function of paired numbers.
 
-The rule, in this order; `level` is 1 - settings.gate_confidence:
+The rule, in this order; "proven" is an exact one-sided sign-flip test at the level of this look (looks.py) on
+gains of which outliers are clipped, with a mean that is on the same side:
 
 1. Fewer questions than settings.gate_min_items: not enough evidence.
 2. The same numbers on every item: reject, nothing was learnt.
 3. Worse on the corrections, by likelihood or by edit distance: reject.
-4. Lost more than settings.gate_forgetting of its log-likelihood on general questions: reject.
-5. Worse in a slice: reject.
-6. Better on the corrections by likelihood, answers on average not farther from them, and what it loses on
-   answers that were accepted less than what it gains: promote.
-7. Otherwise not enough evidence.
+4. Lost credibly more than settings.gate_forgetting on general questions, against the base model or, beyond what
+   live had gained over it, against live: reject.
+5. Worse in a part of the corrections, corrected for their number (concerns.py): reject.
+6. Not proven likelier, or answers not proven closer (where answers were rated only, likelihood alone), or the
+   gain too small, or more lost on accepted answers than gained: not enough evidence.
+7. Answers that are no language any more, a part of the corrections or some of them that became much worse, a loss
+   on general questions that may be more than allowed: ask a person.
+8. Otherwise promote.
 
-"Worse" and "better" are both an interval of the mean (BCa) beyond zero and an exact sign-flip test at
-`level`. If the two versions were interchangeable, a promotion would need the test to err, which it does in at
-most `level` of all cases, with five items as with fifty.
+If the two versions were interchangeable, a promotion would need both tests to err, each of which does so in at
+most `level` of all cases, with six items as with two hundred; so it would if only one of them were no better.
 """
 
 from __future__ import annotations
@@ -22,72 +25,66 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD, LOWER_IS_BETTER
-from comfyloop.gate.statistics import Interval, bca_interval, reduction, sign_flip_p
+from comfyloop.gate import concerns, findings, looks
+from comfyloop.gate.findings import Found
+from comfyloop.gate.metrics import EDIT_DISTANCE
+from comfyloop.gate.pairs import SHALLOW, Evidence, Fluency, General, Pairs, mean, percent, things
+from comfyloop.gate.statistics import bca_interval, clipped, sign_flip_p
 from comfyloop.records import Measure, Verdict
 from comfyloop.settings import Settings
+
+__all__ = [
+    "SHALLOW",
+    "SMALLEST_GAIN",
+    "Decision",
+    "Evidence",
+    "Fluency",
+    "General",
+    "Pairs",
+    "better",
+    "decide",
+    "mean",
+    "measure",
+    "percent",
+    "proven",
+    "things",
+    "worse",
+]
 
 SMALLEST_GAIN = 0.01
 """Nats per token. Less than one percent of likelihood is no reason to change what people are used to."""
 
-_SHALLOW = 0.1
-"""Nats per token. A loss is related to at least this, so that near-certain answers do not blow it up."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """One metric on the same independent questions (at least one): live[i] belongs to candidate[i]."""
-
-    metric: str
-    slice: str
-    live: tuple[float, ...]
-    candidate: tuple[float, ...]
-
-    @property
-    def higher_is_better(self) -> bool:
-        return self.metric not in LOWER_IS_BETTER
-
-    @property
-    def differences(self) -> list[float]:
-        return [after - before for before, after in zip(self.live, self.candidate, strict=True)]
-
-    @property
-    def gains(self) -> list[float]:
-        """The differences, positive where the candidate is better."""
-        return [d if self.higher_is_better else -d for d in self.differences]
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """`likelihood` and `distance` are about corrections; `slices` splits them where there are several."""
-
-    likelihood: Pairs | None = None
-    distance: Pairs | None = None
-    slices: tuple[Pairs, ...] = ()
-    accepted: Pairs | None = None
-    general: Pairs | None = None
-
-    @property
-    def pairs(self) -> tuple[Pairs, ...]:
-        every = (self.likelihood, self.distance, *self.slices, self.accepted, self.general)
-        return tuple(pairs for pairs in every if pairs is not None and pairs.live)
-
 
 @dataclass(frozen=True)
 class Decision:
+    """`reasons` are sentences for everybody, the deciding one first; `details` are numbers for specialists."""
+
     verdict: Verdict
     reasons: tuple[str, ...]
     measures: tuple[Measure, ...]
+    details: tuple[str, ...] = ()
+    next_step: str = ""
+    level: float = 0.0
 
 
 def decide(evidence: Evidence, settings: Settings) -> Decision:
-    """The verdict with its reasons as sentences, the deciding one first. Blind to the order of items."""
-    measures = tuple(measure(pairs, settings.gate_confidence) for pairs in evidence.pairs)
-    verdict, first = _verdict(evidence, settings)
-    return Decision(verdict, (first, *_findings(evidence, settings)), measures)
+    """The verdict with its reasons. Blind to the order of items."""
+    confidence = settings.gate_confidence
+    items = len(evidence.likelihood.live) if evidence.likelihood else 0
+    level = looks.level(settings.gate_level, items, evidence.looks)
+    found = _verdict(evidence, settings, level)
+    base = {part.pairs: mean(part.base) for part in evidence.general if part.base}
+    return Decision(
+        verdict=found.verdict,
+        reasons=(found.reason, *findings.plain(evidence, settings)),
+        measures=tuple(measure(pairs, confidence, base.get(pairs)) for pairs in evidence.pairs),
+        details=findings.details(evidence, settings, level),
+        next_step=found.next_step,
+        level=level if items >= settings.gate_min_items else 0.0,
+    )
 
 
-def measure(pairs: Pairs, confidence: float) -> Measure:
+def measure(pairs: Pairs, confidence: float, base: float | None = None) -> Measure:
     interval = bca_interval(pairs.differences, confidence)
     return Measure(
         metric=pairs.metric,
@@ -98,6 +95,7 @@ def measure(pairs: Pairs, confidence: float) -> Measure:
         low=interval.low,
         high=interval.high,
         higher_is_better=pairs.higher_is_better,
+        base=base,
     )
 
 
@@ -108,139 +106,69 @@ def better(gains: Sequence[float], confidence: float) -> bool:
     return bca_interval(gains, confidence).low > 0
 
 
-def loss_share(pairs: Pairs) -> float:
-    """The part of its log-likelihood that the candidate has lost: 0.02 is 2%, negative is a gain."""
-    live = mean(pairs.live)
-    return (live - mean(pairs.candidate)) / max(abs(live), _SHALLOW)
-
-
-def _verdict(evidence: Evidence, settings: Settings) -> tuple[Verdict, str]:
-    pairs, confidence = evidence.likelihood, settings.gate_confidence
-    items = len(pairs.live) if pairs else 0
-    if pairs is None or items < settings.gate_min_items:
-        there = f"Only {things(items, 'held-out correction')} {'is' if items == 1 else 'are'} there"
-        return (
-            Verdict.NOT_ENOUGH_EVIDENCE,
-            f"{there if items else 'No held-out correction is there'} to judge by; "
-            f"{settings.gate_min_items} are needed.",
-        )
-    corrected = [pairs, *([evidence.distance] if evidence.distance else [])]
-    if not any(gain for part in corrected for gain in part.gains):
-        return Verdict.REJECT, "The candidate does exactly what the live version does: nothing was learnt."
-    for part in corrected:
-        if worse(part, confidence):
-            return Verdict.REJECT, f"The candidate is worse on your corrections by {_name(part)}."
-    if evidence.general and (lost := loss_share(evidence.general)) > settings.gate_forgetting:
-        return (
-            Verdict.REJECT,
-            f"The candidate forgets: it lost {percent(lost)} of its log-likelihood on general questions, "
-            f"{percent(settings.gate_forgetting)} is allowed.",
-        )
-    for part in evidence.slices:
-        if worse(part, confidence):
-            return Verdict.REJECT, f"The candidate is worse on the {part.slice} questions by {_name(part)}."
-    return _verdict_on_gains(evidence, pairs, confidence)
-
-
-def _verdict_on_gains(evidence: Evidence, pairs: Pairs, confidence: float) -> tuple[Verdict, str]:
-    gain, distance, accepted = mean(pairs.gains), evidence.distance, evidence.accepted
-    if not better(pairs.gains, confidence):
-        return (
-            Verdict.NOT_ENOUGH_EVIDENCE,
-            f"On {things(len(pairs.live), 'held-out correction')} the candidate and the live version "
-            "cannot be told apart with confidence.",
-        )
-    if gain < SMALLEST_GAIN:
-        return (
-            Verdict.NOT_ENOUGH_EVIDENCE,
-            f"The gain on your corrections is too small to matter ({gain:+.4f} nats per token).",
-        )
-    if distance and math.fsum(distance.gains) < -1e-9:
-        return (
-            Verdict.NOT_ENOUGH_EVIDENCE,
-            "The candidate finds your corrections likelier, but its answers are farther from them.",
-        )
-    if accepted and math.fsum(accepted.gains) + math.fsum(pairs.gains) < 0:
-        return (
-            Verdict.NOT_ENOUGH_EVIDENCE,
-            "The candidate loses more on answers that you accepted than it gains on those you corrected.",
-        )
-    return Verdict.PROMOTE, "The candidate is better on your corrections and keeps what it knew."
-
-
-def _findings(evidence: Evidence, settings: Settings) -> list[str]:
-    """What was seen, a sentence a measure, whatever the verdict."""
-    confidence = settings.gate_confidence
-    sentences = []
-    if evidence.distance:
-        sentences.append(_distance_sentence(evidence.distance, confidence))
-    if evidence.likelihood:
-        sentences.append(_likelihood_sentence(evidence.likelihood, confidence))
-    if evidence.accepted:
-        items, change = len(evidence.accepted.live), mean(evidence.accepted.gains)
-        sentences.append(
-            f"On {things(items, 'answer')} that you accepted, log-likelihood changes by {change:+.3f} "
-            "nats per token."
-        )
-    if evidence.general:
-        lost = loss_share(evidence.general)
-        sentences.append(
-            f"On {things(len(evidence.general.live), 'general question')}, log-likelihood "
-            f"{'falls' if lost > 0 else 'rises'} by {percent(abs(lost))} "
-            f"({percent(settings.gate_forgetting)} of loss is allowed)."
-        )
-    for part in evidence.slices:
-        if part.metric == LOG_LIKELIHOOD and len(part.live) < settings.gate_min_items:
-            sentences.append(
-                f"The slice {part.slice} has {things(len(part.live), 'question')}: too few to guard alone."
-            )
-    return sentences
-
-
-def _distance_sentence(pairs: Pairs, confidence: float) -> str:
-    live, candidate = mean(pairs.live), mean(pairs.candidate)
-    start = f"On {things(len(pairs.live), 'held-out correction')} the candidate's answers are "
-    if live <= 1e-6 or candidate == live:
-        return start + f"as far from yours as before (edit distance {live:.2f} and {candidate:.2f})."
-    closer = 1 - candidate / live
-    interval = reduction(pairs.live, pairs.candidate, confidence)
-    if closer < 0:
-        closer, interval = -closer, Interval(-interval.high, -interval.low)
-    way = "closer to" if candidate < live else "farther from"
-    return start + (
-        f"{closer:.0%} {way} yours ({confidence:.0%} interval {interval.low:.0%} to {interval.high:.0%}; "
-        f"edit distance {live:.2f} before, {candidate:.2f} now)."
-    )
-
-
-def _likelihood_sentence(pairs: Pairs, confidence: float) -> str:
-    gains = pairs.gains
-    interval = bca_interval(gains, confidence)
-    gain, won = mean(gains), sum(gain > 0 for gain in gains)
-    likelier = "more" if gain >= 0 else "less"
-    p = sign_flip_p(gains if gain >= 0 else [-gain for gain in gains])
-    return (
-        f"It finds your corrections {likelier} likely than the live version does, by {abs(gain):.3f} nats "
-        f"per token ({confidence:.0%} interval of the change {interval.low:+.3f} to {interval.high:+.3f}); "
-        f"it is ahead on {won} of {len(gains)}. Chance alone looks so in {percent(p)} of cases."
-    )
-
-
 def worse(pairs: Pairs, confidence: float) -> bool:
     return better([-gain for gain in pairs.gains], confidence)
 
 
-def _name(pairs: Pairs) -> str:
-    return "edit distance" if pairs.metric == EDIT_DISTANCE else "likelihood"
+def proven(gains: Sequence[float], level: float) -> bool:
+    """Whether gains are beyond chance at `level`, outliers clipped, and their mean is a gain too."""
+    return math.fsum(gains) > 0 and sign_flip_p(clipped(gains)) <= level + 1e-12
 
 
-def mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values)
+def _verdict(evidence: Evidence, settings: Settings, level: float) -> Found:
+    pairs, confidence = evidence.likelihood, settings.gate_confidence
+    items = len(pairs.live) if pairs else 0
+    if pairs is None or items < settings.gate_min_items:
+        return findings.too_few(items, settings.gate_min_items)
+    corrected = [pairs, *([evidence.distance] if evidence.distance else [])]
+    if not any(gain for part in corrected for gain in part.gains):
+        return findings.nothing_learnt()
+    for part in corrected:
+        if worse(part, confidence):
+            return findings.worse(part)
+    for kind in evidence.general:
+        if (lost := concerns.forgets(kind, settings.gate_forgetting, len(evidence.general))) is not None:
+            return lost
+    if (part_worse := concerns.worse_part(evidence.slices, SMALLEST_GAIN)) is not None:
+        return findings.worse_part(part_worse)
+    return (
+        _unproven(evidence, pairs, settings, level)
+        or next(concerns.to_ask(evidence, pairs, settings.gate_forgetting), None)
+        or Found(Verdict.PROMOTE, _good(evidence, settings), "Nothing: it can be made live.")
+    )
 
 
-def things(number: int, word: str) -> str:
-    return f"{number} {word}{'' if number == 1 else 's'}"
+def _unproven(evidence: Evidence, pairs: Pairs, settings: Settings, level: float) -> Found | None:
+    """Why the gain is not proven, or None when it is."""
+    gain, distance, accepted = mean(pairs.gains), evidence.distance, evidence.accepted
+    if not proven(pairs.gains, level):
+        return findings.unclear(pairs, level, evidence.looks, "the two versions cannot be told apart")
+    if gain < SMALLEST_GAIN:
+        return findings.too_small(gain)
+    if distance is not None and is_needed(distance, settings):
+        if math.fsum(distance.gains) < -1e-9:
+            return findings.farther()
+        won, lost = (sum(sign * gain > 0 for gain in distance.gains) for sign in (1, -1))
+        if won <= lost or not proven(distance.gains, level):
+            return findings.unclear(
+                distance, level, evidence.looks, "it is not yet clear that its answers come closer to yours"
+            )
+    elif distance is not None and math.fsum(distance.gains) < -1e-9:
+        return findings.farther()
+    if accepted and math.fsum(accepted.gains) + math.fsum(pairs.gains) < 0:
+        return findings.loses_accepted()
+    return None
 
 
-def percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{share:.1g}".replace("e-0", "e-")
+def is_needed(distance: Pairs, settings: Settings) -> bool:
+    """Whether answers must come closer. Rated answers have no text to come close to: of those few that were
+    corrected beside them it is enough that they do not go farther."""
+    return len(distance.live) >= min(settings.gate_min_items, settings.gate_max_answers)
+
+
+def _good(evidence: Evidence, settings: Settings) -> str:
+    kept = " and keeps what it knew" if evidence.general else ""
+    if evidence.distance and is_needed(evidence.distance, settings):
+        assert evidence.distance.metric == EDIT_DISTANCE
+        return f"The candidate is better on your corrections: its answers are closer to yours{kept}."
+    return f"The candidate is better on your corrections{kept}."

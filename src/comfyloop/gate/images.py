@@ -8,10 +8,10 @@ The rule, in this order; what the recipe learns is how to draw kept pictures (`i
 3. Worse at what the recipe learns, overall or in one band of noise: reject.
 4. Worse at the other thing: reject. Learning picks may cost settings.gate_image_loss of the denoising loss.
 5. Better at what the recipe learns, and what it draws is not farther from prompts or kept pictures: promote.
-6. Otherwise not enough evidence; where drawings are why, a person should look at them.
+6. Otherwise not enough evidence; where drawings are why, a person is asked.
 
-"Worse" and "better" are those of `decision`. Losses are means over the person's own prompt and the prompt that the
-version's own text side wrote, so that the pair is judged by what it will do.
+"Worse" is that of `decision`, "better" its "proven". Losses are means over the person's own prompt and the prompt
+that the version's own text side wrote, so that the pair is judged by what it will do.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from comfyloop.gate.decision import Decision, Pairs, better, mean, measure, things, worse
+from comfyloop.gate import looks
+from comfyloop.gate.decision import Decision, measure, proven, worse
+from comfyloop.gate.findings import LOOK_AT_IT
 from comfyloop.gate.judging import ALL, by_groups
 from comfyloop.gate.metrics import (
     DENOISING_LOSS,
@@ -28,12 +30,19 @@ from comfyloop.gate.metrics import (
     PICK_MARGIN,
     TEXT_SIMILARITY,
 )
+from comfyloop.gate.pairs import Pairs, mean, things
 from comfyloop.gate.statistics import reduction
 from comfyloop.records import GateItem, Sample, Scores, Verdict
 from comfyloop.settings import Settings
 
 SMALLEST_SHARE = 0.001
 """Of the denoising loss. Less is no reason to change what people are used to."""
+
+_NEXT = {
+    Verdict.ASK: f"Look at the contact sheet. {LOOK_AT_IT}",
+    Verdict.NOT_ENOUGH_EVIDENCE: "Go on picking pictures: a part of the questions is kept for judging.",
+    Verdict.REJECT: "The live version stays.",
+}
 
 PROMPTS, BANDS = ("own", "written"), ("low", "middle", "high")
 
@@ -110,7 +119,8 @@ def decide_images(evidence: ImageEvidence, settings: Settings) -> Decision:
     """The verdict with its reasons as sentences, the deciding one first. Blind to the order of items."""
     measures = tuple(measure(pairs, settings.gate_confidence) for pairs in evidence.pairs)
     verdict, first = _verdict(evidence, settings)
-    return Decision(verdict, (first, *_findings(evidence, settings)), measures)
+    step = _NEXT.get(verdict, "")
+    return Decision(verdict, (first, *_findings(evidence, settings)), measures, next_step=step)
 
 
 def gate_items(
@@ -165,7 +175,8 @@ def _verdict(evidence: ImageEvidence, settings: Settings) -> tuple[Verdict, str]
         lost = -share_gained(other) if picks else 1.0
         if lost > (settings.gate_image_loss if picks else 0.0):
             return Verdict.REJECT, f"The image side is worse at {_thing(other)}."
-    if not better(learnt.gains, confidence) or (not picks and share_gained(learnt) < SMALLEST_SHARE):
+    level = looks.level(settings.gate_level, items, 1.0)
+    if not proven(learnt.gains, level) or (not picks and share_gained(learnt) < SMALLEST_SHARE):
         return (
             Verdict.NOT_ENOUGH_EVIDENCE,
             f"By {things(items, 'held-out question')} the image sides cannot be told apart with confidence.",
@@ -173,7 +184,7 @@ def _verdict(evidence: ImageEvidence, settings: Settings) -> tuple[Verdict, str]
     for part in evidence.drawn:
         if worse(part, confidence):
             return (
-                Verdict.NOT_ENOUGH_EVIDENCE,
+                Verdict.ASK,
                 f"The image side is better at {_thing(learnt)}, but what it draws is farther from "
                 f"{_aim(part)}: look at the contact sheet.",
             )

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
-from comfyloop import data_urls
-from comfyloop.errors import Busy
-from comfyloop.gate import suites
-from comfyloop.gate.decision import Evidence, Pairs, decide
-from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD, edit_distance, log_likelihood
-from comfyloop.records import GateItem, GateReport, Message, Sample, TextPart
+from comfyloop.gate import fluency, looks, slices, suites
+from comfyloop.gate.asking import Again, Asker, Recalled, Scorer, Seen, WireMessage, patient, wire
+from comfyloop.gate.decision import decide
+from comfyloop.gate.kept import Kept
+from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD, RIGHT_ANSWER
+from comfyloop.gate.pairs import Evidence, Fluency, General, Pairs
+from comfyloop.gate.suites import Question
+from comfyloop.records import GateItem, GateReport, Message, Sample
 from comfyloop.settings import Settings
+
+__all__ = ["ACCEPTED", "ALL", "GENERAL", "Progress", "Scorer", "WireMessage", "judge", "prescore"]
 
 ALL = "all"
 ACCEPTED = "accepted"
@@ -25,57 +27,22 @@ GENERAL = "general"
 IN_FLIGHT = 4
 """Requests at a time: enough for the engine to batch, few enough to leave room for people."""
 
-_BUSY_TRIES = 60
-_LONGEST_ANSWER = 512  # tokens
 PROMPT_TOKENS = 96
 """Longest prompt that is written for an image model."""
 
-WireMessage = Mapping[str, Any]
-"""A chat message as OpenAI's API spells it."""
+READ_CLOSELY = 6
+"""Answers to corrections that the base model is asked about; as many are asked of live twice for the noise."""
+
+ANSWERED_GENERALLY = 2
+"""General questions that are also answered; so many again about pictures."""
+
+_NOISE_ANSWERS = 2
+_ABOUT_PICTURES = frozenset({"vision", "prompt", "graph"})
 
 Progress = Callable[[int, int], None]
 """Told how many items are done, of how many. May raise to stop the gate."""
 
 _T = TypeVar("_T")
-
-
-class Scored(Protocol):
-    @property
-    def logprobs(self) -> list[float]: ...
-
-
-class Scorer(Protocol):
-    """What the gate needs of an engine; `serve.client.EngineClient` is one. Called from several threads."""
-
-    def answer(self, model: str, messages: Sequence[WireMessage], max_tokens: int) -> str:
-        """The greedy answer."""
-        ...
-
-    def score(self, model: str, messages: Sequence[WireMessage], answer: str) -> Scored:
-        """Log-probabilities of the tokens of `answer` after `messages`."""
-        ...
-
-
-@dataclass(frozen=True)
-class _Seen:
-    """One item as both versions saw it: (live, candidate)."""
-
-    sample: Sample
-    likelihood: tuple[float, float]
-    answers: tuple[str, str] | None = None
-
-    @property
-    def gainful(self) -> tuple[float, float]:
-        """The likelihood, so that more is better: an answer that was not wanted is to become less likely."""
-        live, candidate = self.likelihood
-        return (-live, -candidate) if self.sample.label is False else self.likelihood
-
-    @property
-    def distance(self) -> tuple[float, float] | None:
-        if self.answers is None:
-            return None
-        live, candidate = self.answers
-        return edit_distance(live, self.sample.answer), edit_distance(candidate, self.sample.answer)
 
 
 def judge(
@@ -92,6 +59,9 @@ def judge(
     *,
     base_model: str,
     base_name: str = "base",
+    kept: Kept | None = None,
+    before: Iterable[GateReport] = (),
+    pictures: bool = False,
 ) -> GateReport:
     """Compares two versions on held-out corrections, accepted answers and general questions.
 
@@ -103,41 +73,67 @@ def judge(
         progress: Called in this thread, first with (0, total).
         base_model: What tells base models apart: its general answers are kept in `settings.cache_dir` by it.
         base_name: What the engine calls the base model.
+        kept: What was answered and scored before; only the rest is asked.
+        before: Reports of the project: those against the same live version have looked at the same items.
+        pictures: Ask the general questions about pictures, also where no held-out item is about one.
 
     Raises:
         ComfyLoopError: The engine does not know a model, is down, or stays busy for a minute.
     """
     started = time.monotonic()
-    asked = _References(engine, (live_name, candidate_name), base_name, images)
-    corrections, accepted = _wanted(holdout, settings.gate_max_items)
-    groups = {sample.group for sample in corrections}
-    questions = suites.general_questions() if len(groups) >= settings.gate_min_items else ()
-    remembered = suites.cached_answers(base_model, settings.cache_dir)
-    # nothing is to come close to an answer that was only rated
-    answered = [s for s in corrections if s.kind != "labelled"][: settings.gate_max_answers]
-    work: list[Callable[[], _Seen | None]] = [
-        *(lambda s=s: asked.look(s, answer=True) for s in answered),
-        *(lambda s=s: asked.look(s) for s in corrections if s not in answered),
-        *(lambda s=s: asked.look(s) for s in accepted),
-        *(lambda q=q: asked.recall(q, project, remembered) for q in questions),
-    ]
-    before = len(remembered)
+    kept = Kept() if kept is None else kept
+    asker = Asker(engine, kept, (live_name, candidate_name), base_name, images)
+    work = _Work(holdout, settings, pictures)
     try:
-        seen = [item for item in _run(work, min(IN_FLIGHT, settings.max_batch), progress) if item is not None]
+        kept.load(base_name, base_model, settings.cache_dir)
+        done = _run([*work.calls(asker), *work.noise(asker)], _at_once(settings), progress)
     finally:
-        if len(remembered) > before:
-            suites.keep_answers(base_model, settings.cache_dir, remembered)
-    decision = decide(_evidence(seen), settings)
+        kept.save(base_name, base_model, settings.cache_dir, asker.general)
+    seen = [item for item in done if isinstance(item, Seen)]
+    recalled = [item for item in done if isinstance(item, Recalled)]
+    again = [item for item in done if isinstance(item, Again)]
+    control = next((item for item in done if isinstance(item, float)), 0.0)
+    corrected = [item for item in seen if not _is_accepted(item.sample)]
+    look = looks.number(looks.seen_before(before, live, candidate), [item.sample.id for item in corrected])
+    decision = decide(_evidence(seen, recalled, again, control, look), settings)
     return GateReport(
         project=project,
         live=live,
         candidate=candidate,
         verdict=decision.verdict,
         reasons=decision.reasons,
+        next_step=decision.next_step.replace("promote N", f"promote {candidate}"),
         measures=decision.measures,
-        items=tuple(_gate_item(item) for item in seen),
+        details=decision.details,
+        items=(*map(_gate_item, seen), *map(_general_item, recalled)),
+        looks=round(look, 3),
+        level=decision.level,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def prescore(
+    engine: Scorer,
+    live_name: str,
+    holdout: Sequence[Sample],
+    images: Callable[[str], bytes],
+    settings: Settings,
+    kept: Kept,
+    progress: Progress | None = None,
+    *,
+    base_model: str,
+    base_name: str = "base",
+    pictures: bool = False,
+) -> None:
+    """Asks the live version and the base model what `judge` will ask them, and keeps it, while the candidate is
+    still being trained. Args and errors are those of `judge`."""
+    asker = Asker(engine, kept, (live_name, None), base_name, images)
+    work = _Work(holdout, settings, pictures)
+    try:
+        kept.load(base_name, base_model, settings.cache_dir)
+        _run(work.calls(asker), _at_once(settings), progress)
+    finally:
+        kept.save(base_name, base_model, settings.cache_dir, asker.general)
 
 
 def write_prompts(
@@ -157,16 +153,57 @@ def write_prompts(
     asked = {repr(sample.prompt): sample.prompt for sample in briefed}  # many pictures are made of one brief
 
     def write(prompt: tuple[Message, ...]) -> tuple[str, str]:
-        wire = [_wire(message, images) for message in prompt]
+        messages = [wire(message, images) for message in prompt]
         live, candidate = (
-            " ".join(_patient(lambda name=name: engine.answer(name, wire, PROMPT_TOKENS)).split())  # type: ignore[misc]
+            " ".join(patient(lambda name=name: engine.answer(name, messages, PROMPT_TOKENS)).split())  # type: ignore[misc]
             for name in (live_name, candidate_name)
         )
         return live, candidate
 
     work = [lambda prompt=prompt: write(prompt) for prompt in asked.values()]
-    written = dict(zip(asked, _run(work, min(IN_FLIGHT, settings.max_batch), progress), strict=True))
+    written = dict(zip(asked, _run(work, _at_once(settings), progress), strict=True))
     return {sample.id: written[repr(sample.prompt)] for sample in briefed}
+
+
+def about_pictures(samples: Iterable[Sample]) -> bool:
+    """Whether a project works with pictures: a sample shows one, or was made where pictures are."""
+    return any(
+        sample.images or sample.picked or sample.slice in _ABOUT_PICTURES
+        for sample in samples
+        if not sample.replay
+    )
+
+
+class _Work:
+    """What is to be asked, in its order."""
+
+    def __init__(self, holdout: Sequence[Sample], settings: Settings, pictures: bool) -> None:
+        self.corrections, self.accepted = _wanted(holdout, settings.gate_max_items)
+        # nothing is to come close to an answer that was only rated
+        self.answered = [s for s in self.corrections if s.kind != "labelled"][: settings.gate_max_answers]
+        self.enough = len({sample.group for sample in self.corrections}) >= settings.gate_min_items
+        pictures = pictures or about_pictures(holdout)
+        self.questions = suites.general_questions(pictures=pictures) if self.enough else ()
+
+    def calls(self, asker: Asker) -> list[Callable[[], Seen | Recalled | Again | float | None]]:
+        close = self.answered[:READ_CLOSELY] if self.enough else []
+        own = [question for question in self.questions if not question.right]
+        told = [q for q in own if not q.picture][:ANSWERED_GENERALLY]
+        told += [q for q in own if q.picture][:ANSWERED_GENERALLY]
+        return [
+            *(lambda s=s: asker.look(s, answer=True, language=s in close) for s in self.answered),
+            *(lambda s=s: asker.look(s) for s in self.corrections if s not in self.answered),
+            *(lambda s=s: asker.look(s) for s in self.accepted),
+            *(lambda q=q: asker.recall(q, answer=q in told) for q in self.questions),
+            *([asker.control] if self.enough else []),
+        ]
+
+    def noise(self, asker: Asker) -> list[Callable[[], Seen | Recalled | Again | float | None]]:
+        twice = self.corrections[:READ_CLOSELY] if self.enough else []
+        return [
+            lambda s=s, answer=place < _NOISE_ANSWERS and s in self.answered: asker.again(s, answer=answer)  # type: ignore[misc]
+            for place, s in enumerate(twice)
+        ]
 
 
 def _wanted(holdout: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sample]]:
@@ -183,85 +220,8 @@ def _is_accepted(sample: Sample) -> bool:
     return sample.origin == "answer_accepted"
 
 
-class _References:
-    """Asks both versions about references."""
-
-    def __init__(
-        self, engine: Scorer, names: tuple[str, str], base_name: str, images: Callable[[str], bytes]
-    ) -> None:
-        self._engine = engine
-        self._names = names
-        self._base_name = base_name
-        self._images = images
-        self._lock = threading.Lock()
-
-    def look(self, sample: Sample, *, answer: bool = False) -> _Seen:
-        """Both versions' likelihood of the sample's answer and, if asked for, their own answers."""
-        live, candidate = self._names
-        prompt = [_wire(message, self._images) for message in sample.prompt]
-        first = _patient(lambda: self._engine.score(live, prompt, sample.answer))
-        second = _patient(lambda: self._engine.score(candidate, prompt, sample.answer))
-        likelihood = log_likelihood(first.logprobs), log_likelihood(second.logprobs)
-        if not answer:
-            return _Seen(sample, likelihood)
-        room = min(len(first.logprobs) * 3 // 2 + 16, _LONGEST_ANSWER)
-        return _Seen(
-            sample,
-            likelihood,
-            (
-                _patient(lambda: self._engine.answer(live, prompt, room)),
-                _patient(lambda: self._engine.answer(candidate, prompt, room)),
-            ),
-        )
-
-    def recall(self, question: str, project: str, remembered: dict[str, str]) -> _Seen | None:
-        """Both versions' likelihood of the base model's answer, which is asked for at first use.
-
-        None for a question to which the base model says nothing.
-        """
-        prompt = Message.of("user", question)
-        wire = [_wire(prompt, self._images)]
-        if (reference := remembered.get(question)) is None:
-            reference = suites.ask_base(
-                question,
-                lambda _, tokens: _patient(lambda: self._engine.answer(self._base_name, wire, tokens)),
-            )
-            with self._lock:
-                remembered[question] = reference
-        if not reference:
-            return None
-        sample = Sample(
-            id=f"general:{question}",
-            project=project,
-            kind="sft",
-            messages=(prompt, Message.of("assistant", reference)),
-            group=question,
-            slice=GENERAL,
-            replay=True,
-        )
-        return self.look(sample)
-
-
-def _wire(message: Message, images: Callable[[str], bytes]) -> dict[str, Any]:
-    if not message.images:
-        return {"role": message.role, "content": message.text}
-    parts: list[dict[str, Any]] = [
-        {"type": "text", "text": part.text}
-        if isinstance(part, TextPart)
-        else {"type": "image_url", "image_url": {"url": data_urls.encode(images(part.sha256))}}
-        for part in message.content
-    ]
-    return {"role": message.role, "content": parts}
-
-
-def _patient(call: Callable[[], _T]) -> _T:
-    """The call again while the engine's queue is full: people's requests come first."""
-    for _ in range(_BUSY_TRIES):
-        try:
-            return call()
-        except Busy as busy:
-            time.sleep(min(busy.retry_after or 1.0, 5.0))
-    return call()
+def _at_once(settings: Settings) -> int:
+    return min(IN_FLIGHT, settings.max_batch)
 
 
 def _run(work: Sequence[Callable[[], _T]], at_once: int, progress: Progress | None) -> list[_T]:
@@ -283,39 +243,53 @@ def _run(work: Sequence[Callable[[], _T]], at_once: int, progress: Progress | No
     return [future.result() for future in futures]
 
 
-def _evidence(seen: Sequence[_Seen]) -> Evidence:
-    general = [item for item in seen if item.sample.replay]
+# --- what was seen, as evidence
+
+
+def _evidence(
+    seen: Sequence[Seen],
+    recalled: Sequence[Recalled],
+    again: Sequence[Again],
+    control: float,
+    look: float,
+) -> Evidence:
     accepted = [item for item in seen if _is_accepted(item.sample)]
-    corrected = [item for item in seen if not (item.sample.replay or _is_accepted(item.sample))]
-    names = sorted({item.sample.slice for item in corrected})
+    corrected = [item for item in seen if not _is_accepted(item.sample)]
+    floors = {
+        LOG_LIKELIHOOD: max((one.likelihood for one in again), default=0.0),
+        EDIT_DISTANCE: max((one.distance for one in again if one.distance is not None), default=0.0),
+    }
+    parts = slices.parts([item.sample for item in reversed(corrected)])
     by_slice = [
         pairs
-        for name in (names if len(names) > 1 else ())
+        for name, groups in sorted(parts.items())
         for of in (_likelihoods, _distances)
-        if (pairs := of(name, [item for item in corrected if item.sample.slice == name]))
+        if (pairs := of(name, [item for item in corrected if item.sample.group in groups], floors))
     ]
     return Evidence(
-        likelihood=_likelihoods(ALL, corrected),
-        distance=_distances(ALL, corrected),
+        likelihood=_likelihoods(ALL, corrected, floors),
+        distance=_distances(ALL, corrected, floors),
         slices=tuple(by_slice),
-        accepted=_likelihoods(ACCEPTED, accepted),
-        general=_likelihoods(GENERAL, general),
+        accepted=_likelihoods(ACCEPTED, accepted, floors),
+        general=_general(recalled),
+        fluency=tuple(_fluencies(corrected, recalled, control)),
+        looks=look,
     )
 
 
-def _likelihoods(name: str, seen: Sequence[_Seen]) -> Pairs | None:
-    return by_groups(LOG_LIKELIHOOD, name, ((item.sample.group, item.gainful) for item in seen))
+def _likelihoods(name: str, seen: Sequence[Seen], floors: Mapping[str, float]) -> Pairs | None:
+    values = ((item.sample.group, item.gainful) for item in seen)
+    return by_groups(LOG_LIKELIHOOD, name, values, floors[LOG_LIKELIHOOD])
 
 
-def _distances(name: str, seen: Sequence[_Seen]) -> Pairs | None:
-    return by_groups(
-        EDIT_DISTANCE,
-        name,
-        ((item.sample.group, item.distance) for item in seen if item.distance is not None),
-    )
+def _distances(name: str, seen: Sequence[Seen], floors: Mapping[str, float]) -> Pairs | None:
+    values = ((item.sample.group, item.distance) for item in seen if item.distance is not None)
+    return by_groups(EDIT_DISTANCE, name, values, floors[EDIT_DISTANCE])
 
 
-def by_groups(metric: str, name: str, values: Iterable[tuple[str, tuple[float, float]]]) -> Pairs | None:
+def by_groups(
+    metric: str, name: str, values: Iterable[tuple[str, tuple[float, float]]], floor: float = 0.0
+) -> Pairs | None:
     """One pair a group: answers to one question are no independent evidence, so they are averaged."""
     by_group: dict[str, list[tuple[float, float]]] = {}
     for group, pair in values:
@@ -326,22 +300,99 @@ def by_groups(metric: str, name: str, values: Iterable[tuple[str, tuple[float, f
         tuple(math.fsum(pair[side] for pair in pairs) / len(pairs) for pairs in by_group.values())
         for side in (0, 1)
     )
-    return Pairs(metric, name, live, candidate)
+    return Pairs(metric, name, live, candidate, floor)
 
 
-def _gate_item(item: _Seen) -> GateItem:
+def _metric(question: Question) -> str:
+    return RIGHT_ANSWER if question.right else LOG_LIKELIHOOD
+
+
+def _general(recalled: Sequence[Recalled]) -> tuple[General, ...]:
+    kinds: dict[tuple[str, str], list[Recalled]] = {}
+    for item in recalled:
+        kinds.setdefault((_metric(item.question), item.question.slice), []).append(item)
+    return tuple(
+        General(metric, name, *(tuple(item.scores[side] for item in items) for side in range(3)))
+        for (metric, name), items in sorted(kinds.items(), reverse=True)
+    )
+
+
+def _fluencies(corrected: Sequence[Seen], recalled: Sequence[Recalled], control: float) -> list[Fluency]:
+    """Of the answers to corrections, and of those to general questions of each kind."""
+    answered = [(*item.answers, item.sample.answer) for item in corrected if item.answers]
+    told = [item.language for item in corrected if item.language]
+    found = []
+    if answered:
+        surprise = [
+            (t.live, t.candidate, t.wanted)
+            for t in told
+            if t.live is not None and t.candidate is not None and t.wanted is not None
+        ]
+        live, candidate, wanted = zip(*surprise, strict=True) if surprise else ((), (), ())
+        found.append(
+            Fluency(
+                answers=len(answered),
+                broken=_broken(answered),
+                surprise=Pairs(LOG_LIKELIHOOD, "surprise", live, candidate) if surprise else None,
+                wanted=wanted,
+                order=tuple(t.order for t in told if t.order is not None),
+                wanted_order=tuple(t.wanted_order for t in told if t.wanted_order is not None),
+                control=control,
+            )
+        )
+    for name in ("general", "general picture"):
+        replies = [
+            (*item.answers, item.reference)
+            for item in recalled
+            if item.answers and item.question.slice == name
+        ]
+        if replies:
+            broken = tuple((kind, counts) for kind, counts in _broken(replies) if kind != "too long")
+            found.append(Fluency(f"{name} questions", len(replies), broken))
+    return found
+
+
+def _broken(answered: Sequence[tuple[str, str, str]]) -> tuple[tuple[str, tuple[int, int]], ...]:
+    """Kinds of fault -> how many answers of (live, candidate) have it. Args: (live, candidate, wanted)."""
+    counts: dict[str, list[int]] = {}
+    for live, candidate, wanted in answered:
+        for side, text in enumerate((live, candidate)):
+            if (kind := fluency.fault(text, wanted)) is not None:
+                counts.setdefault(kind, [0, 0])[side] += 1
+    return tuple((kind, (one, other)) for kind, (one, other) in sorted(counts.items()))
+
+
+# --- what was seen, as the report's items
+
+
+def _gate_item(item: Seen) -> GateItem:
     sample, answers = item.sample, item.answers or ("", "")
     scores = {LOG_LIKELIHOOD: item.likelihood}
     if item.distance is not None:
         scores[EDIT_DISTANCE] = item.distance
-    asked = next((message.text for message in reversed(sample.prompt) if message.role == "user"), "")
     return GateItem(
         sample=sample.id,
         slice=ACCEPTED if _is_accepted(sample) else sample.slice,
-        question=asked,
+        question=slices.asked(sample),
         images=sample.images,
         reference=sample.answer,
         live_answer=answers[0],
         candidate_answer=answers[1],
         scores=scores,
+    )
+
+
+def _general_item(item: Recalled) -> GateItem:
+    base, live, candidate = item.scores
+    answers = item.answers or ("", "")
+    metric = _metric(item.question)
+    return GateItem(
+        sample=item.question.id,
+        slice=item.question.slice,
+        question=item.question.question,
+        reference=item.reference,
+        live_answer=answers[0],
+        candidate_answer=answers[1],
+        scores={metric: (live, candidate)},
+        base={metric: base},
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 LOG_LIKELIHOOD = "log_likelihood"
@@ -9,6 +10,9 @@ LOG_LIKELIHOOD = "log_likelihood"
 
 EDIT_DISTANCE = "edit_distance"
 """Characters to change from the answer to the reference, over the longer one's length: 0 equal, 1 all."""
+
+RIGHT_ANSWER = "right_answer"
+"""Chance of the right answer among it and wrong ones, by their likelihood a token; 0 to 1, higher is better."""
 
 DENOISING_LOSS = "denoising_loss"
 """Mean squared error of what the image model says of a noisy kept picture; lower is better."""
@@ -38,6 +42,17 @@ def log_likelihood(logprobs: Sequence[float]) -> float:
     if not logprobs:
         raise ValueError("there are no tokens to take the mean of")
     return sum(logprobs) / len(logprobs)
+
+
+def right_answer_of(right: float, wrong: Sequence[float]) -> float:
+    """The chance of the right answer when one of the given ones must be chosen.
+
+    Args:
+        right, wrong: Log-likelihoods of the right answer and of each wrong one, in nats per token.
+    """
+    top = max(right, *wrong)
+    shares = [math.exp(height - top) for height in (right, *wrong)]
+    return shares[0] / math.fsum(shares)
 
 
 def edit_distance(answer: str, reference: str) -> float:

@@ -1,15 +1,16 @@
 """A version is promoted whole or not at all: what the verdicts on its two sides say together. Pure.
 
-- A side that is rejected rejects the version.
+- A side that is rejected rejects the version; one about which a person is asked has the person asked about both.
 - Both sides better: promote. One better and the other measured and worse in nothing: promote.
 - Otherwise not enough evidence.
 
-Each side's verdict errs by itself, so of versions that are no better at all at most twice `1 - gate_confidence` pass.
+Each side's verdict errs by itself, so of versions that are no better at all at most twice `gate_level` pass.
 """
 
 from __future__ import annotations
 
 from comfyloop.gate.judging import ALL, GENERAL
+from comfyloop.gate.metrics import DENOISING_LOSS
 from comfyloop.records import GateReport, Measure, Verdict
 from comfyloop.settings import Settings
 
@@ -21,6 +22,9 @@ def together(text: GateReport, image: GateReport, settings: Settings) -> GateRep
     if Verdict.REJECT in verdicts:
         name = next(name for name, report in sides.items() if report.verdict is Verdict.REJECT)
         verdict, first = Verdict.REJECT, f"{name} is rejected, and a version is promoted whole or not at all."
+    elif Verdict.ASK in verdicts:
+        name = next(name for name, report in sides.items() if report.verdict is Verdict.ASK)
+        verdict, first = Verdict.ASK, f"A person should look at {name.lower()} first."
     elif Verdict.PROMOTE not in verdicts:
         verdict, first = Verdict.NOT_ENOUGH_EVIDENCE, "Neither side is better with confidence."
     elif verdicts == {Verdict.PROMOTE}:
@@ -38,6 +42,8 @@ def together(text: GateReport, image: GateReport, settings: Settings) -> GateRep
         update={
             "verdict": verdict,
             "reasons": (first, *text.reasons, *image.reasons),
+            "next_step": _next_step(verdict, text, image),
+            "details": (*text.details, *image.details),
             "measures": (*text.measures, *image.measures),
             "items": (*text.items, *image.items),
             "sheet": image.sheet,
@@ -46,13 +52,25 @@ def together(text: GateReport, image: GateReport, settings: Settings) -> GateRep
     )
 
 
+def _next_step(verdict: Verdict, text: GateReport, image: GateReport) -> str:
+    """That of the side that decided, the text side's where both did."""
+    sides = [report for report in (text, image) if report.verdict is verdict] or [text, image]
+    return next((report.next_step for report in sides if report.next_step), "")
+
+
 def harmless(report: GateReport, settings: Settings) -> bool:
     """Whether a side was measured on enough questions and none of its intervals lies on the wrong side of zero.
 
     What is forgotten in general has a limit of its own, beyond which a side is rejected.
     """
     enough = any(m.items >= settings.gate_min_items for m in report.measures if m.slice == ALL)
-    return enough and not any(_is_worse(m) for m in report.measures if m.slice != GENERAL)
+    named = (m for m in report.measures if not (m.slice.startswith(GENERAL) or _is_found(m)))
+    return enough and not any(map(_is_worse, named))
+
+
+def _is_found(measure: Measure) -> bool:
+    """Whether it is of a part that was looked for: told because it got worse, it is no evidence that it did."""
+    return " " in measure.slice and measure.metric != DENOISING_LOSS
 
 
 def _is_worse(measure: Measure) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from comfyloop.gate.metrics import (
     DENOISING_LOSS,
     EDIT_DISTANCE,
@@ -9,6 +11,7 @@ from comfyloop.gate.metrics import (
     LOG_LIKELIHOOD,
     PICK_ACCURACY,
     PICK_MARGIN,
+    RIGHT_ANSWER,
     TEXT_SIMILARITY,
 )
 from comfyloop.records import BASE, GateItem, GateReport, Measure, Verdict
@@ -16,11 +19,13 @@ from comfyloop.records import BASE, GateItem, GateReport, Measure, Verdict
 _VERDICTS = {
     Verdict.PROMOTE: "promote",
     Verdict.REJECT: "reject",
+    Verdict.ASK: "ask a person",
     Verdict.NOT_ENOUGH_EVIDENCE: "not enough evidence",
 }
 _METRICS = {
     LOG_LIKELIHOOD: "log-likelihood, nats per token",
     EDIT_DISTANCE: "edit distance, 0 to 1",
+    RIGHT_ANSWER: "chance of the right answer",
     DENOISING_LOSS: "denoising loss",
     PICK_MARGIN: "margin of picks",
     PICK_ACCURACY: "share of picks preferred",
@@ -29,50 +34,133 @@ _METRICS = {
 }
 
 _DIGITS = {DENOISING_LOSS: 4, PICK_MARGIN: 5}  # what changes there is small beside what stays
+_NOTHING = 1e-3
+"""A change that is not worth showing."""
 
 
-def render_text(report: GateReport, examples: int = 3) -> str:
-    """Verdict, reasons, measures and the answers that changed most (`examples` of them)."""
+def summary(report: GateReport) -> str:
+    """The verdict, why and what to do now, in a line: what `comfyloop status` says of the last turn."""
+    reason = report.reasons[0] if report.reasons else ""
+    parts = (f"v{report.candidate}: {_VERDICTS[report.verdict]}.", reason, report.next_step)
+    return " ".join(part for part in parts if part)
+
+
+def render_text(report: GateReport, examples: int = 3, *, details: bool = False) -> str:
+    """Verdict, reasons, next step, measures, and what changed most, for the better and for the worse.
+
+    Args:
+        examples: So many of each kind at most.
+        details: Also the numbers for specialists.
+    """
     live = "the base model" if report.live == BASE else f"version {report.live}"
     lines = [
         f"{report.project}: version {report.candidate} against {live}: {_VERDICTS[report.verdict]}.",
         *(f"  {reason}" for reason in report.reasons),
     ]
-    if report.measures:
-        lines += ["", f"  {'slice':<12} {'items':>5} {'live':>8} {'cand.':>8}  {'change':<20} measure"]
-        lines += map(_row, report.measures)
-    for item in _most_changed(report)[:examples]:
-        lines += [
-            "",
-            f"  Asked:     {_line(item.question)}",
-            f"  Yours:     {_line(item.reference)}",
-            f"  Live:      {_line(item.live_answer)}",
-            f"  Candidate: {_line(item.candidate_answer)}",
-        ]
+    if report.next_step:
+        lines += ["", f"  Next: {report.next_step}"]
+    measures = [m for m in report.measures if details or " " not in m.slice or m.slice.startswith("general")]
+    if measures:
+        lines += ["", f"  {'slice':<16} {'items':>5} {'live':>8} {'cand.':>8}  {'change':<20} measure"]
+        lines += map(_row, measures)
+    for title, items in (
+        ("Worse", worse_items(report)),
+        ("Better", better_items(report)),
+    ):
+        lines += _examples(title, items, examples)
+    if moved := moved_most(report)[:examples]:
+        lines += ["", "  General questions that moved most:"]
+        lines += [f"    {_moved(item)}" for item in moved]
     if report.sheet is not None:
         sheet = f"/v1/versions/{report.candidate}/sheet?project={report.project}"
         lines += ["", f"  Contact sheet, live beside candidate: GET {sheet}"]
-    lines += ["", f"  {len(report.items)} items in {report.seconds:.1f} s."]
+    if report.details and details:
+        lines += ["", "  Numbers for specialists:", *(f"    {line}" for line in report.details)]
+    more = "" if details or not report.details else " --details shows the numbers behind it."
+    lines += ["", f"  {len(report.items)} items in {report.seconds:.1f} s.{more}"]
     return "\n".join(lines) + "\n"
+
+
+def better_items(report: GateReport) -> list[GateItem]:
+    """Corrections on which the candidate is better, the most so first."""
+    return [item for gain, item in sorted(_gains(report), key=lambda pair: -pair[0]) if gain > _NOTHING]
+
+
+def worse_items(report: GateReport) -> list[GateItem]:
+    """Corrections on which the candidate is worse, the most so first."""
+    return [item for gain, item in sorted(_gains(report), key=lambda pair: pair[0]) if gain < -_NOTHING]
+
+
+def moved_most(report: GateReport) -> list[GateItem]:
+    """General questions, those first whose score fell most against the base model, or against live where the base
+    model was not asked."""
+    found = [(fall, item) for item in report.items if (fall := _fall(item)) is not None]
+    return [item for fall, item in sorted(found, key=lambda pair: -pair[0]) if abs(fall) > _NOTHING]
+
+
+def _gains(report: GateReport) -> list[tuple[float, GateItem]]:
+    """By edit distance where there are answers, else by likelihood."""
+    found = []
+    for item in report.items:
+        if item.slice.startswith("general"):
+            continue
+        if EDIT_DISTANCE in item.scores:
+            live, candidate = item.scores[EDIT_DISTANCE]
+            found.append((live - candidate, item))
+        elif LOG_LIKELIHOOD in item.scores:
+            live, candidate = item.scores[LOG_LIKELIHOOD]
+            found.append((candidate - live, item))
+    return found
+
+
+def _fall(item: GateItem) -> float | None:
+    for metric in (RIGHT_ANSWER, LOG_LIKELIHOOD):
+        if item.slice.startswith("general") and metric in item.scores:
+            live, candidate = item.scores[metric]
+            return item.base.get(metric, live) - candidate
+    return None
+
+
+def _examples(title: str, items: Sequence[GateItem], most: int) -> list[str]:
+    if not items:
+        return []
+    shown = items[:most]
+    of = f"{len(shown)} of {len(items)}" if len(items) > len(shown) else str(len(items))
+    lines = ["", f"  {title} ({of}):"]
+    for item in shown:
+        lines += [f"    Asked:     {_line(item.question)}", f"    Yours:     {_line(item.reference)}"]
+        if EDIT_DISTANCE in item.scores:
+            live, candidate = item.scores[EDIT_DISTANCE]
+            lines += [
+                f"    Live:      {_line(item.live_answer)}",
+                f"    Candidate: {_line(item.candidate_answer)}",
+                f"    Distance:  {live:.2f} before, {candidate:.2f} now",
+            ]
+        else:
+            live, candidate = item.scores[LOG_LIKELIHOOD]
+            lines.append(f"    Likelihood: {live:.2f} before, {candidate:.2f} now (nats per token)")
+        lines.append("")
+    return lines[:-1]
+
+
+def _moved(item: GateItem) -> str:
+    metric = RIGHT_ANSWER if RIGHT_ANSWER in item.scores else LOG_LIKELIHOOD
+    live, candidate = item.scores[metric]
+    base = f"base {item.base[metric]:.2f}, " if metric in item.base else ""
+    answer = f' -> "{_line(item.candidate_answer, 60)}"' if item.candidate_answer else ""
+    return (
+        f"{_line(item.question, 70)} ({base}live {live:.2f}, now {candidate:.2f}; {_METRICS[metric]}){answer}"
+    )
 
 
 def _row(m: Measure) -> str:
     digits = _DIGITS.get(m.metric, 3)
     change = f"{m.low:+.{digits}f} to {m.high:+.{digits}f}"
+    base = "" if m.base is None else f"; base {m.base:.{digits}f}"
     return (
-        f"  {m.slice:<12} {m.items:>5} {m.live:>8.{digits}f} {m.candidate:>8.{digits}f}  {change:<20} "
-        f"{_METRICS.get(m.metric, m.metric)}, {'higher' if m.higher_is_better else 'lower'} is better"
+        f"  {m.slice:<16} {m.items:>5} {m.live:>8.{digits}f} {m.candidate:>8.{digits}f}  {change:<20} "
+        f"{_METRICS.get(m.metric, m.metric)}, {'higher' if m.higher_is_better else 'lower'} is better{base}"
     )
-
-
-def _most_changed(report: GateReport) -> list[GateItem]:
-    answered = [item for item in report.items if EDIT_DISTANCE in item.scores]
-
-    def change(item: GateItem) -> float:
-        live, candidate = item.scores[EDIT_DISTANCE]
-        return abs(candidate - live)
-
-    return sorted(answered, key=change, reverse=True)
 
 
 def _line(text: str, width: int = 160) -> str:

@@ -1,55 +1,97 @@
-"""The forgetting suite: general questions, and what the base model itself answered them.
+"""The general suites: questions that have nothing to do with the project, so that forgetting is seen.
 
-A version that has learnt a style should still find the base model's answers to unrelated questions about as
-likely as before. The questions are not those that are replayed in training (curate/general_questions.json).
+A suite is one file in questions/: what it is about, its language, where it comes from under which licence, and
+items. An item with a right answer and wrong ones is scored by the chance of the right one; one without is a
+question to which the base model's own answer is the reference. An item with a picture is asked where the project
+works with pictures. A file that is put there is asked, nothing else needs to know of it.
+
+The questions are not those that are replayed in training (curate/general_questions.json).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
+import functools
 import re
-from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.resources import files
-from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict
 
 ANSWER_TOKENS = 64
 _SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"'”’)]*(?=\s|$)|[.!?]$|[。!?]")
 
-
-def general_questions() -> tuple[str, ...]:
-    text = files("comfyloop.gate").joinpath("general_suite.json").read_text(encoding="utf-8")
-    return tuple(json.loads(text))
-
-
-def cached_answers(base_model: str, cache_dir: Path | None) -> dict[str, str]:
-    """What the base model answered before; empty at first, or when there is no cache."""
-    try:
-        found = json.loads(_file(base_model, cache_dir).read_text(encoding="utf-8")) if cache_dir else {}
-    except (FileNotFoundError, ValueError):  # a torn cache is only a reason to ask again
-        return {}
-    return found if isinstance(found, dict) else {}
+CONTROL = (
+    "The cat sat on the warm stone wall and watched the birds in the garden.",
+    "I would like a cup of tea with a little milk, please.",
+    "When the rain stopped, the children ran outside to play in the puddles.",
+    "She wrote a long letter to her brother and put it in the mail.",
+)
+"""Plain sentences: how much likelier a base model finds them than their words shuffled is what order is worth."""
 
 
-def keep_answers(base_model: str, cache_dir: Path, answers: dict[str, str]) -> None:
-    file = _file(base_model, cache_dir)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(answers, ensure_ascii=False, indent=1), encoding="utf-8")
-    part.replace(file)
+class _Item(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+    question: str
+    picture: str = ""
+    right: str = ""
+    wrong: tuple[str, ...] = ()
 
 
-def ask_base(question: str, answer: Callable[[str, int], str]) -> str:
-    """The base model's answer cut to whole sentences: an end made by the length limit is none."""
-    return whole_sentences(answer(question, ANSWER_TOKENS))
+class Suite(BaseModel):
+    """One file of questions/."""
+
+    model_config = ConfigDict(extra="forbid")
+    name: str
+    language: str
+    about: str
+    source: str
+    licence: str
+    items: tuple[_Item, ...]
+
+
+@dataclass(frozen=True)
+class Question:
+    """One general question; `right` is empty where the base model's own answer is the reference."""
+
+    suite: str
+    question: str
+    picture: str = ""  # a file's name in questions/pictures
+    right: str = ""
+    wrong: tuple[str, ...] = ()
+
+    @property
+    def id(self) -> str:
+        return f"general:{self.suite}:{self.picture}:{self.question}"
+
+    @property
+    def slice(self) -> str:
+        return "general picture" if self.picture else "general"
+
+
+@functools.cache
+def suites() -> tuple[Suite, ...]:
+    folder = files("comfyloop.gate").joinpath("questions")
+    found = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".json"))
+    return tuple(
+        Suite.model_validate_json(folder.joinpath(name).read_text(encoding="utf-8")) for name in found
+    )
+
+
+def general_questions(*, pictures: bool = False) -> tuple[Question, ...]:
+    """All suites' questions; those about pictures only where they are asked for."""
+    return tuple(
+        Question(suite.name, item.question, item.picture, item.right, item.wrong)
+        for suite in suites()
+        for item in suite.items
+        if pictures or not item.picture
+    )
+
+
+def picture(name: str) -> bytes:
+    return files("comfyloop.gate").joinpath("questions", "pictures", name).read_bytes()
 
 
 def whole_sentences(text: str) -> str:
-    """The text up to its last sentence end, or all of it when it has none."""
+    """The text up to its last sentence end, or all of it when it has none: an end made by a length limit is none."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text.strip())]
     return text.strip()[: ends[-1]] if ends else text.strip()
-
-
-def _file(base_model: str, cache_dir: Path) -> Path:
-    return cache_dir / "gate" / f"{hashlib.sha256(base_model.encode()).hexdigest()[:32]}.json"

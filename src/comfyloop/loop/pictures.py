@@ -117,6 +117,7 @@ class Pictures:
             candidate=candidate.number,
             verdict=decision.verdict,
             reasons=(*decision.reasons, *compared.told),
+            next_step=decision.next_step.replace("promote N", f"promote {candidate.number}"),
             measures=decision.measures,
             items=tuple(gate.gate_items(samples, seen.scores, written)),
             sheet=compared.sheet,

@@ -97,7 +97,7 @@ def test_learning_picks_may_cost_a_little_of_the_loss_and_no_more() -> None:
 def test_drawings_that_miss_the_prompt_are_shown_to_a_person() -> None:
     items = [{**item, "text_similarity": (-2.0, -3.0 - n / 10)} for n, item in enumerate(BETTER)]
     decision = decide_images(seen(*items), SFT)
-    assert decision.verdict is Verdict.NOT_ENOUGH_EVIDENCE
+    assert decision.verdict is Verdict.ASK
     assert "farther from your prompts: look at the contact sheet" in decision.reasons[0]
 
 

@@ -1,0 +1,274 @@
+"""What versions are asked through the engine that serves them, each thing once."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from comfyloop import data_urls
+from comfyloop.errors import Busy, InvalidInput
+from comfyloop.gate import fluency, suites
+from comfyloop.gate.kept import Kept, Scored, key_of
+from comfyloop.gate.metrics import edit_distance, log_likelihood, right_answer_of
+from comfyloop.gate.suites import Question
+from comfyloop.records import Message, Sample, TextPart
+
+_BUSY_TRIES = 60
+_LONGEST_ANSWER = 512  # tokens
+
+WireMessage = Mapping[str, Any]
+"""A chat message as OpenAI's API spells it."""
+
+_T = TypeVar("_T")
+
+
+class HasLogprobs(Protocol):
+    @property
+    def logprobs(self) -> list[float]: ...
+
+
+class Scorer(Protocol):
+    """What the gate needs of an engine; `serve.client.EngineClient` is one. Called from several threads."""
+
+    def answer(self, model: str, messages: Sequence[WireMessage], max_tokens: int) -> str:
+        """The greedy answer."""
+        ...
+
+    def score(self, model: str, messages: Sequence[WireMessage], answer: str) -> HasLogprobs:
+        """Log-probabilities of the tokens of `answer` after `messages`."""
+        ...
+
+
+@dataclass(frozen=True)
+class Language:
+    """What the base model thinks of texts after one question: nats per token; None where it was not asked."""
+
+    live: float | None
+    candidate: float | None
+    wanted: float | None
+    order: float | None = None
+    """The candidate's answer over its words shuffled."""
+    wanted_order: float | None = None
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One held-out item as both versions saw it: (live, candidate)."""
+
+    sample: Sample
+    likelihood: tuple[float, float]
+    answers: tuple[str, str] | None = None
+    language: Language | None = None
+
+    @property
+    def gainful(self) -> tuple[float, float]:
+        """The likelihood, so that more is better: an answer that was not wanted is to become less likely."""
+        live, candidate = self.likelihood
+        return (-live, -candidate) if self.sample.label is False else self.likelihood
+
+    @property
+    def distance(self) -> tuple[float, float] | None:
+        if self.answers is None:
+            return None
+        live, candidate = self.answers
+        return edit_distance(live, self.sample.answer), edit_distance(candidate, self.sample.answer)
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """One general question as base, live and candidate saw it; `answers` are live's and the candidate's."""
+
+    question: Question
+    reference: str
+    scores: tuple[float, float, float]
+    answers: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True)
+class Again:
+    """By how much live, asked twice, differs from itself: likelihood in nats per token, edit distance."""
+
+    likelihood: float
+    distance: float | None
+
+
+class Asker:
+    """Asks versions, and keeps what they said.
+
+    Args:
+        names: What the engine calls the live version and the candidate; None for the candidate while there is
+            none yet and live is asked beforehand.
+        images: The bytes of an image by its hash.
+    """
+
+    def __init__(
+        self,
+        engine: Scorer,
+        kept: Kept,
+        names: tuple[str, str | None],
+        base: str,
+        images: Callable[[str], bytes],
+    ) -> None:
+        self._engine = engine
+        self._kept = kept
+        self._live, self._candidate = names[0], names[1] or names[0]
+        self._base = base
+        self._images = images
+        self._lock = threading.Lock()
+        self.general: list[str] = []
+        """Keys of what was asked of the base model and has nothing to do with the project."""
+
+    def look(self, sample: Sample, *, answer: bool = False, language: bool = False) -> Seen:
+        """Both versions' likelihood of the sample's answer and, if asked for, their own answers and what the base
+        model thinks of them."""
+        prompt = [wire(message, self._images) for message in sample.prompt]
+        first, second = (self._score(name, prompt, sample.answer) for name in (self._live, self._candidate))
+        likelihood = first.mean, second.mean
+        if not answer:
+            return Seen(sample, likelihood)
+        room = min(first.tokens * 3 // 2 + 16, _LONGEST_ANSWER)
+        live, candidate = (self._answer(name, prompt, room) for name in (self._live, self._candidate))
+        told = self._language(prompt, live, candidate, sample.answer) if language else None
+        return Seen(sample, likelihood, (live, candidate), told)
+
+    def again(self, sample: Sample, *, answer: bool) -> Again:
+        """The live version once more, not from what is kept."""
+        prompt = [wire(message, self._images) for message in sample.prompt]
+        before = self._score(self._live, prompt, sample.answer)
+        now = log_likelihood(patient(lambda: self._engine.score(self._live, prompt, sample.answer)).logprobs)
+        distance = None
+        if answer:
+            room = min(before.tokens * 3 // 2 + 16, _LONGEST_ANSWER)
+            said = self._answer(self._live, prompt, room)
+            repeated = patient(lambda: self._engine.answer(self._live, prompt, room))
+            distance = abs(edit_distance(said, sample.answer) - edit_distance(repeated, sample.answer))
+        return Again(abs(before.mean - now), distance)
+
+    def recall(self, question: Question, *, answer: bool = False) -> Recalled | None:
+        """All three versions on a general question; the base model is asked at first use.
+
+        None for a question to which the base model says nothing, or whose picture it cannot see.
+        """
+        prompt = [_asked(question)]
+        versions = (self._base, self._live, self._candidate)
+        try:
+            if question.right:
+                reference = question.right
+                base, live, candidate = (self._chance(name, prompt, question) for name in versions)
+            else:
+                reference = suites.whole_sentences(
+                    self._answer(self._base, prompt, suites.ANSWER_TOKENS, general=True)
+                )
+                if not reference:
+                    return None
+                base, live, candidate = (
+                    self._score(name, prompt, reference, general=True).mean for name in versions
+                )
+        except InvalidInput:
+            if question.picture:
+                return None
+            raise
+        answers = None
+        if answer:
+            answers = (
+                self._answer(self._live, prompt, suites.ANSWER_TOKENS, general=True),
+                self._answer(self._candidate, prompt, suites.ANSWER_TOKENS, general=True),
+            )
+        return Recalled(question, reference, (base, live, candidate), answers)
+
+    def control(self) -> float:
+        """By how much likelier the base model finds plain sentences than their words shuffled, on the mean."""
+        prompt = [{"role": "user", "content": "Write one sentence."}]
+        gaps = [
+            gap for text in suites.CONTROL if (gap := self._order(prompt, text, general=True)) is not None
+        ]
+        return math.fsum(gaps) / len(gaps) if gaps else 0.0
+
+    def _language(self, prompt: Sequence[WireMessage], live: str, candidate: str, wanted: str) -> Language:
+        def seen(text: str) -> float | None:
+            return self._score(self._base, prompt, text).mean if text.strip() else None
+
+        return Language(
+            seen(live),
+            seen(candidate),
+            seen(wanted),
+            self._order(prompt, candidate),
+            self._order(prompt, wanted),
+        )
+
+    def _order(self, prompt: Sequence[WireMessage], text: str, *, general: bool = False) -> float | None:
+        if (mixed := fluency.shuffled(text)) is None:
+            return None
+        right, wrong = (
+            self._score(self._base, prompt, t, general=general).mean for t in (text.strip(), mixed)
+        )
+        return right - wrong
+
+    def _chance(self, name: str, prompt: Sequence[WireMessage], question: Question) -> float:
+        right, *wrong = (
+            self._score(name, prompt, text, general=True).mean for text in (question.right, *question.wrong)
+        )
+        return right_answer_of(right, wrong)
+
+    def _score(
+        self, name: str, prompt: Sequence[WireMessage], answer: str, *, general: bool = False
+    ) -> Scored:
+        key = self._key(name, prompt, answer, general)
+        if (found := self._kept.score(name, key)) is None:
+            logprobs = patient(lambda: self._engine.score(name, prompt, answer)).logprobs
+            found = Scored(log_likelihood(logprobs), len(logprobs))
+            self._kept.keep_score(name, key, found)
+        return found
+
+    def _answer(self, name: str, prompt: Sequence[WireMessage], room: int, *, general: bool = False) -> str:
+        key = self._key(name, prompt, room, general)
+        if (found := self._kept.answer(name, key)) is None:
+            found = patient(lambda: self._engine.answer(name, prompt, room))
+            self._kept.keep_answer(name, key, found)
+        return found
+
+    def _key(self, name: str, prompt: Sequence[WireMessage], answer: str | int, general: bool) -> str:
+        key = key_of(prompt, answer)
+        if general and name == self._base:
+            with self._lock:
+                self.general.append(key)
+        return key
+
+
+def wire(message: Message, images: Callable[[str], bytes]) -> dict[str, Any]:
+    if not message.images:
+        return {"role": message.role, "content": message.text}
+    parts: list[dict[str, Any]] = [
+        {"type": "text", "text": part.text}
+        if isinstance(part, TextPart)
+        else {"type": "image_url", "image_url": {"url": data_urls.encode(images(part.sha256))}}
+        for part in message.content
+    ]
+    return {"role": message.role, "content": parts}
+
+
+def _asked(question: Question) -> dict[str, Any]:
+    if not question.picture:
+        return {"role": "user", "content": question.question}
+    url = data_urls.encode(suites.picture(question.picture))
+    return {
+        "role": "user",
+        "content": [
+            {"type": "image_url", "image_url": {"url": url}},
+            {"type": "text", "text": question.question},
+        ],
+    }
+
+
+def patient(call: Callable[[], _T]) -> _T:
+    """The call again while the engine's queue is full: people's requests come first."""
+    for _ in range(_BUSY_TRIES):
+        try:
+            return call()
+        except Busy as busy:
+            time.sleep(min(busy.retry_after or 1.0, 5.0))
+    return call()

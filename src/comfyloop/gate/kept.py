@@ -1,0 +1,105 @@
+"""What versions have answered and scored, so that nothing is asked twice.
+
+The names of adapters are never used again, and greedy answers and scores are functions of the question: what a
+version said once it says again, but for the engine's noise, which the gate measures by itself. What the base
+model said is kept in the cache directory for all projects.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_FORMAT = 2
+
+
+class Scored(NamedTuple):
+    """Mean log-probability of an answer's tokens in nats, and how many there are."""
+
+    mean: float
+    tokens: int
+
+
+class Kept:
+    """Answers and scores by (model, question, answer). Thread-safe; empty at first."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._answers: dict[str, dict[str, str]] = {}
+        self._scores: dict[str, dict[str, Scored]] = {}
+        self._changed: set[str] = set()
+
+    def answer(self, model: str, key: str) -> str | None:
+        with self._lock:
+            return self._answers.get(model, {}).get(key)
+
+    def score(self, model: str, key: str) -> Scored | None:
+        with self._lock:
+            return self._scores.get(model, {}).get(key)
+
+    def keep_answer(self, model: str, key: str, answer: str) -> None:
+        with self._lock:
+            self._answers.setdefault(model, {})[key] = answer
+            self._changed.add(model)
+
+    def keep_score(self, model: str, key: str, score: Scored) -> None:
+        with self._lock:
+            self._scores.setdefault(model, {})[key] = score
+            self._changed.add(model)
+
+    def only(self, models: Collection[str]) -> None:
+        """Let go of what other versions said: they are not judged any more."""
+        with self._lock:
+            for kept in (self._answers, self._scores):
+                for model in [name for name in kept if name not in models]:
+                    del kept[model]
+
+    def load(self, model: str, base_model: str, cache_dir: Path) -> None:
+        """Add what is kept of the base model, which the engine calls `model`."""
+        try:
+            found = json.loads(_file(base_model, cache_dir).read_text(encoding="utf-8"))
+            answers = {str(key): str(text) for key, text in found["answers"].items()}
+            scores = {
+                str(key): Scored(float(mean), int(tokens)) for key, (mean, tokens) in found["scores"].items()
+            }
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return  # a torn cache is only a reason to ask again
+        with self._lock:
+            self._answers[model] = answers | self._answers.get(model, {})
+            self._scores[model] = scores | self._scores.get(model, {})
+
+    def save(self, model: str, base_model: str, cache_dir: Path, keys: Collection[str]) -> None:
+        """Keep what is new of the base model for other turns and projects: of these questions, the general ones."""
+        with self._lock:
+            if model not in self._changed:
+                return
+            self._changed.discard(model)
+            wanted = set(keys)
+            text = json.dumps(
+                {
+                    "answers": {k: v for k, v in self._answers.get(model, {}).items() if k in wanted},
+                    "scores": {k: v for k, v in self._scores.get(model, {}).items() if k in wanted},
+                },
+                ensure_ascii=False,
+            )
+        file = _file(base_model, cache_dir)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        part = file.with_suffix(f".{os.getpid()}.part")
+        part.write_text(text, encoding="utf-8")
+        part.replace(file)
+
+
+def key_of(messages: Sequence[Mapping[str, Any]], answer: str | int) -> str:
+    """What tells one question from another: its messages, pictures included, and the answer scored or the room."""
+    told = json.dumps([list(messages), answer], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def _file(base_model: str, cache_dir: Path) -> Path:
+    digest = hashlib.sha256(f"{_FORMAT}\0{base_model}".encode()).hexdigest()[:32]
+    return cache_dir / "gate" / f"{digest}.json"
