@@ -127,12 +127,13 @@ function versionRows(state, project, act) {
 function nextRows(state, project, act) {
   const rows = [];
   if (project) {
-    const { waiting, trigger, state: at, error } = project.loop;
+    const { waiting, trigger, state: at, error, reason } = project.loop;
     if (at === "idle") {
       rows.push(el("div", {}, `${t("Next run")}: `, el("b", { className: "cl-next", textContent: `${waiting} ${t("of")} ${trigger}` }), ` ${t("pieces of feedback")}`));
       rows.push(el("progress", { max: trigger, value: Math.min(waiting, trigger) }));
     } else rows.push(el("b", { textContent: t(at) }));
     if (error) rows.push(el("div", { className: "cl-bad", textContent: error }));
+    if (reason) rows.push(el("div", { className: "cl-hint cl-verdict", textContent: reason }));
   }
   rows.push(el("div", { className: "cl-hint cl-waiting", textContent: `${t("Waiting to be delivered")}: ${state.waiting}` }));
   if (state.refused) {

@@ -1,7 +1,7 @@
 // The words of widgets and sidebar. Node names and tooltips are in ../locales.
 import { app } from "../../scripts/app.js";
 
-const EN = { log_likelihood: "log likelihood", edit_distance: "edit distance" };
+const EN = { log_likelihood: "log likelihood", edit_distance: "edit distance", right_answer: "right answer" };
 
 const ZH = {
   "Accept": "采纳", "Reject": "否决", "Use my text": "使用我的文字", "Use these": "使用所选", "All go on": "全部通过",
@@ -20,7 +20,7 @@ const ZH = {
   "Everything stays on this machine and your service.": "所有数据只保存在本机和你的服务中。",
   "Service": "服务", "Token": "令牌", "Your name, beside what you send": "你的名字（随反馈一起保存）", "Save": "保存", "Node classes of which nothing is captured": "不记录的节点类型",
   "Add the selected nodes": "加入选中的节点", "Last answers": "最近的回答", "Last images": "最近的图片", "Nothing yet.": "暂无。",
-  "log_likelihood": "对数似然", "edit_distance": "编辑距离", "all": "全部", "vision": "看图", "general": "通用", "prompt": "提示词",
+  "log_likelihood": "对数似然", "edit_distance": "编辑距离", "right_answer": "答对概率", "general picture": "通用看图", "accepted": "已采纳", "all": "全部", "vision": "看图", "general": "通用", "prompt": "提示词",
   "graph": "工作流",
   "Refused by the service": "被服务拒绝", "Try again": "重试",
 };

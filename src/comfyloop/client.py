@@ -157,6 +157,12 @@ class Client:
             self.call("POST", f"/v1/versions/{number}/gate", project=self.project)
         )
 
+    def gate_report(self, number: int) -> GateReport:
+        """What the gate said, without judging again. Raises NotFound when the version was never judged."""
+        return GateReport.model_validate(
+            self.call("GET", f"/v1/versions/{number}/gate", project=self.project)
+        )
+
     def sheet(self, number: int) -> bytes:
         """The contact sheet of a version's gate, a PNG. Raises NotFound when its image side was not judged."""
         found = self._ask(

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from rich.console import Console
+import pytest
+from rich.console import Console, RenderableType
+from typer.testing import CliRunner
 
 from comfyloop import show
+from comfyloop.cli import app
+from comfyloop.errors import EngineUnavailable
+from comfyloop.records import Loop
+
+
+def shown(thing: RenderableType) -> str:
+    console = Console(width=100, record=True)
+    console.print(thing)
+    return console.export_text()
 
 
 def _printed(lines: list[dict[str, object]]) -> str:
-    console = Console(width=100, record=True)
-    console.print(show.loss_curve(lines))
-    return console.export_text()
+    return shown(show.loss_curve(lines))
 
 
 def test_the_sides_of_a_joint_run_have_curves_of_their_own() -> None:
@@ -26,3 +35,21 @@ def test_a_run_of_one_side_has_one_curve_without_a_name() -> None:
     printed = _printed([{"step": n, "loss": 2.0} for n in range(1, 4)])
     assert printed.count("step 3") == 1
     assert "text" not in printed
+
+
+def test_the_last_turns_verdict_is_said_and_where_to_read_more() -> None:
+    told = LoopStatus(
+        project="acme", outcome="ask", version=3, waiting=0, trigger=20, reason="v3: ask a person."
+    )
+    text = shown(show.loop(told))
+    assert "v3: ask a person." in text and "comfyloop gate show 3" in text
+    assert "gate show" not in shown(show.loop(Loop(project="acme", outcome="promoted", version=3)))
+
+
+@pytest.mark.parametrize(
+    "words", [["gate", "3"], ["gate", "judge", "3"], ["gate", "show", "3"], ["gate", "--json", "3"]]
+)
+def test_a_version_is_judged_or_its_report_is_shown(words: list[str]) -> None:
+    # nobody listens there: that the command is understood is what the error shows
+    done = CliRunner().invoke(app, ["gate", *words.split(), "--url", "http://127.0.0.1:1"])
+    assert isinstance(done.exception, EngineUnavailable), done.output

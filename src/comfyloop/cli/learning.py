@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
+from typer.core import TyperGroup
 
 from comfyloop import show
 from comfyloop.cli.base import Json, Project, Url, app, err, plain, put, service, settings_of
+from comfyloop.client import Client
 from comfyloop.follow import follow
-from comfyloop.records import Run, Verdict
+from comfyloop.records import GateReport, Run, Verdict
 
 
 @app.command()
@@ -159,26 +162,66 @@ def _train_from_swift(command: str, model: str | None, output: Path, dry_run: bo
     return code
 
 
-@app.command()
-def gate(
+class _JudgeByDefault(TyperGroup):
+    """`comfyloop gate 3` is `comfyloop gate judge 3`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if args and args[0] not in self.commands and args[0] not in ("-h", "--help"):
+            args = ["judge", *args]
+        return super().parse_args(ctx, args)
+
+
+gate_app = typer.Typer(
+    cls=_JudgeByDefault,
+    help="What the gate says of a version: judge it (comfyloop gate 3), or show what was said (comfyloop gate show 3).",
+    no_args_is_help=True,
+)
+app.add_typer(gate_app, name="gate")
+
+Sheet = Annotated[
+    Path | None, typer.Option(help="Write what both versions drew there, as a PNG.", dir_okay=False)
+]
+Details = Annotated[bool, typer.Option("--details", help="Also the numbers for specialists.")]
+
+
+@gate_app.command("judge")
+def judge(
     number: Annotated[int, typer.Argument(min=1, help="The version to judge.")],
-    sheet: Annotated[
-        Path | None, typer.Option(help="Write what both versions drew there, as a PNG.", dir_okay=False)
-    ] = None,
+    sheet: Sheet = None,
+    details: Details = False,
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Judge a version against the live one again. Exit code 1 unless the verdict is to promote."""
-    from comfyloop.gate import render_text
-
     with service(url, project) as client:
         report = client.gate(number)
-        if sheet is not None:
-            sheet.write_bytes(client.sheet(number))
-    put(report, as_json, render_text(report))
+        _put_report(client, report, sheet, details, as_json)
     if report.verdict is not Verdict.PROMOTE:
         raise typer.Exit(1)
+
+
+@gate_app.command("show")
+def show_report(
+    number: Annotated[int, typer.Argument(min=1, help="The version whose report to show.")],
+    sheet: Sheet = None,
+    details: Details = False,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Show the report that was kept when a version was judged: verdict, reason, next step, what got better and
+    worse. Nothing is judged again."""
+    with service(url, project) as client:
+        _put_report(client, client.gate_report(number), sheet, details, as_json)
+
+
+def _put_report(client: Client, report: GateReport, sheet: Path | None, details: bool, as_json: bool) -> None:
+    from comfyloop.gate import render_text
+
+    if sheet is not None:
+        sheet.write_bytes(client.sheet(report.candidate))
+    put(report, as_json, escape(render_text(report, details=details)))
 
 
 @app.command()

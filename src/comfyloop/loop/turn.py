@@ -20,7 +20,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from comfyloop import curate
+from comfyloop import curate, gate
 from comfyloop.errors import Busy, ComfyLoopError, EngineUnavailable, RunFailed
 from comfyloop.loop.lease import lease_of
 from comfyloop.loop.plan import spec_of
@@ -234,7 +234,7 @@ class Turn:
         report = self.work.judge(loop.project, snapshot, live, loop.version)
         with self._transition(loop) as move:
             versions.set_gate(move.conn, loop.project, loop.version, report)
-            seen: dict[str, Any] = {"seen_seq": snapshot.feedback_seq, "reason": " ".join(report.reasons[:1])}
+            seen: dict[str, Any] = {"seen_seq": snapshot.feedback_seq, "reason": gate.summary(report)}
             if report.verdict is Verdict.PROMOTE and self.settings.auto_promote:
                 move(state=LoopState.PROMOTING)
             elif report.verdict is Verdict.REJECT:
@@ -243,13 +243,14 @@ class Turn:
             elif report.verdict is Verdict.PROMOTE:
                 move(outcome="waiting", **seen)
             else:
-                move(outcome="not_enough_evidence", **seen)
+                move(outcome=report.verdict.value, **seen)
         self.work.publish(
             "gate.verdict",
             loop,
             version=loop.version,
             verdict=report.verdict.value,
             reasons=list(report.reasons),
+            next_step=report.next_step,
         )
 
     def _from_promoting(self, loop: Loop) -> None:

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ class Work:
         self.models = models
         self.runner = Runners(settings)
         self.stop = threading.Event()
+        self._kept: dict[tuple[str, datetime], gate.Kept] = {}  # what a project's versions said to the gate
         self._training = threading.Lock()  # one run at a time on this machine: two would only slow each other
         self._pictures = Pictures(settings, store, self.runner, models, self._courtesy, self.check_stop)
 
@@ -196,12 +198,14 @@ class Work:
             found = projects.get(conn, project)
             candidate = versions.get(conn, project, number)
             parent = versions.find(conn, project, live)
+            before = versions.reports_against(conn, project, live)
         with_text = candidate.text_adapter != (parent.text_adapter if parent is not None else None)
         with_images = candidate.image_adapter != (parent.image_adapter if parent is not None else None)
 
         def progress(done: int, total: int) -> None:
             self._gate_progress(project, number, done, total)
 
+        kept_answers = self._kept_of(found)
         text: GateReport | None = None
         written: dict[str, tuple[str, str]] = {}
         kept, pairs = gate.held_out(held_out(snapshot), self.settings) if with_images else ([], [])
@@ -223,8 +227,12 @@ class Work:
                     holdout=_holdout(snapshot, self.settings.recipe),
                     base_model=found.base_model,
                     base_name=new.place.engine.base_name,
+                    kept=kept_answers,
+                    before=before,
+                    pictures=_sees_pictures(found, snapshot, self.settings.recipe),
                     **asked,
                 )
+                kept_answers.only({old.model, new.model, new.place.engine.base_name})
             if with_images:
                 written = gate.write_prompts(samples=kept, **asked)
         if not with_images:
@@ -235,6 +243,30 @@ class Work:
                 found, snapshot, parent, candidate, kept=kept, pairs=pairs, written=written, progress=progress
             )
         return images if text is None else gate.together(text, images, self.settings)
+
+    def prescore(self, project: Project, snapshot: Snapshot) -> None:
+        """Ask the live version and the base model beforehand what the gate will ask them, while a candidate trains.
+
+        Raises:
+            ComfyLoopError: The engine does not answer; the gate will ask it again.
+        """
+        with self.router.holding(project.name, project.live) as old:
+            gate.prescore(
+                old.client,
+                old.model,
+                _holdout(snapshot, self.settings.recipe),
+                self.store.blobs.get,
+                self.settings,
+                self._kept_of(project),
+                lambda done, total: self.check_stop(),
+                base_model=project.base_model,
+                base_name=old.place.engine.base_name,
+                pictures=_sees_pictures(project, snapshot, self.settings.recipe),
+            )
+
+    def _kept_of(self, project: Project) -> gate.Kept:
+        """By the time of its making too: a project that was made anew has other versions by the same names."""
+        return self._kept.setdefault((project.name, project.created_at), gate.Kept())
 
     def _gate_progress(self, project: str, number: int, done: int, total: int) -> None:
         self.check_stop()
@@ -272,6 +304,14 @@ def _holdout(snapshot: Snapshot, recipe: str) -> list[Sample]:
     return [
         sample for file in files if file.exists() for sample in curate.read_samples(file, snapshot.project)
     ]
+
+
+def _sees_pictures(project: Project, snapshot: Snapshot, recipe: str) -> bool:
+    """Whether general questions about pictures are asked: the project makes pictures, or learns from them."""
+    train = curate.data_files(Path(snapshot.path), recipe).train
+    return bool(project.image_model) or (
+        train.exists() and gate.about_pictures(curate.read_samples(train, snapshot.project))
+    )
 
 
 def hash_of(*adapters: Path) -> str:

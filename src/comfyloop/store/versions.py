@@ -116,6 +116,18 @@ def set_gate(conn: Connection, project: str, number: int, report: GateReport) ->
     return get(conn, project, number)
 
 
+def reports_against(conn: Connection, project: str, live: int, limit: int = 200) -> list[GateReport]:
+    """The gate's reports on versions that were judged against `live`, of the newest version first."""
+    query = sa.select(versions.c.gate).where(
+        # what does not say so is not read at all; what does is looked at below
+        versions.c.project == project,
+        versions.c.gate.contains(f'"live":{live},', autoescape=True),
+    )
+    found = conn.scalars(query.order_by(versions.c.number.desc()).limit(limit))
+    reports = map(GateReport.model_validate_json, found)
+    return [report for report in reports if report.live == live]
+
+
 def promote(conn: Connection, project: str, number: int, *, force: bool = False) -> Project:
     """Make a version live, retiring the one that was. 0 is the base model. Already live: nothing changes.
 

@@ -278,6 +278,25 @@ def test_versions_keep_their_gate_report(store: Store) -> None:
             versions.get(conn, "acme", 7)
 
 
+def test_reports_are_found_by_the_version_that_was_live(store: Store) -> None:
+    def report(live: int, candidate: int) -> GateReport:
+        said = (f'"live":{live + 10}, as somebody wrote',)  # text in a report is no field of it
+        return GateReport(
+            project="acme", live=live, candidate=candidate, verdict=Verdict.REJECT, reasons=said
+        )
+
+    with store.begin() as conn:
+        for number, live in ((1, 0), (2, 1), (3, 1), (4, 11)):
+            versions.add(conn, Version(project="acme", number=number, gate=report(live, number)))
+        versions.add(conn, Version(project="acme", number=5))
+        projects.ensure(conn, Project(name="other", base_model="starter"))
+        versions.add(conn, Version(project="other", number=1, gate=report(1, 1)))
+    with store.read() as conn:
+        assert [r.candidate for r in versions.reports_against(conn, "acme", 1)] == [3, 2]
+        assert [r.candidate for r in versions.reports_against(conn, "acme", 11)] == [4]
+        assert versions.reports_against(conn, "acme", 5) == []
+
+
 @pytest.mark.parametrize(
     ("wrong", "error", "words"),
     [

@@ -174,6 +174,24 @@ def test_the_contact_sheet_of_a_gate_is_served(gateway: Gateway, tmp_path: Path)
     assert none.status_code == 404 and "has no contact sheet" in str(error(none)["message"])
 
 
+def test_what_the_gate_said_is_shown_without_judging_again(gateway: Gateway, tmp_path: Path) -> None:
+    report = GateReport(
+        project="acme",
+        live=0,
+        candidate=1,
+        verdict=Verdict.ASK,
+        reasons=("Some got worse.",),
+        next_step="Look at two answers.",
+    )
+    with gateway.store.begin() as conn:
+        for number in (1, 2):
+            versions.add(conn, Version(project="acme", number=number, text_adapter=str(tmp_path)))
+        versions.set_gate(conn, "acme", 1, report)
+    assert GateReport.model_validate(gateway.http.get("/v1/versions/1/gate").json()) == report
+    none = gateway.http.get("/v1/versions/2/gate")
+    assert none.status_code == 404 and "acme@2 was not judged yet" in str(error(none)["message"])
+
+
 def test_who_is_busy_is_forgotten_after_the_lease(gateway: Gateway) -> None:
     clock = [100.0]
     gateway.services.router.traffic = Traffic(lambda: clock[0])

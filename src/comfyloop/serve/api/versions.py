@@ -100,6 +100,19 @@ def gate_version(number: VersionNumber, services: Svc, project: AskedProject) ->
     return services.controller.gate(project, number)
 
 
+@router.get("/v1/versions/{number}/gate", summary="Get what the gate said of a version")
+def get_gate(number: VersionNumber, services: Svc, project: AskedProject) -> GateReport:
+    """The report that was kept; nothing is judged again. 404 when the version was never judged."""
+    with services.store.read() as conn:
+        report = versions.get(conn, project, number).gate
+    if report is None:
+        raise NotFound(
+            f"{version_name(project, number)} was not judged yet.",
+            "POST /v1/versions/{number}/gate judges a version.",
+        )
+    return report
+
+
 @router.get(
     "/v1/versions/{number}/sheet",
     summary="Get the contact sheet of a version's gate",
