@@ -210,7 +210,7 @@ class Asker:
 
     def _chance(self, name: str, prompt: Sequence[WireMessage], question: Question) -> float:
         right, *wrong = (
-            self._score(name, prompt, text, general=True).mean for text in (question.right, *question.wrong)
+            self._score(name, prompt, text, general=True) for text in (question.right, *question.wrong)
         )
         return right_answer_of(right, wrong)
 

@@ -194,7 +194,7 @@ def details(evidence: Evidence, settings: Settings, level: float) -> tuple[str, 
     confidence = settings.gate_confidence
     lines = [
         f"One-sided level of this look, which is number {evidence.looks:.1f} at these items: {percent(level)} for "
-        "each of likelihood and edit distance."
+        "edit distance, 2.5 times that for likelihood beside it."
     ]
     for pairs in (evidence.likelihood, evidence.distance):
         if pairs is None:
@@ -211,10 +211,11 @@ def details(evidence: Evidence, settings: Settings, level: float) -> tuple[str, 
         lines.append(f"Noise floor, live scored twice: {told}. Differences up to it count as ties.")
     for part in evidence.general:
         for name, against in (("base", part.base), ("live", part.live)):
-            bounds = t_bounds(part.losses(against), 0.05)
+            tail = 0.05 / len(evidence.general)
+            bounds = t_bounds(part.losses(against), tail)
             lines.append(
                 f"{part.slice}, {part.metric}: loss against {name} {mean(part.losses(against)):+.2%}, with bounds "
-                f"that are each missed in 5% of cases {bounds.low:+.2%} and {bounds.high:+.2%}."
+                f"that are each missed in {percent(tail)} of cases {bounds.low:+.2%} and {bounds.high:+.2%}."
             )
     for fluency in evidence.fluency:
         faults = ", ".join(f"{kind} {live} -> {new}" for kind, (live, new) in fluency.broken) or "no faults"

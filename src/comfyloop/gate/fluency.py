@@ -44,7 +44,7 @@ def fault(answer: str, wanted: str) -> str | None:
     """What is broken about an answer beside the text that was wanted: "empty", "repeating", "too long" or None."""
     if not words(answer):
         # an answer of signs alone is an answer where signs were wanted
-        return "empty" if not answer.strip() or words(wanted) else None
+        return "empty" if words(wanted) or (wanted.strip() and not answer.strip()) else None
     pieces = len(words(answer))
     if pieces >= _FEW and distinct(answer) < 0.6 * distinct(wanted):
         return "repeating"

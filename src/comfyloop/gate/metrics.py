@@ -12,7 +12,7 @@ EDIT_DISTANCE = "edit_distance"
 """Characters to change from the answer to the reference, over the longer one's length: 0 equal, 1 all."""
 
 RIGHT_ANSWER = "right_answer"
-"""Chance of the right answer among it and wrong ones, by their likelihood a token; 0 to 1, higher is better."""
+"""Chance of the right answer among it and wrong ones, by their likelihood; 0 to 1, higher is better."""
 
 DENOISING_LOSS = "denoising_loss"
 """Mean squared error of what the image model says of a noisy kept picture; lower is better."""
@@ -44,14 +44,19 @@ def log_likelihood(logprobs: Sequence[float]) -> float:
     return sum(logprobs) / len(logprobs)
 
 
-def right_answer_of(right: float, wrong: Sequence[float]) -> float:
+def right_answer_of(right: tuple[float, int], wrong: Sequence[tuple[float, int]]) -> float:
     """The chance of the right answer when one of the given ones must be chosen.
 
+    By the mean a token, times the tokens of the shortest: of answers alike but for a word that is the whole
+    difference, and a long answer is not unlikelier for being long.
+
     Args:
-        right, wrong: Log-likelihoods of the right answer and of each wrong one, in nats per token.
+        right, wrong: Log-likelihood of the right answer and of each wrong one in nats per token, and its tokens.
     """
-    top = max(right, *wrong)
-    shares = [math.exp(height - top) for height in (right, *wrong)]
+    shortest = min(tokens for _, tokens in (right, *wrong))
+    heights = [mean * shortest for mean, _ in (right, *wrong)]
+    top = max(heights)
+    shares = [math.exp(height - top) for height in heights]
     return shares[0] / math.fsum(shares)
 
 

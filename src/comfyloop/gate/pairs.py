@@ -124,7 +124,7 @@ def things(number: int, word: str) -> str:
 
 
 def percent(share: float) -> str:
-    return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{share:.1g}".replace("e-0", "e-")
+    return f"{share:.1%}" if share >= 0.001 or share == 0 else f"{100 * share:.1g}%"
 
 
 def is_likelihood(pairs: Pairs) -> bool:

@@ -165,7 +165,8 @@ def test_a_promotion_keeps_every_promise(evidence: Evidence) -> None:
         return
     assert evidence.likelihood is not None
     level = looks.level(SETTINGS.gate_level, len(evidence.likelihood.live), evidence.looks)
-    assert proven(evidence.likelihood.gains, level)
+    alone = evidence.distance is None
+    assert proven(evidence.likelihood.gains, level if alone else 2.5 * level)
     assert math.fsum(evidence.likelihood.gains) / len(evidence.likelihood.gains) >= SMALLEST_GAIN
     if evidence.distance is not None:
         assert proven(evidence.distance.gains, level)
@@ -241,7 +242,12 @@ def test_a_promotion_keeps_every_promise(evidence: Evidence) -> None:
             Verdict.NOT_ENOUGH_EVIDENCE,
             "not yet clear that its answers come closer",
         ),
-        ({"looks": 2.0}, Verdict.NOT_ENOUGH_EVIDENCE, "looked at for the 2nd time"),
+        ({"distance": None, "looks": 2.0}, Verdict.NOT_ENOUGH_EVIDENCE, "looked at for the 2nd time"),
+        (
+            {"looks": 2.0},
+            Verdict.NOT_ENOUGH_EVIDENCE,
+            "for the 2nd time, it is not yet clear that its answers",
+        ),
         (
             {"fluency": (replace(FINE, wanted_order=(0.2, -0.7, 0.9, -0.3, 0.1, 0.4)),)},
             Verdict.ASK,

@@ -14,9 +14,14 @@ from comfyloop.gate.metrics import edit_distance, levenshtein, log_likelihood
 from comfyloop.gate.statistics import (
     EXACT_UP_TO,
     bca_interval,
+    binomial_p,
+    clipped,
+    holm,
+    lower_p,
     percentile_interval,
     reduction,
     sign_flip_p,
+    t_bounds,
 )
 
 numbers = st.lists(st.floats(-10, 10).map(lambda x: round(x, 3)), min_size=1, max_size=9)
@@ -120,3 +125,50 @@ def test_no_tokens_have_no_likelihood() -> None:
     assert log_likelihood([-1.0, -3.0]) == -2.0
     with pytest.raises(ValueError, match="no tokens"):
         log_likelihood([])
+
+
+def test_students_bounds_are_scipys() -> None:
+    values = np.array(SKEWED)
+    for tail in (0.05, 0.0125):
+        ours = t_bounds(SKEWED, tail)
+        theirs = stats.t.interval(1 - 2 * tail, len(values) - 1, values.mean(), stats.sem(values))
+        assert ours == pytest.approx(theirs, abs=0.01)
+    assert t_bounds([1.0], 0.05) == (-np.inf, np.inf)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holms_correction_rejects_no_more_than_none_and_no_less_than_bonferronis(ps: list[float]) -> None:
+    falls = holm(ps, 0.05)
+    for p, fallen in zip(ps, falls, strict=True):
+        assert not fallen or p <= 0.05 + 1e-9
+        assert fallen or p > 0.05 / len(ps)
+
+
+@given(st.integers(1, 30), st.data())
+def test_the_coins_share_is_scipys(of: int, data: st.DataObject) -> None:
+    hits = data.draw(st.integers(0, of))
+    assert binomial_p(hits, of) == pytest.approx(stats.binomtest(hits, of, alternative="greater").pvalue)
+
+
+@given(numbers)
+def test_clipping_keeps_signs_and_all_but_the_largest_sizes(values: list[float]) -> None:
+    cut = clipped(values)
+    assert all(a * b >= 0 and abs(b) <= abs(a) for a, b in zip(values, cut, strict=True))
+    assert sum(a != b for a, b in zip(values, cut, strict=True)) <= 1
+    assert clipped([-value for value in values]) == [-value for value in cut], "the test of it stays exact"
+
+
+def test_a_part_is_low_when_few_parts_drawn_by_chance_are_as_low() -> None:
+    whole = [0.5] * 95 + [-2.0] * 5
+    assert lower_p([-2.0] * 5, whole) < 1e-3
+    assert lower_p([0.5] * 5, whole) > 0.5
+    assert lower_p(whole, whole) == 1.0
+
+
+def test_drawing_that_stops_early_gives_the_same_share() -> None:
+    generator = np.random.default_rng(5)
+    values = generator.normal(0.1, 1, 40)
+    sizes = np.abs(values)
+    signs = generator.integers(0, 2, (200_000, 40)) * 2 - 1
+    expected = float(((signs * sizes).sum(axis=1) >= values.sum()).mean())
+    assert sign_flip_p(values.tolist()) == pytest.approx(expected, rel=0.1)
