@@ -38,9 +38,7 @@ def test_a_run_of_one_side_has_one_curve_without_a_name() -> None:
 
 
 def test_the_last_turns_verdict_is_said_and_where_to_read_more() -> None:
-    told = LoopStatus(
-        project="acme", outcome="ask", version=3, waiting=0, trigger=20, reason="v3: ask a person."
-    )
+    told = Loop(project="acme", outcome="ask", version=3, reason="v3: ask a person.")
     text = shown(show.loop(told))
     assert "v3: ask a person." in text and "comfyloop gate show 3" in text
     assert "gate show" not in shown(show.loop(Loop(project="acme", outcome="promoted", version=3)))
