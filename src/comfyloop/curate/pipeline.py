@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -35,6 +36,12 @@ NOTHING_NEW = (
     "What has come in since the live version changes no training sample: there is nothing new to learn."
 )
 
+MOST_PICTURES = 24
+"""General questions about pictures that a turn replays: each is asked of the base model once, which takes a while."""
+
+PictureReplay = Callable[[Sequence[str], int], Sequence[Sample]]
+"""Makes so many general questions about pictures of these hashes."""
+
 Replay = Sequence[Sample] | Callable[[int], Sequence[Sample]]
 """Replay samples, or a function that makes as many as it is asked for."""
 
@@ -67,6 +74,7 @@ def build(
     settings: Settings,
     *,
     replay: Replay = (),
+    picture_replay: PictureReplay | None = None,
     images: bool = False,
     turn: Turn | None = None,
 ) -> Snapshot | NothingToTrain:
@@ -78,6 +86,7 @@ def build(
     Args:
         replay: General questions with the base model's answers. A function is called once, with the number
             needed, outside any transaction; it may take as long as it likes.
+        picture_replay: Makes general questions about pictures, likewise; None: there are none.
         images: Pictures for the image model are something to train on, too.
         turn: Choose what a turn learns (lesson.py), and only where its candidate could be promoted; None:
             everything that there is.
@@ -100,7 +109,15 @@ def build(
     rows = sum(sample.kind == kind for sample in lesson.new)
     passed = rows if turn is None else _passed(lesson, kind, settings)
     wanted = replays.needed(passed, settings.replay_share) if kind == "sft" else 0
-    chosen = _replayed(replay, samples, wanted) if rows else ()
+    seen = sum(sample.kind == kind and bool(sample.images) for sample in lesson.new)
+    about = math.ceil(wanted * seen / rows / 2) if rows and picture_replay is not None else 0
+    chosen = _replayed(replay, samples, wanted - about) if rows else ()
+    if picture_replay is not None and about:
+        pictures_seen = list(dict.fromkeys(sha for sample in lesson.new for sha in sample.images))
+        made_of = replays.choose(picture_replay(pictures_seen, min(about, MOST_PICTURES)), samples, about)
+        chosen = tuple(
+            sorted((*chosen, *made_of), key=lambda sample: sample.id)
+        )  # an epoch takes some of each
     report = report_of(
         project,
         len(items),

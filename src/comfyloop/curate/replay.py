@@ -21,6 +21,9 @@ from comfyloop.records import Message, Sample
 Ask = Callable[[Sequence[str]], Sequence[str]]
 """Asks the base model (greedily, without a system prompt): questions in, answers in the same order out."""
 
+AskAbout = Callable[[Sequence[Message]], Sequence[str]]
+"""The same, of messages with pictures."""
+
 ORIGIN = "replay"
 _SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"'”’)]*(?=\s|$)|[.!?]$|[。!?]")
 
@@ -52,18 +55,50 @@ def samples(project: str, base_model: str, ask: Ask, cache_dir: Path, count: int
         ask: Called with all questions that are not in the cache yet, at most once.
         cache_dir: Where the answers are kept, one JSON file a base model.
     """
-    wanted = questions()[:count]
+    wanted = {question: Message.of("user", question) for question in questions()[:count]}
+    return _answered(project, base_model, wanted, ask, cache_dir)
+
+
+def of_pictures(
+    project: str, base_model: str, ask: AskAbout, cache_dir: Path, pictures: Sequence[str], count: int
+) -> list[Sample]:
+    """Up to `count` general questions about a project's own pictures: no version is to lose sight of them.
+
+    Args:
+        pictures: SHA-256 of the pictures, each of which is asked about in turn.
+    """
+    asked = picture_questions()
+    turn = [(pictures[n % len(pictures)], asked[n % len(asked)]) for n in range(count if pictures else 0)]
+    wanted = {f"{sha} {question}": Message.of("user", question, [sha]) for sha, question in turn}
+    return _answered(project, base_model, wanted, lambda keys: ask([wanted[key] for key in keys]), cache_dir)
+
+
+def picture_questions() -> tuple[str, ...]:
+    text = files("comfyloop.curate").joinpath("picture_questions.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text))
+
+
+def _answered(
+    project: str, base_model: str, wanted: dict[str, Message], ask: Ask, cache_dir: Path
+) -> list[Sample]:
+    """Samples of questions, by the keys under which the answers are remembered."""
     cache = cache_dir / "replay" / f"{hashlib.sha256(base_model.encode()).hexdigest()[:32]}.json"
     answers = _load(cache)
-    if missing := [question for question in wanted if question not in answers]:
+    if missing := [key for key in wanted if key not in answers]:
         given = ask(missing)
-        answers |= {q: whole_sentences(answer) for q, answer in zip(missing, given, strict=True)}
+        answers |= {key: whole_sentences(answer) for key, answer in zip(missing, given, strict=True)}
         _save(cache, answers)
     source = Source(project, (), ORIGIN, ORIGIN)
     return [
-        make("sft", _turns(question, answers[question]), source, slice="general", replay=True)
-        for question in wanted
-        if answers[question]
+        make(
+            "sft",
+            (question, Message.of("assistant", answers[key])),
+            source,
+            slice="general",
+            replay=True,
+        )
+        for key, question in wanted.items()
+        if answers[key]
     ]
 
 
@@ -81,10 +116,6 @@ def choose(replay: Sequence[Sample], others: Sequence[Sample], count: int) -> tu
     asked = {sample.group for sample in others}
     free = [sample for sample in replay if group_of(sample.prompt) not in asked]
     return tuple(free[:count])
-
-
-def _turns(question: str, answer: str) -> tuple[Message, Message]:
-    return Message.of("user", question), Message.of("assistant", answer)
 
 
 def _load(cache: Path) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """The gate: is a candidate better than what is live, by the paths that will serve it, and beyond chance?"""
 
-from comfyloop.gate.asking import Scorer
+from comfyloop.gate.asking import Scorer, wire
 from comfyloop.gate.decision import Decision, decide
 from comfyloop.gate.images import decide_images, evidence, gate_items, held_out, to_draw
 from comfyloop.gate.judging import Progress, about_pictures, judge, prescore, write_prompts
@@ -29,5 +29,6 @@ __all__ = [
     "summary",
     "to_draw",
     "together",
+    "wire",
     "write_prompts",
 ]

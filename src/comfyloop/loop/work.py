@@ -19,7 +19,7 @@ from comfyloop.durable import appear
 from comfyloop.errors import ComfyLoopError
 from comfyloop.loop.courtesy import Courtesy
 from comfyloop.loop.pictures import Pictures, held_out
-from comfyloop.records import BASE, GateReport, Loop, Project, RunState, Sample, Snapshot
+from comfyloop.records import BASE, GateReport, Loop, Message, Project, RunState, Sample, Snapshot
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
 from comfyloop.serve.router import Router
@@ -77,11 +77,17 @@ class Work:
             fresh: From the base models, or on from the live version; None: no turn, everything there is.
         """
 
+        ask = self._asker(version_name(project.name, BASE))
+        own = (project.name, project.base_model)
+
         def replay(count: int) -> list[Sample]:
-            ask = self._asker(version_name(project.name, BASE))
-            return curate.replay.samples(
-                project.name, project.base_model, ask, self.settings.cache_dir, count
-            )
+            def ask_questions(questions: Sequence[str]) -> list[str]:
+                return ask([Message.of("user", question) for question in questions])
+
+            return curate.replay.samples(*own, ask_questions, self.settings.cache_dir, count)
+
+        def picture_replay(pictures: Sequence[str], count: int) -> list[Sample]:
+            return curate.replay.of_pictures(*own, ask, self.settings.cache_dir, pictures, count)
 
         turn = None
         if fresh is not None:
@@ -95,6 +101,7 @@ class Work:
             project.name,
             self.settings,
             replay=replay,
+            picture_replay=picture_replay if turn is not None else None,
             images=bool(project.image_model),
             turn=turn,
         )
@@ -108,16 +115,16 @@ class Work:
                 losses |= side.read_row_losses()
         return losses
 
-    def _asker(self, model: str) -> Callable[[Sequence[str]], list[str]]:
+    def _asker(self, model: str) -> Callable[[Sequence[Message]], list[str]]:
         """Asks the engine many questions, a few at a time, so that it answers them in one batch."""
 
-        def ask(question: str) -> str:
+        def ask(question: Message) -> str:
             self.check_stop()
             with self.router.acquire(model) as lease:
-                messages = [{"role": "user", "content": question}]
+                messages = [gate.wire(question, self.store.blobs.get)]
                 return lease.client.answer(lease.model, messages, REPLAY_TOKENS)
 
-        def ask_all(questions: Sequence[str]) -> list[str]:
+        def ask_all(questions: Sequence[Message]) -> list[str]:
             with ThreadPoolExecutor(self.settings.max_batch) as pool:
                 return list(pool.map(ask, questions))
 
