@@ -3,6 +3,7 @@
 nodes/          one file a node; what several need is in nodes/shared.py
 web/            the page: panels in the nodes, the sidebar tab
 routes.py       what the page calls
+roles.py        which text made a picture, over wiring.py and strings.py; hear.py: what a run really heard
 capture.py      edits between two runs; graph.py, redact.py: what changed, and what is left out
 feedback.py     what a person did, as the service takes it
 spool.py        on the disk until delivered; delivery.py: from there to the service

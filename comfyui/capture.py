@@ -13,7 +13,8 @@ import queue
 import threading
 import time
 import uuid
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,13 +24,44 @@ from .feedback import item
 from .host import Host
 from .images import ImageError, sha256, without_metadata
 from .redact import redact
+from .roles import Heard
 from .spool import SpoolError
 
 log = logging.getLogger("comfyloop")
 
 MOST_IMAGES = 8  # of one run, in one piece of feedback
 MOST_WORKFLOWS = 32  # whose last run is remembered
+MOST_PAGES = 64
+FEW_NODES = 2  # of a small workflow may be others
 GIVEN_UP = 5.0  # seconds after which a run that is neither queued nor in the history was refused or deleted
+
+
+@dataclass(frozen=True)
+class Look:
+    """By what one workflow is told from another of the same id, as templates made from one another have it."""
+
+    nodes: frozenset[tuple[str, str]] = frozenset()  # id and type of each
+    told: frozenset[str] = frozenset()  # the texts of its notes, the titles of its groups, its subgraphs
+
+
+def looks(workflow: dict[str, Any]) -> Look:
+    """Of a workflow in the page's form."""
+    nodes = [node for node in workflow.get("nodes") or () if isinstance(node, dict)]
+    notes = {f"note {node.get('widgets_values')}" for node in nodes if node.get("type") in ("Note", "MarkdownNote")}
+    groups = {f"group {group.get('title')}" for group in workflow.get("groups") or () if isinstance(group, dict)}
+    subgraphs = {f"subgraph {made.get('id')}" for made in (workflow.get("definitions") or {}).get("subgraphs") or ()}
+    return Look(
+        frozenset((str(node.get("id")), str(node.get("type"))) for node in nodes),
+        frozenset(notes | groups | subgraphs),
+    )
+
+
+def same_workflow(before: Look, after: Look) -> bool:
+    """Whether the one may be the other after some work on it: most nodes are there still, and notes, groups and
+    subgraphs were only added or only taken away. Unsure ones are two: no edit is learnt that nobody made."""
+    most = max(len(before.nodes), len(after.nodes))
+    nodes = len(before.nodes & after.nodes) >= 0.8 * most or most - len(before.nodes & after.nodes) <= FEW_NODES
+    return nodes and (before.told <= after.told or after.told <= before.told)
 
 
 @dataclass
@@ -41,7 +73,9 @@ class Ran:
     project: str
     author: str
     graph: graphs.Graph
+    look: Look
     outputs: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # node id -> ComfyUI's image names
+    heard: Heard = field(default_factory=dict)  # what its encoders received
     picked: list[str] = field(default_factory=list)  # what a person picked while it went on: its outcome
     seen_at: float = field(default_factory=time.monotonic)
 
@@ -59,6 +93,7 @@ class Capture:
         self._new: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()  # work for the thread
         self._last: dict[str, Ran] = {}
         self._open: list[Ran] = []
+        self._opened: OrderedDict[str, str] = OrderedDict()  # page -> the workflow that it has open
         self._thread = threading.Thread(target=self._run, name="comfyloop-capture", daemon=True)
 
     def start(self) -> None:
@@ -78,12 +113,21 @@ class Capture:
         workflow = ((request.get("extra_data") or {}).get("extra_pnginfo") or {}).get("workflow")
         if not workflow or "prompt" not in request:  # a script sends no workflow
             return
+        client = str(request.get("client_id"))
         graph = {  # validation changes the inputs in place, so a copy of two levels
             key: {**node, "inputs": dict(node.get("inputs") or {})} for key, node in request["prompt"].items()
         }
-        name = str(workflow.get("id") or request.get("client_id"))
+        name = f"{workflow.get('id') or client} {self._opened.get(client, '')}"
         prompt_id = str(request.setdefault("prompt_id", str(uuid.uuid4())))
-        self._new.put(lambda: self._note(config, name, prompt_id, graph))
+        look = looks(workflow)
+        self._new.put(lambda: self._note(config, name, look, prompt_id, graph))
+
+    def opened(self, client: str, workflow: str) -> None:
+        """The page of a client says, before it queues, which of its open workflows it shows: templates share ids."""
+        self._opened[client] = workflow
+        self._opened.move_to_end(client)
+        while len(self._opened) > MOST_PAGES:
+            self._opened.popitem(last=False)
 
     def picked(self, prompt_id: str, hashes: list[str]) -> None:
         """Images that were picked in a run; they are its outcome if it still goes on and is captured."""
@@ -107,13 +151,13 @@ class Capture:
                 except Exception:
                     log.exception("ComfyLoop could not compare two runs; ComfyUI is not affected.")
 
-    def _note(self, config: Config, workflow: str, prompt_id: str, graph: graphs.Graph) -> None:
+    def _note(self, config: Config, workflow: str, look: Look, prompt_id: str, graph: graphs.Graph) -> None:
         try:
             clean = graphs.without_data(redact(graph, config.excluded), self._host.kind_of)
         except Exception:
             log.exception("ComfyLoop could not read a workflow; ComfyUI is not affected.")
             return
-        self._open.append(Ran(workflow, prompt_id, config.project, config.author, clean))
+        self._open.append(Ran(workflow, prompt_id, config.project, config.author, clean, look))
 
     def _finish_if_ended(self, ran: Ran) -> None:
         ended = self._host.history(ran.prompt_id)
@@ -127,11 +171,13 @@ class Capture:
         ran.outputs = {
             node: output["images"] for node, output in (ended.get("outputs") or {}).items() if output.get("images")
         }
+        ran.heard = self._host.heard(ran.prompt_id)
         before = self._last.pop(ran.workflow, None)
         self._last[ran.workflow] = ran  # the newest last
         if len(self._last) > MOST_WORKFLOWS:
             self._last.pop(next(iter(self._last)))
-        if before is not None and before.project == ran.project and graphs.related(before.graph, ran.graph):
+        same = before is not None and before.project == ran.project and same_workflow(before.look, ran.look)
+        if before is not None and same and graphs.related(before.graph, ran.graph):
             self.compare(before, ran)
 
     def compare(self, before: Ran, after: Ran) -> None:
@@ -139,9 +185,12 @@ class Capture:
         items: list[dict[str, Any]] = []
         images: dict[str, bytes] = {}
         kind_of = self._host.kind_of
-        for edit in graphs.text_edits(before.graph, after.graph, kind_of):
-            earlier = self._take(before, graphs.downstream(before.graph, edit.before_node), images)
-            later = self._take(after, graphs.downstream(after.graph, edit.node), images)
+        define = self._host.define
+        for edit in graphs.text_edits(
+            before.graph, after.graph, kind_of, define, before.heard, after.heard, after.outputs
+        ):
+            earlier = self._take(before, edit.shown_before, images)
+            later = self._take(after, edit.shown, images)
             if later:  # a text from which no image was made is no prompt
                 items.append(
                     item(
@@ -163,7 +212,7 @@ class Capture:
                     author=after.author,
                     before=before.graph,
                     after=after.graph,
-                    aim=graphs.aim(after.graph, list(after.outputs), kind_of),
+                    aim=graphs.aim(after.graph, list(after.outputs), kind_of, define, after.heard),
                     kept=after.picked or self._take(after, set(after.graph), images, only="output"),
                 )
             )
@@ -171,7 +220,7 @@ class Capture:
             with contextlib.suppress(SpoolError):
                 self._keep(items, images)
 
-    def _take(self, ran: Ran, nodes: set[str], images: dict[str, bytes], only: str = "") -> list[str]:
+    def _take(self, ran: Ran, nodes: Collection[str], images: dict[str, bytes], only: str = "") -> list[str]:
         """The hashes of what these nodes gave out, whose bytes go into `images`."""
         hashes: list[str] = []
         for name in (name for node in ran.outputs if node in nodes for name in ran.outputs[node]):

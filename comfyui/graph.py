@@ -8,14 +8,15 @@ paths like "12:3").
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from . import roles
 from .redact import is_link
+from .roles import Define, Heard
 
 Graph = dict[str, Any]
 Kind = Literal["prompt", "data", "value"]
@@ -28,15 +29,25 @@ OURS = "ComfyLoop"
 CHANCE = frozenset({"seed", "noise_seed", "control_after_generate"})
 
 
+def unknown(class_type: str) -> None:
+    """Where no definitions are at hand: nodes are read by the names of their inputs."""
+
+
 @dataclass(frozen=True)
 class TextEdit:
-    """`before_node` and `node` are its ids in the two graphs; they differ in a renumbered copy."""
+    """A prompt that a person changed, whole as it reached the encoder.
+
+    `before_node` and `node` are where its text is written in the two graphs, at `input`; they differ in a renumbered
+    copy. `shown_before` and `shown` are the nodes that show pictures made from it.
+    """
 
     before_node: str
     node: str
     input: str
     before: str
     after: str
+    shown_before: frozenset[str] = frozenset()
+    shown: frozenset[str] = frozenset()
 
 
 def without_data(graph: Graph, kind_of: KindOf) -> Graph:
@@ -47,30 +58,75 @@ def without_data(graph: Graph, kind_of: KindOf) -> Graph:
     }
 
 
-def text_edits(before: Graph, after: Graph, kind_of: KindOf) -> list[TextEdit]:
-    """Prompts that differ between nodes that are the same but for them.
+def text_edits(
+    before: Graph,
+    after: Graph,
+    kind_of: KindOf,
+    define: Define = unknown,
+    heard_before: Heard | None = None,
+    heard: Heard | None = None,
+    shows: Collection[str] | None = None,
+) -> list[TextEdit]:
+    """Prompts that differ between nodes that show pictures and are the same but for what these were made from.
 
-    Negative prompts are none: a text that reaches images only through inputs called "negative" is left out.
+    Only what a person wrote counts: where the workflow alone does not tell the text (a language model wrote it), or
+    the encoder heard another (chance had a part in it), nothing is told. `shows` are the nodes of `after` that gave
+    pictures out; None: those from which nothing goes on.
     """
-    edits = []
+    if shows is None:
+        shows = after.keys() - {value[0] for _, value in _links(after)}
+    edits: dict[tuple[str, str], TextEdit] = {}
     for old, new in pair(before, after, kind_of).items():
-        was, now = before[old], after[new]
-        for name, value in now["inputs"].items():
-            earlier = was["inputs"].get(name)
-            if (
-                isinstance(value, str)
-                and isinstance(earlier, str)
-                and value.strip() != earlier.strip()
-                and kind_of(now["class_type"], name) == "prompt"
-                and not only_negative(after, new)
-            ):
-                edits.append(TextEdit(old, new, name, earlier, value))
-    return edits
+        if new not in shows:
+            continue
+        for name in roles.pictures_of(after, new, define):
+            was, now = (
+                _written(graph, node, name, define, told)
+                for graph, node, told in ((before, old, heard_before), (after, new, heard))
+            )
+            if was is None or now is None or was.text is None or now.text is None:
+                continue
+            if not was.text.strip() or not now.text.strip() or was.text.strip() == now.text.strip():
+                continue
+            wrote = next((p for p in now.places if p not in was.places or _value(before, p) != _value(after, p)), None)
+            place, earlier = wrote or now.places[0], was.places[0]
+            known = edits.get((was.text, now.text))
+            edits[was.text, now.text] = TextEdit(
+                earlier[0] if known is None else known.before_node,
+                place[0] if known is None else known.node,
+                place[1] if known is None else known.input,
+                was.text,
+                now.text,
+                (known.shown_before if known else frozenset()) | {old},
+                (known.shown if known else frozenset()) | {new},
+            )
+    return list(edits.values())
+
+
+def _written(graph: Graph, node: str, name: str, define: Define, heard: Heard | None) -> roles.Text | None:
+    """The text of the pictures at an input as the workflow tells it; None where a run has heard another."""
+    text = roles.text_of_picture(graph, node, name, define)
+    if heard is not None and roles.text_of_picture(graph, node, name, define, heard).text != text.text:
+        return None
+    return text
+
+
+def _links(graph: Graph) -> Iterator[tuple[tuple[str, str], list[Any]]]:
+    """(node, input) and [source, slot] of each link."""
+    for key, node in graph.items():
+        for name, value in node["inputs"].items():
+            if is_link(value, graph):
+                yield (key, name), value
+
+
+def _value(graph: Graph, place: tuple[str, str]) -> Any:
+    return (graph.get(place[0]) or {"inputs": {}})["inputs"].get(place[1])
 
 
 def changed(before: Graph, after: Graph, kind_of: KindOf) -> bool:
     """Whether links, nodes or settings differ: positive prompts, seeds and ids do not count."""
-    return sorted(_colours(before, kind_of).values()) != sorted(_colours(after, kind_of).values())
+    old, new = _colours([before, after], kind_of)
+    return Counter(old.values()) != Counter(new.values())
 
 
 def related(before: Graph, after: Graph) -> bool:
@@ -83,7 +139,7 @@ def pair(before: Graph, after: Graph, kind_of: KindOf) -> dict[str, str]:
     """Which node of `before` is which of `after`: by id and class; those with other ids now, by structure."""
     pairs = {key: key for key in before if key in after and before[key]["class_type"] == after[key]["class_type"]}
     if len(pairs) < len(before):
-        old, new = ({c: k for k, c in _single(_colours(graph, kind_of))} for graph in (before, after))
+        old, new = ({c: k for k, c in _single(colours)} for colours in _colours([before, after], kind_of))
         taken = set(pairs.values())
         for colour in old.keys() & new.keys():
             if old[colour] not in pairs and new[colour] not in taken:
@@ -91,115 +147,114 @@ def pair(before: Graph, after: Graph, kind_of: KindOf) -> dict[str, str]:
     return pairs
 
 
-def _single(colours: dict[str, str]) -> Iterator[tuple[str, str]]:
+def _single(colours: dict[str, int]) -> Iterator[tuple[str, int]]:
     """Nodes that no other node looks like."""
     often = Counter(colours.values())
     return ((key, colour) for key, colour in colours.items() if often[colour] == 1)
 
 
-def downstream(graph: Graph, node: str) -> set[str]:
-    """The node and all that its outputs reach."""
-    reached, edge = {node}, [node]
-    while edge:
-        source = edge.pop()
-        for target, _ in _targets(graph, source):
-            if target not in reached:
-                reached.add(target)
-                edge.append(target)
-    return reached
-
-
-def only_negative(graph: Graph, node: str) -> bool:
-    """Whether all ways from a node's outputs enter an input called "negative" before an image is made."""
-    seen, edge, positive, negative = {node}, [node], False, False
-    while edge:
-        for target, name in _targets(graph, edge.pop()):
-            if name == "negative":
-                negative = True
-            elif name == "positive":
-                positive = True
-            elif target not in seen:
-                seen.add(target)
-                edge.append(target)
-    return negative and not positive
-
-
-def prompt_of_images(graph: Graph, node: str, input: str, kind_of: KindOf) -> str:
+def prompt_of_images(
+    graph: Graph, node: str, input: str, kind_of: KindOf, define: Define = unknown, heard: Heard | None = None
+) -> str:
     """The positive prompt that the images at an input were made from, or "" when it cannot be told."""
-    value = (graph.get(node) or {}).get("inputs", {}).get(input)
-    start = [value[0]] if is_link(value, graph) else []
-    for key in _upstream(graph, start):
-        positive = graph[key]["inputs"].get("positive")
-        if is_link(positive, graph):
-            return _first_text(graph, positive[0], kind_of)
-    return ""
+    return roles.text_of_picture(graph, node, input, define, heard).text or ""
 
 
-def aim(graph: Graph, nodes: list[str], kind_of: KindOf) -> str:
+def text_of_images(
+    graph: Graph, kept: Graph, node: str, input: str, define: Define = unknown, heard: Heard | None = None
+) -> roles.Text:
+    """The text that the images at an input were made from, unless it comes from what is kept out of `kept`.
+
+    `kept` is the graph without secrets and without what the person excludes.
+    """
+    text = roles.text_of_picture(graph, node, input, define, heard)
+    if any(name not in kept.get(key, {"inputs": {}})["inputs"] for key, name in text.places + text.encoders):
+        return roles.Text(None, "It comes from a node that is excluded, or is named like a secret.")
+    return text
+
+
+def aim(graph: Graph, nodes: list[str], kind_of: KindOf, define: Define = unknown, heard: Heard | None = None) -> str:
     """What a workflow is for, as far as it says: the prompt behind the images that these nodes gave out."""
     found = (
-        prompt_of_images(graph, node, name, kind_of)
+        prompt_of_images(graph, node, name, kind_of, define, heard)
         for node in nodes
-        for name in graph.get(node, {"inputs": {}})["inputs"]
+        if node in graph
+        for name in roles.pictures_of(graph, node, define)
     )
     return next(filter(None, found), "")
 
 
-def _first_text(graph: Graph, node: str, kind_of: KindOf) -> str:
-    for key in _upstream(graph, [node]):
-        for name, value in graph[key]["inputs"].items():
-            if isinstance(value, str) and kind_of(graph[key]["class_type"], name) == "prompt":
-                return value
-    return ""
+def negatives(graph: Graph) -> set[str]:
+    """The nodes from whose outputs all ways enter an input called "negative" before an image is made."""
+    targets: dict[str, list[tuple[str, str]]] = {key: [] for key in graph}
+    for place, value in _links(graph):
+        targets[value[0]].append(place)
+    return {key for key in graph if targets[key] and _only_negative(targets, key)}
 
 
-def _upstream(graph: Graph, start: list[str]) -> Iterator[str]:
-    """These nodes and what they are made from, the nearest first."""
-    edge, seen = list(start), set(start)
+def _only_negative(targets: dict[str, list[tuple[str, str]]], node: str) -> bool:
+    seen, edge, negative = {node}, [node], False
     while edge:
-        key = edge.pop(0)
-        yield key
-        for value in graph[key]["inputs"].values():
-            if is_link(value, graph) and value[0] not in seen:
-                seen.add(value[0])
-                edge.append(value[0])
+        for target, name in targets[edge.pop()]:
+            if name == "positive":
+                return False
+            if name == "negative":
+                negative = True
+            elif target not in seen:
+                seen.add(target)
+                edge.append(target)
+    return negative
 
 
-def _targets(graph: Graph, source: str) -> Iterator[tuple[str, str]]:
-    for key, node in graph.items():
-        for name, value in node["inputs"].items():
-            if is_link(value, graph) and value[0] == source:
-                yield key, name
+ROUNDS = 16
+"""Farther apart than that, nodes hardly tell each other apart; and a long chain of like nodes costs no more."""
 
 
-def _colours(graph: Graph, kind_of: KindOf) -> dict[str, str]:
-    """A hash per node of its class, settings and surroundings; ids, seeds and positive prompts do not count."""
+def _colours(graphs: list[Graph], kind_of: KindOf) -> list[dict[str, int]]:
+    """A number per node for its class, settings and surroundings, the same in all the graphs.
 
-    def counts(key: str, name: str) -> bool:
-        kind = kind_of(graph[key]["class_type"], name)
-        return name not in CHANCE and (kind != "prompt" or only_negative(graph, key))
-
-    colours = {}
-    for key, node in graph.items():
-        values = {n: _plain(v) for n, v in node["inputs"].items() if not is_link(v, graph) and counts(key, n)}
-        colours[key] = _hash([node["class_type"], values])
-    kinds = 0
-    while len(set(colours.values())) > kinds:  # refine until no colour splits any more
-        kinds = len(set(colours.values()))
-        around: dict[str, list[Any]] = {key: [] for key in graph}
+    Ids, seeds and positive prompts do not count.
+    """
+    numbers: dict[Any, int] = {}
+    found: list[dict[str, int]] = []
+    around: list[dict[str, list[tuple[str, str, Any, str]]]] = []
+    for graph in graphs:
+        prompts = {
+            (key, name)
+            for key, node in graph.items()
+            for name, value in node["inputs"].items()
+            if isinstance(value, str) and kind_of(node["class_type"], name) == "prompt" and "negative" not in name
+        }
+        if prompts:
+            prompts -= {(key, name) for key in negatives(graph) for name in graph[key]["inputs"]}
+        colours, links = {}, {key: list[tuple[str, str, Any, str]]() for key in graph}
         for key, node in graph.items():
+            values = {}
             for name, value in node["inputs"].items():
                 if is_link(value, graph):
-                    around[key].append(["in", name, value[1], colours[value[0]]])
-                    around[value[0]].append(["out", name, value[1], colours[key]])
-        colours = {key: _hash([colours[key], sorted(map(json.dumps, around[key]))]) for key in graph}
-    return colours
+                    links[key].append(("in", name, value[1], value[0]))
+                    links[value[0]].append(("out", name, value[1], key))
+                elif name not in CHANCE and (key, name) not in prompts:
+                    values[name] = _plain(value)
+            content = json.dumps([node["class_type"], values], sort_keys=True, default=str)
+            colours[key] = numbers.setdefault(content, len(numbers))
+        found.append(colours)
+        around.append(links)
+    kinds = 0
+    for _ in range(ROUNDS):  # refine while some colour still splits
+        if (now := len({colour for colours in found for colour in colours.values()})) == kinds:
+            break
+        kinds, numbers = now, {}
+        for place, links in enumerate(around):
+            colours = found[place]
+            keys = {
+                key: (colours[key], tuple(sorted((w, n, str(slot), colours[other]) for w, n, slot, other in near)))
+                for key, near in links.items()
+            }
+            found[place] = {key: numbers.setdefault(told, len(numbers)) for key, told in keys.items()}
+    return found
 
 
 def _plain(value: Any) -> Any:
     """7.0 as 7: JavaScript makes no difference."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _hash(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()

@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .graph import OURS, Kind, KindOf
+from .graph import OURS, Kind, KindOf, unknown
+from .hear import Hearing, listen
+from .roles import Define, Heard
 
 
 @dataclass(frozen=True)
@@ -18,6 +20,8 @@ class Host:
     running: Callable[[], bool]  # whether a prompt is being executed
     image_path: Callable[[dict[str, str]], Path | None]
     kind_of: KindOf
+    define: Define = unknown
+    heard: Callable[[str], Heard] = lambda _: {}  # prompt id -> what its encoders heard
 
 
 def of_server(server: Any) -> Host:
@@ -37,7 +41,29 @@ def of_server(server: Any) -> Host:
         root = folder_paths.get_directory_by_type(name.get("type", ""))
         return Path(root, name.get("subfolder", ""), name["filename"]) if root and name.get("filename") else None
 
-    return Host(history, queued, lambda: bool(queue.currently_running), image_path, kind_of)
+    def graph_of(prompt_id: str) -> dict[str, Any] | None:
+        running = list(queue.currently_running.values())
+        return next((entry[2] for entry in running if entry[1] == prompt_id), None)
+
+    hearing = Hearing(graph_of)
+    listen(hearing)
+    return Host(history, queued, lambda: bool(queue.currently_running), image_path, kind_of, define, hearing.of)
+
+
+@functools.lru_cache(maxsize=4096)
+def define(class_type: str) -> dict[str, Any] | None:
+    """What ``/object_info`` says of a class, as far as the roles of its inputs and outputs need it."""
+    import nodes
+
+    known = nodes.NODE_CLASS_MAPPINGS.get(class_type)
+    if known is None:
+        return None
+    outputs = list(known.RETURN_TYPES)
+    return {
+        "input": known.INPUT_TYPES(),
+        "output": outputs,
+        "output_name": list(getattr(known, "RETURN_NAMES", None) or outputs),
+    }
 
 
 def kind_of(class_type: str, input: str) -> Kind:
@@ -47,11 +73,8 @@ def kind_of(class_type: str, input: str) -> Kind:
 
 @functools.lru_cache(maxsize=4096)
 def _kinds(class_type: str) -> dict[str, Kind]:
-    import nodes
-
     found: dict[str, Kind] = {}
-    known = nodes.NODE_CLASS_MAPPINGS.get(class_type)
-    for part in known.INPUT_TYPES().values() if known else ():
+    for part in (define(class_type) or {"input": {}})["input"].values():
         for name, spec in part.items() if isinstance(part, dict) else ():
             options = spec[1] if isinstance(spec, (tuple, list)) and len(spec) > 1 else None
             if not isinstance(options, dict):

@@ -19,10 +19,25 @@ def is_secret(name: str) -> bool:
     return bool(_SECRET.search(_WORDS.sub("_", name)) or _JOINED.search(name))
 
 
+_SURE = re.compile(
+    r"(api|access|auth|private|secret|hf|openai)[\s_-]*(key|token)s?|password|passwd|credential|密码|密钥|令牌",
+    re.IGNORECASE,
+)
+
+
+def _is_word(value: Any) -> bool:
+    """Whether a value reads like what people write rather than like a key: ASCII, one word, no plain one."""
+    if not isinstance(value, str) or not value.isascii() or re.search(r"\s", value.strip()):
+        return True
+    return value.strip().isalpha() and len(value) < 20
+
+
 def redact(graph: dict[str, Any], excluded: Collection[str] = ()) -> dict[str, Any]:
     """A copy of an API-form graph without secrets.
 
     A node whose class or title names a secret keeps its links and loses its values; an input so named is dropped.
+    A title that only has "key", "token" or "secret" in it ("Key visual, max 75 tokens") is no more than a hint: of its
+    node, texts stay that read like words.
     An excluded node (by class) is left out, and with it the links from it.
     """
     kept = {key: node for key, node in graph.items() if node.get("class_type") not in excluded}
@@ -30,13 +45,14 @@ def redact(graph: dict[str, Any], excluded: Collection[str] = ()) -> dict[str, A
     for key, node in kept.items():
         class_type = str(node.get("class_type", ""))
         title = str((node.get("_meta") or {}).get("title", ""))
-        secret_node = is_secret(class_type) or is_secret(title)
+        secret_node = is_secret(class_type) or bool(_SURE.search(title))
+        hinted = not secret_node and is_secret(title)
         inputs = {}
         for name, value in (node.get("inputs") or {}).items():
             link = is_link(value, graph)
             if link and value[0] not in kept:
                 continue
-            if link or not (secret_node or is_secret(name)):
+            if link or not (secret_node or is_secret(name) or (hinted and not _is_word(value))):
                 inputs[name] = value
         clean[key] = {"class_type": class_type, "inputs": inputs}
     return clean

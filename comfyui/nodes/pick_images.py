@@ -12,6 +12,7 @@ from server import PromptServer
 
 from .. import graph, images, pack
 from ..redact import redact
+from ..roles import Text
 from .shared import CATEGORY, PAUSE_NOTE, GenerationIO, mode_inputs, wait_for_person
 
 
@@ -34,39 +35,44 @@ class PickImages(io.ComfyNode):
                 ),
                 GenerationIO.Input("generation", optional=True, tooltip="Of the prompt, where a model wrote it."),
             ],
-            outputs=[io.Image.Output(display_name="picked")],
+            outputs=[io.Image.Output(display_name="picked", is_output_list=True)],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
+            is_input_list=True,
             is_output_node=True,
         )
 
     @classmethod
     async def execute(
         cls,
-        images: Any,
-        mode: str,
-        timeout: int,
-        prompt: str | None = None,
-        generation: dict[str, Any] | None = None,
+        images: list[Any],
+        mode: list[str],
+        timeout: list[int],
+        prompt: list[str] | None = None,
+        generation: list[dict[str, Any]] | None = None,
     ) -> io.NodeOutput:
-        work, handle = pack.get(), generation or {}
+        """Lists, since pictures of unequal sizes come as several batches and are still one choice."""
+        work, handle = pack.get(), _only(generation) or {}
         names, files = _save(images)
         hashes = [name["sha256"] for name in names]
+        prompt_id = PromptServer.instance.last_prompt_id or ""
+        plain = redact(cls.hidden.prompt or {}, work.config.excluded)
+        text = _text(prompt) if prompt else _found(cls.hidden.prompt or {}, plain, cls.hidden.unique_id, prompt_id)
         shown = {
             "images": names,
             "shown": hashes,
-            "prompt": prompt or _found_prompt(cls.hidden.prompt, cls.hidden.unique_id),
+            "prompt": text.text or "",
+            "why": text.why if text.text is None else "",
             "generation": handle.get("id", ""),
             "project": handle.get("project", "") or work.config.project,
-            "prompt_id": PromptServer.instance.last_prompt_id or "",
+            "prompt_id": prompt_id,
         }
-        work.show_grid(shown, files, redact(cls.hidden.prompt or {}, work.config.excluded))
-        if mode == "pass":
+        work.show_grid(shown, files, plain)
+        if mode[0] == "pass":
             return io.NodeOutput(images, ui={"comfyloop_pick": [shown]})
-        answer = await wait_for_person(cls.hidden, "comfyloop.pick", shown, timeout)
+        answer = await wait_for_person(cls.hidden, "comfyloop.pick", shown, timeout[0])
         picked = set((answer or {}).get("picked") or hashes)  # nothing picked, or no time: all go on
-        kept = [place for place, sha in enumerate(hashes) if sha in picked]
         return io.NodeOutput(
-            images[kept],
+            _kept(images, hashes, picked),
             ui={
                 "comfyloop_pick": [
                     {
@@ -81,11 +87,33 @@ class PickImages(io.ComfyNode):
         )
 
 
-def _save(batch: Any) -> tuple[list[dict[str, str]], dict[str, Path]]:
+def _only(values: list[Any] | None) -> Any:
+    """The one value of a list; None where there are several different ones."""
+    return values[0] if values and all(value == values[0] for value in values) else None
+
+
+def _text(prompts: list[str]) -> Text:
+    one = _only(prompts)
+    return Text(None, "The pictures were made from several texts.") if one is None else Text(one)
+
+
+def _kept(images: list[Any], hashes: list[str], picked: set[str]) -> list[Any]:
+    """The batches less what was not picked; batches of which nothing is left are left out."""
+    kept, start = [], 0
+    for batch in images:
+        end = start + int(batch.shape[0])
+        places = [place for place, sha in enumerate(hashes[start:end]) if sha in picked]
+        if places:
+            kept.append(batch[places])
+        start = end
+    return kept
+
+
+def _save(batches: list[Any]) -> tuple[list[dict[str, str]], dict[str, Path]]:
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
     names, files = [], {}
-    for place, data in enumerate(images.from_tensor(batch)):
+    for place, data in enumerate(data for batch in batches for data in images.from_tensor(batch)):
         sha = images.sha256(data)
         path = folder / f"comfyloop_{secrets.token_hex(6)}_{place}.png"
         path.write_bytes(data)
@@ -94,7 +122,6 @@ def _save(batch: Any) -> tuple[list[dict[str, str]], dict[str, Path]]:
     return names, files
 
 
-def _found_prompt(workflow: Any, node: str) -> str:
-    work = pack.get()
-    plain = redact(workflow or {}, work.config.excluded)
-    return graph.prompt_of_images(plain, str(node), "images", work.host.kind_of)
+def _found(workflow: dict[str, Any], plain: dict[str, Any], node: str, prompt_id: str) -> Text:
+    host = pack.get().host
+    return graph.text_of_images(workflow, plain, str(node), "images", host.define, host.heard(prompt_id))

@@ -61,7 +61,7 @@ export function hintLine() {
     line.classList.toggle("cl-wait", Boolean(data?.pause));
     const at = () => new Date(data.until * 1000).toLocaleTimeString();
     line.textContent = data?.pause
-      ? `${t("Waiting for you: the whole queue waits.")} ${t("Goes on by itself at")} ${at()}` : otherwise ?? "";
+      ? `${t("Waiting for you: the whole queue waits.")} ${t("Goes on by itself at")} ${at()}. ${otherwise ?? ""}` : otherwise ?? "";
   };
   return line;
 }

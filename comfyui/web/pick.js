@@ -5,6 +5,9 @@ import { t } from "./words.js";
 
 const NOTES = { timeout: "Time is over: it went on unchanged.", done: "Done" };
 
+// What the pictures were made from; where that is not known it is said, and nothing is learned as their prompt.
+const told = (data) => data.prompt || (data.why ? `${t("The prompt of these images is not known:")} ${data.why}` : "");
+
 export function pickPanel() {
   const grid = el("div", { className: "cl-grid" });
   const hint = hintLine();
@@ -19,6 +22,7 @@ export function pickPanel() {
   // What the person changes now is said anew, also where it was said before.
   const touched = () => {
     if (shown?.note) shown = { ...shown, note: "" };
+    line.say(t("Not kept yet"));
     label();
   };
   const label = () => {
@@ -64,14 +68,14 @@ export function pickPanel() {
     ratings = { ...data.ratings };
     reason.value = data.reason ?? "";
     grid.replaceChildren(...data.images.map(cell));
-    hint.show(data, data.prompt);
+    hint.show(data, told(data));
     line.say(data.note ? t(NOTES[data.note]) : "");
     label();
   };
   panel.resume = (pause) => {
     if (!shown || shown.pause !== pause) return;
     shown = { ...shown, pause: "" };
-    hint.show(shown, shown.prompt);
+    hint.show(shown, told(shown));
     label();
   };
   hint.show(null, t("Run the workflow to see something here."));

@@ -7,7 +7,7 @@ const ZH = {
   "Accept": "采纳", "Reject": "否决", "Use my text": "使用我的文字", "Use these": "使用所选", "All go on": "全部通过",
   "Reason (optional)": "理由（可选）", "Good": "好", "Bad": "不好", "Rate": "评分",
   "Waiting for you: the whole queue waits.": "等待你的处理：整个队列都在等待。",
-  "Goes on by itself at": "自动继续时间", "Kept": "已保存", "Nothing to keep": "没有可保存的内容",
+  "Goes on by itself at": "自动继续时间", "Kept": "已保存", "Not kept yet": "尚未保存", "Nothing to keep": "没有可保存的内容",
   "Time is over: it went on unchanged.": "已超时：按原样继续。", "Rejected: what follows was not run.": "已否决：后续节点未运行。",
   "Done": "完成", "Run the workflow to see something here.": "运行工作流后在此显示。",
   "Connected": "已连接", "Not connected": "未连接", "Project": "项目", "Live version": "当前版本", "base model": "基础模型",
@@ -22,6 +22,7 @@ const ZH = {
   "Add the selected nodes": "加入选中的节点", "Last answers": "最近的回答", "Last images": "最近的图片", "Nothing yet.": "暂无。",
   "log_likelihood": "对数似然", "edit_distance": "编辑距离", "right_answer": "答对概率", "general picture": "通用看图", "accepted": "已采纳", "all": "全部", "vision": "看图", "general": "通用", "prompt": "提示词",
   "graph": "工作流",
+  "The prompt of these images is not known:": "无法得知这些图片的提示词：",
   "Refused by the service": "被服务拒绝", "Try again": "重试",
 };
 

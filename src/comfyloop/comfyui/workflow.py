@@ -8,8 +8,14 @@ the image LoRA is that of the version, whether the workflow wore the live one, a
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
+from types import ModuleType
 from typing import Any
+
+from comfyloop.comfyui.link import pack_folder
 
 Graph = dict[str, Any]
 Classes = Mapping[str, Any]
@@ -33,11 +39,14 @@ def ready(workflow: Graph, classes: Classes, prompt: str, seed: int, version: st
     Raises:
         Unusable: It shows no pictures, or it cannot be told which text they are made from.
     """
+    if wrong := malformed(workflow):
+        raise Unusable(wrong)
     graph: Graph = copy.deepcopy(workflow)
     if unknown := sorted({node["class_type"] for node in graph.values()} - classes.keys()):
         raise Unusable(f"this ComfyUI has no node {unknown[0]}")
-    source = _pictures(graph)
-    _write(graph, classes, _text_node(graph, classes, source[0]), prompt)
+    shower = _shower(graph)
+    source: list[Any] = graph[shower]["inputs"]["images"]
+    _write(graph, classes, shower, prompt)
     for node in graph.values():
         inputs = node["inputs"]
         inputs |= {name: seed for name in ("seed", "noise_seed") if name in inputs}
@@ -51,41 +60,57 @@ def ready(workflow: Graph, classes: Classes, prompt: str, seed: int, version: st
     return kept, shown
 
 
-def _pictures(graph: Graph) -> list[Any]:
-    """The output from which the person picked, or which they saved."""
+def malformed(workflow: Any) -> str:
+    """Why a workflow is not in ComfyUI's API form, as the end of a sentence; empty where it is."""
+    if not isinstance(workflow, dict) or not workflow:
+        return "it is no JSON object with nodes in it"
+    for key, node in workflow.items():
+        inputs = node.get("inputs") if isinstance(node, dict) else None
+        if not isinstance(node, dict) or not isinstance(node.get("class_type"), str):
+            return f"{key!r} in it has no class_type: it is not in ComfyUI's API form"
+        if not isinstance(inputs, dict):
+            return f"the node {key!r} in it has no inputs"
+    return ""
+
+
+def _shower(graph: Graph) -> str:
+    """The node at which the person picked, or saved."""
     for wanted in (PICKER, "SaveImage", "PreviewImage"):
-        for node in graph.values():
+        for key, node in graph.items():
             if node["class_type"] == wanted and _is_link(node["inputs"].get("images"), graph):
-                source: list[Any] = node["inputs"]["images"]
-                return source
+                return key
     raise Unusable("it shows no pictures")
 
 
-def _text_node(graph: Graph, classes: Classes, pictures: str) -> str:
-    """The node with the text that makes the positive condition of the nearest sampler."""
-    for _, node in _upstream(graph, pictures):
-        if _is_link(positive := node["inputs"].get("positive"), graph):
-            for key, candidate in _upstream(graph, positive[0]):
-                if _texts(candidate["class_type"], classes) & candidate["inputs"].keys():
-                    return key
-    raise Unusable("it cannot be told from which text its pictures are made")
+@cache
+def _roles() -> Any:
+    """The node pack's own reading of workflows: one function tells there and here which text made a picture.
+
+    The pack is no part of this package and is not run here: its folder alone is made known, under a name of ours.
+    """
+    pack = ModuleType("comfyloop_pack")
+    pack.__path__ = [str(pack_folder())]
+    sys.modules[pack.__name__] = pack
+    return importlib.import_module("comfyloop_pack.roles")
 
 
-def _texts(class_type: str, classes: Classes) -> set[str]:
-    """The inputs of a class that hold prompts; those of our own nodes hold questions."""
-    if class_type.startswith("ComfyLoop"):
-        return set()
-    return {
-        name
-        for part in classes[class_type]["input"].values()
-        for name, spec in (part.items() if isinstance(part, dict) else ())
-        if spec[0] == "STRING" and len(spec) > 1 and spec[1].get("multiline")
-    }
+def _write(graph: Graph, classes: Classes, shower: str, prompt: str) -> None:
+    """Put the prompt in the place of the text that makes the pictures: where it is written, else at its encoder.
 
-
-def _write(graph: Graph, classes: Classes, key: str, prompt: str) -> None:
-    node = graph[key]
-    node["inputs"] |= {name: prompt for name in _texts(node["class_type"], classes) if name in node["inputs"]}
+    Of an encoder with several texts (tags beside a sentence), all give way: what is judged is this prompt alone.
+    """
+    text = _roles().text_of_picture(graph, shower, "images", classes.get)
+    encoders = {key for key, _ in text.encoders}
+    if text.text is not None and text.holder is not None:
+        places = text.places if text.places[0] not in text.encoders else text.encoders
+    elif len(encoders) == 1:
+        places = text.encoders
+    else:
+        why = text.why.rstrip(".") if text.text is None else "it is put together from several"
+        told = f": {why[:1].lower()}{why[1:]}" if encoders else ""
+        raise Unusable(f"it cannot be told from which text its pictures are made{told}")
+    for key, name in places:
+        graph[key]["inputs"][name] = prompt
 
 
 def _wear(graph: Graph, classes: Classes, version: str) -> None:

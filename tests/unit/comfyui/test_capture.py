@@ -51,8 +51,11 @@ class ComfyUI:
         self.kept += items
         self.images |= images
 
-    def run(self, graph: dict, colour: str, status: str = "success", workflow: str = "w") -> None:
-        request = {"prompt": graph, "extra_data": {"extra_pnginfo": {"workflow": {"id": workflow}}}}
+    def run(
+        self, graph: dict, colour: str, status: str = "success", workflow: str = "w", page: dict | None = None
+    ) -> None:
+        shown = {"id": workflow, **(page or {})}
+        request = {"prompt": graph, "client_id": "page", "extra_data": {"extra_pnginfo": {"workflow": shown}}}
         self.capture.on_prompt(request)
         if "prompt_id" not in request:
             return
@@ -112,6 +115,63 @@ def test_the_same_again_and_other_workflows_say_nothing(comfyui: ComfyUI) -> Non
 def test_another_picture_to_work_on_and_another_question_are_no_edits(comfyui: ComfyUI) -> None:
     comfyui.run(edited(n2_image="cat.png"), "red")
     comfyui.run(edited(n2_image="dog.png"), "blue")
+    assert comfyui.kept == []
+
+
+def page_of(*nodes: str, notes: tuple[str, ...] = (), groups: tuple[str, ...] = ()) -> dict:
+    """A workflow in the page's form: nodes as "id type"."""
+    made = [dict(zip(("id", "type"), node.split(), strict=True)) for node in nodes]
+    made += [{"id": 90 + n, "type": "MarkdownNote", "widgets_values": [text]} for n, text in enumerate(notes)]
+    return {"nodes": made, "groups": [{"title": title} for title in groups]}
+
+
+NODES = ("1 Text", "2 Paint", "3 SaveImage", "4 Load", "5 Scale")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        page_of(*NODES, notes=("Another template",)),
+        page_of(*NODES, notes=("About it",), groups=("Step 2",)),
+        page_of(
+            "1 Load", "2 Text", "3 Scale", "4 Paint", "5 SaveImage", notes=("About it",), groups=("Step 1",)
+        ),
+        page_of(*NODES, notes=("About it",), groups=("Step 1",))
+        | {"definitions": {"subgraphs": [{"id": "s"}]}},
+    ],
+    ids=["notes", "groups", "other nodes", "another subgraph in place of a group"],
+)
+def test_another_template_of_the_same_id_is_no_edit(comfyui: ComfyUI, other: dict) -> None:
+    first = page_of(*NODES, notes=("About it",), groups=("Step 1",))
+    if "definitions" in other:
+        first["groups"], other = [{"title": "Mine"}], other | {"groups": []}
+    comfyui.run(copy.deepcopy(GRAPH), "red", page=first)
+    comfyui.run(edited(n1_text="a red fox", n2_steps=8), "blue", page=other)
+    assert comfyui.kept == []
+
+
+def test_work_on_one_workflow_is_an_edit_also_where_nodes_and_notes_come_or_go(comfyui: ComfyUI) -> None:
+    comfyui.run(copy.deepcopy(GRAPH), "red", page=page_of(*NODES, notes=("About it",)))
+    later = page_of(*NODES, "6 Sharpen", notes=("About it", "try more steps"))
+    comfyui.run(edited(n2_steps=8), "blue", page=later)
+    assert [item["kind"] for item in comfyui.kept] == ["graph_edited"]
+
+
+def test_two_workflows_that_one_page_has_open_are_two(comfyui: ComfyUI) -> None:
+    comfyui.capture.opened("page", "workflows/a.json")
+    comfyui.run(copy.deepcopy(GRAPH), "red")
+    comfyui.capture.opened("page", "workflows/b.json")
+    comfyui.run(edited(n2_steps=8), "blue")
+    assert comfyui.kept == []
+    comfyui.run(edited(n2_steps=9), "green")
+    assert [item["before"]["2"]["inputs"]["steps"] for item in comfyui.kept] == [8]
+
+
+def test_a_text_that_chance_had_a_part_in_is_no_edit(comfyui: ComfyUI) -> None:
+    heard = iter([{("1", "text"): "a red fox"}, {("1", "text"): "a blue hen"}])
+    object.__setattr__(comfyui.capture._host, "heard", lambda _: next(heard))
+    comfyui.run(edited(n1_text="a {red|blue} fox"), "red")
+    comfyui.run(edited(n1_text="a {red|blue} hen"), "blue")
     assert comfyui.kept == []
 
 

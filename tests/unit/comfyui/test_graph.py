@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import time
 
 import pytest
 from hypothesis import given
@@ -112,10 +113,6 @@ def test_the_prompt_of_images_is_found_through_the_sampler() -> None:
     assert graph.prompt_of_images(workflow(), "5", "images", kind_of) == "a red fox"
 
 
-def test_downstream_is_all_that_a_node_reaches() -> None:
-    assert graph.downstream(workflow(), "2") == {"2", "4", "5"}
-
-
 @pytest.mark.parametrize(
     "name",
     ["api_key", "apiKey", "HF_TOKEN", "hfToken", "password", "OpenAIKey", "secret", "Set API Key", "密码"],
@@ -129,6 +126,50 @@ def test_names_of_secrets(name: str) -> None:
 )
 def test_names_that_only_look_like_secrets(name: str) -> None:
     assert not is_secret(name) or name == "max_tokens_per_image"
+
+
+@pytest.mark.parametrize(
+    ("title", "text", "kept"),
+    [
+        ("Key visual prompt (max 75 tokens)", "a paper boat on a pond", True),
+        ("Secret garden", "roses", True),
+        ("Key art", "纸船漂在池塘上，晨雾", True),
+        ("Token", "hf_abcDEF0123456789", False),
+        ("key", "f3a9c1d2e4b5f6a7c8d9e0f1", False),
+        ("My API key", "correct horse battery", False),
+        ("Password", "correct horse battery", False),
+        ("密码", "一二三四", False),
+    ],
+)
+def test_a_title_is_no_more_than_a_hint_of_a_secret(title: str, text: str, kept: bool) -> None:
+    g = workflow(positive=text)
+    g["2"]["_meta"] = {"title": title}
+    assert (redact(g)["2"]["inputs"].get("text") == text) is kept
+
+
+def test_what_is_kept_out_of_the_data_is_not_known_as_a_prompt() -> None:
+    g = workflow()
+    assert graph.text_of_images(g, redact(g), "5", "images").text == "a red fox"
+    found = graph.text_of_images(g, redact(g, {"CLIPTextEncode"}), "5", "images")
+    assert found.text is None and "excluded" in found.why
+
+
+@pytest.mark.parametrize("shape", ["chain", "star", "pairs"])
+def test_large_workflows_of_like_nodes_are_compared_in_a_moment(shape: str) -> None:
+    before = workflow()
+    for n in range(100, 1100):
+        source = {
+            "chain": str(n - 1) if n > 100 else "4",
+            "star": "4",
+            "pairs": str(n - 1) if n % 2 else "4",
+        }[shape]
+        before[str(n)] = {"class_type": "ImageBlur", "inputs": {"images": [source, 0], "radius": 1}}
+    after = renumbered(before, {key: f"9{key}" for key in before})
+    started = time.process_time()
+    assert not graph.changed(before, after, kind_of)
+    after["9600"]["inputs"]["radius"] = 2
+    assert graph.changed(before, after, kind_of)
+    assert time.process_time() - started < 3  # tens of seconds before; a bound that a busy machine keeps
 
 
 def test_no_secret_and_nothing_excluded_is_kept() -> None:
