@@ -25,6 +25,8 @@ from comfyloop.settings import Settings
 from comfyloop.store import Store, generations, projects
 from comfyloop.store import feedback as stored_feedback
 
+_DEEPEST = 32
+"""How deep a workflow's values may be nested; a node's inputs are at 3, and no widget of ComfyUI's goes beyond 8."""
 _SHOWN = 5  # refused items named in one message
 
 
@@ -117,12 +119,55 @@ def _check_lengths(item: Feedback, settings: Settings) -> None:
                 "Shorten it, or raise COMFYLOOP_MAX_TEXT_CHARS.",
             )
     for name, graph in _workflows(item):
+        if too_deep(graph, _DEEPEST):
+            raise InvalidInput(
+                f"Its workflow{name} has values nested more than {_DEEPEST} deep.",
+                "Send the workflow as ComfyUI's API form has it, without data put into its values.",
+            )
         size = len(json.dumps(graph))
         if size > settings.max_body_bytes:
             raise TooLarge(
                 f"Its workflow{name} has {size} bytes; {settings.max_body_bytes} are allowed.",
                 "Keep images out of the workflow: upload them and refer to them.",
             )
+
+
+def _check_form(graph: dict[str, Any]) -> None:
+    """A pick's workflow must be one that the gate can draw with: in ComfyUI's API form."""
+    if isinstance(graph.get("nodes"), list):
+        wrong = "in the form of ComfyUI's page"
+    elif isinstance(graph.get("prompt"), dict) and "class_type" not in graph["prompt"]:
+        wrong = "wrapped in another object"
+    else:
+        bad = [key for key, node in graph.items() if not _is_node(node)]
+        if not bad:
+            return
+        wrong = f"not in ComfyUI's API form ({bad[0]!r} has no class_type or no inputs)"
+    raise InvalidInput(
+        f"Its workflow is {wrong}.",
+        'Send {id: {"class_type": ..., "inputs": {...}}}: in ComfyUI, Workflow > Export (API).',
+    )
+
+
+def _is_node(node: Any) -> bool:
+    if not isinstance(node, dict):
+        return False
+    return isinstance(node.get("class_type"), str) and isinstance(node.get("inputs", {}), dict)
+
+
+def too_deep(value: Any, deepest: int) -> bool:
+    """Whether lists and objects are nested more than so deep; level by level, so that no depth is too much to ask."""
+    level = [value]
+    for _ in range(deepest):
+        level = [
+            inner
+            for held in level
+            if isinstance(held, dict | list)
+            for inner in (held.values() if isinstance(held, dict) else held)
+        ]
+        if not level:
+            return False
+    return any(isinstance(held, dict | list) for held in level)
 
 
 def _check_generation(item: Feedback, answers: dict[str, Generation]) -> None:
@@ -151,6 +196,8 @@ def _check_content(item: Feedback) -> None:
         raise InvalidInput(
             "The same image is in `picked` and in `over`.", "An image is either chosen or passed over."
         )
+    if isinstance(item, ImagePicked):
+        _check_form(item.workflow)
     if isinstance(item, SampleUploaded):
         roles = [message.role for message in item.messages]
         if roles[-1] != "assistant" or "user" not in roles:

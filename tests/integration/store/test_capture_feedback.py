@@ -68,6 +68,20 @@ def wrong(**fields: Any) -> Feedback:
     return feedback_adapter.validate_python({"project": "acme", **fields})
 
 
+def nested(depth: int) -> Any:
+    value: Any = 1
+    for _ in range(depth):
+        value = [value] if depth % 2 else {"a": value}
+    return value
+
+
+def pick(workflow: Any) -> Feedback:
+    return wrong(kind="image_picked", picked=["e" * 64], workflow=workflow)
+
+
+SAVE = {"1": {"class_type": "SaveImage", "inputs": {}}}
+
+
 EDIT = {"kind": "answer_edited", "generation": "gen_1"}
 
 
@@ -97,6 +111,18 @@ EDIT = {"kind": "answer_edited", "generation": "gen_1"}
         (wrong(kind="prompt_edited", before="a", after="b", images_after=[NOWHERE]), NotFound, "no image"),
         (wrong(kind="graph_edited", before={"a": "x" * 2000}, after={}), TooLarge, "workflow before has"),
         (wrong(kind="graph_edited", before={}, after={}, kept=[NOWHERE]), NotFound, "no image"),
+        (pick({"nodes": [], "links": []}), InvalidInput, "form of ComfyUI's page.*Export"),
+        (pick({"prompt": SAVE}), InvalidInput, "wrapped in another object"),
+        (pick({"1": {"inputs": {}}}), InvalidInput, "'1' has no class_type"),
+        (pick(SAVE | {"2": 7}), InvalidInput, "'2' has no class_type"),
+        (pick({"1": {"class_type": "A", "inputs": []}}), InvalidInput, "no inputs"),
+        (
+            wrong(kind="graph_edited", before={}, after={"a": nested(300)}),
+            InvalidInput,
+            "after has values nested",
+        ),
+        (pick({"1": {"class_type": "A", "inputs": {"a": nested(300)}}}), InvalidInput, "more than 32 deep"),
+        (pick({"1": {"class_type": "A", "inputs": {"a": nested(5001)}}}), InvalidInput, "more than 32 deep"),
         (
             wrong(kind="sample_uploaded", messages=[Message.of("user", "q")]),
             InvalidInput,
