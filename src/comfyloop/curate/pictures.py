@@ -8,6 +8,7 @@ assistant's answer to the brief, where a model had written it.
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 
 from comfyloop.curate.samples import Draft, Source, make
@@ -37,7 +38,7 @@ def rated_drafts(
     """All ratings at once, since a bad rating says something only beside a good one of the same prompt."""
     drafts: list[Draft] = []
     dropped: list[Dropped] = []
-    by_prompt: dict[tuple[str, tuple[Message, ...]], list[ImageRated]] = {}
+    by_prompt: dict[tuple[str, tuple[tuple[str, ...], ...]], list[ImageRated]] = {}
     for item in items:
         prompt = _prompt(item, generations)
         if item.rating == 3:
@@ -45,13 +46,15 @@ def rated_drafts(
         elif not prompt:
             dropped.append(Dropped(feedback=item.id, reason="no_prompt"))
         else:
-            by_prompt.setdefault((item.author, _messages(item, generations)), []).append(item)
-    for (_, messages), ratings in by_prompt.items():
+            by_prompt.setdefault((item.author, _same(_messages(item, generations))), []).append(item)
+    for ratings in by_prompt.values():
         good = [item for item in ratings if item.rating > 3]
         bad = [item for item in ratings if item.rating < 3]
         for item in good:
+            messages = _messages(item, generations)
             drafts.append(Draft(make("captioned_image", messages, Source.of(item), picked=item.image)))
         for better in good:
+            messages = _messages(better, generations)
             for worse in bad:
                 source = Source.of(better, worse)
                 drafts.append(
@@ -67,6 +70,13 @@ def rated_drafts(
 def _prompt(item: ImagePicked | ImageRated, generations: Mapping[str, Generation]) -> str:
     generation = generations.get(item.generation) if item.generation else None
     return (item.prompt or (generation.answer if generation else "")).strip()
+
+
+def _same(messages: Sequence[Message]) -> tuple[tuple[str, ...], ...]:
+    """What tells one prompt from another: neither spaces nor how a letter is composed."""
+    return tuple(
+        (m.role, " ".join(unicodedata.normalize("NFC", m.text).split()), *m.images) for m in messages
+    )
 
 
 def _messages(item: ImagePicked | ImageRated, generations: Mapping[str, Generation]) -> tuple[Message, ...]:

@@ -259,6 +259,19 @@ def test_image_ratings_pair_up_within_a_prompt_and_a_person() -> None:
     }
 
 
+@pytest.mark.parametrize("other", ["a  fox", " a fox\n", "a\u00a0fox", "a\tfox"])
+def test_ratings_of_a_prompt_pair_up_however_it_is_spaced(other: str) -> None:
+    ratings = [
+        said(ImageRated, "good", image=IMAGE, rating=5, prompt="a fox"),
+        said(ImageRated, "bad", image=OTHER, rating=1, prompt=other),
+    ]
+    found, _ = rated_drafts(ratings, {})
+    assert [draft.sample.kind for draft in found] == ["captioned_image", "image_pair"]
+    assert found[1].sample.answer == "a fox"
+    ratings = [ratings[0], said(ImageRated, "bad", image=OTHER, rating=1, prompt="a fax")]
+    assert [draft.sample.kind for draft in rated_drafts(ratings, {})[0]] == ["captioned_image"]
+
+
 def test_a_prompt_is_judged_by_the_pictures_made_of_it() -> None:
     brief = (Message.of("user", "A poster for a cedar pillow"),)
     made = {
@@ -364,4 +377,5 @@ def test_every_reason_has_its_sentence() -> None:
     from comfyloop.curate.report import REASONS
 
     given_elsewhere = {"superseded", "neutral", "no_generation", "no_prompt", "no_pair", "broken_graph"}
+    given_elsewhere |= {"large_edit", "graph_edits_off", "another_subject", "undone"}
     assert set(REASONS) == set(filters.SENTENCES) | given_elsewhere
