@@ -10,6 +10,8 @@ from .spool import Entry, Spool, SpoolError, images_of
 
 MOST_AT_ONCE = 100
 LONGEST_WAIT = 30.0  # seconds between tries while the service is away
+TRIES = 3  # of one item on which the service itself breaks; twice as many for each that was put aside before it
+BREAKS = frozenset({500, 501, 505, 508})  # not those by which a service says that it is away: 502, 503, 504, 507
 
 
 class Delivery:
@@ -28,6 +30,8 @@ class Delivery:
         self._spool, self._service, self._on_delivered = spool, service, on_delivered
         self.state = ""
         self._wake = asyncio.Event()
+        self._broke: dict[str, int] = {}  # item -> how often the service broke on it alone
+        self._aside = 0  # items put aside since the service took one: if it breaks on all, it is not they
 
     def wake(self) -> None:
         """There is something new, or the service is back. Call it in the loop that runs `run`."""
@@ -66,7 +70,7 @@ class Delivery:
         try:
             await self._send(spool, entries)
         except ServiceError as error:
-            if error.away:
+            if error.away and error.status not in BREAKS:
                 raise
             for entry in entries:  # one bad item must not hold up the others
                 await self._send_alone(spool, entry)
@@ -78,11 +82,24 @@ class Delivery:
         try:
             await self._send(spool, [entry])
         except ServiceError as error:
-            if error.away:
+            if error.away and not self._is_to_blame(entry, error):
                 raise
             await asyncio.to_thread(spool.refuse, entry, str(error))
         else:
+            self._broke.clear()
+            self._aside = 0
             await asyncio.to_thread(spool.delivered, [entry])
+
+    def _is_to_blame(self, entry: Entry, error: ServiceError) -> bool:
+        """Whether the service broke on this very item often enough to put it aside: it must not hold up the others."""
+        if error.status not in BREAKS or entry.item is None:
+            return False
+        name = str(entry.item.get("id"))
+        self._broke[name] = self._broke.get(name, 0) + 1
+        if self._broke[name] < TRIES * 2**self._aside:
+            return False
+        self._aside += 1
+        return True
 
     async def _send(self, spool: Spool, entries: list[Entry]) -> None:
         service = self._service()

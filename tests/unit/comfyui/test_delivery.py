@@ -22,6 +22,7 @@ class SmallService:
         self.requests = 0
         self.images: set[str] = set()
         self.lose_answers = 0
+        self.breaks = False
         self.token = ""
         self.url = ""
         self.version = VERSION
@@ -62,6 +63,8 @@ class SmallService:
                     "code": "not_found",
                 }
                 return web.json_response({"error": error}, status=404)
+        if self.breaks or any(item["id"].startswith("breaks") for item in items):
+            return web.json_response({"error": {"message": "Something unexpected."}}, status=500)
         for item in items:
             assert self.stored.setdefault(item["id"], item) == item
         if self.lose_answers:
@@ -202,5 +205,41 @@ def test_run_goes_on_when_the_service_comes_back(tmp_path: Path) -> None:
                 while spool.waiting:
                     await asyncio.sleep(0.02)
         task.cancel()
+
+    asyncio.run(go())
+
+
+def test_an_item_on_which_the_service_breaks_is_put_aside_after_some_tries(tmp_path: Path) -> None:
+    async def go() -> None:
+        spool = Spool(tmp_path)
+        spool.append(items("a", "breaks", "b"))
+        async with SmallService() as service:
+            delivery = Delivery(lambda: spool, lambda: Service(service.url, timeout=5))
+            for _ in range(2):
+                with pytest.raises(ServiceError, match="Something unexpected"):
+                    await delivery.drain()
+                assert spool.waiting == 2 and not spool.refused()
+            await delivery.drain()
+            assert list(service.stored) == ["a", "b"] and spool.waiting == 0
+        (refused,) = spool.refused()
+        assert refused["item"]["id"] == "breaks" and "Something unexpected" in refused["why"]
+
+    asyncio.run(go())
+
+
+def test_a_service_that_breaks_on_everything_does_not_empty_the_spool(tmp_path: Path) -> None:
+    async def go() -> None:
+        spool = Spool(tmp_path)
+        spool.append(items(*"abcdef"))
+        async with SmallService() as service:
+            service.breaks = True
+            delivery = Delivery(lambda: spool, lambda: Service(service.url, timeout=5))
+            for _ in range(20):
+                with pytest.raises(ServiceError):
+                    await delivery.drain()
+            assert spool.waiting >= 3
+            service.breaks = False
+            await delivery.drain()
+            assert spool.waiting == 0 and spool.retry_refused() + len(service.stored) == 6
 
     asyncio.run(go())
