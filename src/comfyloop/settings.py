@@ -108,6 +108,11 @@ class Settings(BaseSettings):
     )
     max_answer_chars: int = Field(default=8_000, gt=0, description="Longer edits are dropped with a reason.")
 
+    learn_graph_edits: bool = Field(
+        default=False,
+        description="Train on edits of workflows too; nothing in ComfyUI asks what was learnt from them yet.",
+    )
+
     # training
     recipe: Literal["sft", "dpo", "kto"] = Field(
         default="sft", description="Recipe of the text side: learn edits, prefer them, or learn from ratings."

@@ -142,6 +142,33 @@ def _diff(before: Workflow, after: Workflow, pairs: Mapping[str, str]) -> GraphD
     )
 
 
+MOST_STEPS = 40
+"""An edit of more steps is another workflow rather than something to learn."""
+MOST_NEAR = 40
+"""Nodes that are shown beside those which an edit names."""
+
+
+def around(before: Workflow, change: GraphDiff, hops: int = 2) -> tuple[Workflow, GraphDiff]:
+    """What an edit touches and its neighbourhood, of a workflow of any size; and the edit, which is the same there."""
+    edges = change.connected | change.disconnected
+    touched = {key for edge in edges for key in (edge.source, edge.target)} | change.removed
+    touched = (touched | {item.node for item in change.changed}) & before.nodes.keys()
+    neighbours: dict[str, set[str]] = {key: set() for key in before.nodes}
+    for edge in before.edges:
+        neighbours[edge.source].add(edge.target)
+        neighbours[edge.target].add(edge.source)
+    near, edge_of = set(touched), touched
+    for _ in range(hops):
+        edge_of = {key for at in edge_of for key in neighbours[at]} - near
+        if len(near | edge_of) > len(touched) + MOST_NEAR:
+            break
+        near |= edge_of
+    if not near:  # only nodes were added, and linked to nothing
+        near = set(sorted(before.nodes)[:MOST_NEAR])
+    kept = frozenset(edge for edge in before.edges if edge.source in near and edge.target in near)
+    return Workflow({key: node for key, node in before.nodes.items() if key in near}, kept), change
+
+
 def apply(before: Workflow, change: GraphDiff) -> Workflow:
     """`before` with the change made: the same as `after` but for the ids of its nodes."""
     nodes = {key: Node(n.class_type, dict(n.values)) for key, n in before.nodes.items()}

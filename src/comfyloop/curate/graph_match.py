@@ -8,6 +8,7 @@ nodes already paired.
 
 from __future__ import annotations
 
+import hashlib
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from comfyloop.curate.graph import Workflow
 
+THOROUGH = 60
+"""Nodes up to which all is tried; beyond, the work grows with the workflow and not with its square."""
+ROUNDS = 8
+
 _Vertex = tuple[int, str]  # 0 before or 1 after, node id
 _Links = dict[str, list[tuple[str, tuple[int, str]]]]  # node -> (neighbour, (slot, input name)) each
 
 
 def match(before: Workflow, after: Workflow) -> Iterator[dict[str, str]]:
     """Pairings worth trying, as ``{id before: id after}`` of nodes of equal class; the likeliest first."""
+    if max(len(before.nodes), len(after.nodes)) > THOROUGH:
+        yield _spread(before, after)
+        return
     same = _isomorphism(before, after)
     if same is not None:
         yield same
@@ -33,6 +41,88 @@ def match(before: Workflow, after: Workflow) -> Iterator[dict[str, str]]:
     }
     yield _extend(before, after, by_id)
     yield _extend(before, after, {})
+
+
+def _spread(before: Workflow, after: Workflow) -> dict[str, str]:
+    """One pairing of large workflows: by ids where most of these are still there, else by what a node is and is near.
+
+    From what is surely paired it spreads along links; nodes that are then alike in content pair up in their order.
+    """
+    by_id = {
+        key: key
+        for key, node in before.nodes.items()
+        if key in after.nodes and after.nodes[key].class_type == node.class_type
+    }
+    if 2 * len(by_id) < max(len(before.nodes), len(after.nodes)):
+        by_id = {}
+    pairs: dict[str, str] = {}
+    taken: set[str] = set()
+    ways = list(zip(links(before), links(after), strict=True))
+    fresh: list[tuple[str, str]] = []
+
+    def accept(old: str, new: str) -> None:
+        if old not in pairs and new not in taken:
+            pairs[old] = new
+            taken.add(new)
+            fresh.append((old, new))
+
+    def spread() -> None:
+        while fresh:
+            old, new = fresh.pop()
+            for mine, theirs in ways:
+                near: defaultdict[object, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+                for place, graph, found in ((0, before, mine[old]), (1, after, theirs[new])):
+                    for other, label in found:
+                        if other not in (pairs if place == 0 else taken):
+                            near[label, graph.nodes[other].class_type][place].append(other)
+                for olds, news in near.values():
+                    if len(olds) == len(news) == 1:
+                        accept(olds[0], news[0])
+
+    for old, new in by_id.items():
+        accept(old, new)
+    spread()
+    for rounds in (ROUNDS, 1, 0):
+        colours = [_coloured(graph, rounds) for graph in (before, after)]
+        alike: defaultdict[str, tuple[list[str], list[str]]] = defaultdict(lambda: ([], []))
+        for place, used in enumerate((pairs, taken)):
+            for key, colour in colours[place].items():
+                if key not in used:
+                    alike[colour][place].append(key)
+        for unsure in (False, True):
+            for olds, news in alike.values():
+                if unsure or len(olds) == len(news) == 1:
+                    for old, new in zip(olds, news, strict=False):
+                        accept(old, new)
+                        spread()
+    return pairs
+
+
+def _coloured(workflow: Workflow, rounds: int) -> dict[str, str]:
+    """A hash of each node's class and values, and of what is around it up to so many links away."""
+    outgoing, incoming = links(workflow)
+    colours = {
+        key: _hash(repr((node.class_type, sorted(node.values.items()))))
+        for key, node in workflow.nodes.items()
+    }
+    for _ in range(rounds):
+        colours = {
+            key: _hash(
+                repr(
+                    (
+                        colours[key],
+                        sorted((label, colours[other]) for other, label in incoming[key]),
+                        sorted((label, colours[other]) for other, label in outgoing[key]),
+                    )
+                )
+            )
+            for key in colours
+        }
+    return colours
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).hexdigest()
 
 
 def links(workflow: Workflow) -> tuple[_Links, _Links]:

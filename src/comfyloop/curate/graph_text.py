@@ -27,6 +27,10 @@ from comfyloop.curate.graph_match import links
 CHANCE = frozenset({"seed", "noise_seed"})
 """Widgets that ComfyUI changes by itself after a run: no edit of the person."""
 
+LONGEST = 6_000
+"""Characters of a question and its answer: some 2,000 tokens, which small models take too."""
+_SHOWN = 300  # characters of a value of the workflow; longer ones end in dots
+
 _SECRET = re.compile(r"(^|[_\W])(api_?key|key|token|password|passwd|secret)([_\W]|$)", re.IGNORECASE)
 _WORDS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 
@@ -44,8 +48,14 @@ def question(before: Workflow, aim: str) -> str:
 def render(workflow: Workflow) -> str:
     numbers = numbering(workflow)
     return "\n".join(
-        _line(numbers[key], workflow.nodes[key], _inputs(workflow.edges, key, numbers)) for key in numbers
+        _line(numbers[key], _shortened(workflow.nodes[key]), _inputs(workflow.edges, key, numbers))
+        for key in numbers
     )
+
+
+def _shortened(node: Node) -> Node:
+    values = {name: v if len(v) <= _SHOWN else f"{v[:_SHOWN]}…" for name, v in node.values.items()}
+    return Node(node.class_type, values)
 
 
 def describe(before: Workflow, change: GraphDiff) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from comfyloop.curate import filters
+from comfyloop.curate import corrections, filters
 from comfyloop.curate import replay as replays
 from comfyloop.curate.lesson import Lesson, choose, epochs_of
 from comfyloop.curate.pictures import picked_drafts, rated_drafts
@@ -21,6 +21,7 @@ from comfyloop.records import (
     Dropped,
     Feedback,
     Generation,
+    GraphEdited,
     ImagePicked,
     ImageRated,
     Message,
@@ -99,7 +100,7 @@ def build(
         known = ", ".join(RECIPE_KINDS)
         raise DataError(f"{settings.recipe!r} is no recipe.", f"Set `recipe` to one of {known}.")
     seq, items, made = _read(store, project)
-    drafts, dropped = _drafts(items, made)
+    drafts, dropped = _drafts(items, made, settings)
     kept, refused = filters.apply(drafts, settings, store.blobs.exists)
     samples = [draft.sample for draft in kept]
     sides = split(store, project, samples, settings)
@@ -210,9 +211,18 @@ def _read(store: Store, project: str) -> tuple[int, list[Feedback], dict[str, Ge
     return seq, items, made
 
 
-def _drafts(items: Sequence[Feedback], made: dict[str, Generation]) -> tuple[list[Draft], list[Dropped]]:
+def _drafts(
+    items: Sequence[Feedback], made: dict[str, Generation], settings: Settings
+) -> tuple[list[Draft], list[Dropped]]:
     """All drafts in the order in which their feedback arrived."""
     standing, dropped = newest(items)
+    lost_edits = corrections.unsure(standing)
+    if not settings.learn_graph_edits:
+        graphs = {item.id for item in standing if isinstance(item, GraphEdited)}
+        lost_edits = [lost for lost in lost_edits if lost.feedback not in graphs]
+        lost_edits += [Dropped(feedback=id, reason="graph_edits_off") for id in sorted(graphs)]
+    left_out = {lost.feedback for lost in lost_edits}
+    standing, dropped = [item for item in standing if item.id not in left_out], [*dropped, *lost_edits]
     drafts: list[Draft] = []
     for item in standing:
         if isinstance(item, ImageRated):

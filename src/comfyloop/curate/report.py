@@ -19,6 +19,10 @@ REASONS: dict[str, str] = {
     "no_prompt": "nobody knows which prompt the image was made from",
     "no_pair": "a bad rating needs a good one of the same prompt beside it",
     "broken_graph": "the workflow is not in ComfyUI's API form",
+    "large_edit": "the workflow's edit is too large to be one example",
+    "graph_edits_off": "edits of workflows are kept and not trained on (learn_graph_edits)",
+    "another_subject": "the prompt became one of something else: no correction",
+    "undone": "the change was taken back",
 }
 
 

@@ -250,7 +250,17 @@ def _graph_edit(item: GraphEdited, source: Source) -> tuple[list[Draft], Dropped
     change = graph.diff(before, after)
     if not change:
         return [], Dropped(feedback=item.id, reason="unchanged", detail="nothing but ids, layout or seeds")
-    question, answer = graph_text.question(before, item.aim), graph_text.describe(before, change)
+    if len(change) > graph.MOST_STEPS:
+        return [], Dropped(feedback=item.id, reason="large_edit", detail=f"{len(change)} steps")
+    near, change = graph.around(before, change)
+    question, answer = graph_text.question(near, item.aim), graph_text.describe(near, change)
+    if len(question) + len(answer) > graph_text.LONGEST:
+        near, change = graph.around(before, change, hops=0)
+        question = graph_text.question(near, item.aim)
+    if len(question) + len(answer := graph_text.describe(near, change)) > graph_text.LONGEST:
+        return [], Dropped(
+            feedback=item.id, reason="large_edit", detail=f"{len(question) + len(answer)} characters"
+        )
     messages = (Message.of("user", question), Message.of("assistant", answer))
     return [Draft(make("sft", messages, source, slice="graph"))], None
 
