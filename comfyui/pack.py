@@ -6,10 +6,10 @@ import asyncio
 import os
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .busy import Busy
 from .capture import Capture
@@ -20,6 +20,9 @@ from .live import Live, LiveVersion
 from .service import Service
 from .spool import Spool, SpoolError
 
+Result = TypeVar("Result")
+LOOK = 0.05
+"""Seconds between looks at work that is done apart."""
 MOST_JUDGED = 200
 """Answers of which the sidebar shows what was said about them."""
 SHOWN_EVENTS = ("loop.state", "run.progress", "gate.progress", "version.promoted")
@@ -97,6 +100,20 @@ class Pack:
             self.live.state = "Connecting."
             self.loop.call_soon_threadsafe(self._talk)
         return config
+
+    async def apart(self, work: Coroutine[Any, Any, Result], stop: Callable[[], None] = lambda: None) -> Result:
+        """Do what talks to the service in the pack's own thread: ComfyUI's loops stand still while it loads.
+
+        `stop` is asked several times a second and may raise; then the work is given up at once.
+        """
+        doing = asyncio.run_coroutine_threadsafe(work, self.loop)
+        try:
+            while not doing.done():
+                stop()
+                await asyncio.sleep(LOOK)
+            return doing.result()
+        finally:
+            doing.cancel()
 
     def spool(self) -> Spool:
         """Opened when first needed, so that a disk that refuses stops capture and not ComfyUI. Raises SpoolError."""

@@ -66,6 +66,12 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
             "pauses": [pause.shown for pause in list(pack.pauses.values())],
         }
 
+    @route("POST", "opened")
+    async def opened(body: Any) -> Any:
+        """Which workflow a page has open, before it queues it."""
+        pack.capture.opened(str(body["client"])[:200], str(body["workflow"])[:500])
+        return {}
+
     @route("POST", "settings")
     async def settings(body: Any) -> Any:
         capture = body.pop("capturing", None)

@@ -163,9 +163,9 @@ class Service:
 
     def _session(self, timeout: float | None) -> aiohttp.ClientSession:
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
-        return aiohttp.ClientSession(
-            headers=headers, timeout=aiohttp.ClientTimeout(total=timeout, sock_connect=5), trust_env=False
-        )
+        # no limit for connecting alone: a process that loads a model may not get to it for long
+        limits = aiohttp.ClientTimeout(total=timeout, sock_connect=None)
+        return aiohttp.ClientSession(headers=headers, timeout=limits, trust_env=False)
 
     async def _refusal(self, response: aiohttp.ClientResponse) -> ServiceError:
         try:

@@ -24,7 +24,7 @@ class Ask(io.ComfyNode):
                     default="",
                     tooltip="acme: the live version; acme@17; acme@base. Empty: the project of the sidebar.",
                 ),
-                *sampling_inputs(max_tokens=256),
+                *sampling_inputs(max_tokens=96),
                 io.Image.Input("images", optional=True, tooltip="All images of the batch belong to one question."),
             ],
             outputs=[io.String.Output(display_name="answer"), GenerationIO.Output(display_name="generation")],

@@ -70,11 +70,12 @@ class LiveLora(io.ComfyNode):
 
 async def _lora(name: str) -> tuple[Path | None, str]:
     """The file that is applied for a name, and what there is to say of it. A version that is named must be had."""
-    live = pack.get().live
+    work = pack.get()
+    live = work.live
     project, _, version = name.partition("@")
     if version in ("", "live"):
-        return await live.lora(project, _folder())
-    return await live.lora_of(name, _folder()), ""
+        return await work.apart(live.lora(project, _folder()))
+    return await work.apart(live.lora_of(name, _folder())), ""
 
 
 def _folder() -> Path:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
+from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -19,13 +20,21 @@ CATEGORY = "ComfyLoop"
 GenerationIO = io.Custom("COMFYLOOP_GENERATION")
 """A handle of an answer: {"id", "project", "version", "about": "answer" | "prompt"}; feedback refers to it."""
 
+PATIENCE = 120.0
+"""Seconds until a service that does not answer counts as away: it may wait for the same processor as ComfyUI."""
 PAUSE_NOTE = "While it waits, the whole queue waits."
 
 
 def to_page(event: str, data: dict[str, Any]) -> None:
-    """To the page that queued this run."""
+    """To the page that queued this run; a script that queued it has none, and its text is no other page's."""
     server = PromptServer.instance
-    server.send_sync(event, data, server.client_id)
+    if server.client_id is not None:
+        server.send_sync(event, data, server.client_id)
+
+
+def to_all(event: str, data: dict[str, Any]) -> None:
+    """To every open page: any of them may be where the person is."""
+    PromptServer.instance.send_sync(event, data)
 
 
 def stop_if_interrupted() -> None:
@@ -42,7 +51,8 @@ async def live_fingerprint(model: str | None) -> str:
     name = model_name(model)
     if "@" in name and not name.endswith("@live"):
         return name
-    live = await pack.get().live.get(name.partition("@")[0])
+    work = pack.get()
+    live = await work.apart(work.live.get(name.partition("@")[0]))
     return live.name if live else name
 
 
@@ -69,9 +79,10 @@ async def ask(
             shown_at = time.monotonic()
             to_page("comfyloop.text", {"node": node, "text": so_far})
 
-    service = pack.get().service()
-    await service.check()
-    answer = await service.chat(body, on_text)
+    work = pack.get()
+    service = replace(work.service(), timeout=PATIENCE)
+    await work.apart(service.check(), stop_if_interrupted)
+    answer = await work.apart(service.chat(body, on_text), stop_if_interrupted)
     if not answer.text.strip():
         raise ServiceError("The model answered with nothing. Ask in other words, or allow more tokens.")
     to_page("comfyloop.text", {"node": node, "text": answer.text})
@@ -120,7 +131,7 @@ async def wait_for_person(hidden: Any, event: str, shown: dict[str, Any], second
     }
     work.pauses[pause.id] = pause
     try:
-        to_page(event, pause.shown)
+        to_all(event, pause.shown)
         end = time.monotonic() + seconds
         while pause.answer is None:
             stop_if_interrupted()
@@ -130,7 +141,7 @@ async def wait_for_person(hidden: Any, event: str, shown: dict[str, Any], second
         return pause.answer
     finally:
         work.pauses.pop(pause.id, None)
-        to_page("comfyloop.resumed", {"node": node, "pause": pause.id})
+        to_all("comfyloop.resumed", {"node": node, "pause": pause.id})
 
 
 def mode_inputs() -> list[Any]:

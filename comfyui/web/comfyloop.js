@@ -1,6 +1,7 @@
 // The extension: widgets in our nodes, events from the server, the sidebar tab. Start reading here.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { call } from "./api.js";
 import { el, keepEvents } from "./parts.js";
 import { pickPanel } from "./pick.js";
 import { reviewPanel } from "./review.js";
@@ -49,10 +50,10 @@ function panelOf(id) {
   return node?.comfyloopPanel;
 }
 
-// A pause of another workflow than the one that is open is shown in the sidebar alone.
+// A pause of another workflow than the one that is open, or of none (a script's), is shown in the sidebar alone.
 function showPause(pause) {
   const open = (app.rootGraph ?? app.graph)?.id;
-  if (!pause.workflow || !open || pause.workflow === open) panelOf(pause.node)?.show?.(pause);
+  if (pause.workflow && pause.workflow === open) panelOf(pause.node)?.show?.(pause);
 }
 
 function onOutput(panel, output) {
@@ -70,6 +71,20 @@ async function showPauses() {
 
 function toast(severity, detail) {
   app.extensionManager.toast?.add({ severity, summary: "ComfyLoop", detail, life: severity === "warn" ? 15_000 : 6_000 });
+}
+
+// Templates share ids, so the pack is told which of the open workflows is queued; before it is, so that it knows then.
+let told = "";
+function tellWhatIsOpen() {
+  const queuePrompt = api.queuePrompt;
+  api.queuePrompt = async function (...request) {
+    const workflow = app.extensionManager?.workflow?.activeWorkflow?.key ?? "";
+    const client = api.clientId ?? "";
+    if (`${client} ${workflow}` !== told) {
+      await call("opened", { client, workflow }).then(() => (told = `${client} ${workflow}`), () => {});
+    }
+    return queuePrompt.apply(this, request);
+  };
 }
 
 let sidebar = null;
@@ -149,6 +164,7 @@ app.registerExtension({
       render: (root) => (sidebar = renderSidebar(root)),
       destroy: () => (sidebar = null),
     });
+    tellWhatIsOpen();
     await showPauses();
   },
 

@@ -22,6 +22,14 @@ export function reviewPanel({ compact = false } = {}) {
   let shown = null;
   let rating = 0;
 
+  // What is typed and not sent outlasts a time-out and a reload of the page.
+  const draft = () => `comfyloop ${shown.generation} ${shown.original}`;
+  const typed = () => {
+    sessionStorage.setItem(draft(), text.value);
+    line.say(t("Not kept yet"));
+    label();
+  };
+
   const enable = (on) => [text, accept, reject].forEach((part) => (part.disabled = !on));
   const label = () => {
     const edited = Boolean(shown) && text.value.trim() !== shown.original.trim();
@@ -29,12 +37,13 @@ export function reviewPanel({ compact = false } = {}) {
     else accept.textContent = t(edited ? "Use my text" : "Accept");
     accept.title = t(edited ? "Use my text" : compact ? "Good" : "Accept");
   };
-  text.addEventListener("input", label);
+  text.addEventListener("input", typed);
 
   async function send(action) {
     enable(false);
     try {
       const answer = await call("review", { ...shown, action, text: text.value, rating });
+      sessionStorage.removeItem(draft());
       panel.resume(shown.pause);
       line.kept(answer.kept);
     } catch (error) {
@@ -46,11 +55,16 @@ export function reviewPanel({ compact = false } = {}) {
   panel.show = (data) => {
     shown = data;
     rating = data.rating ?? 0;
-    starRow.replaceChildren(stars((value) => (rating = value), rating));
-    text.value = data.text;
+    starRow.replaceChildren(stars((value) => {
+      rating = value;
+      line.say(t("Not kept yet"));
+    }, rating));
+    if (data.note === "done" || data.note === "rejected") sessionStorage.removeItem(draft());
+    const kept = sessionStorage.getItem(draft());
+    text.value = kept ?? data.text;
     enable(true);
     hint.show(data, data.version);
-    line.say(data.note ? t(NOTES[data.note]) : "");
+    line.say([data.note && t(NOTES[data.note]), kept !== null && t("Not kept yet")].filter(Boolean).join(" "));
     label();
   };
   panel.resume = (pause) => {

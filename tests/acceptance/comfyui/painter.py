@@ -45,4 +45,40 @@ class Slow:
         return (images,)
 
 
-NODE_CLASS_MAPPINGS = {"TestPainter": Painter, "TestSlow": Slow}
+class Wildcards:
+    """Writes a text by chance, as people's wildcard nodes do: the workflow does not tell it."""
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"template": ("STRING", {"multiline": True}), "seed": ("INT", {"default": 0})}}
+
+    RETURN_TYPES = ("STRING",)
+    FUNCTION = "write"
+    CATEGORY = "tests"
+
+    def write(self, template: str, seed: int):
+        return (template.replace("{colour}", ("red", "blue", "green")[seed % 3]),)
+
+
+class Sizes:
+    """The same pictures in two sizes, as a list."""
+
+    @classmethod
+    def INPUT_TYPES(cls):  # noqa: N802
+        return {"required": {"images": ("IMAGE",)}}
+
+    RETURN_TYPES = ("IMAGE",)
+    OUTPUT_IS_LIST = (True,)
+    FUNCTION = "give"
+    CATEGORY = "tests"
+
+    def give(self, images):
+        return ([images, images[:, ::2], images[:, :, ::2]],)
+
+
+NODE_CLASS_MAPPINGS = {
+    "TestPainter": Painter,
+    "TestSlow": Slow,
+    "TestWildcards": Wildcards,
+    "TestSizes": Sizes,
+}

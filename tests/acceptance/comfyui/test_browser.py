@@ -80,7 +80,7 @@ def page(request: pytest.FixtureRequest, comfyui: RunningComfyUI, service: Runni
     connect(comfyui, service, capturing=True)
     with playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=chromium, args=BROWSER)
-        page = browser.new_page(viewport={"width": 1500, "height": 900})
+        page = browser.new_context(viewport={"width": 1500, "height": 900}).new_page()
         page.name = request.param
         page.goto(comfyui.url)
         page.wait_for_function(READY, timeout=90_000)
@@ -192,6 +192,34 @@ def test_what_a_person_does_in_the_page_arrives(
     run(page)
     page.wait_for_timeout(3000)
     assert len(stored(service)) == before
+
+
+def test_half_typed_text_outlasts_the_time_out_and_another_tab_shows_the_pause(
+    page: Any, comfyui: RunningComfyUI, service: RunningService
+) -> None:
+    other = page.context.new_page()
+    other.goto(comfyui.url)
+    other.wait_for_function(READY, timeout=90_000)
+    open_sidebar(other)
+    page.bring_to_front()
+    page.evaluate(BUILD, page.name == "vue")
+    page.evaluate(
+        "() => window.testApp.graph._nodes.find((n) => n.type === 'ComfyLoopReview')"
+        ".widgets.find((w) => w.name === 'timeout').value = 12"
+    )
+    run(page)
+    page.wait_for_selector(".cl-review .cl-wait", timeout=30_000)
+    page.fill(".cl-review textarea", "A half-typed")
+    page.click(".cl-review .cl-star:nth-child(4)")
+    assert "Not kept yet" in page.locator(".cl-review .cl-outcome").inner_text()
+    other.wait_for_selector(".cl-sidebar .cl-review .cl-wait", timeout=5_000)
+    page.wait_for_selector(".cl-pick .cl-wait", timeout=30_000)  # the time is over, and the workflow went on
+    page.wait_for_function(
+        "() => document.querySelector('.cl-review .cl-outcome').textContent.includes('Time')"
+    )
+    assert page.input_value(".cl-review textarea") == "A half-typed"
+    page.click(".cl-review .cl-button.primary")
+    arrives(service, "answer_edited", edited="A half-typed")
 
 
 def test_a_version_goes_live_in_the_page_and_is_rolled_back_there(

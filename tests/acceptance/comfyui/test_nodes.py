@@ -102,6 +102,47 @@ def test_ask_review_and_pick_arrive_in_the_store(comfyui: RunningComfyUI, servic
     assert len(found) == 5 and comfyui.call("/comfyloop/state")["refused"] == 0
 
 
+def picked_from(graph: dict[str, Any], comfyui: RunningComfyUI) -> dict[str, Any]:
+    """What a pick shows that does not wait."""
+    return dict(comfyui.run(graph)["outputs"]["4"]["comfyloop_pick"][0])
+
+
+def test_a_pick_knows_the_text_that_chance_wrote_also_from_the_cache(comfyui: RunningComfyUI) -> None:
+    comfyui.start()
+    graph = {
+        "1": node("TestWildcards", template="a {colour} fox", seed=1),
+        "2": {**painter(), "inputs": painter()["inputs"] | {"prompt": ["1", 0]}},
+        "4": node("ComfyLoopPickImages", images=["2", 0], mode="pass", timeout=60),
+    }
+    assert picked_from(graph, comfyui)["prompt"] == "a blue fox"
+    graph["4"]["inputs"]["timeout"] = 61  # the others are cached now
+    assert picked_from(graph, comfyui)["prompt"] == "a blue fox"
+    graph["1"]["inputs"]["seed"] = 2
+    assert picked_from(graph, comfyui)["prompt"] == "a green fox"
+    comfyui.call("/comfyloop/settings", {"excluded": ["TestPainter"]})
+    graph["1"]["inputs"]["seed"] = 3
+    shown = picked_from(graph, comfyui)
+    assert shown["prompt"] == "" and "excluded" in shown["why"]
+
+
+def test_pictures_of_several_sizes_are_one_choice(comfyui: RunningComfyUI) -> None:
+    comfyui.start()
+    graph = {
+        "1": painter(count=2),
+        "3": node("TestSizes", images=["1", 0]),
+        "4": node("ComfyLoopPickImages", images=["3", 0], mode="pause", timeout=60),
+        "5": node("SaveImage", images=["4", 0], filename_prefix="kept"),
+    }
+    run = comfyui.queue(graph)
+    pick = comfyui.pause("comfyloop.pick")
+    assert len(pick["shown"]) == 6 and pick["prompt"] == "a red fox"
+    comfyui.call("/comfyloop/pick", {**pick, "picked": [pick["shown"][1], pick["shown"][4]]})
+    entry = comfyui.ended(run)
+    assert entry["status"]["status_str"] == "success", entry["status"]
+    assert len(entry["outputs"]["5"]["images"]) == 2
+    assert comfyui.waiting() == 1 and not comfyui.call("/comfyloop/state")["pauses"]
+
+
 def test_edits_between_runs_are_captured_without_secrets(
     comfyui: RunningComfyUI, service: RunningService
 ) -> None:
