@@ -24,13 +24,26 @@ ComfyUIPath = Annotated[
 def comfyui_link(
     path: ComfyUIPath,
     copy: Annotated[bool, typer.Option("--copy", help="Copy the pack instead of linking to it.")] = False,
+    image_model: Annotated[
+        bool,
+        typer.Option("--image-model", help="Also put in the small checkpoint that the templates draw with."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Put the node pack into a ComfyUI; doing it again changes nothing. Start ComfyUI again afterwards."""
     from comfyloop.comfyui import link
 
     target = link(path, copy)
-    put({"path": str(target)}, as_json, f"The node pack is at {target}. Start ComfyUI again to load it.")
+    told = [f"The node pack is at {target}. Start ComfyUI again to load it."]
+    if image_model:
+        from comfyloop.settings import Settings
+        from comfyloop.starter.image import ensure
+        from comfyloop.starter.image.__main__ import place_in
+
+        told.append(f"The templates' checkpoint is at {place_in(path, ensure(Settings().cache_dir))}.")
+    else:
+        told.append("Add --image-model for the small checkpoint that the templates draw with.")
+    put({"path": str(target)}, as_json, *told)
 
 
 @comfyui_app.command("unlink")

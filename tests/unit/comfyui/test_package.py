@@ -14,6 +14,7 @@ import pytest
 from comfyloop import __version__
 from comfyloop.comfyui import pack_folder
 from comfyloop.curate import samples
+from comfyloop.starter.image import checkpoint_path, denoiser
 from comfyui import feedback
 from comfyui.service import VERSION
 
@@ -79,8 +80,15 @@ def test_workflows_are_whole(file: Path) -> None:
     assert all(link[1] in ids and link[3] in ids for link in workflow["links"])
     nulls = [name for name in _nulls(workflow) if name != "link"]
     assert nulls == []  # the page's schema takes no null but that of a plug without a link
-    loaders = [node for node in workflow["nodes"] if node["type"] == "CheckpointLoaderSimple"]
-    assert all(node["properties"]["models"][0]["url"].startswith("https://") for node in loaders)
+    values = {node["type"]: node.get("widgets_values") for node in workflow["nodes"]}
+    if "CheckpointLoaderSimple" in values:  # ready for what `comfyloop comfyui link --image-model` puts in
+        assert values["CheckpointLoaderSimple"] == [checkpoint_path(Path()).name]
+        assert values["EmptyLatentImage"][:2] == [denoiser.SIDE, denoiser.SIDE]
+        assert values["KSampler"][2:5] == [20, 5, "euler"]
+    for asks in values.keys() & {"ComfyLoopAsk", "ComfyLoopWritePrompt"}:
+        temperature, tokens, _, after = values[asks][2:]
+        assert temperature == 0 and after == "fixed"  # a new seed would ask again, and lose the person's edit
+        assert tokens <= 96
 
 
 def _nulls(value: object) -> Iterator[str]:
