@@ -103,6 +103,8 @@ class InstantEngine:
         if "too long for me" in said:
             await fail(send, 400, "the prompt is longer than the context")
             return
+        if "think for ever" in said:  # nothing is answered, not even a status
+            await asyncio.sleep(600)
         asked = re.search(r"say (\d+) words", said)
         count = min(sent.get("max_tokens", 256), int(asked[1]) if asked else 8)
         self.users[model] += 1

@@ -241,3 +241,20 @@ def test_a_connection_that_the_engine_has_closed_is_not_an_error(settings: Setti
         _eventually(lambda: gateway.engine.starts == 2, 10)
         gateway.engine.wait_ready(20)
         assert gateway.said(max_tokens=1) == "base"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_client_that_left_before_the_first_word_is_not_waited_for(gateway: Gateway, stream: bool) -> None:
+    """Training holds while somebody waits for an answer, so an engine that never begins one must not keep them."""
+    with pytest.raises(httpx.ReadTimeout):
+        body = {
+            "model": "acme",
+            "messages": [{"role": "user", "content": "think for ever"}],
+            "stream": stream,
+        }
+        httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=0.5)
+    traffic = gateway.services.router.traffic
+    deadline = time.monotonic() + 10
+    while traffic.quiet_seconds() == 0 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert traffic.quiet_seconds() > 0

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
@@ -18,6 +18,8 @@ from comfyloop.serve.api.errors import error_body
 from comfyloop.serve.api.services import Svc
 
 router = APIRouter(tags=["chat"])
+
+_T = TypeVar("_T")
 
 
 @router.post(
@@ -37,7 +39,9 @@ async def chat_completions(body: ChatRequest, request: Request, services: Svc) -
     answering = await Answering.begin(services, body)
     try:
         if body.stream:
-            await answering.open()
+            if not await _unless_gone(_opened(answering), request):
+                answering.close()
+                return Response(status_code=499)
             return _Streaming(answering)
         answer = await _unless_gone(answering.whole(), request)
     except BaseException:
@@ -49,15 +53,19 @@ async def chat_completions(body: ChatRequest, request: Request, services: Svc) -
     return JSONResponse(answer, headers=answering.headers)
 
 
-async def _unless_gone(call: Any, request: Request) -> dict[str, Any] | None:
+async def _opened(answering: Answering) -> bool:
+    await answering.open()
+    return True
+
+
+async def _unless_gone(call: Coroutine[Any, Any, _T], request: Request) -> _T | None:
     """The call's result, or None when the client left first; the engine then stops as well."""
     asking = asyncio.ensure_future(call)
     leaving = asyncio.ensure_future(_left(request))
     try:
         await asyncio.wait({asking, leaving}, return_when=asyncio.FIRST_COMPLETED)
         if asking.done():
-            answer: dict[str, Any] = asking.result()
-            return answer
+            return asking.result()
         return None
     finally:
         for task in (asking, leaving):

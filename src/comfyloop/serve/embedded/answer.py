@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, Response, StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from comfyloop.errors import ComfyLoopError
 from comfyloop.serve.embedded import protocol
@@ -59,7 +60,7 @@ class Answer:
                     engine.submit(body.model, prompt, sampling, self._emit(loop, index), structure)
                 )
         except BaseException:
-            self._cancel()
+            self.cancel()
             raise
 
     def _emit(self, loop: asyncio.AbstractEventLoop, index: int) -> Callable[[Event], None]:
@@ -73,7 +74,8 @@ class Answer:
 
         return emit
 
-    def _cancel(self) -> None:
+    def cancel(self) -> None:
+        """Have the engine drop what is not over."""
         for job, choice in zip(self._jobs, self._choices, strict=False):
             if choice.end is None:
                 self._engine.cancel(job)
@@ -112,7 +114,7 @@ class Answer:
         finally:
             leaving.cancel()
             collecting.cancel()
-            self._cancel()
+            self.cancel()
         choices = [
             protocol.choice(index, "".join(choice.text), end.reason, self._logprobs(choice.logprobs))
             for index, (choice, end) in enumerate(zip(self._choices, self._ends, strict=True))
@@ -147,8 +149,11 @@ class Answer:
             yield "data: [DONE]\n\n"
         except ComfyLoopError as error:
             yield _sse(protocol.error(str(error), error.code, error.status))
+        except Exception as error:  # the status line is long gone
+            sentence = f"The engine failed on this request: {type(error).__name__}: {error}"
+            yield _sse(protocol.error(sentence, "engine_failed", 500))
         finally:
-            self._cancel()
+            self.cancel()
 
     # --- what is told
 
@@ -180,6 +185,20 @@ class Answer:
     def _token(self, token: int) -> dict[str, Any]:
         text = self._engine.loaded.tokenizer.decode([token])
         return {"token": text, "bytes": list(text.encode())}
+
+
+class Streamed(StreamingResponse):
+    """An answer chunk by chunk. However it ends, and be it before the first chunk, its jobs end with it."""
+
+    def __init__(self, answer: Answer) -> None:
+        super().__init__(answer.stream(), media_type="text/event-stream")
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.cancel()
 
 
 def _sampling(body: ChatRequest, index: int) -> Sampling:

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 
 from comfyloop.errors import ComfyLoopError, EngineUnavailable
 from comfyloop.serve.embedded import protocol
-from comfyloop.serve.embedded.answer import Answer
+from comfyloop.serve.embedded.answer import Answer, Streamed
 from comfyloop.serve.embedded.engine import Engine
 from comfyloop.serve.embedded.protocol import ChatRequest, LoadAdapter, UnloadAdapter
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
 
 
 def create_app(engine: Engine) -> FastAPI:
@@ -36,6 +40,11 @@ def create_app(engine: Engine) -> FastAPI:
         message = str(first["msg"]).removeprefix("Value error, ")
         sentence = f"{place}: {message}" if place else message
         return JSONResponse(protocol.error(sentence, "invalid_input", 400, place or None), 400)
+
+    @app.exception_handler(Exception)
+    async def _unexpected(_: Request, error: Exception) -> JSONResponse:
+        sentence = f"The engine failed on this request: {type(error).__name__}: {error}"
+        return JSONResponse(protocol.error(sentence, "engine_failed", 500), 500)
 
     @app.exception_handler(HTTPException)
     async def _http(_: Request, error: HTTPException) -> JSONResponse:
@@ -71,7 +80,7 @@ def create_app(engine: Engine) -> FastAPI:
 
         _require_ready(engine)
         model = engine.loaded.model
-        adapter = await asyncio.to_thread(
+        adapter = await _in_thread(
             engine.add_adapter,
             body.lora_name,
             lambda: read_adapter(body.lora_name, Path(body.lora_path), model),
@@ -82,14 +91,14 @@ def create_app(engine: Engine) -> FastAPI:
     @app.post("/v1/unload_lora_adapter")
     async def unload_adapter(body: UnloadAdapter) -> PlainTextResponse:
         _require_ready(engine)
-        await asyncio.to_thread(engine.remove_adapter, body.lora_name)
+        await _in_thread(engine.remove_adapter, body.lora_name)
         return PlainTextResponse(f"Adapter {body.lora_name} is unloaded.")
 
     @app.post("/v1/chat/completions")
     async def chat(body: ChatRequest, request: Request) -> Response:
         _require_ready(engine)
         engine.adapter(body.model)  # an unknown name is refused before any work
-        prompt = await asyncio.to_thread(
+        prompt = await _in_thread(
             engine.prompts.make,
             body.messages,
             add_generation_prompt=body.add_generation_prompt,
@@ -97,15 +106,28 @@ def create_app(engine: Engine) -> FastAPI:
         )
         structures = []
         if body.response_format is not None:
-            structures = [
-                await asyncio.to_thread(engine.structures.of, body.response_format) for _ in range(body.n)
-            ]
+            structures = [await _in_thread(engine.structures.of, body.response_format) for _ in range(body.n)]
         answer = Answer(engine, body, prompt, structures)
         if body.stream:
-            return StreamingResponse(answer.stream(), media_type="text/event-stream")
+            return Streamed(answer)
         return await answer.whole(request)
 
     return app
+
+
+async def _in_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """`asyncio.to_thread`, for code that raises what it likes.
+
+    A future takes any exception but StopIteration: with it the caller would wait for ever.
+    """
+
+    def run() -> _T:
+        try:
+            return work(*args, **kwargs)
+        except StopIteration as error:
+            raise RuntimeError(f"{work.__qualname__} ran out of what it was given") from error
+
+    return await asyncio.to_thread(run)
 
 
 def _require_ready(engine: Engine) -> None:

@@ -6,6 +6,7 @@ Everything of torch happens in this one thread. Other threads hand it work by `s
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 import time
@@ -232,7 +233,9 @@ class Engine:
             self.error = EngineUnavailable(f"The model thread ended: {type(error).__name__}: {error}")
             raise
         finally:
-            self._stopping = True
+            with self._lock:
+                self._stopping = True  # from here on `submit` takes nothing
+            self._take_last_messages()
             for job in [*self._jobs(), *self._active]:
                 self._over(job, Failed(self.error or EngineUnavailable("The engine has shut down.")))
             self.on_end()
@@ -279,7 +282,10 @@ class Engine:
         """A piece of one prompt, and a token for every answer. Nothing here keeps a job that is over."""
         filling = [j for j in self._active if not _sequence(j).ready]
         if filling:
-            self._fill(filling[0])
+            try:
+                self._fill(filling[0])
+            except Exception as error:  # of this prompt alone: the others have not been touched
+                self._failed(filling[0], error)
         decoding = [j for j in self._active if _sequence(j).ready]
         if decoding:
             self._step(decoding)
@@ -294,6 +300,16 @@ class Engine:
                 return
             message()
             idle = False
+
+    def _take_last_messages(self) -> None:
+        """What was sent while the engine ended: its requests are failed with the others, not left unanswered."""
+        while True:
+            try:
+                message = self._inbox.get_nowait()
+            except queue.Empty:
+                return
+            with contextlib.suppress(Exception):  # there may be no model left to do it with
+                message()
 
     def _waiting_here(self) -> bool:
         return any(self._queues.values())
@@ -333,24 +349,26 @@ class Engine:
         job.sequence = Sequence(
             job.prompt, job.adapter, room, all_logits=job.sampling.prompt_logprobs is not None
         )
-        job.stream = TextStream(self._decode, job.sampling.stop)
-        if job.sampling.temperature > 0:
-            job.generator = torch.Generator(device=self.loaded.device)
-            if job.sampling.seed is None:
-                job.generator.seed()
-            else:
-                job.generator.manual_seed(job.sampling.seed & (2**63 - 1))
         with self._lock:
             self._waiting -= 1
             self._running += 1
         try:
+            job.stream = TextStream(self._decode, job.sampling.stop)
+            job.generator = _generator(job.sampling, self.loaded.device)
             self._decoder.admit(job.sequence)
-        except (ValueError, RuntimeError, IndexError) as error:
-            if job.sequence.row >= 0:
-                self._decoder.release(job.sequence)
-            self._over(job, Failed(InvalidInput(f"The model cannot read this prompt: {error}")))
+        except Exception as error:
+            self._failed(job, error)
         else:
             self._active.append(job)
+
+    def _failed(self, job: Job, error: Exception) -> None:
+        """A prompt that the model could not read: its request is answered, and the others go on."""
+        if job in self._active:
+            self._active.remove(job)
+        if _sequence(job).row >= 0:
+            self._decoder.release(_sequence(job))
+        told = f"{error}" or type(error).__name__
+        self._over(job, Failed(InvalidInput(f"The model cannot read this prompt: {told}")))
 
     def _fill(self, job: Job) -> None:
         sequence = _sequence(job)
@@ -452,6 +470,17 @@ def text_decoder(tokenizer: Any) -> Callable[[Any], str]:
     if backend is not None and not getattr(tokenizer, "clean_up_tokenization_spaces", False):
         return lambda ids: backend.decode(ids, skip_special_tokens=True)
     return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+
+
+def _generator(sampling: Sampling, device: torch.device) -> torch.Generator | None:
+    if sampling.temperature <= 0:
+        return None
+    generator = torch.Generator(device=device)
+    if sampling.seed is None:
+        generator.seed()
+    else:
+        generator.manual_seed(sampling.seed & (2**63 - 1))
+    return generator
 
 
 def _sequence(job: Job) -> Sequence:
