@@ -98,7 +98,7 @@ def diffusers(model: str, folder: Path, side: int) -> dict[str, list[float]]:
         LoraConfig(r=RANK, lora_alpha=RANK, init_lora_weights="gaussian", target_modules=targets)
     )
     optimizer = torch.optim.AdamW([p for p in unet.parameters() if p.requires_grad], lr=1e-4)
-    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().rstrip("\n").split("\n")]
     unet.train()
     seconds: list[float] = []
     for _ in range(EPOCHS):

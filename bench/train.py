@@ -296,7 +296,7 @@ def usage(process: psutil.Process) -> tuple[float, float]:
 def steps_in(log: Path) -> int:
     """Steps that have been logged; ms-swift ends its log with a summary, and ours may begin with a look."""
     try:
-        lines = [json.loads(line) for line in log.read_text().splitlines() if line.endswith("}")]
+        lines = [json.loads(line) for line in log.read_text().split("\n") if line.endswith("}")]
     except (FileNotFoundError, json.JSONDecodeError):
         return 0
     return sum("loss" in line and line["loss"] is not None for line in lines)

@@ -31,7 +31,7 @@ class StepLog(TrainerCallback):
 def main() -> None:
     task = json.loads(Path(sys.argv[1]).read_text())
     out = Path(task["out"])
-    rows = [json.loads(line)["messages"] for line in Path(task["data"]).read_text().splitlines()]
+    rows = [json.loads(line)["messages"] for line in Path(task["data"]).read_text().rstrip("\n").split("\n")]
     data = Dataset.from_list([{"prompt": row[:-1], "completion": row[-1:]} for row in rows])
     trainer = SFTTrainer(
         model=AutoModelForCausalLM.from_pretrained(task["model"], dtype=task["dtype"]),

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import math
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -44,6 +45,8 @@ def read_picture(data: bytes, max_pixels: int, max_image_pixels: int) -> Image.I
             image.draft("RGB", fit(width, height, max_pixels))
             image.load()
             upright = ImageOps.exif_transpose(image)
+            if has_more_than_eight_bits(upright):
+                upright = eight_bits(upright)
             if upright.width * upright.height > max_pixels:
                 upright = upright.resize(
                     fit(upright.width, upright.height, max_pixels), Image.Resampling.BICUBIC
@@ -61,6 +64,17 @@ def fit(width: int, height: int, max_pixels: int) -> tuple[int, int]:
         return width, height
     scale = math.sqrt(max_pixels / (width * height))
     return max(1, math.floor(width * scale)), max(1, math.floor(height * scale))
+
+
+def has_more_than_eight_bits(image: Image.Image) -> bool:
+    return image.mode.startswith("I") or image.mode == "F"
+
+
+def eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits (or real numbers from 0 to 1) in eight: Pillow's own conversion cuts them off at 255."""
+    most = 1.0 if image.mode == "F" else 65535.0
+    values = np.asarray(image, dtype=np.float64) / most
+    return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
 
 
 def _on_white(image: Image.Image) -> Image.Image:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from comfyloop.plain_text import Speller
+
 
 def load_processor(model: str, config: Any) -> Any:
     """The processor of `model`, a directory or hub id, whose configuration is `config`.
@@ -64,20 +66,18 @@ def takes_parts(processor: Any) -> bool:
     return "probe" in text and "'type'" not in text and '"type"' not in text
 
 
-def tokens_of(tokenizer: Any, text: str, sees_images: bool) -> list[int]:
+def tokens_of(speller: Speller, tokenizer: Any, text: str, sees_images: bool) -> list[int]:
     """Token ids of a rendered conversation without images."""
-    ids: list[int] = tokenizer(text, add_special_tokens=_begins(tokenizer, text, sees_images))["input_ids"]
-    return ids
+    return speller.tokens_of(text, _begins(tokenizer, text, sees_images))
 
 
-def fields_of(processor: Any, text: str, pictures: list[Any]) -> dict[str, Any]:
+def fields_of(speller: Speller, processor: Any, text: str, pictures: list[Any]) -> dict[str, Any]:
     """What a processor makes of a rendered conversation and its images, as tensors: `input_ids` [1, L], ...
 
     The images are given as those of one conversation, as `apply_chat_template` of transformers gives them: a
     processor may look at several images of one conversation otherwise than at one (LLaVA-OneVision).
     """
-    special = _begins(processor.tokenizer, text, sees_images=True)
-    return dict(processor(text=[text], images=[pictures], return_tensors="pt", add_special_tokens=special))
+    return speller.fields_of(text, pictures, _begins(processor.tokenizer, text, sees_images=True))
 
 
 def _begins(tokenizer: Any, text: str, sees_images: bool) -> bool:

@@ -6,10 +6,11 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
+from comfyloop import formats
 from comfyloop.curate import rows
 from comfyloop.errors import DataError
+from comfyloop.formats import Picture
 from comfyloop.train.runners import local
 from comfyloop.train.spec import TrainSpec, write_spec
 from comfyloop.train.status import Status
@@ -65,19 +66,15 @@ def _rows(files: Sequence[str]) -> str:
                 "Name a .jsonl or .json file; data sets of a hub are not read.",
             )
         for row in rows.read_rows(path):
-            value: dict[str, Any] = {
-                "messages": [{"role": role, "content": content} for role, content in row.messages]
-            }
-            if row.images:
-                value["images"] = [_image(image, path.parent) for image in row.images]
-            if row.rejected is not None:
-                value["rejected_response"] = row.rejected
-            if row.label is not None:
-                value["label"] = row.label
-            lines.append(json.dumps({"id": row.place, **value}, ensure_ascii=False) + "\n")
+            images = [_image(image, path.parent) for image in row.images]
+            value = {"id": f"{path}:{row.where}", **formats.to_json(row, images)}
+            lines.append(json.dumps(value, ensure_ascii=False) + "\n")
     return "".join(lines)
 
 
-def _image(image: str, folder: Path) -> str:
-    beside, here = folder / image, Path(image)
-    return str((here if not beside.exists() and here.exists() else beside).absolute())
+def _image(image: Picture, folder: Path) -> str:
+    """A picture that is looked for beside the file, then where the command is given."""
+    if not isinstance(image, Path):
+        return str(image)
+    here = image.relative_to(folder) if image.is_relative_to(folder) else image
+    return str((here if not image.exists() and here.exists() else image).absolute())

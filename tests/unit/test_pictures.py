@@ -6,6 +6,7 @@ import base64
 import io
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageFile
@@ -16,6 +17,7 @@ from comfyloop.serve.embedded.prompts import PromptMaker
 from comfyloop.serve.embedded.protocol import Message
 from comfyloop.serve.embedded.vision import Vision
 from comfyloop.train.features import ImageFeatures
+from comfyloop.train.image.rows import decode, picture_at
 from comfyloop.train.models import describe
 from comfyloop.train.models import load as load_to_train
 from comfyloop.train.rows import Row, Turn
@@ -135,3 +137,24 @@ def test_a_jpeg_is_decoded_at_a_fraction_of_its_size(monkeypatch: pytest.MonkeyP
 def test_what_is_no_picture(data: bytes, reason: str) -> None:
     with pytest.raises(BadPicture, match=reason):
         read_picture(data, 1_000, 10**6)
+
+
+CASES = Path(__file__).parents[1] / "cases" / "07b-grey16"
+
+
+def test_greys_of_sixteen_bits_are_scaled_on_the_text_side_as_on_the_image_side(tmp_path: Path) -> None:
+    deep, flat = ((CASES / name).read_bytes() for name in ("cat16.png", "cat8.png"))
+    seen = [np.asarray(read_picture(data, 10**6, 10**6)).astype(int) for data in (deep, flat)]
+    assert np.abs(seen[0] - seen[1]).max() <= 1 and seen[0].std() > 10
+    assert np.array_equal(seen[0], np.asarray(decode(picture_at(CASES / "cat16.png"))))
+    assert np.asarray(read_picture((CASES / "white.png").read_bytes(), 10**6, 10**6)).min() == 255
+    # further members: scaled down, 16 bits as TIFF-less modes, real numbers, a grey with transparency
+    small = np.asarray(read_picture(deep, 1000, 10**6)).astype(int)
+    assert small.shape[0] * small.shape[1] <= 1000 and abs(small.mean() - seen[1].mean()) < 4
+    ramp = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(ramp).save(tmp_path / "ramp.png")
+    expected = np.round(ramp / 257).astype(int)
+    found = np.asarray(read_picture((tmp_path / "ramp.png").read_bytes(), 10**6, 10**6))[..., 0]
+    assert np.abs(found - expected).max() <= 1
+    Image.fromarray(np.full((8, 8, 2), (0, 0), np.uint8), "LA").save(tmp_path / "clear.png")
+    assert np.asarray(read_picture((tmp_path / "clear.png").read_bytes(), 10**6, 10**6)).min() == 255

@@ -45,8 +45,10 @@ def export(
             found = client.call("GET", f"/v1/snapshots/{snapshot_id}", project=project)
         if found is None:
             found = client.snapshot().model_dump(mode="json")
-    files = [str(path) for path in write(Path(found["path"]), target, format)]
-    put({"snapshot": found["id"], "files": files}, as_json, *files)
+    exported = write(Path(found["path"]), target, format)
+    files = [str(path) for path in exported.files]
+    told = {"snapshot": found["id"], "files": files, "left_out": list(exported.left_out)}
+    put(told, as_json, *files, *exported.left_out)
 
 
 @app.command()

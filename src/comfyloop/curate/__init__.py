@@ -1,7 +1,7 @@
 """Feedback into training data: an immutable snapshot, with a report of what was left out and why."""
 
 from comfyloop.curate.export import export
-from comfyloop.curate.imports import import_rows
+from comfyloop.curate.imports import import_rows, read_import
 from comfyloop.curate.lesson import epochs_of
 from comfyloop.curate.pipeline import NothingToTrain, Turn, build
 from comfyloop.curate.report import CurationReport
@@ -19,6 +19,7 @@ __all__ = [
     "epochs_of",
     "export",
     "import_rows",
+    "read_import",
     "read_rows",
     "read_samples",
 ]

@@ -9,11 +9,12 @@ from typing import Literal
 
 from comfyloop.curate import corrections, filters
 from comfyloop.curate import replay as replays
+from comfyloop.curate.groups import Pictures, group_of
 from comfyloop.curate.lesson import Lesson, choose, epochs_of
 from comfyloop.curate.pictures import picked_drafts, rated_drafts
 from comfyloop.curate.prompts import prompt_drafts
 from comfyloop.curate.report import CurationReport, report_of
-from comfyloop.curate.samples import Draft, drafts_of, group_of, newest
+from comfyloop.curate.samples import Draft, drafts_of, newest
 from comfyloop.curate.snapshot import IMAGE_RECIPE_KINDS, RECIPE_KINDS, write
 from comfyloop.curate.split import ACCEPTED, Split, split, stratum_of
 from comfyloop.errors import DataError
@@ -102,8 +103,11 @@ def build(
     seq, items, made = _read(store, project)
     drafts, dropped = _drafts(items, made, settings)
     kept, refused = filters.apply(drafts, settings, store.blobs.exists)
-    samples = [draft.sample for draft in kept]
+    pictures_seen = Pictures(store.blobs.get)
+    samples = pictures_seen.regroup([draft.sample for draft in kept])
     sides = split(store, project, samples, settings)
+    train, holdout, shared = pictures_seen.apart(sides.train, sides.holdout, samples)
+    sides, refused = Split(train, holdout), [*refused, *shared]
     kind = RECIPE_KINDS[settings.recipe]
     image_kind = IMAGE_RECIPE_KINDS[settings.image_recipe] if images else ""
     lesson = _lesson(sides, (kind, image_kind), turn, settings)

@@ -15,7 +15,8 @@ from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 
-from comfyloop.curate.samples import Source, group_of, make
+from comfyloop.curate.groups import group_of
+from comfyloop.curate.samples import Source, make
 from comfyloop.records import Message, Sample
 
 Ask = Callable[[Sequence[str]], Sequence[str]]

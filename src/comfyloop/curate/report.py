@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from comfyloop.curate import filters
+from comfyloop.curate import filters, groups
 from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.split import Split
 from comfyloop.records import Dropped, Record, Sample
@@ -13,6 +13,7 @@ from comfyloop.settings import Settings
 
 REASONS: dict[str, str] = {
     **filters.SENTENCES,
+    groups.REASON: groups.SENTENCE,
     "superseded": "the same person said something newer about the same thing",
     "neutral": "a rating of 3 says neither yes nor no",
     "no_generation": "the answer it is about is no longer stored",

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from comfyloop.curate import graph, graph_text
+from comfyloop.curate.groups import group_of
 from comfyloop.records import (
     AnswerAccepted,
     AnswerEdited,
@@ -81,18 +82,6 @@ def canonical(message: Message) -> Message:
         elif not (isinstance(part, TextPart) and not part.text):
             parts.append(part)
     return Message(role=message.role, content=tuple(parts) or (TextPart(text=""),))
-
-
-def group_of(prompt: Sequence[Message]) -> str:
-    """What must stay on one side of the split: everything that begins with the same question and images.
-
-    Later turns repeat the first one in their history, so a whole conversation is one group. Case and white
-    space do not count, nor does the system prompt, which may change while the questions stay.
-    """
-    opening = next((m for m in prompt if m.role == "user"), None)
-    text = " ".join(opening.text.casefold().split()) if opening else ""
-    images = opening.images if opening else ()
-    return hashlib.sha256(json.dumps([text, *images]).encode()).hexdigest()[:32]
 
 
 def make(

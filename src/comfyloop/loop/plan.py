@@ -102,6 +102,8 @@ def image_spec(
             "recipe": settings.image_recipe,
             "model": models(project.image_model),
             "train": str(train),
+            "skip_bad": True,
+            "max_bad_share": 1.0,
             "adapter": ImageAdapterSpec(r=r, lora_alpha=r, target_modules=settings.image_target_modules),
             "about": About(project=project.name, trigger_words=settings.trigger_words),
             "resolution": settings.image_resolution,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
+from comfyloop.errors import ComfyLoopError
 from comfyloop.train.control import Control
 from comfyloop.train.encode import Encoder
 from comfyloop.train.examples import Example
@@ -99,6 +100,11 @@ def read_labelled(
         alone += partner is None
         labelled.append(Labelled(example, bool(row.label), partner or example))
     _told(file, log, [item.example for item in labelled])
+    if len({item.wanted for item in labelled}) == 1 and file != spec.holdout:
+        log.warn(
+            f"All {len(labelled)} labels of {file.rpartition('/')[2]} are {str(labelled[0].wanted).lower()}: kto "
+            "compares wanted answers with unwanted ones, and with one kind alone it only pushes all of them one way."
+        )
     if alone:
         log.say(f"{alone} samples have no other answer beside them: the divergence is estimated on their own")
     return labelled
@@ -127,19 +133,43 @@ def _read(
     control: Control,
 ) -> list[tuple[Row, _Item]]:
     path = directory.resolve(file)
-    rows, bad = read_rows(path)
+    rows, bad = read_rows(path, log.say)
     made = []
     for row in rows:
         control.check()
         try:
             made.append((row, make(row)))
         except UnusableRow as error:
-            bad.append(BadRow(row.line, row.id, str(error)))
+            bad.append(BadRow(row.line, row.id, str(error), row.item))
+        except (ComfyLoopError, MemoryError):
+            raise
+        except Exception as error:  # the code of the model's processor and tokenizer raises what it likes
+            told = f"the model's own code fails on it ({type(error).__name__}: {error})"
+            bad.append(BadRow(row.line, row.id, told, row.item))
     bad.sort(key=lambda b: b.line)
-    refuse_or_skip(path, len(made), bad, spec.skip_bad, spec.max_bad_share)
-    for left_out in bad:
-        log.say(f"left out {path.name}:{left_out.line} (sample {left_out.id}): {left_out.reason}")
+    held_out = file == spec.holdout
+    refuse_or_skip(path, len(made), bad, spec.skip_bad, spec.max_bad_share, may_be_none=held_out)
+    log.left_out(path, bad)
+    if held_out:
+        repeated = len(
+            {_told_by(row) for row, _ in made} & {_told_by(row) for row in _rows_of(directory, spec)}
+        )
+        if repeated:
+            log.warn(
+                f"{repeated} of the {len(made)} rows of the hold-out {path.name} ask what rows of the training data "
+                "ask: what is measured on them says nothing about what is new."
+            )
     return made
+
+
+def _rows_of(directory: RunDirectory, spec: TrainSpec) -> list[Row]:
+    return read_rows(directory.resolve(spec.train))[0]
+
+
+def _told_by(row: Row) -> tuple[object, ...]:
+    """What two rows that ask the same have in common."""
+    asked = tuple((turn.role, turn.parts) for turn in row.turns[:-1] if turn.role != "system")
+    return (asked, tuple(map(str, row.images)))
 
 
 def _told(file: str, log: RunLog, examples: Sequence[Example], samples: int | None = None) -> None:

@@ -11,7 +11,6 @@ tokenizer's own is put there, or the model would never learn to stop.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,10 +19,11 @@ from torch import Tensor, nn
 
 from comfyloop.errors import DataError, ModelError
 from comfyloop.pictures import BadPicture, read_picture
+from comfyloop.plain_text import Speller
 from comfyloop.processors import fields_of, takes_parts, tokens_of
 from comfyloop.train.examples import Example, Pixels, Room, digest_of
 from comfyloop.train.positions import Positions
-from comfyloop.train.rows import IMAGE_TAG, Row, Turn, UnusableRow
+from comfyloop.train.rows import Picture, Row, Turn, UnusableRow
 
 PIXELS_KEPT = 2**29
 """Bytes of pixels that stay in memory from reading the data to looking at the images; more are made twice."""
@@ -58,6 +58,7 @@ class Encoder:
     ) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer if sees_images else processor
+        self.speller = Speller(processor)
         self.sees_images = sees_images
         self.image_token_id = image_token_id
         self.stop_ids = stop_ids
@@ -83,14 +84,13 @@ class Encoder:
             raise UnusableRow("it has images, but the model takes text only")
         text = self._render(row.turns, prompt=False)
         ids = self._tokenize(text)
-        if not row.images and self.image_token_id is not None and self.image_token_id in ids:
-            raise UnusableRow("its text contains the model's image token, but it has no image")
         pictures = [self._picture(path) for path in row.images]
         fields = self._with_images(text, pictures) if pictures else {}
         input_ids = fields.pop("input_ids") if pictures else torch.tensor(ids, dtype=torch.int64)
         answer: list[int] = []
         for end, turn in enumerate(row.turns, start=1):
-            if turn.role == "assistant" and (self.train_on == "all" or end == len(row.turns)):
+            wanted = turn.learn and (self.train_on == "all" or end == len(row.turns))
+            if turn.role == "assistant" and wanted:
                 start, stop, length = self._answer_span(row.turns[:end], ids)
                 if pictures:
                     whole = end == len(row.turns)
@@ -113,7 +113,7 @@ class Encoder:
             raise UnusableRow("it has images, but the model takes text only")
         text = self._render(row.turns, prompt=True)
         if row.images:
-            return fields_of(self.processor, text, [self._picture(path) for path in row.images])
+            return self._with_processor(text, [self._picture(path) for path in row.images])
         ids = torch.tensor([self._tokenize(text)], dtype=torch.int64)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
@@ -127,13 +127,11 @@ class Encoder:
         Raises:
             UnusableRow: It cannot be trained on, such as when it is too long.
         """
-        turns = (*row.turns[:-1], Turn("assistant", answer))
+        turns = (*row.turns[:-1], Turn("assistant", (answer,)))
         ids = self._tokenize(self._render(turns, prompt=False))
         start, stop, _ = self._answer_span(turns, ids)
         first = int(example.answer[0])
         tail = torch.tensor(ids[start:], dtype=torch.int64)
-        if self.image_token_id is not None and bool((tail == self.image_token_id).any()):
-            raise UnusableRow("it contains the model's image token")
         if not row.images and not torch.equal(
             example.input_ids[:first], torch.tensor(ids[:start], dtype=torch.int64)
         ):
@@ -239,19 +237,13 @@ class Encoder:
         return rendered
 
     def _content(self, turn: Turn) -> str | list[dict[str, str]]:
-        if not self.sees_images:
-            return turn.content
-        if not self.takes_parts:
-            return turn.content.replace(IMAGE_TAG, f"{self.processor.image_token}\n")
-        parts: list[dict[str, str]] = []
-        for position, text in enumerate(turn.content.split(IMAGE_TAG)):
-            if position:
-                parts.append({"type": "image"})
-            if text:
-                parts.append({"type": "text", "text": text})
-        return parts
+        parts = self.speller.quote_parts(turn.parts)
+        if self.takes_parts:
+            return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+        mark = f"{self.processor.image_token}\n" if self.sees_images else ""
+        return "".join(mark if part is None else part for part in parts)
 
-    def _picture(self, path: Path) -> Image.Image:
+    def _picture(self, path: Picture) -> Image.Image:
         try:
             return read_picture(path.read_bytes(), self.max_pixels, self.max_image_pixels)
         except FileNotFoundError:
@@ -262,7 +254,7 @@ class Encoder:
             raise UnusableRow(f"its image {path.name} {error}") from None
 
     def _tokenize(self, text: str) -> list[int]:
-        return tokens_of(self.tokenizer, text, self.sees_images)
+        return tokens_of(self.speller, self.tokenizer, text, self.sees_images)
 
     def _answer_span(self, turns: Sequence[Turn], ids: list[int]) -> tuple[int, int, int]:
         """Where in `ids` the last of `turns` is: first token, one past its stop token, one past its turn."""
@@ -288,10 +280,7 @@ class Encoder:
 
     def _with_images(self, text: str, pictures: list[Image.Image]) -> dict[str, Tensor]:
         """What the processor makes of a text and its images; `input_ids` [L] has every image token."""
-        try:
-            fields = fields_of(self.processor, text, pictures)
-        except (ValueError, IndexError, StopIteration) as error:
-            raise UnusableRow(f"the model's processor refuses its images ({error})") from None
+        fields = self._with_processor(text, pictures)
         fields.pop("attention_mask", None)
         fields["input_ids"] = fields["input_ids"][0]
         if self.image_token_id is None or not bool((fields["input_ids"] == self.image_token_id).any()):
@@ -300,10 +289,17 @@ class Encoder:
             )
         return fields
 
+    def _with_processor(self, text: str, pictures: list[Image.Image]) -> dict[str, Tensor]:
+        try:
+            return fields_of(self.speller, self.processor, text, pictures)
+        except Exception as error:  # the model's own code: it raises what it likes
+            told = str(error) or type(error).__name__
+            raise UnusableRow(f"the model's processor refuses its images ({told})") from None
+
     def _up_to(self, turns: Sequence[Turn], pictures: list[Image.Image]) -> Tensor:
         """Token ids [l] of the first turns of a conversation with the images that stand in them."""
         text = self._render(turns, prompt=False)
-        seen = sum(turn.content.count(IMAGE_TAG) for turn in turns)
+        seen = sum(turn.pictures for turn in turns)
         if seen == 0:
             return torch.tensor(self._tokenize(text), dtype=torch.int64)
         return self._with_images(text, pictures[:seen])["input_ids"]

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,16 @@ import psutil
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from comfyloop.train.status import RunDirectory, Status, TrainState, disk_error, write_atomically
+from comfyloop.formats import BadRow
+from comfyloop.train.status import (
+    MOST_LEFT_OUT,
+    LeftOut,
+    RunDirectory,
+    Status,
+    TrainState,
+    disk_error,
+    write_atomically,
+)
 
 NAMES = (
     "step", "epoch", "loss", "answer_token_accuracy", "grad_norm", "learning_rate", "samples_per_s",
@@ -77,6 +86,24 @@ class RunLog:
             self._bar.console.print(line, markup=False, highlight=False)
         else:
             print(line, flush=True)
+
+    def left_out(self, path: Path, bad: Sequence[BadRow]) -> None:
+        """Rows that are not trained on, with the reason: said, and kept in the status."""
+        found = tuple(LeftOut(file=path.name, line=row.line, sample=row.id, reason=row.reason) for row in bad)
+        for row, told in zip(bad, found, strict=True):
+            self.say(f"left out {path.name}:{row.where} (sample {row.id}): {told.reason}")
+        new = [told for told in found if told not in self._status.left_out]
+        if new:
+            self._set(
+                left_out=(*self._status.left_out, *new)[:MOST_LEFT_OUT],
+                left_out_count=self._status.left_out_count + len(new),
+            )
+
+    def warn(self, sentence: str) -> None:
+        """Something that does not stop the run, and that a person should know: said, and kept in the status."""
+        self.say(f"warning: {sentence}")
+        if sentence not in self._status.warnings:
+            self._set(warnings=(*self._status.warnings, sentence))
 
     def begin(self, step: int, total_steps: int, trainable: int, total: int) -> None:
         """Steps are about to be taken, from `step` on; what a killed process wrote past it is dropped."""

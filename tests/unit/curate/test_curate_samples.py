@@ -313,7 +313,7 @@ def test_a_prompt_is_judged_by_the_pictures_made_of_it() -> None:
         ("Use sk-abcdefghijklmnopqrstuvwx to log in.", "secret"),
         ("password: hunter2!", "secret"),
         ("密码:hunter2!", "secret"),
-        ("A <image> of a cat.", "reserved_tag"),
+        ("A cat\0.", "untrainable"),
     ],
 )
 def test_an_edit_that_cannot_be_used_is_left_out_with_its_reason(edited: str, reason: str) -> None:
@@ -377,5 +377,5 @@ def test_every_reason_has_its_sentence() -> None:
     from comfyloop.curate.report import REASONS
 
     given_elsewhere = {"superseded", "neutral", "no_generation", "no_prompt", "no_pair", "broken_graph"}
-    given_elsewhere |= {"large_edit", "graph_edits_off", "another_subject", "undone"}
+    given_elsewhere |= {"large_edit", "graph_edits_off", "another_subject", "undone", "shared_picture"}
     assert set(REASONS) == set(filters.SENTENCES) | given_elsewhere

@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from comfyloop.errors import DataError
+from comfyloop.settings import Settings
 from comfyloop.train.control import Control
 from comfyloop.train.log import RunLog
 from comfyloop.train.recipes import sft
@@ -88,18 +89,21 @@ BAD = {
     "30,000 x 30,000": (row(ASKED, ANSWER, images=["bomb.png"]), "30000 x 30000 pixels, more than max_image_pixels"),
     "a directory": (row(ASKED, ANSWER, images=["directory.png"]), "its image directory.png cannot be read"),
     "malformed line": ('{"messages": [', "it is not JSON"),
-    "tag without image": (row(ASKED, ANSWER), "its text has 1 <image> tag and it names 0 images"),
+    "tag without image": (
+        row({"role": "user", "content": "<image> and <image>?"}, ANSWER, images=["good.png"]),
+        "its text has 2 <image> tags and it names 1 image: there is no picture for tag 2 (message 1)",
+    ),
     "image without tag": (
-        row({"role": "user", "content": "What?"}, ANSWER, images=["good.png"]),
-        "its text has 0 <image> tags and it names 1 image",
+        row(ASKED, ANSWER, images=["good.png", "more.png"]),
+        "its text has 1 <image> tag and it names 2 images: there is no <image> tag for more.png",
     ),
     "empty answer": (row(ASKED, {"role": "assistant", "content": " \n"}, images=["good.png"]), "its answer is empty"),
     "no assistant": (row(ASKED, images=["good.png"]), "its last message is the user's, so there is no answer"),
     "a number for text": (row({"role": "user", "content": 7}, ANSWER), "message 1 has a content of type int"),
-    "a list for text": (row({"role": "user", "content": ["a"]}, ANSWER), "message 1 has a content of type list"),
-    "a text for images": (row(ASKED, ANSWER, images="good.png"), "its images are a str, not a list of paths"),
+    "a list for text": (row({"role": "user", "content": [7]}, ANSWER), "message 1 has a part of type int"),
+    "a web address for an image": (row(ASKED, ANSWER, images="http://a/b.png"), "http://a/b.png is a web address"),
     "a number for an image": (row(ASKED, ANSWER, images=[5]), "one of its images is a int, not a path"),
-    "a text for messages": (json.dumps({"id": "odd", "messages": "Hello"}), "it has no list of messages"),
+    "a text for messages": (json.dumps({"id": "odd", "messages": "Hello"}), "its messages are no list of messages"),
     "a text for label": (
         row({"role": "user", "content": "Hi"}, ANSWER, label="yes"), "its label is 'yes', not true or false",
     ),
@@ -147,3 +151,43 @@ def test_a_column_of_mixed_types_is_read_line_by_line(
     lines = "\n".join(row({"role": "user", "content": "Hi"}, ANSWER, extra=value) for value in odd)
     train(lines)
     assert "rows.jsonl: 9 samples" in capsys.readouterr().out
+
+
+def test_what_is_left_out_is_kept_in_the_status(
+    train: Callable[..., RunDirectory], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    line = row(ASKED, ANSWER, images=["nowhere.png"])
+    (folder / "held.jsonl").write_text(line + "\n")
+    directory = train(line, holdout="held.jsonl", skip_bad=True, max_bad_share=1.0)
+    status = directory.read_status()
+    assert [(left.file, left.line, left.sample) for left in status.left_out] == [
+        ("rows.jsonl", 2, "odd"), ("held.jsonl", 1, "odd"),
+    ]  # fmt: skip
+    assert all(left.reason == "its image nowhere.png does not exist" for left in status.left_out)
+    assert status.left_out_count == 2 and directory.adapter.is_dir()
+
+
+def test_a_run_of_the_loop_fails_only_when_nothing_is_left(
+    train: Callable[..., RunDirectory], folder: Path, tiny_vlm: Path
+) -> None:
+    told = TrainSpec.from_settings(Settings(), model=str(tiny_vlm), train="rows.jsonl", holdout=None)
+    assert (told.skip_bad, told.max_bad_share) == (True, 1.0)
+    (folder / "good.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"4 of 4 rows .* Nothing is left to train on"):
+        train("{", skip_bad=True, max_bad_share=1.0)
+
+
+def test_a_holdout_of_training_rows_is_noticed(
+    train: Callable[..., RunDirectory], folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = {"role": "user", "content": "<image>Number 1?"}
+    new = {"role": "user", "content": "<image>Number 9?"}
+    held = [row(again, {"role": "assistant", "content": "Another one."}, images=["good.png"]),
+            row(new, ANSWER, images=["good.png"])]  # fmt: skip
+    (folder / "held.jsonl").write_text("\n".join(held))
+    directory = train(row(ASKED, ANSWER, images=["good.png"]), holdout="held.jsonl")
+    (warning,) = directory.read_status().warnings
+    assert warning.startswith(
+        "1 of the 2 rows of the hold-out held.jsonl ask what rows of the training data ask"
+    )
+    assert f"warning: {warning}" in capsys.readouterr().out

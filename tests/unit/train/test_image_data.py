@@ -86,7 +86,7 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
     assert not rows and [b.line for b in bad] == list(range(1, 12))
     for expected, found in zip(
         ("b.png does not exist", "not JSON", "a JSON list", "none.png does not exist", "empty", "not one of PNG",
-         "a line, not a picture", "prompt is a int", "no list of messages", "the same", "no picture under 'over'"),
+         "a line, not a picture", "content of type int", "neither messages nor", "the same", "no picture under 'over'"),
         bad, strict=True,
     ):  # fmt: skip
         assert expected in found.reason, found

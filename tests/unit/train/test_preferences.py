@@ -78,8 +78,8 @@ def test_another_answer_is_as_if_the_row_had_it(tiny_vlm: Path, tmp_path: Path) 
         assert same(made, encoder.encode(other))
         assert same(encoder.with_answer(other, made, row.answer), example)
         assert made.images is example.images
-    with pytest.raises(UnusableRow, match="image token"):
-        encoder.with_answer(row, example, "It is <image>.")
+    named = encoder.with_answer(row, example, "It is <image>.")  # text is text
+    assert int((named.input_ids == encoder.image_token_id).sum()) == example.image_tokens
     with pytest.raises(UnusableRow, match="more than the"):
         encoder.with_answer(row, example, "word " * 600)
 
@@ -155,7 +155,7 @@ def test_a_batch_of_one_and_a_file_of_one(tiny_llm: Path, run_recipe: RunRecipe)
         (read_pairs, labelled_row("mug", True), "has no rejected_response"),
         (read_pairs, pair_row("mug", rejected_response=" Meet the mug: made slowly. "), "same as its answer"),
         (read_pairs, pair_row("mug", rejected_response="long " * 600), "of its rejected_response: it has"),
-        (read_pairs, pair_row("mug", rejected_response=7), "rejected_response is not a text"),
+        (read_pairs, pair_row("mug", rejected_response=7), "its rejected answer is a int"),
         (read_labelled, pair_row("mug"), "has no label"),
         (read_labelled, labelled_row("mug", "yes"), "not true or false"),
         (read_examples, labelled_row("mug", False), "its label is false"),
@@ -257,3 +257,14 @@ def test_losses_are_pinned(recipe: ModuleType, tiny_llm: Path, run_recipe: RunRe
         assert lines[0]["rewards/chosen"] == pytest.approx(0, abs=1e-5)
         kept = load_file(tmp_path / "run" / "reference.safetensors")["log_probs"]
         assert kept.shape == (2 * len(rows),)
+
+
+@pytest.mark.parametrize(("labels", "told"), [((True, True), 1), ((False, False), 1), ((True, False), 0)])
+def test_labels_of_one_kind_alone_are_warned_of(
+    labels: tuple[bool, bool], told: int, tiny_llm: Path, tmp_path: Path
+) -> None:
+    rows = [labelled_row(f"lamp {n}", label) for n, label in enumerate(labels)]
+    reading(read_labelled, tiny_llm, tmp_path, rows)
+    warnings = RunDirectory(tmp_path).read_status().warnings
+    assert len(warnings) == told
+    assert all("kto compares wanted answers with unwanted ones" in warning for warning in warnings)

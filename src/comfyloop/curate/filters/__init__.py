@@ -12,10 +12,10 @@ from comfyloop.curate.filters import (
     duplicate,
     empty,
     missing_image,
-    reserved_tag,
     secret,
     too_long,
     unchanged,
+    untrainable,
 )
 from comfyloop.curate.samples import Draft
 from comfyloop.records import Dropped
@@ -25,7 +25,7 @@ Find = Callable[[Sequence[Draft], Settings], Iterator[tuple[int, str]]]
 
 SENTENCES: dict[str, str] = {
     module.REASON: module.SENTENCE
-    for module in (empty, unchanged, too_long, secret, reserved_tag, missing_image, duplicate)
+    for module in (empty, unchanged, untrainable, too_long, secret, missing_image, duplicate)
 }
 
 
@@ -40,9 +40,9 @@ def apply(
     filters: tuple[tuple[str, Find], ...] = (
         (empty.REASON, empty.find),
         (unchanged.REASON, unchanged.find),
+        (untrainable.REASON, untrainable.find),
         (too_long.REASON, too_long.find),
         (secret.REASON, secret.find),
-        (reserved_tag.REASON, reserved_tag.find),
         (missing_image.REASON, missing_image.finder(has_image)),
         (duplicate.REASON, duplicate.find),
     )

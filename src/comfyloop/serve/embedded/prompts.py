@@ -13,9 +13,10 @@ from torch import Tensor
 from comfyloop import data_urls
 from comfyloop.errors import InvalidInput, TooLarge
 from comfyloop.pictures import BadPicture, TooManyPixels, read_picture
+from comfyloop.plain_text import Speller
 from comfyloop.processors import fields_of, takes_parts, tokens_of
 from comfyloop.serve.embedded.loading import Loaded
-from comfyloop.serve.embedded.protocol import ImageContent, Message
+from comfyloop.serve.embedded.protocol import ImageContent, Message, TextContent
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,7 @@ class PromptMaker:
         self._max_image_pixels = max_image_pixels
         self._lock = threading.Lock()
         self._template = loaded.processor or loaded.tokenizer
+        self._speller = Speller(self._template)
         self._takes_parts = loaded.processor is not None and takes_parts(loaded.processor)
 
     def make(
@@ -56,11 +58,13 @@ class PromptMaker:
             text = self._render(messages, add_generation_prompt, continue_final_message)
             if not decoded:
                 sees_images = self._loaded.processor is not None
-                return Prompt(_some(tokens_of(self._loaded.tokenizer, text, sees_images)))
+                return Prompt(_some(tokens_of(self._speller, self._loaded.tokenizer, text, sees_images)))
             try:
-                fields = fields_of(self._loaded.processor, text, [image for image, _ in decoded])
-            except (ValueError, IndexError, TypeError) as error:
-                raise InvalidInput(f"The model's processor refuses these images: {error}") from error
+                pixels = [image for image, _ in decoded]
+                fields = fields_of(self._speller, self._loaded.processor, text, pixels)
+            except Exception as error:  # the model's own code: it raises what it likes
+                told = str(error) or type(error).__name__
+                raise InvalidInput(f"The model's processor refuses these images: {told}") from error
         inputs = {k: v for k, v in fields.items() if isinstance(v, Tensor)}
         ids = inputs.pop("input_ids")[0].tolist()
         inputs.pop("attention_mask", None)
@@ -86,20 +90,13 @@ class PromptMaker:
 
     def _plain(self, message: Message) -> dict[str, Any]:
         content = message.content
+        given = [content] if isinstance(content, str) else [_text_of(part) for part in content]
+        parts = self._speller.quote_parts(given)
         if self._takes_parts:
-            parts = (
-                [{"type": "text", "text": content}]
-                if isinstance(content, str)
-                else [
-                    {"type": "image"} if isinstance(p, ImageContent) else {"type": "text", "text": p.text}
-                    for p in content
-                ]
-            )
-            return {"role": message.role, "content": parts}
-        if not isinstance(content, str):
-            mark = getattr(self._loaded.processor, "image_token", "<image>")
-            content = "".join(f"{mark}\n" if isinstance(p, ImageContent) else p.text for p in content)
-        return {"role": message.role, "content": content}
+            told = [{"type": "image"} if p is None else {"type": "text", "text": p} for p in parts]
+            return {"role": message.role, "content": told}
+        mark = getattr(self._loaded.processor, "image_token", "<image>")
+        return {"role": message.role, "content": "".join(f"{mark}\n" if p is None else p for p in parts)}
 
     def _decode(self, part: ImageContent, number: int) -> tuple[Image.Image, str]:
         data = data_urls.decode(part.image_url.url, f"Image {number}")
@@ -110,6 +107,11 @@ class PromptMaker:
         except BadPicture as error:
             raise InvalidInput(f"Image {number} {error}.") from None
         return image, hashlib.sha256(data).hexdigest()
+
+
+def _text_of(part: TextContent | ImageContent) -> str | None:
+    """The text of a part; None where an image stands."""
+    return None if isinstance(part, ImageContent) else part.text
 
 
 def _some(ids: list[int]) -> list[int]:

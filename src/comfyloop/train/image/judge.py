@@ -252,7 +252,7 @@ class Notes:
         self._file = file
         self._answered: set[tuple[str, int, str]] = set()
         self._found: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else ():
             with contextlib.suppress(ValueError):
                 name, side, id, values = json.loads(line)
                 self._answered.add((name, side, id))

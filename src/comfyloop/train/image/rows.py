@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from comfyloop.errors import DataError, NotFound
-from comfyloop.train.rows import BadRow, UnusableRow, parse
+from comfyloop import formats
+from comfyloop.errors import DataError
+from comfyloop.formats import BadRow, Row, UnusableRow
+from comfyloop.pictures import eight_bits, has_more_than_eight_bits
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
@@ -50,51 +51,30 @@ def read_rows(path: Path, *, pairs: bool, max_image_pixels: int) -> tuple[list[P
         NotFound: There is no such file.
         DataError: The file is empty or not UTF-8.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (FileNotFoundError, IsADirectoryError):
-        raise NotFound(
-            f"There is no data file {path}.", "Name the train.captioned_image.jsonl of a snapshot."
-        ) from None
-    except UnicodeDecodeError:
-        raise DataError(f"{path.name} is not UTF-8 text.", "Save the file as UTF-8.") from None
     rows: list[PictureRow] = []
     bad: list[BadRow] = []
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
+    for item in formats.items(path, "an object"):
         name = ""
         try:
-            value = parse(line, "an object")
-            name = str(value.get("id") or hashlib.sha256(line.encode()).hexdigest()[:12])
-            rows.append(_row(value, number, name, path.parent, pairs, max_image_pixels))
+            row = formats.row_of(item, path.parent, answers=False)
+            name = row.id
+            rows.append(_row(row, path.parent, pairs, max_image_pixels))
         except UnusableRow as error:
-            bad.append(BadRow(number, name, str(error)))
+            bad.append(BadRow(item.line, name, str(error), item.item))
     if not rows and not bad:
         raise DataError(f"{path} has no rows.", "Add at least one picture to train on.")
     return rows, bad
 
 
-def _row(
-    value: dict[str, Any], line: int, name: str, folder: Path, pairs: bool, max_image_pixels: int
-) -> PictureRow:
-    caption = _caption(value.get("messages"))
-    picked = _picture(value.get("picked"), "picked", folder, max_image_pixels)
+def _row(row: Row, folder: Path, pairs: bool, max_image_pixels: int) -> PictureRow:
+    caption = " ".join(row.turns[-1].text.split())
+    picked = _picture(row.extra.get("picked"), "picked", folder, max_image_pixels)
     over = None
     if pairs:
-        over = _picture(value.get("over"), "over", folder, max_image_pixels)
+        over = _picture(row.extra.get("over"), "over", folder, max_image_pixels)
         if over.sha256 == picked.sha256:
             raise UnusableRow("its two pictures are the same, so nothing was preferred")
-    return PictureRow(line, name, caption, picked, over)
-
-
-def _caption(messages: Any) -> str:
-    if not isinstance(messages, list) or not messages or not isinstance(messages[-1], dict):
-        raise UnusableRow("it has no list of messages with the prompt")
-    content = messages[-1].get("content")
-    if not isinstance(content, str):
-        raise UnusableRow(f"its prompt is a {type(content).__name__}, not text")
-    return " ".join(content.split())
+    return PictureRow(row.line, row.id, caption, picked, over)
 
 
 def _picture(value: Any, key: str, folder: Path, max_image_pixels: int) -> Picture:
@@ -158,8 +138,8 @@ def decode(picture: Picture) -> Image.Image:
             image.seek(0)
             image.load()
             upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I") or upright.mode == "F":
-                return _eight_bits(upright)
+            if has_more_than_eight_bits(upright):
+                return eight_bits(upright)
             if upright.mode in {"RGBA", "LA", "PA"} or "transparency" in upright.info:
                 rgba = upright.convert("RGBA")
                 white = Image.new("RGBA", rgba.size, "white")
@@ -169,10 +149,3 @@ def decode(picture: Picture) -> Image.Image:
         raise UnusableRow(f"its image {picture.path.name} cannot be decoded ({error})") from None
     finally:
         Image.MAX_IMAGE_PIXELS = limit
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits (or real numbers from 0 to 1) in eight: Pillow's own conversion cuts them off at 255."""
-    most = 1.0 if image.mode == "F" else 65535.0
-    values = np.asarray(image, dtype=np.float64) / most
-    return Image.fromarray((values.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")

@@ -128,9 +128,9 @@ def read_pictures(directory: RunDirectory, file: str, spec: ImageTrainSpec, log:
     pairs = spec.recipe == "image_dpo"
     path = directory.resolve(file)
     rows, bad = read_rows(path, pairs=pairs, max_image_pixels=spec.max_image_pixels)
-    refuse_or_skip(path, len(rows), bad, spec.skip_bad, spec.max_bad_share)
-    for row in bad:
-        log.say(f"left out {path.name}:{row.line} (sample {row.id}): {row.reason}")
+    held_out = file == spec.holdout
+    refuse_or_skip(path, len(rows), bad, spec.skip_bad, spec.max_bad_share, may_be_none=held_out)
+    log.left_out(path, bad)
     log.say(f"{path.name}: {len(rows)} {'pairs' if pairs else 'pictures'}")
     return rows
 
@@ -156,9 +156,9 @@ def encode(
         good.append(row)
         if not spec.adapter.text_encoder:
             student.captions.of(caption_of(row, spec))
-    refuse_or_skip(path, len(good), bad, spec.skip_bad, spec.max_bad_share)
-    for left_out in bad:
-        log.say(f"left out {path.name}:{left_out.line}: {left_out.reason}")
+    held_out = spec.holdout is not None and path == Path(spec.holdout)
+    refuse_or_skip(path, len(good), bad, spec.skip_bad, spec.max_bad_share, may_be_none=held_out)
+    log.left_out(path, bad)
     log.say(f"encoded {student.cache.made - made} pictures and captions, the others were in the cache")
     return good
 

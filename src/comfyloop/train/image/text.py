@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from comfyloop.stable_diffusion.emphasis import pieces_of, windows_of
 from comfyloop.train.image import flow
 from comfyloop.train.image.cache import Cache, key, weights_key
 from comfyloop.train.image.checkpoint import ImageModel, TextEncoder
@@ -40,8 +42,7 @@ class Captions:
     def windows(self, caption: str) -> int:
         if self._model.is_flow:  # T5 reads more at once, and what is too long for it is cut
             return 1
-        tokens = self._model.text_encoders[0].tokenizer(caption, add_special_tokens=False, verbose=False)
-        return max(1, -(-len(tokens.input_ids) // (WINDOW - 2)))
+        return len(weighted_tokens(self._model.text_encoders[0], caption))
 
     def of(self, caption: str) -> Conditions:
         """One caption's states. Gradients flow where there is no cache."""
@@ -53,37 +54,61 @@ class Captions:
                 made = self._encode(caption)
             return {"states": made.states} | ({} if made.pooled is None else {"pooled": made.pooled})
 
-        found = self._cache.get(key("caption", caption, self._key), make)
+        plain = pieces_of(caption) == [(caption, 1.0)]
+        found = self._cache.get(key("caption" if plain else "emphasis", caption, self._key), make)
         return Conditions(found["states"], found.get("pooled"))
 
     def _encode(self, caption: str) -> Conditions:
         if self._model.is_flow:
-            made = flow.encode(self._model, caption)
+            # the pipeline of these models knows no weights, so the words are given without them
+            made = flow.encode(self._model, "".join(text for text, _ in pieces_of(caption)))
             return Conditions(made[0].float(), made[1].float())
         encoders = self._model.text_encoders
-        rows = self.windows(caption)
         states, pooled = [], None
         for encoder in encoders:
-            out = encoder.model(tokens(encoder, caption, rows), output_hidden_states=len(encoders) > 1)
+            windows = weighted_tokens(encoder, caption)
+            out = encoder.model(tokens(encoder, windows), output_hidden_states=len(encoders) > 1)
             if len(encoders) == 1:
                 hidden = out.last_hidden_state
             else:
                 hidden = out.hidden_states[-2]  # SDXL takes the layer before the last, unnormalised
                 pooled = getattr(out, "text_embeds", pooled)
-            states.append(hidden.flatten(0, 1)[None])
+            states.append(_emphasised(hidden, windows).flatten(0, 1)[None])
         first = None if pooled is None else pooled[:1].float()  # of the first window, as ComfyUI takes it
         return Conditions(torch.cat(states, -1).float(), first)
 
 
-def tokens(encoder: TextEncoder, caption: str, rows: int) -> Tensor:
-    """Token ids [rows, 77]; padding is the encoder's own."""
+def weighted_tokens(encoder: TextEncoder, caption: str) -> list[list[tuple[int, float]]]:
+    """A caption's token ids with their weights, in windows of 75; one empty window for no caption."""
+    groups = []
+    for text, weight in pieces_of(caption):
+        ids = encoder.tokenizer(text, add_special_tokens=False, verbose=False).input_ids
+        groups.append([(token, weight) for token in ids])
+    return windows_of(groups, WINDOW - 2)
+
+
+def tokens(encoder: TextEncoder, windows: Sequence[Sequence[tuple[int, float]]]) -> Tensor:
+    """Token ids [windows, 77], and with weights among them one row more, of no text; padding is the encoder's own."""
     tokenizer: Any = encoder.tokenizer
-    ids = tokenizer(caption, add_special_tokens=False, verbose=False).input_ids
     start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
-    size = WINDOW - 2
     out = []
-    for row in range(rows):
-        part = ids[row * size : (row + 1) * size]
-        line = [start, *part, end]
+    for window in (*windows, ()) if _has_weights(windows) else windows:
+        line = [start, *(token for token, _ in window), end]
         out.append(line + [pad] * (WINDOW - len(line)))
     return torch.tensor(out, device=encoder.model.device)
+
+
+def _has_weights(windows: Sequence[Sequence[tuple[int, float]]]) -> bool:
+    return any(weight != 1.0 for window in windows for _, weight in window)
+
+
+def _emphasised(hidden: Tensor, windows: Sequence[Sequence[tuple[int, float]]]) -> Tensor:
+    """States [windows, 77, width]: a token's distance from what stands at its place without a text, times its
+    weight."""
+    if not _has_weights(windows):
+        return hidden
+    states, empty = hidden[:-1], hidden[-1:]
+    weights = torch.ones(states.shape[:2])
+    for row, window in enumerate(windows):
+        weights[row, 1 : 1 + len(window)] = torch.tensor([weight for _, weight in window])
+    return empty + (states - empty) * weights[..., None].to(states)

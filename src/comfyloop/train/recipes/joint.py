@@ -58,7 +58,7 @@ def write_captions(
     """The rows of the image side, and beside each that has a brief one more, with the prompt that the text side
     of this run writes for that brief."""
     source = directory.resolve(image.train)
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").splitlines() if line.strip()]
+    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").split("\n") if line.strip()]
     briefs = [row["messages"][:-1] for row in rows]
     written: list[str] = [""] * len(rows)
     if spec.written_prompts and spec.writer_model and any(briefs):

@@ -1,0 +1,29 @@
+"""What every trainer would refuse, found by the reader that they share: no snapshot holds a row that none can read.
+
+What only a model can tell (more tokens than it has positions, a picture that its processor refuses) is found when
+it trains: such rows are left out of the run and named there.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from comfyloop import formats
+from comfyloop.curate.rows import row_of
+from comfyloop.curate.samples import Draft
+from comfyloop.settings import Settings
+
+REASON = "untrainable"
+SENTENCE = "no trainer can use it as it is"
+
+
+def find(drafts: Sequence[Draft], settings: Settings) -> Iterator[tuple[int, str]]:
+    for index, draft in enumerate(drafts):
+        value = row_of(draft.sample, str)
+        item = formats.Item(1, json.dumps(value), value)
+        try:
+            formats.row_of(item, Path(), answers=draft.sample.picked is None)
+        except formats.UnusableRow as error:
+            yield index, str(error)

@@ -1,0 +1,181 @@
+"""What must stay on one side of the split: near copies of one question, or of one picture.
+
+A text is known by its first question, whatever its case, spaces, punctuation at the ends, Unicode form and greeting
+before it. A picture is known by what it shows: saved again, in another format or size, it is the same one.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from comfyloop.pictures import BadPicture, read_picture
+from comfyloop.records import Dropped, Message, Sample
+
+REASON = "shared_picture"
+SENTENCE = "it shows a picture of the other side of the hold-out"
+
+LOOK_PIXELS = 256 * 256
+MOST_PIXELS = 2**28
+BITS_APART = 6
+"""Of 64 in the perceptual hash: saved again a picture differs in 0 to 2, other pictures in 14 and more."""
+COLOURS_APART = 10.0
+"""Mean difference of 8 x 8 colours, of 255: what tells flat pictures apart, whose hashes are all alike."""
+
+Look = Callable[[str], bytes]
+"""From the hash of a picture to its bytes."""
+
+_GREETING = re.compile(
+    r"(?:(?:hello|hi|hey|greetings|good (?:morning|afternoon|evening|day)|hallo|guten (?:tag|morgen|abend)|bonjour|"
+    r"bonsoir|salut|hola|buenos d[ií]as|ciao|ol[aá]|привет|здравствуйте)(?: there| again| all| everyone)?"
+    r"|你好|您好|嗨|早上好|下午好|晚上好|こんにちは|안녕하세요)(?:[\s,.!;:~，。！；：～、]+|$)"
+)
+
+
+def group_of(prompt: Sequence[Message], same: Callable[[str], str] = lambda sha: sha) -> str:
+    """The name of a conversation's group.
+
+    Later turns repeat the first one in their history, so a whole conversation is one group. The system prompt
+    does not count: it may change while the questions stay.
+
+    Args:
+        same: From a picture to the first one that shows the same.
+    """
+    asked = [message for message in prompt if message.role == "user"]
+    opening = next((m for m in asked if m.images or question_of(m.text)), asked[0] if asked else None)
+    if opening is None:
+        content = [""]
+    elif opening.images:
+        content = ["picture", same(opening.images[0])]
+    else:
+        content = [question_of(opening.text) or _plain(opening.text)]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:32]
+
+
+def question_of(text: str) -> str:
+    """What a text asks, without what does not count; empty for a greeting alone."""
+    plain = _plain(text)
+    greeting = _GREETING.match(plain)
+    return plain[greeting.end() :] if greeting else plain
+
+
+def _plain(text: str) -> str:
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    seen = " ".join("".join(char for char in folded if unicodedata.category(char) != "Cf").split())
+    first, last = 0, len(seen)
+    while first < last and _is_edge(seen[first]):
+        first += 1
+    while last > first and _is_edge(seen[last - 1]):
+        last -= 1
+    return seen[first:last] or seen
+
+
+def _is_edge(char: str) -> bool:
+    return char.isspace() or unicodedata.category(char).startswith("P")
+
+
+@dataclass
+class Pictures:
+    """The pictures of a project, in the order in which they came up.
+
+    Args:
+        look: Reads a picture.
+    """
+
+    look: Look
+    _firsts: list[str] = field(default_factory=list)
+    _hashes: list[int] = field(default_factory=list)
+    _colours: list[np.ndarray] = field(default_factory=list)
+    _known: dict[str, str] = field(default_factory=dict)
+
+    def same(self, sha: str) -> str:
+        """The first picture that shows the same as this one."""
+        if sha not in self._known:
+            self._known[sha] = self._find(sha)
+        return self._known[sha]
+
+    def _find(self, sha: str) -> str:
+        seen = _seen(sha, self.look)
+        if seen is None:
+            return sha
+        hashed, colours = seen
+        if self._hashes:
+            apart = np.bitwise_count(np.array(self._hashes, dtype=np.uint64) ^ np.uint64(hashed))
+            for index in np.flatnonzero(apart <= BITS_APART):
+                if float(np.abs(self._colours[index] - colours).mean()) <= COLOURS_APART:
+                    return self._firsts[index]
+        self._firsts.append(sha)
+        self._hashes.append(hashed)
+        self._colours.append(colours)
+        return sha
+
+    def regroup(self, samples: Sequence[Sample]) -> list[Sample]:
+        """The same samples, those about one picture in one group. They are in order of arrival."""
+        return [
+            sample.model_copy(update={"group": group_of(sample.prompt or sample.messages, self.same)})
+            if sample.images and not sample.replay
+            else sample
+            for sample in samples
+        ]
+
+    def apart(
+        self, train: Sequence[Sample], holdout: Sequence[Sample], arrived: Sequence[Sample]
+    ) -> tuple[tuple[Sample, ...], tuple[Sample, ...], list[Dropped]]:
+        """Both sides without the samples that show a picture of the other one besides their own.
+
+        A picture belongs to the side on which it came up first.
+        """
+        held = {id(sample) for sample in holdout}
+        side: dict[str, bool] = {}
+        out: set[int] = set()
+        for sample in arrived:
+            here = id(sample) in held
+            pictures = {self.same(sha) for sha in sample.images}
+            if any(side.get(sha, here) is not here for sha in pictures):
+                out.add(id(sample))
+            else:
+                side.update(dict.fromkeys(pictures, here))
+        lost = dict.fromkeys(f for sample in arrived if id(sample) in out for f in sample.feedback)
+        used = {f for sample in arrived if id(sample) not in out for f in sample.feedback}
+        dropped = [Dropped(feedback=f, reason=REASON) for f in lost if f not in used]
+        kept_train = tuple(sample for sample in train if id(sample) not in out)
+        return kept_train, tuple(sample for sample in holdout if id(sample) not in out), dropped
+
+
+_SEEN: dict[str, tuple[int, np.ndarray] | None] = {}
+_MOST_SEEN = 200_000
+
+
+def _seen(sha: str, look: Look) -> tuple[int, np.ndarray] | None:
+    """What a picture looks like: 64 bits, and 8 x 8 colours; None where it cannot be read. Remembered."""
+    if sha not in _SEEN:
+        if len(_SEEN) >= _MOST_SEEN:
+            _SEEN.clear()
+        _SEEN[sha] = _look_at(look, sha)
+    return _SEEN[sha]
+
+
+def _look_at(look: Look, sha: str) -> tuple[int, np.ndarray] | None:
+    try:
+        picture = read_picture(look(sha), LOOK_PIXELS, MOST_PIXELS)
+    except (BadPicture, OSError):
+        return None
+    bits = _hasher()(picture).hash.flatten()
+    colours = np.asarray(picture.resize((8, 8)), dtype=np.float32)
+    return int("".join("1" if bit else "0" for bit in bits), 2), colours
+
+
+@functools.cache
+def _hasher() -> Callable[..., Any]:
+    import imagehash  # with scipy: only where there are pictures
+
+    hasher: Callable[..., Any] = imagehash.phash
+    return hasher

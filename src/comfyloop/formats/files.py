@@ -1,0 +1,158 @@
+"""A data file as JSON objects, each with the line on which it begins.
+
+Read are JSON lines, an array of objects, and objects one after the other over any number of lines, whatever the
+file is called. Lines end at "\\n" and nowhere else: U+2028, U+0085 and the like are text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comfyloop.errors import DataError, NotFound, StorageError
+from comfyloop.formats.record import UnusableRow
+
+_SPACE = " \t\r\n\ufeff"
+
+
+@dataclass(frozen=True)
+class Item:
+    """One object of a file, or why there is none at that place."""
+
+    line: int
+    text: str
+    value: dict[str, Any] | None
+    problem: str = ""
+    item: int = 0  # from 1, in an array
+
+
+class _Twice(ValueError):
+    """A key that one object has two times."""
+
+
+def items(path: Path, wanted: str = "an object with messages") -> list[Item]:
+    """All objects of a file, the unreadable ones with what is wrong with them.
+
+    Raises:
+        NotFound: There is no such file.
+        StorageError: It cannot be read.
+        DataError: It is not UTF-8.
+    """
+    text = _text(path)
+    return list(_whole(text, wanted) if _is_whole(text) else _lines(text, wanted))
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, IsADirectoryError):
+        raise NotFound(f"There is no data file {path}.", "Name a .jsonl or .json file.") from None
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        raise DataError(f"{path.name}:1 is UTF-16 text, not UTF-8.", "Save the file as UTF-8.")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise DataError(f"{path.name}:{line} is not UTF-8 text.", "Save the file as UTF-8.") from None
+
+
+def _is_whole(text: str) -> bool:
+    """Whether the file is an array, or objects that are spread over lines, rather than JSON lines."""
+    start = text.lstrip(_SPACE)
+    if start.startswith("["):
+        return True
+    first = start.split("\n", 1)[0]
+    if not first.startswith("{") or _parses(first):
+        return False
+    try:  # a first line that is no object by itself: part of one, or a bad line among good ones
+        _, end = _decoder().raw_decode(start)
+    except (ValueError, RecursionError):
+        return False
+    return end > len(first)
+
+
+def _parses(text: str) -> bool:
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _lines(text: str, wanted: str) -> Iterator[Item]:
+    for number, line in enumerate(text.split("\n"), start=1):
+        line = line.strip(_SPACE)
+        if line:
+            yield _item(number, line, wanted)
+
+
+def _whole(text: str, wanted: str) -> Iterator[Item]:
+    """An array's items, or objects one after the other; what cannot be read ends the search."""
+    decoder, place, number, counted, line = _decoder(), 0, 0, 0, 1
+    is_array = text.lstrip(_SPACE).startswith("[")
+    between = _SPACE + ("[]," if is_array else "")
+    while True:
+        while place < len(text) and text[place] in between:
+            place += 1
+        if place == len(text):
+            return
+        line += text.count("\n", counted, place)
+        counted = place
+        number += 1
+        at = number if is_array else 0
+        try:
+            value, end = decoder.raw_decode(text, place)
+        except (ValueError, RecursionError) as error:
+            yield Item(line, text[place : place + 200], None, _why(error, line), at)
+            return
+        yield _checked(line, text[place:end], value, wanted, at)
+        place = end
+
+
+def _item(line: int, text: str, wanted: str) -> Item:
+    try:
+        value = _decoder().decode(text)
+    except (ValueError, RecursionError) as error:
+        return Item(line, text, None, _why(error, 1))
+    return _checked(line, text, value, wanted, 0)
+
+
+def _checked(line: int, text: str, value: Any, wanted: str, item: int) -> Item:
+    if isinstance(value, dict):
+        return Item(line, text, value, item=item)
+    return Item(line, text, None, f"it is a JSON {type(value).__name__}, not {wanted}", item)
+
+
+def _decoder() -> json.JSONDecoder:
+    return json.JSONDecoder(object_pairs_hook=_once)
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) != len(pairs):
+        keys = [key for key, _ in pairs]
+        raise _Twice(next(key for key in keys if keys.count(key) > 1))
+    return value
+
+
+def _why(error: Exception, line: int) -> str:
+    if isinstance(error, _Twice):
+        return f"it has the key {error} twice"
+    if isinstance(error, RecursionError):
+        return "its brackets are nested too deep to be read"
+    if isinstance(error, json.JSONDecodeError):
+        further = f", line {error.lineno}" if error.lineno != line else ""
+        return f"it is not JSON ({error.msg} at column {error.colno}{further})"
+    return "it has a number of too many digits to be read"
+
+
+def parsed(item: Item) -> dict[str, Any]:
+    """The object of an item. Raises UnusableRow where there is none."""
+    if item.value is None:
+        raise UnusableRow(item.problem)
+    return item.value

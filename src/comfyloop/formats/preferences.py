@@ -1,0 +1,75 @@
+"""Which answer was wanted and which was not, in each of the forms in which data sets write it.
+
+A pair: ``rejected_response`` or ``rejected`` beside an answer, ``rejected_messages``, or ``chosen`` and
+``rejected`` after a prompt (TRL, LLaMA-Factory), each a text, a message or a list of messages that may repeat the
+prompt. A label: ``label`` or ``kto_tag``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from comfyloop.formats.conversations import Said, answer, take
+from comfyloop.formats.record import UnusableRow
+
+_REJECTED = ("rejected_response", "rejected", "rejected_messages")
+_LABEL = ("label", "kto_tag")
+
+
+def take_judged(row: dict[str, Any]) -> tuple[list[Said], Said | None, bool | None]:
+    """Takes the conversation with its wanted answer, the answer that was not wanted, and the label.
+
+    Raises:
+        UnusableRow: They cannot be used, or contradict each other.
+    """
+    chosen, rejected = row.pop("chosen", None), _only(row, _REJECTED)
+    label = _only(row, _LABEL)
+    if label is not None and not isinstance(label, bool):
+        raise UnusableRow(f"its label is {label!r}, not true or false")
+    if chosen is not None:
+        if rejected is None:
+            raise UnusableRow("it has a chosen answer and no rejected one")
+        said = _with_chosen(row, answer(chosen, "chosen"))
+    else:
+        said = take(row)
+    if rejected is None:
+        return said, None, label
+    if label is False:
+        raise UnusableRow("its label is false and it has a rejected answer: which one was wanted is not told")
+    if said[-1].role != "assistant":
+        raise UnusableRow("it has a rejected answer and no other one to compare it with")
+    return said, _last(said[:-1], answer(rejected, "rejected answer")), label
+
+
+def _only(row: dict[str, Any], keys: Sequence[str]) -> Any:
+    """What stands under one of the keys. Raises UnusableRow where two of them say something."""
+    found = [(key, row.pop(key)) for key in keys if key in row]
+    told = [(key, value) for key, value in found if value is not None]
+    if len(told) > 1 and any(value != told[0][1] for _, value in told):
+        raise UnusableRow(f"it has both {told[0][0]} and {told[1][0]}")
+    return told[0][1] if told else None
+
+
+def _with_chosen(row: dict[str, Any], chosen: list[Said]) -> list[Said]:
+    asked = [key for key in ("messages", "conversations", "conversation", "prompt", "query", "instruction",
+                             "question", "problem", "input") if row.get(key) is not None]  # fmt: skip
+    if not asked:  # the prompt is repeated in both answers
+        return chosen
+    prompt = take(row)
+    if prompt[-1].role == "assistant":
+        raise UnusableRow("it has a chosen answer after one that its messages end with")
+    return [*prompt, _last(prompt, chosen)]
+
+
+def _last(prompt: Sequence[Said], said: list[Said]) -> Said:
+    """The one answer of a list that may repeat the prompt before it."""
+    *before, last = said
+    spoken = [message for message in prompt if message.role != "system"]
+    repeated = [message for message in before if message.role != "system"]
+    same = [m.role for m in spoken] == [m.role for m in repeated] and all(
+        a.text.strip() == b.text.strip() for a, b in zip(spoken, repeated, strict=True)
+    )
+    if last.role != "assistant" or (before and not same):
+        raise UnusableRow("its chosen and rejected answers do not follow the same conversation")
+    return last

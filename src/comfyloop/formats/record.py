@@ -1,0 +1,124 @@
+"""The one record that every row is read to."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from comfyloop import data_urls
+from comfyloop.errors import ComfyLoopError
+
+IMAGE_TAG = "<image>"
+
+
+class UnusableRow(Exception):
+    """Why the row at hand cannot be trained on, as the end of a sentence about it."""
+
+
+@dataclass(frozen=True)
+class Inline:
+    """A picture that is written in the row itself, as a data: URL. It is read like a path."""
+
+    url: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.url[:24]}..."
+
+    def __str__(self) -> str:
+        return self.url
+
+    def read_bytes(self) -> bytes:
+        """Raises UnusableRow when it is no data: URL of a picture."""
+        try:
+            return data_urls.decode(self.url)
+        except ComfyLoopError as error:
+            raise UnusableRow(f"its image {self.name} cannot be read ({error.message})") from None
+
+
+Picture = Path | Inline
+
+
+def picture_of(source: str, folder: Path = Path()) -> Picture:
+    """A picture by its data: URL, or by its path, which may be relative to `folder`."""
+    return Inline(source) if source.startswith("data:") else folder / source
+
+
+Part = Literal["new", "rehearsal", "replay"]
+"""What a row is there for: to be learned, to be kept in practice, or to keep the model what it was."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One message.
+
+    `content` is what was said, in parts: texts as they are, None where a picture goes. A plain string stands for
+    the parts around its ``<image>`` tags.
+    """
+
+    role: str  # "system", "user" or "assistant"
+    content: str | tuple[str | None, ...]
+    learn: bool = True  # of an answer: whether the row wants it learnt
+
+    @property
+    def parts(self) -> tuple[str | None, ...]:
+        if not isinstance(self.content, str):
+            return self.content
+        parts: list[str | None] = []
+        for position, text in enumerate(self.content.split(IMAGE_TAG)):
+            if position:
+                parts.append(None)
+            if text:
+                parts.append(text)
+        return tuple(parts)
+
+    @property
+    def text(self) -> str:
+        return "".join(part for part in self.parts if part is not None)
+
+    @property
+    def pictures(self) -> int:
+        return self.parts.count(None)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row that can be trained on, as far as its text tells; its pictures are not opened yet."""
+
+    line: int  # of the file, from 1, where the row begins
+    id: str
+    turns: tuple[Turn, ...]
+    images: tuple[Picture, ...] = ()  # one for each place in the turns, in order
+    rejected: str | None = None
+    label: bool | None = None
+    part: Part = "new"
+    item: int = 0  # from 1, in a file that is an array
+    extra: Mapping[str, Any] = field(default_factory=dict)  # keys that say nothing to training
+
+    @property
+    def answer(self) -> str:
+        return self.turns[-1].text
+
+    @property
+    def where(self) -> str:
+        return place_of(self.line, self.item)
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be trained on, and why, as the end of a sentence."""
+
+    line: int
+    id: str
+    reason: str
+    item: int = 0
+
+    @property
+    def where(self) -> str:
+        return place_of(self.line, self.item)
+
+
+def place_of(line: int, item: int) -> str:
+    return f"{line} (item {item})" if item else str(line)
