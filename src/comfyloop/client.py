@@ -106,12 +106,18 @@ class Client:
     def send_feedback(self, items: Sequence[Feedback]) -> dict[str, list[str]]:
         """Returns the ids that were `stored` and those that were there already (`duplicates`).
 
-        Sent in batches, each of which is stored whole or not at all; sending everything again is safe.
+        What takes more than one request is checked in full before any of it is stored. Each request is then
+        stored whole or not at all; sending everything again is safe.
         """
         receipt: dict[str, list[str]] = {"stored": [], "duplicates": []}
-        for begin in range(0, len(items), FEEDBACK_BATCH):
-            batch = items[begin : begin + FEEDBACK_BATCH]
-            body = {"items": [item.model_dump(mode="json") for item in batch]}
+        bodies = [
+            {"items": [item.model_dump(mode="json") for item in items[begin : begin + FEEDBACK_BATCH]]}
+            for begin in range(0, len(items), FEEDBACK_BATCH)
+        ]
+        if len(bodies) > 1:
+            for body in bodies:
+                self.call("POST", "/v1/feedback", body, check=True)
+        for body in bodies:
             for name, ids in self.call("POST", "/v1/feedback", body).items():
                 receipt[name] += ids
         return receipt

@@ -50,6 +50,14 @@ def submit(store: Store, items: Sequence[Feedback], settings: Settings) -> Recei
         Conflict: An id is known with other content.
         StorageError: The database refused.
     """
+    check(store, items, settings)
+    with store.begin() as conn:
+        stored, duplicates = stored_feedback.add(conn, items)
+    return Receipt(stored=tuple(stored), duplicates=tuple(duplicates))
+
+
+def check(store: Store, items: Sequence[Feedback], settings: Settings) -> None:
+    """Raises what `submit` would raise, without storing anything."""
     if not items:
         raise InvalidInput("The batch has no feedback in it.", "Send at least one item.")
     if len(items) > settings.max_feedback_items:
@@ -61,9 +69,6 @@ def submit(store: Store, items: Sequence[Feedback], settings: Settings) -> Recei
         refused = _check(conn, store, items, settings)
     if refused:
         raise _together(refused, len(items))
-    with store.begin() as conn:
-        stored, duplicates = stored_feedback.add(conn, items)
-    return Receipt(stored=tuple(stored), duplicates=tuple(duplicates))
 
 
 def delete_author(store: Store, project: str | None, author: str) -> int:

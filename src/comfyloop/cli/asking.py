@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
+from rich.markup import escape
 
 from comfyloop.cli.base import Json, Project, Url, app, put, service
+from comfyloop.errors import ComfyLoopError
 from comfyloop.records import Generation
 
 feedback_app = typer.Typer(help="What people did: list it, or bring it in from a file.", no_args_is_help=True)
@@ -53,22 +57,45 @@ def _feedback_line(item: dict[str, Any]) -> str:
     return f"[dim]{item['id']}[/]  {item['kind']:<16} {item['author']:<10} {str(what)[:70]}"
 
 
+@feedback_app.command("show")
+def feedback_show(
+    id: Annotated[str, typer.Argument(help="fb_..., import_...")], url: Url = None, as_json: Json = False
+) -> None:
+    """One piece of feedback as it was sent."""
+    with service(url) as client:
+        found = client.call("GET", f"/v1/feedback/{quote(id, safe='')}")
+    put(found, as_json, _feedback_line(found), escape(json.dumps(found, indent=2, ensure_ascii=False)))
+
+
+@feedback_app.command("delete")
+def feedback_delete(
+    id: Annotated[str, typer.Argument(help="fb_..., import_...")], url: Url = None, as_json: Json = False
+) -> None:
+    """Delete one piece of feedback: the next snapshot no longer holds it."""
+    with service(url) as client:
+        done = client.call("DELETE", f"/v1/feedback/{quote(id, safe='')}")
+    put(done, as_json, f"{id} is deleted. Versions trained before keep what they learnt.")
+
+
 @feedback_app.command("import")
 def feedback_import(
-    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .jsonl of ms-swift's form.")],
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .jsonl or .json of rows.")],
     author: Annotated[str, typer.Option(help="Whose samples these are.")] = "local",
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Bring in training samples: `messages` + `images` JSON lines, as ms-swift reads them."""
-    from comfyloop.curate import import_rows
+    """Bring in training samples, in any of the forms that docs/train.md names. All are stored, or none."""
+    from comfyloop.curate import read_import
 
     with service(url, project) as client:
-        items = import_rows(path, client.default_project(), author, client.upload_image)
-        receipt = client.send_feedback(items)
+        found = read_import(path, client.default_project(), author, client.upload_image)
+        try:
+            receipt = client.send_feedback(found.items)
+        except ComfyLoopError as error:
+            raise type(error)(found.with_lines(error.message), error.mend) from None
     stored, known = len(receipt["stored"]), len(receipt["duplicates"])
-    put(receipt, as_json, f"{stored} samples stored, {known} were there already.")
+    put(receipt, as_json, f"{stored} samples stored, {known} were there already.", *found.notes)
 
 
 @app.command()

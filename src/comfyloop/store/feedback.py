@@ -169,6 +169,18 @@ def delete_author(conn: Connection, project: str | None, author: str) -> int:
     return conn.execute(feedback.delete().where(theirs)).rowcount
 
 
+def delete(conn: Connection, id: str) -> None:
+    """Delete one piece. Its id alone is kept, so that a late second delivery does not bring it back.
+
+    Raises:
+        NotFound: There is no such feedback.
+    """
+    one_at_a_time(conn, "feedback")
+    if not conn.execute(feedback.delete().where(feedback.c.id == id)).rowcount:
+        raise NotFound(f"There is no feedback {id!r}.", "GET /v1/feedback lists what there is.")
+    conn.execute(feedback_deleted.insert().values(id=id))
+
+
 def _deleted(conn: Connection, ids: Sequence[str]) -> set[str]:
     gone: set[str] = set()
     for start in range(0, len(ids), _MANY):

@@ -49,12 +49,19 @@ class Deleted(BaseModel):
 
 
 @router.post("/v1/feedback", summary="Send feedback", status_code=201)
-def send_feedback(body: OneOrMany, services: Svc) -> Receipt:
+def send_feedback(
+    body: OneOrMany,
+    services: Svc,
+    check: Annotated[bool, Query(description="Only say what could not be stored; store nothing.")] = False,
+) -> Receipt:
     """One piece, or `{"items": [...]}`: all of them are stored or none. On the disk when this answers.
 
     Make the ids on the client: then sending again after a lost answer stores nothing twice.
     """
     items = body.items if isinstance(body, FeedbackBatch) else [body]
+    if check:
+        capture.feedback.check(services.store, items, services.settings)
+        return Receipt(stored=[], duplicates=[])
     receipt = capture.feedback.submit(services.store, items, services.settings)
     for item in items:
         if item.id in receipt.stored:
@@ -79,6 +86,21 @@ def list_feedback(
     return FeedbackList(
         items=[item for _, item in found], next_after=found[-1][0] if len(found) == limit else None
     )
+
+
+@router.get("/v1/feedback/{id}", summary="Get one piece of feedback")
+def get_feedback(id: str, services: Svc) -> Feedback:
+    """As it was sent."""
+    with services.store.read() as conn:
+        return feedback.get(conn, id)
+
+
+@router.delete("/v1/feedback/{id}", summary="Delete one piece of feedback")
+def delete_one(id: str, services: Svc) -> Deleted:
+    """Versions trained before keep what they learnt; the next snapshot no longer holds it."""
+    with services.store.begin() as conn:
+        feedback.delete(conn, id)
+    return Deleted(deleted=1)
 
 
 @router.delete("/v1/feedback", summary="Delete everything that an author sent")
