@@ -118,11 +118,10 @@ def build(
     about = math.ceil(wanted * seen / rows / 2) if rows and picture_replay is not None else 0
     chosen = _replayed(replay, samples, wanted - about) if rows else ()
     if picture_replay is not None and about:
-        pictures_seen = list(dict.fromkeys(sha for sample in lesson.new for sha in sample.images))
-        made_of = replays.choose(picture_replay(pictures_seen, min(about, MOST_PICTURES)), samples, about)
-        chosen = tuple(
-            sorted((*chosen, *made_of), key=lambda sample: sample.id)
-        )  # an epoch takes some of each
+        own = list(dict.fromkeys(sha for sample in lesson.new for sha in sample.images))
+        about_own = replays.choose(picture_replay(own, min(about, MOST_PICTURES)), samples, about)
+        # mixed, since an epoch takes a piece of the whole
+        chosen = tuple(sorted((*chosen, *about_own), key=lambda sample: sample.id))
     report = report_of(
         project,
         len(items),
