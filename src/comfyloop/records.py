@@ -117,6 +117,7 @@ class Generation(Record):
     finish_reason: str = "stop"
     prompt_tokens: int = 0
     answer_tokens: int = 0
+    examples: tuple[str, ...] = ()  # feedback that was put into the prompt; `messages` are as they were sent
     created_at: datetime = Field(default_factory=now)
 
 

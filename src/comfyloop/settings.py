@@ -87,6 +87,17 @@ class Settings(BaseSettings):
     max_queue: int = Field(default=64, ge=1, description="Requests that may wait; beyond it 429.")
     max_loras: int = Field(default=4, ge=2, description="Adapters kept loaded at once.")
 
+    # past edits in the prompt
+    examples: int = Field(
+        default=3,
+        ge=0,
+        le=8,
+        description="Past edits of near questions put into a question's prompt, until they are learnt; 0: none.",
+    )
+    preferences_in_prompt: bool = Field(
+        default=False, description="Put the preferences in words into the system prompt."
+    )
+
     # curation
     holdout_every: int = Field(default=4, ge=2, description="Each n-th new group of samples is held out.")
     holdout_first: int = Field(

@@ -122,6 +122,38 @@ def newest(
     return _read(conn, query.order_by(feedback.c.seq.desc()).limit(limit))
 
 
+def of_kinds(
+    conn: Connection,
+    project: str,
+    kinds: Sequence[str],
+    *,
+    after_seq: int = 0,
+    before_seq: int | None = None,
+    limit: int = 1000,
+) -> list[tuple[int, Feedback]]:
+    """`newest`, of several kinds and after `after_seq`; the bodies of other kinds are not read."""
+    query = _where(project, None, None).where(feedback.c.kind.in_(kinds), feedback.c.seq > after_seq)
+    if before_seq is not None:
+        query = query.where(feedback.c.seq < before_seq)
+    return _read(conn, query.order_by(feedback.c.seq.desc()).limit(limit))
+
+
+def ids_after(conn: Connection, project: str, after_seq: int, limit: int = 1000) -> list[tuple[int, str]]:
+    """Sequence numbers and ids, the oldest first."""
+    query = sa.select(feedback.c.seq, feedback.c.id).where(feedback.c.project == project)
+    rows = conn.execute(query.where(feedback.c.seq > after_seq).order_by(feedback.c.seq).limit(limit))
+    return [(seq, id) for seq, id in rows]
+
+
+def existing(conn: Connection, ids: Sequence[str]) -> set[str]:
+    """Those of `ids` that are stored, and were not deleted."""
+    found: set[str] = set()
+    for start in range(0, len(ids), _MANY):
+        some = ids[start : start + _MANY]
+        found.update(conn.scalars(sa.select(feedback.c.id).where(feedback.c.id.in_(some))))
+    return found
+
+
 def of_generation(conn: Connection, generation: str) -> list[tuple[int, Feedback]]:
     """What people did with one answer, oldest first."""
     query = sa.select(feedback.c.seq, feedback.c.body).where(feedback.c.generation == generation)

@@ -233,6 +233,14 @@ loops = sa.Table(
     sa.Column("by_hand", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
+preferences = sa.Table(
+    "preferences",
+    metadata,
+    _project(primary_key=True),
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("text", Words),  # null: the person does not want it
+)
+
 leases = sa.Table(
     "leases",
     metadata,

@@ -2,7 +2,8 @@
 
 It is a real server in a process of its own, so that what is tested or measured against it is all but the
 model. An answer says which adapter gave it, word by word: "acme-v3 acme-v3 acme-v3", as many words as
-max_tokens allows (8 at most, or the number in "say N words").
+max_tokens allows (8 at most, or the number in "say N words"). Told to "repeat what you read", it answers with all
+messages as JSON.
 
     python tests/unit/serve/instant_engine.py --port 0 --port-file F
 """
@@ -166,7 +167,10 @@ def _usage(prompt: int, answer: int) -> dict[str, int]:
 
 
 def _completion(sent: dict[str, Any], model: str, count: int, prompt: int) -> dict[str, Any]:
-    message = {"role": "assistant", "content": " ".join([model] * count)}
+    content = " ".join([model] * count)
+    if "repeat what you read" in _text(sent["messages"][-1]):
+        content = json.dumps(sent["messages"])
+    message = {"role": "assistant", "content": content}
     body: dict[str, Any] = {
         "id": "x",
         "object": "chat.completion",

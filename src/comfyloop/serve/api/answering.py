@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
@@ -15,10 +15,13 @@ from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound, TooLarge
 from comfyloop.records import BASE, Generation, ImagePart, Message, Part, Project, Sampling, TextPart, new_id
 from comfyloop.serve.api import chat_images
 from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest
+from comfyloop.serve.api.recalling import Recalled, recalled
 from comfyloop.serve.api.services import Services
 from comfyloop.serve.client import Stream, wire_message
 from comfyloop.serve.names import ModelName
 from comfyloop.serve.place import Lease
+
+_Answer = TypeVar("_Answer")
 
 _ROLES: dict[str, Literal["system", "user", "assistant"]] = {
     "system": "system",
@@ -48,6 +51,7 @@ class Answering:
         body: ChatRequest,
         messages: tuple[Message, ...],
         wire: list[dict[str, Any]],
+        told: Recalled,
     ) -> None:
         self.services = services
         self.lease = lease
@@ -55,7 +59,9 @@ class Answering:
         self._body = body
         self._messages = messages
         self._sampling = body.sampling
-        self._sent = _engine_body(body, self._sampling, wire)
+        self._wire = wire  # as the person sent it
+        self._told = told
+        self._sent = _engine_body(body, self._sampling)
         self._prompt_tokens = 0
         self._answer_tokens = 0
         self._stream: Stream | None = None
@@ -77,7 +83,12 @@ class Answering:
             project = services.router.project(name.project)
             messages, wire = await _read(body.messages, project, services)
             lease = await services.router.acquire_async(name, _conversation(body, messages))
-            return cls(services, lease, body, messages, wire)
+            try:
+                told = await recalled(services, body, lease.number, messages, wire)
+                return cls(services, lease, body, messages, wire, told)
+            except BaseException:
+                lease.release()
+                raise
         except BaseException:
             services.router.traffic.leave()
             raise
@@ -88,18 +99,26 @@ class Answering:
 
     @property
     def headers(self) -> dict[str, str]:
-        return {"X-ComfyLoop-Generation": self.id, "X-ComfyLoop-Version": self.lease.name}
+        return {
+            "X-ComfyLoop-Generation": self.id,
+            "X-ComfyLoop-Version": self.lease.name,
+            **self._told.headers,
+        }
+
+    @property
+    def begun(self) -> dict[str, Any]:
+        """What the headers say, for a WebSocket."""
+        return {
+            "generation": self.id,
+            "version": self.lease.name,
+            "examples": list(self._told.feedback),
+        }
 
     # --- the answer
 
     async def whole(self) -> dict[str, Any]:
         """The completion, recorded."""
-        engines = self.services.engines
-        try:
-            answer = await engines.chat(self.lease.url, self._request())
-        except NotFound:
-            await self._load_again()
-            answer = await engines.chat(self.lease.url, self._request())
+        answer = await self._ask(self.services.engines.chat)
         self.choices = self.choices[: len(answer["choices"])]  # an engine may know nothing of `n`
         for choice, said in zip(answer["choices"], self.choices, strict=False):
             said.text.append(choice["message"].get("content") or "")
@@ -111,13 +130,8 @@ class Answering:
 
     async def open(self) -> None:
         """Have the engine begin to stream. What it refuses is raised here, before the first chunk."""
-        engines = self.services.engines
         self._opened = time.perf_counter()
-        try:
-            self._stream = await engines.open(self.lease.url, self._request())
-        except NotFound:
-            await self._load_again()
-            self._stream = await engines.open(self.lease.url, self._request())
+        self._stream = await self._ask(self.services.engines.open)
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The chunks of an answer that was opened; recorded when the last has been given.
@@ -160,6 +174,24 @@ class Answering:
                     services.recorder.submit(generation)
             services.in_background(self._stream.close())
 
+    async def _ask(self, call: Callable[[str, dict[str, Any]], Awaitable[_Answer]]) -> _Answer:
+        """The engine's answer. What it refuses with examples it is asked again without them: they may be what
+        is too long for it."""
+        try:
+            return await self._ask_for(call)
+        except InvalidInput:
+            if self._told.wire is self._wire:
+                raise
+            self._told = Recalled(self._wire)
+            return await self._ask_for(call)
+
+    async def _ask_for(self, call: Callable[[str, dict[str, Any]], Awaitable[_Answer]]) -> _Answer:
+        try:
+            return await call(self.lease.url, self._request())
+        except NotFound:
+            await self._load_again()
+            return await call(self.lease.url, self._request())
+
     async def _load_again(self) -> None:
         """The engine does not know the adapter: it was restarted behind our back. Load the same version again."""
         old = self.lease
@@ -173,7 +205,7 @@ class Answering:
         old.release()
 
     def _request(self) -> dict[str, Any]:
-        return {"model": self.lease.model, **self._sent}
+        return {"model": self.lease.model, "messages": self._told.wire, **self._sent}
 
     # --- what is kept of it
 
@@ -181,6 +213,8 @@ class Answering:
         """Put our names into a response or chunk of the engine's."""
         body["id"] = self.id
         body["model"] = body["system_fingerprint"] = self.lease.name
+        if self._told.feedback:
+            body["examples"] = list(self._told.feedback)
         if len(self.choices) > 1:
             for choice in body["choices"]:
                 choice["generation"] = self.choices[choice["index"]].id
@@ -222,6 +256,7 @@ class Answering:
                 finish_reason=said.finish_reason,
                 prompt_tokens=self._prompt_tokens,
                 answer_tokens=self._answer_tokens // len(self.choices),
+                examples=self._told.feedback,
             )
             for said in self.choices
         ]
@@ -271,9 +306,8 @@ async def _read(
     return tuple(messages), [wire_message(message, urls.__getitem__) for message in messages]
 
 
-def _engine_body(body: ChatRequest, sampling: Sampling, wire: list[dict[str, Any]]) -> dict[str, Any]:
+def _engine_body(body: ChatRequest, sampling: Sampling) -> dict[str, Any]:
     sent: dict[str, Any] = {
-        "messages": wire,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "max_tokens": sampling.max_tokens,

@@ -88,6 +88,11 @@ class ChatRequest(_Wire):
     presence_penalty: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
 
+    examples: bool | None = Field(
+        default=None,
+        description="false: answer without past edits in the prompt, whatever the setting `examples` says.",
+    )
+
     # Accepted, since clients send them by habit, and without effect on the answer.
     user: str | None = None
     metadata: dict[str, Any] | None = None

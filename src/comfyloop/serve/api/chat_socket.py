@@ -7,7 +7,7 @@ The client sends requests, each with an id of its choice, and may take one back:
 
 and gets, of each request in order and of different ones as they come::
 
-    {"request_id": "a", "type": "start", "generation": "gen-...", "version": "acme@17"}
+    {"request_id": "a", "type": "start", "generation": "gen-...", "version": "acme@17", "examples": []}
     {"request_id": "a", "type": "chunk", "chunk": {...}}             OpenAI's chat.completion.chunk
     {"request_id": "a", "type": "done"} or "cancelled", or
     {"request_id": "a", "type": "error", "error": {...}}             as in HTTP; a request over the limit too
@@ -101,8 +101,7 @@ class _Conversation:
             answering = await Answering.begin(self._services, body)
             try:
                 await answering.open()
-                version = answering.lease.name
-                await self._tell(request_id, type="start", generation=answering.id, version=version)
+                await self._tell(request_id, type="start", **answering.begun)
                 async for chunk in answering.chunks():
                     await self._tell(request_id, type="chunk", chunk=chunk)
             finally:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Protocol
 from fastapi import Depends
 from fastapi.requests import HTTPConnection
 
+from comfyloop.recall import Recall
 from comfyloop.records import GateReport, Loop, LoopStatus, Snapshot
 from comfyloop.serve.busy import Busy
 from comfyloop.serve.client import AsyncEngineClient
@@ -53,7 +54,11 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     recorder: Recorder = field(init=False)
     engines: AsyncEngineClient = field(init=False)
+    recall: Recall = field(init=False)
     _background: set[asyncio.Task[None]] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.recall = Recall(self.store)
 
     @property
     def busy(self) -> Busy:

@@ -1,0 +1,11 @@
+"""What a person taught is used at once, before any version has learnt it.
+
+Past edits near to a question go into the prompt as examples (examples.py), until the version that answers has
+been trained on them (learned.py). Beside them stand preferences in words, written from edits (words.py).
+"""
+
+from comfyloop.recall.examples import Example, Recall
+from comfyloop.recall.learned import Learned, learned
+from comfyloop.recall.preferences import Preference, merged, sentence
+
+__all__ = ["Example", "Learned", "Preference", "Recall", "learned", "merged", "sentence"]

@@ -1,0 +1,166 @@
+"""Which past edits go into the prompt of a question.
+
+An edit is an example when its question is near enough and the version that answers has not learnt it. The very
+same question comes first, so that its edit holds from the next time on; then the nearest. A question to which
+nothing is near gets nothing, and is answered as if there were no edits at all.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from comfyloop.errors import NotFound
+from comfyloop.recall.index import Index, Near, Question, size
+from comfyloop.recall.learned import NOTHING, Learned, learned
+from comfyloop.recall.words import NEWEST, Pair, Written, written
+from comfyloop.records import BASE, Message
+from comfyloop.store import Store
+
+NEAR = 0.30
+"""Least cosine of an example's question to the one that is asked; measured by bench/examples.py."""
+EXAMPLES_BYTES = 3000
+"""Of all examples together, in UTF-8: at most as many tokens."""
+CONVERSATION_BYTES = 6000
+"""A longer conversation gets no examples: it shows by itself what is wanted, and needs its room."""
+OTHER_PICTURES_LEAST = 2
+"""Fewer examples about other pictures than these make small models name what is in those."""
+
+_PROJECTS = 16
+_VERSIONS = 4
+
+
+class Example(NamedTuple):
+    """A question with the answer that a person wanted, and the id of the feedback that says so."""
+
+    feedback: str
+    question: Message
+    answer: Message
+
+
+class Recall:
+    """Examples for the questions of all projects. Thread-safe.
+
+    Memory is bounded: the newest edits (index.MOST) of the 16 projects asked last.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._lock = threading.Lock()
+        self._projects: OrderedDict[str, _Project] = OrderedDict()
+
+    def examples(self, project: str, version: int, messages: Sequence[Message], most: int) -> list[Example]:
+        """At most `most` examples for the last question of a conversation, the best of them last: nearest to
+        the question when they are put before it.
+
+        Raises:
+            StorageError: The database refuses.
+        """
+        question = Question.of(messages)
+        if most <= 0 or question is None:
+            return []
+        if sum(size(message.text, "") for message in messages) > CONVERSATION_BYTES:
+            return []
+        chosen = self._of(project).choose(version, question, most)
+        return [_example(near) for near in reversed(chosen)]
+
+    def words(self, project: str) -> list[Written]:
+        """What the project's edits say in words. Raises StorageError."""
+        return self._of(project).words()
+
+    def _of(self, project: str) -> _Project:
+        with self._lock:
+            known = self._projects.setdefault(project, _Project(self._store, project))
+            self._projects.move_to_end(project)
+            if len(self._projects) > _PROJECTS:
+                self._projects.popitem(last=False)
+            return known
+
+
+class _Project:
+    def __init__(self, store: Store, project: str) -> None:
+        self._store = store
+        self._project = project
+        self._lock = threading.Lock()
+        self._index = Index(project)
+        self._learned: OrderedDict[int, Learned] = OrderedDict()
+        self._words: list[Written] = []
+        self._words_of = 0  # the index's revision that they were read from
+
+    def choose(self, version: int, question: Question, most: int) -> list[Near]:
+        with self._lock:
+            self._index.update(self._store)
+            near = self._index.nearest(question, NEAR)
+            if not near:
+                return []
+            known = self._learned_by(version)
+            chosen = _chosen(near, known, question, most)
+            if chosen and self._index.gone(self._store, [near.edit for near in chosen]):
+                chosen = _chosen(self._index.nearest(question, NEAR), known, question, most)
+            return chosen
+
+    def words(self) -> list[Written]:
+        with self._lock:
+            self._index.update(self._store)
+            edits = self._index.edits()[-NEWEST:]
+            if edits and self._index.gone(self._store, edits):
+                edits = self._index.edits()[-NEWEST:]
+            if self._words_of != self._index.revision:
+                self._words = written([Pair(edit.seen, edit.answer, edit.feedback) for edit in edits])
+                self._words_of = self._index.revision
+            return self._words
+
+    def _learned_by(self, version: int) -> Learned:
+        """Versions are immutable: what one has learnt is read once."""
+        if version == BASE:
+            return NOTHING
+        if version not in self._learned:
+            try:
+                self._learned[version] = learned(self._store, self._project, version)
+            except NotFound:
+                return NOTHING
+            if len(self._learned) > _VERSIONS:
+                self._learned.popitem(last=False)
+        return self._learned[version]
+
+
+def _chosen(found: Sequence[Near], known: Learned, question: Question, most: int) -> list[Near]:
+    """The best that the version has not learnt, one a question, as far as they fit; the best first."""
+    chosen: list[Near] = []
+    room = EXAMPLES_BYTES
+    for near in _unlearned(found, known, question):
+        if len(chosen) == most:
+            break
+        takes = size(near.edit.question.text, near.edit.answer)
+        repeated = any(near.edit.question.same(other.edit.question) for other in chosen)
+        if takes <= room and not repeated:
+            chosen.append(near)
+            room -= takes
+    others = [near for near in chosen if near.edit.question.images != question.images]
+    if len(chosen) == len(others) < OTHER_PICTURES_LEAST:
+        return []
+    return chosen
+
+
+def _unlearned(found: Sequence[Near], known: Learned, question: Question) -> Iterator[Near]:
+    for near in found:
+        id = near.edit.feedback
+        if id in known.trained:
+            continue
+        if id in known.held and not near.same:  # the gate has seen that the version does without it
+            continue
+        if len(near.edit.question.images) == len(
+            question.images
+        ):  # pictures are for questions about pictures
+            yield near
+
+
+def _example(near: Near) -> Example:
+    edit = near.edit
+    return Example(
+        edit.feedback,
+        Message.of("user", edit.question.text, edit.question.images),
+        Message.of("assistant", edit.answer),
+    )

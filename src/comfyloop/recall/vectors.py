@@ -1,0 +1,64 @@
+"""Texts as vectors, without a model: words, their order and the letters in them, hashed.
+
+Two questions are near when they are put alike ("Write a caption for a mug", "... for a lamp"), since that is
+when an answer to one shows how the other is to be answered. Weighting down what many edits share (IDF) would do
+the opposite: in a project whose questions are all of one form it leaves the nouns alone, and finds nothing.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+import zlib
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+DIMS = 1024
+LONGEST = 1000
+"""Characters of a text that are looked at; of a longer one, half of them from each end."""
+
+Vector = NDArray[np.float32]
+
+_CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_RUNS = re.compile(rf"([{_CJK}]+)|([^\W_{_CJK}]+)")
+_FUNCTION_WORDS = re.compile(
+    r"a|an|the|is|are|was|of|for|in|on|to|do|does|did|i|you|my|your|it|this|that|what|how|and|or|with|me|we|can|be"
+)
+
+
+def vector(text: str) -> Vector:
+    """A unit vector of DIMS floats, all zero for a text without letters or digits."""
+    made = np.zeros(DIMS, np.float32)
+    for feature, weight in _features(_clipped(text)):
+        code = zlib.crc32(feature.encode("utf-8", "surrogatepass"))
+        made[code % DIMS] += weight if code & (1 << 20) else -weight
+    length = float(np.linalg.norm(made))
+    return made / np.float32(length) if length else made
+
+
+def _clipped(text: str) -> str:
+    if len(text) > LONGEST:
+        text = text[: LONGEST // 2] + " " + text[-LONGEST // 2 :]
+    return unicodedata.normalize("NFKC", text).casefold()
+
+
+def _features(text: str) -> Iterator[tuple[str, float]]:
+    """Features of a text in lower case; one that comes twice counts sqrt(2) times, not twice."""
+    counts: dict[str, float] = {}
+    before = "^"
+    for match in _RUNS.finditer(text):
+        run = match[0]
+        if match[1]:  # Chinese, Japanese, Korean: no spaces between words
+            found = [(run[i : i + 2], 1.0) for i in range(len(run) - 1)] + [(letter, 0.7) for letter in run]
+        else:
+            share = 0.5 if _FUNCTION_WORDS.fullmatch(run) else 1.0
+            letters = f"<{run}>"
+            found = [(letters[i : i + 3], 0.7 * share) for i in range(len(letters) - 2)]
+            found += [(f"={run}", 1.5 * share), (f"{before} {run}", 0.7)]
+        before = run
+        for feature, weight in found:
+            counts[feature] = counts.get(feature, 0.0) + weight
+    for feature, weight in counts.items():
+        yield feature, weight**0.5
