@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import quote
 
 import httpx
 
@@ -25,6 +26,7 @@ class Answer(NamedTuple):
     text: str
     generation: str
     version: str
+    examples: tuple[str, ...] = ()  # feedback that helped
 
 
 class Client:
@@ -88,8 +90,13 @@ class Client:
         *,
         model: str | None = None,
         max_tokens: int = 256,
+        examples: bool = True,
     ) -> Answer:
-        """Greedy answer to one question about images (paths or the bytes of PNG, JPEG or WebP files)."""
+        """Greedy answer to one question about images (paths or the bytes of PNG, JPEG or WebP files).
+
+        Args:
+            examples: Let past edits of near questions help, where the service is set to that.
+        """
         content: list[dict[str, Any]] = [
             {"type": "image_url", "image_url": {"url": data_urls.encode(_bytes(image))}} for image in images
         ]
@@ -99,9 +106,11 @@ class Client:
             "messages": [{"role": "user", "content": content}],
             "max_tokens": max_tokens,
             "temperature": 0.0,
+            **({} if examples else {"examples": False}),
         }
         given = self.call("POST", "/v1/chat/completions", body)
-        return Answer(given["choices"][0]["message"]["content"], given["id"], given["system_fingerprint"])
+        text, helped = given["choices"][0]["message"]["content"], tuple(given.get("examples", ()))
+        return Answer(text, given["id"], given["system_fingerprint"], helped)
 
     def send_feedback(self, items: Sequence[Feedback]) -> dict[str, list[str]]:
         """Returns the ids that were `stored` and those that were there already (`duplicates`).
@@ -131,6 +140,19 @@ class Client:
 
     def generation(self, id: str) -> Generation:
         return Generation.model_validate(self.call("GET", f"/v1/generations/{id}"))
+
+    def preferences(self, id: str | None = None, text: str | None = None) -> list[dict[str, Any]]:
+        """Those of the project in words, after writing `text` into the one called `id`, or, where there is no
+        text, taking it away."""
+        path = f"/v1/projects/{self.project or self.default_project()}/preferences"
+        if id is not None:
+            one = f"{path}/{quote(id, safe='')}"
+            if text is None:
+                self.call("DELETE", one)
+            else:
+                self.call("PUT", one, {"text": text})
+        items: list[dict[str, Any]] = self.call("GET", path)["items"]
+        return items
 
     # --- the loop
 

@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from comfyloop.cli.base import Json, Project, Url, app, put, service
-from comfyloop.errors import ComfyLoopError
+from comfyloop.errors import ComfyLoopError, InvalidInput
 from comfyloop.records import Generation
 
 feedback_app = typer.Typer(help="What people did: list it, or bring it in from a file.", no_args_is_help=True)
@@ -27,14 +27,16 @@ def ask(
     ] = None,
     model: Annotated[str | None, typer.Option(help="acme, acme@17, acme@base.")] = None,
     max_tokens: Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")] = 256,
+    examples: Annotated[bool, typer.Option(help="Let past edits of near questions help.")] = True,
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
     """Ask the live version of a project, or another one."""
     with service(url, project) as client:
-        answer = client.ask(question, image or (), model=model, max_tokens=max_tokens)
-    put(answer._asdict(), as_json, answer.text, f"[dim]{answer.version}  {answer.generation}[/]")
+        answer = client.ask(question, image or (), model=model, max_tokens=max_tokens, examples=examples)
+    helped = f"  by the example of {', '.join(answer.examples)}" if answer.examples else ""
+    put(answer._asdict(), as_json, answer.text, f"[dim]{answer.version}  {answer.generation}{helped}[/]")
 
 
 @feedback_app.command("list")
@@ -107,3 +109,32 @@ def generation(
         found: Generation = client.generation(id)
     question = found.messages[-1].text
     put(found, as_json, f"[bold]{question}[/]", found.answer, f"[dim]{found.project}@{found.version}[/]")
+
+
+@app.command()
+def preferences(
+    id: Annotated[
+        str | None, typer.Argument(help="Which one, e.g. length; or a name for one of your own.")
+    ] = None,
+    text: Annotated[str | None, typer.Argument(help="What it is to say from now on.")] = None,
+    remove: Annotated[
+        bool, typer.Option("--remove", help="Take it away; edits do not bring it back.")
+    ] = False,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """What the edits of a project say in words. With ID and TEXT, write one; with ID and --remove, take one away."""
+    if (id is None) != (text is None and not remove) or (text is not None and remove):
+        raise InvalidInput(
+            "A preference is changed by its ID and a TEXT, or by its ID and --remove.",
+            'E.g.: comfyloop preferences length "At most ten words."',
+        )
+    with service(url, project) as client:
+        items = client.preferences(id, text)
+    put(items, as_json, *([_preference_line(item) for item in items] or ["No preferences yet."]))
+
+
+def _preference_line(item: dict[str, Any]) -> str:
+    shown = f"{len(item['feedback'])} of {item['of']} edits" if item["written"] else "your own"
+    return f"{item['id']:<16} {item['text']}  [dim]{shown}[/]"

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from sqlalchemy import Connection
 
-from comfyloop.recall.vectors import DIMS, Vector, vector
+from comfyloop.recall.vectors import DIMS, vector
 from comfyloop.records import (
     AnswerAccepted,
     AnswerEdited,
@@ -95,6 +95,7 @@ class Index:
         self._seq: int | None = None
         self._claims: dict[_Key, _Claim] = {}  # in the order in which they came
         self._edits: list[Edit | None] = []
+        self._came: list[int] = []  # the revision at which each of them came
         self._vectors = np.zeros((0, DIMS), np.float32)
         self._free: list[int] = []
 
@@ -112,8 +113,8 @@ class Index:
             if last == self._seq:
                 return
             for item, generation in self._read(conn, self._seq or 0, last):
-                self._take(item, generation)
                 self.revision += 1
+                self._take(item, generation)
             self._seq = last
 
     def gone(self, store: Store, edits: Sequence[Edit]) -> bool:
@@ -185,9 +186,11 @@ class Index:
             more = min(max(64, room), MOST + 1 - room)
             self._vectors = np.concatenate([self._vectors, np.zeros((more, DIMS), np.float32)])
             self._edits += [None] * more
+            self._came += [0] * more
             self._free = list(range(room + more - 1, room - 1, -1))
         slot = self._free.pop()
         self._edits[slot] = edit
+        self._came[slot] = self.revision
         self._vectors[slot] = vector(edit.question.text)
         return slot
 
@@ -210,20 +213,19 @@ class Index:
         nearest; of equal ones the newest first."""
         if not len(self):
             return []
-        asked: Vector = vector(question.text)
-        cosines = self._vectors @ asked
-        order = {claim.slot: place for place, claim in enumerate(self._claims.values())}
-        found: list[tuple[Near, int]] = []
-        for slot in np.flatnonzero(cosines >= least):
+        cosines = self._vectors @ vector(question.text)
+        found: list[tuple[bool, float, int, Near]] = []
+        for slot in np.flatnonzero(cosines >= least).tolist():
             edit = self._edits[slot]
             if edit is None or edit.question.system != question.system:
                 continue
-            same = edit.question.same(question)
-            score = float(cosines[slot]) * edit.weight
+            cosine = float(cosines[slot])
+            same = cosine > 0.999 and edit.question.same(question)
+            score = cosine * edit.weight
             if same or score >= least:
-                found.append((Near(edit, score, same), order[int(slot)]))
-        found.sort(key=lambda pair: (pair[0].same, round(pair[0].score, 6), pair[1]), reverse=True)
-        return [near for near, _ in found]
+                found.append((same, round(score, 6), self._came[slot], Near(edit, score, same)))
+        found.sort(key=lambda ranked: ranked[:3], reverse=True)
+        return [near for *_, near in found]
 
 
 def size(question: str, answer: str) -> int:

@@ -8,8 +8,12 @@ from itertools import count
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 from websockets.sync.client import connect
 
+from comfyloop.cli import app
+from comfyloop.client import Client
+from comfyloop.errors import InvalidInput
 from comfyloop.settings import Settings
 from comfyloop.store import feedback, generations
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
@@ -170,3 +174,23 @@ def test_edits_that_cannot_be_read_refuse_no_question(
 
     monkeypatch.setattr(feedback, "last_seq", broken)
     assert gateway.ask(project, text="Write a caption for a cup").status_code == 200
+
+
+def test_the_command_line_lists_writes_and_removes_preferences(gateway: Gateway, project: str) -> None:
+    def run(*arguments: str) -> tuple[int, Any]:
+        given = ["preferences", *arguments, "--url", gateway.url, "--project", project, "--json"]
+        done = CliRunner().invoke(app, given)
+        return done.exit_code, json.loads(done.stdout) if done.exit_code == 0 else done.exception
+
+    assert run() == (0, [])
+    assert [each["text"] for each in run("length", "At most ten words.")[1]] == ["At most ten words."]
+    assert run("length", "--remove") == (0, [])
+    assert isinstance(run("length", "Ten words.", "--remove")[1], InvalidInput)
+    assert isinstance(run("length")[1], InvalidInput) and isinstance(run("--remove")[1], InvalidInput)
+
+
+def test_the_client_says_which_feedback_helped(gateway: Gateway, project: str) -> None:
+    id = edited(gateway, "Write a caption for a mug", "Meet the mug.", project=project)
+    with Client(gateway.url, project=project) as client:
+        assert client.ask("Write a caption for a cup").examples == (id,)
+        assert client.ask("Write a caption for a cup", examples=False).examples == ()

@@ -1,0 +1,377 @@
+"""What past edits in the prompt do for the next answers, before anything was trained.
+
+A real service on the starter, without a turn of its loop. Three scenes of 24 text edits in one style each
+(bench/cases), 12 questions near to them and 12 that have nothing to do with them, and the demo's pictures. Arms:
+nothing, examples (1, 3, 5), preferences in words, both. Distances are the gate's: characters to change over the longer
+text's length.
+
+    python bench/examples.py [--only index|text|pictures]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' service
+
+from comfyloop import data_urls
+from comfyloop.demo import scenes
+from comfyloop.gate.metrics import edit_distance
+from comfyloop.recall import Recall
+from comfyloop.recall.examples import NEAR
+from comfyloop.recall.vectors import vector
+from comfyloop.records import AnswerEdited, Generation, ImagePicked, Message, Project
+from comfyloop.settings import Settings
+from comfyloop.store import feedback, generations, open_store, projects
+from tests.acceptance.conftest import RunningService
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+MAX_TOKENS = 48
+ARMS: dict[str, dict[str, object]] = {
+    "1 example": {"examples": 1},
+    "3 examples": {"examples": 3},
+    "5 examples": {"examples": 5},
+    "words": {"examples": 0, "preferences_in_prompt": True},
+    "3 examples and words": {"examples": 3, "preferences_in_prompt": True},
+}
+DEFAULT = "3 examples"
+
+Ask = dict[str, Any]
+
+
+class Asked:
+    """Questions to one running service."""
+
+    def __init__(self, service: RunningService) -> None:
+        self._client = service.client
+        self.seconds: list[float] = []
+
+    def __call__(self, project: str, question: str, picture: Path | None = None, **more: object) -> Ask:
+        content: Any = question
+        if picture is not None:
+            url = data_urls.encode(picture.read_bytes())
+            content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question}]
+        body = {
+            "model": project,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": MAX_TOKENS,
+            "temperature": 0.0,
+            **more,
+        }
+        began = time.perf_counter()
+        answer = self._client.call("POST", "/v1/chat/completions", body)
+        self.seconds.append(time.perf_counter() - began)
+        return {
+            "id": answer["id"],
+            "text": answer["choices"][0]["message"]["content"],
+            "examples": answer.get("examples", []),
+        }
+
+    def edit(self, project: str, question: str, edited: str, picture: Path | None = None) -> None:
+        answer = self(project, question, picture, examples=False)
+        self._client.send_feedback([AnswerEdited(project=project, generation=answer["id"], edited=edited)])
+
+    def first_token(self, project: str, question: str, **more: object) -> float:
+        began = time.perf_counter()
+        self(project, question, max_tokens=1, **more)
+        return time.perf_counter() - began
+
+
+@contextmanager
+def serving(home: Path, **settings: object) -> Iterator[Asked]:
+    """A service over one home, started anew: what was taught is found again."""
+    service = RunningService(home, project="acme", trigger_samples=100_000, quiet_seconds=0, **settings)
+    service.start()
+    try:
+        service.wait_ready(600)
+        yield Asked(service)
+    finally:
+        service.stop()
+
+
+# --- texts
+
+
+def texts(work: Path) -> dict[str, Any]:
+    told = json.loads((HERE / "cases" / "examples.json").read_text(encoding="utf-8"))
+    found: dict[str, Any] = {scene["name"]: {"arms": {}} for scene in told}
+    plain: dict[str, dict[str, str]] = {}
+    with serving(work / "home", **ARMS[DEFAULT]) as ask:
+        for scene in told:
+            name, unseen = scene["name"], scene["unseen"]
+            if name != "acme":
+                ask._client.call("POST", "/v1/projects", {"name": name})
+            asked = [row["question"] for row in unseen + scene["edits"]] + scene["unrelated"]
+            plain[name] = {question: ask(name, question, examples=False)["text"] for question in asked}
+            first = scene["edits"][0]
+            ask.edit(name, first["question"], first["edited"])
+            found[name]["arms"]["3 examples, after the first edit"] = _arm(ask, scene, plain[name], repeats=1)
+            for row in scene["edits"][1:]:
+                ask.edit(name, row["question"], row["edited"])
+            found[name]["nothing"] = {
+                "near": round(_distance(plain[name], unseen), 3),
+                "repeated": round(_distance(plain[name], scene["edits"]), 3),
+            }
+            found[name]["words"] = [
+                each["text"] for each in ask._client.call("GET", f"/v1/projects/{name}/preferences")["items"]
+            ]
+    ratios: dict[str, list[float]] = {"near": [], "unrelated": []}
+    for arm, settings in ARMS.items():
+        with serving(work / "home", **settings) as ask:
+            for scene in told:
+                found[scene["name"]]["arms"][arm] = _arm(ask, scene, plain[scene["name"]])
+                print(scene["name"], arm, found[scene["name"]]["arms"][arm], flush=True)
+            if arm == DEFAULT:
+                for scene in told:
+                    for kind, asked in (
+                        ("near", [r["question"] for r in scene["unseen"]]),
+                        ("unrelated", scene["unrelated"]),
+                    ):
+                        ratios[kind] += _latencies(ask, scene["name"], asked)
+    return {
+        "scenes": found,
+        "first_token_ratio": {kind: round(median(values), 2) for kind, values in ratios.items()},
+    }
+
+
+def _arm(ask: Asked, scene: dict[str, Any], plain: dict[str, str], repeats: int = 12) -> dict[str, float]:
+    name = scene["name"]
+    near = [ask(name, row["question"]) for row in scene["unseen"]]
+    again = [ask(name, row["question"]) for row in scene["edits"][:repeats]]
+    other = [(question, ask(name, question)) for question in scene["unrelated"]]
+    return {
+        "near": round(mean(_score(a, row) for a, row in zip(near, scene["unseen"], strict=True)), 3),
+        "near_with_examples": mean(bool(answer["examples"]) for answer in near),
+        "repeated": round(mean(_score(a, row) for a, row in zip(again, scene["edits"], strict=False)), 3),
+        "unrelated_unchanged": mean(answer["text"] == plain[question] for question, answer in other),
+    }
+
+
+def _latencies(ask: Asked, project: str, questions: Sequence[str]) -> list[float]:
+    """First token with examples allowed over first token without, in turns; the second try of each, when the
+    prompt's beginning is as warm as it gets."""
+    found = []
+    for question in questions:
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for _ in range(2):
+            for allowed in (True, False):
+                times[allowed].append(
+                    ask.first_token(project, question, **({} if allowed else {"examples": False}))
+                )
+        found.append(times[True][1] / times[False][1])
+    return found
+
+
+def _score(answer: Ask, row: dict[str, str]) -> float:
+    return edit_distance(answer["text"], row["edited"])
+
+
+def _distance(answers: dict[str, str], rows: Sequence[dict[str, str]]) -> float:
+    return mean(edit_distance(answers[row["question"]], row["edited"]) for row in rows)
+
+
+# --- pictures
+
+
+def pictures(work: Path) -> dict[str, Any]:
+    """The demo's pets (a style), and plain naming: a right answer must not turn into another picture's."""
+    pets = next(scene for scene in scenes.load() if scene.name == "pet")
+    named = {
+        example.picture: example.picture.stem
+        for example in pets.corrections + pets.held_out
+        if example.picture
+    }
+    question = "What animal is this?"
+    with serving(work / "pictures", **ARMS[DEFAULT]) as ask:
+        ask._client.call("POST", "/v1/projects", {"name": "names"})
+        style: dict[str, dict[str, float]] = {}
+        naming: dict[str, float] = {}
+        held = pets.held_out
+        plain = [ask("acme", row.question, row.picture, examples=False)["text"] for row in held]
+        style["nothing"] = _pets(plain, held)
+        shown = list(named)[:4]
+        asked = list(named)[4:]
+        answers = [ask("names", question, picture, examples=False)["text"] for picture in asked]
+        naming["nothing"] = mean(
+            named[picture] in text.lower() for picture, text in zip(asked, answers, strict=True)
+        )
+        for count, row in enumerate(pets.corrections, 1):
+            ask.edit("acme", row.question, row.edited, row.picture)
+            if count in (1, 3, 12):
+                given = [ask("acme", each.question, each.picture)["text"] for each in held]
+                style[f"{count} edits"] = _pets(given, held)
+        for count, picture in enumerate(shown, 1):
+            ask.edit("names", question, f"A {named[picture]}, and a fine one.", picture)
+            if count in (1, 2, 4):
+                given = [ask("names", question, each)["text"] for each in asked]
+                naming[f"{count} edits"] = mean(
+                    named[each] in text.lower() for each, text in zip(asked, given, strict=True)
+                )
+        again = ask("names", question, shown[0])["text"]
+    return {"style": style, "named_right": naming, "repeated": again}
+
+
+def _pets(answers: Sequence[str], rows: Sequence[scenes.Example]) -> dict[str, float]:
+    return {
+        "distance": round(
+            mean(edit_distance(a, row.edited) for a, row in zip(answers, rows, strict=True)), 3
+        ),
+        "named": mean(
+            bool(row.picture and row.picture.stem in a.lower()) for a, row in zip(answers, rows, strict=True)
+        ),
+    }
+
+
+# --- the index
+
+
+def index(work: Path) -> dict[str, Any]:
+    """Processor time of recalling among 1,000 edits, and of the first question of a project with 100,000 pieces."""
+    told = json.loads((HERE / "cases" / "paraphrases.json").read_text(encoding="utf-8"))
+    stems = [text for pair in told["en"] + told["zh"] for text in pair]
+    drawn = random.Random(0)
+    found: dict[str, Any] = {"paraphrases": _paraphrases(told)}
+    for pieces, edits in ((1_000, 1_000), (100_000, 20_000)):
+        home = work / f"index{pieces}"
+        home.mkdir(parents=True)
+        with open_store(Settings(home=home)) as store:
+            with store.begin() as conn:
+                projects.add(conn, Project(name="acme", base_model="m"))
+            _fill(store, stems, drawn, pieces, edits)
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            recall = Recall(store)
+            asked = [[Message.of("user", f"{drawn.choice(stems)} {n}")] for n in range(200)]
+            began = time.process_time()
+            recall.examples("acme", 0, asked[0], 3)
+            first = time.process_time() - began
+            times = []
+            for messages in asked:
+                began = time.process_time()
+                recall.examples("acme", 0, messages, 3)
+                times.append(time.process_time() - began)
+            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        times.sort()
+        found[f"{pieces} pieces, {edits} edits"] = {
+            "first_question_ms": round(1000 * first),
+            "p50_ms": round(1000 * times[100], 2),
+            "p99_ms": round(1000 * times[197], 2),
+            "peak_memory_grew_mb": round(grown / 1024, 1),
+        }
+    return found
+
+
+def _fill(store: Any, stems: Sequence[str], drawn: random.Random, pieces: int, edits: int) -> None:
+    workflow = {str(n): {"class_type": "X" * 40, "inputs": {"text": "y" * 200}} for n in range(20)}
+    for start in range(0, pieces, 1000):
+        made: list[Any] = []
+        with store.begin(durable=False) as conn:
+            for n in range(start, start + 1000):
+                if drawn.random() < edits / pieces:
+                    question = f"{drawn.choice(stems)} {drawn.choice(stems)} {n}"
+                    id = f"gen_{n}"
+                    message = Message.of("user", question)
+                    generations.add(
+                        conn,
+                        Generation(
+                            id=id, project="acme", version=0, model="acme", messages=(message,), answer="No."
+                        ),
+                    )
+                    made.append(AnswerEdited(project="acme", generation=id, edited=f"Yes, {n}."))
+                else:
+                    made.append(ImagePicked(project="acme", picked=(f"{n:064x}",), workflow=workflow))
+            feedback.add(conn, made)
+
+
+def _paraphrases(told: dict[str, Any]) -> dict[str, Any]:
+    """How often the nearest of 32 questions (English and Chinese together) is the paraphrased one."""
+    known = [vector(first) for first, _ in told["en"] + told["zh"]]
+    found: dict[str, Any] = {}
+    for language, at in (("en", 0), ("zh", len(told["en"]))):
+        scores = [[float(one @ vector(second)) for one in known] for _, second in told[language]]
+        right = [row.index(max(row)) == at + place for place, row in enumerate(scores)]
+        near = [row[at + place] >= NEAR for place, row in enumerate(scores)]
+        other = [max(float(one @ vector(text)) for one in known) for text in told[f"unrelated_{language}"]]
+        found[language] = {
+            "nearest_is_right": round(mean(right), 2),
+            "near_enough": round(mean(near), 2),
+            "unrelated_nearest": round(max(other), 2),
+        }
+    return {**found, "threshold": NEAR}
+
+
+# --- the page
+
+
+def page(found: dict[str, Any]) -> str:
+    lines = [
+        "# Past edits in the prompt",
+        "",
+        "By `python bench/examples.py` on the starter, greedy. Distance: 0 equal, 1 all different.",
+        "",
+    ]
+    if text := found.get("text"):
+        lines += [
+            "| scene | arm | near questions | repeated questions | unrelated unchanged |",
+            "|---|---|---|---|---|",
+        ]
+        for name, scene in text["scenes"].items():
+            plain = scene["nothing"]
+            lines.append(f"| {name} | nothing | {plain['near']:.2f} | {plain['repeated']:.2f} | |")
+            lines += [
+                f"| {name} | {arm} | {row['near']:.2f} | {row['repeated']:.2f} | {row['unrelated_unchanged']:.0%} |"
+                for arm, row in scene["arms"].items()
+            ]
+        ratio = text["first_token_ratio"]
+        lines += [
+            "",
+            f"First token with over without, median: near questions {ratio['near']}, unrelated {ratio['unrelated']}.",
+        ]
+        lines += ["", "Written in words:", ""]
+        lines += [f"- {name}: {' '.join(scene['words'])}" for name, scene in text["scenes"].items()]
+    if shown := found.get("pictures"):
+        lines += ["", "| pets in a style (unseen pictures) | distance | animal named |", "|---|---|---|"]
+        lines += [
+            f"| {arm} | {row['distance']:.2f} | {row['named']:.0%} |" for arm, row in shown["style"].items()
+        ]
+        lines += ["", "| `What animal is this?` of other pictures | named right |", "|---|---|"]
+        lines += [f"| {arm} | {share:.0%} |" for arm, share in shown["named_right"].items()]
+    if cost := found.get("index"):
+        lines += ["", "| index (processor time) | first question | p50 | p99 |", "|---|---|---|---|"]
+        lines += [
+            f"| {name} | {row['first_question_ms']} ms | {row['p50_ms']} ms | {row['p99_ms']} ms |"
+            for name, row in cost.items()
+            if name != "paraphrases"
+        ]
+        lines += ["", f"Paraphrases: {json.dumps(cost['paraphrases'])}"]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    options.add_argument("--only", choices=["index", "text", "pictures"])
+    only = options.parse_args().only
+    file = RESULTS / "examples.json"
+    found = json.loads(file.read_text()) if file.exists() else {}
+    with tempfile.TemporaryDirectory(prefix="comfyloop-examples-") as folder:
+        for name, part in (("index", index), ("pictures", pictures), ("text", texts)):
+            if only in (None, name):
+                found[name] = part(Path(folder))
+                file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+                (RESULTS / "examples.md").write_text(page(found))
+                print(json.dumps(found[name], ensure_ascii=False, indent=1), flush=True)
+
+
+if __name__ == "__main__":
+    main()
