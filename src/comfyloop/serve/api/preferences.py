@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
 
-from comfyloop.errors import NotFound
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, StringConstraints
+
+from comfyloop.errors import Conflict, NotFound
 from comfyloop.recall import Preference
 from comfyloop.records import Id
 from comfyloop.serve.api.recalling import listed
 from comfyloop.serve.api.services import Services, Svc
 from comfyloop.store import preferences
 
+MOST = 50
+"""Texts of people, and preferences that they took away, in one project."""
+
 router = APIRouter(tags=["projects"])
 
 
 class PreferenceText(BaseModel):
     model_config = ConfigDict(extra="forbid")
-    text: str = Field(min_length=1, max_length=1000, pattern=r"\S")
+    text: Annotated[str, StringConstraints(strip_whitespace=True, min_length=1, max_length=1000)]
 
 
 class PreferenceList(BaseModel):
@@ -35,7 +40,13 @@ def put_preference(name: str, id: Id, body: PreferenceText, services: Svc) -> Pr
     """In place of what the rule of this id wrote, or beside the rules' where no rule is called so."""
     project = services.router.project(name).name
     with services.store.begin() as conn:
-        preferences.put(conn, project, id, body.text.strip())
+        own = preferences.by_id(conn, project)
+        if id not in own and len(own) >= MOST:
+            raise Conflict(
+                f"The project {project!r} has {MOST} preferences in a person's own words already.",
+                "Take one away first.",
+            )
+        preferences.put(conn, project, id, body.text)
     return _find(services, project, id)
 
 

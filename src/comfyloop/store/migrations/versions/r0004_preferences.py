@@ -14,5 +14,5 @@ def upgrade() -> None:
         sa.Column("id", sa.String(128), nullable=False),
         sa.Column("text", sa.Text),
         sa.PrimaryKeyConstraint("project", "id", name="pk_preferences"),
-        sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_preferences_project_projects"),
+        sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_preferences_project"),
     )
