@@ -88,11 +88,10 @@ class Settings(BaseSettings):
     max_loras: int = Field(default=4, ge=2, description="Adapters kept loaded at once.")
 
     # past edits in the prompt
-    examples: int = Field(
-        default=3,
-        ge=0,
-        le=8,
-        description="Past edits of near questions put into a question's prompt, until they are learnt; 0: none.",
+    examples: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Near past edits in a question's prompt until they are learnt; `auto`: without those that "
+        "kept what the answer had said.",
     )
     preferences_in_prompt: bool = Field(
         default=False, description="Put the preferences in words into the system prompt."

@@ -21,6 +21,8 @@ from comfyloop.store import Store
 
 NEAR = 0.30
 """Least cosine of an example's question to the one that is asked; measured by bench/examples.py."""
+MOST = 3
+"""Examples of one question."""
 EXAMPLES_BYTES = 3000
 """Of all examples together, in UTF-8: at most as many tokens."""
 CONVERSATION_BYTES = 6000
@@ -51,9 +53,20 @@ class Recall:
         self._lock = threading.Lock()
         self._projects: OrderedDict[str, _Project] = OrderedDict()
 
-    def examples(self, project: str, version: int, messages: Sequence[Message], most: int) -> list[Example]:
+    def examples(
+        self,
+        project: str,
+        version: int,
+        messages: Sequence[Message],
+        most: int = MOST,
+        *,
+        careful: bool = True,
+    ) -> list[Example]:
         """At most `most` examples for the last question of a conversation, the best of them last: nearest to
-        the question when they are put before it.
+        the question when they are put before it. The very same question gives its edit `most` times.
+
+        Args:
+            careful: Leave out edits of other questions that kept what the answer had said.
 
         Raises:
             StorageError: The database refuses.
@@ -63,7 +76,7 @@ class Recall:
             return []
         if sum(size(message.text, "") for message in messages) > CONVERSATION_BYTES:
             return []
-        chosen = self._of(project).choose(version, question, most)
+        chosen = self._of(project).choose(version, question, most, careful)
         return [_example(near) for near in reversed(chosen)]
 
     def words(self, project: str) -> list[Written]:
@@ -89,16 +102,16 @@ class _Project:
         self._words: list[Written] = []
         self._words_of = 0  # the index's revision that they were read from
 
-    def choose(self, version: int, question: Question, most: int) -> list[Near]:
+    def choose(self, version: int, question: Question, most: int, careful: bool) -> list[Near]:
         with self._lock:
             self._index.update(self._store)
             near = self._index.nearest(question, NEAR)
             if not near:
                 return []
             known = self._learned_by(version)
-            chosen = _chosen(near, known, question, most)
+            chosen = _chosen(near, known, question, most, careful)
             if chosen and self._index.gone(self._store, [near.edit for near in chosen]):
-                chosen = _chosen(self._index.nearest(question, NEAR), known, question, most)
+                chosen = _chosen(self._index.nearest(question, NEAR), known, question, most, careful)
             return chosen
 
     def words(self) -> list[Written]:
@@ -126,30 +139,38 @@ class _Project:
         return self._learned[version]
 
 
-def _chosen(found: Sequence[Near], known: Learned, question: Question, most: int) -> list[Near]:
-    """The best that the version has not learnt, one a question, as far as they fit; the best first."""
+def _chosen(
+    found: Sequence[Near], known: Learned, question: Question, most: int, careful: bool
+) -> list[Near]:
+    """The best that may be used, one a question, as far as they fit; the best first."""
     chosen: list[Near] = []
     room = EXAMPLES_BYTES
-    for near in _unlearned(found, known, question):
-        if len(chosen) == most:
-            break
+    for near in _usable(found, known, question, careful):
         takes = size(near.edit.question.text, near.edit.answer)
+        if near.same and not question.images:
+            # Small models pass over a single example, also where it is the very question that they are asked.
+            return [near] * max(1, min(most, room // takes))
         repeated = any(near.edit.question.same(other.edit.question) for other in chosen)
         if takes <= room and not repeated:
             chosen.append(near)
             room -= takes
+        if len(chosen) == most:
+            break
     others = [near for near in chosen if near.edit.question.images != question.images]
     if len(chosen) == len(others) < OTHER_PICTURES_LEAST:
         return []
     return chosen
 
 
-def _unlearned(found: Sequence[Near], known: Learned, question: Question) -> Iterator[Near]:
+def _usable(found: Sequence[Near], known: Learned, question: Question, careful: bool) -> Iterator[Near]:
     for near in found:
         id = near.edit.feedback
         if id in known.trained:
             continue
         if id in known.held and not near.same:  # the gate has seen that the version does without it
+            continue
+        if careful and near.edit.kept and not near.same:
+            # The model knew the answer. Told by examples how to put it, a small one forgets what it knew.
             continue
         if len(near.edit.question.images) == len(
             question.images

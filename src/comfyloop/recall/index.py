@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from sqlalchemy import Connection
 
-from comfyloop.recall.vectors import DIMS, vector
+from comfyloop.recall.vectors import DIMS, content, vector
 from comfyloop.records import (
     AnswerAccepted,
     AnswerEdited,
@@ -34,6 +34,9 @@ LONGEST = 2500
 EDITED = 1.0
 ACCEPTED = 0.8
 """What the nearness of an accepted answer counts for, beside an edit's."""
+
+KEPT = 1 / 3
+"""An edit of which so much was in the answer already kept what the answer said."""
 
 _PAGE = 500
 _Key = tuple[str, str, str]  # author, what the claim is about, generation
@@ -68,6 +71,7 @@ class Edit:
     answer: str
     seen: str  # what the model had said, or its beginning
     weight: float
+    kept: bool  # it kept what the answer said, and changed how
 
 
 class Near(NamedTuple):
@@ -175,7 +179,9 @@ class Index:
         question = _question(generation)
         slot = None
         if question is not None and answer and size(question.text, answer) <= LONGEST:
-            slot = self._put(Edit(item.id, question, answer, generation.answer[:LONGEST], weight))
+            kept = _kept(question.text, generation, answer)
+            seen = generation.answer[:LONGEST]
+            slot = self._put(Edit(item.id, question, answer, seen, weight, kept))
         self._claims[key] = _Claim(item.created_at, slot)
         if len(self._claims) > MOST:
             self._forget(next(iter(self._claims)))
@@ -226,6 +232,12 @@ class Index:
                 found.append((same, round(score, 6), self._came[slot], Near(edit, score, same)))
         found.sort(key=lambda ranked: ranked[:3], reverse=True)
         return [near for *_, near in found]
+
+
+def _kept(question: str, generation: Generation, answer: str) -> bool:
+    """Whether an edit says that the model knew the answer. One given with examples tells nothing of that."""
+    own = content(answer) - content(question)
+    return not generation.examples and len(own & content(generation.answer)) >= KEPT * max(1, len(own))
 
 
 def size(question: str, answer: str) -> int:

@@ -38,6 +38,18 @@ def vector(text: str) -> Vector:
     return made / np.float32(length) if length else made
 
 
+def content(text: str) -> set[str]:
+    """The words of a text that carry its meaning: without function words; of Chinese, pairs of characters."""
+    found: set[str] = set()
+    for match in _RUNS.finditer(_clipped(text)):
+        run = match[0]
+        if match[1]:
+            found.update(run[i : i + 2] for i in range(max(1, len(run) - 1)))
+        elif not _FUNCTION_WORDS.fullmatch(run):
+            found.add(run)
+    return found
+
+
 def _clipped(text: str) -> str:
     if len(text) > LONGEST:
         text = text[: LONGEST // 2] + " " + text[-LONGEST // 2 :]

@@ -54,12 +54,13 @@ class Taught:
         images: tuple[str, ...] = (),
         version: int = 0,
         system: str = "",
+        careful: bool = True,
     ) -> list[str]:
-        """The answers of the examples for a question, the best first."""
+        """The answers of the examples for a question, the best first, each once."""
         messages = [Message.of("system", system)] if system else []
         messages.append(Message.of("user", question, images))
-        examples = self.recall.examples("acme", version, messages, most)
-        return [example.answer.text for example in reversed(examples)]
+        examples = self.recall.examples("acme", version, messages, most, careful=careful)
+        return list(dict.fromkeys(example.answer.text for example in reversed(examples)))
 
 
 @pytest.fixture

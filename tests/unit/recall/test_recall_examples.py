@@ -59,7 +59,8 @@ def test_the_very_same_question_comes_first_and_its_newest_edit_alone(taught: Ta
     taught.edit("Write a caption for a mug.", "First.")
     taught.edit("write a  caption for a MUG.", "Second.", author="other")
     taught.edit("Write a caption for a mug, a mug.", "Another.")
-    assert taught.found("Write a caption for a mug.") == ["Second.", "Another."]
+    examples = taught.recall.examples("acme", 0, [Message.of("user", "Write a caption for a mug.")])
+    assert [each.answer.text for each in examples] == ["Second."] * 3  # small models pass over a single one
 
 
 def test_chinese_questions_find_chinese_edits(taught: Taught) -> None:
@@ -96,9 +97,9 @@ def test_of_one_persons_claims_about_an_answer_the_newest_counts(taught: Taught)
     taught.add(first.model_copy(update={"created_at": second.created_at - timedelta(days=1)}))  # spooled
     assert taught.found("Write a caption for a cup.") == ["Two."]
     taught.add(AnswerAccepted(project="acme", generation=generation))
-    assert taught.found("Write a caption for a cup.") == ["Fine as it is."]
+    assert taught.found("Write a caption for a cup.", careful=False) == ["Fine as it is."]
     taught.add(AnswerRated(project="acme", generation=generation, rating=1))
-    assert taught.found("Write a caption for a cup.") == []
+    assert taught.found("Write a caption for a cup.", careful=False) == []
 
 
 def test_an_edit_weighs_more_than_an_accepted_answer(taught: Taught) -> None:
@@ -106,7 +107,34 @@ def test_an_edit_weighs_more_than_an_accepted_answer(taught: Taught) -> None:
     taught.add(
         AnswerAccepted(project="acme", generation=taught.answer("Write a caption for a mug.", "Kept."))
     )
-    assert taught.found("Write a caption for a big mug.", 1) == ["Edited."]
+    assert taught.found("Write a caption for a big mug.", 1, careful=False) == ["Edited."]
+
+
+def test_an_edit_that_kept_what_the_answer_said_is_for_the_same_question_alone(taught: Taught) -> None:
+    """Shown by examples how to put it, a small model forgets the fact that it knew."""
+    question = "What is the capital of France?"
+    taught.edit(question, "Paris, naturally.", answer="The capital of France is Paris.")
+    taught.edit("法国的首都是哪里？", "当然是巴黎。", answer="法国的首都是巴黎。")
+    for near in ("What is the capital of Italy?", "意大利的首都是哪里？"):
+        assert taught.found(near) == []
+        assert len(taught.found(near, careful=False)) == 1
+    assert taught.found(question) == ["Paris, naturally."]
+
+
+def test_what_was_answered_with_examples_does_not_tell_what_the_model_knew(taught: Taught) -> None:
+    made = Generation(
+        id=new_id("gen"),
+        project="acme",
+        version=0,
+        model="acme",
+        messages=(Message.of("user", "Write a caption for a mug."),),
+        answer="Meet the mug: red glaze.",
+        examples=("fb_1",),
+    )
+    with taught.store.begin() as conn:
+        generations.add(conn, made)
+    taught.add(AnswerEdited(project="acme", generation=made.id, edited="Meet the mug: blue glaze."))
+    assert taught.found("Write a caption for a cup.") == ["Meet the mug: blue glaze."]
 
 
 def test_an_edited_prompt_counts_when_a_model_had_written_it(taught: Taught) -> None:
@@ -158,10 +186,11 @@ def test_examples_fit_their_budget_and_long_conversations_get_none(taught: Taugh
 def test_what_was_deleted_is_gone_at_once(taught: Taught) -> None:
     taught.edit("Write a caption for a mug.", "Theirs.", author="eve")
     taught.edit("Write a caption for a cup.", "Mine.")
-    assert len(taught.found("Write a caption for a mug.")) == 2
+    assert len(taught.found("Write a caption for a pot.")) == 2
     with taught.store.begin() as conn:
         feedback.delete_author(conn, "acme", "eve")
     assert taught.found("Write a caption for a mug.") == ["Mine."]
+    assert taught.found("Write a caption for a pot.") == ["Mine."]
 
 
 def test_what_a_deleted_edit_had_replaced_counts_again(taught: Taught) -> None:
@@ -249,7 +278,7 @@ def test_what_a_version_or_its_parent_has_learnt_is_no_example_for_it(taught: Ta
     assert taught.found(ask, 8, version=2) == ["Pot."]
     assert learned(taught.store, "acme", 2) == ({mug, jug}, {cup})
     # Held out: nothing was trained on it, and the very same question still has its edit.
-    assert taught.found("Write a caption for a cup.", 8, version=2) == ["Cup.", "Pot."]
+    assert taught.found("Write a caption for a cup.", 8, version=2) == ["Cup."]
     assert taught.found("Write a caption for a mug.", 8, version=2) == ["Pot."]
 
 

@@ -120,8 +120,8 @@ def test_a_prompt_that_the_engine_refuses_with_examples_is_asked_without(
     assert response.status_code == 200 and "x-comfyloop-examples" not in response.headers
 
 
-def test_examples_are_off_where_the_setting_is_0(settings: Settings) -> None:
-    with running_gateway(settings.model_copy(update={"examples": 0}), instant()) as gateway:
+def test_the_setting_switches_examples_off(settings: Settings) -> None:
+    with running_gateway(settings.model_copy(update={"examples": "off"}), instant()) as gateway:
         edited(gateway, "Write a caption for a mug", "Meet the mug.")
         assert len(read(gateway.ask(text=ASK).json())) == 1
 
@@ -149,7 +149,7 @@ def test_preferences_are_listed_changed_and_taken_away(gateway: Gateway, project
 
 
 def test_preferences_stand_in_the_system_prompt_when_that_is_set(settings: Settings) -> None:
-    changed = settings.model_copy(update={"examples": 0, "preferences_in_prompt": True})
+    changed = settings.model_copy(update={"examples": "off", "preferences_in_prompt": True})
     with running_gateway(changed, instant()) as gateway:
         assert len(read(gateway.ask(text=ASK).json())) == 1
         gateway.http.put("/v1/projects/acme/preferences/mine", json={"text": "Be kind."})

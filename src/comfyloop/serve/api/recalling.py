@@ -47,7 +47,7 @@ async def recalled(
     settings = services.settings
     if name.which != "live" or body.examples is False:
         return Recalled(wire)
-    if not settings.examples and not settings.preferences_in_prompt:
+    if settings.examples == "off" and not settings.preferences_in_prompt:
         return Recalled(wire)
     try:
         return await run_in_threadpool(_recalled, services, name.project, version, messages, wire)
@@ -59,9 +59,13 @@ async def recalled(
 def _recalled(
     services: Services, project: str, version: int, messages: Sequence[Message], wire: Wire
 ) -> Recalled:
-    examples = services.recall.examples(project, version, messages, services.settings.examples)
+    settings = services.settings
+    examples: list[recall.Example] = []
+    if settings.examples != "off":
+        careful = settings.examples == "auto"
+        examples = services.recall.examples(project, version, messages, careful=careful)
     told = wire
-    if services.settings.preferences_in_prompt:
+    if settings.preferences_in_prompt:
         told = _told(recall.sentence(listed(services, project)), wire)
     if not examples:
         return Recalled(told)
@@ -71,7 +75,9 @@ def _recalled(
 
     turns = [wire_message(turn, url) for each in examples for turn in (each.question, each.answer)]
     first = next(place for place, message in enumerate(told) if message["role"] != "system")
-    return Recalled([*told[:first], *turns, *told[first:]], tuple(each.feedback for each in examples))
+    return Recalled(
+        [*told[:first], *turns, *told[first:]], tuple(dict.fromkeys(each.feedback for each in examples))
+    )
 
 
 def listed(services: Services, project: str) -> list[recall.Preference]:
