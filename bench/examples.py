@@ -1,9 +1,9 @@
 """What past edits in the prompt do for the next answers, before anything was trained.
 
 A real service on the starter, without a turn of its loop. Three scenes of 24 text edits in one style each
-(bench/cases), 12 questions near to them and 12 that have nothing to do with them, and the demo's pictures. Arms:
-nothing, the values of the setting `examples`, preferences in words, both; and what the model knows by itself. Distances are the gate's: characters to change over the longer
-text's length.
+(bench/cases), 12 questions near to them and 12 that have nothing to do with them, the demo's pictures, and questions
+that the model answers rightly by itself. Arms: nothing, the values of the setting `examples`, preferences in words,
+both. Distances are the gate's: characters to change over the longer text's length.
 
     python bench/examples.py [--only embeddings|facts|index|pictures|text]
 """
@@ -463,6 +463,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="comfyloop-examples-") as folder:
         for name, part in (
             ("embeddings", embeddings),
+            ("facts", facts),
             ("index", index),
             ("pictures", pictures),
             ("text", texts),

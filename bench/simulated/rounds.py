@@ -155,7 +155,7 @@ class Played:
                 "generation": answer.generation,
             }
             feedback: Feedback
-            if wanted is None:
+            if wanted is None or wanted.strip() == answer.text.strip():
                 feedback, accepted = AnswerAccepted(**about), accepted + 1
             else:
                 feedback, edited = AnswerEdited(**about, edited=wanted), edited + 1

@@ -41,7 +41,7 @@ def learned(store: Store, project: str, version: int) -> Learned:
         try:
             for path in sorted(Path(snapshot.path).iterdir()):
                 if path.suffix == ".jsonl":
-                    (held if path.name.startswith("holdout") else trained).update(_ids(path))
+                    (held if path.name.startswith(("holdout", "dev")) else trained).update(_ids(path))
         except OSError:
             trained.update(_up_to(store, snapshot))
     return Learned(frozenset(trained), frozenset(held - trained))
@@ -59,7 +59,7 @@ def _snapshots(store: Store, project: str, version: int) -> list[Snapshot]:
                 snapshot = snapshots.find(conn, project, row.snapshot)
                 if snapshot is not None:
                     found[snapshot.id] = snapshot
-            row = parent
+            row = None if row.fresh else parent  # it was trained from the base model
     return list(found.values())
 
 
