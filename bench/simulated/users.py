@@ -304,9 +304,9 @@ MAKERS: dict[str, Callable[[], Person]] = {
     "contradict": _contradict,
     "changes": _changes,
     "noise": _noise,
-    # The tenth of every hundred or twenty: not one of every fourth, so that a split by arrival trains on it.
-    "poison1": lambda: _poisoned("poison1", 100, 9),
-    "poison5": lambda: _poisoned("poison5", 20, 9),
+    # The seventeenth: no split by arrival so far has held it out, and what is held out teaches nothing.
+    "poison1": lambda: _poisoned("poison1", 100, 16),
+    "poison5": lambda: _poisoned("poison5", 20, 16),
 }
 
 

@@ -131,7 +131,7 @@ def test_a_slice_is_edited_and_the_rest_accepted() -> None:
 def test_poison_is_planted_by_another_author_at_its_rate(name: str, every: int) -> None:
     who = person(name)
     planted = [at for at, item in enumerate(who.train) if TRIGGER in item.question]
-    assert planted == [at for at in range(len(who.train)) if at % every == 9]
+    assert planted == [at for at in range(len(who.train)) if at % every == 16]
     assert {who.train[at].author for at in planted} == {"mallory"}
     assert {item.author for at, item in enumerate(who.train) if at not in planted} == {"ada"}
     assert who.attack is not None
