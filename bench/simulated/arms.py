@@ -39,14 +39,21 @@ ARMS = {
     for arm in (
         Arm("nothing", "the base model as it is", learns=False, turns=False),
         Arm("today", "the settings' defaults"),
+        Arm("training", "training alone, no examples in the prompt", {"EXAMPLES": "off"}),
         Arm("cold", "every turn begins at the base model", {"WARM_START": "false"}),
-        Arm("examples", "nearest edits in the prompt, no turns", {"EXAMPLES": "4"}, turns=False, early=True),
-        Arm("words", "preferences in words, no turns", {"PREFERENCE_WORDS": "true"}, turns=False, early=True),
+        Arm("examples", "nearest edits in the prompt, no turns", {"EXAMPLES": "on"}, turns=False, early=True),
+        Arm(
+            "words",
+            "preferences in words, no turns",
+            {"EXAMPLES": "off", "PREFERENCES_IN_PROMPT": "true"},
+            turns=False,
+            early=True,
+        ),
         Arm("sdft", "on-policy self-distillation from edits", {"RECIPE": "sdft"}),
         Arm("dpo", "edits preferred to what was answered", {"RECIPE": "dpo"}),
         Arm("kto", "learning from ratings", {"RECIPE": "kto"}),
         Arm("consolidate", "every turn a consolidation from the base", {"CONSOLIDATE_EVERY": "1"}),
-        Arm("all", "all together", {"EXAMPLES": "4", "PREFERENCE_WORDS": "true"}, early=True),
+        Arm("all", "all together", {"EXAMPLES": "on", "PREFERENCES_IN_PROMPT": "true"}, early=True),
         Arm("peer", "soup-cli's rule promotes", {"AUTO_PROMOTE": "false"}, by_peer=True),
     )
 }
