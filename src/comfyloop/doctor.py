@@ -20,6 +20,7 @@ from comfyloop.errors import ComfyLoopError
 from comfyloop.serve.server import bind
 from comfyloop.settings import Settings
 from comfyloop.store import open_store
+from comfyloop.train.needs import QLORA, ZERO
 
 GIB = 2**30
 
@@ -95,6 +96,19 @@ def _database(settings: Settings) -> Finding:
     return Finding("database", True, f"{kind}, writable.")
 
 
+def _training(settings: Settings) -> Finding:
+    """Libraries that the settings of training ask for, or that one of them would."""
+    asked = [QLORA] if settings.quant_method == "bnb" else []
+    asked += [ZERO] if settings.train_processes > 1 and settings.train_parallel != "fsdp2" else []
+    own = settings.train_engine == "comfyloop"
+    missing = [f"{need.complaint} {need.mend}" for need in asked if own and not need.is_met]
+    if missing:
+        return Finding("training", False, " ".join(missing))
+    if not QLORA.is_met:
+        return Finding("training", True, f"LoRA and whole weights; {QLORA.complaint} {QLORA.mend}")
+    return Finding("training", True, "LoRA, QLoRA and whole weights.")
+
+
 def _model(settings: Settings) -> Finding:
     if settings.model != "starter":
         return Finding("model", True, f"Base model {settings.model}; it is loaded when the service starts.")
@@ -129,6 +143,7 @@ CHECKS: tuple[Callable[[Settings], Finding], ...] = (
     _memory,
     _disk,
     _database,
+    _training,
     _model,
     _service,
 )

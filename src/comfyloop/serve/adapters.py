@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.lora_start import refuse_changed_base
 from comfyloop.rope import refuse_other_positions
 
 _PREFIX = "base_model.model."
@@ -101,6 +102,7 @@ def _check_config(name: str, config: Mapping[str, Any], limits: Limits) -> None:
         raise InvalidInput(
             f"Adapter {name} is a {config.get('peft_type')} adapter; {limits.engine} applies LoRA."
         )
+    refuse_changed_base(f"Adapter {name}", config)
     if config.get("bias", "none") != "none":
         raise InvalidInput(f"Adapter {name} has trained biases, which {limits.engine} does not apply.")
     unused = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication")

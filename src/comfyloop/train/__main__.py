@@ -23,6 +23,7 @@ from comfyloop.train.control import Cancelled, Control, Terminated, step_back, u
 from comfyloop.train.image.judge_spec import JudgeSpec
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.joint_spec import JointSpec
+from comfyloop.train.needs import refuse_unmet
 from comfyloop.train.parallel.launch import launch
 from comfyloop.train.parallel.ranks import Rank, first_line, is_loss, join, refuse_other_size, why_lost
 from comfyloop.train.spec import RunSpec, TrainSpec, read_spec
@@ -65,6 +66,9 @@ def work(directory: RunDirectory, rank: Rank, lock: int) -> int:
             return 0
         if spec.world_size > 1 and not isinstance(spec, TrainSpec):
             raise InvalidInput("Runs with an image side are trained by one process.", "Set world_size = 1.")
+        text = spec.text if isinstance(spec, JointSpec) else spec
+        if isinstance(text, TrainSpec):
+            refuse_unmet(text)
         if isinstance(spec, TrainSpec) and spec.world_size > 1 and not rank.launched:
             return launch(directory, spec, lock)
         refuse_other_size(spec.world_size, rank)

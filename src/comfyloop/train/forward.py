@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from comfyloop.errors import ModelError
+from comfyloop.train import gradients
 from comfyloop.train.batches import pack
 from comfyloop.train.control import Control
 from comfyloop.train.examples import Example
@@ -27,6 +28,7 @@ from comfyloop.train.features import ImageFeatures
 from comfyloop.train.log import RunLog
 from comfyloop.train.losses import answer_log_probs
 from comfyloop.train.models import Loaded
+from comfyloop.train.quantization import four_bit_layers
 from comfyloop.train.spec import TrainSpec
 
 AGREEMENT = 2e-3
@@ -46,6 +48,11 @@ def prepare(
     Raises:
         DataError, ModelError: as `ImageFeatures.of` and `prove`.
     """
+    if spec.adapter.modules_to_save and spec.tuner_type == "lora":
+        log.say(
+            f"modules_to_save ({', '.join(spec.adapter.modules_to_save)}): PEFT loads what comes of this run, but no "
+            "engine of ours serves it (embedded, vLLM, LMDeploy)"
+        )
     features = ImageFeatures(model)
     seeing = [example for example in examples if example.pixels is not None]
     if seeing:
@@ -85,15 +92,43 @@ def answer_states(
     return states, row.labels
 
 
-@torch.no_grad()
 def prove(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> None:
     """Compare with the model's own code on samples of the run; go sample by sample where packing differs.
 
     Raises:
-        ModelError: Not even that gives the model's own logits.
+        ModelError: Not even that gives the model's own logits, or the gradients of plain autograd.
     """
     model.eval()
     some = _telling(examples)
+    _prove_log_probs(model, features, some)
+    wrong = _wrong_gradients(model, features, some)
+    if wrong and not model.alone:
+        model.go_alone(wrong)
+        wrong = _wrong_gradients(model, features, some)
+    if wrong:
+        raise ModelError(
+            f"The trainer's backward pass through {type(model.whole).__name__} is wrong on this machine: {wrong}. "
+            "Nothing right would be learnt.",
+            "Leave quant_method out, install another version of bitsandbytes, or train with another engine."
+            if four_bit_layers(model.module)
+            else "Set dtype = float32, use another model, or train this one with another engine.",
+        )
+
+
+def _wrong_gradients(model: Loaded, features: ImageFeatures, some: Sequence[Example]) -> str:
+    def plain() -> Tensor:
+        why = model.alone
+        model.go_alone("its own code is asked")
+        try:
+            return torch.cat([_own_log_probs(model, features, example) for example in some])
+        finally:
+            model.go_alone(why)
+
+    return gradients.disagreement(model, lambda: _log_probs(model, features, some), plain)
+
+
+@torch.no_grad()
+def _prove_log_probs(model: Loaded, features: ImageFeatures, some: Sequence[Example]) -> None:
     why = model.alone or own_code_only(model.whole)
     model.go_alone("its own code is asked")
     own = [_own_log_probs(model, features, example) for example in some]

@@ -105,6 +105,10 @@ class RunLog:
         if sentence not in self._status.warnings:
             self._set(warnings=(*self._status.warnings, sentence))
 
+    def lines(self) -> Iterator[dict[str, Any]]:
+        """The lines of this run so far, of a joint run those of the side at hand."""
+        return (line for line in self._run.log_lines() if line.get("side", "") == self._side)
+
     def begin(self, step: int, total_steps: int, trainable: int, total: int) -> None:
         """Steps are about to be taken, from `step` on; what a killed process wrote past it is dropped."""
         share = trainable / total

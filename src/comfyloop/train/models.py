@@ -31,7 +31,7 @@ from comfyloop.train.encode import Encoder
 from comfyloop.train.losses import Head
 from comfyloop.train.neftune import noise
 from comfyloop.train.positions import positions_of
-from comfyloop.train.quantization import in_four_bits
+from comfyloop.train.quantization import in_four_bits, keep_unpacked
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.tuning import keep_still, make_trainable, trained_modules
 
@@ -231,6 +231,8 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
         base = read_weights(spec.model, description, dtype, implementation, **quantised)
     if spec.quant_method is None:
         base.to(device)
+    else:
+        keep_unpacked(base)
     peft = make_trainable(base, spec, init_from)
     if peft is not None and device.type == "cpu" and spec.world_size == 1:
         lora.use_fewer_sweeps(peft)

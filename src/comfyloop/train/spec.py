@@ -41,7 +41,9 @@ class AdapterSpec(Record):
         "All but the regular expression take in the vision tower and the projector where those are not frozen.",
     )
     modules_to_save: tuple[str, ...] = Field(
-        default=(), description="Modules trained whole and kept in the adapter, such as the projector."
+        default=(),
+        description="Modules trained whole and kept in the adapter, such as the projector. PEFT loads such an adapter; "
+        "no engine of ours serves it.",
     )
     use_rslora: bool = Field(
         default=False, description="Scale by lora_alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023)."
@@ -97,6 +99,7 @@ class RunSpec(Record):
         default=1.0, ge=0, description="Larger gradients are scaled down to it; 0: none."
     )
     weight_decay: float = Field(default=0.0, ge=0, description="Of AdamW.")
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1, description="AdamW's decay of squared gradients.")
 
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         default="auto", description="Precision of the weights; auto: bfloat16 where the processor has it."

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from pathlib import Path
@@ -25,12 +26,14 @@ import comfyloop
 from comfyloop.durable import appear
 from comfyloop.environments import python_of
 from comfyloop.errors import InvalidInput, RunFailed
+from comfyloop.lora_start import refuse_changed_base
 from comfyloop.settings import Settings
 from comfyloop.train import swift_side
 from comfyloop.train.control import Control
 from comfyloop.train.data import read_examples, read_labelled, read_pairs
 from comfyloop.train.encode import Encoder
 from comfyloop.train.examples import Example
+from comfyloop.train.learnt import refuse_unlearnt
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Description, choose_dtype, describe
 from comfyloop.train.rows import IMAGE_TAG, BadRow, Row, Turn, read_rows, refuse_or_skip
@@ -39,7 +42,7 @@ from comfyloop.train.status import RunDirectory, disk_error, write_atomically
 from comfyloop.train.swift_arguments import Places, arguments
 from comfyloop.train.swift_checks import check_run
 from comfyloop.train.swift_process import Watch, see_output
-from comfyloop.train.tuning import lora_targets, trained_parts
+from comfyloop.train.tuning import adapter_config, lora_targets, trained_parts
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
@@ -51,7 +54,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
         NotFound: ms-swift is not installed.
         DataError, ModelError, InvalidInput: before ms-swift is started.
         Cancelled, Terminated: a valid checkpoint of ms-swift's has been left, once it had begun to train.
-        RunFailed: ms-swift failed, or did something else than it was told.
+        RunFailed: ms-swift failed, did something else than it was told, or learnt nothing.
     """
     if spec.world_size > 1:
         raise InvalidInput(
@@ -72,13 +75,16 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
         refuse_lone_row(spec, len(train))
     if holdout := spec.holdout if spec.recipe != "kto" else None:
         prepare_rows(directory, holdout, description, spec, folder / "holdout.jsonl", log, control)
+    init_from = directory.resolve(spec.adapter.init_from) if spec.adapter.init_from else None
+    if init_from is not None:
+        refuse_changed_base(f"The adapter {init_from}", adapter_config(init_from))
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     places = Places(
         model=spec.model,
         train=folder / "train.jsonl",
         holdout=folder / "holdout.jsonl" if holdout else None,
         output=folder,
-        init_from=directory.resolve(spec.adapter.init_from) if spec.adapter.init_from else None,
+        init_from=init_from,
         checkpoint=newest_checkpoint(folder),
     )
     command_line = arguments(
@@ -100,6 +106,11 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     watch.run(command, folder / "events.jsonl", afresh=places.checkpoint is None)
     found = check_run(watch.seen, hashes, names)
     log.say(f"checked: {found}")
+    rows = len(train) // 2 if spec.recipe == "dpo" else len(train)
+    steps = math.ceil(rows / (spec.per_device_train_batch_size * spec.gradient_accumulation_steps))
+    losses = [watch.seen.losses[step] for step in sorted(watch.seen.losses)]
+    held_out = [line["holdout_loss"] for line in log.lines() if line["holdout_loss"] is not None]
+    refuse_unlearnt(spec, losses, steps, held_out)
 
     log.phase("saving the adapter")
     last = newest_checkpoint(folder)

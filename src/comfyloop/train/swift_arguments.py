@@ -85,7 +85,7 @@ def arguments(
         "gradient_accumulation_steps": spec.gradient_accumulation_steps,
         "max_grad_norm": spec.max_grad_norm,
         "weight_decay": spec.weight_decay,
-        "adam_beta2": 0.999,
+        "adam_beta2": spec.adam_beta2,
         "gradient_checkpointing": spec.gradient_checkpointing,
         "vit_gradient_checkpointing": spec.vit_gradient_checkpointing,
         "neftune_noise_alpha": spec.neftune_noise_alpha or None,

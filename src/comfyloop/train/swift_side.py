@@ -153,6 +153,8 @@ def register_callback(tell: Callable[..., None], stop_files: list[Path]) -> None
     from swift.callbacks import callbacks_map
     from transformers import TrainerCallback
 
+    from comfyloop.train.quantization import keep_unpacked
+
     class Witness(TrainerCallback):  # type: ignore[misc]
         def __init__(self, args: Any, trainer: Any) -> None:
             self.batches: list[dict[str, Any]] = []
@@ -166,6 +168,7 @@ def register_callback(tell: Callable[..., None], stop_files: list[Path]) -> None
             trainer.training_step = training_step
 
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+            keep_unpacked(model)  # before any look at the hold-out, which would have them packed
             parameters = list(model.parameters())
             tell(
                 event="begin",

@@ -22,9 +22,10 @@ from comfyloop.errors import RunFailed
 from comfyloop.train.batches import Plan
 from comfyloop.train.checkpoints import RandomState
 from comfyloop.train.control import Cancelled, Control, Terminated
+from comfyloop.train.learnt import refuse_unlearnt
 from comfyloop.train.log import RunLog
 from comfyloop.train.schedule import learning_rate
-from comfyloop.train.spec import RunSpec
+from comfyloop.train.spec import RunSpec, TrainSpec
 from comfyloop.train.status import RunDirectory
 from comfyloop.train.updates import Updates
 
@@ -61,7 +62,11 @@ class Training:
         log.begin(self.began_at, self.plan.total_steps, *updates.model.count_parameters())
 
     def steps(self, look: Look | None) -> Iterator[Step]:
-        """The steps that are left to take. `look` is taken before the first, now and then, and at the end."""
+        """The steps that are left to take. `look` is taken before the first, now and then, and at the end.
+
+        Raises:
+            RunFailed: After the last step: the loss of a text run did not fall.
+        """
         self.look = look
         if self.began_at == 0 and look is not None:
             self.log.step(step=0, epoch=0.0, **look())
@@ -73,6 +78,11 @@ class Training:
                 self.log.say(f"stopped at step {number + 1}: the hold-out no longer gets better")
                 break
         self.best.put_back()
+        if isinstance(self.spec, TrainSpec):  # the loss of pictures is of noise drawn anew each step
+            lines = list(self.log.lines())
+            losses = [line["loss"] for line in lines if line["loss"] is not None]
+            held_out = [line["holdout_loss"] for line in lines if line["holdout_loss"] is not None]
+            refuse_unlearnt(self.spec, losses, self.plan.steps_per_epoch, held_out)
 
     def save(self, step: int, random_state: RandomState) -> None:
         self.updates.save_checkpoint(self.checkpoints, step, random_state, self.fingerprint)

@@ -6,6 +6,7 @@ A model has up to three parts: the language model (`llm`, head and embeddings wi
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -16,6 +17,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from comfyloop.errors import InvalidInput, ModelError
+from comfyloop.lora_start import refuse_changed_base
 from comfyloop.train.spec import AdapterSpec, TrainSpec
 
 Part = Literal["llm", "vit", "aligner"]
@@ -199,12 +201,24 @@ def _still_if(module: nn.Module, kinds: type[nn.Module]) -> None:
         module.eval()
 
 
-def _go_on_from(base: Any, path: Path, asked: AdapterSpec) -> PeftModel:
+def adapter_config(path: Path) -> dict[str, Any]:
+    """What PEFT has written of an adapter to go on from. Raises InvalidInput when there is nothing to be read."""
     if not (path / "adapter_config.json").is_file():
         raise InvalidInput(
             f"{path} is not a PEFT directory to go on from: it has no adapter_config.json.",
             "Name the adapter of the parent version, or train afresh.",
         )
+    try:
+        told: dict[str, Any] = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInput(
+            f"{path / 'adapter_config.json'} cannot be read: {error}.", "Train afresh."
+        ) from None
+    return told
+
+
+def _go_on_from(base: Any, path: Path, asked: AdapterSpec) -> PeftModel:
+    refuse_changed_base(f"The adapter {path}", adapter_config(path))
     try:
         peft = PeftModel.from_pretrained(base, str(path), is_trainable=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:

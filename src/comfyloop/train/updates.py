@@ -69,6 +69,7 @@ class Updates:
         self.optimizer = torch.optim.AdamW(
             [p for _, p in self.parameters],
             lr=spec.learning_rate,
+            betas=(0.9, spec.adam_beta2),
             weight_decay=spec.weight_decay,
             fused=fused or None,
         )

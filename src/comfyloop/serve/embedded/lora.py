@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.lora_start import refuse_changed_base
 from comfyloop.rope import RopeScaling, refuse_other_positions
 
 _PREFIX = "base_model.model."
@@ -115,6 +116,7 @@ def _refuse_what_is_not_applied(name: str, config: Mapping[str, Any]) -> None:
         raise InvalidInput(
             f"Adapter {name} is a {config.get('peft_type')} adapter; this engine applies LoRA."
         )
+    refuse_changed_base(f"Adapter {name}", config)
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         raise InvalidInput(f"Adapter {name} has trained biases, which this engine does not apply.")
     for field in ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication"):

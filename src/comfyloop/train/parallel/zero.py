@@ -33,7 +33,10 @@ class ZeroUpdates(shares.SharedUpdates):
     def __init__(self, model: Loaded, spec: TrainSpec) -> None:
         self.model = self.loaded = model
         optimizer = torch.optim.AdamW(
-            [p for _, p in model.trainable], lr=spec.learning_rate, weight_decay=spec.weight_decay
+            [p for _, p in model.trainable],
+            lr=spec.learning_rate,
+            betas=(0.9, spec.adam_beta2),
+            weight_decay=spec.weight_decay,
         )
         reader = AnswerReader(model)
         stage = int(spec.parallel.removeprefix("zero"))
