@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import Any
 
 from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
@@ -135,7 +136,12 @@ def _block(filled: float) -> str:
 
 def from_swift(asked: FromSwift) -> list[str]:
     """What became of an ms-swift command line, a line each."""
-    lines = [f"--{old} is --{new} today" for old, new in asked.renamed.items()]
+    lines = [
+        escape(f"--{flag}: {became}" + (f" (--{asked.renamed[flag]} today)" if flag in asked.renamed else ""))
+        for flag, became in asked.honoured.items()
+    ]
+    lines += [f"--{old} is --{new} today" for old, new in asked.renamed.items() if old not in asked.honoured]
+    lines += [f"[dim]no --{flag}: {escape(how)}[/]" for flag, how in asked.differs.items()]
     lines += [f"[dim]--{flag} makes no difference: {why}[/]" for flag, why in asked.needless.items()]
     lines += [f"[yellow]--{flag} cannot be honoured: {why}[/]" for flag, why in asked.refused.items()]
     return lines

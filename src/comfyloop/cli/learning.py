@@ -84,11 +84,14 @@ def train(
     ] = None,
     holdout: Annotated[Path | None, typer.Option(help="With DATA: rows that are never trained on.")] = None,
     output: Annotated[
-        Path,
+        Path | None,
         typer.Option(
-            "--output", "-o", help="With DATA or --from-swift: the run directory. A run there goes on."
+            "--output",
+            "-o",
+            help="With DATA or --from-swift: the run directory; default: the --output_dir of ms-swift's command, or "
+            "`run`. A run there goes on.",
         ),
-    ] = Path("run"),
+    ] = None,
     skip_bad: Annotated[
         bool,
         typer.Option("--skip-bad", help="With DATA: leave out lines that cannot be trained on, and tell."),
@@ -104,7 +107,7 @@ def train(
     if from_swift is not None:
         raise typer.Exit(_train_from_swift(from_swift, model, output, dry_run, as_json))
     if data is not None:
-        raise typer.Exit(_train_on(data, recipe, model, holdout, output, skip_bad, set_ or []))
+        raise typer.Exit(_train_on(data, recipe, model, holdout, output or Path("run"), skip_bad, set_ or []))
     with service(url, project) as client:
         before = client.loop()
         client.start_turn(consolidate=consolidate)
@@ -125,8 +128,10 @@ def _train_on(
 ) -> int:
     from comfyloop.service import IMAGE_STARTER, model_path
     from comfyloop.train.image.spec import IMAGE_RECIPES
+    from comfyloop.train.needs import refuse_unmet
     from comfyloop.train.options import absolute, make_spec
     from comfyloop.train.runners.local import run_here
+    from comfyloop.train.spec import TrainSpec
 
     settings = settings_of()
     images = recipe in IMAGE_RECIPES
@@ -137,27 +142,41 @@ def _train_on(
         "model": model_path(settings, base), "skip_bad": skip_bad or None,
         **{name: str(settings.cache_dir / folder) for name, folder in cache.items()},
     }  # fmt: skip
-    return run_here(output, make_spec(known, more))
+    spec = make_spec(known, more)
+    if isinstance(spec, TrainSpec):
+        refuse_unmet(spec)
+    return run_here(output, spec)
 
 
-def _train_from_swift(command: str, model: str | None, output: Path, dry_run: bool, as_json: bool) -> int:
+def _train_from_swift(
+    command: str, model: str | None, output: Path | None, dry_run: bool, as_json: bool
+) -> int:
     from comfyloop import single_run
+    from comfyloop.train.needs import refuse_unmet, unmet
     from comfyloop.train.swift_flags import from_swift, read_command
 
     asked = from_swift(read_command(command), model=model)
+    run_dir = output or Path(asked.output or "run")
+    missing = [f"{need.complaint} {need.mend}" for need in unmet(asked.spec)]
     told: dict[str, Any] = {
         "spec": asked.spec.model_dump(mode="json"),
+        "run_dir": str(run_dir),
+        "honoured": asked.honoured,
         "renamed": asked.renamed,
+        "differs_from_ms_swift": asked.differs,
+        "missing": missing,
         "makes_no_difference": asked.needless,
         "cannot_be_honoured": asked.refused,
     }
     if not as_json:
-        put(told["spec"], False, json.dumps(told["spec"], indent=2), *show.from_swift(asked))
+        lines = [json.dumps(told["spec"], indent=2), *show.from_swift(asked), f"run directory: {run_dir}"]
+        put(told["spec"], False, *lines, *(f"[red]missing: {escape(need)}[/]" for need in missing))
     code = 0
     if not dry_run:
-        spec = single_run.prepare(output, asked.spec, asked.datasets, asked.holdouts)
-        status = single_run.train(output, spec, quiet=as_json)
-        told |= {"run_dir": str(output), "status": plain(status)}
+        refuse_unmet(asked.spec)
+        spec = single_run.prepare(run_dir, asked.spec, asked.datasets, asked.holdouts)
+        status = single_run.train(run_dir, spec, quiet=as_json)
+        told |= {"status": plain(status)}
         code = status.exit_code
     if as_json:
         put(told, True)

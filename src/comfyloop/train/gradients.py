@@ -118,8 +118,9 @@ def _slight_lora(model: nn.Module) -> Iterator[None]:
     """A fresh LoRA changes nothing, and its first half has no gradient: give it something small to add."""
     fresh: list[tuple[Tensor, Tensor]] = []
     with torch.no_grad():
-        for layer in model.modules():
-            for name, b in getattr(layer, "lora_B", {}).items():
+        layers: list[Any] = [module for module in model.modules() if hasattr(module, "lora_B")]
+        for layer in layers:
+            for name, b in layer.lora_B.items():
                 if not b.weight.any():
                     random = torch.Generator(b.weight.device).manual_seed(len(fresh))
                     fresh.append((b.weight, b.weight.clone()))

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 RENAMED = {
@@ -34,6 +34,30 @@ RENAMED = {
 OLD = {*RENAMED, "use_4bit", "model_cache_dir", "quant_type", "use_flash_attn", "model_type"}
 """Flags by which a command of 2024 is known; its defaults were others."""
 
+MODEL_TYPES = {
+    "llava1_5-7b-instruct": "llava-hf/llava-1.5-7b-hf",
+    "llava1_5-13b-instruct": "llava-hf/llava-1.5-13b-hf",
+    "llava1_6-mistral-7b-instruct": "llava-hf/llava-v1.6-mistral-7b-hf",
+    "llava1_6-vicuna-7b-instruct": "llava-hf/llava-v1.6-vicuna-7b-hf",
+    "qwen2-vl-2b-instruct": "Qwen/Qwen2-VL-2B-Instruct",
+    "qwen2-vl-7b-instruct": "Qwen/Qwen2-VL-7B-Instruct",
+    "qwen2-0_5b-instruct": "Qwen/Qwen2-0.5B-Instruct",
+    "qwen2-1_5b-instruct": "Qwen/Qwen2-1.5B-Instruct",
+    "qwen2-7b-instruct": "Qwen/Qwen2-7B-Instruct",
+    "qwen2_5-3b-instruct": "Qwen/Qwen2.5-3B-Instruct",
+    "qwen2_5-7b-instruct": "Qwen/Qwen2.5-7B-Instruct",
+}
+"""What a --model_type of 2024 stood for, where transformers loads it."""
+
+MODEL_TYPES_OF_OWN_CODE = {
+    "qwen-vl": "Qwen/Qwen-VL",
+    "qwen-vl-chat": "Qwen/Qwen-VL-Chat",
+    "qwen-vl-chat-int4": "Qwen/Qwen-VL-Chat-Int4",
+    "internvl-chat-v1_5": "OpenGVLab/InternVL-Chat-V1-5",
+    "minicpm-v-v2_5-chat": "openbmb/MiniCPM-Llama3-V-2_5",
+}
+"""The same, where the model brings code of its own, which is not run here."""
+
 NEEDLESS = {
     "check_model": "a local model is never checked against a hub",
     "logging_steps": "every step is logged",
@@ -45,7 +69,6 @@ NEEDLESS = {
     "eval_strategy": "the hold-out is looked at every eval_steps",
     "evaluation_strategy": "the hold-out is looked at every eval_steps",
     "add_version": "every run has a directory of its own",
-    "output_dir": "the run directory is where everything goes (--run-dir)",
     "packing": "samples are always packed, none sees another",
     "padding_free": "there is never any padding",
     "group_by_length": "there is no padding that sorting by length would save",
@@ -75,12 +98,17 @@ NEEDLESS = {
     "bnb_4bit_compute_dtype": "torch_dtype says it",
     "self_cognition_sample": "no sample is added to yours",
     "acc_strategy": "accuracy is counted by tokens",
+    "task_type": "answers are what is learnt",
 }
 """Flags without which the run is the same, and why."""
 
 
 class Unmeant(ValueError):
     """Why a flag's value has no meaning here, as the end of a sentence."""
+
+
+class Other(ValueError):
+    """Why a command with this value is for another kind of learning altogether, as the end of a sentence."""
 
 
 def one(words: Sequence[str]) -> str:
@@ -184,8 +212,21 @@ def loss_type(words: Sequence[str]) -> str:
     if not words:
         raise ValueError
     if list(words) not in (["sigmoid"], ["ipo"]):
-        raise Unmeant("the losses of dpo are sigmoid and ipo; sigmoid is used")
+        raise Other("the losses of dpo are sigmoid and ipo; --rpo_alpha adds the preferred answer's own loss")
     return words[0]
+
+
+def refuse_other_learning(recipe: str, given: Mapping[str, Sequence[str]]) -> None:
+    """Raises Other, after the flag's name, where a command would learn something else than answers."""
+    task = list(given.get("task_type", ["causal_lm"]))
+    if task != ["causal_lm"]:
+        raise Other(f"--task_type {' '.join(task)}: ComfyLoop learns answers (causal_lm)")
+    if "use_chat_template" in given and not yes(given["use_chat_template"]):
+        raise Other("--use_chat_template false: ComfyLoop learns the answers of conversations")
+    usual = {"sft": "cross_entropy", "kto": "kto"}.get(recipe)
+    loss = list(given.get("loss_type", ()))
+    if usual is not None and loss and loss != [usual]:
+        raise Other(f"--loss_type {' '.join(loss)}: the loss of {recipe} is {usual}")
 
 
 def rope(words: Sequence[str]) -> dict[str, Any]:
@@ -208,6 +249,7 @@ HONOURED: dict[str, tuple[str, Callable[[Sequence[str]], Any]]] = {
     "lr_scheduler_type": ("lr_scheduler_type", schedule),
     "warmup_ratio": ("warmup_ratio", number),
     "weight_decay": ("weight_decay", number),
+    "adam_beta2": ("adam_beta2", number),
     "max_grad_norm": ("max_grad_norm", number),
     "per_device_train_batch_size": ("per_device_train_batch_size", integer),
     "gradient_accumulation_steps": ("gradient_accumulation_steps", integer),
@@ -261,7 +303,8 @@ REFUSED = {
     "custom_register_path": "no code of others is run",
     "model_author": "no sample is added to yours",
     "model_name": "no sample is added to yours",
-    "adam_beta2": "AdamW has its usual betas, 0.9 and 0.999",
+    "adam_beta1": "AdamW's is 0.9",
+    "adam_epsilon": "AdamW's is 1e-8",
     "optim": "AdamW is what is used",
     "use_liger_kernel": "the head is applied to answer tokens in chunks already",
 }
