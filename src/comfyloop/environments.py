@@ -44,6 +44,7 @@ class Environment:
         optional: Modules that are removed again when they do not import: on some machines the build of
             torchvision does not fit that of torch, and transformers fails on a broken one but not on none.
         gigabytes: About what it takes on the disk (CPU build of torch).
+        needs_gpu: Whether it serves nothing without an NVIDIA GPU.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Environment:
     check: str
     optional: tuple[str, ...]
     gigabytes: float
+    needs_gpu: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -108,9 +110,26 @@ ENVIRONMENTS = {
             check="import lmdeploy.cli.serve",
             optional=(),
             gigabytes=9.0,
+            needs_gpu=True,
         ),
     )
 }
+
+
+def has_gpu() -> bool:
+    """Whether this machine shows an NVIDIA GPU, one passed through to WSL included. Asks no driver."""
+    return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+def refuse_without_gpu(name: str) -> None:
+    """Raises UnusableEnvironment when an engine that needs a GPU would find none."""
+    wanted = environment(name)
+    if wanted.needs_gpu and not has_gpu():
+        raise UnusableEnvironment(
+            f"{name} needs an NVIDIA GPU, and this machine shows none: {wanted.gigabytes:g} GB would be installed "
+            "that start nothing.",
+            "Use the engine vllm or embedded here (COMFYLOOP_ENGINE).",
+        )
 
 
 def environment(name: str) -> Environment:
@@ -176,19 +195,25 @@ def clean_environ() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name not in ours}
 
 
-def install(name: str, settings: Settings, progress: Progress = lambda line: None) -> Path:
+def install(
+    name: str, settings: Settings, progress: Progress = lambda line: None, *, without_gpu: bool = False
+) -> Path:
     """Make the environment of an engine, or finish one that was cut off; the Python in it.
 
     Args:
         progress: Told each thing that is done, in a few words.
+        without_gpu: Also where the engine needs a GPU and there is none, for a disk that another machine will use.
 
     Raises:
         NotFound: No such engine.
         Conflict: Another process is installing it.
         StorageError: The disk is full or refuses.
-        UnusableEnvironment: pip could not get or fit the packages, or the engine does not import.
+        UnusableEnvironment: pip could not get or fit the packages, the engine does not import, or it needs a GPU
+            and there is none.
     """
     wanted = environment(name)
+    if not without_gpu:
+        refuse_without_gpu(name)
     place = directory(name, settings)
     try:
         place.parent.mkdir(parents=True, exist_ok=True)

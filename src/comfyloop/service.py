@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from comfyloop import starter
-from comfyloop.environments import python_of
+from comfyloop.environments import environment, python_of, refuse_without_gpu
 from comfyloop.errors import InvalidInput
 from comfyloop.loop import Controller, Work
 from comfyloop.records import BASE, Project
@@ -100,6 +100,8 @@ def _engine(settings: Settings, store: Store, model: str, events: Events) -> Eng
         def tell(stage: str, fraction: float) -> None:
             events.publish({"type": "starter.progress", "stage": stage, "fraction": fraction})
 
+        if kind.environment and not getattr(settings, environment(kind.environment).setting):
+            refuse_without_gpu(kind.environment)  # another Python may know of other accelerators
         python = str(python_of(kind.environment, settings)) if kind.environment else sys.executable
         return kind.launch(settings, Start(model_path(settings, model, tell), port_file, loras, python))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import zipfile
@@ -151,3 +152,15 @@ def test_torch_is_pinned_and_comes_first(name: str) -> None:
     assert [requirement.partition("==")[0] for requirement in first] == ["torch"]
     for requirement in (*first, *(r for group in others for r in group)):
         assert "==" in requirement, f"{requirement} is not pinned"
+
+
+def test_an_engine_for_gpus_is_not_installed_where_there_is_none(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(ENVIRONMENTS, "tiny", dataclasses.replace(engine(), needs_gpu=True))
+    monkeypatch.setattr(environments, "has_gpu", lambda: False)
+    with pytest.raises(UnusableEnvironment, match="needs an NVIDIA GPU, and this machine shows none"):
+        environments.install("tiny", settings)
+    assert not environments.directory("tiny", settings).exists()  # it was said before anything was fetched
+    assert environments.install("tiny", settings, without_gpu=True).is_file()
+    assert ENVIRONMENTS["lmdeploy"].needs_gpu and not ENVIRONMENTS["vllm"].needs_gpu

@@ -36,6 +36,10 @@ def engines_list(as_json: Json = False) -> None:
 @engines_app.command("install")
 def engines_install(
     name: Annotated[str, typer.Argument(help="As `comfyloop engines list` names it.")],
+    without_gpu: Annotated[
+        bool,
+        typer.Option("--without-gpu", help="Also where the engine needs a GPU and this machine has none."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Make an engine's environment, or finish one that was cut off, and check that the engine imports."""
@@ -49,7 +53,7 @@ def engines_install(
             if not err.is_terminal:
                 err.print(line, markup=False, highlight=False)
 
-        python = install(name, settings, tell)
+        python = install(name, settings, tell, without_gpu=without_gpu)
     versions = (installed(name, settings) or {}).get("versions", {})
     put(
         {"name": name, "python": str(python), "versions": versions},

@@ -25,6 +25,7 @@ from comfyloop.errors import (
     ModelError,
     NotFound,
     StarterError,
+    UnusableEnvironment,
 )
 from comfyloop.serve.client import EngineClient
 from comfyloop.serve.engine import BASE_NAME, Check, Command, EngineState, Progress
@@ -38,7 +39,9 @@ SILENT_SECONDS = 60.0
 STOP_SECONDS = 5.0
 LOG_BYTES = 10 * 2**20
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
-HOPELESS = (InvalidInput, ModelError, StarterError)
+FIRST_STARTS = 6
+"""A process of ours that has ended so many times before it answered once is not started again."""
+HOPELESS = (InvalidInput, ModelError, StarterError, UnusableEnvironment)
 HOPELESS_EXITS = {kind.exit_code for kind in HOPELESS}
 """A first start that fails with one of these fails the same way every time."""
 
@@ -205,7 +208,8 @@ class EngineProcess:
                 raise EngineUnavailable(
                     f"The engine was not ready after {seconds:.0f} seconds.", f"See its log: {self.log_file}."
                 )
-            progress(self._last_log_line() or state.value)
+            again = f"start {self.starts + 1}, the last one failed: {self.error}" if self.error else ""
+            progress(again or self._last_log_line() or state.value)
 
     def stop(self) -> None:
         """Stop it and wait until it is gone. An engine given by URL goes on running."""
@@ -250,6 +254,10 @@ class EngineProcess:
             if not self._was_ready and (hopeless or code in HOPELESS_EXITS):
                 self._set(EngineState.FAILED, reason)
                 return
+            if not self._was_ready and code is not None and self.starts >= FIRST_STARTS:
+                self._set(EngineState.FAILED, f"It ended {self.starts} times before it answered. {reason}")
+                return
+            log.warning("The engine %s is started again: %s", self.name, reason)
             if time.monotonic() - started > 60:
                 pause = FIRST_PAUSE
             self._set(EngineState.RESTARTING, reason)

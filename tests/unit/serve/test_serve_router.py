@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from comfyloop.client import Client
 from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
 from comfyloop.records import VersionState
+from comfyloop.serve import engines
 from comfyloop.serve import places as places_module
 from comfyloop.serve.engine import EngineState
 from comfyloop.serve.engines import EngineProcess
@@ -277,6 +278,24 @@ def test_an_engine_that_crashes_at_the_start_is_tried_again_after_longer_pauses(
     assert "restarted" in str(engine.unavailable())
     engine.stop()
     assert engine.state is EngineState.STOPPED
+
+
+def test_an_engine_that_never_comes_up_is_given_up_with_the_reason(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was started again for ever, and nothing said why."""
+    monkeypatch.setattr(engines, "LONGEST_PAUSE", 0.0)
+    monkeypatch.setattr(engines, "FIRST_STARTS", 3)
+    engine = EngineProcess("engine", settings.home / "engines", instant("--exit-code", 1))
+    engine.start()
+    told: list[str] = []
+    with pytest.raises(
+        EngineUnavailable, match=r"cannot be started: It ended 3 times .* \(exit code 1; log: "
+    ):
+        engine.wait_ready(60, told.append)
+    assert engine.starts == 3
+    assert "The engine engine is started again: " in caplog.text
+    engine.stop()
 
 
 def test_stopping_leaves_no_process(gateway: Gateway) -> None:

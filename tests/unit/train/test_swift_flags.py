@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from comfyloop import show
 from comfyloop.errors import InvalidInput
 from comfyloop.train.spec import AdapterSpec, PreferenceSpec, TrainSpec
 from comfyloop.train.swift_flag_table import HONOURED, NEEDLESS, REFUSED, RENAMED
-from comfyloop.train.swift_flags import from_swift
+from comfyloop.train.swift_flags import from_swift, read_command
 
 START = "swift sft --model /models/m --dataset data.jsonl"
 
@@ -39,9 +41,80 @@ def test_the_command_of_2024() -> None:
     assert spec.gradient_checkpointing and spec.max_pixels == 200704
     assert spec.epochs == 1  # as ms-swift did in 2024
     assert asked.renamed["max_image_pixels"] == "max_pixels"
-    assert {"template", "model_type", "output_dir"} <= asked.needless.keys()
+    assert {"template", "model_type"} <= asked.needless.keys() and asked.output == "out"
     assert (spec.quant_method, spec.quant_bits) == ("bnb", 4)
     assert not asked.refused
+
+
+ARTICLE = (
+    "swift sft --model_type qwen-vl-chat --train_dataset sample_dataset.jsonl --lora_rank 64 --lora_alpha 16 "
+    "--use_4bit True --quantization_bit 4 --output_dir output_qlora --num_train_epochs 3 "
+    "--per_device_train_batch_size 1 --gradient_accumulation_steps 8 --learning_rate 1e-4"
+)
+FLAGS = ARTICLE.replace(" --", "\n--").split("\n")
+FORMS = {
+    "one line": ARTICLE,
+    "backslashes": " \\\n    ".join(FLAGS),
+    "backslashes of Windows": " \\\r\n    ".join(FLAGS),
+    "backslashes before spaces": " \\  \n".join(FLAGS),
+    "flattened": " \\ ".join(FLAGS),
+    "flattened, not a space after": " \\".join(FLAGS),
+    "flattened, not a space before": "\\ ".join(FLAGS),
+    "lines": "\n".join(FLAGS),
+    "quotes": f"'{ARTICLE}'",
+    "quoted values": ARTICLE.replace("sample_dataset.jsonl", '"sample_dataset.jsonl"'),
+    "dashes of an article": ARTICLE.replace("--", "–"),
+    "a prompt before it": f"$ {ARTICLE}",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_article_s_command_is_the_same_in_every_form(form: str) -> None:
+    asked = from_swift(read_command(FORMS[form]), model="/models/qwen")
+    assert asked == from_swift(ARTICLE, model="/models/qwen")
+    spec = asked.spec
+    assert (spec.quant_method, spec.adapter.r, spec.adapter.lora_alpha, spec.epochs) == ("bnb", 64, 16, 3)
+    assert (spec.gradient_accumulation_steps, spec.learning_rate) == (8, 1e-4)
+    assert (asked.datasets, asked.output) == (("sample_dataset.jsonl",), "output_qlora")
+    assert not asked.refused and not asked.needless
+
+
+def test_a_script_is_read_and_a_space_in_a_name_stays_one(tmp_path: Path) -> None:
+    script = tmp_path / "tune.sh"
+    script.write_text("#!/bin/sh\n" + FORMS["backslashes"] + "\n")
+    assert read_command(str(script)) == script.read_text()
+    assert from_swift(read_command(str(script)), model="m") == from_swift(ARTICLE, model="m")
+    spaced = from_swift(r"swift sft --model m --dataset my\ data.jsonl --val_dataset 'a b.jsonl'")
+    assert (spaced.datasets, spaced.holdouts) == (("my data.jsonl",), ("a b.jsonl",))
+    assert read_command("swift sft " + "x" * 5000).startswith("swift sft x")
+
+
+def test_of_each_flag_it_is_said_what_became_of_it() -> None:
+    asked = from_swift(ARTICLE, model="/models/qwen")
+    flags = {word.removeprefix("--") for word in ARTICLE.split() if word.startswith("--")}
+    assert flags == asked.honoured.keys() | asked.needless.keys() | asked.refused.keys()
+    assert asked.honoured["use_4bit"] == "quant_method = bnb, quant_bits = 4"
+    assert asked.honoured["output_dir"] == "output_qlora, the run directory"
+    assert asked.honoured["model_type"] == "Qwen/Qwen-VL-Chat then; /models/qwen takes its place (--model)"
+    shown = "\n".join(show.from_swift(asked))
+    assert "--quantization_bit: quant_bits = 4 (--quant_bits today)" in shown
+
+
+def test_a_model_type_that_transformers_loads_is_the_model() -> None:
+    asked = from_swift("swift sft --model_type qwen2-vl-2b-instruct --dataset d.jsonl")
+    assert asked.spec.model == "Qwen/Qwen2-VL-2B-Instruct"
+    assert asked.honoured["model_type"] == "model = Qwen/Qwen2-VL-2B-Instruct"
+
+
+def test_defaults_are_those_of_ms_swift_or_are_said_to_differ() -> None:
+    today, old = from_swift(START), from_swift(ARTICLE, model="m")
+    assert (today.spec.adam_beta2, old.spec.adam_beta2) == (0.95, 0.999)
+    assert from_swift(f"{START} --adam_beta2 0.98").spec.adam_beta2 == 0.98
+    assert from_swift(f"{START} --tuner_type full").spec.learning_rate == 1e-5
+    assert from_swift(f"{START} --tuner_type full --learning_rate 2e-5").spec.learning_rate == 2e-5
+    assert today.differs.keys() == {"max_pixels", "torch_dtype"}
+    assert old.differs.keys() == today.differs.keys() | {"split_dataset_ratio", "truncation_strategy"}
+    assert not from_swift(f"{START} --max_pixels 200704 --torch_dtype bfloat16").differs
 
 
 def test_what_is_not_said_is_as_ms_swift_has_it_today() -> None:
@@ -155,8 +228,28 @@ def test_a_command_over_several_lines_with_comments() -> None:
         ("swift pt --model m --dataset d", "whole texts"),
         ("swift rlhf --rlhf_type grpo --model m --dataset d", "rlhf_type grpo"),
         ("swift sft --dataset d", "names no model"),
-        ("swift sft --model_type qwen-vl-chat --train_dataset d", "qwen-vl-chat is only a name"),
+        (
+            "swift sft --model_type qwen-vl-chat --train_dataset d",
+            "stood for Qwen/Qwen-VL-Chat, which needs code of its own .* such as Qwen/Qwen2.5",
+        ),
+        ("swift sft --model_type qwen2_vl --train_dataset d", "qwen2_vl is only a name"),
         ("swift sft --model m", "names no data"),
+        (
+            "swift sft --model m --dataset d --task_type embedding",
+            "--task_type embedding: ComfyLoop learns answers",
+        ),
+        ("swift sft --model m --dataset d --task_type seq_cls --num_labels 2", "--task_type seq_cls"),
+        (
+            "swift rlhf --rlhf_type dpo --model m --dataset d --loss_type sigmoid sft",
+            "--loss_type sigmoid sft, and",
+        ),
+        ("swift rlhf --rlhf_type dpo --model m --dataset d --loss_type hinge", "--loss_type hinge, and"),
+        (
+            "swift rlhf --rlhf_type kto --model m --dataset d --loss_type apo_zero_unpaired",
+            "loss of kto is kto",
+        ),
+        ("swift sft --model m --dataset d --loss_type infonce", "the loss of sft is cross_entropy"),
+        ("swift sft --model m --dataset d --use_chat_template false", "--use_chat_template false"),
         ("swift sft data.jsonl --model m", "belongs to no flag"),
         ("swift sft --model m --dataset d --lora_rank many", "--lora_rank many is not a value"),
         ("swift sft --model m --dataset d --lora_rank 0", "adapter.r"),
@@ -202,7 +295,15 @@ def test_no_command_is_met_with_anything_but_a_spec_or_a_sentence(flags: dict[st
     except InvalidInput as error:
         assert str(error).strip().endswith(".")
         return
-    explained = {*asked.needless, *asked.refused, "dataset", "val_dataset", "rlhf_type", "use_4bit"}
+    explained = {
+        *asked.honoured,
+        *asked.needless,
+        *asked.refused,
+        "dataset",
+        "val_dataset",
+        "rlhf_type",
+        "use_4bit",
+    }
     for name in flags:
         today = RENAMED.get(name, name)
         assert today in explained or today in HONOURED or today in {"target_regex", "use_flash_attn"}, name
