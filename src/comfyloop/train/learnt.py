@@ -15,6 +15,8 @@ FEWEST_STEPS = 8
 """A shorter run is not judged: a step or two says nothing."""
 FEWEST_OF_ONE_PASS = 20
 """Nor one that sees each sample once, before there are so many steps: samples are not equally hard."""
+ROUNDING = 1e-5
+"""A loss that fell by no more than this share has not fallen."""
 RISE = 0.05
 """By what share the loss of a run may rise that goes on from a version which may know all there is to learn."""
 
@@ -47,7 +49,7 @@ def refuse_unlearnt(
         return
     if len(held_out) > 1 and held_out[-1] < held_out[0]:
         return
-    allowed = 0.0
+    allowed = -ROUNDING * abs(before)
     if spec.adapter.init_from is not None:
         allowed = max(RISE * abs(before), 2 * math.sqrt((pvariance(first) + pvariance(last)) / part))
     if after < before + allowed:
