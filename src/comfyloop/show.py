@@ -143,5 +143,8 @@ def from_swift(asked: FromSwift) -> list[str]:
     lines += [f"--{old} is --{new} today" for old, new in asked.renamed.items() if old not in asked.honoured]
     lines += [f"[dim]no --{flag}: {escape(how)}[/]" for flag, how in asked.differs.items()]
     lines += [f"[dim]--{flag} makes no difference: {why}[/]" for flag, why in asked.needless.items()]
-    lines += [f"[yellow]--{flag} cannot be honoured: {why}[/]" for flag, why in asked.refused.items()]
+    lines += [
+        f"[yellow]--{escape(flag)} cannot be honoured: {escape(why)}[/]"
+        for flag, why in asked.refused.items()
+    ]
     return lines

@@ -11,6 +11,7 @@ import sys
 from typing import NoReturn
 
 import typer
+from rich.markup import escape
 
 from comfyloop.cli.base import app, err
 from comfyloop.errors import ComfyLoopError
@@ -30,10 +31,10 @@ def main() -> NoReturn:
     except typer.Abort:
         sys.exit(130)
     except ComfyLoopError as error:
-        err.print(f"[red]{error.code}[/red]: {error}", highlight=False, soft_wrap=True)
+        err.print(f"[red]{error.code}[/red]: {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(error.exit_code)
     except Exception as error:
         if hasattr(error, "format_message"):  # click's own: an unknown option, a missing argument
-            err.print(f"[red]usage[/red]: {error.format_message()} See --help.", highlight=False)
+            err.print(f"[red]usage[/red]: {escape(error.format_message())} See --help.", highlight=False)
             sys.exit(2)
         raise

@@ -36,7 +36,7 @@ def ask(
     with service(url, project) as client:
         answer = client.ask(question, image or (), model=model, max_tokens=max_tokens, examples=examples)
     helped = f"  by the example of {', '.join(answer.examples)}" if answer.examples else ""
-    put(answer._asdict(), as_json, answer.text, f"[dim]{answer.version}  {answer.generation}{helped}[/]")
+    put(answer._asdict(), as_json, escape(answer.text), f"[dim]{answer.version}  {answer.generation}{helped}[/]")
 
 
 @feedback_app.command("list")
@@ -56,7 +56,7 @@ def feedback_list(
 def _feedback_line(item: dict[str, Any]) -> str:
     item = item.get("feedback", item)
     what = item.get("edited") or item.get("after") or item.get("comment") or ""
-    return f"[dim]{item['id']}[/]  {item['kind']:<16} {item['author']:<10} {str(what)[:70]}"
+    return f"[dim]{item['id']}[/]  {item['kind']:<16} {item['author']:<10} {escape(str(what)[:70])}"
 
 
 @feedback_app.command("show")
@@ -108,7 +108,7 @@ def generation(
     with service(url) as client:
         found: Generation = client.generation(id)
     question = found.messages[-1].text
-    put(found, as_json, f"[bold]{question}[/]", found.answer, f"[dim]{found.project}@{found.version}[/]")
+    put(found, as_json, f"[bold]{escape(question)}[/]", escape(found.answer), f"[dim]{found.project}@{found.version}[/]")
 
 
 @app.command()

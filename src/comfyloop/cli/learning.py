@@ -48,7 +48,7 @@ def export(
     exported = write(Path(found["path"]), target, format)
     files = [str(path) for path in exported.files]
     told = {"snapshot": found["id"], "files": files, "left_out": list(exported.left_out)}
-    put(told, as_json, *files, *exported.left_out)
+    put(told, as_json, *map(escape, [*files, *exported.left_out]))
 
 
 @app.command()
@@ -169,7 +169,11 @@ def _train_from_swift(
         "cannot_be_honoured": asked.refused,
     }
     if not as_json:
-        lines = [json.dumps(told["spec"], indent=2), *show.from_swift(asked), f"run directory: {run_dir}"]
+        lines = [
+            escape(json.dumps(told["spec"], indent=2)),
+            *show.from_swift(asked),
+            escape(f"run directory: {run_dir}"),
+        ]
         put(told["spec"], False, *lines, *(f"[red]missing: {escape(need)}[/]" for need in missing))
     code = 0
     if not dry_run:

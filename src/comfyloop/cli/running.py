@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 
 from comfyloop import __version__, show
 from comfyloop.cli.base import Json, Project, Url, app, err, out, put, service, settings_of
@@ -97,7 +98,7 @@ def doctor(as_json: Json = False) -> None:
     put(
         [finding._asdict() for finding in findings],
         as_json,
-        *(f"{'[green]ok[/]' if f.ok else '[red]no[/]'}  {f.name:<10} {f.sentence}" for f in findings),
+        *(f"{'[green]ok[/]' if f.ok else '[red]no[/]'}  {f.name:<10} {escape(f.sentence)}" for f in findings),
     )
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

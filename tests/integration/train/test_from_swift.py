@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from tests.conftest import REPOSITORY
+from tests.families import make_family
 from tests.integration.train.runs import rows
 
 
-def comfyloop(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def comfyloop(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "COMFYLOOP_HOME": str(cwd / "home")}
+    environment |= more
     return subprocess.run(
         [sys.executable, "-m", "comfyloop", *arguments],
         cwd=cwd,
@@ -70,3 +74,77 @@ def test_what_it_would_do_and_what_it_refuses(tiny_llm: Path, tmp_path: Path) ->
         "train", "--from-swift", f"swift sft --model {tiny_llm} --dataset data.jsonl#3", cwd=tmp_path
     )
     assert some.returncode == 9 and "drawn by chance" in some.stderr
+
+
+ARTICLE = (
+    "swift sft --model_type qwen-vl-chat --train_dataset sample_dataset.jsonl --lora_rank 64 --lora_alpha 16 "
+    "--use_4bit True --quantization_bit 4 --output_dir output_qlora --num_train_epochs 3 "
+    "--per_device_train_batch_size 1 --gradient_accumulation_steps 8 --learning_rate 1e-4"
+)
+FORMS = {
+    "one line": ARTICLE,
+    "backslashes": ARTICLE.replace(" --", " \\\n  --"),
+    "flattened": ARTICLE.replace(" --", " \\ --"),
+    "quotes": f'"{ARTICLE}"',
+    "script": "#!/bin/sh\n" + ARTICLE.replace(" --", " \\\n  --") + "\n",
+}
+
+
+@pytest.fixture(scope="module")
+def qwen2_vl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_family("qwen2_vl", tmp_path_factory.mktemp("models") / "qwen2-vl")
+
+
+def article_s_rows(folder: Path) -> None:
+    """What the article trains on: questions about pictures, and answers."""
+    lines = []
+    for number, thing in enumerate(("mug", "lamp", "bowl", "vase")):
+        Image.new("RGB", (40, 30), (60 * number, 90, 200)).save(folder / f"{thing}.png")
+        turns = [
+            {"from": "user", "value": "<image>Write a caption."},
+            {"from": "assistant", "value": f"A {thing}."},
+        ]
+        lines.append(json.dumps({"conversations": turns, "images": [f"{thing}.png"]}) + "\n")
+    (folder / "sample_dataset.jsonl").write_text("".join(lines))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    importlib.util.find_spec("bitsandbytes") is None, reason="bitsandbytes is not installed (extra `quant`)"
+)
+@pytest.mark.parametrize("form", FORMS)
+def test_the_article_s_command_runs_from_start_to_end(form: str, qwen2_vl: Path, tmp_path: Path) -> None:
+    article_s_rows(tmp_path)
+    command = FORMS[form]
+    if form == "script":
+        (tmp_path / "tune.sh").write_text(command)
+        command = "tune.sh"
+    done = comfyloop("train", "--from-swift", command, "--model", str(qwen2_vl), cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = tmp_path / "output_qlora"
+    config = json.loads((result / "adapter" / "adapter_config.json").read_text())
+    assert (config["r"], config["lora_alpha"]) == (64, 16)
+    assert json.loads((result / "status.json").read_text())["state"] == "succeeded"
+    assert not (tmp_path / "run").exists()
+    assert "--use_4bit: quant_method = bnb, quant_bits = 4" in done.stdout
+    for flag in (word for word in ARTICLE.split() if word.startswith("--")):
+        assert f"{flag}: " in done.stdout or f"{flag} makes no difference" in done.stdout, flag
+
+
+def test_what_a_run_needs_is_said_before_it_starts(qwen2_vl: Path, tmp_path: Path) -> None:
+    """Without bitsandbytes: by --dry-run, by the command itself, by DATA with --set, and by doctor."""
+    article_s_rows(tmp_path)
+    hidden = tmp_path / "hidden" / "sitecustomize.py"
+    hidden.parent.mkdir()
+    hidden.write_text("import sys; sys.modules['bitsandbytes'] = None")
+    path = {"PYTHONPATH": f"{hidden.parent}{os.pathsep}{REPOSITORY / 'src'}"}
+    missing = "quant_method = bnb needs bitsandbytes, which is not installed. pip install 'comfyloop[quant]'"
+    swift = ("train", "--from-swift", ARTICLE, "--model", str(qwen2_vl))
+    dry = comfyloop(*swift, "--dry-run", cwd=tmp_path, **path)
+    assert dry.returncode == 0 and missing in " ".join(dry.stdout.split())
+    for command in (swift, ("train", "sample_dataset.jsonl", "--set", "quant_method=bnb")):
+        done = comfyloop(*command, cwd=tmp_path, **path)
+        assert done.returncode == 8 and missing in " ".join(done.stderr.split()), done.stderr
+    assert not (tmp_path / "output_qlora").exists() and not (tmp_path / "run").exists()
+    doctor = comfyloop("doctor", cwd=tmp_path, COMFYLOOP_QUANT_METHOD="bnb", **path)
+    assert missing in " ".join(doctor.stdout.split()) and doctor.returncode == 1

@@ -71,6 +71,7 @@ def rename(old: str, new: str) -> Callable[[Tensors], None]:
         (rename("model.layers", "vision_tower.layers"), {}, "outside the language model"),
         (rename(".lora_B.weight", ".lora_B.bias"), {}, "not a LoRA tensor"),
         (lambda t: t.pop(first(t)), {}, "only one of the two"),
+        (lambda t: None, {"init_lora_weights": "pissa"}, "takes a part out of the base weights"),
         (lambda t: t.update({first(t): torch.zeros(4, 7)}), {}, "does not fit the base model"),
         (lambda t: t.update({first(t): torch.zeros(9, 64)}), {}, "ranks 9 and 4"),
         (lambda t: t[first(t)].fill_(float("nan")), {}, "not finite"),

@@ -302,3 +302,35 @@ def test_the_share_that_is_trained_is_told(
 ) -> None:
     run_recipe(sft, tiny_llm, ROWS, max_steps=1)
     assert "training 7,168 of 108,416 parameters (6.61%)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_an_adapter_of_a_changed_base_is_not_gone_on_from(
+    start: str, tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    config = LoraConfig(
+        task_type="CAUSAL_LM", r=8, lora_alpha=16, target_modules=["q_proj"], init_lora_weights=start
+    )
+    get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llm), config).save_pretrained(tmp_path / "old")
+    with pytest.raises(InvalidInput, match=f"init_lora_weights = {start}, .* plain LoRA"):
+        run_recipe(sft, tiny_llm, ROWS, adapter={"init_from": str(tmp_path / "old")})
+
+
+def test_that_no_engine_serves_modules_to_save_is_said_before_training(
+    tiny_llm: Path, run_recipe: RunRecipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run_recipe(sft, tiny_llm, ROWS, adapter={"modules_to_save": ["norm"]}, max_steps=1)
+    said, steps, _ = capsys.readouterr().out.partition("step 1")
+    assert (
+        "modules_to_save (norm): PEFT loads what comes of this run, but no engine of ours" in said and steps
+    )
+
+
+def test_adam_s_memory_of_gradients_is_as_the_spec_says(tiny_llm: Path) -> None:
+    """0.95 in commands of ms-swift that do not say it."""
+    assert Updates(loaded(tiny_llm), spec_for(tiny_llm)).optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    shorter = Updates(loaded(tiny_llm), spec_for(tiny_llm, adam_beta2=0.95))
+    assert shorter.optimizer.param_groups[0]["betas"] == (0.9, 0.95)

@@ -164,3 +164,39 @@ def test_a_spoiled_adapter_is_refused_whole(
 def test_a_directory_that_is_not_there(text_engine: Any, tmp_path: Path) -> None:
     with pytest.raises(NotFound, match="does not exist"):
         text_engine.load("gone", tmp_path / "nothing")
+
+
+@pytest.mark.parametrize("start", ["pissa", "pissa_niter_4", "olora"])
+def test_a_lora_that_belongs_on_a_changed_base_is_refused(
+    start: str, model: Any, tiny_llm: Path, tmp_path: Path
+) -> None:
+    """PEFT takes a part out of the base weights; added to the base as it comes, the answers are others."""
+    ids = torch.randint(5, model.config.vocab_size, (1, 17))
+    plain = AutoModelForCausalLM.from_pretrained(tiny_llm, dtype=torch.float32).eval()
+    with torch.inference_mode():
+        expected = save_adapter(plain, tmp_path, init_lora_weights=start)(ids).logits
+    with pytest.raises(
+        InvalidInput, match=f"init_lora_weights = {start}, which takes a part out .* plain LoRA"
+    ):
+        read_adapter("a", tmp_path, model)
+    config = json.loads((tmp_path / "adapter_config.json").read_text())
+    (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "init_lora_weights": True}))
+    rows = LoraRows(model)
+    rows.attach(read_adapter("a", tmp_path, model))
+    rows.select([rows.attached["a"]])
+    with torch.inference_mode():
+        assert (model(ids).logits - expected).abs().max() > 1  # what was served without a word
+
+
+@pytest.mark.parametrize("start", ["gaussian", "orthogonal", False])
+def test_a_lora_that_leaves_its_base_alone_is_taken_however_it_began(
+    start: Any, model: Any, tiny_llm: Path, tmp_path: Path
+) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(tiny_llm, dtype=torch.float32).eval()
+    ids = torch.randint(5, model.config.vocab_size, (1, 17))
+    with torch.inference_mode():
+        expected = save_adapter(plain, tmp_path, init_lora_weights=start)(ids).logits
+        rows = LoraRows(model)
+        rows.attach(read_adapter("a", tmp_path, model))
+        rows.select([rows.attached["a"]])
+        assert (model(ids).logits - expected).abs().max() < 2e-5 * expected.abs().max()
