@@ -109,6 +109,24 @@ def test_two_processes_take_the_steps_of_one(
     assert_equal(run, alone)
 
 
+@pytest.mark.parametrize("way", WAYS)
+def test_each_way_learns_to_pinned_losses(
+    tiny_llm: Path, make_run: MakeRun, warm: WarmTrainer, way: str
+) -> None:
+    run = make_run(
+        tiny_llm, "run", rows(), world_size=2, parallel=way, max_steps=12, epochs=10, eval_steps=12,
+        learning_rate=0.02, holdout="holdout.jsonl", rank_timeout=60,
+    )  # fmt: skip
+    local.start(run, warm=warm)
+    finish(run)
+    lines = list(RunDirectory(run).log_lines())
+    losses = [line["loss"] for line in lines if line["loss"] is not None]
+    looks = [line["holdout_loss"] for line in lines if line["holdout_loss"] is not None]
+    assert [losses[0], losses[-1], looks[0], looks[-1]] == pytest.approx(
+        [7.375, 2.855, 7.339, 2.933], rel=0.03
+    )
+
+
 @pytest.mark.parametrize(
     ("recipe", "way"),
     [("dpo", "fsdp2"), ("kto", "fsdp2"), pytest.param("kto", "zero3", marks=needs_deepspeed)],

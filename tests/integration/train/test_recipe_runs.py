@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from comfyloop.train.status import RunDirectory, TrainState
 from tests.integration.train.runs import THINGS
@@ -118,3 +119,34 @@ def test_qlora_runs_here_and_its_adapter_loads_in_plain_peft(tiny_llm: Path, tmp
     # trained on weights of four bits, it is right on the whole ones too, and near what the run saw
     assert loss < 0.75 * before
     assert loss == pytest.approx(lines[-1]["holdout_loss"], rel=0.25)
+
+
+PROCESSORS = {
+    "AVX2": (True, {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2"}),
+    "AVX512-BF16": (torch.cpu._is_avx512_bf16_supported(), {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_BF16"}),
+    "AMX": (torch.cpu._is_amx_tile_supported(), {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_AMX"}),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processor", PROCESSORS)
+def test_qlora_learns_the_same_on_each_kind_of_processor(
+    processor: str, tiny_llm: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a processor lacks is skipped by name; the kinds below its own it can play."""
+    pytest.importorskip("bitsandbytes", reason="bitsandbytes is not installed (extra `quant`)")
+    there, environment = PROCESSORS[processor]
+    if not there:
+        pytest.skip(f"this processor has no {processor}")
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    ended(
+        comfyloop_train(
+            data(tmp_path / "train.jsonl"), "--model", tiny_llm, "--output", tmp_path / "run",
+            "--holdout", data(tmp_path / "holdout.jsonl"), "--set", "quant_method=bnb",
+            "--set", "dtype=bfloat16", "--set", "max_steps=24", "--set", "learning_rate=0.02",
+        )
+    )  # fmt: skip
+    lines = list(RunDirectory(tmp_path / "run").log_lines())
+    looks = [line["holdout_loss"] for line in lines if line["holdout_loss"] is not None]
+    assert [looks[0], looks[-1]] == pytest.approx([7.44, 2.03], rel=0.1)
