@@ -245,7 +245,7 @@ class EngineProcess:
             except Exception as error:
                 log.exception("The engine %s cannot be started", self.name)
                 reason, hopeless = f"It cannot be started: {error}", not isinstance(error, OSError)
-            code = self._process.poll() if self._process is not None else None
+            code = self._exit_code()
             self._terminate()
             self._forget_client()
             self.on_down(self)
@@ -331,6 +331,10 @@ class EngineProcess:
             elif time.monotonic() - answered > (SILENT_SECONDS if self._process is not None else 5.0):
                 return f"It has not answered for {time.monotonic() - answered:.0f} seconds."
         return ""
+
+    def _exit_code(self) -> int | None:
+        """Of the process, None while it runs or when there is none."""
+        return self._process.poll() if self._process is not None else None
 
     def _terminate(self) -> None:
         process = self._process
