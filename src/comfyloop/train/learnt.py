@@ -28,7 +28,8 @@ def refuse_unlearnt(
 
     A part is a whole pass over the data, so that the same samples are compared, or a quarter of a run of a single
     pass. Not judged: a run of few steps, one that began at a low loss, one whose loss on the hold-out has fallen.
-    One that goes on from a version need not fall, but must not rise: there may have been nothing left to learn.
+    One that goes on from a version need not fall, but must not rise: there may have been nothing left to learn; where
+    it is also held to its base by replay, which makes it rise, it is the gate that judges.
 
     Args:
         losses: Of every step, in order.
@@ -47,7 +48,11 @@ def refuse_unlearnt(
     before, after = fmean(first), fmean(last)
     if spec.recipe == "sft" and before < LOW and after < LOW:
         return
-    if len(held_out) > 1 and held_out[-1] < held_out[0]:
+    if len(held_out) > 1:
+        kept = min(held_out[1:]) if spec.early_stopping_patience else held_out[-1]
+        if kept < held_out[0]:
+            return
+    if spec.adapter.init_from is not None and spec.replay_share > 0:
         return
     allowed = -ROUNDING * abs(before)
     if spec.adapter.init_from is not None:

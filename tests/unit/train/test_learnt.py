@@ -54,6 +54,14 @@ def test_a_run_that_may_have_learnt_is_left_alone(
     refuse_unlearnt(spec(warm), losses, steps_per_pass, held_out)
 
 
+def test_early_stopping_and_replay_have_their_say() -> None:
+    """The best look is what is kept; and what holds to its base is to rise there."""
+    refuse_unlearnt(spec(early_stopping_patience=2), FLAT, 4, [3.0, 2.9, 3.1])
+    with pytest.raises(RunFailed, match="did not fall"):
+        refuse_unlearnt(spec(), FLAT, 4, [3.0, 2.9, 3.1])
+    refuse_unlearnt(spec(warm=True, replay_share=0.3), [0.2] * 8 + [0.5] * 8, 4)
+
+
 def test_a_run_that_goes_on_from_a_version_must_not_rise() -> None:
     with pytest.raises(RunFailed, match="did not fall"):
         refuse_unlearnt(spec(warm=True), [1.0] * 8 + [1.5] * 8, 4)
