@@ -25,7 +25,7 @@ BOUND = 1e-3
 """How far gradients of a kind of layer may be apart, as a share of their length, in float32."""
 ROUGH_BOUND = 0.75
 """The same in half precision. Two right orders of rounding have been seen 0.36 apart (SmolLM2 in four bits, eight
-answer tokens), and may be more so where products of other shapes round otherwise; weights packed for inference make it 1."""
+answer tokens), and may be more so where products of other shapes round otherwise; packed weights make it 1."""
 NEGLIGIBLE = 0.01
 """Of the longest gradient: what is shorter (the bias of keys, which attention does not feel) is rounding."""
 SLIGHT = 0.005

@@ -125,7 +125,7 @@ def test_qlora(tiny_llm: Path, make_swift_run: Callable[..., Path]) -> None:
     looks = [
         line["holdout_loss"] for line in RunDirectory(run).log_lines() if line["holdout_loss"] is not None
     ]
-    assert len(looks) == 16 and looks[-1] < 0.6 * looks[0]
+    assert len(looks) == 16 and looks[-1] < 0.4 * looks[0]  # 0.355; with packed weights 0.44
 
 
 @pytest.mark.parametrize("recipe", ["dpo", "kto"])
