@@ -49,9 +49,9 @@ def prepare(
         DataError, ModelError: as `ImageFeatures.of` and `prove`.
     """
     if spec.adapter.modules_to_save and spec.tuner_type == "lora":
-        log.say(
+        log.warn(
             f"modules_to_save ({', '.join(spec.adapter.modules_to_save)}): PEFT loads what comes of this run, but no "
-            "engine of ours serves it (embedded, vLLM, LMDeploy)"
+            "engine of ours serves it (embedded, vLLM, LMDeploy)."
         )
     features = ImageFeatures(model)
     seeing = [example for example in examples if example.pixels is not None]
