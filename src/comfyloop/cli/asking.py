@@ -36,7 +36,12 @@ def ask(
     with service(url, project) as client:
         answer = client.ask(question, image or (), model=model, max_tokens=max_tokens, examples=examples)
     helped = f"  by the example of {', '.join(answer.examples)}" if answer.examples else ""
-    put(answer._asdict(), as_json, escape(answer.text), f"[dim]{answer.version}  {answer.generation}{helped}[/]")
+    put(
+        answer._asdict(),
+        as_json,
+        escape(answer.text),
+        f"[dim]{answer.version}  {answer.generation}{helped}[/]",
+    )
 
 
 @feedback_app.command("list")
@@ -108,7 +113,13 @@ def generation(
     with service(url) as client:
         found: Generation = client.generation(id)
     question = found.messages[-1].text
-    put(found, as_json, f"[bold]{escape(question)}[/]", escape(found.answer), f"[dim]{found.project}@{found.version}[/]")
+    put(
+        found,
+        as_json,
+        f"[bold]{escape(question)}[/]",
+        escape(found.answer),
+        f"[dim]{found.project}@{found.version}[/]",
+    )
 
 
 @app.command()
