@@ -36,7 +36,7 @@ class ServiceError(Exception):
 
     @property
     def away(self) -> bool:
-        return self.status in (0, 401, 403, 408, 425, 429) or self.status >= 500
+        return self.status in (0, 401, 403, 408, 421, 425, 429) or self.status >= 500
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ REFERENCE = Path(__file__).parent / "reference"
 SETTINGS = """\
 # Settings
 
-Each is a `COMFYLOOP_*` environment variable or a key of `comfyloop.toml`, in the home directory or in the working
-directory; later ones win: default, file, environment, command line. Written by `make docs`.
+Each is a `COMFYLOOP_*` environment variable or a key of `comfyloop.toml` in the home directory; later ones win:
+default, file, environment, command line. A `comfyloop.toml` in the working directory sets those marked with a star, and
+nothing that runs a program, reads elsewhere or sends. Written by `make docs`.
 
 | setting | variable | default | what it is |
 |---|---|---|---|
@@ -57,7 +58,7 @@ COMMANDS = """\
 
 
 def settings_page() -> str:
-    from comfyloop.settings import Settings
+    from comfyloop.settings import FOLDER_MAY_SET, Settings
 
     rows = []
     for name, field in Settings.model_fields.items():
@@ -66,7 +67,7 @@ def settings_page() -> str:
         shown = str(value).replace(str(Path.home()), "~") if value not in ("", ()) else ""
         rows.append(
             _row(
-                f"`{name}`",
+                f"`{name}`{'*' if name in FOLDER_MAY_SET else ''}",
                 f"`COMFYLOOP_{name.upper()}`",
                 f"`{shown}`" if shown else "",
                 field.description or "",

@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import psutil
 
-from comfyloop import starter
+from comfyloop import starter, tokens
 from comfyloop.client import Client
 from comfyloop.errors import ComfyLoopError
+from comfyloop.serve.api.origin import is_loopback
 from comfyloop.serve.server import bind
-from comfyloop.settings import Settings
+from comfyloop.settings import Settings, files_read
 from comfyloop.store import open_store
 from comfyloop.train.needs import QLORA, ZERO
 
@@ -88,7 +89,7 @@ def _disk(settings: Settings) -> Finding:
 
 def _database(settings: Settings) -> Finding:
     try:
-        settings.home.mkdir(parents=True, exist_ok=True)
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         open_store(settings).close()
     except (ComfyLoopError, OSError) as error:
         return Finding("database", False, f"{error}")
@@ -120,7 +121,7 @@ def _model(settings: Settings) -> Finding:
 
 def _service(settings: Settings) -> Finding:
     url = f"http://{settings.host}:{settings.port}"
-    with Client(url, settings.token, timeout=10) as client:
+    with Client(url, settings.token or tokens.stored(settings.home), timeout=10) as client:
         try:
             client.call("GET", "/healthz")
         except ComfyLoopError:
@@ -136,6 +137,39 @@ def _service(settings: Settings) -> Finding:
     return Finding("service", True, f"Not running; {url} is free. Start it with `comfyloop up`.")
 
 
+def _settings(settings: Settings) -> Finding:
+    told = [
+        f"{file.path}" + (f" without {', '.join(file.ignored)}" * bool(file.ignored)) for file in files_read()
+    ]
+    if not told:
+        return Finding("settings", True, "No settings file; defaults and COMFYLOOP_* variables.")
+    return Finding(
+        "settings",
+        True,
+        f"Read from {' and '.join(told)}."
+        + (" A folder's file may not set these." if any(file.ignored for file in files_read()) else ""),
+    )
+
+
+def _access(settings: Settings) -> Finding:
+    """Who can reach the service, and who can read its data."""
+    if settings.home.exists() and settings.home.stat().st_mode & 0o077:
+        return Finding(
+            "access",
+            False,
+            f"Other users of this machine can look into {settings.home}. Run: chmod 700 {settings.home}",
+        )
+    token = settings.token or tokens.stored(settings.home)
+    if is_loopback(settings.host):
+        asked = "a token is asked" if settings.token else "no token is asked"
+        return Finding("access", True, f"This machine alone reaches {settings.host}, and {asked}.")
+    how = "a token is asked" if token else "`comfyloop up` makes a token, and shows it"
+    pages = f"; pages of {', '.join(settings.allowed_origins)} may use it" if settings.allowed_origins else ""
+    return Finding(
+        "access", True, f"Other machines reach {settings.host}: {how}{pages}. It is not encrypted."
+    )
+
+
 CHECKS: tuple[Callable[[Settings], Finding], ...] = (
     _python,
     _libraries,
@@ -145,5 +179,7 @@ CHECKS: tuple[Callable[[Settings], Finding], ...] = (
     _database,
     _training,
     _model,
+    _settings,
+    _access,
     _service,
 )

@@ -48,7 +48,7 @@ def running(settings: Settings) -> Iterator[Services]:
     Raises:
         StorageError: The database or the home directory cannot be used.
     """
-    settings.home.mkdir(parents=True, exist_ok=True)
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     events = Events()
     with open_store(settings) as store:
         engines = {model: _engine(settings, store, model, events) for model in _base_models(settings, store)}

@@ -1,22 +1,30 @@
 """Every setting once: name, default, one line of doc.
 
-Read, later ones winning: the defaults below, `comfyloop.toml` in the home directory of ComfyLoop or in the
-working directory, then `COMFYLOOP_*` environment variables (`COMFYLOOP_PORT=9000`).
+Read, later ones winning: the defaults below, `comfyloop.toml` in the home directory of ComfyLoop, that in the
+working directory, then `COMFYLOOP_*` environment variables (`COMFYLOOP_PORT=9000`). A folder may come from anyone,
+so its file sets how to learn (`FOLDER_MAY_SET`) and nothing that runs a program, reads elsewhere, or sends or opens
+anything; what else stands in it is passed over, and said.
 """
 
 from __future__ import annotations
 
 import os
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
+from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    TomlConfigSettingsSource,
 )
+
+from comfyloop.errors import InvalidInput
+
+FILE = "comfyloop.toml"
 
 
 def _default_home() -> Path:
@@ -27,10 +35,86 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "comfyloop"
 
 
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="COMFYLOOP_", toml_file="comfyloop.toml", extra="forbid", frozen=True
+FOLDER_MAY_SET = frozenset(
+    (
+        *("project", "holdout_every", "replay_share", "max_answer_chars"),
+        *("recipe", "warm_start", "image_recipe", "image_min_samples", "image_epochs", "image_learning_rate"),
+        *(
+            "image_lora_r",
+            "image_target_modules",
+            "image_resolution",
+            "trigger_words",
+            "lora_r",
+            "lora_alpha",
+        ),
+        *(
+            "learning_rate",
+            "preference_beta",
+            "preference_rpo_alpha",
+            "quant_method",
+            "gradient_checkpointing",
+        ),
+        *("epochs", "max_steps", "batch_size", "max_pixels", "rope_scaling", "dtype", "warm_minutes"),
+        *("gate_min_items", "gate_confidence", "gate_forgetting", "gate_max_items", "gate_max_answers"),
+        *("gate_max_pictures", "gate_max_drawn", "gate_draw_steps", "gate_image_loss"),
+        *("trigger_samples", "trigger_minutes", "quiet_seconds"),
     )
+)
+"""What `comfyloop.toml` in a working directory may set: numbers and ways of learning."""
+
+
+class FileRead(NamedTuple):
+    """A settings file, and the names in it that were passed over since a folder's file may not set them."""
+
+    path: Path
+    ignored: tuple[str, ...]
+
+
+def home_folder() -> Path:
+    """The home directory as far as it is known before the settings are read."""
+    return Path(os.environ.get("COMFYLOOP_HOME") or _default_home()).expanduser().absolute()
+
+
+def files_read() -> list[FileRead]:
+    """The settings files that count here and now, the weaker first.
+
+    Raises:
+        InvalidInput: One of them cannot be read, or is not TOML.
+    """
+    return [FileRead(path, tuple(ignored)) for path, _, ignored in _files()]
+
+
+def _files() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
+    trusted = home_folder() / FILE
+    here = Path.cwd() / FILE
+    for path in (trusted, here):
+        if not path.is_file() or (path is here and trusted.exists() and here.samefile(trusted)):
+            continue
+        try:
+            found = tomllib.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise InvalidInput(
+                f"The settings in {path} cannot be read: {error}.", "Mend that file."
+            ) from error
+        ignored = sorted(found.keys() - FOLDER_MAY_SET) if path is here else []
+        yield path, {name: value for name, value in found.items() if name not in ignored}, ignored
+
+
+class _Files(PydanticBaseSettingsSource):
+    """What the settings files say."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        said: dict[str, Any] = {}
+        for _, values, _ in _files():
+            said |= values
+        return said
+
+
+class Settings(BaseSettings):
+    model_config = SettingsConfigDict(env_prefix="COMFYLOOP_", extra="forbid", frozen=True)
 
     # where things are
     home: Path = Field(
@@ -45,7 +129,9 @@ class Settings(BaseSettings):
     # the service
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8265, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    token: str = Field(default="", description="Bearer token that clients must send; empty: none is asked.")
+    token: str = Field(
+        default="", description="Bearer token that clients must send; empty: made where others can reach us."
+    )
     project: str = Field(
         default="default", description="Project that is made on first start and used by default."
     )
@@ -55,6 +141,12 @@ class Settings(BaseSettings):
     max_image_bytes: int = Field(default=20 * 2**20, gt=0, description="Largest image file.")
     max_image_side: int = Field(default=16_384, gt=0, description="Longest image side in pixels.")
     max_image_pixels: int = Field(default=64_000_000, gt=0, description="Most pixels in an image.")
+    allowed_hosts: tuple[str, ...] = Field(
+        default=(), description="Names beside its addresses under which the service is called, as a proxy's."
+    )
+    allowed_origins: tuple[str, ...] = Field(
+        default=(), description="Web pages that may call it from a browser, as `https://studio.example`."
+    )
     allowed_image_hosts: tuple[str, ...] = Field(
         default=(), description="Hosts from which image URLs are fetched."
     )
@@ -313,8 +405,4 @@ class Settings(BaseSettings):
         dotenv_settings: PydanticBaseSettingsSource,
         file_secret_settings: PydanticBaseSettingsSource,
     ) -> tuple[PydanticBaseSettingsSource, ...]:
-        home = Path(os.environ.get("COMFYLOOP_HOME", _default_home()))
-        toml = TomlConfigSettingsSource(
-            settings_cls, toml_file=[home / "comfyloop.toml", Path("comfyloop.toml")]
-        )
-        return init_settings, env_settings, toml
+        return init_settings, env_settings, _Files(settings_cls)

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from comfyloop.settings import Settings
+from comfyloop.errors import InvalidInput
+from comfyloop.settings import FOLDER_MAY_SET, Settings, files_read
 
 
 def test_folders_are_absolute_since_runs_have_working_directories_of_their_own(
@@ -17,3 +22,74 @@ def test_folders_are_absolute_since_runs_have_working_directories_of_their_own(
     settings = Settings(home=Path("data"))
     assert settings.home == tmp_path / "data"
     assert settings.cache_dir == Path.home() / "cache"
+
+
+HOSTILE = """
+vllm_python = "/tmp/x"
+swift_python = "/tmp/x"
+engine = "vllm"
+engine_args = ["--x"]
+home = "/tmp/x"
+engine_url = "http://evil.example"
+comfyui_url = "http://evil.example"
+database_url = "postgresql://evil.example/x"
+blob_url = "s3://x"
+host = "0.0.0.0"
+token = "x"
+container_engine = "docker"
+model = "/etc"
+not_a_setting = 1
+epochs = 3.5
+"""
+
+
+def test_a_folders_file_sets_how_to_learn_and_nothing_that_runs_reads_or_sends(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, folder = tmp_path / "home", tmp_path / "folder"
+    home.mkdir(), folder.mkdir()
+    monkeypatch.setenv("COMFYLOOP_HOME", str(home))
+    monkeypatch.chdir(folder)
+    plain = Settings()
+    (folder / "comfyloop.toml").write_text(HOSTILE)
+    (home / "comfyloop.toml").write_text('engine_args = ["--mine"]\nepochs = 2.0\nlora_r = 4\n')
+    settings = Settings()
+    own = {"epochs": 3.5, "lora_r": 4, "engine_args": ("--mine",)}
+    assert settings == plain.model_copy(update=own)
+    (first, second) = files_read()
+    assert first == (home / "comfyloop.toml", ())
+    assert second.path == folder / "comfyloop.toml" and "vllm_python" in second.ignored
+    assert "epochs" not in second.ignored and "home" in second.ignored
+
+
+def test_in_the_home_directory_itself_the_file_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMFYLOOP_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "comfyloop.toml").write_text('engine_args = ["--mine"]\n')
+    assert Settings().engine_args == ("--mine",)
+    (tmp_path / "comfyloop.toml").write_text("engine_args = [")
+    with pytest.raises(InvalidInput, match=r"comfyloop\.toml cannot be read"):
+        Settings()
+
+
+def test_every_setting_that_names_a_place_or_program_is_kept_from_folders() -> None:
+    for name, field in Settings.model_fields.items():
+        if name.endswith(
+            ("_python", "_url", "_args", "_dir", "_image", "_hosts", "_origins", "_address", "token")
+        ):
+            assert name not in FOLDER_MAY_SET, field
+    assert Settings.model_fields.keys() >= FOLDER_MAY_SET
+
+
+def test_a_verb_says_what_it_read_and_runs_nothing_of_the_folder(tmp_path: Path) -> None:
+    (tmp_path / "comfyloop.toml").write_text('swift_python = "./x"\nengine_args = ["--x"]\nepochs = 2.0\n')
+    (tmp_path / "typing_extensions.py").write_text("raise SystemExit('the folder ran')\n")
+    script = Path(sys.executable).with_name("comfyloop")
+    environment = {**os.environ, "COMFYLOOP_HOME": str(tmp_path / "home"), "COMFYLOOP_PORT": "1"}
+    said = subprocess.run(
+        [script, "doctor", "--json"], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert "the folder ran" not in said.stderr and "but not engine_args, swift_python" in said.stderr, said
+    assert json.loads(said.stdout)

@@ -12,10 +12,11 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 
+from comfyloop import tokens
 from comfyloop.client import Client
 from comfyloop.errors import InvalidInput
 from comfyloop.records import problems
-from comfyloop.settings import Settings
+from comfyloop.settings import FILE, FileRead, Settings, files_read, home_folder
 
 app = typer.Typer(
     name="comfyloop",
@@ -34,8 +35,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else
 
 
 def settings_of(**given: Any) -> Settings:
-    """The settings, with what was given on the command line over them."""
+    """The settings, with what was given on the command line over them; a folder's own file is told of."""
     try:
+        for file in files_read():
+            if file.path.parent != home_folder():
+                err.print(settings_sentence(file), style="dim", highlight=False, soft_wrap=True)
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise InvalidInput(
@@ -44,10 +48,22 @@ def settings_of(**given: Any) -> Settings:
         ) from None
 
 
+def settings_sentence(file: FileRead) -> str:
+    """Which settings file was read, and what in it was not."""
+    if not file.ignored:
+        return f"Settings of {file.path} are used."
+    return (
+        f"Settings of {file.path} are used, but not {', '.join(file.ignored)}: a folder's file may not set "
+        f"what runs programs, reads elsewhere or sends. Put them into {home_folder() / FILE} if you want them."
+    )
+
+
 @contextlib.contextmanager
 def service(url: str | None, project: str | None = None) -> Iterator[Client]:
     settings = settings_of()
-    with Client(url or f"http://{settings.host}:{settings.port}", settings.token, project) as client:
+    # The token that our own service made is for it alone, not for whoever --url names.
+    token = settings.token or ("" if url else tokens.stored(settings.home))
+    with Client(url or f"http://{settings.host}:{settings.port}", token, project) as client:
         yield client
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from comfyloop import __version__, show
+from comfyloop import __version__, show, tokens
 from comfyloop.cli.base import Json, Project, Url, app, err, out, put, service, settings_of
 from comfyloop.errors import InvalidInput
 
@@ -30,13 +31,23 @@ def up(
     """Start the service: API, engine and loop. Ctrl-C stops it; a training run goes on and is found again."""
     from comfyloop import service as assembly
     from comfyloop.serve import server
+    from comfyloop.serve.api import origin
 
+    os.umask(0o077)  # what people say and show is nobody else's on this machine
     settings = settings_of(port=port, host=host, model=model, home=home, project=project)
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
     listener = server.bind(settings.host, settings.port)
-    bound = listener.getsockname()[1]
+    address, bound = listener.getsockname()[:2]
+    if not origin.is_loopback(address) and not settings.token:
+        settings = settings.model_copy(update={"token": tokens.ensure(settings.home)})
+        err.print(
+            f"Others can reach this address, so a token is asked: {settings.token}\n"
+            f"(kept in {settings.home / tokens.NAME}; clients send `Authorization: Bearer TOKEN`)",
+            highlight=False,
+            soft_wrap=True,
+        )
     with assembly.running(settings) as services:
         if port_file is not None:
             port_file.write_text(f"{bound}\n")

@@ -105,10 +105,12 @@ def _raise_for(response: httpx.Response) -> None:
 class EngineClient:
     """Blocking calls to one engine. Thread-safe. Call `close()` at the end."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, secret: str = "") -> None:
         self.url = url.rstrip("/")
+        self.secret = secret
         self._http = httpx.Client(
             base_url=self.url,
+            headers={"Authorization": f"Bearer {secret}"} if secret else {},
             timeout=httpx.Timeout(ANSWER_SECONDS, connect=CONNECT_SECONDS),
             # Shorter than the five seconds after which uvicorn closes an idle connection from its side.
             limits=httpx.Limits(keepalive_expiry=2.0),
@@ -220,27 +222,27 @@ class AsyncEngineClient:
     async def close(self) -> None:
         await self._connections.close()
 
-    async def chat(self, url: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        """One whole chat completion from the engine at `url`."""
-        response = await self._post(url, body)
+    async def chat(self, engine: EngineClient, body: Mapping[str, Any]) -> dict[str, Any]:
+        """One whole chat completion from `engine`."""
+        response = await self._post(engine, body)
         try:
             parsed: dict[str, Any] = json.loads(await response.read())
         except HttpError as error:
             raise _unreachable(error) from error
         return parsed
 
-    async def open(self, url: str, body: Mapping[str, Any]) -> Stream:
+    async def open(self, engine: EngineClient, body: Mapping[str, Any]) -> Stream:
         """A streamed chat completion, once the engine has accepted it. Close it, whatever happens.
 
         Raises what the engine refuses.
         """
-        return Stream(await self._post(url, {**body, "stream": True}))
+        return Stream(await self._post(engine, {**body, "stream": True}))
 
-    async def _post(self, url: str, body: Mapping[str, Any]) -> Response:
+    async def _post(self, engine: EngineClient, body: Mapping[str, Any]) -> Response:
         """An answer that has begun; one that is a refusal is raised."""
         data = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
         try:
-            response = await self._connections.post(f"{url}/v1/chat/completions", data)
+            response = await self._connections.post(f"{engine.url}/v1/chat/completions", data, engine.secret)
             if response.status >= 400:
                 raise error_of(response.status, await response.read(), response.header(b"retry-after"))
         except HttpError as error:

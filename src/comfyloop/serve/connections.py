@@ -96,11 +96,13 @@ class Connections:
         }
         self._ssl: ssl.SSLContext | None = None
 
-    async def post(self, url: str, body: bytes) -> Response:
-        """Send JSON and wait for the status. Raises one of `HttpError`."""
+    async def post(self, url: str, body: bytes, secret: str = "") -> Response:
+        """Send JSON, with `secret` as its bearer token, and wait for the status. Raises one of `HttpError`."""
         target = httpcore.URL(url)
         host = target.host if target.port is None else target.host + b":%d" % target.port
         headers = [(b"Host", host), *HEADERS, (b"Content-Length", b"%d" % len(body))]
+        if secret:
+            headers.append((b"Authorization", b"Bearer " + secret.encode()))
         request = httpcore.Request("POST", target, headers=headers, content=body, extensions=self._timeout)
         idle = self._idle.setdefault(url, [])
         while True:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 BASE_NAME = "base"
 """What the base model is called in the engine."""
+SECRET_VARIABLE = "COMFYLOOP_ENGINE_SECRET"
+"""In the environment of the embedded engine, where other users do not see it: what its callers must send."""
 
 Progress = Callable[[str], None]
 
@@ -35,11 +37,13 @@ class Launch:
     Attributes:
         port: Where it will listen; 0: it writes the port that it took into the port file.
         environment: All its variables; None: those of this process.
+        secret: What callers must send as a bearer token: others of this machine reach its port, too.
     """
 
     argv: Sequence[str]
     port: int = 0
     environment: Mapping[str, str] | None = None
+    secret: str = field(default="", repr=False)
 
 
 Command = Callable[[Path], Launch]

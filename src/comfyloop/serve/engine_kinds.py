@@ -13,6 +13,7 @@ With the setting `engine_swap` the first two are swapped blue-green as well.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import socket
 import sys
@@ -23,7 +24,7 @@ from pathlib import Path
 from comfyloop.environments import clean_environ
 from comfyloop.serve import guard
 from comfyloop.serve.adapters import Limits
-from comfyloop.serve.engine import BASE_NAME, Launch
+from comfyloop.serve.engine import BASE_NAME, SECRET_VARIABLE, Launch
 from comfyloop.settings import Settings
 
 
@@ -55,6 +56,7 @@ class EngineKind:
 
 def _embedded(settings: Settings, start: Start) -> Launch:
     adapters = [f"{name}={path}" for name, path in start.adapters.items()]
+    secret = _secret()
     return Launch(
         [
             *(start.python, "-m", "comfyloop.serve.embedded"),
@@ -73,8 +75,14 @@ def _embedded(settings: Settings, start: Start) -> Launch:
             *("--rope-scaling", settings.rope_scaling),
             *(("--lora-modules", *adapters) if adapters else ()),
             *settings.engine_args,
-        ]
+        ],
+        environment={**os.environ, SECRET_VARIABLE: secret},
+        secret=secret,
     )
+
+
+def _secret() -> str:
+    return secrets.token_urlsafe(32)
 
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
@@ -117,6 +125,7 @@ def _vllm(settings: Settings, start: Start) -> Launch:
         **clean_environ(),
         "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "True",
         "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_API_KEY": (secret := _secret()),
     }
     if on_cpu:
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", VLLM_KV_GIB)
@@ -125,7 +134,7 @@ def _vllm(settings: Settings, start: Start) -> Launch:
             environment.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
     if Path(start.model).exists():
         environment["HF_HUB_OFFLINE"] = "1"
-    return _guarded(argv, port, environment)
+    return _guarded(argv, port, environment, secret)
 
 
 def _vllm_rank(settings: Settings) -> int:
@@ -154,9 +163,10 @@ def _lmdeploy(settings: Settings, start: Start) -> Launch:
         *("--dtype", "auto" if settings.dtype == "float32" else settings.dtype),
         *("--max-batch-size", str(settings.max_batch)),
         *(("--adapters", *adapters) if adapters else ()),
+        *("--api-keys", secret := _secret()),
         *settings.engine_args,
     ]
-    return _guarded(argv, port, clean_environ())
+    return _guarded(argv, port, clean_environ(), secret)
 
 
 def _lmdeploy_limits(settings: Settings) -> Limits:
@@ -167,9 +177,9 @@ def _elsewhere(settings: Settings, start: Start) -> Launch:
     raise AssertionError("an engine given by URL is not started by us")
 
 
-def _guarded(argv: list[str], port: int, environment: Mapping[str, str]) -> Launch:
+def _guarded(argv: list[str], port: int, environment: Mapping[str, str], secret: str) -> Launch:
     """The program under a process of ours, which ends it when this one is gone."""
-    return Launch([sys.executable, guard.__file__, str(os.getpid()), *argv], port, environment)
+    return Launch([sys.executable, guard.__file__, str(os.getpid()), *argv], port, environment, secret)
 
 
 def _free_port() -> int:

@@ -267,8 +267,8 @@ class EngineProcess:
     def _bring_up(self) -> None:
         deadline = time.monotonic() + self._start_seconds
         self.starts += 1
-        url = self._given_url or self._launch()
-        client = EngineClient(url)
+        url, secret = (self._given_url, "") if self._given_url else self._launch()
+        client = EngineClient(url, secret)
         while not client.healthy():
             try:
                 self._check_alive()
@@ -283,7 +283,8 @@ class EngineProcess:
         self._client = client
         self.on_up(self)
 
-    def _launch(self) -> str:
+    def _launch(self) -> tuple[str, str]:
+        """Start the process; where it listens, and what its callers must send."""
         assert self._command is not None
         port_file = self.directory / f"{self.name}.{os.getpid()}.port"
         port_file.unlink(missing_ok=True)
@@ -304,12 +305,12 @@ class EngineProcess:
             text = port_file.read_text().strip() if port_file.exists() else ""
             if text.isdigit():
                 port_file.unlink(missing_ok=True)
-                return f"http://127.0.0.1:{text}"
+                return f"http://127.0.0.1:{text}", launch.secret
             self._check_alive()
             if time.monotonic() > deadline:
                 raise EngineUnavailable(f"It did not open a port within {self._start_seconds:.0f} seconds.")
             self._stop.wait(POLL_SECONDS)
-        return f"http://127.0.0.1:{launch.port}"
+        return f"http://127.0.0.1:{launch.port}", launch.secret
 
     def _check_alive(self) -> None:
         if self._stop.is_set():

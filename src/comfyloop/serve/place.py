@@ -53,10 +53,6 @@ class Lease:
             raise
 
     @property
-    def url(self) -> str:
-        return self.client.url
-
-    @property
     def name(self) -> str:
         """ "acme@17": what the answer says of itself."""
         return version_name(self.project, self.number)

@@ -10,6 +10,7 @@ import uvicorn
 
 from comfyloop.errors import Conflict, InvalidInput
 from comfyloop.serve.api.app import create_app
+from comfyloop.serve.api.origin import is_loopback
 from comfyloop.serve.api.services import Services
 
 DRAIN_SECONDS = 10
@@ -71,6 +72,15 @@ def server(services: Services) -> uvicorn.Server:
 
 
 def run(services: Services, listener: socket.socket | None = None) -> None:
-    """Serve until the process is told to stop. `listener` is what `bind` gave; without one, bind here."""
+    """Serve until the process is told to stop. `listener` is what `bind` gave; without one, bind here.
+
+    Raises:
+        InvalidInput: It would be open to others without a token.
+    """
     sock = listener or bind(services.settings.host, services.settings.port)
+    if not is_loopback(sock.getsockname()[0]) and not services.settings.token:
+        raise InvalidInput(
+            "Other machines can reach this address, and no token is asked.",
+            "Set COMFYLOOP_TOKEN, or start the service with `comfyloop up`, which makes one.",
+        )
     server(services).run(sockets=[sock])

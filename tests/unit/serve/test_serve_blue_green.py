@@ -85,7 +85,7 @@ def test_both_sides_of_a_gate_are_answered_by_one_process(gateway: Gateway) -> N
     router = gateway.services.router
     router.promote("acme", 1)
     with router.holding("acme", 2) as new, router.holding("acme", 1) as old:
-        assert new.url == old.url
+        assert new.client is old.client
         eventually(lambda: len(pids(gateway)) == 1)
         started = gateway.engine.starts
         router.promote("acme", 2)  # it is loaded: nothing more to start

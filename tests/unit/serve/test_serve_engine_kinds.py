@@ -46,6 +46,8 @@ print(json.dumps({"unknown": sorted(set(json.loads(sys.argv[1])) - known), "mode
 def launched(kind: str, settings: Settings) -> tuple[list[str], int]:
     """What an engine's own program is given, without Python's and the guard's part of it."""
     launch = KINDS[kind].launch(settings, Start("/models/base", Path("port"), ADAPTERS, "python-of-it"))
+    assert len(launch.secret) > 30
+    assert launch.secret in (*launch.argv, *(launch.environment or {}).values())
     argv = list(launch.argv)
     assert argv[0] == sys.executable and Path(argv[1]).name == "guard.py"
     assert "PYTHONPATH" not in (launch.environment or {})

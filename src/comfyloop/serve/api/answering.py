@@ -17,7 +17,7 @@ from comfyloop.serve.api import chat_images
 from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest
 from comfyloop.serve.api.recalling import Recalled, recalled
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.client import Stream, wire_message
+from comfyloop.serve.client import EngineClient, Stream, wire_message
 from comfyloop.serve.names import ModelName
 from comfyloop.serve.place import Lease
 
@@ -174,7 +174,7 @@ class Answering:
                     services.recorder.submit(generation)
             services.in_background(self._stream.close())
 
-    async def _ask(self, call: Callable[[str, dict[str, Any]], Awaitable[_Answer]]) -> _Answer:
+    async def _ask(self, call: Callable[[EngineClient, dict[str, Any]], Awaitable[_Answer]]) -> _Answer:
         """The engine's answer. What it refuses with examples it is asked again without them: they may be what
         is too long for it."""
         try:
@@ -185,12 +185,12 @@ class Answering:
             self._told = Recalled(self._wire)
             return await self._ask_for(call)
 
-    async def _ask_for(self, call: Callable[[str, dict[str, Any]], Awaitable[_Answer]]) -> _Answer:
+    async def _ask_for(self, call: Callable[[EngineClient, dict[str, Any]], Awaitable[_Answer]]) -> _Answer:
         try:
-            return await call(self.lease.url, self._request())
+            return await call(self.lease.client, self._request())
         except NotFound:
             await self._load_again()
-            return await call(self.lease.url, self._request())
+            return await call(self.lease.client, self._request())
 
     async def _load_again(self) -> None:
         """The engine does not know the adapter: it was restarted behind our back. Load the same version again."""

@@ -23,8 +23,10 @@ from comfyloop.serve.api import (
     loop,
     metrics,
     models,
+    origin,
     preferences,
     projects,
+    reference,
     runs,
     snapshots,
     versions,
@@ -52,6 +54,7 @@ NOUNS = (
     events,
     health,
     metrics,
+    reference,
 )
 
 
@@ -78,6 +81,8 @@ def create_app(services: Services) -> FastAPI:
         dependencies=[Depends(whole_characters)],
         generate_unique_id_function=lambda route: route.name,
         separate_input_output_schemas=False,
+        docs_url=None,  # FastAPI's own pages load scripts from elsewhere
+        redoc_url=None,
     )
     app.state.services = services
     for noun in NOUNS:
@@ -86,5 +91,6 @@ def create_app(services: Services) -> FastAPI:
     app.add_middleware(edge.Limited, max_bytes=services.settings.max_body_bytes)
     if services.settings.token:
         app.add_middleware(edge.Tokened, token=services.settings.token)
+    app.add_middleware(origin.Guarded, settings=services.settings)
     app.add_middleware(edge.Measured, metrics=services.metrics)
     return app

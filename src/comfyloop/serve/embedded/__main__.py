@@ -27,6 +27,7 @@ import time
 from pathlib import Path
 
 from comfyloop.serve.embedded.options import Options
+from comfyloop.serve.engine import SECRET_VARIABLE
 from comfyloop.serve.guard import alive
 
 
@@ -123,7 +124,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     p.add_argument(
         "--drain-seconds", type=float, default=5.0, help="For running requests, when told to leave."
     )
-    return Options(**vars(p.parse_args(arguments)))
+    return Options(**vars(p.parse_args(arguments)), secret=os.environ.pop(SECRET_VARIABLE, ""))
 
 
 def _announce(server: object, file: Path, port: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hmac
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -11,6 +12,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from comfyloop.errors import ComfyLoopError, EngineUnavailable
 from comfyloop.serve.embedded import protocol
@@ -24,6 +26,9 @@ _T = TypeVar("_T")
 
 def create_app(engine: Engine) -> FastAPI:
     app = FastAPI(title="ComfyLoop embedded engine", docs_url=None, redoc_url=None)
+
+    if engine.options.secret:
+        app.add_middleware(_Secret, secret=engine.options.secret)
 
     @app.exception_handler(ComfyLoopError)
     async def _refused(_: Request, error: ComfyLoopError) -> JSONResponse:
@@ -128,6 +133,21 @@ async def _in_thread(work: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
             raise RuntimeError(f"{work.__qualname__} ran out of what it was given") from error
 
     return await asyncio.to_thread(run)
+
+
+class _Secret:
+    """Answer the service alone: any user of this machine, and any page in its browser, reaches the port."""
+
+    def __init__(self, app: ASGIApp, secret: str) -> None:
+        self.app, self.wanted = app, f"Bearer {secret}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sent = dict(scope.get("headers", ())).get(b"authorization", b"")
+        if hmac.compare_digest(sent, self.wanted):
+            await self.app(scope, receive, send)
+        else:
+            sentence = "This engine answers the service that started it, and nobody else."
+            await JSONResponse(protocol.error(sentence, "unauthorized", 401), 401)(scope, receive, send)
 
 
 def _require_ready(engine: Engine) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,3 +31,4 @@ class Options:
     lora_modules: tuple[str, ...] = ()  # NAME=DIRECTORY of adapters that are there from the start
     parent_pid: int = 0  # leave when this process is gone; 0: never
     drain_seconds: float = 5.0  # for running requests, on SIGTERM
+    secret: str = field(default="", repr=False)  # the bearer token that callers must send; empty: none

@@ -18,6 +18,9 @@ import httpx
 import openai
 import pytest
 
+from comfyloop.serve.engine_kinds import embedded_command
+from comfyloop.serve.engines import EngineProcess
+from comfyloop.settings import Settings
 from tests.unit.serve.embedded.conftest import save_adapter
 from tests.unit.serve.embedded.test_embedded_batch import picture
 
@@ -78,6 +81,33 @@ def engine(tiny_vlm: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     process.wait_ready()
     yield process
     process.stop()
+
+
+def test_it_answers_nobody_but_the_service_that_started_it(tiny_llm: Path, tmp_path: Path) -> None:
+    engine = EngineProcess(
+        "e", tmp_path, embedded_command(Settings(home=tmp_path, engine_threads=1), tiny_llm)
+    )
+    engine.start()
+    try:
+        engine.wait_ready(60)
+        asked = {"model": "base", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 1}
+        for headers in ({}, {"Authorization": "Bearer none"}):
+            for path in ("/health", "/v1/models", "/metrics"):
+                assert httpx.get(engine.url + path, headers=headers).status_code == 401
+            assert (
+                httpx.post(f"{engine.url}/v1/chat/completions", json=asked, headers=headers).status_code
+                == 401
+            )
+            load = {"lora_name": "x", "lora_path": "/"}
+            assert (
+                httpx.post(f"{engine.url}/v1/load_lora_adapter", json=load, headers=headers).status_code
+                == 401
+            )
+        assert engine.client.chat(asked)["choices"]
+        secret = engine.client.secret
+        assert len(secret) > 30 and secret not in Path(f"/proc/{engine.pid}/cmdline").read_text()
+    finally:
+        engine.stop()
 
 
 @pytest.fixture(scope="module")

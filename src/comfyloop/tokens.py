@@ -1,0 +1,42 @@
+"""The service's token where none is set: made at the first start that others can reach, and kept in `home`."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from comfyloop.errors import StorageError
+
+NAME = "token"
+
+
+def stored(home: Path) -> str:
+    """The token that an earlier start made; empty where none did, or where this user may not read it."""
+    try:
+        return (home / NAME).read_text("ascii").strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def ensure(home: Path) -> str:
+    """The stored token, made if need be, in a file that its owner alone can read.
+
+    Raises:
+        StorageError: It cannot be written.
+    """
+    if found := stored(home):
+        return found
+    token = secrets.token_urlsafe(24)
+    try:
+        home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        draft = home / f".{NAME}.{os.getpid()}"
+        draft.touch(mode=0o600)
+        draft.write_text(token + "\n", "ascii")
+        draft.replace(home / NAME)
+    except OSError as error:
+        raise StorageError(
+            f"No token can be written into {home}: {error.strerror}.",
+            "Set COMFYLOOP_TOKEN, or mend that folder's rights.",
+        ) from error
+    return token
