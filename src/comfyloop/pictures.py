@@ -15,6 +15,11 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 Image.MAX_IMAGE_PIXELS = None  # `max_image_pixels` below takes its place, with a sentence
 
 
+MAX_ASPECT = 50
+"""Times that a picture may be as long as it is wide. Processors bring the short side to a size of their own: a strip of
+16,384 x 1 pixels would become gigabytes, and some refuse it outright."""
+
+
 class BadPicture(Exception):
     """Why bytes are no picture, as the end of a sentence about it."""
 
@@ -30,7 +35,7 @@ def read_picture(data: bytes, max_pixels: int, max_image_pixels: int) -> Image.I
     where that is enough.
 
     Raises:
-        BadPicture: It is empty, not an image or cut off.
+        BadPicture: It is empty, not an image, cut off or a mere strip.
         TooManyPixels: It has more than `max_image_pixels`.
     """
     if not data:
@@ -42,6 +47,8 @@ def read_picture(data: bytes, max_pixels: int, max_image_pixels: int) -> Image.I
                 raise TooManyPixels(
                     f"has {width} x {height} pixels, more than max_image_pixels ({max_image_pixels:,})"
                 )
+            if problem := too_narrow(width, height):
+                raise BadPicture(problem)
             image.draft("RGB", fit(width, height, max_pixels))
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -56,6 +63,13 @@ def read_picture(data: bytes, max_pixels: int, max_image_pixels: int) -> Image.I
         raise BadPicture(f"is not one of {', '.join(FORMATS)}, whatever its name says") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise BadPicture(f"cannot be decoded ({error})") from None
+
+
+def too_narrow(width: int, height: int) -> str:
+    """What is wrong with a picture's shape, as the end of a sentence about it; empty when nothing is."""
+    if max(width, height) <= MAX_ASPECT * min(width, height):
+        return ""
+    return f"has {width} x {height} pixels; one side may be at most {MAX_ASPECT} times the other"
 
 
 def fit(width: int, height: int, max_pixels: int) -> tuple[int, int]:

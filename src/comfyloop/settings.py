@@ -136,6 +136,13 @@ class Settings(BaseSettings):
         default="default", description="Project that is made on first start and used by default."
     )
     max_body_bytes: int = Field(default=32 * 2**20, gt=0, description="Largest request body.")
+    max_json_values: int = Field(
+        default=100_000, gt=0, description="Most values (lists, objects, members) in one JSON body."
+    )
+    max_chat_chars: int = Field(
+        default=1_000_000, gt=0, description="Longest conversation, all messages together."
+    )
+    max_chat_images: int = Field(default=32, gt=0, description="Most images in one conversation.")
     max_text_chars: int = Field(default=200_000, gt=0, description="Longest text in a message or an edit.")
     max_feedback_items: int = Field(default=1000, gt=0, description="Most pieces of feedback in one request.")
     max_image_bytes: int = Field(default=20 * 2**20, gt=0, description="Largest image file.")

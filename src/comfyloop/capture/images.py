@@ -16,6 +16,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from comfyloop.capture.image_header import Header, read_header
 from comfyloop.errors import InvalidInput, TooLarge
+from comfyloop.pictures import too_narrow
 from comfyloop.records import Record, Sha256
 from comfyloop.settings import Settings
 from comfyloop.store import Store
@@ -28,6 +29,8 @@ _DECODERS: dict[str, Callable[[BytesIO], ImageFile]] = {
     "image/gif": GifImageFile,
     "image/bmp": BmpImageFile,
 }
+MOST_SCANS = 100
+"""A progressive JPEG of the usual kind has 10; each is another pass over all of it."""
 _PNG_END = b"IEND\xaeB`\x82"
 # A decoded image takes some hundreds of MB at the limits: two at a time, however many are sent.
 _decoding = threading.BoundedSemaphore(2)
@@ -95,13 +98,19 @@ def _check_size(header: Header, settings: Settings) -> None:
             f"The image has {size}, more than the {settings.max_image_pixels} in all that are allowed.",
             "Scale it down, or raise COMFYLOOP_MAX_IMAGE_PIXELS.",
         )
+    if problem := too_narrow(header.width, header.height):
+        raise TooLarge(f"The image {problem}.", "Cut it to what is to be seen.")
 
 
 def _decode(data: bytes, header: Header) -> None:
     try:
         with _decoding, _DECODERS[header.media_type](BytesIO(data)) as image:
+            if header.media_type == "image/jpeg" and data.count(b"\xff\xda") > MOST_SCANS:
+                raise ValueError(f"it comes in more than {MOST_SCANS} passes")
             size = image.size
             if size == (header.width, header.height):
+                # Read to its end, which tells whether it is whole; the pixels themselves are not needed.
+                image.draft("RGB", (1, 1))
                 image.load()
         if header.media_type == "image/png" and _PNG_END not in data:  # all its pixels, yet not all of it
             raise EOFError("its last chunk is missing")

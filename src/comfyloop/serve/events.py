@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections import deque
 from collections.abc import AsyncIterator
-from typing import Any
+from itertools import islice
+from typing import Any, NamedTuple
 
 from comfyloop.records import now
 
@@ -15,21 +17,20 @@ Event = dict[str, Any]
 
 BACKLOG = 1000
 """Events that a slow listener may lag behind; older ones are dropped and counted in `events.lost`."""
+AT_A_TIME = 8
+"""Events that a listener is given before others have their turn."""
+
+
+class Told(NamedTuple):
+    event: Event
+    text: str  # its JSON, made once for all listeners
 
 
 class _Listener:
-    def __init__(self) -> None:
+    def __init__(self, seen: int) -> None:
         self.loop = asyncio.get_running_loop()
-        self.waiting: deque[Event] = deque()
-        self.lost = 0
         self.arrived = asyncio.Event()
-
-    def put(self, event: Event) -> None:
-        if len(self.waiting) >= BACKLOG:
-            self.waiting.popleft()
-            self.lost += 1
-        self.waiting.append(event)
-        self.arrived.set()
+        self.seen = seen
 
 
 class Events:
@@ -38,6 +39,8 @@ class Events:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._listeners: list[_Listener] = []
+        self._recent: deque[Told] = deque(maxlen=BACKLOG)  # the last is number `_seq`
+        self._waking: set[asyncio.AbstractEventLoop] = set()
         self._seq = 0
 
     def publish(self, event: Event) -> None:
@@ -45,26 +48,48 @@ class Events:
         with self._lock:
             self._seq += 1
             stamped = {"seq": self._seq, "at": now().isoformat(), **event}
-            for listener in self._listeners:
+            self._recent.append(Told(stamped, json.dumps(stamped, ensure_ascii=False, separators=(",", ":"))))
+            for loop in {listener.loop for listener in self._listeners} - self._waking:
                 try:
-                    listener.loop.call_soon_threadsafe(listener.put, stamped)
-                except RuntimeError:  # its loop is closed: it will unsubscribe, or is gone with its loop
+                    loop.call_soon_threadsafe(self._wake, loop)
+                    self._waking.add(loop)
+                except RuntimeError:  # it is closed: its listeners are gone with it
                     continue
 
-    async def subscribe(self) -> AsyncIterator[Event]:
-        """Every event published from the first `anext` on, until the iterator is closed."""
-        listener = _Listener()
+    def _wake(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
+            self._waking.discard(loop)
+            for listener in self._listeners:
+                if listener.loop is loop:
+                    listener.arrived.set()
+
+    async def subscribe(self) -> AsyncIterator[Told]:
+        """Every event published from the first `anext` on, until the iterator is closed."""
+        with self._lock:
+            listener = _Listener(self._seq)
             self._listeners.append(listener)
         try:
             while True:
                 await listener.arrived.wait()
-                if listener.lost:
-                    lost, listener.lost = listener.lost, 0
-                    yield {"type": "events.lost", "count": lost, "at": now().isoformat()}
-                while listener.waiting:
-                    yield listener.waiting.popleft()
                 listener.arrived.clear()
+                while fresh := self._after(listener):
+                    for told in fresh:
+                        yield told
+                    await asyncio.sleep(0)
         finally:
             with self._lock:
                 self._listeners.remove(listener)
+
+    def _after(self, listener: _Listener) -> list[Told]:
+        """The next few events that a listener has not seen, and what it has lost before them."""
+        with self._lock:
+            oldest = self._seq - len(self._recent) + 1
+            lost = max(0, oldest - listener.seen - 1)
+            listener.seen += lost
+            start = listener.seen + 1 - oldest
+            fresh = list(islice(self._recent, start, start + AT_A_TIME))
+            listener.seen += len(fresh)
+        if lost:
+            event = {"type": "events.lost", "count": lost, "at": now().isoformat()}
+            fresh.insert(0, Told(event, json.dumps(event)))
+        return fresh

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import signal
 import socket
 import sys
+import threading
 
 import uvicorn
 
+if sys.platform != "win32":
+    import resource
+
 from comfyloop.errors import Conflict, InvalidInput
+from comfyloop.serve import patience
 from comfyloop.serve.api.app import create_app
 from comfyloop.serve.api.origin import is_loopback
 from comfyloop.serve.api.services import Services
 
 DRAIN_SECONDS = 10
 """Open requests may finish for so long after the service was told to stop."""
+MOST_FILES = 8192
 SWITCH_SECONDS = 0.0005
 
 
@@ -62,11 +70,13 @@ def server(services: Services) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             create_app(services),
+            http=patience.protocol(most=min(patience.MOST_WAITING, _files() // 2)),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
             timeout_keep_alive=75,
             ws_max_size=services.settings.max_body_bytes,
+            ws_per_message_deflate=False,  # a small frame would become a large one
         )
     )
 
@@ -83,4 +93,28 @@ def run(services: Services, listener: socket.socket | None = None) -> None:
             "Other machines can reach this address, and no token is asked.",
             "Set COMFYLOOP_TOKEN, or start the service with `comfyloop up`, which makes one.",
         )
-    server(services).run(sockets=[sock])
+    served = server(services)
+    # uvicorn's own handlers raise the signal again when it has stopped, which ends the process before it has tidied up.
+    vars(served)["capture_signals"] = contextlib.nullcontext
+
+    def leave(told: int, _: object) -> None:
+        served.force_exit = served.should_exit and told == signal.SIGINT  # the second Ctrl-C
+        served.should_exit = True
+
+    if threading.current_thread() is threading.main_thread():
+        for which in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(which, leave)
+    served.run(sockets=[sock])
+
+
+def _files() -> int:
+    """Files that this process may have open, raised as far as it may."""
+    if sys.platform == "win32":
+        return 2048
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if wanted > soft:
+        with contextlib.suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            return wanted
+    return soft

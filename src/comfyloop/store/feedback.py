@@ -17,6 +17,7 @@ from sqlalchemy import Connection
 from comfyloop.errors import Conflict, NotFound
 from comfyloop.records import Feedback, feedback_adapter, now
 from comfyloop.store.locks import one_at_a_time
+from comfyloop.store.pages import within
 from comfyloop.store.schema import feedback, feedback_deleted
 
 _MANY = 500  # ids in one statement
@@ -101,7 +102,8 @@ def list_by(
     author: str | None = None,
     limit: int = 1000,
 ) -> list[tuple[int, Feedback]]:
-    """The oldest first, each with its sequence number; the last number is the next page's `after_seq`."""
+    """The oldest first, each with its sequence number; the last number is the next page's `after_seq`. A page has
+    fewer than `limit` where they are large: the next one is empty when it was the last."""
     query = _where(project, kind, author).where(feedback.c.seq > after_seq)
     return _read(conn, query.order_by(feedback.c.seq).limit(limit))
 
@@ -231,4 +233,4 @@ def _where(project: str, kind: str | None, author: str | None) -> sa.Select[int,
 
 
 def _read(conn: Connection, query: sa.Select[int, str]) -> list[tuple[int, Feedback]]:
-    return [(seq, feedback_adapter.validate_json(body)) for seq, body in conn.execute(query)]
+    return [(seq, feedback_adapter.validate_json(body)) for seq, body in within(conn, query, "body")]

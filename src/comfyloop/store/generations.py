@@ -10,6 +10,7 @@ from sqlalchemy import Connection
 from comfyloop.errors import Conflict, NotFound
 from comfyloop.records import Generation
 from comfyloop.store import projects
+from comfyloop.store.pages import within
 from comfyloop.store.schema import generations
 
 _MANY = 500  # ids in one statement
@@ -68,14 +69,15 @@ def list_by(
     version: int | None = None,
     limit: int = 50,
 ) -> list[tuple[int, Generation]]:
-    """The newest first, each with its sequence number; the last number is the next page's `before_seq`."""
+    """The newest first, each with its sequence number; the last number is the next page's `before_seq`. A page has
+    fewer than `limit` where they are large."""
     table = generations
     query = sa.select(table.c.seq, table.c.body).where(table.c.project == project)
     if before_seq is not None:
         query = query.where(table.c.seq < before_seq)
     if version is not None:
         query = query.where(table.c.version == version)
-    rows = conn.execute(query.order_by(table.c.seq.desc()).limit(limit))
+    rows = within(conn, query.order_by(table.c.seq.desc()).limit(limit), "body")
     return [(seq, Generation.model_validate_json(body)) for seq, body in rows]
 
 

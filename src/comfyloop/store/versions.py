@@ -6,6 +6,7 @@ ways to change that; each is one transaction, so that no moment shows two live v
 
 from __future__ import annotations
 
+from datetime import datetime
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
@@ -14,6 +15,7 @@ from sqlalchemy import Connection
 from comfyloop.errors import Conflict, NotFound
 from comfyloop.records import BASE, GateReport, Project, Version, VersionState, now
 from comfyloop.store import projects
+from comfyloop.store.pages import within
 from comfyloop.store.schema import projects as projects_table
 from comfyloop.store.schema import promotions, versions
 
@@ -78,13 +80,28 @@ def list_by(
     before: int | None = None,
     limit: int = 100,
 ) -> list[Version]:
-    """The newest first; the last number is the next page's `before`."""
+    """The newest first; the last number is the next page's `before`. A page has fewer than `limit` where their gate
+    reports are large."""
     query = sa.select(versions).where(versions.c.project == project)
     if state is not None:
         query = query.where(versions.c.state == state)
     if before is not None:
         query = query.where(versions.c.number < before)
-    return [_version(row) for row in conn.execute(query.order_by(versions.c.number.desc()).limit(limit))]
+    query = query.order_by(versions.c.number.desc()).limit(limit)
+    return [_version(row) for row in within(conn, query, "gate")]
+
+
+class Named(NamedTuple):
+    number: int
+    state: VersionState
+    created_at: datetime
+
+
+def names(conn: Connection, project: str) -> list[Named]:
+    """All versions of a project, the newest first, without what the gate said of them."""
+    query = sa.select(versions.c.number, versions.c.state, versions.c.created_at)
+    rows = conn.execute(query.where(versions.c.project == project).order_by(versions.c.number.desc()))
+    return [Named(number, VersionState(state), created_at) for number, state, created_at in rows]
 
 
 def set_state(conn: Connection, project: str, number: int, state: VersionState) -> Version:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
@@ -379,3 +380,38 @@ def test_every_reason_has_its_sentence() -> None:
     given_elsewhere = {"superseded", "neutral", "no_generation", "no_prompt", "no_pair", "broken_graph"}
     given_elsewhere |= {"large_edit", "graph_edits_off", "another_subject", "undone", "shared_picture"}
     assert set(REASONS) == set(filters.SENTENCES) | given_elsewhere
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a-" * 100_000,
+        "eyJ" + "eyJabcdefgh-" * 16_000,
+        "-eyJ" * 50_000,
+        "-----BEGIN " + "A " * 100_000,
+        "-----BEGIN " * 18_000,
+        "password=" * 22_000,
+        "password" + " " * 190_000,
+        "a://b:" * 33_000,
+        "x://" + "y" * 199_000,
+        "bearer " * 28_000,
+        "bearer" + "\t" * 190_000,
+        "sk-" * 66_000,
+        "_" * 200_000,
+        "github_pat_" * 18_000,
+        "AKIA" * 50_000,
+    ],
+    ids=range(15),
+)
+def test_every_pattern_of_the_tree_takes_time_in_proportion_to_the_text(text: str) -> None:
+    from comfyloop.curate import graph_text, replay
+    from comfyloop.curate.filters import reserved_tag, secret
+    from comfyloop.gate import suites
+
+    patterns = [*secret.PATTERNS.values(), reserved_tag.TAGS, graph_text._SECRET, graph_text._WORDS]
+    patterns += [replay._SENTENCE_END, suites._SENTENCE_END]
+    for pattern in patterns:
+        began = time.process_time()
+        for _ in pattern.finditer(text[:200_000]):
+            pass
+        assert time.process_time() - began < 1.0, pattern  # tens of seconds where it is quadratic

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import uvicorn
 
 from comfyloop.loop import Controller, Work
 from comfyloop.records import Project, Version
@@ -38,6 +39,7 @@ class Gateway:
     http: httpx.Client
     engine: Engine
     store: Store
+    served: uvicorn.Server
 
     def add_version(self, number: int, adapter: Path | None = None, project: str = "acme") -> Path:
         """A version with an adapter directory; the instant engine looks at adapter_config.json only."""
@@ -91,7 +93,7 @@ def running_gateway(
             if wait:
                 engine.wait_ready(60)
             with httpx.Client(base_url=base, timeout=30, trust_env=False) as http:
-                yield Gateway(base, services, http, engine, store)
+                yield Gateway(base, services, http, engine, store, served)
         finally:
             served.should_exit = True
             thread.join(timeout=20)

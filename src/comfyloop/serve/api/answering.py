@@ -20,6 +20,7 @@ from comfyloop.serve.api.services import Services
 from comfyloop.serve.client import EngineClient, Stream, wire_message
 from comfyloop.serve.names import ModelName
 from comfyloop.serve.place import Lease
+from comfyloop.settings import Settings
 
 _Answer = TypeVar("_Answer")
 
@@ -276,6 +277,9 @@ async def _read(
 ) -> tuple[tuple[Message, ...], list[dict[str, Any]]]:
     """The conversation as records, and as the engine reads it; images are stored on the way."""
     urls: dict[str, str] = {}  # sha256 -> data URL
+    taken: dict[str, str] = {}  # URL as it was sent -> sha256
+    _check_amount(sent, services.settings)
+    size = 0  # bytes of images, as the engine is sent them
     messages: list[Message] = []
     if project.system_prompt and not any(_ROLES[message.role] == "system" for message in sent):
         messages.append(Message.of("system", project.system_prompt))
@@ -289,11 +293,19 @@ async def _read(
                 if item.type == "text":
                     parts.append(TextPart(text=item.text))
                 else:
-                    sha256, url = await run_in_threadpool(
-                        chat_images.take, item.image_url.url, services.store, services.settings
-                    )
-                    urls[sha256] = url
-                    parts.append(ImagePart(sha256=sha256))
+                    asked = item.image_url.url
+                    if asked not in taken:
+                        sha256, url = await run_in_threadpool(
+                            chat_images.take, asked, services.store, services.settings
+                        )
+                        urls[sha256], taken[asked] = url, sha256
+                    size += len(urls[taken[asked]])
+                    if size > services.settings.max_body_bytes * 4 // 3 + 1024:  # in base64, as it is sent on
+                        raise TooLarge(
+                            "The images of the conversation have more bytes together than a body may have.",
+                            "Send fewer or smaller ones.",
+                        )
+                    parts.append(ImagePart(sha256=taken[asked]))
         messages.append(Message(role=_ROLES[message.role], content=tuple(parts)))
     longest = max(len(message.text) for message in messages)
     if longest > services.settings.max_text_chars:
@@ -304,6 +316,25 @@ async def _read(
     if not any(message.role == "user" for message in messages):
         raise InvalidInput("The messages hold nothing from the user.", "Add a message of the role user.")
     return tuple(messages), [wire_message(message, urls.__getitem__) for message in messages]
+
+
+def _check_amount(sent: list[ChatMessage], settings: Settings) -> None:
+    """Refuse a conversation that is longer than any model reads."""
+    contents = [message.content for message in sent]
+    parts = [part for content in contents if isinstance(content, list) for part in content]
+    texts = [content for content in contents if isinstance(content, str)]
+    characters = sum(map(len, texts)) + sum(len(part.text) for part in parts if part.type == "text")
+    if characters > settings.max_chat_chars:
+        raise TooLarge(
+            f"The conversation has {characters} characters; {settings.max_chat_chars} are allowed.",
+            "Leave out what is long past, or raise the setting max_chat_chars.",
+        )
+    pictures = sum(part.type == "image_url" for part in parts)
+    if pictures > settings.max_chat_images:
+        raise TooLarge(
+            f"The conversation has {pictures} images; {settings.max_chat_images} are allowed.",
+            "Leave out what is long past, or raise the setting max_chat_images.",
+        )
 
 
 def _engine_body(body: ChatRequest, sampling: Sampling) -> dict[str, Any]:

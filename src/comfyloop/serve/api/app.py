@@ -88,7 +88,8 @@ def create_app(services: Services) -> FastAPI:
     for noun in NOUNS:
         app.include_router(noun.router)
     errors.install(app)
-    app.add_middleware(edge.Limited, max_bytes=services.settings.max_body_bytes)
+    limits = services.settings
+    app.add_middleware(edge.Limited, max_bytes=limits.max_body_bytes, max_values=limits.max_json_values)
     if services.settings.token:
         app.add_middleware(edge.Tokened, token=services.settings.token)
     app.add_middleware(origin.Guarded, settings=services.settings)

@@ -25,24 +25,29 @@ from fastapi import APIRouter, WebSocket
 from fastapi.websockets import WebSocketDisconnect
 from pydantic import ValidationError
 
-from comfyloop.errors import Busy, ComfyLoopError, Conflict, InvalidInput
+from comfyloop.errors import Busy, ComfyLoopError, Conflict, InvalidInput, TooLarge
+from comfyloop.serve.api import bodies
 from comfyloop.serve.api.answering import Answering
+from comfyloop.serve.api.bodies import Values
 from comfyloop.serve.api.chat_request import ChatRequest
 from comfyloop.serve.api.errors import error_body, validation_sentence
-from comfyloop.serve.api.services import Services, Svc
+from comfyloop.serve.api.services import Services, Svc, one_of
+from comfyloop.settings import Settings
 
 log = logging.getLogger(__name__)
 router = APIRouter(tags=["chat"])
 
 MOST_AT_ONCE = 32
 """Requests of one connection that are answered at a time."""
+MOST_CONNECTIONS = 64
 LONGEST_ID = 128
 
 
 @router.websocket("/v1/chat/completions")
 async def chat_socket(socket: WebSocket, services: Svc) -> None:
-    await socket.accept()
-    await _Conversation(socket, services).run()
+    async with one_of(socket, services, "chat", MOST_CONNECTIONS):
+        await socket.accept()
+        await _Conversation(socket, services).run()
 
 
 class _Conversation:
@@ -53,6 +58,7 @@ class _Conversation:
         self._services = services
         self._sending = asyncio.Lock()
         self._running: dict[str, asyncio.Task[None]] = {}
+        self._bytes = 0  # of the requests that are being answered
 
     async def run(self) -> None:
         try:
@@ -74,7 +80,7 @@ class _Conversation:
         """Start or cancel what a message asks for; what is wrong with it is told, and the connection stays."""
         request_id: str | None = None
         try:
-            request_id, sent = _parse(text, self._services.settings.max_body_bytes)
+            request_id, sent = _parse(text, self._services.settings)
             if "cancel" in sent:
                 task = self._running.get(request_id)
                 if task is not None:
@@ -86,6 +92,8 @@ class _Conversation:
                 )
             if len(self._running) >= MOST_AT_ONCE:
                 raise Busy(f"{MOST_AT_ONCE} requests of this connection are being answered.", retry_after=1)
+            if self._bytes + len(text) > self._services.settings.max_body_bytes:
+                raise Busy("The requests of this connection are as large as one body may be.", retry_after=1)
             body = ChatRequest.model_validate({**sent, "stream": True})
         except ValidationError as error:
             sentence, param = validation_sentence(error.errors())
@@ -93,8 +101,13 @@ class _Conversation:
         except ComfyLoopError as error:
             await self._tell(request_id, type="error", **error_body(error))
         else:
+            self._bytes += len(text)
             task = asyncio.create_task(self._answer(request_id, body))
             self._running[request_id] = task
+            task.add_done_callback(lambda _: self._ended(len(text)))
+
+    def _ended(self, size: int) -> None:
+        self._bytes -= size
 
     async def _answer(self, request_id: str, body: ChatRequest) -> None:
         try:
@@ -130,15 +143,15 @@ class _Conversation:
             await self._socket.send_text(text)
 
 
-def _parse(text: str, max_bytes: int) -> tuple[str, dict[str, Any]]:
+def _parse(text: str, settings: Settings) -> tuple[str, dict[str, Any]]:
     """The id of a message and the rest of it."""
-    if len(text) > max_bytes:
-        raise InvalidInput(f"The message is longer than {max_bytes} bytes.", "Send less.")
+    data = text.encode("utf-8", "surrogatepass")
+    if len(data) > settings.max_body_bytes:
+        raise TooLarge(f"The message is longer than {settings.max_body_bytes} bytes.", "Send less.")
+    bodies.check(data)
+    Values(settings.max_json_values).add(data)
     try:
         sent = json.loads(text)
-        json.dumps(sent, ensure_ascii=False).encode()
-    except UnicodeEncodeError:
-        raise InvalidInput("The text holds half a character (a lone UTF-16 surrogate).") from None
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"The message is not valid JSON ({error}).") from None
     if not isinstance(sent, dict):

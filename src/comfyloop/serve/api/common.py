@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Annotated
 
 from fastapi import Depends, Path, Query, Request
@@ -10,22 +9,18 @@ from fastapi.requests import HTTPConnection
 
 from comfyloop.errors import InvalidInput
 from comfyloop.records import ProjectName
+from comfyloop.serve.api import bodies
 from comfyloop.serve.api.services import Svc
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
 
 
 async def whole_characters(connection: HTTPConnection) -> None:
-    """Refuse JSON with half a surrogate pair: it is no text, and neither disk nor engine can take it."""
-    if not isinstance(connection, Request) or "json" not in connection.headers.get("content-type", ""):
-        return
-    if b"\\ud" in (await connection.body()).lower():
-        try:
-            json.dumps(await connection.json(), ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise InvalidInput(
-                "The text holds half a character (a lone UTF-16 surrogate).", "Send whole Unicode characters."
-            ) from None
+    """Refuse JSON that is no text. Only a picture's bytes may be anything."""
+    if "\0" in connection.scope["path"] or any("\0" in value for value in connection.query_params.values()):
+        raise InvalidInput("The address holds the character NUL.", "Leave it out.")
+    if isinstance(connection, Request) and connection.url.path != "/v1/images":
+        bodies.check(await connection.body())
 
 
 VersionNumber = Annotated[int, Path(ge=0, lt=2**31, description="0 is the base model.")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import time
 from typing import Any
@@ -12,9 +13,14 @@ from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from comfyloop.errors import ComfyLoopError, TooLarge
+from comfyloop.serve.api.bodies import Values
 from comfyloop.serve.api.errors import error_body
 from comfyloop.serve.metrics import Metrics
 
+BODY_SECONDS = 120.0
+"""A body that is not whole after so long is given up."""
+BYTES_PATHS = {"/v1/images"}
+"""Where a body is a picture and no JSON."""
 OPEN_PATHS = {"/healthz"}
 """Answered without a token: a container's health check has none."""
 
@@ -86,10 +92,11 @@ class Tokened:
 
 
 class Limited:
-    """Refuse a body over the limit while it is being read, whether its length was announced or not."""
+    """Refuse a body over the limits while it is being read, whether its length was announced or not, and one
+    that does not come to its end."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app, self.max_bytes = app, max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, max_values: int, seconds: float = BODY_SECONDS) -> None:
+        self.app, self.max_bytes, self.max_values, self.seconds = app, max_bytes, max_values, seconds
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -100,16 +107,31 @@ class Limited:
                 body: dict[str, Any] = error_body(self._too_large())
                 await JSONResponse(body, 413, {"Connection": "close"})(scope, receive, send)
                 return
-        received = 0
+        received, whole = 0, False
+        values = Values(self.max_values) if scope["path"] not in BYTES_PATHS else None
+        deadline = time.monotonic() + self.seconds
 
         async def counted() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, whole
+            if whole:
+                return await receive()
+            # An HTTPException, since FastAPI turns every other one met in a body into a bare 400.
+            try:
+                message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                sentence = f"The body did not come to its end within {self.seconds:.0f} seconds."
+                raise HTTPException(408, sentence, {"Connection": "close"}) from None
             if message["type"] == "http.request":
-                received += len(message.get("body", b""))
-                if received > self.max_bytes:
-                    # An HTTPException, since FastAPI turns every other one met in a body into a bare 400.
-                    raise HTTPException(413, str(self._too_large()), {"Connection": "close"})
+                piece = message.get("body", b"")
+                whole = not message.get("more_body", False)
+                received += len(piece)
+                try:
+                    if received > self.max_bytes:
+                        raise self._too_large()
+                    if values is not None:
+                        values.add(piece)
+                except TooLarge as error:
+                    raise HTTPException(413, str(error), {"Connection": "close"}) from None
             return message
 
         await self.app(scope, counted, send)

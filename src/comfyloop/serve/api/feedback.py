@@ -80,12 +80,14 @@ def list_feedback(
     author: str | None = None,
     limit: Limit = 100,
 ) -> FeedbackList:
-    """`next_after` is null on the last page."""
+    """`next_after` is null on the last page. A page has fewer than `limit` items where they are large."""
     with services.store.read() as conn:
         found = feedback.list_by(conn, project, after_seq=after, kind=kind, author=author, limit=limit)
-    return FeedbackList(
-        items=[item for _, item in found], next_after=found[-1][0] if len(found) == limit else None
-    )
+        last = found[-1][0] if found else None
+        more = last is not None and (
+            len(found) == limit or feedback.list_by(conn, project, last, kind=kind, author=author, limit=1)
+        )
+    return FeedbackList(items=[item for _, item in found], next_after=last if more else None)
 
 
 @router.get("/v1/feedback/{id}", summary="Get one piece of feedback")

@@ -28,13 +28,15 @@ def list_generations(
     version: Annotated[int | None, Query(ge=0, lt=2**31, description="Only those of this version.")] = None,
     limit: Limit = 50,
 ) -> GenerationList:
-    """`next_before` is null on the last page."""
+    """`next_before` is null on the last page. A page has fewer than `limit` items where they are large."""
     with services.store.read() as conn:
         found = generations.list_by(conn, project, before_seq=before, version=version, limit=limit)
-    return GenerationList(
-        items=[generation for _, generation in found],
-        next_before=found[-1][0] if len(found) == limit else None,
-    )
+        last = found[-1][0] if found else None
+        more = last is not None and (
+            len(found) == limit
+            or generations.list_by(conn, project, before_seq=last, version=version, limit=1)
+        )
+    return GenerationList(items=[generation for _, generation in found], next_before=last if more else None)
 
 
 @router.get("/v1/generations/{id}", summary="Get one generation")

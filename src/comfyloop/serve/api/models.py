@@ -35,7 +35,7 @@ def _models(services: Services) -> list[Model]:
     for project in services.router.projects:
         made = int(project.created_at.timestamp())
         with services.store.read() as conn:
-            found = versions.list_by(conn, project.name)
+            found = versions.names(conn, project.name)
         live = project.live
         models.append(Model(id=project.name, created=made, project=project.name, version=live, state="live"))
         candidates = [v for v in found if v.state is VersionState.CANDIDATE]

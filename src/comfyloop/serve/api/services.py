@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import threading
+from collections import Counter
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Protocol
 
-from fastapi import Depends
+from fastapi import Depends, WebSocket, WebSocketException
 from fastapi.requests import HTTPConnection
 
+from comfyloop import errors
 from comfyloop.recall import Recall
 from comfyloop.records import GateReport, Loop, LoopStatus, Snapshot
 from comfyloop.serve.busy import Busy
@@ -20,6 +24,9 @@ from comfyloop.serve.recorder import Recorder
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
 from comfyloop.store import Store
+
+MOST_HEAVY = 4
+"""Snapshots and gates that requests may have under way at a time."""
 
 
 class Controller(Protocol):
@@ -55,6 +62,10 @@ class Services:
     recorder: Recorder = field(init=False)
     engines: AsyncEngineClient = field(init=False)
     recall: Recall = field(init=False)
+    sockets: Counter[str] = field(default_factory=Counter)
+    """Open WebSockets by kind."""
+    _heavy: set[str] = field(default_factory=set)
+    _heavy_lock: threading.Lock = field(default_factory=threading.Lock)
     _background: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -65,11 +76,43 @@ class Services:
         """Programs that say that a person waits for them."""
         return self.router.traffic.busy
 
+    @contextmanager
+    def heavily(self, what: str) -> Iterator[None]:
+        """Hold one of the few places for work that keeps a thread and the disk busy for long.
+
+        Raises:
+            errors.Busy: The same is being done, or all places are taken.
+        """
+        with self._heavy_lock:
+            if what in self._heavy or len(self._heavy) >= MOST_HEAVY:
+                doing = f"{what} is under way" if what in self._heavy else "Other such work is under way"
+                raise errors.Busy(
+                    f"{doing[0].upper()}{doing[1:]}.", "Try again when it has ended.", retry_after=5
+                )
+            self._heavy.add(what)
+        try:
+            yield
+        finally:
+            with self._heavy_lock:
+                self._heavy.discard(what)
+
     def in_background(self, work: Coroutine[Any, Any, None]) -> None:
         """Run to its end what the present request must not wait for."""
         task = asyncio.get_running_loop().create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+
+@asynccontextmanager
+async def one_of(socket: WebSocket, services: Services, kind: str, most: int) -> AsyncIterator[None]:
+    """A place among the open WebSockets of a kind. With none left it is closed (1013: try again later)."""
+    if services.sockets[kind] >= most:
+        raise WebSocketException(1013, f"{most} connections of this kind are open.")
+    services.sockets[kind] += 1
+    try:
+        yield
+    finally:
+        services.sockets[kind] -= 1
 
 
 async def _services(connection: HTTPConnection) -> Services:

@@ -38,7 +38,8 @@ def list_snapshots(
 @router.post("/v1/snapshots", summary="Build a snapshot", status_code=201)
 def build_snapshot(services: Svc, project: AskedProject) -> Snapshot:
     """Curate what was fed back now, without training on it. The same feedback gives the same snapshot."""
-    return services.controller.snapshot(project)
+    with services.heavily(f"a snapshot of {project}"):
+        return services.controller.snapshot(project)
 
 
 @router.get("/v1/snapshots/{id}", summary="Get a snapshot")

@@ -60,13 +60,17 @@ def list_versions(
 ) -> VersionList:
     with services.store.read() as conn:
         found = versions.list_by(conn, project, state=state, before=before, limit=limit)
+        last = found[-1].number if found else None
+        more = last is not None and (
+            len(found) == limit or versions.list_by(conn, project, state=state, before=last, limit=1)
+        )
     found_project = services.router.project(project)
     return VersionList(
         live=found_project.live,
         canary=found_project.canary,
         canary_share=found_project.canary_share,
         items=found,
-        next_before=found[-1].number if len(found) == limit else None,
+        next_before=last if more else None,
     )
 
 
@@ -97,7 +101,8 @@ def promote_version(
 @router.post("/v1/versions/{number}/gate", summary="Judge a version again")
 def gate_version(number: VersionNumber, services: Svc, project: AskedProject) -> GateReport:
     """Against the live version, on the held-out items of the snapshot it was trained from."""
-    return services.controller.gate(project, number)
+    with services.heavily(f"a gate of {project}"):
+        return services.controller.gate(project, number)
 
 
 @router.get("/v1/versions/{number}/gate", summary="Get what the gate said of a version")

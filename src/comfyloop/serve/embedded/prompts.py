@@ -34,6 +34,8 @@ class PromptMaker:
         self._max_pixels = max_pixels
         self._max_image_pixels = max_image_pixels
         self._lock = threading.Lock()
+        # Not a token holds more; without this, a text that can never fit would be cut into tokens for a minute.
+        self._most_chars = loaded.context * max(map(len, loaded.tokenizer.get_vocab()), default=1)
         self._template = loaded.processor or loaded.tokenizer
         self._speller = Speller(self._template)
         self._takes_parts = loaded.processor is not None and takes_parts(loaded.processor)
@@ -56,6 +58,12 @@ class PromptMaker:
         decoded = [self._decode(part, number) for number, part in enumerate(pictures, 1)]
         with self._lock:
             text = self._render(messages, add_generation_prompt, continue_final_message)
+            if len(text) > self._most_chars:
+                raise InvalidInput(
+                    f"The prompt has {len(text)} characters, more than the {self._loaded.context} tokens that the "
+                    "model reads can hold.",
+                    "Leave out what is long past.",
+                )
             if not decoded:
                 sees_images = self._loaded.processor is not None
                 return Prompt(_some(tokens_of(self._speller, self._loaded.tokenizer, text, sees_images)))
