@@ -241,8 +241,8 @@ def _error(response: httpx.Response) -> ComfyLoopError:
     code, message, mend = "", f"The service answered with status {response.status_code}.", ""
     with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
         body = response.json()
-        if problems := body.get("problems"):  # /readyz
-            message = " ".join(dict.fromkeys(problems.values()))
+        if "ready" in body:  # /readyz
+            message = " ".join(filter(None, [*dict.fromkeys(body["problems"].values()), body["storage"]]))
         else:
             told = body["error"]
             code, message, mend = str(told.get("code")), str(told["message"]), str(told.get("mend") or "")

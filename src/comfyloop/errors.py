@@ -9,6 +9,7 @@ Every message is a sentence that says what is wrong, followed by how to mend it:
     ├── Conflict                409  it exists already, or its state does not allow this
     ├── Busy                    429  the queue is full; try again later
     ├── EngineUnavailable       503  the inference engine is down or restarting
+    ├── DamagedVersion        503  a version's files are gone, or not those that were judged
     ├── StorageError            507  the database or the disk refused
     ├── StarterError            500  the embedded starter cannot be put together
     ├── UnusableEnvironment     500  an engine's own Python environment cannot be made, or does not work
@@ -62,6 +63,10 @@ class Busy(ComfyLoopError):
 
 class EngineUnavailable(ComfyLoopError):
     status, code, exit_code = 503, "engine_unavailable", 6
+
+
+class DamagedVersion(ComfyLoopError):
+    status, code, exit_code = 503, "damaged_version", 7
 
 
 class StorageError(ComfyLoopError):

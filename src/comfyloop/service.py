@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from comfyloop import starter
+from filelock import FileLock, Timeout
+
+from comfyloop import integrity, starter
 from comfyloop.environments import environment, python_of, refuse_without_gpu
-from comfyloop.errors import InvalidInput
+from comfyloop.errors import Conflict, DamagedVersion, InvalidInput, StorageError
 from comfyloop.loop import Controller, Work
-from comfyloop.records import BASE, Project
+from comfyloop.records import BASE, Project, Version
 from comfyloop.serve import adapters
 from comfyloop.serve.api.services import Services
 from comfyloop.serve.blue_green import BlueGreenEngine
@@ -25,8 +28,12 @@ from comfyloop.settings import Settings
 from comfyloop.starter import image as image_starter
 from comfyloop.store import Store, open_store, projects, versions
 
+log = logging.getLogger(__name__)
+
 STARTER = "starter"
 IMAGE_STARTER = "starter-image"
+LOCK_SECONDS = 2.0
+"""For a service before us that is going."""
 
 Progress = Callable[[str, float], None]
 
@@ -47,10 +54,11 @@ def running(settings: Settings) -> Iterator[Services]:
 
     Raises:
         StorageError: The database or the home directory cannot be used.
+        Conflict: Another service runs on it.
     """
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     events = Events()
-    with open_store(settings) as store:
+    with _alone(settings.home), open_store(settings) as store:
         engines = {model: _engine(settings, store, model, events) for model in _base_models(settings, store)}
         router = Router(settings, store, engines, events)
         models = partial(model_path, settings)
@@ -65,6 +73,32 @@ def running(settings: Settings) -> Iterator[Services]:
             for engine in engines.values():
                 engine.stop()
             router.close()
+
+
+@contextmanager
+def _alone(home: Path) -> Iterator[None]:
+    """One service a folder: two would answer with different versions, each from what it remembers.
+
+    Raises:
+        Conflict: Another one runs on it.
+        StorageError: The folder refuses.
+    """
+    lock = FileLock(home / "service.lock", mode=0o600)
+    try:
+        lock.acquire(timeout=LOCK_SECONDS)
+    except Timeout:
+        raise Conflict(
+            f"Another service runs on {home}.", "Stop it, or give this one a folder of its own with --home."
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"The folder {home} cannot be written: {error.strerror}.",
+            "Mend its rights, or give another with --home.",
+        ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _base_models(settings: Settings, store: Store) -> list[str]:
@@ -109,12 +143,18 @@ def _engine(settings: Settings, store: Store, model: str, events: Events) -> Eng
         return EngineProcess(name, directory, lambda port_file: command(port_file, {}), check=check)
 
     def live_adapters() -> dict[str, str]:
+        live: list[Version] = []
         with store.read() as conn:
-            live = [
-                versions.get(conn, project.name, project.live)
-                for project in projects.list_all(conn)
-                if project.base_model == model and project.live != BASE
-            ]
+            for project in projects.list_all(conn):
+                if project.base_model != model or project.live == BASE:
+                    continue
+                version = versions.get(conn, project.name, project.live)
+                try:
+                    integrity.check(conn, version)
+                except DamagedVersion as error:  # the others are served
+                    log.error("%s", error)
+                else:
+                    live.append(version)
         return {version.adapter_name: version.text_adapter for version in live if version.text_adapter}
 
     return BlueGreenEngine(name, directory, command, wanted=live_adapters, check=check)

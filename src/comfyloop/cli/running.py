@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
 import sys
 from enum import StrEnum
 from pathlib import Path
@@ -38,6 +39,8 @@ def up(
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
+    # Until the server has handlers of its own, and what is below is taken apart either way.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     listener = server.bind(settings.host, settings.port)
     address, bound = listener.getsockname()[:2]
     if not origin.is_loopback(address) and not settings.token:

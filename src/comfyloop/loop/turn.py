@@ -22,9 +22,10 @@ from sqlalchemy import Connection
 
 from comfyloop import curate, gate
 from comfyloop.errors import Busy, ComfyLoopError, EngineUnavailable, RunFailed
+from comfyloop.integrity import hash_of
 from comfyloop.loop.lease import lease_of
 from comfyloop.loop.plan import spec_of
-from comfyloop.loop.work import Stopping, Work, hash_of
+from comfyloop.loop.work import Stopping, Work
 from comfyloop.records import (
     BASE,
     Loop,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import shutil
 import threading
@@ -319,14 +318,3 @@ def _sees_pictures(project: Project, snapshot: Snapshot, recipe: str) -> bool:
     return bool(project.image_model) or (
         train.exists() and gate.about_pictures(curate.read_samples(train, snapshot.project))
     )
-
-
-def hash_of(*adapters: Path) -> str:
-    """SHA-256 over the names and contents of adapters' files."""
-    digest = hashlib.sha256()
-    for adapter in adapters:
-        files = sorted(path for path in adapter.rglob("*") if path.is_file()) or [adapter]
-        for file in files:
-            digest.update(file.relative_to(adapter.parent).as_posix().encode() + b"\0")
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return digest.hexdigest()

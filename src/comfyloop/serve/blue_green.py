@@ -108,6 +108,9 @@ class BlueGreenEngine:
     def unavailable(self) -> EngineUnavailable:
         return self._process.unavailable()
 
+    def answers(self) -> bool:
+        return self._process.answers()
+
     def start(self) -> None:
         with self._swapping:
             self._adapters = dict(self._wanted())

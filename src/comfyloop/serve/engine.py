@@ -89,6 +89,9 @@ class Engine(Protocol):
 
     def unavailable(self) -> EngineUnavailable: ...
 
+    def answers(self) -> bool:
+        """Whether it answers at this moment, whatever its state was when it was last looked at. Blocks a little."""
+
     def enter(self) -> EngineProcess:
         """The process that answers now, which will not be stopped before its `leave` is called."""
 

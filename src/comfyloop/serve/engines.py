@@ -36,6 +36,7 @@ POLL_SECONDS = 0.1
 WATCH_SECONDS = 0.5
 SILENT_SECONDS = 60.0
 """An engine that is alive but has not answered /health for so long is killed and started again."""
+HEALTH_SECONDS = 2.0
 STOP_SECONDS = 5.0
 LOG_BYTES = 10 * 2**20
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
@@ -172,6 +173,12 @@ class EngineProcess:
                 return EngineUnavailable(
                     "The engine is not running.", "Start the service again.", retry_after=30
                 )
+
+    def answers(self) -> bool:
+        process, client = self._process, self._client
+        if client is None or (process is not None and process.poll() is not None):
+            return False
+        return client.healthy(seconds=HEALTH_SECONDS)
 
     def start(self) -> None:
         """Start it and return at once; `wait_ready` waits."""

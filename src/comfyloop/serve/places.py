@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from comfyloop import data_urls
+from comfyloop import data_urls, integrity
 from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, ModelError, NotFound
 from comfyloop.records import BASE, Message, Project
 from comfyloop.serve.aliases import Aliases
@@ -56,6 +56,7 @@ class Places:
         self._events = events
         self._changed = threading.Condition()
         self._places: dict[tuple[str, int], Place] = {}
+        self._refusals: dict[tuple[str, int], str] = {}  # why the last try to load a version failed
         self._unloader = ThreadPoolExecutor(1, thread_name_prefix="unload")
         for engine in self.engines.values():
             engine.on_up = self._engine_up
@@ -168,6 +169,7 @@ class Places:
             if evicted is not None:
                 self._unload(evicted)
         try:
+            self._refusals.pop(key, None)
             if number != BASE:
                 self._load_adapter(place)
             with self._changed:
@@ -178,7 +180,9 @@ class Places:
                 place.state = PlaceState.LOADED
                 place.users += 1
                 self._changed.notify_all()
-        except BaseException:
+        except BaseException as error:
+            if isinstance(error, ComfyLoopError):
+                self._refusals[key] = str(error)
             self.lost(place)
             raise
         return place
@@ -186,6 +190,7 @@ class Places:
     def _load_adapter(self, place: Place) -> None:
         with self._store.read() as conn:
             version = versions.get(conn, place.project, place.number)
+            integrity.check(conn, version)
         if version.text_adapter is None:
             return  # a version of the image side alone answers as the base does
         engine = place.engine
@@ -351,9 +356,12 @@ class Places:
             return str(error)
         if engine.state is not EngineState.READY:
             return str(engine.unavailable())
+        if not engine.answers():
+            return "The engine has just stopped, or does not answer."
         if project.live == BASE:
             return ""  # it answers as soon as its engine does
         place = self.find(project.name, project.live)
         if place is None or place.state is not PlaceState.LOADED or not place.warm:
-            return f"{version_name(project.name, project.live)} is not loaded."
+            why = self._refusals.get((project.name, project.live), "")
+            return f"{version_name(project.name, project.live)} is not loaded. {why}".strip()
         return ""

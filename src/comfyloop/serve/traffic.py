@@ -33,6 +33,12 @@ class Traffic:
             self._waiting -= 1
             self._last = self._clock()
 
+    @property
+    def waiting(self) -> int:
+        """Answers to people that are under way."""
+        with self._lock:
+            return self._waiting
+
     def quiet_seconds(self) -> float:
         """How long nobody has waited for anything, as often as it is asked; 0 while somebody does."""
         busy = self.busy.who()

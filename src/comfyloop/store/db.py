@@ -44,6 +44,8 @@ class Store:
         self.blobs = blobs
         self._engine = engine
         self._sqlite = engine.dialect.name == "sqlite"
+        self._file = Path(str(engine.url.database)).absolute() if self._sqlite else None
+        self._opened = _identity(self._file)
         # SQLite lets one writer in and makes the others poll, in no order. Threads of this process queue here
         # instead; only other processes are waited for by polling.
         self._turn = threading.Lock()
@@ -74,10 +76,29 @@ class Store:
         try:
             with self._transaction(mode="durable" if durable else "relaxed") as conn:
                 yield conn
+            self._check_file()
         finally:
             self._inside.writing = False
             if self._sqlite:
                 self._turn.release()
+
+    def _check_file(self) -> None:
+        """What is written into a file that was deleted, or that another has replaced, is gone with this process."""
+        if self._file is None:
+            return
+        if self._opened is None:
+            self._opened = _identity(self._file)
+        elif _identity(self._file) != self._opened:
+            raise StorageError(
+                f"The database {self._file} was deleted or replaced while it was in use; nothing more can be kept.",
+                "Stop the service, put back a copy of the file, and start it again.",
+            )
+
+    def probe(self) -> None:
+        """Raises StorageError unless the database answers and is still the one that was opened."""
+        with self.read() as conn:
+            conn.exec_driver_sql("SELECT 1")
+        self._check_file()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -117,9 +138,11 @@ def open_store(settings: Settings) -> Store:
 
     Raises:
         InvalidInput: The database URL is not one of SQLite or PostgreSQL.
-        StorageError: The database cannot be reached or written, or is newer than this ComfyLoop.
+        StorageError: The database cannot be reached or written, was emptied, or is newer than this ComfyLoop.
     """
     url = _parse(settings.database)
+    if url.get_backend_name() == "sqlite":
+        _refuse_emptied(url, settings.home)
     engine = _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _postgresql_engine(url)
     store = Store(engine, Blobs(settings.blobs))
     try:
@@ -137,6 +160,37 @@ def open_store(settings: Settings) -> Store:
         store.close()
         raise
     return store
+
+
+def _identity(file: Path | None) -> tuple[int, int] | None:
+    """The file behind a name; None where there is none."""
+    try:
+        found = file.stat() if file is not None else None
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino) if found is not None else None
+
+
+def _refuse_emptied(url: URL, home: Path) -> None:
+    """A database without a byte beside the data of an older one is no fresh start.
+
+    Raises:
+        StorageError: It was emptied or deleted.
+    """
+    file = Path(str(url.database)).absolute()
+    if file.parent != home.absolute() or (file.exists() and file.stat().st_size):
+        return
+    left = [
+        name
+        for name in ("versions", "snapshots", "blobs")
+        if (home / name).is_dir() and any((home / name).iterdir())
+    ]
+    if left:
+        what = "is empty" if file.exists() else "is gone"
+        raise StorageError(
+            f"The database {file} {what}, but {' and '.join(left)} beside it are not.",
+            f"Put back a copy of it; or, to begin anew, move {home} away.",
+        )
 
 
 def shown(url: URL) -> str:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
+from starlette.concurrency import run_in_threadpool
 
 from comfyloop import __version__
 from comfyloop.serve.api import (
@@ -36,6 +39,7 @@ from comfyloop.serve.api.services import Services
 from comfyloop.serve.client import AsyncEngineClient
 from comfyloop.serve.recorder import Recorder
 
+TELL_SECONDS = 3.0
 NOUNS = (
     chat,
     chat_socket,
@@ -58,6 +62,13 @@ NOUNS = (
 )
 
 
+async def _all_told(services: Services) -> None:
+    """Answers that were cut off just now are still to hand over what was said, so that it is recorded."""
+    deadline = time.monotonic() + TELL_SECONDS
+    while services.router.traffic.waiting and time.monotonic() < deadline:
+        await asyncio.sleep(0.02)
+
+
 def create_app(services: Services) -> FastAPI:
     """The API over `services`. It starts and stops no engine: that is the caller's."""
 
@@ -68,8 +79,9 @@ def create_app(services: Services) -> FastAPI:
         try:
             yield
         finally:
+            await _all_told(services)
             await services.engines.close()
-            services.recorder.close()
+            await run_in_threadpool(services.recorder.close)
 
     app = FastAPI(
         title="ComfyLoop",

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import asyncio
+import secrets
+from collections.abc import Awaitable
+from typing import Literal, TypeVar
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel
+from starlette.concurrency import run_in_threadpool
 
 from comfyloop import __version__
-from comfyloop.serve.api.services import Svc
+from comfyloop.errors import ComfyLoopError
+from comfyloop.serve.api.services import Services, Svc
 
 router = APIRouter(tags=["health"])
+
+PATIENCE_SECONDS = 4.0
 
 
 class Health(BaseModel):
@@ -24,6 +31,8 @@ class Readiness(BaseModel):
     ready: bool
     problems: dict[str, str] = {}
     """project -> why its live version does not answer."""
+    storage: str = ""
+    """Why nothing can be stored; empty when it can."""
     engines: dict[str, str] = {}
     """base model -> state of its engine"""
 
@@ -34,6 +43,30 @@ async def healthz() -> Health:
     return Health()
 
 
+T = TypeVar("T")
+
+
+async def _within(answer: Awaitable[T], late: T) -> T:
+    try:
+        return await asyncio.wait_for(answer, PATIENCE_SECONDS)
+    except TimeoutError:
+        return late
+
+
+def _storage(services: Services) -> str:
+    """Why the database or the home directory cannot be used; empty when they can."""
+    try:
+        services.store.probe()
+        probe = services.settings.home / f".probe.{secrets.token_hex(4)}"
+        probe.write_bytes(b"1")
+        probe.unlink()
+    except ComfyLoopError as error:
+        return str(error)
+    except OSError as error:
+        return f"The folder {services.settings.home} cannot be written: {error.strerror}."
+    return ""
+
+
 @router.get(
     "/readyz",
     summary="Whether the live version of every project answers",
@@ -41,8 +74,12 @@ async def healthz() -> Health:
     responses={503: {"model": Readiness, "description": "Not yet; `problems` says why."}},
 )
 async def readyz(services: Svc) -> JSONResponse:
-    problems = services.router.problems()
+    """It asks the engines and the database at this moment, and writes a byte to the disk."""
+    problems, storage = await asyncio.gather(
+        _within(run_in_threadpool(services.router.problems), {"": "The engines do not answer in time."}),
+        _within(run_in_threadpool(_storage, services), "The database or the disk does not answer in time."),
+    )
     engines = {name: engine.state.value for name, engine in services.router.engines.items()}
-    body = Readiness(ready=not problems, problems=problems, engines=engines)
+    body = Readiness(ready=not problems and not storage, problems=problems, storage=storage, engines=engines)
     headers = {} if body.ready else {"Retry-After": "2"}
     return JSONResponse(body.model_dump(), 200 if body.ready else 503, headers)

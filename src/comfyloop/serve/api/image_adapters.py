@@ -10,6 +10,7 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Response
 from fastapi.responses import FileResponse
 
+from comfyloop import integrity
 from comfyloop.errors import NotFound
 from comfyloop.records import BASE
 from comfyloop.serve.api.common import AskedProject, VersionNumber
@@ -40,11 +41,12 @@ def get_image_adapter(
 ) -> Response:
     """As ComfyUI's own LoraLoader reads it. 404 when the version changes the text side alone."""
     name = version_name(project, number)
-    path = None
+    path, version = None, None
     if number != BASE:
         with services.store.read() as conn:
-            path = versions.get(conn, project, number).image_adapter
-    if path is None:
+            version = versions.get(conn, project, number)
+            path = version.image_adapter
+    if path is None or version is None:
         raise NotFound(f"{name} has no image adapter.", "Use the image model as it is.")
     file = Path(path)
     if not file.is_file():
@@ -55,6 +57,8 @@ def get_image_adapter(
     tag = f'"{_sha256(file, stat.st_mtime_ns, stat.st_size)}"'
     if if_none_match is not None and tag in if_none_match:
         return Response(status_code=304, headers={"ETag": tag})
+    with services.store.read() as conn:
+        integrity.check(conn, version)
     return FileResponse(
         file,
         media_type="application/octet-stream",

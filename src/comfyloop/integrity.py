@@ -1,0 +1,81 @@
+"""Whether the files of a version are those that were judged: their hash is in the database."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from sqlalchemy import Connection
+
+from comfyloop.errors import DamagedVersion
+from comfyloop.records import BASE, Version
+from comfyloop.store import versions
+
+
+def hash_of(*adapters: Path) -> str:
+    """SHA-256 over the names and contents of adapters' files.
+
+    Raises:
+        OSError: One of them cannot be read.
+    """
+    digest = hashlib.sha256()
+    for adapter in adapters:
+        files = sorted(path for path in adapter.rglob("*") if path.is_file()) or [adapter]
+        for file in files:
+            digest.update(file.relative_to(adapter.parent).as_posix().encode() + b"\0")
+            with file.open("rb") as handle:
+                digest.update(hashlib.file_digest(handle, "sha256").digest())
+    return digest.hexdigest()
+
+
+def check(conn: Connection, version: Version) -> None:
+    """Read all files of a version, and of those before it whose side it has kept, and compare their hashes.
+
+    Raises:
+        DamagedVersion: One is gone, or is not what was trained and judged.
+    """
+    for owner in _owners(conn, version):
+        if not owner.sha256:  # made by hand
+            continue
+        parent = versions.find(conn, owner.project, owner.parent) if owner.parent != BASE else None
+        made = [Path(path) for path in _own(owner, parent)]
+        try:
+            found = hash_of(*made)
+        except OSError as error:
+            raise DamagedVersion(
+                f"The files of {owner.project}@{owner.number} cannot be read: {error.filename}: {error.strerror}.",
+                _mend(version),
+            ) from error
+        if found != owner.sha256:
+            raise DamagedVersion(
+                f"The files of {owner.project}@{owner.number} in {made[0].parent} are not those that were judged.",
+                _mend(version),
+            )
+
+
+def _owners(conn: Connection, version: Version) -> list[Version]:
+    """The versions in whose training the sides of `version` were made."""
+    wanted = {version.text_adapter, version.image_adapter} - {None}
+    owners: list[Version] = []
+    at: Version | None = version
+    while at is not None and wanted:
+        parent = versions.find(conn, at.project, at.parent) if at.parent != BASE else None
+        own = wanted & set(_own(at, parent))
+        if own:
+            owners.append(at)
+            wanted -= own
+        at = parent
+    return owners
+
+
+def _own(version: Version, parent: Version | None) -> list[str]:
+    """The sides that this version did not take over from its parent, in the order in which they were hashed."""
+    sides = (
+        (version.text_adapter, parent and parent.text_adapter),
+        (version.image_adapter, parent and parent.image_adapter),
+    )
+    return [side for side, before in sides if side and side != before]
+
+
+def _mend(version: Version) -> str:
+    return f"Put back a copy, or roll back: `comfyloop rollback` leaves {version.project}@{version.number}."
