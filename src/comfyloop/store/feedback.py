@@ -101,11 +101,12 @@ def list_by(
     kind: str | None = None,
     author: str | None = None,
     limit: int = 1000,
+    max_bytes: int | None = None,
 ) -> list[tuple[int, Feedback]]:
-    """The oldest first, each with its sequence number; the last number is the next page's `after_seq`. A page has
-    fewer than `limit` where they are large: the next one is empty when it was the last."""
+    """The oldest first, each with its sequence number; the last number is the next page's `after_seq`. With
+    `max_bytes` a page ends with the one that passes it."""
     query = _where(project, kind, author).where(feedback.c.seq > after_seq)
-    return _read(conn, query.order_by(feedback.c.seq).limit(limit))
+    return _read(conn, query.order_by(feedback.c.seq).limit(limit), max_bytes)
 
 
 def newest(
@@ -232,5 +233,9 @@ def _where(project: str, kind: str | None, author: str | None) -> sa.Select[int,
     return query
 
 
-def _read(conn: Connection, query: sa.Select[int, str]) -> list[tuple[int, Feedback]]:
-    return [(seq, feedback_adapter.validate_json(body)) for seq, body in within(conn, query, "body")]
+def _read(
+    conn: Connection, query: sa.Select[int, str], max_bytes: int | None = None
+) -> list[tuple[int, Feedback]]:
+    return [
+        (seq, feedback_adapter.validate_json(body)) for seq, body in within(conn, query, "body", max_bytes)
+    ]

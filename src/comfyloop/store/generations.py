@@ -68,16 +68,17 @@ def list_by(
     before_seq: int | None = None,
     version: int | None = None,
     limit: int = 50,
+    max_bytes: int | None = None,
 ) -> list[tuple[int, Generation]]:
-    """The newest first, each with its sequence number; the last number is the next page's `before_seq`. A page has
-    fewer than `limit` where they are large."""
+    """The newest first, each with its sequence number; the last number is the next page's `before_seq`. With
+    `max_bytes` a page ends with the one that passes it."""
     table = generations
     query = sa.select(table.c.seq, table.c.body).where(table.c.project == project)
     if before_seq is not None:
         query = query.where(table.c.seq < before_seq)
     if version is not None:
         query = query.where(table.c.version == version)
-    rows = within(conn, query.order_by(table.c.seq.desc()).limit(limit), "body")
+    rows = within(conn, query.order_by(table.c.seq.desc()).limit(limit), "body", max_bytes)
     return [(seq, Generation.model_validate_json(body)) for seq, body in rows]
 
 

@@ -9,15 +9,17 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 PAGE_BYTES = 4 * 2**20
-"""A page ends with the row that passes this."""
+"""For what goes over HTTP: a page ends with the row that passes this."""
 
 
-def within(conn: Connection, query: sa.Select[*tuple[Any, ...]], column: str) -> Iterator[Any]:
-    """The first rows of `query` whose texts in `column` have `PAGE_BYTES` characters together; one at least."""
+def within(
+    conn: Connection, query: sa.Select[*tuple[Any, ...]], column: str, most: int | None = None
+) -> Iterator[Any]:
+    """The first rows of `query` whose texts in `column` have `most` characters together; one at least."""
     size = 0
     with conn.execute(query.execution_options(stream_results=True, max_row_buffer=16)) as rows:
         for row in rows:
             yield row
             size += len(row._mapping[column] or "")
-            if size >= PAGE_BYTES:
+            if most is not None and size >= most:
                 return

@@ -79,16 +79,17 @@ def list_by(
     state: VersionState | None = None,
     before: int | None = None,
     limit: int = 100,
+    max_bytes: int | None = None,
 ) -> list[Version]:
-    """The newest first; the last number is the next page's `before`. A page has fewer than `limit` where their gate
-    reports are large."""
+    """The newest first; the last number is the next page's `before`. With `max_bytes` a page ends with the one whose
+    gate report passes it."""
     query = sa.select(versions).where(versions.c.project == project)
     if state is not None:
         query = query.where(versions.c.state == state)
     if before is not None:
         query = query.where(versions.c.number < before)
     query = query.order_by(versions.c.number.desc()).limit(limit)
-    return [_version(row) for row in within(conn, query, "gate")]
+    return [_version(row) for row in within(conn, query, "gate", max_bytes)]
 
 
 class Named(NamedTuple):

@@ -12,6 +12,7 @@ from comfyloop.records import Feedback, ProjectName
 from comfyloop.serve.api.common import AskedProject, Limit, Seq
 from comfyloop.serve.api.services import Svc
 from comfyloop.store import feedback
+from comfyloop.store.pages import PAGE_BYTES
 
 router = APIRouter(tags=["feedback"])
 
@@ -82,7 +83,9 @@ def list_feedback(
 ) -> FeedbackList:
     """`next_after` is null on the last page. A page has fewer than `limit` items where they are large."""
     with services.store.read() as conn:
-        found = feedback.list_by(conn, project, after_seq=after, kind=kind, author=author, limit=limit)
+        found = feedback.list_by(
+            conn, project, after_seq=after, kind=kind, author=author, limit=limit, max_bytes=PAGE_BYTES
+        )
         last = found[-1][0] if found else None
         more = last is not None and (
             len(found) == limit or feedback.list_by(conn, project, last, kind=kind, author=author, limit=1)

@@ -11,6 +11,7 @@ from comfyloop.records import Generation
 from comfyloop.serve.api.common import AskedProject, Limit, Seq
 from comfyloop.serve.api.services import Svc
 from comfyloop.store import generations
+from comfyloop.store.pages import PAGE_BYTES
 
 router = APIRouter(tags=["generations"])
 
@@ -30,7 +31,9 @@ def list_generations(
 ) -> GenerationList:
     """`next_before` is null on the last page. A page has fewer than `limit` items where they are large."""
     with services.store.read() as conn:
-        found = generations.list_by(conn, project, before_seq=before, version=version, limit=limit)
+        found = generations.list_by(
+            conn, project, before_seq=before, version=version, limit=limit, max_bytes=PAGE_BYTES
+        )
         last = found[-1][0] if found else None
         more = last is not None and (
             len(found) == limit

@@ -14,6 +14,7 @@ from comfyloop.serve.api.services import Svc
 from comfyloop.serve.names import version_name
 from comfyloop.serve.promotion import Promotion
 from comfyloop.store import versions
+from comfyloop.store.pages import PAGE_BYTES
 
 router = APIRouter(tags=["versions"])
 
@@ -59,7 +60,7 @@ def list_versions(
     limit: Limit = 100,
 ) -> VersionList:
     with services.store.read() as conn:
-        found = versions.list_by(conn, project, state=state, before=before, limit=limit)
+        found = versions.list_by(conn, project, state=state, before=before, limit=limit, max_bytes=PAGE_BYTES)
         last = found[-1].number if found else None
         more = last is not None and (
             len(found) == limit or versions.list_by(conn, project, state=state, before=last, limit=1)
