@@ -11,6 +11,7 @@ Every message is a sentence that says what is wrong, followed by how to mend it:
     ├── EngineUnavailable       503  the inference engine is down or restarting
     ├── DamagedVersion        503  a version's files are gone, or not those that were judged
     ├── StorageError            507  the database or the disk refused
+    │   └── DamagedBlob      507  stored bytes are not those that were put
     ├── StarterError            500  the embedded starter cannot be put together
     ├── UnusableEnvironment     500  an engine's own Python environment cannot be made, or does not work
     ├── ModelError              500  a model directory or hub id cannot be loaded as one
@@ -71,6 +72,10 @@ class DamagedVersion(ComfyLoopError):
 
 class StorageError(ComfyLoopError):
     status, code, exit_code = 507, "storage", 7
+
+
+class DamagedBlob(StorageError):
+    pass
 
 
 class StarterError(ComfyLoopError):

@@ -14,6 +14,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -35,6 +36,19 @@ Author = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f
 
 def now() -> datetime:
     return datetime.now(UTC)
+
+
+def _in_utc(at: datetime) -> datetime:
+    """A time without a zone is taken for UTC: times are compared, and those of both kinds cannot be."""
+    if at.tzinfo is None:
+        return at.replace(tzinfo=UTC)
+    try:
+        return at.astimezone(UTC)
+    except OverflowError:
+        raise ValueError("this time is beyond the years that can be counted") from None
+
+
+Time = Annotated[datetime, AfterValidator(_in_utc)]
 
 
 def new_id(prefix: str) -> str:
@@ -118,7 +132,7 @@ class Generation(Record):
     prompt_tokens: int = 0
     answer_tokens: int = 0
     examples: tuple[str, ...] = ()  # feedback that was put into the prompt; `messages` are as they were sent
-    created_at: datetime = Field(default_factory=now)
+    created_at: Time = Field(default_factory=now)
 
 
 # --- what a person did --------------------------------------------------------------------------------------
@@ -131,7 +145,9 @@ class _Feedback(Record):
     )
     project: ProjectName
     author: Author = "local"
-    created_at: datetime = Field(default_factory=now, description="When the person did it.")
+    created_at: Time = Field(
+        default_factory=now, description="When the person did it; without a zone it is UTC."
+    )
     comment: str = Field(default="", max_length=4000)
 
 
@@ -284,7 +300,7 @@ class Snapshot(Record):
     by_kind: dict[str, int] = {}
     dropped: dict[str, int] = {}  # reason -> how many
     feedback_seq: int = 0  # the newest feedback it has seen
-    created_at: datetime = Field(default_factory=now)
+    created_at: Time = Field(default_factory=now)
 
 
 # --- what training makes ------------------------------------------------------------------------------------
@@ -308,7 +324,7 @@ class Run(Record):
     parent: int = BASE  # the version that was live: what it started from, unless it is `fresh`
     fresh: bool = False  # it started from the base models: a consolidation
     error: str = ""
-    created_at: datetime = Field(default_factory=now)
+    created_at: Time = Field(default_factory=now)
     finished_at: datetime | None = None
 
 
@@ -331,7 +347,7 @@ class Version(Record):
     sha256: str = ""  # of the adapter files' content
     fresh: bool = False  # trained from the base models, not on from its parent's weights
     gate: GateReport | None = None
-    created_at: datetime = Field(default_factory=now)
+    created_at: Time = Field(default_factory=now)
     promoted_at: datetime | None = None
 
     @property
@@ -396,7 +412,7 @@ class GateReport(Record):
     looks: float = 1.0  # which look this was at its items, on the mean
     level: float = 0.0  # the one-sided level of this look; 0: nothing was tested
     seconds: float = 0.0
-    created_at: datetime = Field(default_factory=now)
+    created_at: Time = Field(default_factory=now)
 
 
 Version.model_rebuild()
@@ -449,7 +465,7 @@ class Project(Record):
     image_model: str = ""  # a checkpoint or diffusers folder whose LoRA is trained too; empty: text alone
     system_prompt: str = ""
     auto: bool = True  # the loop starts by itself
-    created_at: datetime = Field(default_factory=now)
+    created_at: Time = Field(default_factory=now)
     canary: int = (
         BASE  # the version that answers `canary_share` of the conversations in place of the live one
     )

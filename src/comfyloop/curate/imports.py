@@ -11,8 +11,12 @@ from pathlib import Path
 
 from comfyloop.curate.rows import ERRORS_SHOWN, read_file, to_messages
 from comfyloop.errors import ComfyLoopError, DataError
+from comfyloop.files import regular
 from comfyloop.formats import Row, UnusableRow
 from comfyloop.records import SampleUploaded
+
+MOST_BYTES = 256 * 2**20
+"""Of an image file; what is taken of it, the service says."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,8 @@ def _store(
                 continue
             shown = f"{path}:{row.where}: the image {image.name}"
             try:
-                hashes[source] = put_image(image.read_bytes())
+                data = regular(image, MOST_BYTES) if isinstance(image, Path) else image
+                hashes[source] = put_image(data.read_bytes())
             except OSError as error:
                 problems[source] = f"{shown} cannot be read: {error.strerror}"
             except UnusableRow as error:

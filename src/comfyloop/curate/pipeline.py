@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
+
+from PIL import Image, UnidentifiedImageError
 
 from comfyloop.curate import corrections, filters
 from comfyloop.curate import replay as replays
@@ -17,7 +20,8 @@ from comfyloop.curate.report import CurationReport, report_of
 from comfyloop.curate.samples import Draft, drafts_of, newest
 from comfyloop.curate.snapshot import IMAGE_RECIPE_KINDS, RECIPE_KINDS, write
 from comfyloop.curate.split import ACCEPTED, Split, split, stratum_of
-from comfyloop.errors import DataError
+from comfyloop.errors import DamagedBlob, DataError, NotFound
+from comfyloop.pictures import too_narrow
 from comfyloop.records import (
     Dropped,
     Feedback,
@@ -102,7 +106,7 @@ def build(
         raise DataError(f"{settings.recipe!r} is no recipe.", f"Set `recipe` to one of {known}.")
     seq, items, made = _read(store, project)
     drafts, dropped = _drafts(items, made, settings)
-    kept, refused = filters.apply(drafts, settings, store.blobs.exists)
+    kept, refused = filters.apply(drafts, settings, store.blobs.exists, _is_picture(store))
     pictures_seen = Pictures(store.blobs.get)
     samples = pictures_seen.regroup([draft.sample for draft in kept])
     sides = split(store, project, samples, settings)
@@ -200,6 +204,20 @@ def _missing(sides: Split, kind: str, image_kind: str, text: bool, settings: Set
         f"{wanted * each} more corrections are needed before anything can be judged: of those so far {judged} are "
         f"held out to compare versions by, and {most} are needed."
     )
+
+
+def _is_picture(store: Store) -> Callable[[str], bool]:
+    """Whether a blob is as it was stored, and a picture that processors take. One that is not would end every run."""
+
+    def look(sha: str) -> bool:
+        try:
+            data = store.blobs.get(sha)
+            with Image.open(io.BytesIO(data)) as image:
+                return not too_narrow(*image.size)
+        except (NotFound, DamagedBlob, UnidentifiedImageError, OSError, SyntaxError, ValueError):
+            return False
+
+    return look
 
 
 def _read(store: Store, project: str) -> tuple[int, list[Feedback], dict[str, Generation]]:

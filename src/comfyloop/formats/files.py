@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from comfyloop.errors import DataError, NotFound, StorageError
+from comfyloop.files import regular
 from comfyloop.formats.record import UnusableRow
 
 _SPACE = " \t\r\n\ufeff"
@@ -32,6 +33,8 @@ class Item:
 class _Twice(ValueError):
     """A key that one object has two times."""
 
+MOST_BYTES = 4 * 2**30
+
 
 def items(path: Path, wanted: str = "an object with messages") -> list[Item]:
     """All objects of a file, the unreadable ones with what is wrong with them.
@@ -47,7 +50,7 @@ def items(path: Path, wanted: str = "an object with messages") -> list[Item]:
 
 def _text(path: Path) -> str:
     try:
-        data = path.read_bytes()
+        data = regular(path, MOST_BYTES).read_bytes()
     except (FileNotFoundError, IsADirectoryError):
         raise NotFound(f"There is no data file {path}.", "Name a .jsonl or .json file.") from None
     except OSError as error:

@@ -19,7 +19,7 @@ from typing import Any
 import fsspec
 
 from comfyloop.durable import sync
-from comfyloop.errors import InvalidInput, NotFound, StorageError
+from comfyloop.errors import DamagedBlob, InvalidInput, NotFound, StorageError
 
 _SHA = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 2**20
@@ -92,7 +92,7 @@ class Blobs:
 
         Raises:
             NotFound: There is no such blob.
-            StorageError: The stored bytes are not those that were put.
+            DamagedBlob: The stored bytes are not those that were put.
         """
         try:
             with self._refusals(sha):
@@ -100,7 +100,7 @@ class Blobs:
         except FileNotFoundError:
             raise NotFound(f"There is no blob {sha} in {self.url}.", "Upload the image again.") from None
         if hashlib.sha256(data).hexdigest() != sha:
-            raise StorageError(
+            raise DamagedBlob(
                 f"The blob {sha} in {self.url} is damaged: its bytes are not those that were stored.",
                 "Upload the same image again: that repairs it.",
             )

@@ -251,18 +251,36 @@ def test_replay_leaves_out_what_a_person_answered_and_still_makes_up_the_number(
     assert len(asked) == 2 and question not in asked
 
 
-def test_a_damaged_image_is_named_and_leaves_nothing_half_written(store: Store, settings: Settings) -> None:
-    red = store.blobs.put(picture("red"))
-    Shop(store).corrects("mug", "Meet the mug.", [red])
-    place = store.blobs.path(red)
-    assert place is not None
-    place.chmod(0o644)
-    place.write_bytes(b"something else")
-    with pytest.raises(StorageError, match=f"{red}.*damaged"):
-        built(store, settings)
-    assert (
-        not list((settings.home / "snapshots").glob("*")) if (settings.home / "snapshots").exists() else True
-    )
+@pytest.mark.parametrize("harm", ["flipped", "a strip"])
+def test_a_picture_that_cannot_be_used_is_set_aside_by_name_and_the_rest_is_made(
+    store: Store, settings: Settings, harm: str
+) -> None:
+    shop = Shop(store)
+    good = store.blobs.put(picture("red"))
+    if harm == "flipped":
+        bad = store.blobs.put(picture("blue"))
+        where = store.blobs.path(bad)
+        assert where is not None
+        data = bytearray(where.read_bytes())
+        data[40] ^= 1
+        where.write_bytes(data)
+    else:  # from before such were refused
+        out = io.BytesIO()
+        Image.new("L", (8000, 1)).save(out, "PNG")
+        bad = store.blobs.put(out.getvalue())
+    broken = AnswerEdited(project="acme", generation=shop.asks("what?", [bad]), edited="A jug.")
+    shop.says(broken)
+    for n in range(8):
+        shop.says(
+            AnswerEdited(project="acme", generation=shop.asks(f"item {n}?", [good]), edited=f"Mug {n}.")
+        )
+    made = built(store, settings)
+    assert made.by_kind["sft"] == 8 and made.dropped == {"missing_image": 1}
+    report = (Path(made.path) / "report.json").read_text()
+    assert broken.id in report and bad in report
+    if harm == "flipped":
+        store.blobs.put(picture("blue"))  # uploading it again mends it
+        assert built(store, settings).dropped == {}
 
 
 def test_a_full_disk_is_said_and_leaves_nothing_half_written(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,17 @@ def test_import_names_the_line_of_an_image_that_cannot_be_used(tmp_path: Path) -
     (tmp_path / "gone.png").write_bytes(b"<html>")
     with pytest.raises(DataError, match=r"data.jsonl:1: the image gone.png cannot be used: These bytes"):
         import_rows(file, "acme", "ada", refuse)
+
+
+def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    pipe = tmp_path / "rows.jsonl"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(StorageError, match="no file but a pipe"):
+            read_rows(path)
+    rows = tmp_path / "data.jsonl"
+    for image in ("rows.jsonl", "/dev/zero", "."):
+        row = {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "a"}]}
+        rows.write_text(json.dumps(row | {"images": [image]}) + "\n")
+        with pytest.raises(DataError, match="no file but a pipe"):
+            import_rows(rows, "acme", "ada", lambda data: "0" * 64)

@@ -390,3 +390,27 @@ print(len(sys.modules))
 """
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert int(ran.stdout) < 1200
+
+
+@pytest.mark.parametrize(
+    ("at", "status"),
+    [
+        ("2026-01-02T03:04:05", 201),
+        ("2026-01-02T03:04:05+08:00", 201),
+        (0, 201),
+        ("0001-01-01T00:00:00+14:00", 400),
+        ("9999-12-31T23:59:59-14:00", 400),
+    ],
+)
+def test_times_of_every_kind_can_be_compared_or_are_refused(
+    gateway: Gateway, at: object, status: int
+) -> None:
+    id = gateway.ask().json()["id"]
+    item = {"kind": "answer_edited", "project": "acme", "generation": id}
+    assert gateway.http.post("/v1/feedback", json={**item, "edited": "One."}).status_code == 201
+    sent = gateway.http.post("/v1/feedback", json={**item, "edited": "Two.", "created_at": at})
+    assert sent.status_code == status, sent.text
+    listed = gateway.http.get("/v1/feedback").json()["items"]
+    assert all(found["created_at"].endswith("Z") for found in listed)
+    # what it is curated into: an answer, not a failure
+    assert gateway.http.post("/v1/snapshots").status_code in (201, 422)

@@ -30,7 +30,10 @@ SENTENCES: dict[str, str] = {
 
 
 def apply(
-    drafts: Sequence[Draft], settings: Settings, has_image: Callable[[str], bool]
+    drafts: Sequence[Draft],
+    settings: Settings,
+    has_image: Callable[[str], bool],
+    is_whole: Callable[[str], bool] = lambda sha: True,
 ) -> tuple[list[Draft], list[Dropped]]:
     """The drafts that pass every filter, and the feedback of which not a single draft did.
 
@@ -43,7 +46,7 @@ def apply(
         (untrainable.REASON, untrainable.find),
         (too_long.REASON, too_long.find),
         (secret.REASON, secret.find),
-        (missing_image.REASON, missing_image.finder(has_image)),
+        (missing_image.REASON, missing_image.finder(has_image, is_whole)),
         (duplicate.REASON, duplicate.find),
     )
     kept = list(drafts)

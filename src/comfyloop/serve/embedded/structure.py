@@ -37,9 +37,12 @@ class Structures:
             raise InvalidInput(f"The JSON schema is longer than {LARGEST_SCHEMA} characters.", "Shorten it.")
         from llguidance import LLMatcher
 
-        grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
         tokens = self._tokens()
-        problem = LLMatcher.validate_grammar(grammar, tokens)
+        try:
+            grammar = LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_flexible": False})
+            problem = LLMatcher.validate_grammar(grammar, tokens)
+        except (ValueError, TypeError, RecursionError) as error:  # a number of more than 64 bits, too deep
+            problem = str(error)[:200]
         if problem:
             raise InvalidInput(f"The JSON schema cannot be followed: {problem}.")
         return Structure(LLMatcher(tokens, grammar), self._eos)

@@ -226,6 +226,16 @@ def test_an_answer_follows_its_schema(engine: Process, temperature: float) -> No
         assert len(said["tags"]) <= 2 and all(len(tag) <= 5 for tag in said["tags"])
 
 
+@pytest.mark.parametrize(
+    "schema",
+    [{"type": "integer", "maximum": 10**300}, {"const": 10**400}, {"type": "string", "maxLength": 10**30}],
+)
+def test_a_number_that_no_schema_can_hold_is_refused(engine: Process, schema: dict[str, Any]) -> None:
+    refused = engine.chat(response_format=schema_format(schema))
+    assert refused.status_code == 400 and "JSON schema" in refused.text
+    assert engine.chat().status_code == 200
+
+
 def test_several_answers_to_one_request_are_those_of_their_seeds(engine: Process) -> None:
     several = engine.chat(n=2, temperature=1.0, seed=5, max_tokens=12).json()
     alone = [engine.chat(temperature=1.0, seed=5 + i, max_tokens=12).json() for i in range(2)]

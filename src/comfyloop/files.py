@@ -1,0 +1,21 @@
+"""Reading a file that a person named: one that is none has no end, or waits for ever."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from pathlib import Path
+
+
+def regular(path: Path, most: int) -> Path:
+    """The path of a regular file of at most `most` bytes.
+
+    Raises:
+        OSError: There is none, it is larger, or it is a pipe, a device or a folder.
+    """
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise OSError(errno.EINVAL, "it is no file but a pipe, a device or a folder", str(path))
+    if found.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than {most}", str(path))
+    return path
