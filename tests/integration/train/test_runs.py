@@ -15,9 +15,10 @@ import pytest
 from PIL import Image
 
 from comfyloop.errors import Conflict, InvalidInput, NotFound
+from comfyloop.settings import Settings
 from comfyloop.train import runners
 from comfyloop.train.runners import local
-from comfyloop.train.status import TrainState
+from comfyloop.train.status import RunDirectory, TrainState
 from tests.integration.train.runs import THINGS, curve, finish, rows
 
 
@@ -81,6 +82,34 @@ def test_killed_at_random_steps_and_resumed_gives_the_same_curve(
     weights = "adapter/adapter_model.safetensors"
     assert (killed / weights).read_bytes() == (whole / weights).read_bytes()
     assert len(list((killed / "checkpoints").iterdir())) <= 2
+
+
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_trainer_that_hangs_is_ended_by_cancel(
+    tiny_llm: Path, make_run: Callable[..., Path], tmp_path: Path, warm: bool
+) -> None:
+    run = make_run(tiny_llm, max_steps=100_000, epochs=100_000)
+    settings = Settings(home=tmp_path / "home", cancel_seconds=1.5, warm_trainer=warm)
+    started = runners.Runners(settings)
+    try:
+        if warm:
+            started.prepare(str(tiny_llm), "float32")
+        started.start(run)
+        deadline = time.monotonic() + 120
+        while started.poll(run).step < 1:
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        os.kill(started.poll(run).pid, signal.SIGSTOP)
+        runners.cancel(run)
+        runners.cancel(run)
+        assert not started.poll(run).state.ended
+        time.sleep(1.6)
+        status = started.poll(run)
+        assert status.state is TrainState.CANCELLED and "had not stopped" in status.error
+        assert not RunDirectory(run).is_locked()
+        assert started.poll(run).state is TrainState.CANCELLED
+    finally:
+        started.close()
 
 
 def test_hold_release_cancel_and_go_on(tiny_llm: Path, make_run: Callable[..., Path]) -> None:

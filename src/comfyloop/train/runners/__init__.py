@@ -8,11 +8,12 @@ Imports no torch.
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 from typing import Protocol
 
 from comfyloop.settings import Settings
-from comfyloop.train.status import RunDirectory, Status
+from comfyloop.train.status import RunDirectory, Status, TrainState
 
 
 class Runner(Protocol):
@@ -29,6 +30,10 @@ class Runner(Protocol):
 
     def poll(self, run_dir: Path) -> Status:
         """What the run says of itself; `died` when it is gone without having said how it ended."""
+        ...
+
+    def end(self, run_dir: Path) -> None:
+        """Kill whatever works on the run; its last checkpoint is valid. Nothing does: no error."""
         ...
 
     def prepare(self, model: str, dtype: str) -> None:
@@ -57,7 +62,27 @@ class Runners:
         name = ""
         with contextlib.suppress(FileNotFoundError):
             name = RunDirectory(run_dir).runner_file.read_text().strip()
-        return self._runner(name or self._settings.train_runner).poll(run_dir)
+        runner = self._runner(name or self._settings.train_runner)
+        status = runner.poll(run_dir)
+        if status.state.ended or status.state is TrainState.QUEUED or not self._is_overdue(run_dir):
+            return status
+        runner.end(run_dir)
+        run = RunDirectory(run_dir)
+        if run.read_status().state.ended:  # it did so itself, just now
+            return run.read_status()
+        seconds = self._settings.cancel_seconds
+        told = f"The run was cancelled, and killed since it had not stopped {seconds:.0f} s later."
+        ended = status.model_copy(update={"state": TrainState.CANCELLED, "error": told, "pid": 0})
+        run.write_status(ended)
+        return ended
+
+    def _is_overdue(self, run_dir: Path) -> bool:
+        """Whether it was told to stop so long ago that it hangs."""
+        try:
+            asked = RunDirectory(run_dir).cancel_file.stat().st_mtime
+        except OSError:
+            return False
+        return time.time() - asked > self._settings.cancel_seconds
 
     def prepare(self, model: str, dtype: str) -> None:
         self._runner(self._settings.train_runner).prepare(model, dtype)
@@ -90,7 +115,9 @@ def _make(name: str, settings: Settings) -> Runner:
 
 def cancel(run_dir: Path | str) -> None:
     """Ask the trainer to stop within one step, leaving a valid checkpoint. Asking twice is no error."""
-    RunDirectory(run_dir).cancel_file.touch()
+    file = RunDirectory(run_dir).cancel_file
+    if not file.exists():  # its age says how long ago it was asked
+        file.touch()
 
 
 def hold(run_dir: Path | str) -> None:

@@ -44,6 +44,11 @@ class ContainerRunner:
     def poll(self, run_dir: Path) -> Status:
         return self._watch.poll(run_dir)
 
+    def end(self, run_dir: Path) -> None:
+        run = RunDirectory(run_dir)
+        subprocess.run([find_engine(self._asked), "kill", name(run)], capture_output=True)
+        self._watch.started(run)
+
     def prepare(self, model: str, dtype: str) -> None:
         """Nothing can be prepared: a container has no memory of another one."""
 

@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,6 +24,8 @@ from comfyloop.train.control import ask_for_large_pages
 from comfyloop.train.spec import SPEC_FILE, RunSpec, TrainSpec, read_spec, write_spec
 from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
 from comfyloop.train.warm import WarmTrainer
+
+KILL_SECONDS = 10.0
 
 
 class Process(Record):
@@ -45,6 +47,9 @@ class LocalRunner:
 
     def poll(self, run_dir: Path) -> Status:
         return poll(run_dir)
+
+    def end(self, run_dir: Path) -> None:
+        kill(run_dir, spare={self.warm.pid} if self.warm is not None else set())
 
     def prepare(self, model: str, dtype: str) -> None:
         if self.warm is not None:
@@ -167,6 +172,23 @@ def follow(run_dir: Path | str, interval: float = 0.2) -> Iterator[dict[str, Any
         if ended:
             return
         time.sleep(interval)
+
+
+def kill(run_dir: Path | str, spare: Collection[int | None] = ()) -> None:
+    """Kill the processes that hold a run's lock, and their children; wait until it is free."""
+    run = RunDirectory(run_dir)
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid == os.getpid() or process.pid in spare:
+                continue
+            if any(file.path == str(run.lock_file) for file in process.open_files()):
+                for one in (*process.children(recursive=True), process):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+    deadline = time.monotonic() + KILL_SECONDS
+    while run.is_locked() and time.monotonic() < deadline:
+        _reap()
+        time.sleep(0.05)
 
 
 _children: dict[int, subprocess.Popen[bytes]] = {}

@@ -51,6 +51,12 @@ class RayRunner:
     def poll(self, run_dir: Path) -> Status:
         return self._watch.poll(run_dir)
 
+    def end(self, run_dir: Path) -> None:
+        run = RunDirectory(run_dir)
+        if self._runs(run):
+            self._ask("POST", f"/api/jobs/{_job_file(run).read_text()}/stop")
+        self._watch.started(run)
+
     def prepare(self, model: str, dtype: str) -> None:
         """Nothing can be prepared: which node a run will get is not known."""
 
