@@ -7,9 +7,25 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from comfyloop.errors import DamagedVersion
+from comfyloop.errors import DamagedVersion, NotFound
 from comfyloop.records import BASE, Version
 from comfyloop.store import versions
+
+_PRUNED = "pruned.txt"
+
+
+def folder(home: Path, project: str, number: int) -> Path:
+    """Where the files of a version lie."""
+    return home / "versions" / project / str(number)
+
+
+def pruned(folder: Path) -> bool:
+    """Whether the files of the version that lay there were removed on purpose."""
+    return (folder / _PRUNED).exists()
+
+
+def mark_pruned(folder: Path) -> None:
+    (folder / _PRUNED).write_text("Removed by the settings keep_versions and keep_runs.\n")
 
 
 def hash_of(*adapters: Path) -> str:
@@ -33,8 +49,15 @@ def check(conn: Connection, version: Version) -> None:
 
     Raises:
         DamagedVersion: One is gone, or is not what was trained and judged.
+        NotFound: They were pruned.
     """
-    for owner in _owners(conn, version):
+    for owner in owners(conn, version):
+        for side in _own(owner, None):
+            if pruned(Path(side).parent) or pruned(Path(side).parent.parent):
+                raise NotFound(
+                    f"The files of {owner.project}@{owner.number} were removed, as old ones are.",
+                    "The settings keep_versions and keep_runs say how many stay.",
+                )
         if not owner.sha256:  # made by hand
             continue
         parent = versions.find(conn, owner.project, owner.parent) if owner.parent != BASE else None
@@ -53,7 +76,7 @@ def check(conn: Connection, version: Version) -> None:
             )
 
 
-def _owners(conn: Connection, version: Version) -> list[Version]:
+def owners(conn: Connection, version: Version) -> list[Version]:
     """The versions in whose training the sides of `version` were made."""
     wanted = {version.text_adapter, version.image_adapter} - {None}
     owners: list[Version] = []

@@ -16,6 +16,7 @@ from comfyloop.environments import environment, python_of, refuse_without_gpu
 from comfyloop.errors import Conflict, DamagedVersion, InvalidInput, StorageError
 from comfyloop.loop import Controller, Work
 from comfyloop.records import BASE, Project, Version
+from comfyloop.retention import Keeper
 from comfyloop.serve import adapters
 from comfyloop.serve.api.services import Services
 from comfyloop.serve.blue_green import BlueGreenEngine
@@ -63,12 +64,15 @@ def running(settings: Settings) -> Iterator[Services]:
         router = Router(settings, store, engines, events)
         models = partial(model_path, settings)
         controller = Controller(Work(settings, store, router, events, models))
+        keeper = Keeper(store, settings)
         try:
             for engine in engines.values():
                 engine.start()
             controller.start()
+            keeper.start()
             yield Services(settings, store, router, controller)
         finally:
+            keeper.stop()
             controller.stop()
             for engine in engines.values():
                 engine.stop()

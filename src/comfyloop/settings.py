@@ -317,6 +317,9 @@ class Settings(BaseSettings):
     train_parallel: Literal["fsdp2", "zero2", "zero3"] = Field(
         default="fsdp2", description="How they share the weights: FSDP2, DeepSpeed ZeRO-2 or ZeRO-3."
     )
+    cancel_seconds: float = Field(
+        default=120, gt=0, description="A trainer that has not stopped so long after it was told is killed."
+    )
     warm_trainer: bool = Field(
         default=True, description="Keep a process with libraries and weights loaded, to fork runs from."
     )
@@ -366,6 +369,12 @@ class Settings(BaseSettings):
     )
 
     # loop
+    keep_versions: int = Field(
+        default=20, ge=0, description="Newest versions whose files stay beside those in use; 0: all."
+    )
+    keep_runs: int = Field(
+        default=20, ge=0, description="Newest runs and snapshots that stay on the disk; 0: all."
+    )
     trigger_samples: int = Field(default=12, ge=1, description="New pieces of feedback that start a turn.")
     trigger_minutes: float = Field(
         default=0, ge=0, description="Minutes after which anything new starts a run; 0: off."

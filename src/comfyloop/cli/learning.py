@@ -26,6 +26,21 @@ def snapshot(project: Project = None, url: Url = None, as_json: Json = False) ->
 
 
 @app.command()
+def prune(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Remove old runs, snapshots and versions, as keep_versions and keep_runs say; the service does so hourly."""
+    with service(url) as client:
+        done = client.call("POST", "/v1/prune", dry_run=str(dry_run).lower())
+    verb = "would be removed" if dry_run else "removed"
+    counts = ", ".join(f"{len(done[kind])} {kind}" for kind in ("versions", "runs", "snapshots"))
+    left = f"Left alone, since a turn is under way: {', '.join(done['busy'])}." if done["busy"] else ""
+    put(done, as_json, f"{counts} {verb}: {done['bytes'] / 2**20:.1f} MB.", *([left] if left else []))
+
+
+@app.command()
 def export(
     target: Annotated[Path, typer.Argument(help="Directory to write; it must be new or empty.")],
     snapshot_id: Annotated[

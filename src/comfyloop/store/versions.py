@@ -236,6 +236,11 @@ def history(conn: Connection, project: str, limit: int = 100) -> list[Promotion]
     return [Promotion(*row) for row in conn.execute(query)]
 
 
+def trail(conn: Connection, project: str) -> list[int]:
+    """The versions that rollbacks would pass, oldest first, the present one last."""
+    return _trail(conn, project)
+
+
 def _trail(conn: Connection, project: str) -> list[int]:
     """The versions that one would pass going back, oldest first, the present one last: promotions push,
     rollbacks pop."""

@@ -30,6 +30,7 @@ from comfyloop.serve.api import (
     preferences,
     projects,
     reference,
+    retention,
     runs,
     snapshots,
     versions,
@@ -59,6 +60,7 @@ NOUNS = (
     health,
     metrics,
     reference,
+    retention,
 )
 
 

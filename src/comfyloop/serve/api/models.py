@@ -7,6 +7,7 @@ from typing import Literal
 from fastapi import APIRouter
 from pydantic import BaseModel
 
+from comfyloop import integrity
 from comfyloop.records import BASE, VersionState
 from comfyloop.serve.api.services import Services, Svc
 from comfyloop.serve.names import ModelName, version_name
@@ -68,6 +69,7 @@ def _models(services: Services) -> list[Model]:
                 state=version.state,
             )
             for version in found
+            if not integrity.pruned(integrity.folder(services.settings.home, project.name, version.number))
         )
     return models
 
