@@ -16,6 +16,7 @@ from comfyloop.errors import DataError, NotFound, StorageError
 from comfyloop.files import regular
 from comfyloop.formats.record import UnusableRow
 
+MOST_BYTES = 4 * 2**30
 _SPACE = " \t\r\n\ufeff"
 
 
@@ -32,8 +33,6 @@ class Item:
 
 class _Twice(ValueError):
     """A key that one object has two times."""
-
-MOST_BYTES = 4 * 2**30
 
 
 def items(path: Path, wanted: str = "an object with messages") -> list[Item]:
