@@ -172,7 +172,13 @@ def is_needed(distance: Pairs, settings: Settings) -> bool:
 
 
 def _good(evidence: Evidence, settings: Settings) -> str:
-    kept = ", and it keeps what it knew" if evidence.general else ""
+    lost = max((mean(part.losses(part.base)) for part in evidence.general), default=0.0)
+    sure = lost <= settings.gate_forgetting
+    kept = (
+        f", and {'it keeps what it knew' if sure else 'nothing proves that it forgot'}"
+        if evidence.general
+        else ""
+    )
     if evidence.distance and is_needed(evidence.distance, settings):
         assert evidence.distance.metric == EDIT_DISTANCE
         return f"The candidate is better on your corrections: its answers are closer to yours{kept}."

@@ -175,15 +175,18 @@ def _general_sentence(part: General, allowed: float) -> str:
     lost = mean(part.losses(part.base))
     items = things(len(part.base), f"{part.slice} question")
     way = "falls" if lost > 0 else "rises"
+    bound = f"{percent(allowed)} of loss is allowed"
+    if lost > allowed and t_bounds(part.losses(part.base), 0.05).low <= 0:
+        bound += ", and this may be chance"
     if part.metric == RIGHT_ANSWER:
         return (
             f"On {items} with right answers, the chance of the right one {way} by {percent(abs(lost))} against "
             f"the base model: {mean(part.base):.1%} there, {mean(part.live):.1%} live, "
-            f"{mean(part.candidate):.1%} now ({percent(allowed)} of loss is allowed)."
+            f"{mean(part.candidate):.1%} now ({bound})."
         )
     return (
         f"On {items}, the log-likelihood of the base model's own answers {way} by {percent(abs(lost))} against it "
-        f"({percent(allowed)} of loss is allowed)."
+        f"({bound})."
     )
 
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from comfyloop.curate import import_rows, read_rows, read_samples
 from comfyloop.curate.rows import dump_rows, row_of, write_rows
 from comfyloop.curate.samples import Source, make
-from comfyloop.errors import DataError, InvalidInput, NotFound
+from comfyloop.errors import DataError, InvalidInput, NotFound, StorageError
 from comfyloop.formats import Row
 from comfyloop.records import ImagePart, Message, Sample, TextPart
 

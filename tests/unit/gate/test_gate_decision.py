@@ -204,7 +204,7 @@ def test_a_promotion_keeps_every_promise(evidence: Evidence) -> None:
             "forgets: it lost 3.3% of its log-likelihood on general questions against the base model",
         ),
         ({"general": (own(*spread(0.033, around=0.07)),)}, Verdict.ASK, "too wide to tell"),
-        ({"general": (own(*spread(0.033, around=0.3)),)}, Verdict.PROMOTE, "keeps what it knew"),
+        ({"general": (own(*spread(0.033, around=0.3)),)}, Verdict.PROMOTE, "nothing proves that it forgot"),
         ({"general": (own(*spread(0.018)),)}, Verdict.PROMOTE, "keeps what it knew"),
         (
             {"general": (right(*[0.74 + i / 500 for i in range(12)]),)},
