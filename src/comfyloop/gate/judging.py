@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
+from comfyloop.errors import InvalidInput, TooLarge
 from comfyloop.gate import fluency, looks, slices, suites
 from comfyloop.gate.asking import Again, Asker, Recalled, Scorer, Seen, WireMessage, patient, wire
 from comfyloop.gate.decision import decide
@@ -104,7 +105,7 @@ def judge(
         reasons=decision.reasons,
         next_step=decision.next_step.replace("promote N", f"promote {candidate}"),
         measures=decision.measures,
-        details=decision.details,
+        details=(*decision.details, *work.left_out()),
         items=(*map(_gate_item, seen), *map(_general_item, recalled)),
         looks=round(look, 3),
         level=decision.level,
@@ -160,9 +161,19 @@ def write_prompts(
         )
         return live, candidate
 
-    work = [lambda prompt=prompt: write(prompt) for prompt in asked.values()]
+    def tried(prompt: tuple[Message, ...]) -> tuple[str, str] | None:
+        try:
+            return write(prompt)
+        except (
+            InvalidInput,
+            TooLarge,
+        ):  # a brief that this engine cannot read: its pictures count without it
+            return None
+
+    work = [lambda prompt=prompt: tried(prompt) for prompt in asked.values()]
     written = dict(zip(asked, _run(work, _at_once(settings), progress), strict=True))
-    return {sample.id: written[repr(sample.prompt)] for sample in briefed}
+    told = ((sample.id, written[repr(sample.prompt)]) for sample in briefed)
+    return {id: both for id, both in told if both is not None}
 
 
 def about_pictures(samples: Iterable[Sample]) -> bool:
@@ -184,16 +195,37 @@ class _Work:
         self.enough = len({sample.group for sample in self.corrections}) >= settings.gate_min_items
         pictures = pictures or about_pictures(holdout)
         self.questions = suites.general_questions(pictures=pictures) if self.enough else ()
+        self._refused: dict[str, str] = {}  # samples that the engine cannot read, with its sentence
+
+    def _of(self, sample: Sample, ask: Callable[[], _T]) -> Callable[[], _T | None]:
+        """One held-out item that this engine refuses is not judged by; it must not stop the gate."""
+
+        def asked() -> _T | None:
+            try:
+                return ask()
+            except (InvalidInput, TooLarge) as error:
+                self._refused[sample.id] = error.message
+                return None
+
+        return asked
+
+    def left_out(self) -> tuple[str, ...]:
+        return tuple(
+            f"The held-out sample {id} is left out: {reason}" for id, reason in sorted(self._refused.items())
+        )
 
     def calls(self, asker: Asker) -> list[Callable[[], Seen | Recalled | Again | float | None]]:
         close = self.answered[:READ_CLOSELY] if self.enough else []
         own = [question for question in self.questions if not question.right]
+        rest = [*(s for s in self.corrections if s not in self.answered), *self.accepted]
         told = [q for q in own if not q.picture][:ANSWERED_GENERALLY]
         told += [q for q in own if q.picture][:ANSWERED_GENERALLY]
         return [
-            *(lambda s=s: asker.look(s, answer=True, language=s in close) for s in self.answered),
-            *(lambda s=s: asker.look(s) for s in self.corrections if s not in self.answered),
-            *(lambda s=s: asker.look(s) for s in self.accepted),
+            *(
+                self._of(s, lambda s=s: asker.look(s, answer=True, language=s in close))  # type: ignore[misc]
+                for s in self.answered
+            ),
+            *(self._of(s, lambda s=s: asker.look(s)) for s in rest),  # type: ignore[misc]
             *(lambda q=q: asker.recall(q, answer=q in told) for q in self.questions),
             *([asker.control] if self.enough else []),
         ]
@@ -201,7 +233,12 @@ class _Work:
     def noise(self, asker: Asker) -> list[Callable[[], Seen | Recalled | Again | float | None]]:
         twice = self.corrections[:READ_CLOSELY] if self.enough else []
         return [
-            lambda s=s, answer=place < _NOISE_ANSWERS and s in self.answered: asker.again(s, answer=answer)  # type: ignore[misc]
+            self._of(
+                s,
+                lambda s=s, answer=place < _NOISE_ANSWERS and s in self.answered: asker.again(
+                    s, answer=answer
+                ),  # type: ignore[misc]
+            )
             for place, s in enumerate(twice)
         ]
 

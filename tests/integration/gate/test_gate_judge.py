@@ -423,6 +423,19 @@ def test_a_busy_engine_is_waited_for(engine: EngineClient, settings: Settings) -
     assert judged(Counting(engine, busy=5), settings, 0, 1).verdict is Verdict.PROMOTE
 
 
+def test_an_item_that_the_engine_cannot_read_is_left_out_by_name(
+    engine: EngineClient, settings: Settings
+) -> None:
+    """Longer than the model's context, and the newest: the gate judges by the others, as it would without it."""
+    turns = [Message.of("user", "word " * 2_000), Message.of("assistant", "Meet the word.")]
+    odd = HOLDOUT[0].model_copy(update={"id": "odd", "messages": tuple(turns), "group": "odd"})
+    report = judged(engine, settings, 0, 1, holdout=[*HOLDOUT, odd])
+    assert report.verdict is Verdict.PROMOTE, gate.render_text(report)
+    assert "odd" not in {item.sample for item in report.items}
+    (told,) = [sentence for sentence in report.details if "is left out" in sentence]
+    assert told.startswith("The held-out sample odd is left out: The prompt has")
+
+
 def test_an_error_or_a_stop_ends_the_gate_at_once(engine: EngineClient, settings: Settings) -> None:
     counting = Counting(engine)
 
