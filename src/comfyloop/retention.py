@@ -15,6 +15,7 @@ from pathlib import Path
 from comfyloop import integrity
 from comfyloop.errors import ComfyLoopError
 from comfyloop.loop.lease import lease_of, this_process
+from comfyloop.loop.work import REMEMBERED
 from comfyloop.records import BASE, LoopState, Record, RunState, Version
 from comfyloop.settings import Settings
 from comfyloop.store import Store, leases, loops, projects, runs, snapshots, versions
@@ -85,6 +86,8 @@ def _spent(store: Store, settings: Settings, project: str) -> list[tuple[str, st
             kept |= {owner.number for owner in integrity.owners(conn, every[number])}
     newest = len(ran) if not settings.keep_runs else settings.keep_runs
     runs_kept = {run.id for n, run in enumerate(ran) if n < newest or run.state in _OPEN} | {loop.run}
+    # the next turn reads there how hard samples were
+    runs_kept |= {every[number].run for number in _line(every, found.live)[:REMEMBERED]}
     data_kept = {snapshot.id for n, snapshot in enumerate(made) if n < newest or not settings.keep_runs}
     data_kept |= {run.snapshot for run in ran if run.id in runs_kept}
     data_kept |= {every[number].snapshot for number in kept & every.keys()} | {loop.snapshot}

@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 REPLAY_TOKENS = 48
 """Longest answer to a replay question: a model that keeps to its base for so long keeps to it."""
 
-_REMEMBERED = 4
+REMEMBERED = 4
 """Runs of the newest versions whose losses say what still is hard."""
 
 
@@ -92,7 +92,7 @@ class Work:
         if fresh is not None:
             with self.store.read() as conn:
                 learned = lessons.learned(conn, project.name, project.live)
-                lineage = lessons.lineage(conn, project.name, project.live)[:_REMEMBERED]
+                lineage = lessons.lineage(conn, project.name, project.live)[:REMEMBERED]
                 trained = [versions.get(conn, project.name, number).run for number in lineage]
             turn = curate.Turn(None if fresh else frozenset(learned), self._losses(trained))
         return curate.build(
