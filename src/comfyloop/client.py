@@ -17,7 +17,7 @@ import httpx
 
 from comfyloop import data_urls
 from comfyloop.errors import ComfyLoopError, EngineUnavailable, error_for
-from comfyloop.records import Feedback, GateReport, Generation, LoopStatus, Snapshot, Version
+from comfyloop.records import Feedback, Forgotten, GateReport, Generation, LoopStatus, Snapshot, Version
 
 FEEDBACK_BATCH = 200
 
@@ -162,6 +162,10 @@ class Client:
     def start_turn(self, *, consolidate: bool = False) -> LoopStatus:
         body = {"project": self.project, "consolidate": consolidate}
         return LoopStatus.model_validate(self.call("POST", "/v1/loop", body))
+
+    def forget(self, **what: str | None) -> Forgotten:
+        """Take back what `author` sent, one piece of `feedback`, or what a `sample` was made of."""
+        return Forgotten.model_validate(self.call("POST", "/v1/forget", {"project": self.project, **what}))
 
     def snapshot(self) -> Snapshot:
         return Snapshot.model_validate(self.call("POST", "/v1/snapshots", project=self.project))

@@ -333,6 +333,7 @@ class VersionState(StrEnum):
     LIVE = "live"  # what the project's name answers with
     RETIRED = "retired"  # was live
     REJECTED = "rejected"  # the gate said no
+    WITHDRAWN = "withdrawn"  # it learned from feedback that was taken back
 
 
 class Version(Record):
@@ -449,6 +450,17 @@ class Loop(Record):
     outcome: str = ""
     reason: str = ""  # why it ended so, and what comes next, as sentences
     updated_at: datetime = Field(default_factory=now)
+
+
+class Forgotten(Record):
+    """What was taken back, and what that meant for the versions of a project."""
+
+    project: ProjectName
+    feedback: tuple[str, ...]  # ids of what was deleted now
+    versions: tuple[int, ...]  # those that carry it: withdrawn
+    previous: int  # the version that was live
+    live: int  # the one that is live now
+    retrains: bool = False  # a turn begins that learns the rest anew
 
 
 class LoopStatus(Loop):

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from comfyloop.records import BASE, Loop, Run, Snapshot, Version, VersionState
+from comfyloop.records import BASE, Forgotten, Loop, Run, Snapshot, Version, VersionState
 from comfyloop.train.swift_flags import FromSwift
 
 COLOURS = {"live": "green", "candidate": "cyan", "rejected": "red", "retired": "dim", "failed": "red"}
@@ -92,6 +92,23 @@ def loop(found: Loop) -> RenderableType:
     if found.error:
         table.add_row("because", Text(found.error, style="red"))
     return table
+
+
+def forgotten(done: Forgotten) -> list[RenderableType]:
+    """What was taken back, in sentences."""
+    count = len(done.feedback)
+    lines = [f"{done.project}: {count} piece{'s' * (count != 1)} of feedback deleted."]
+    if done.versions:
+        named = ", ".join(f"v{number}" for number in done.versions)
+        lines.append(f"Withdrawn, since they learned from it: {named}.")
+    else:
+        lines.append("No version had learned from it.")
+    if done.live != done.previous:
+        now = f"v{done.live}" if done.live else "the base model"
+        lines.append(f"v{done.previous} was live; {now} answers now.")
+    if done.retrains:
+        lines.append("A turn begins that learns the rest without it.")
+    return list(lines)
 
 
 def loss_curve(lines: Sequence[Mapping[str, Any]], width: int = 60, height: int = 8) -> RenderableType:

@@ -98,6 +98,19 @@ def test_corrections_are_learnt_and_the_new_version_is_swapped_in(
 
     _exported_data_is_read_by_a_plain_script(service, tmp_path)
 
+    # One edit taken back takes back what learned from it; the rest is learned anew.
+    learned = service.client.call("GET", f"/v1/snapshots/{loop.snapshot}", project="acme")["feedback"]
+    gone = service.client.forget(feedback=learned[0])
+    assert (gone.feedback, gone.versions) == ((learned[0],), (1,))
+    assert (gone.previous, gone.live, gone.retrains) == (1, 0, True)
+    assert {q: ask(q)[0] for q in before} == {q: text for q, (text, _, _) in before.items()}
+    with pytest.raises(ComfyLoopError, match="was taken back"):
+        service.client.promote(1, force=True)
+    wait_for(lambda: service.client.loop().state is LoopState.TRAINING, 120, service.what_happened)
+    again = service.client.call("GET", f"/v1/snapshots/{service.client.loop().snapshot}", project="acme")
+    assert learned[0] not in again["feedback"] and again["new"] == len(again["feedback"])
+    service.client.call("POST", "/v1/loop/cancel", {"project": "acme"})
+
 
 def _exported_data_is_read_by_a_plain_script(service: RunningService, tmp_path: Path) -> None:
     out = tmp_path / "export"

@@ -13,6 +13,7 @@ from typer.core import TyperGroup
 from comfyloop import show
 from comfyloop.cli.base import Json, Project, Url, app, err, plain, put, service, settings_of
 from comfyloop.client import Client
+from comfyloop.errors import InvalidInput
 from comfyloop.follow import follow
 from comfyloop.records import GateReport, Run, Verdict
 
@@ -298,6 +299,27 @@ def rollback(
     with service(url, project) as client:
         done = client.rollback(to)
     put(done, as_json, f"{done['project']}: v{done['previous']} -> v{done['number']}")
+
+
+@app.command()
+def forget(
+    author: Annotated[str | None, typer.Option(help="All that this author sent.")] = None,
+    feedback: Annotated[str | None, typer.Option(help="One piece of feedback, by its id.")] = None,
+    sample: Annotated[str | None, typer.Option(help="What this training sample was made of.")] = None,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Take feedback back, and what learned from it: the versions that carry it are withdrawn, and a turn learns the
+    rest anew."""
+    given = {"author": author, "feedback": feedback, "sample": sample}
+    if sum(value is not None for value in given.values()) != 1:
+        raise InvalidInput(
+            "It is not said what to forget.", "Give one of --author NAME, --feedback ID and --sample ID."
+        )
+    with service(url, project) as client:
+        done = client.forget(**given)
+    put(done, as_json, *show.forgotten(done))
 
 
 @app.command()

@@ -10,10 +10,11 @@ from datetime import timedelta
 
 from comfyloop import curate
 from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput
+from comfyloop.loop import forgetting
 from comfyloop.loop.lease import LeaseKeeper, is_dead, lease_of, this_process
 from comfyloop.loop.turn import Turn
 from comfyloop.loop.work import Work
-from comfyloop.records import GateReport, Loop, LoopState, LoopStatus, Project, Snapshot, now
+from comfyloop.records import Forgotten, GateReport, Loop, LoopState, LoopStatus, Project, Snapshot, now
 from comfyloop.serve.names import version_name
 from comfyloop.store import feedback, leases, loops, projects, snapshots, versions
 from comfyloop.train import runners
@@ -76,6 +77,29 @@ class Controller:
             loops.save(conn, loop)
         self._wake.set()
         return loop
+
+    def forget(
+        self,
+        project: str,
+        *,
+        author: str | None = None,
+        feedback_id: str | None = None,
+        sample: str | None = None,
+    ) -> Forgotten:
+        """Take back what an author sent, one piece of feedback, or what one sample was made of; see `forgetting`.
+
+        Raises:
+            NotFound: There is no such project or sample.
+        """
+        with self.store.read() as conn:
+            projects.get(conn, project)
+            ids = feedback.ids_of_author(conn, project, author) if author is not None else []
+        ids += [feedback_id] if feedback_id is not None else []
+        ids += forgetting.of_sample(self.store, project, sample) if sample is not None else []
+        done = forgetting.forget(self._work, project, ids)
+        if done.retrains:
+            self.request(project)
+        return done
 
     def cancel(self, project: str) -> Loop:
         """Stop the present run within a step; its last checkpoint stays.

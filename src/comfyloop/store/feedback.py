@@ -7,7 +7,7 @@ Every piece gets a sequence number that grows in the order of commits and is nev
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -202,6 +202,32 @@ def delete_author(conn: Connection, project: str | None, author: str) -> int:
         theirs = sa.and_(theirs, feedback.c.project == project)
     conn.execute(feedback_deleted.insert().from_select(["id"], sa.select(feedback.c.id).where(theirs)))
     return conn.execute(feedback.delete().where(theirs)).rowcount
+
+
+def ids_of_author(conn: Connection, project: str, author: str) -> list[str]:
+    """Ids of what an author sent to a project."""
+    return list(
+        conn.scalars(
+            sa.select(feedback.c.id).where(feedback.c.project == project, feedback.c.author == author)
+        )
+    )
+
+
+def delete_some(conn: Connection, project: str, ids: Collection[str]) -> list[str]:
+    """Delete pieces of a project; those that are gone are passed over. The ids alone are kept.
+
+    Returns:
+        The ids of what was deleted now.
+    """
+    one_at_a_time(conn, "feedback")
+    wanted = sorted(set(ids))
+    deleted: list[str] = []
+    for start in range(0, len(wanted), _MANY):
+        some = sa.and_(feedback.c.project == project, feedback.c.id.in_(wanted[start : start + _MANY]))
+        deleted += conn.scalars(sa.select(feedback.c.id).where(some))
+        conn.execute(feedback_deleted.insert().from_select(["id"], sa.select(feedback.c.id).where(some)))
+        conn.execute(feedback.delete().where(some))
+    return deleted
 
 
 def delete(conn: Connection, id: str) -> None:

@@ -121,10 +121,23 @@ def set_state(conn: Connection, project: str, number: int, state: VersionState) 
             f"The version {number} of {project!r} is {version.state} and cannot be set to {state}.",
             "Promote and rollback alone change which version is live.",
         )
-    if version.state == VersionState.RETIRED or state == VersionState.RETIRED:
+    if {VersionState.RETIRED, VersionState.WITHDRAWN} & {version.state, state}:
         raise Conflict(f"The version {number} of {project!r} is {version.state}; it cannot become {state}.")
     _set(conn, project, number, state=state)
     return get(conn, project, number)
+
+
+def withdraw(conn: Connection, project: str, number: int) -> None:
+    """A version that carries what was taken back answers no more and cannot be promoted again.
+
+    Raises:
+        NotFound: There is no such version.
+        Conflict: It is live.
+    """
+    _lock(conn, project)
+    if get(conn, project, number).state == VersionState.LIVE:
+        raise Conflict(f"The version {number} of {project!r} is live.", "Roll back first.")
+    _set(conn, project, number, state=VersionState.WITHDRAWN)
 
 
 def set_gate(conn: Connection, project: str, number: int, report: GateReport) -> Version:
@@ -159,6 +172,11 @@ def promote(conn: Connection, project: str, number: int, *, force: bool = False)
     _lock(conn, project)
     if number != BASE:
         version = get(conn, project, number)
+        if version.state == VersionState.WITHDRAWN:
+            raise Conflict(
+                f"The version {number} of {project!r} learned from feedback that was taken back.",
+                "Start a turn: it learns the rest without it.",
+            )
         if version.state == VersionState.REJECTED and not force:
             raise Conflict(
                 f"The version {number} of {project!r} was rejected by the gate.",
@@ -178,7 +196,7 @@ def set_canary(conn: Connection, project: str, number: int, share: float) -> Pro
     """
     _lock(conn, project)
     version = get(conn, project, number)
-    if share and version.state in (VersionState.LIVE, VersionState.REJECTED):
+    if share and version.state in (VersionState.LIVE, VersionState.REJECTED, VersionState.WITHDRAWN):
         raise Conflict(
             f"The version {number} of {project!r} is {version.state}, so that it cannot be a canary.",
             "Choose a candidate or one that was live before.",
@@ -204,6 +222,11 @@ def rollback(conn: Connection, project: str, to: int | None = None) -> Project:
         to = rollback_target(conn, project)
     elif to not in (BASE, live):
         version = get(conn, project, to)
+        if version.state == VersionState.WITHDRAWN:
+            raise Conflict(
+                f"The version {to} of {project!r} learned from feedback that was taken back.",
+                "Go back to another one.",
+            )
         if version.promoted_at is None:
             raise Conflict(
                 f"The version {to} of {project!r} was never live, so that there is no way back to it.",
@@ -220,7 +243,11 @@ def rollback_target(conn: Connection, project: str) -> int:
         Conflict: Nothing was promoted.
     """
     projects.get(conn, project)
-    trail = _trail(conn, project)
+    gone = sa.select(versions.c.number).where(
+        versions.c.project == project, versions.c.state == VersionState.WITHDRAWN
+    )
+    withdrawn = set(conn.scalars(gone))
+    trail = [number for number in _trail(conn, project) if number not in withdrawn]
     if len(trail) < 2:
         raise Conflict(
             f"The project {project!r} answers with the base model and was promoted to nothing before.",

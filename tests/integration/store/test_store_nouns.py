@@ -33,6 +33,7 @@ from comfyloop.store import (
     folds,
     generations,
     leases,
+    lessons,
     loops,
     projects,
     runs,
@@ -408,3 +409,41 @@ def test_a_transaction_inside_another_is_a_mistake_that_is_named(store: Store) -
         pass
     with store.begin() as conn:
         projects.get(conn, "acme")
+
+
+def test_a_version_carries_what_it_and_its_parents_learned_but_not_what_a_fresh_one_left_behind(
+    store: Store,
+) -> None:
+    fresh = {4: True}
+    with store.begin() as conn:
+        for number in range(1, 6):
+            parent = number - 1
+            version = Version(
+                project="acme", number=number, parent=parent, text_adapter="a", fresh=fresh.get(number, False)
+            )
+            versions.add(conn, version)
+            lessons.add(conn, "acme", number, [f"fb_{number}", "fb_old"] if number < 4 else [f"fb_{number}"])
+    with store.read() as conn:
+        assert lessons.lineage(conn, "acme", 3) == [3, 2, 1]
+        assert lessons.lineage(conn, "acme", 5) == [5, 4]  # 4 started from the base models
+        assert lessons.learned(conn, "acme", 3) == {"fb_1", "fb_2", "fb_3", "fb_old"}
+        assert lessons.learned(conn, "acme", 5) == {"fb_4", "fb_5"}
+        assert lessons.carriers(conn, "acme", ["fb_2"]) == [2, 3]
+        assert lessons.carriers(conn, "acme", ["fb_4"]) == [4, 5]
+        assert lessons.carriers(conn, "acme", ["fb_9"]) == []
+
+
+def test_a_withdrawn_version_is_never_live_again(store: Store) -> None:
+    with store.begin() as conn:
+        for number in (1, 2, 3):
+            versions.add(conn, Version(project="acme", number=number, parent=number - 1, text_adapter="a"))
+            versions.promote(conn, "acme", number)
+        with pytest.raises(Conflict, match="is live"):
+            versions.withdraw(conn, "acme", 3)
+        versions.withdraw(conn, "acme", 2)
+        assert versions.rollback_target(conn, "acme") == 1
+        with pytest.raises(Conflict, match="was taken back"):
+            versions.promote(conn, "acme", 2, force=True)
+        with pytest.raises(Conflict, match="was taken back"):
+            versions.rollback(conn, "acme", to=2)
+        assert versions.rollback(conn, "acme").live == 1

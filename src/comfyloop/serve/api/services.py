@@ -15,7 +15,7 @@ from fastapi.requests import HTTPConnection
 
 from comfyloop import errors
 from comfyloop.recall import Recall
-from comfyloop.records import GateReport, Loop, LoopStatus, Snapshot
+from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Snapshot
 from comfyloop.serve.busy import Busy
 from comfyloop.serve.client import AsyncEngineClient
 from comfyloop.serve.events import Events
@@ -39,6 +39,16 @@ class Controller(Protocol):
 
     def request(self, project: str, *, consolidate: bool = False) -> Loop | None:
         """Start a turn by hand."""
+
+    def forget(
+        self,
+        project: str,
+        *,
+        author: str | None = None,
+        feedback_id: str | None = None,
+        sample: str | None = None,
+    ) -> Forgotten:
+        """Take feedback back, and the versions that learned from it."""
 
     def cancel(self, project: str) -> Loop | None:
         """Stop the present turn; what was trained so far is kept."""
