@@ -43,8 +43,8 @@ def row(thing: str, folder: Path, label: bool | None) -> dict[str, Any]:
     if seen:
         Image.new("RGB", (24, 16), (20 * len(thing), 90, 200)).save(folder / f"{thing}.png")
     picture = {"images": [f"../{thing}.png"]} if seen else {}
-    labelled = {} if label is None else {"label": label}
-    return {"messages": turns, "rejected_response": f"A {thing}!", **labelled, **picture}
+    judged = {"rejected_response": f"A {thing}!"} if label is None else {"label": label}
+    return {"messages": turns, **judged, **picture}
 
 
 def learn(run: RunRecipe, recipe: ModuleType, model: Path, folder: Path, **values: Any) -> list[float]:
