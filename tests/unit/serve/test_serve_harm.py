@@ -248,11 +248,11 @@ def test_a_burst_of_events_reaches_many_listeners_and_keeps_nobody_waiting() -> 
         await asyncio.sleep(0.01)
         for number in range(1500):
             broadcast.publish({"type": "x", "project": "acme", "n": number})
-        longest = 0.0
+        longest = 0.0  # CPU seconds of this thread: a busy machine does not count
         while not all(task.done() for task in listening):
-            began = time.perf_counter()
+            began = time.thread_time()
             await asyncio.sleep(0)
-            longest = max(longest, time.perf_counter() - began)
+            longest = max(longest, time.thread_time() - began)
         await asyncio.gather(*listening)
         return longest
 
