@@ -404,11 +404,11 @@ def test_every_reason_has_its_sentence() -> None:
     ids=range(15),
 )
 def test_every_pattern_of_the_tree_takes_time_in_proportion_to_the_text(text: str) -> None:
-    from comfyloop.curate import graph_text, replay
-    from comfyloop.curate.filters import reserved_tag, secret
+    from comfyloop.curate import graph_text, groups, replay
+    from comfyloop.curate.filters import secret
     from comfyloop.gate import suites
 
-    patterns = [*secret.PATTERNS.values(), reserved_tag.TAGS, graph_text._SECRET, graph_text._WORDS]
+    patterns = [*secret.PATTERNS.values(), groups._GREETING, graph_text._SECRET, graph_text._WORDS]
     patterns += [replay._SENTENCE_END, suites._SENTENCE_END]
     for pattern in patterns:
         began = time.process_time()
