@@ -26,16 +26,22 @@ svg { width: 100%; height: 180px }
 def render(report: Mapping[str, Any], pictures: Path) -> str:
     """The page of a demo report; `pictures` is where the file names in its items are found."""
     loop = report["seconds"]["loop"]
-    moved = report["edit_distance"]
+    moved = [report["edit_distance"]["before"], *(turn["edit_distance"] for turn in report["turns"])]
     parts = [
         *head(
             "ComfyLoop, before and after",
-            f"{len(report['corrections'])} corrections were sent. Nothing below was corrected: these questions "
-            "were only asked, before and after.",
+            f"{len(report['corrections'])} corrections were sent in {len(report['turns'])} turns. Nothing below was "
+            "corrected: these questions were only asked, before and after.",
         ),
         figures(
-            (f"{loop:.0f} s", "from the first correction to the new version's answer"),
-            (f"{moved['before']:.2f} → {moved['after']:.2f}", "edit distance to the person's own answers"),
+            (
+                f"{loop:.0f} s",
+                f"for {len(report['turns'])} turns, from corrections to the new version's answers",
+            ),
+            (
+                " → ".join(f"{step:.2f}" for step in moved),
+                "edit distance to the person's own answers, turn by turn",
+            ),
             (
                 f"{report['background']['failed']} of {report['background']['asked']}",
                 "requests failed meanwhile",

@@ -190,7 +190,7 @@ class Turn:
             parent = None if run.parent == BASE else versions.get(conn, loop.project, run.parent)
         run_dir = Path(run.path)
         spec = spec_of(self.settings, project, snapshot, run, parent, self.work.models)
-        with self.work.alone(loop):
+        with self.work.alone(loop), self.work.prescoring(project, snapshot):
             status = self.work.train(loop, run_dir, spec)
         if status.state is TrainState.CANCELLED:
             with self._transition(loop) as move:

@@ -250,25 +250,41 @@ class Work:
             )
         return images if text is None else gate.together(text, images, self.settings)
 
-    def prescore(self, project: Project, snapshot: Snapshot) -> None:
-        """Ask the live version and the base model beforehand what the gate will ask them, while a candidate trains.
+    @contextmanager
+    def prescoring(self, project: Project, snapshot: Snapshot) -> Iterator[None]:
+        """Ask the live version and the base model meanwhile what the gate will ask them: the engine has little else
+        to do while a candidate trains. Whatever is not answered at the end, the gate asks itself."""
+        over = threading.Event()
 
-        Raises:
-            ComfyLoopError: The engine does not answer; the gate will ask it again.
-        """
-        with self.router.holding(project.name, project.live) as old:
-            gate.prescore(
-                old.client,
-                old.model,
-                _holdout(snapshot, self.settings.recipe),
-                self.store.blobs.get,
-                self.settings,
-                self._kept_of(project),
-                lambda done, total: self.check_stop(),
-                base_model=project.base_model,
-                base_name=old.place.engine.base_name,
-                pictures=_sees_pictures(project, snapshot, self.settings.recipe),
-            )
+        def progress(done: int, total: int) -> None:
+            if over.is_set() or self.stop.is_set():
+                raise Stopping
+
+        def ask() -> None:
+            try:
+                with self.router.holding(project.name, project.live) as old:
+                    gate.prescore(
+                        old.client,
+                        old.model,
+                        _holdout(snapshot, self.settings.recipe),
+                        self.store.blobs.get,
+                        self.settings,
+                        self._kept_of(project),
+                        progress,
+                        base_model=project.base_model,
+                        base_name=old.place.engine.base_name,
+                        pictures=_sees_pictures(project, snapshot, self.settings.recipe),
+                    )
+            except (ComfyLoopError, Stopping) as error:
+                log.info("The gate's questions were not all asked beforehand: %s", error)
+
+        thread = threading.Thread(target=ask, name="prescoring", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _kept_of(self, project: Project) -> gate.Kept:
         """By the time of its making too: a project that was made anew has other versions by the same names."""
