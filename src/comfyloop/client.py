@@ -110,7 +110,8 @@ class Client:
         }
         given = self.call("POST", "/v1/chat/completions", body)
         text, helped = given["choices"][0]["message"]["content"], tuple(given.get("examples", ()))
-        return Answer(text, given["id"], given["system_fingerprint"], helped)
+        # No text that is sent back may hold a NUL, which a small model does write now and then.
+        return Answer(text.replace("\0", "\ufffd"), given["id"], given["system_fingerprint"], helped)
 
     def send_feedback(self, items: Sequence[Feedback]) -> dict[str, list[str]]:
         """Returns the ids that were `stored` and those that were there already (`duplicates`).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,8 @@ from comfyloop.settings import Settings
 
 PROJECT = "demo"
 ANSWER_TOKENS = 48
-ROUNDS = 2
-"""Turns of the loop, each after its share of the corrections."""
+FIRST = 16
+"""Corrections before the first turn of the loop; the rest comes before the second."""
 
 
 def run(
@@ -44,9 +44,8 @@ def run(
     console = Console(stderr=True, quiet=quiet)
     clock = Clock(console)
     told = scenes.load()
-    rounds = [
-        [example for scene in told for example in scene.corrections[half::ROUNDS]] for half in range(ROUNDS)
-    ]
+    mixed = [e for several in zip_longest(*(scene.corrections for scene in told)) for e in several if e]
+    rounds = [mixed[:FIRST], mixed[FIRST:]]
     corrections = [example for some in rounds for example in some]
     held_out = [example for scene in told for example in scene.held_out]
     report: dict[str, Any] = {"scenes": [{"name": s.name, "title": s.title, "voice": s.voice} for s in told]}
@@ -54,7 +53,7 @@ def run(
     with (
         processes.directory(home) as where,
         clock.lap("demo"),
-        processes.service(settings, where / "home", len(rounds[0]), PROJECT) as service,
+        processes.service(settings, where / "home", len(rounds[1]), PROJECT, examples="off") as service,
         Client(service.url, settings.token, PROJECT) as client,
     ):
         with clock.lap("start"):
@@ -128,7 +127,7 @@ def run(
         "peak_memory_gib": round(memory.peak / 2**30, 2),
         "seconds": report["seconds"] | {name: round(s, 2) for name, s in clock.seconds.items()},
     }
-    report["seconds"]["loop"] = round(sum(clock.seconds[f"turn {n}"] for n in range(1, ROUNDS + 1)), 2)
+    report["seconds"]["loop"] = round(sum(clock.seconds[f"turn {n}"] for n in range(1, len(rounds) + 1)), 2)
     falling = all(later <= earlier for earlier, later in pairwise(steps))
     report["ok"] = (
         turns[0]["outcome"] == "promoted" and not other.failures and falling and steps[-1] <= steps[0] / 2

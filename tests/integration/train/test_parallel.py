@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def assert_equal(run: Path, alone: Path) -> None:
     for log in (curve(run), curve(RunDirectory(run).path / "ranks" / "1")):
         assert len(log) == len(curve(alone))
         for line, expected in zip(log, curve(alone), strict=True):
-            assert line == pytest.approx(expected, abs=1e-5), (line, expected)
+            assert line == pytest.approx(expected, abs=1e-5, rel=1e-5), (line, expected)
     weights = "adapter/adapter_model.safetensors"
     ours, theirs = load_file(run / weights), load_file(alone / weights)
     assert ours.keys() == theirs.keys()
@@ -153,7 +154,7 @@ def test_whole_weights(tiny_llm: Path, make_run: MakeRun, warm: WarmTrainer, way
     finish(alone)
     finish(run)
     for line, expected in zip(curve(run), curve(alone), strict=True):
-        assert line == pytest.approx(expected, abs=1e-5), (line, expected)
+        assert line == pytest.approx(expected, abs=1e-5, rel=1e-5), (line, expected)
     ours, theirs = (load_file(each / "model" / "model.safetensors") for each in (run, alone))
     assert ours.keys() == theirs.keys()
     for name in ours:
@@ -191,7 +192,8 @@ def test_what_cannot_be_shared(tiny_vlm: Path, make_run: MakeRun, warm: WarmTrai
     for run in (everything, zero3):
         local.start(run, warm=warm)
     assert "trains a vision tower or projector" in finish(everything, TrainState.FAILED).error
-    assert "Set parallel = fsdp2 or zero2" in finish(zero3, TrainState.FAILED).error
+    why = "Set parallel = fsdp2 or zero2" if find_spec("deepspeed") else "needs deepspeed"
+    assert why in finish(zero3, TrainState.FAILED).error
 
 
 def test_held_cancelled_and_gone_on_with(tiny_llm: Path, make_run: MakeRun, warm: WarmTrainer) -> None:
