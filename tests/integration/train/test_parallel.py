@@ -70,7 +70,7 @@ def assert_equal(run: Path, alone: Path) -> None:
     for log in (curve(run), curve(RunDirectory(run).path / "ranks" / "1")):
         assert len(log) == len(curve(alone))
         for line, expected in zip(log, curve(alone), strict=True):
-            assert line == pytest.approx(expected, abs=1e-5, rel=1e-5), (line, expected)
+            assert line == pytest.approx(expected, abs=2e-5), (line, expected)
     weights = "adapter/adapter_model.safetensors"
     ours, theirs = load_file(run / weights), load_file(alone / weights)
     assert ours.keys() == theirs.keys()
@@ -154,7 +154,7 @@ def test_whole_weights(tiny_llm: Path, make_run: MakeRun, warm: WarmTrainer, way
     finish(alone)
     finish(run)
     for line, expected in zip(curve(run), curve(alone), strict=True):
-        assert line == pytest.approx(expected, abs=1e-5, rel=1e-5), (line, expected)
+        assert line == pytest.approx(expected, abs=2e-5), (line, expected)
     ours, theirs = (load_file(each / "model" / "model.safetensors") for each in (run, alone))
     assert ours.keys() == theirs.keys()
     for name in ours:
