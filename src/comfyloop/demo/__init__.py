@@ -1,11 +1,11 @@
-"""The loop, shown end to end and twice: ask, correct, train, judge, swap, and ask what was never corrected."""
+"""The loop, shown end to end: ask, correct, train, judge, swap, and ask what was never corrected."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterator, Sequence
-from itertools import pairwise, zip_longest
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,6 @@ from comfyloop.settings import Settings
 
 PROJECT = "demo"
 ANSWER_TOKENS = 48
-FIRST = 16
-"""Corrections before the first turn of the loop; the rest comes before the second."""
 
 
 def run(
@@ -44,8 +42,7 @@ def run(
     console = Console(stderr=True, quiet=quiet)
     clock = Clock(console)
     told = scenes.load()
-    mixed = [e for several in zip_longest(*(scene.corrections for scene in told)) for e in several if e]
-    rounds = [mixed[:FIRST], mixed[FIRST:]]
+    rounds = [[example for scene in told for example in scene.corrections]]
     corrections = [example for some in rounds for example in some]
     held_out = [example for scene in told for example in scene.held_out]
     report: dict[str, Any] = {"scenes": [{"name": s.name, "title": s.title, "voice": s.voice} for s in told]}
@@ -53,7 +50,7 @@ def run(
     with (
         processes.directory(home) as where,
         clock.lap("demo"),
-        processes.service(settings, where / "home", len(rounds[1]), PROJECT, examples="off") as service,
+        processes.service(settings, where / "home", len(rounds[0]), PROJECT, examples="off") as service,
         Client(service.url, settings.token, PROJECT) as client,
     ):
         with clock.lap("start"):
@@ -184,6 +181,6 @@ def _summary(console: Console, report: dict[str, Any]) -> None:
     console.print(
         f"Outcome: {outcomes}. Edit distance on what was never corrected: "
         f"{' -> '.join(f'{step:.2f}' for step in steps)}. {other['failed']} of {other['asked']} requests of "
-        f"another client failed meanwhile. The two turns took {report['seconds']['loop']:.0f} s.",
+        f"another client failed meanwhile. The loop took {report['seconds']['loop']:.0f} s.",
         highlight=False,
     )

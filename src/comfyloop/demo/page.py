@@ -30,13 +30,13 @@ def render(report: Mapping[str, Any], pictures: Path) -> str:
     parts = [
         *head(
             "ComfyLoop, before and after",
-            f"{len(report['corrections'])} corrections were sent in {len(report['turns'])} turns. Nothing below was "
+            f"{len(report['corrections'])} corrections were sent. Nothing below was "
             "corrected: these questions were only asked, before and after.",
         ),
         figures(
             (
                 f"{loop:.0f} s",
-                f"for {len(report['turns'])} turns, from corrections to the new version's answers",
+                "from the corrections to the new version's answers",
             ),
             (
                 " → ".join(f"{step:.2f}" for step in moved),
