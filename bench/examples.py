@@ -203,7 +203,8 @@ def _distance(answers: dict[str, str], rows: Sequence[dict[str, str]]) -> float:
 
 
 def pictures(work: Path) -> dict[str, Any]:
-    """The demo's pets (a style), and plain naming: a right answer must not turn into another picture's."""
+    """The demo's pets (a style), and plain naming: does a right answer turn into another picture's? `auto`
+    gives no examples there, so `on` is asked."""
     pets = next(scene for scene in scenes.load() if scene.name == "pet")
     named = {
         example.picture: example.picture.stem
@@ -211,7 +212,7 @@ def pictures(work: Path) -> dict[str, Any]:
         if example.picture
     }
     question = "What animal is this?"
-    with serving(work / "pictures", **ARMS[DEFAULT]) as ask:
+    with serving(work / "pictures", examples="on") as ask:
         ask._client.call("POST", "/v1/projects", {"name": "names"})
         style: dict[str, dict[str, float]] = {}
         naming: dict[str, float] = {}
@@ -229,13 +230,13 @@ def pictures(work: Path) -> dict[str, Any]:
             ask.edit("acme", given, row.edited)
             if count in (1, 3, 12):
                 given = [ask("acme", each.question, each.picture)["text"] for each in held]
-                style[f"{count} edits"] = _pets(given, held)
+                style[f"edits: {count}"] = _pets(given, held)
         for count, picture in enumerate(shown, 1):
-            given = ask("names", question, picture, examples=False, max_tokens=1)
+            given = ask("names", question, picture, examples=False, max_tokens=12)
             ask.edit("names", given, f"A {named[picture]}, and a fine one.")
             if count in (1, 2, 4):
                 given = [ask("names", question, each)["text"] for each in asked]
-                naming[f"{count} edits"] = mean(
+                naming[f"edits: {count}"] = mean(
                     named[each] in text.lower() for each, text in zip(asked, given, strict=True)
                 )
         again = ask("names", question, shown[0])["text"]
@@ -275,7 +276,7 @@ def facts(work: Path) -> dict[str, Any]:
                 given = ask("acme", question.format(country), examples=False, max_tokens=12)
                 ask.edit("acme", given, f"{CAPITALS[country]}, naturally.")
                 if count in (1, 4):
-                    found[f"{arm}, {count} edits"] = right(ask)
+                    found[f"{arm}, edits: {count}"] = right(ask)
             found[f"{arm}, repeated"] = ask("acme", question.format(shown[0]), max_tokens=12)["text"]
     return found
 
@@ -418,11 +419,15 @@ def page(found: dict[str, Any]) -> str:
         lines += ["", "Written in words:", ""]
         lines += [f"- {name}: {' '.join(scene['words'])}" for name, scene in text["scenes"].items()]
     if shown := found.get("pictures"):
-        lines += ["", "| pets in a style (unseen pictures) | distance | animal named |", "|---|---|---|"]
+        lines += [
+            "",
+            "| `on`, pets in a style (unseen pictures) | distance | animal named |",
+            "|---|---|---|",
+        ]
         lines += [
             f"| {arm} | {row['distance']:.2f} | {row['named']:.0%} |" for arm, row in shown["style"].items()
         ]
-        lines += ["", "| `What animal is this?` of other pictures | named right |", "|---|---|"]
+        lines += ["", "| `on`, `What animal is this?` of other pictures | named right |", "|---|---|"]
         lines += [f"| {arm} | {share:.0%} |" for arm, share in shown["named_right"].items()]
     if known := found.get("facts"):
         lines += ["", "| `What is the capital of ...?`, edited to `Paris, naturally.` | right |", "|---|---|"]
@@ -439,7 +444,7 @@ def page(found: dict[str, Any]) -> str:
         for name, value in compared["ours"].items():
             for what, _ in value.items() if isinstance(value, dict) else [("", 0)]:
                 cells = [str(each[name][what] if what else each[name]) for each in compared.values()]
-                lines.append(f"| {name} {what.replace('_', ' ')} | {' | '.join(cells)} |")
+                lines.append(f"| {f'{name} {what}'.replace('_', ' ').strip()} | {' | '.join(cells)} |")
     if cost := found.get("index"):
         lines += ["", "| index (processor time) | first question | p50 | p99 |", "|---|---|---|---|"]
         lines += [

@@ -189,8 +189,8 @@ class Settings(BaseSettings):
     # past edits in the prompt
     examples: Literal["auto", "on", "off"] = Field(
         default="auto",
-        description="Near past edits in a question's prompt until they are learnt; `auto`: without those that "
-        "kept what the answer had said.",
+        description="Near past edits in a question's prompt until they are learnt; `auto`: not where small models "
+        "would forget what they know (docs/examples.md).",
     )
     preferences_in_prompt: bool = Field(
         default=False, description="Put the preferences in words into the system prompt."

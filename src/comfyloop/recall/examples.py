@@ -27,8 +27,13 @@ EXAMPLES_BYTES = 3000
 """Of all examples together, in UTF-8: at most as many tokens."""
 CONVERSATION_BYTES = 6000
 """A longer conversation gets no examples: it shows by itself what is wanted, and needs its room."""
-OTHER_PICTURES_LEAST = 2
-"""Fewer examples about other pictures than these make small models name what is in those."""
+LEAST = 2
+"""Of examples that are not of the very same question. Small models pass over a single one, or take its picture or
+its fact for that of the question."""
+ASKED = 8
+"""The nearest edits, which tell whether the model knows the answers to such questions."""
+KNOWN = 1 / 3
+"""It does when so many of them kept what the answer had said."""
 
 _PROJECTS = 16
 _VERSIONS = 4
@@ -66,7 +71,8 @@ class Recall:
         the question when they are put before it. The very same question gives its edit `most` times.
 
         Args:
-            careful: Leave out edits of other questions that kept what the answer had said.
+            careful: Put nothing before other questions than the very same that could make a small model forget
+                what it knows: see `_knows`, LEAST, and no other pictures.
 
         Raises:
             StorageError: The database refuses.
@@ -147,35 +153,41 @@ def _chosen(
     room = EXAMPLES_BYTES
     for near in _usable(found, known, question, careful):
         takes = size(near.edit.question.text, near.edit.answer)
-        if near.same and not question.images:
-            # Small models pass over a single example, also where it is the very question that they are asked.
-            return [near] * max(1, min(most, room // takes))
+        if near.same:
+            # Small models pass over a single example, also where it is the very question that they are asked; but
+            # not where it has a picture, and three of those are long.
+            return [near] * (1 if question.images else max(1, min(most, room // takes)))
         repeated = any(near.edit.question.same(other.edit.question) for other in chosen)
         if takes <= room and not repeated:
             chosen.append(near)
             room -= takes
         if len(chosen) == most:
             break
-    others = [near for near in chosen if near.edit.question.images != question.images]
-    if len(chosen) == len(others) < OTHER_PICTURES_LEAST:
-        return []
-    return chosen
+    least = LEAST if careful or question.images else 1
+    return chosen if len(chosen) >= least else []
 
 
 def _usable(found: Sequence[Near], known: Learned, question: Question, careful: bool) -> Iterator[Near]:
+    """Those that the version has not learnt, the best first. Pictures are for questions about pictures."""
+    others = not (careful and _knows(found))
     for near in found:
-        id = near.edit.feedback
-        if id in known.trained:
-            continue
-        if id in known.held and not near.same:  # the gate has seen that the version does without it
-            continue
-        if careful and near.edit.kept and not near.same:
-            # The model knew the answer. Told by examples how to put it, a small one forgets what it knew.
-            continue
-        if len(near.edit.question.images) == len(
-            question.images
-        ):  # pictures are for questions about pictures
+        images, id = near.edit.question.images, near.edit.feedback
+        if near.same:
+            fits = True
+        elif careful:
+            fits = others and images == question.images
+        else:
+            fits = len(images) == len(question.images)
+        # What was held out, the gate has seen the version do without.
+        if fits and id not in known.trained and (near.same or id not in known.held):
             yield near
+
+
+def _knows(found: Sequence[Near]) -> bool:
+    """Whether people kept what the model had said to such questions, and changed how: it knew the answers. Told by
+    examples how to put them, a small model forgets what it knew."""
+    nearest = [near.edit.kept for near in found if not near.same][:ASKED]
+    return sum(nearest) >= KNOWN * max(1, len(nearest))
 
 
 def _example(near: Near) -> Example:

@@ -54,7 +54,7 @@ class Taught:
         images: tuple[str, ...] = (),
         version: int = 0,
         system: str = "",
-        careful: bool = True,
+        careful: bool = False,
     ) -> list[str]:
         """The answers of the examples for a question, the best first, each once."""
         messages = [Message.of("system", system)] if system else []

@@ -97,9 +97,9 @@ def test_of_one_persons_claims_about_an_answer_the_newest_counts(taught: Taught)
     taught.add(first.model_copy(update={"created_at": second.created_at - timedelta(days=1)}))  # spooled
     assert taught.found("Write a caption for a cup.") == ["Two."]
     taught.add(AnswerAccepted(project="acme", generation=generation))
-    assert taught.found("Write a caption for a cup.", careful=False) == ["Fine as it is."]
+    assert taught.found("Write a caption for a cup.") == ["Fine as it is."]
     taught.add(AnswerRated(project="acme", generation=generation, rating=1))
-    assert taught.found("Write a caption for a cup.", careful=False) == []
+    assert taught.found("Write a caption for a cup.") == []
 
 
 def test_an_edit_weighs_more_than_an_accepted_answer(taught: Taught) -> None:
@@ -107,18 +107,34 @@ def test_an_edit_weighs_more_than_an_accepted_answer(taught: Taught) -> None:
     taught.add(
         AnswerAccepted(project="acme", generation=taught.answer("Write a caption for a mug.", "Kept."))
     )
-    assert taught.found("Write a caption for a big mug.", 1, careful=False) == ["Edited."]
+    assert taught.found("Write a caption for a big mug.", 1) == ["Edited."]
 
 
-def test_an_edit_that_kept_what_the_answer_said_is_for_the_same_question_alone(taught: Taught) -> None:
+def test_where_the_model_knew_the_answers_the_same_question_alone_has_its_edit(taught: Taught) -> None:
     """Shown by examples how to put it, a small model forgets the fact that it knew."""
     question = "What is the capital of France?"
     taught.edit(question, "Paris, naturally.", answer="The capital of France is Paris.")
+    taught.edit("What is the capital of Spain?", "Madrid, naturally.", answer="A country in Europe.")
     taught.edit("法国的首都是哪里？", "当然是巴黎。", answer="法国的首都是巴黎。")
+    taught.edit("德国的首都是哪里？", "当然是柏林。", answer="德国的首都是柏林。")
     for near in ("What is the capital of Italy?", "意大利的首都是哪里？"):
-        assert taught.found(near) == []
-        assert len(taught.found(near, careful=False)) == 1
-    assert taught.found(question) == ["Paris, naturally."]
+        assert taught.found(near, careful=True) == []
+        assert len(taught.found(near)) == 2
+    assert taught.found(question, careful=True) == ["Paris, naturally."]
+
+
+def test_where_edits_said_something_else_two_of_them_are_examples(taught: Taught) -> None:
+    taught.edit("Write a caption for a mug.", "Meet the mug: red glaze.", answer="Buy this now!")
+    assert taught.found("Write a caption for a cup.", careful=True) == []  # a single one is passed over
+    taught.edit("Write a caption for a lamp.", "Meet the lamp: oak glow.", answer="Light for you!")
+    assert len(taught.found("Write a caption for a cup.", careful=True)) == 2
+    for thing in ("hat", "jug", "pot"):  # now the model says it well enough
+        taught.add(
+            AnswerAccepted(
+                project="acme", generation=taught.answer(f"Write a caption for a {thing}.", "Nice.")
+            )
+        )
+    assert taught.found("Write a caption for a cup.", careful=True) == []
 
 
 def test_what_was_answered_with_examples_does_not_tell_what_the_model_knew(taught: Taught) -> None:
@@ -134,7 +150,8 @@ def test_what_was_answered_with_examples_does_not_tell_what_the_model_knew(taugh
     with taught.store.begin() as conn:
         generations.add(conn, made)
     taught.add(AnswerEdited(project="acme", generation=made.id, edited="Meet the mug: blue glaze."))
-    assert taught.found("Write a caption for a cup.") == ["Meet the mug: blue glaze."]
+    taught.edit("Write a caption for a lamp.", "Meet the lamp: oak glow.")
+    assert len(taught.found("Write a caption for a cup.", careful=True)) == 2
 
 
 def test_an_edited_prompt_counts_when_a_model_had_written_it(taught: Taught) -> None:
@@ -150,10 +167,12 @@ def test_pictures_are_for_questions_about_pictures(taught: Taught) -> None:
     taught.edit("What is this animal?", "A dog, of course.", images=(CUP,))
     assert taught.found("What is this animal?") == []
     assert taught.found("What is this animal?", images=(CUP,)) == ["A dog, of course."]
-    # One example about another picture makes a small model name what is in that.
+    # One example about another picture is taken for what is in this one; small models so take more of them, too.
     assert taught.found("What is this animal?", images=(HAT,)) == []
     taught.edit("What is this animal?", "A fox, of course.", images=("c" * 64,))
     assert len(taught.found("What is this animal?", images=(HAT,))) == 2
+    assert taught.found("What is this animal?", images=(HAT,), careful=True) == []
+    assert taught.found("What is this animal?", images=(CUP,), careful=True) == ["A dog, of course."]
 
 
 def test_an_edit_under_another_system_prompt_is_none(taught: Taught) -> None:

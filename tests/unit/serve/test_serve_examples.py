@@ -27,7 +27,7 @@ _numbers = count()
 @pytest.fixture(scope="module")
 def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
     home = tmp_path_factory.mktemp("examples")
-    with running_gateway(Settings(home=home, project="acme", port=0), instant()) as running:
+    with running_gateway(Settings(home=home, project="acme", port=0, examples="on"), instant()) as running:
         yield running
 
 
@@ -91,7 +91,9 @@ def test_only_the_live_version_by_its_name_is_given_examples(gateway: Gateway, p
 
 
 def test_they_come_after_the_system_prompt_and_stream_like_others(settings: Settings) -> None:
-    with running_gateway(settings, instant(), system_prompt="Be brief.") as gateway:
+    with running_gateway(
+        settings.model_copy(update={"examples": "on"}), instant(), system_prompt="Be brief."
+    ) as gateway:
         id = edited(gateway, "Write a caption for a mug", "Meet the mug.")
         roles = [message["role"] for message in read(gateway.ask(text=ASK).json())]
         assert roles == ["system", "user", "assistant", "user"]
@@ -118,6 +120,15 @@ def test_a_prompt_that_the_engine_refuses_with_examples_is_asked_without(
     edited(gateway, "Write a caption for a mug", "This is too long for me.", project=project)
     response = gateway.ask(project, text="Write a caption for a cup", stream=stream)
     assert response.status_code == 200 and "x-comfyloop-examples" not in response.headers
+
+
+def test_auto_wants_two_examples_where_the_question_is_another(settings: Settings) -> None:
+    with running_gateway(settings, instant()) as gateway:
+        edited(gateway, "Write a caption for a mug", "Meet the mug.")
+        assert "examples" not in gateway.ask(text=ASK).json()
+        assert len(gateway.ask(text="write a caption for a MUG").json()["examples"]) == 1
+        edited(gateway, "Write a caption for a lamp", "Meet the lamp.")
+        assert len(gateway.ask(text=ASK).json()["examples"]) == 2
 
 
 def test_the_setting_switches_examples_off(settings: Settings) -> None:
