@@ -4,8 +4,8 @@ A style that is learned from a few edits leaks into everything else. Beside the 
 base model's answers; at each of their tokens the divergence from the base model's own next-token distribution is
 added to the loss, KL(base || model), over its likeliest tokens (distillation: Hinton et al. 2015; as a guard against
 forgetting: Li and Hoiem 2016). Unlike learning those answers as text it asks for hardly anything new where the model
-still is what it was. That the unlikely rest is left out sharpens the model a little; with the rest as one more token,
-which is exact, 17% of the likelihood of general answers was lost where nothing is lost so.
+still is what it was. Leaving the unlikely rest out sharpens the model a little. How much replay there is matters more:
+of the likelihood of general answers, 8 to 13% was lost with 6 rows an epoch beside 15 new ones, about 1% with 12.
 """
 
 from __future__ import annotations
