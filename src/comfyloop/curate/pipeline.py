@@ -116,6 +116,21 @@ def build(
     image_kind = IMAGE_RECIPE_KINDS[settings.image_recipe] if images else ""
     lesson = _lesson(sides, (kind, image_kind), turn, settings)
     rows = sum(sample.kind == kind for sample in lesson.new)
+    pictures = sum(sample.kind == image_kind for sample in lesson.new)
+    enough = sum(s.kind == image_kind for s in lesson.train) >= settings.image_min_samples
+
+    def report_with(chosen: Sequence[Sample], wanted: int) -> CurationReport:
+        left_out = (*dropped, *refused)
+        return report_of(project, len(items), sides, lesson, chosen, left_out, settings, wanted)
+
+    # The base model is asked for its answers only where there will be a run.
+    if not rows and not (pictures and enough):
+        report = report_with((), 0)
+        if turn is not None and any(sample.kind in (kind, image_kind) for sample in sides.train):
+            return NothingToTrain(NOTHING_NEW, report, "nothing_new")
+        return NothingToTrain(_why(kind, settings.recipe, report), report)
+    if turn is not None and (missing := _missing(sides, kind, image_kind, bool(rows), settings)):
+        return NothingToTrain(missing, report_with((), 0), "not_enough_feedback")
     passed = rows if turn is None else _passed(lesson, kind, settings)
     wanted = replays.needed(passed, settings.replay_share) if kind == "sft" else 0
     seen = sum(sample.kind == kind and bool(sample.images) for sample in lesson.new)
@@ -126,24 +141,7 @@ def build(
         about_own = replays.choose(picture_replay(own, min(about, MOST_PICTURES)), samples, about)
         # mixed, since an epoch takes a piece of the whole
         chosen = tuple(sorted((*chosen, *about_own), key=lambda sample: sample.id))
-    report = report_of(
-        project,
-        len(items),
-        sides,
-        lesson,
-        chosen,
-        (*dropped, *refused),
-        settings,
-        min(wanted, replays.most()),
-    )
-    pictures = sum(sample.kind == image_kind for sample in lesson.new)
-    enough = sum(s.kind == image_kind for s in lesson.train) >= settings.image_min_samples
-    if not rows and not (pictures and enough):
-        if turn is not None and any(sample.kind in (kind, image_kind) for sample in sides.train):
-            return NothingToTrain(NOTHING_NEW, report, "nothing_new")
-        return NothingToTrain(_why(kind, settings.recipe, report), report)
-    if turn is not None and (missing := _missing(sides, kind, image_kind, bool(rows), settings)):
-        return NothingToTrain(missing, report, "not_enough_feedback")
+    report = report_with(chosen, min(wanted, replays.most()))
     id, path = write(settings.home, project, lesson, sides.holdout, chosen, report, store.blobs)
     snapshot = Snapshot(
         id=id,

@@ -32,11 +32,6 @@ def stratum_of(sample: Sample) -> str:
     return ACCEPTED if sample.origin == "answer_accepted" else CORRECTION
 
 
-def corrections(samples: Sequence[Sample]) -> int:
-    """Independent corrections among samples: groups that the gate can judge answers by."""
-    return len({s.group for s in samples if not s.replay and stratum_of(s) == CORRECTION})
-
-
 def split(store: Store, project: str, samples: Sequence[Sample], settings: Settings) -> Split:
     """Splits samples (in order of arrival) by the fold of their group; replay always trains."""
     groups: dict[str, str] = {}

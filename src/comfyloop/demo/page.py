@@ -26,7 +26,7 @@ svg { width: 100%; height: 180px }
 def render(report: Mapping[str, Any], pictures: Path) -> str:
     """The page of a demo report; `pictures` is where the file names in its items are found."""
     loop = report["seconds"]["loop"]
-    moved = [report["edit_distance"]["before"], *(turn["edit_distance"] for turn in report["turns"])]
+    moved = report["edit_distance"]
     parts = [
         *head(
             "ComfyLoop, before and after",
@@ -38,10 +38,7 @@ def render(report: Mapping[str, Any], pictures: Path) -> str:
                 f"{loop:.0f} s",
                 "from the corrections to the new version's answers",
             ),
-            (
-                " → ".join(f"{step:.2f}" for step in moved),
-                "edit distance to the person's own answers, turn by turn",
-            ),
+            (f"{moved['before']:.2f} → {moved['after']:.2f}", "edit distance to the person's own answers"),
             (
                 f"{report['background']['failed']} of {report['background']['asked']}",
                 "requests failed meanwhile",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from comfyloop.records import BASE, Snapshot
-from comfyloop.store import Store, feedback, snapshots, versions
+from comfyloop.store import Store, feedback, lessons, snapshots, versions
 
 _PAGE = 1000
 
@@ -51,15 +51,16 @@ def _snapshots(store: Store, project: str, version: int) -> list[Snapshot]:
     """Those that the text side of a version was trained on, the newest first."""
     found: dict[str, Snapshot] = {}
     with store.read() as conn:
-        row = versions.get(conn, project, version) if version != BASE else None
-        while row is not None:
+        if version != BASE:
+            versions.get(conn, project, version)
+        for number in lessons.lineage(conn, project, version):
+            row = versions.get(conn, project, number)
             parent = versions.find(conn, project, row.parent) if row.parent != BASE else None
             kept = parent is not None and row.text_adapter == parent.text_adapter  # only pictures were learnt
             if row.text_adapter is not None and not kept:
                 snapshot = snapshots.find(conn, project, row.snapshot)
                 if snapshot is not None:
                     found[snapshot.id] = snapshot
-            row = None if row.fresh else parent  # it was trained from the base model
     return list(found.values())
 
 

@@ -200,8 +200,7 @@ def delete_author(conn: Connection, project: str | None, author: str) -> int:
     theirs = feedback.c.author == author
     if project is not None:
         theirs = sa.and_(theirs, feedback.c.project == project)
-    conn.execute(feedback_deleted.insert().from_select(["id"], sa.select(feedback.c.id).where(theirs)))
-    return conn.execute(feedback.delete().where(theirs)).rowcount
+    return _delete(conn, theirs)
 
 
 def ids_of_author(conn: Connection, project: str, author: str) -> list[str]:
@@ -225,8 +224,7 @@ def delete_some(conn: Connection, project: str, ids: Collection[str]) -> list[st
     for start in range(0, len(wanted), _MANY):
         some = sa.and_(feedback.c.project == project, feedback.c.id.in_(wanted[start : start + _MANY]))
         deleted += conn.scalars(sa.select(feedback.c.id).where(some))
-        conn.execute(feedback_deleted.insert().from_select(["id"], sa.select(feedback.c.id).where(some)))
-        conn.execute(feedback.delete().where(some))
+        _delete(conn, some)
     return deleted
 
 
@@ -237,9 +235,14 @@ def delete(conn: Connection, id: str) -> None:
         NotFound: There is no such feedback.
     """
     one_at_a_time(conn, "feedback")
-    if not conn.execute(feedback.delete().where(feedback.c.id == id)).rowcount:
+    if not _delete(conn, feedback.c.id == id):
         raise NotFound(f"There is no feedback {id!r}.", "GET /v1/feedback lists what there is.")
-    conn.execute(feedback_deleted.insert().values(id=id))
+
+
+def _delete(conn: Connection, which: sa.ColumnElement[bool]) -> int:
+    """Delete pieces, and keep their ids alone. How many there were."""
+    conn.execute(feedback_deleted.insert().from_select(["id"], sa.select(feedback.c.id).where(which)))
+    return conn.execute(feedback.delete().where(which)).rowcount
 
 
 def _deleted(conn: Connection, ids: Sequence[str]) -> set[str]:

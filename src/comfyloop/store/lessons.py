@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -22,15 +22,21 @@ def add(conn: Connection, project: str, number: int, feedback: Iterable[str]) ->
 
 def lineage(conn: Connection, project: str, number: int) -> list[int]:
     """A version and those whose weights it went on from, newest first; the base model has none."""
+    return _walk(_parents(conn, project), number)
+
+
+def _parents(conn: Connection, project: str) -> dict[int, int]:
+    """Of each version of a project the one whose weights it went on from."""
     query = sa.select(versions.c.number, versions.c.parent, versions.c.fresh)
-    known = {
-        n: (parent, fresh) for n, parent, fresh in conn.execute(query.where(versions.c.project == project))
-    }
+    rows = conn.execute(query.where(versions.c.project == project))
+    return {number: BASE if fresh else parent for number, parent, fresh in rows}
+
+
+def _walk(parents: Mapping[int, int], number: int) -> list[int]:
     found: list[int] = []
-    while number != BASE and number in known and number not in found:
+    while number in parents and number not in found:
         found.append(number)
-        parent, fresh = known[number]
-        number = BASE if fresh else parent
+        number = parents[number]
     return found
 
 
@@ -50,5 +56,5 @@ def carriers(conn: Connection, project: str, feedback: Collection[str]) -> list[
             lessons.c.project == project, lessons.c.feedback.in_(ids[start : start + _MANY])
         )
         direct.update(conn.scalars(query))
-    every = conn.scalars(sa.select(versions.c.number).where(versions.c.project == project))
-    return sorted(n for n in every if direct.intersection(lineage(conn, project, n)))
+    parents = _parents(conn, project)
+    return sorted(number for number in parents if direct.intersection(_walk(parents, number)))

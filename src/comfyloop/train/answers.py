@@ -47,6 +47,7 @@ class AnswerReader(nn.Module):
         if not any(example.targets for example in examples):
             return answer_log_probs(states, head, labels)
         soft = torch.cat([torch.full((e.answer.numel(),), e.targets is not None) for e in examples])
+        soft = soft.to(labels.device)
         hard_places, soft_places = (~soft).nonzero()[:, 0], soft.nonzero()[:, 0]
         given = [example.targets for example in examples if example.targets is not None]
         targets = Targets(
@@ -54,12 +55,10 @@ class AnswerReader(nn.Module):
             torch.cat([some.shares for some in given if some.shares is not None]).to(labels.device),
         )
         parts = [
-            answer_log_probs(
-                states[hard_places.to(labels.device)], head, labels[hard_places.to(labels.device)]
-            ),
-            answer_log_probs(states[soft_places.to(labels.device)], head, targets),
+            answer_log_probs(states[hard_places], head, labels[hard_places]),
+            answer_log_probs(states[soft_places], head, targets),
         ]
-        back = torch.argsort(torch.cat([hard_places, soft_places])).to(labels.device)
+        back = torch.argsort(torch.cat([hard_places, soft_places]))
         log_probs, right = (torch.cat(both)[back] for both in zip(*parts, strict=True))
         return log_probs, right
 
