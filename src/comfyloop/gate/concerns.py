@@ -202,6 +202,6 @@ def to_ask(evidence: Evidence, pairs: Pairs, allowed: float) -> Iterator[Found]:
             "likely.",
             f"Look at these {things(many, 'answer')}, listed below. {LOOK_AT_IT}",
         )
-    for kind in evidence.telling:
+    for kind in evidence.general:
         if (lost := _may_forget(kind, allowed, len(evidence.general))) is not None:
             yield lost

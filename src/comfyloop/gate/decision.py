@@ -131,7 +131,7 @@ def _verdict(evidence: Evidence, settings: Settings, level: float) -> Found:
     for part in corrected:
         if worse(part, confidence):
             return findings.worse(part)
-    for kind in evidence.telling:
+    for kind in evidence.general:
         if (lost := concerns.forgets(kind, settings.gate_forgetting, len(evidence.general))) is not None:
             return lost
     if (part_worse := concerns.worse_part(evidence.slices, SMALLEST_GAIN)) is not None:

@@ -107,21 +107,6 @@ class Evidence:
     looks: float = 1.0
 
     @property
-    def telling(self) -> tuple[General, ...]:
-        """The general questions that a verdict may rest on.
-
-        The base model's own answers, odd ones included, are no standard where there are right ones beside them of
-        the same kind, and of those the candidate has lost nothing against base and live.
-        """
-        sound = {
-            kind.slice
-            for kind in self.general
-            if kind.metric == RIGHT_ANSWER
-            and all(mean(kind.losses(before)) <= 0 for before in (kind.base, kind.live))
-        }
-        return tuple(k for k in self.general if k.metric == RIGHT_ANSWER or k.slice not in sound)
-
-    @property
     def pairs(self) -> tuple[Pairs, ...]:
         """What is told as measures: of parts that were found and not named, those that got worse."""
         told = (part for part in self.slices if " " not in part.slice or mean(part.gains) < 0)

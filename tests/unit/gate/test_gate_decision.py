@@ -535,18 +535,3 @@ def test_the_report_shows_what_got_better_and_worse_and_what_moved() -> None:
     assert "Numbers for specialists" not in text and "--details" in text
     assert all(line in render_text(report, details=True) for line in decision.details)
     assert summary(report) == "v7: ask a person. Look. Look at two answers."
-
-
-def test_the_base_models_own_answers_are_no_standard_where_right_ones_were_kept() -> None:
-    """What a small model says of a picture may be odd: to say it less is no harm while right answers stay."""
-    odd = replace(own(0.4, 0.5, 0.45, 0.4, 0.5), slice="general picture")
-
-    def right(now: float) -> General:
-        return General("right_answer", "general picture", (0.8,) * 5, (0.8,) * 5, (now,) * 5)
-
-    def verdict(*general: General) -> Verdict:
-        return decide(Evidence(likelihood=GOOD, distance=CLOSER, general=general), SETTINGS).verdict
-
-    assert verdict(odd) is Verdict.REJECT
-    assert verdict(odd, right(0.7)) is Verdict.REJECT
-    assert verdict(odd, right(0.8)) is verdict(odd, right(0.9)) is Verdict.PROMOTE
