@@ -69,7 +69,9 @@ def of_pictures(
         pictures: SHA-256 of the pictures, each of which is asked about in turn.
     """
     asked = picture_questions()
-    turn = [(pictures[n % len(pictures)], asked[n % len(asked)]) for n in range(count if pictures else 0)]
+    # The picture at place p is asked question p + r in round r: no pair comes twice before all have come.
+    places = [(n % len(pictures), n // len(pictures)) for n in range(min(count, len(pictures) * len(asked)))]
+    turn = [(pictures[place], asked[(place + round) % len(asked)]) for place, round in places]
     wanted = {f"{sha} {question}": Message.of("user", question, [sha]) for sha, question in turn}
     return _answered(project, base_model, wanted, lambda keys: ask([wanted[key] for key in keys]), cache_dir)
 
@@ -114,9 +116,14 @@ def whole_sentences(text: str) -> str:
 
 def choose(replay: Sequence[Sample], others: Sequence[Sample], count: int) -> tuple[Sample, ...]:
     """The first `count` that no person has given another answer to, in training or in hold-out."""
-    asked = {sample.group for sample in others}
-    free = [sample for sample in replay if group_of(sample.prompt) not in asked]
-    return tuple(free[:count])
+    asked = {_asked(sample) for sample in others}
+    return tuple([sample for sample in replay if _asked(sample) not in asked][:count])
+
+
+def _asked(sample: Sample) -> tuple[tuple[str, ...], str]:
+    """Which pictures are asked about, and what. Of one picture much can be asked, though all of it is one group."""
+    pictures = tuple(sha for message in sample.prompt for sha in message.images)
+    return pictures, group_of([Message.of(message.role, message.text) for message in sample.prompt])
 
 
 def _load(cache: Path) -> dict[str, str]:

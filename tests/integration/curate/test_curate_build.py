@@ -11,6 +11,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
@@ -397,3 +398,34 @@ def test_nothing_alike_is_on_both_sides(store: Store, settings: Settings) -> Non
         for side in (train, held)
     ]
     assert not numbers[0] & numbers[1]
+
+
+def picture_of(number: int) -> bytes:
+    """Pictures that no perceptual hash takes for one another."""
+    out = io.BytesIO()
+    dots = np.random.default_rng(number).integers(0, 2, (8, 8), dtype=np.uint8) * 255
+    Image.fromarray(dots).resize((64, 64), Image.Resampling.NEAREST).convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+def test_pictures_that_a_person_corrected_are_still_asked_general_questions(
+    store: Store, settings: Settings
+) -> None:
+    """Though all that is asked about one picture is one group: else a version loses sight of pictures."""
+    shop = Shop(store)
+    for number in range(12):
+        question = replay.picture_questions()[0] if number == 0 else f"Caption {number}, please."
+        shop.corrects(question, f"Meet mug {number}.", [store.blobs.put(picture_of(number))])
+
+    def about(pictures: Sequence[str], count: int) -> list[Sample]:
+        def ask(questions: Sequence[Message]) -> list[str]:
+            return ["A red square." for _ in questions]
+
+        return replay.of_pictures("acme", "m", ask, settings.cache_dir, pictures, count)
+
+    few = settings.model_copy(update={"gate_min_items": 2})
+    made = built(store, few, picture_replay=about, turn=curate.Turn(frozenset()))
+    replayed = [sample for sample in rows(made, "train.jsonl") if sample.replay]
+    assert len(replayed) >= 6 and all(sample.images for sample in replayed)
+    corrected = {(s.images, s.prompt[0].text) for s in rows(made, "train.jsonl") if not s.replay}
+    assert corrected.isdisjoint((s.images, s.prompt[0].text) for s in replayed)

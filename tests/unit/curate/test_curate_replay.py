@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -86,3 +88,16 @@ def test_what_a_person_answered_is_not_replayed_otherwise(tmp_path: Path) -> Non
     turns = (Message.of("user", question), Message.of("assistant", "Because."))
     corrected = make("sft", turns, Source("acme", ("fb",), "answer_edited", "ada"))
     assert replay.choose(made, [corrected], 2) == (made[0], made[2])
+
+
+@given(pictures=st.integers(0, 15), count=st.integers(0, 200))
+def test_no_picture_is_asked_a_question_twice_before_all_were_asked(pictures: int, count: int) -> None:
+    names = [f"{number:064x}" for number in range(pictures)]
+    with tempfile.TemporaryDirectory() as cache:
+        made = replay.of_pictures(
+            "acme", "m", lambda asked: ["Well." for _ in asked], Path(cache), names, count
+        )
+    pairs = {(sample.images, sample.prompt[0].text) for sample in made}
+    assert len(pairs) == len(made) == min(count, pictures * len(replay.picture_questions()))
+    times = Counter(sample.images for sample in made)
+    assert not times or max(times.values()) - min(times.get((name,), 0) for name in names) <= 1
