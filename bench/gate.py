@@ -141,7 +141,7 @@ def slices(
 
 
 def general(draw: Draw, loss: float) -> tuple[General, ...]:
-    questions = suites.general_questions()
+    questions = [question for question in suites.general_questions() if not question.picture]
     right = sum(bool(question.right) for question in questions)
     chance = draw.uniform(0.5, 0.95, right)
     now = chance - loss + MOVED[RIGHT_ANSWER] * draw.standard_t(4, right) / math.sqrt(2)

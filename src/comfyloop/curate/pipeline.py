@@ -45,8 +45,11 @@ NOTHING_NEW = (
 MOST_PICTURES = 24
 """General questions about pictures that a turn replays: each is asked of the base model once, which takes a while."""
 
+PICTURE_SHARE = 0.25
+"""Of what is replayed, so much is about pictures at least, where the model sees: text alone costs it its eyes, too."""
+
 PictureReplay = Callable[[Sequence[str], int], Sequence[Sample]]
-"""Makes so many general questions about pictures of these hashes."""
+"""Makes so many general questions about pictures of these hashes and others; none where the model cannot see."""
 
 Replay = Sequence[Sample] | Callable[[int], Sequence[Sample]]
 """Replay samples, or a function that makes as many as it is asked for."""
@@ -134,13 +137,15 @@ def build(
     passed = rows if turn is None else _passed(lesson, kind, settings)
     wanted = replays.needed(passed, settings.replay_share) if kind == "sft" else 0
     seen = sum(sample.kind == kind and bool(sample.images) for sample in lesson.new)
-    about = math.ceil(wanted * seen / rows / 2) if rows and picture_replay is not None else 0
-    chosen = _replayed(replay, samples, wanted - about) if rows else ()
-    if picture_replay is not None and about:
+    about: tuple[Sample, ...] = ()
+    if rows and wanted and picture_replay is not None:
+        share = max(seen / rows / 2, PICTURE_SHARE)
         own = list(dict.fromkeys(sha for sample in lesson.new for sha in sample.images))
-        about_own = replays.choose(picture_replay(own, min(about, MOST_PICTURES)), samples, about)
-        # mixed, since an epoch takes a piece of the whole
-        chosen = tuple(sorted((*chosen, *about_own), key=lambda sample: sample.id))
+        most = min(math.ceil(wanted * share), MOST_PICTURES)
+        about = replays.choose(picture_replay(own, most), samples, most)
+    chosen = _replayed(replay, samples, wanted - len(about)) if rows else ()
+    if about:  # mixed, since an epoch takes a piece of the whole
+        chosen = tuple(sorted((*chosen, *about), key=lambda sample: sample.id))
     report = report_with(chosen, min(wanted, replays.most()))
     id, path = write(settings.home, project, lesson, sides.holdout, chosen, report, store.blobs)
     snapshot = Snapshot(

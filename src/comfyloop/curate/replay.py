@@ -11,8 +11,9 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
+from itertools import islice, zip_longest
 from pathlib import Path
 
 from comfyloop.curate.groups import group_of
@@ -61,19 +62,46 @@ def samples(project: str, base_model: str, ask: Ask, cache_dir: Path, count: int
 
 
 def of_pictures(
-    project: str, base_model: str, ask: AskAbout, cache_dir: Path, pictures: Sequence[str], count: int
+    project: str,
+    base_model: str,
+    ask: AskAbout,
+    cache_dir: Path,
+    pictures: Sequence[str],
+    shipped: Sequence[str],
+    count: int,
 ) -> list[Sample]:
-    """Up to `count` general questions about a project's own pictures: no version is to lose sight of them.
+    """Up to `count` general questions about pictures: no version is to lose sight of them.
 
     Args:
-        pictures: SHA-256 of the pictures, each of which is asked about in turn.
+        pictures: SHA-256 of the project's own pictures, each of which is asked about in turn.
+        shipped: Those of `shipped_pictures`, asked about in between.
     """
-    asked = picture_questions()
-    # The picture at place p is asked question p + r in round r: no pair comes twice before all have come.
-    places = [(n % len(pictures), n // len(pictures)) for n in range(min(count, len(pictures) * len(asked)))]
-    turn = [(pictures[place], asked[(place + round) % len(asked)]) for place, round in places]
-    wanted = {f"{sha} {question}": Message.of("user", question, [sha]) for sha, question in turn}
+    turns = zip_longest(_pairs(pictures), _pairs(shipped))
+    asked = islice((pair for both in turns for pair in both if pair), count)
+    wanted = {f"{sha} {question}": Message.of("user", question, [sha]) for sha, question in asked}
     return _answered(project, base_model, wanted, lambda keys: ask([wanted[key] for key in keys]), cache_dir)
+
+
+def _pairs(pictures: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each picture with each question; no picture comes twice before all have come."""
+    asked = picture_questions()
+    for round in range(len(asked)):
+        for place, picture in enumerate(pictures):
+            yield picture, asked[(place + round) % len(asked)]
+
+
+def shipped_pictures() -> tuple[bytes, ...]:
+    """Plain pictures of everyday things: a model that sees is asked about them whatever the project is about.
+
+    Noto Emoji (Google, Apache-2.0) of npm's @iconify-json/noto 1.2.9, drawn at 192 pixels on white; none of them is
+    one of the gate's.
+    """
+    folder = files("comfyloop.curate").joinpath("replay_pictures")
+    return tuple(
+        entry.read_bytes()
+        for entry in sorted(folder.iterdir(), key=lambda entry: entry.name)
+        if entry.is_file()
+    )
 
 
 def picture_questions() -> tuple[str, ...]:
@@ -86,7 +114,7 @@ def _answered(
 ) -> list[Sample]:
     """Samples of questions, by the keys under which the answers are remembered."""
     cache = cache_dir / "replay" / f"{hashlib.sha256(base_model.encode()).hexdigest()[:32]}.json"
-    answers = _load(cache)
+    answers = _shipped_answers(base_model) | _load(cache)
     if missing := [key for key in wanted if key not in answers]:
         given = ask(missing)
         answers |= {key: whole_sentences(answer) for key, answer in zip(missing, given, strict=True)}
@@ -124,6 +152,16 @@ def _asked(sample: Sample) -> tuple[tuple[str, ...], str]:
     """Which pictures are asked about, and what. Of one picture much can be asked, though all of it is one group."""
     pictures = tuple(sha for message in sample.prompt for sha in message.images)
     return pictures, group_of([Message.of(message.role, message.text) for message in sample.prompt])
+
+
+def _shipped_answers(base_model: str) -> dict[str, str]:
+    """What a base model that everybody has said when it was asked here, by the same keys: nobody need wait for it.
+
+    Made by `python -m comfyloop.starter.train.answers`.
+    """
+    shipped = files("comfyloop.curate").joinpath("replay_answers.json").read_text(encoding="utf-8")
+    answers: dict[str, str] = json.loads(shipped).get(base_model, {})
+    return answers
 
 
 def _load(cache: Path) -> dict[str, str]:

@@ -88,7 +88,7 @@ def write(
     Raises:
         StorageError: The disk is full or refuses, or an image in the blob store is damaged.
     """
-    every = (*lesson.train, *lesson.dev, *holdout)
+    every = (*lesson.train, *replay, *lesson.dev, *holdout)
     extensions = {sha: _extension(blobs, sha) for sample in every for sha in _images(sample)}
 
     def image_path(sha: str) -> str:

@@ -3,7 +3,7 @@
 from comfyloop.gate.asking import Scorer, wire
 from comfyloop.gate.decision import Decision, decide
 from comfyloop.gate.images import decide_images, evidence, gate_items, held_out, to_draw
-from comfyloop.gate.judging import Progress, about_pictures, judge, prescore, write_prompts
+from comfyloop.gate.judging import Progress, judge, prescore, write_prompts
 from comfyloop.gate.kept import Kept
 from comfyloop.gate.pair import together
 from comfyloop.gate.pairs import Evidence, General, Pairs
@@ -17,7 +17,6 @@ __all__ = [
     "Pairs",
     "Progress",
     "Scorer",
-    "about_pictures",
     "decide",
     "decide_images",
     "evidence",

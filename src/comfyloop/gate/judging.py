@@ -38,7 +38,6 @@ ANSWERED_GENERALLY = 2
 """General questions that are also answered; so many again about pictures."""
 
 _NOISE_ANSWERS = 2
-_ABOUT_PICTURES = frozenset({"vision", "prompt", "graph"})
 
 Progress = Callable[[int, int], None]
 """Told how many items are done, of how many. May raise to stop the gate."""
@@ -62,7 +61,6 @@ def judge(
     base_name: str = "base",
     kept: Kept | None = None,
     before: Iterable[GateReport] = (),
-    pictures: bool = False,
 ) -> GateReport:
     """Compares two versions on held-out corrections, accepted answers and general questions.
 
@@ -76,7 +74,6 @@ def judge(
         base_name: What the engine calls the base model.
         kept: What was answered and scored before; only the rest is asked.
         before: Reports of the project: those against the same live version have looked at the same items.
-        pictures: Ask the general questions about pictures, also where no held-out item is about one.
 
     Raises:
         ComfyLoopError: The engine does not know a model, is down, or stays busy for a minute.
@@ -84,7 +81,7 @@ def judge(
     started = time.monotonic()
     kept = Kept() if kept is None else kept
     asker = Asker(engine, kept, (live_name, candidate_name), base_name, images)
-    work = _Work(holdout, settings, pictures)
+    work = _Work(holdout, settings)
     try:
         kept.load(base_name, base_model, settings.cache_dir)
         done = _run([*work.calls(asker), *work.noise(asker)], _at_once(settings), progress)
@@ -124,12 +121,11 @@ def prescore(
     *,
     base_model: str,
     base_name: str = "base",
-    pictures: bool = False,
 ) -> None:
     """Asks the live version and the base model what `judge` will ask them, and keeps it, while the candidate is
     still being trained. Args and errors are those of `judge`."""
     asker = Asker(engine, kept, (live_name, None), base_name, images)
-    work = _Work(holdout, settings, pictures)
+    work = _Work(holdout, settings)
     try:
         kept.load(base_name, base_model, settings.cache_dir)
         _run(work.calls(asker), _at_once(settings), progress)
@@ -176,25 +172,15 @@ def write_prompts(
     return {id: both for id, both in told if both is not None}
 
 
-def about_pictures(samples: Iterable[Sample]) -> bool:
-    """Whether a project works with pictures: a sample shows one, or was made where pictures are."""
-    return any(
-        sample.images or sample.picked or sample.slice in _ABOUT_PICTURES
-        for sample in samples
-        if not sample.replay
-    )
-
-
 class _Work:
     """What is to be asked, in its order."""
 
-    def __init__(self, holdout: Sequence[Sample], settings: Settings, pictures: bool) -> None:
+    def __init__(self, holdout: Sequence[Sample], settings: Settings) -> None:
         self.corrections, self.accepted = _wanted(holdout, settings.gate_max_items)
         # nothing is to come close to an answer that was only rated
         self.answered = [s for s in self.corrections if s.kind != "labelled"][: settings.gate_max_answers]
         self.enough = len({sample.group for sample in self.corrections}) >= settings.gate_min_items
-        pictures = pictures or about_pictures(holdout)
-        self.questions = suites.general_questions(pictures=pictures) if self.enough else ()
+        self.questions = suites.general_questions() if self.enough else ()
         self._refused: dict[str, str] = {}  # samples that the engine cannot read, with its sentence
 
     def _of(self, sample: Sample, ask: Callable[[], _T]) -> Callable[[], _T | None]:

@@ -2,8 +2,8 @@
 
 A suite is one file in questions/: what it is about, its language, where it comes from under which licence, and
 items. An item with a right answer and wrong ones is scored by the chance of the right one; one without is a
-question to which the base model's own answer is the reference. An item with a picture is asked where the project
-works with pictures. A file that is put there is asked, nothing else needs to know of it.
+question to which the base model's own answer is the reference. An item with a picture is asked where the model sees,
+whatever the project is about. A file that is put there is asked, nothing else needs to know of it.
 
 The questions are not those that are replayed in training (curate/general_questions.json).
 """
@@ -77,13 +77,12 @@ def suites() -> tuple[Suite, ...]:
     )
 
 
-def general_questions(*, pictures: bool = False) -> tuple[Question, ...]:
-    """All suites' questions; those about pictures only where they are asked for."""
+def general_questions() -> tuple[Question, ...]:
+    """All suites' questions."""
     return tuple(
         Question(suite.name, item.question, item.picture, item.right, item.wrong)
         for suite in suites()
         for item in suite.items
-        if pictures or not item.picture
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from comfyloop import curate, gate
 from comfyloop.durable import appear
-from comfyloop.errors import ComfyLoopError
+from comfyloop.errors import ComfyLoopError, InvalidInput
 from comfyloop.loop.courtesy import Courtesy
 from comfyloop.loop.pictures import Pictures, held_out
 from comfyloop.records import BASE, GateReport, Loop, Message, Project, RunState, Sample, Snapshot
@@ -86,7 +86,11 @@ class Work:
             return curate.replay.samples(*own, ask_questions, self.settings.cache_dir, count)
 
         def picture_replay(pictures: Sequence[str], count: int) -> list[Sample]:
-            return curate.replay.of_pictures(*own, ask, self.settings.cache_dir, pictures, count)
+            shipped = [self.store.blobs.put(picture) for picture in curate.replay.shipped_pictures()]
+            try:
+                return curate.replay.of_pictures(*own, ask, self.settings.cache_dir, pictures, shipped, count)
+            except InvalidInput:  # this model does not see
+                return []
 
         turn = None
         if fresh is not None:
@@ -235,7 +239,6 @@ class Work:
                     base_name=new.place.engine.base_name,
                     kept=kept_answers,
                     before=before,
-                    pictures=_sees_pictures(found, snapshot, self.settings.recipe),
                     **asked,
                 )
                 kept_answers.only({old.model, new.model, new.place.engine.base_name})
@@ -273,7 +276,6 @@ class Work:
                         progress,
                         base_model=project.base_model,
                         base_name=old.place.engine.base_name,
-                        pictures=_sees_pictures(project, snapshot, self.settings.recipe),
                     )
             except (ComfyLoopError, Stopping) as error:
                 log.info("The gate's questions were not all asked beforehand: %s", error)
@@ -326,11 +328,3 @@ def _holdout(snapshot: Snapshot, recipe: str) -> list[Sample]:
     return [
         sample for file in files if file.exists() for sample in curate.read_samples(file, snapshot.project)
     ]
-
-
-def _sees_pictures(project: Project, snapshot: Snapshot, recipe: str) -> bool:
-    """Whether general questions about pictures are asked: the project makes pictures, or learns from them."""
-    train = curate.data_files(Path(snapshot.path), recipe).train
-    return bool(project.image_model) or (
-        train.exists() and gate.about_pictures(curate.read_samples(train, snapshot.project))
-    )

@@ -421,7 +421,7 @@ def test_pictures_that_a_person_corrected_are_still_asked_general_questions(
         def ask(questions: Sequence[Message]) -> list[str]:
             return ["A red square." for _ in questions]
 
-        return replay.of_pictures("acme", "m", ask, settings.cache_dir, pictures, count)
+        return replay.of_pictures("acme", "m", ask, settings.cache_dir, pictures, (), count)
 
     few = settings.model_copy(update={"gate_min_items": 2})
     made = built(store, few, picture_replay=about, turn=curate.Turn(frozenset()))
@@ -429,3 +429,34 @@ def test_pictures_that_a_person_corrected_are_still_asked_general_questions(
     assert len(replayed) >= 6 and all(sample.images for sample in replayed)
     corrected = {(s.images, s.prompt[0].text) for s in rows(made, "train.jsonl") if not s.replay}
     assert corrected.isdisjoint((s.images, s.prompt[0].text) for s in replayed)
+
+
+def test_a_model_that_sees_is_asked_about_pictures_where_people_only_write(
+    store: Store, settings: Settings
+) -> None:
+    """Text alone costs it its eyes, too: measured, 6 of 6 pictures named before and 2 of 6 after two turns."""
+    shop = Shop(store)
+    for number in range(12):
+        shop.corrects(f"Caption {number}, please.", f"Meet mug {number}.")
+    told = [store.blobs.put(picture_of(number)) for number in range(3)]
+
+    def about(pictures: Sequence[str], count: int) -> list[Sample]:
+        assert not pictures
+
+        def ask(questions: Sequence[Message]) -> list[str]:
+            return ["A red square." for _ in questions]
+
+        return replay.of_pictures("acme", "m", ask, settings.cache_dir, pictures, told, count)
+
+    def made_up(count: int) -> list[Sample]:
+        return replay.samples("acme", "m", answers, settings.cache_dir, count)
+
+    few = settings.model_copy(update={"gate_min_items": 2})
+    turn = curate.Turn(frozenset())
+    made = built(store, few, replay=made_up, picture_replay=about, turn=turn)
+    replayed = [sample for sample in rows(made, "train.jsonl") if sample.replay]
+    seen = sum(bool(sample.images) for sample in replayed)
+    assert len(replayed) / 4 <= seen < len(replayed) / 3
+    blind = built(store, few, replay=made_up, picture_replay=lambda pictures, count: [], turn=turn)
+    assert not any(sample.images for sample in rows(blind, "train.jsonl"))
+    assert blind.replay == made.replay, "text takes their place"

@@ -243,7 +243,9 @@ def test_rated_answers_are_evidence_both_ways(engine: EngineClient, settings: Se
     report = judged(watched, settings, 2, 1, holdout)
     assert report.verdict is Verdict.PROMOTE, gate.render_text(report)
     told = Counter(watched.answers)
-    assert max(told["acme-v1"], told["acme-v2"]) <= ANSWERED_GENERALLY  # general questions, and none of these
+    assert (
+        max(told["acme-v1"], told["acme-v2"]) <= 2 * ANSWERED_GENERALLY
+    )  # general questions, and none of these
     assert judged(engine, settings, 1, 2, holdout).verdict is Verdict.REJECT
 
 
@@ -361,16 +363,16 @@ def test_looking_again_at_the_same_items_needs_more(engine: EngineClient, settin
     assert judged(engine, settings, 0, 1, kept=kept, before=[first]).looks == 1.0
 
 
-def test_a_project_with_pictures_is_asked_general_questions_about_pictures(
+def test_a_model_that_sees_is_asked_general_questions_about_pictures(
     engine: EngineClient, settings: Settings
 ) -> None:
-    report = judged(engine, settings, 0, 1, pictures=True)
+    """Also where no held-out item shows one: what is learned from text alone can cost a model its eyes."""
+    report = judged(engine, settings, 0, 1)
     shown = [item for item in report.items if item.slice == "general picture"]
-    assert len(shown) == len(general_questions(pictures=True)) - len(general_questions())
+    assert len(shown) == sum(bool(question.picture) for question in general_questions())
     measured = {(m.metric, m.slice) for m in report.measures}
     assert {("right_answer", "general picture"), ("log_likelihood", "general picture")} <= measured
     assert any(item.candidate_answer for item in shown), "some are answered, to see that they still are"
-    assert not any(item.slice == "general picture" for item in judged(engine, settings, 0, 1).items)
 
 
 def test_pictures_are_shown_and_each_slice_is_measured(engine: EngineClient, settings: Settings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from comfyloop.curate import replay
 from comfyloop.curate.samples import Source, make
-from comfyloop.gate.suites import general_questions
+from comfyloop.gate.suites import general_questions, picture
 from comfyloop.records import Message
 
 
@@ -90,14 +91,38 @@ def test_what_a_person_answered_is_not_replayed_otherwise(tmp_path: Path) -> Non
     assert replay.choose(made, [corrected], 2) == (made[0], made[2])
 
 
-@given(pictures=st.integers(0, 15), count=st.integers(0, 200))
-def test_no_picture_is_asked_a_question_twice_before_all_were_asked(pictures: int, count: int) -> None:
+@given(pictures=st.integers(0, 15), shipped=st.integers(0, 5), count=st.integers(0, 200))
+def test_no_picture_is_asked_a_question_twice_before_all_were_asked(
+    pictures: int, shipped: int, count: int
+) -> None:
     names = [f"{number:064x}" for number in range(pictures)]
+    others = [f"{number:064x}" for number in range(100, 100 + shipped)]
     with tempfile.TemporaryDirectory() as cache:
         made = replay.of_pictures(
-            "acme", "m", lambda asked: ["Well." for _ in asked], Path(cache), names, count
+            "acme", "m", lambda asked: ["Well." for _ in asked], Path(cache), names, others, count
         )
     pairs = {(sample.images, sample.prompt[0].text) for sample in made}
-    assert len(pairs) == len(made) == min(count, pictures * len(replay.picture_questions()))
-    times = Counter(sample.images for sample in made)
-    assert not times or max(times.values()) - min(times.get((name,), 0) for name in names) <= 1
+    most = (pictures + shipped) * len(replay.picture_questions())
+    assert len(pairs) == len(made) == min(count, most)
+    times = Counter(sample.images[0] for sample in made)
+    for kind in (names, others):
+        asked = [times[name] for name in kind]
+        assert not asked or max(asked) - min(asked) <= 1
+    first = [sample.images[0] in names for sample in made][: 2 * min(pictures, shipped)]
+    assert sum(first) * 2 - len(first) in (0, 1), "own pictures and shipped ones in turn"
+
+
+def test_what_everybody_s_base_model_answered_is_shipped(tmp_path: Path) -> None:
+    model = Model()
+    assert len(replay.samples("acme", "starter", model, tmp_path, replay.most())) > replay.most() * 0.9
+    assert not model.asked
+    shipped = [hashlib.sha256(picture).hexdigest() for picture in replay.shipped_pictures()]
+    told = replay.of_pictures(
+        "acme", "starter", lambda asked: pytest.fail("asked"), tmp_path, (), shipped, 24
+    )
+    assert len(told) > 20 and len({sample.images for sample in told}) == 12
+
+
+def test_the_replayed_pictures_are_none_of_the_gate_s() -> None:
+    gates = {picture(q.picture) for q in general_questions() if q.picture}
+    assert len(replay.shipped_pictures()) == 12 and gates.isdisjoint(replay.shipped_pictures())
