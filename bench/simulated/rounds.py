@@ -20,6 +20,7 @@ from comfyloop.demo.scenes import EXAMPLES
 from comfyloop.errors import ComfyLoopError
 from comfyloop.records import BASE, AnswerAccepted, AnswerEdited, Feedback, LoopState, Verdict
 from comfyloop.serve.client import EngineClient
+from comfyloop.serve.engine import SECRET_VARIABLE
 
 TURN_SECONDS = 1800.0
 """A turn that takes longer is given up."""
@@ -335,10 +336,9 @@ class Played:
     def _scores(self, version: int, answers: Sequence[str]) -> list[float]:
         """Mean log-probability of each general answer under a version that is loaded; empty when the engine
         cannot be found or does not score."""
-        url = _engine_url(self._pid)
-        if url is None:
+        engine = _engine(self._pid)
+        if engine is None:
             return []
-        engine = EngineClient(url)
         try:
             names = list(engine.models())
             name = names[0] if version == BASE else f"{self.project}-v{version}"
@@ -354,15 +354,16 @@ class Played:
             engine.close()
 
 
-def _engine_url(pid: int) -> str | None:
-    """The engine's own address: it listens on a port of its choice, as a child of the service."""
+def _engine(pid: int) -> EngineClient | None:
+    """The engine itself: a child of the service that listens on a port of its choice and answers who has its secret."""
     for process in psutil.Process(pid).children(recursive=True):
         try:
             if "comfyloop.serve.embedded" not in process.cmdline():
                 continue
             for connection in process.net_connections("tcp"):
                 if connection.status == psutil.CONN_LISTEN:
-                    return f"http://{connection.laddr.ip}:{connection.laddr.port}"
+                    url = f"http://{connection.laddr.ip}:{connection.laddr.port}"
+                    return EngineClient(url, process.environ().get(SECRET_VARIABLE, ""))
         except psutil.Error:
             continue
     return None

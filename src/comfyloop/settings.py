@@ -199,7 +199,9 @@ class Settings(BaseSettings):
     # curation
     holdout_every: int = Field(default=4, ge=2, description="Each n-th new group of samples is held out.")
     holdout_first: int = Field(
-        default=6, ge=0, description="Until so many are, each second one: there is soon enough to judge by."
+        default=6,
+        ge=0,
+        description="Until so many are that no promoted version was judged by, each second one is.",
     )
     replay_share: float = Field(
         default=0.4, ge=0, le=0.9, description="Share of general questions in what a run passes."
@@ -341,7 +343,9 @@ class Settings(BaseSettings):
     gate_forgetting: float = Field(
         default=0.02, ge=0, description="Loss on general questions allowed, as a share."
     )
-    gate_max_items: int = Field(default=200, ge=2, description="Held-out items judged at most, newest first.")
+    gate_max_items: int = Field(
+        default=100, ge=2, description="Held-out items judged at most; what is older is trained on."
+    )
     gate_max_answers: int = Field(default=40, ge=2, description="Of these, so many are also answered.")
 
     gate_max_pictures: int = Field(

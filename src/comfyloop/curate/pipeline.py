@@ -34,7 +34,7 @@ from comfyloop.records import (
     Snapshot,
 )
 from comfyloop.settings import Settings
-from comfyloop.store import Store, feedback, generations, snapshots
+from comfyloop.store import Store, feedback, generations, projects, snapshots, versions
 
 _PAGE = 1000
 
@@ -112,7 +112,7 @@ def build(
     kept, refused = filters.apply(drafts, settings, store.blobs.exists, _is_picture(store))
     pictures_seen = Pictures(store.blobs.get)
     samples = pictures_seen.regroup([draft.sample for draft in kept])
-    sides = split(store, project, samples, settings)
+    sides = split(store, project, samples, settings, _judged(store, project))
     train, holdout, shared = pictures_seen.apart(sides.train, sides.holdout, samples)
     sides, refused = Split(train, holdout), [*refused, *shared]
     kind = RECIPE_KINDS[settings.recipe]
@@ -233,6 +233,13 @@ def _read(store: Store, project: str) -> tuple[int, list[Feedback], dict[str, Ge
         ids = {id for item in items if (id := getattr(item, "generation", None))}
         made = generations.get_many(connection, sorted(ids))
     return seq, items, made
+
+
+def _judged(store: Store, project: str) -> frozenset[str]:
+    """Ids of the samples by which the live version was judged."""
+    with store.read() as connection:
+        live = versions.find(connection, project, projects.get(connection, project).live)
+    return frozenset(item.sample for item in live.gate.items) if live and live.gate else frozenset()
 
 
 def _drafts(

@@ -1,13 +1,13 @@
 """Training or hold-out, by group and for good.
 
 The store keeps the side of every group it has seen; groups new to it are numbered in order of arrival, those of
-corrections for themselves, and some are held out. So a group is never on both sides, and none moves when data is
-added.
+corrections for themselves, and some are held out. So a group is never on both sides, and none that was trained on is
+ever held out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from comfyloop.records import Sample
@@ -32,18 +32,42 @@ def stratum_of(sample: Sample) -> str:
     return ACCEPTED if sample.origin == "answer_accepted" else CORRECTION
 
 
-def split(store: Store, project: str, samples: Sequence[Sample], settings: Settings) -> Split:
-    """Splits samples (in order of arrival) by the fold of their group; replay always trains."""
+def split(
+    store: Store, project: str, samples: Sequence[Sample], settings: Settings, judged: Collection[str] = ()
+) -> Split:
+    """Splits samples (in order of arrival) by the fold of their group; replay always trains.
+
+    Of what came after a version was judged, again every second correction is held out until there are
+    `settings.holdout_first`: what it has mastered cannot show that the next one is better. What is held out beyond the
+    newest `settings.gate_max_items` judges nothing any more, and is trained on from then on.
+
+    Args:
+        judged: Ids of the samples by which the live version was judged.
+    """
     groups: dict[str, str] = {}
     for sample in samples:
         if not sample.replay:
             stratum = stratum_of(sample)
             if groups.setdefault(sample.group, stratum) != CORRECTION and stratum == CORRECTION:
                 groups[sample.group] = stratum  # one correction makes a group one of corrections
+    # Accepted answers only have to stay: a few of them judge every version.
+    old = {s.group for s in samples if s.id in judged and groups.get(s.group, ACCEPTED) != ACCEPTED}
     with store.begin() as connection:
-        side = folds.assign(connection, project, groups, settings.holdout_every, settings.holdout_first)
+        side = folds.assign(connection, project, groups, settings.holdout_every, settings.holdout_first, old)
+        over = _beyond([group for group in groups if side[group] == "holdout"], groups, settings)
+        folds.release(connection, project, over)
+    side |= dict.fromkeys(over, "train")
     held = [not sample.replay and side[sample.group] == "holdout" for sample in samples]
     return Split(
         train=tuple(sample for sample, out in zip(samples, held, strict=True) if not out),
         holdout=tuple(sample for sample, out in zip(samples, held, strict=True) if out),
     )
+
+
+def _beyond(held: Sequence[str], groups: Mapping[str, str], settings: Settings) -> list[str]:
+    """Held-out groups of each stratum beyond the newest that the gate looks at."""
+    over: list[str] = []
+    for stratum in (CORRECTION, ACCEPTED, RATED):
+        own = [group for group in held if groups[group] == stratum]
+        over += own[: -settings.gate_max_items]
+    return over

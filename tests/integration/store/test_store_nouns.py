@@ -217,6 +217,31 @@ def test_every_nth_new_group_is_held_out(store: Store) -> None:
         assert folds.counts(conn, "acme") == {"train": 4, "holdout": 2}
 
 
+def test_after_what_was_judged_every_second_group_is_held_out_again(store: Store) -> None:
+    stratum = dict.fromkeys("abcdefghijkl", "correction")
+    first_ten = {name: kind for name, kind in stratum.items() if name < "k"}
+    with store.begin() as conn:
+        before = folds.assign(conn, "acme", first_ten, every=4, first=2)
+        after = folds.assign(conn, "acme", stratum, every=4, first=2, judged={"b", "d", "h"})
+        more = folds.assign(
+            conn, "acme", stratum | {"m": "correction", "n": "rated"}, every=4, first=2, judged={"h"}
+        )
+    assert [name for name, side in before.items() if side == "holdout"] == ["b", "d", "h"]
+    # i and j came after the last that was judged and before this was known: they keep their folds and count
+    assert [name for name, side in after.items() if side == "holdout"] == ["b", "d", "h", "l"]
+    assert more["m"] == "train" and more["n"] == "train"
+
+
+def test_what_is_released_is_trained_on_for_good(store: Store) -> None:
+    groups = dict.fromkeys("abcd", "correction")
+    with store.begin() as conn:
+        assert folds.assign(conn, "acme", groups, every=2)["b"] == "holdout"
+        folds.release(conn, "acme", ["b", "never seen"])
+        assert folds.assign(conn, "acme", groups, every=2) == dict(
+            zip("abcd", ["train"] * 3 + ["holdout"], strict=True)
+        )
+
+
 def test_snapshots_of_the_same_content_are_one(store: Store) -> None:
     made = Snapshot(id="s1", project="acme", path="p", train=3, holdout=1, replay=0, dropped={"empty": 2})
     later = made.model_copy(update={"created_at": made.created_at + timedelta(days=1)})
