@@ -173,8 +173,15 @@ class EngineClient:
         return parsed
 
     def answer(self, model: str, messages: Sequence[WireMessage], max_tokens: int) -> str:
-        """The greedy answer of `model`; the same call gives the same answer."""
-        body = {"model": model, "messages": list(messages), "max_tokens": max_tokens, "temperature": 0.0}
+        """The greedy answer of `model`; the same call gives the same answer, whatever else the embedded engine
+        answers meanwhile. Of others only their own settings can say so."""
+        body = {
+            "model": model,
+            "messages": list(messages),
+            "max_tokens": max_tokens,
+            "temperature": 0.0,
+            "batch_invariant": True,
+        }
         return str(self.chat(body)["choices"][0]["message"]["content"] or "")
 
     def score(self, model: str, messages: Sequence[WireMessage], answer: str) -> Score:

@@ -211,6 +211,7 @@ def _sampling(body: ChatRequest, index: int) -> Sampling:
         stop=tuple(body.stops),
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
+        alone=body.batch_invariant,
     )
 
 

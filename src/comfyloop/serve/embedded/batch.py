@@ -36,6 +36,7 @@ class Sequence:
     adapter: Adapter | None
     room: int  # tokens of prompt and answer together
     all_logits: bool = False  # every token of the prompt is scored, so nothing is taken from earlier prompts
+    alone: bool = False  # decoded in passes of its own: how many are answered at a time changes no rounding
     answer: list[int] = field(default_factory=list)
     filled: int = 0  # tokens whose keys and values are there
     reused: int = 0  # of those, how many were computed for an earlier prompt
@@ -209,18 +210,24 @@ class BatchDecoder:
         rows = self._seated[: self._decoding]
         if set(map(id, rows)) != set(map(id, sequences)):
             raise RuntimeError("A step must take every filled row.")
-        places = [s.filled for s in rows]
-        self._kv.reserve(len(self._seated), max(places) + 1)
+        self._kv.reserve(len(self._seated), max(s.filled for s in rows) + 1)
+        passes = [self._pass(together) for together in _together(rows)]
+        logits = passes[0] if len(passes) == 1 else torch.cat(passes)
+        order = [s.row for s in sequences]
+        return logits if order == list(range(len(order))) else logits[order]
+
+    def _pass(self, rows: list[Sequence]) -> Tensor:
+        places, first = [s.filled for s in rows], rows[0].row
         at = torch.tensor(places, device=self._device)
-        self._kv.pass_ = Decode(places, (torch.arange(len(rows), device=self._device), at))
+        numbers = torch.arange(first, first + len(rows), device=self._device)
+        self._kv.pass_ = Decode(places, (numbers, at), first)
         if self.fast is not None and all(self.fast.knows(s.adapter) for s in rows):
             logits = self._fast_logits(self.fast, rows, at)
         else:
             logits = self._own_logits(rows, at)
         for s in rows:
             s.filled += 1
-        order = [s.row for s in sequences]
-        return logits if order == list(range(len(order))) else logits[order]
+        return logits
 
     def _own_logits(self, rows: Rows[Sequence], at: Tensor) -> Tensor:
         self._lora.select([s.adapter for s in rows])
@@ -292,6 +299,17 @@ class BatchDecoder:
             self.fast.forget(adapter)
         if self.vision is not None:
             self.vision.forget(adapter)
+
+
+def _together(rows: list[Sequence]) -> list[list[Sequence]]:
+    """Rows that follow one another, in passes: those that want one of their own have it."""
+    passes: list[list[Sequence]] = []
+    for row in rows:
+        if passes and not row.alone and not passes[-1][-1].alone:
+            passes[-1].append(row)
+        else:
+            passes.append([row])
+    return passes
 
 
 class SoloDecoder:

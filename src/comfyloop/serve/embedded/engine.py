@@ -347,7 +347,11 @@ class Engine:
         if job.sampling.max_tokens is not None:
             room = min(room, len(job.prompt.ids) + job.sampling.max_tokens)
         job.sequence = Sequence(
-            job.prompt, job.adapter, room, all_logits=job.sampling.prompt_logprobs is not None
+            job.prompt,
+            job.adapter,
+            room,
+            all_logits=job.sampling.prompt_logprobs is not None,
+            alone=job.sampling.alone,
         )
         with self._lock:
             self._waiting -= 1

@@ -26,6 +26,7 @@ class Sampling:
     stop: tuple[str, ...] = ()
     logprobs: int | None = None  # how many likely tokens to tell beside the chosen one; None: tell nothing
     prompt_logprobs: int | None = None
+    alone: bool = False  # the same answer whatever else is answered meanwhile, at the price of a slower one
 
 
 @dataclass(frozen=True)

@@ -24,10 +24,11 @@ class Prefill:
 
 @dataclass(frozen=True)
 class Decode:
-    """The present forward pass adds one token to each of the first rows: row i at place `places[i]`."""
+    """The present forward pass adds one token to each of some rows that follow one another: the i-th at `places[i]`."""
 
     places: list[int]
     index: tuple[Tensor, Tensor]  # (row numbers, places)
+    first: int = 0  # the first row's number
 
 
 class KvRows:
@@ -79,15 +80,16 @@ class KvRows:
             k[now.row, :, now.start : stop] = keys[0]
             v[now.row, :, now.start : stop] = values[0]
             return k[now.row : now.row + 1, :, :stop], v[now.row : now.row + 1, :, :stop]
-        rows, longest = len(now.places), max(now.places) + 1
-        if rows == 1:
-            k[0, :, longest - 1] = keys[0, :, 0]
-            v[0, :, longest - 1] = values[0, :, 0]
+        first, longest = now.first, max(now.places) + 1
+        stop = first + len(now.places)
+        if len(now.places) == 1:
+            k[first, :, longest - 1] = keys[0, :, 0]
+            v[first, :, longest - 1] = values[0, :, 0]
         else:
             at, places = now.index
             k[at, :, places] = keys[:, :, 0]
             v[at, :, places] = values[:, :, 0]
-        return k[:rows, :, :longest], v[:rows, :, :longest]
+        return k[first:stop, :, :longest], v[first:stop, :, :longest]
 
     def move(self, source: int, target: int, length: int) -> None:
         for t in (*self._keys, *self._values):

@@ -82,6 +82,7 @@ class ChatRequest(_In):
     prompt_logprobs: int | None = Field(default=None, ge=0, le=20)
     add_generation_prompt: bool = True
     continue_final_message: bool = False
+    batch_invariant: bool = False
 
     @model_validator(mode="after")
     def _possible(self) -> ChatRequest:

@@ -348,3 +348,28 @@ def test_a_name_never_means_two_things(text_engine: Any, adapters: list[Path]) -
         text_engine.load("n-v1", adapters[1])
     with pytest.raises(NotFound):
         text_engine.send("hi", "n-v1")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_who_asks_for_it_gets_the_same_bits_alone_and_in_a_crowd(
+    start_engine: Callable[..., Any], tiny_llm: Path, adapters: list[Path], dtype: str
+) -> None:
+    """In one pass rows are rounded by how many there are: at temperature 0, too, answers then differ now and again."""
+    client = start_engine(tiny_llm, dtype=dtype, max_batch=8)
+    client.load("a-v1", adapters[0])
+
+    def send(question: str, model: str) -> Any:
+        return client.send(question, model, logprobs=3, max_tokens=30, alone=True)
+
+    def bits(asked: Any) -> list[Any]:
+        asked.result()
+        return [p for piece in asked.pieces for p in piece.logprobs]
+
+    cases = [(q, m) for q in QUESTIONS for m in ("base", "a-v1")]
+    quiet = [bits(send(*case)) for case in cases]
+    crowd = []
+    for place, case in enumerate(cases):
+        if place % 2:
+            client.send(f"Another asks {place}.", "base", max_tokens=20 + place)
+        crowd.append(send(*case))
+    assert [bits(asked) for asked in crowd] == quiet
