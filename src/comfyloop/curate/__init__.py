@@ -6,7 +6,7 @@ from comfyloop.curate.lesson import epochs_of
 from comfyloop.curate.pipeline import NothingToTrain, Turn, build
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import read_rows, read_samples
-from comfyloop.curate.snapshot import REHEARSAL, DataFiles, data_files
+from comfyloop.curate.snapshot import REHEARSAL, DataFiles, data_files, strip
 
 __all__ = [
     "REHEARSAL",
@@ -22,4 +22,5 @@ __all__ = [
     "read_import",
     "read_rows",
     "read_samples",
+    "strip",
 ]

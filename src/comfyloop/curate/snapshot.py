@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -117,6 +118,50 @@ def write(
         with _refusals(root):
             _write_whole(final, texts, {image_path(sha): sha for sha in extensions}, blobs)
     return id, final
+
+
+def strip(path: Path, ids: Collection[str]) -> set[str]:
+    """Take the rows that were made of these pieces of feedback out of a snapshot, and the pictures that only they show
+    with what general questions ask about those.
+
+    The snapshot can be read as before; it no longer is what its id is the hash of, which nothing looks at again.
+
+    Returns:
+        The samples' ids.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    gone: set[str] = set()
+    with _refusals(path.parent):
+        rows = {
+            file: [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+            for file in sorted(path.glob("*.jsonl"))
+        }
+        every = [row for found in rows.values() for row in found]
+        out = [row for row in every if not set(ids).isdisjoint(row["feedback"])]
+        if not out:
+            return gone
+        gone = {row["id"] for row in out}
+        left = {
+            image for row in every if row["id"] not in gone and not row["replay"] for image in _shown(row)
+        }
+        lost = {image for row in out for image in _shown(row)} - left
+        for file, found in rows.items():
+            kept = [row for row in found if row["id"] not in gone and lost.isdisjoint(_shown(row))]
+            if len(kept) < len(found):
+                part = file.with_suffix(f".{secrets.token_hex(6)}.part")
+                _write(part, dump_rows(kept).encode())
+                part.replace(file)
+        for image in lost:
+            (path / image).unlink(missing_ok=True)
+        sync(path)
+    return gone
+
+
+def _shown(row: Mapping[str, Any]) -> list[str]:
+    """The pictures of a row, as files of the directory."""
+    return [*row.get("images", ()), *(row[name] for name in ("picked", "over") if row.get(name))]
 
 
 def _images(sample: Sample) -> Iterator[str]:

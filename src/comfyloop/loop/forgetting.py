@@ -6,6 +6,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
+from comfyloop import curate
 from comfyloop.errors import NotFound
 from comfyloop.loop.work import Work
 from comfyloop.records import BASE, Forgotten, LoopState, VersionState
@@ -14,7 +15,8 @@ from comfyloop.train import runners
 
 
 def forget(work: Work, project: str, ids: Collection[str]) -> Forgotten:
-    """Delete pieces of feedback of a project, and take back the versions that carry any of them.
+    """Delete pieces of feedback of a project, what snapshots and reports hold of them, and take back the versions that
+    carry any of them.
 
     Where the live version does, the newest version that was live before and carries none takes its place, or the
     base model. A run that is learning them is cancelled. Done twice, it gives the same.
@@ -42,6 +44,7 @@ def forget(work: Work, project: str, ids: Collection[str]) -> Forgotten:
     )
     if learning:
         runners.cancel(work.run_dir(loop.run))
+    _strip(work.store, project, ids)
     return Forgotten(
         project=project,
         feedback=tuple(sorted(deleted)),
@@ -69,6 +72,24 @@ def of_sample(store: Store, project: str, sample: str) -> list[str]:
         f"No snapshot of {project!r} has a sample {sample!r}.",
         "comfyloop runs RUN_ID names the samples of a run; feedback is taken back by --feedback too.",
     )
+
+
+def _strip(store: Store, project: str, ids: Collection[str]) -> None:
+    """The texts and pictures go from snapshots and reports, too."""
+    before: str | None = None
+    samples: set[str] = set()
+    while True:
+        with store.read() as conn:
+            page = snapshots.list_by(conn, project, before=before)
+        if not page:
+            break
+        for snapshot in page:
+            if Path(snapshot.path).is_dir():
+                samples |= curate.strip(Path(snapshot.path), ids)
+        before = page[-1].id
+    if samples:
+        with store.begin() as conn:
+            versions.strip_gates(conn, project, samples)
 
 
 def _of_snapshot(work: Work, project: str, id: str) -> set[str]:

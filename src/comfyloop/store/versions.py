@@ -6,6 +6,7 @@ ways to change that; each is one transaction, so that no moment shows two live v
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -145,6 +146,16 @@ def set_gate(conn: Connection, project: str, number: int, report: GateReport) ->
     get(conn, project, number)
     _set(conn, project, number, gate=report.model_dump_json())
     return get(conn, project, number)
+
+
+def strip_gates(conn: Connection, project: str, samples: Collection[str]) -> None:
+    """Take these samples out of the items that the gate's reports show; what was decided stays."""
+    query = sa.select(versions.c.number, versions.c.gate).where(versions.c.project == project)
+    for number, text in conn.execute(query.where(versions.c.gate.is_not(None))).all():
+        report = GateReport.model_validate_json(text)
+        kept = tuple(item for item in report.items if item.sample not in samples)
+        if len(kept) < len(report.items):
+            _set(conn, project, number, gate=report.model_copy(update={"items": kept}).model_dump_json())
 
 
 def reports_against(conn: Connection, project: str, live: int, limit: int = 200) -> list[GateReport]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import random
 import subprocess
 import sys
 import time
@@ -16,13 +17,13 @@ from PIL import Image
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from comfyloop import __version__
+from comfyloop import __version__, curate, data_urls
 from comfyloop.errors import Conflict, InvalidInput
-from comfyloop.records import GateReport, Run, RunState, Snapshot, Verdict, Version
+from comfyloop.records import GateItem, GateReport, Run, RunState, Snapshot, Verdict, Version
 from comfyloop.serve.server import bind
 from comfyloop.serve.traffic import Traffic
 from comfyloop.settings import Settings
-from comfyloop.store import runs, snapshots, versions
+from comfyloop.store import lessons, runs, snapshots, versions
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
 
 
@@ -57,6 +58,59 @@ def test_feedback_is_stored_once_and_deleted_by_its_author(gateway: Gateway) -> 
     assert same.status_code == 400 and "accepted" in str(error(same)["message"])
     assert gateway.http.delete("/v1/feedback", params={"author": "kim"}).json() == {"deleted": 1}
     assert gateway.http.get("/v1/feedback").json()["items"] == []
+
+
+def png(seed: int) -> str:
+    """A picture that no perceptual hash takes for another one, as a data URL."""
+    dots = random.Random(seed).choices((0, 255), k=64)
+    picture = Image.new("L", (8, 8))
+    picture.putdata(dots)
+    out = io.BytesIO()
+    picture.resize((64, 64), Image.Resampling.NEAREST).save(out, "PNG")
+    return data_urls.encode(out.getvalue())
+
+
+def test_what_is_forgotten_is_nowhere_any_more(gateway: Gateway) -> None:
+    """Not in the feedback, in no version that answers, in no file of a snapshot and in no report of the gate."""
+    for number, author in enumerate(("kim", "kim", "ann", "ann")):
+        pictures = [{"type": "image_url", "image_url": {"url": png(number)}}] if number in (0, 3) else []
+        asked = [*pictures, {"type": "text", "text": f"question {number}"}]
+        told = gateway.ask(messages=[{"role": "user", "content": asked}]).json()["id"]
+        item = {"kind": "answer_edited", "id": f"fb-{number}", "project": "acme", "generation": told}
+        sent = gateway.http.post(
+            "/v1/feedback", json=item | {"edited": f"Secret {author} {number}.", "author": author}
+        )
+        assert sent.status_code == 201
+    settings = gateway.services.settings.model_copy(update={"holdout_first": 0, "holdout_every": 2})
+    made = curate.build(gateway.store, "acme", settings)
+    assert isinstance(made, Snapshot) and made.train == made.holdout == 4
+    held = curate.read_samples(Path(made.path) / "holdout.jsonl", "acme")
+    items = tuple(
+        GateItem(sample=s.id, slice="text", question=s.prompt[0].text, reference=s.answer) for s in held
+    )
+    gateway.add_version(1)
+    gateway.http.post("/v1/versions/1/promote")
+    with gateway.store.begin() as conn:
+        lessons.add(conn, "acme", 1, made.feedback)
+        report = GateReport(
+            project="acme", live=0, candidate=1, verdict=Verdict.PROMOTE, reasons=("So.",), items=items
+        )
+        versions.set_gate(conn, "acme", 1, report)
+
+    def everywhere() -> str:
+        files = "".join(file.read_text() for file in Path(made.path).glob("*.json*"))
+        return files + gateway.http.get("/v1/versions/1").text + gateway.http.get("/v1/feedback").text
+
+    assert len(list((Path(made.path) / "images").iterdir())) == 2
+    assert everywhere().count("Secret kim") >= 4
+    done = gateway.http.post("/v1/forget", json={"author": "kim"}).json()
+    assert (done["feedback"], done["versions"], done["live"]) == (["fb-0", "fb-1"], [1], 0)
+    assert "Secret kim" not in everywhere() and "Secret ann" in everywhere()
+    assert len(list((Path(made.path) / "images").iterdir())) == 1
+    left = curate.read_samples(Path(made.path) / "holdout.jsonl", "acme")
+    assert [sample.answer for sample in left] == ["Secret ann 3."]
+    again = gateway.http.post("/v1/forget", json={"author": "kim"})
+    assert again.status_code in (200, 404), again.text
 
 
 def test_what_is_not_feedback_is_told_field_by_field(gateway: Gateway) -> None:
