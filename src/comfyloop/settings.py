@@ -280,7 +280,7 @@ class Settings(BaseSettings):
     epochs: float = Field(
         default=0.0,
         ge=0,
-        description="Passes over what is new; 0: by how much there is, 6 for 20 samples, at most 10, 2 from 60 on.",
+        description="Passes over what is new; 0: by how much there is, 6 for 20 samples, at most 20, 2 from 60 on.",
     )
     max_steps: int = Field(default=0, ge=0, description="Upper bound of optimiser steps; 0: by epochs.")
     batch_size: int = Field(default=4, ge=1, description="Samples a micro-batch.")

@@ -68,7 +68,7 @@ def choose(
 
 def epochs_of(new: int, settings: Settings) -> float:
     """Passes over so many new samples: about 120 looks at them in all, where no setting says otherwise."""
-    return settings.epochs or min(max(round(120 / max(new, 1)), 2), 10)
+    return settings.epochs or min(max(round(120 / max(new, 1)), 2), 20)
 
 
 def in_practice(samples: Sequence[Sample], most: int, losses: Mapping[str, float]) -> list[Sample]:

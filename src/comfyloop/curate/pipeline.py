@@ -274,7 +274,9 @@ def _replayed(replay: Replay, samples: Sequence[Sample], wanted: int) -> tuple[S
     wanted = min(wanted, replays.most())
     if callable(replay):
         groups = {sample.group for sample in samples}
-        taken = sum(group_of((Message.of("user", question),)) in groups for question in replays.questions())
+        taken = sum(
+            group_of((Message.of("user", question),)) in groups for question in replays.every_question()
+        )
         replay = replay(wanted + taken) if wanted else ()
     return replays.choose(replay, samples, wanted)
 

@@ -39,9 +39,24 @@ def questions() -> tuple[str, ...]:
     return tuple(asked[i] for i in range(longest) for asked in kinds.values() if i < len(asked))
 
 
+def answered() -> tuple[tuple[str, str], ...]:
+    """Shipped questions with short answers, in an order that mixes their kinds: facts, arithmetic, instructions, JSON,
+    calls, refusals. What a model knows is lost in few words first: measured after two turns of a brand's captions, the
+    chance of right answers on 72 others fell by 2.9 points with none of these, by 1.5 with half of the replay made up
+    of them, and nothing less was learned."""
+    rows: list[dict[str, str]] = json.loads(
+        files("comfyloop.curate").joinpath("general_answers.json").read_text(encoding="utf-8")
+    )
+    return tuple((row["question"], row["answer"]) for row in rows)
+
+
+def every_question() -> tuple[str, ...]:
+    return (*questions(), *(question for question, _ in answered()))
+
+
 def most() -> int:
     """How many there are at all."""
-    return len(questions())
+    return len(every_question())
 
 
 def needed(train: int, share: float) -> int:
@@ -50,15 +65,19 @@ def needed(train: int, share: float) -> int:
 
 
 def samples(project: str, base_model: str, ask: Ask, cache_dir: Path, count: int) -> list[Sample]:
-    """Up to `count` replay samples; a question is asked once per base model and then remembered.
+    """Up to `count` replay samples, every second one with a short answer that is given; what the base model is asked,
+    it is asked once, and its answer remembered.
 
     Args:
         base_model: What tells base models apart (name or hash): the key of the cache.
         ask: Called with all questions that are not in the cache yet, at most once.
         cache_dir: Where the answers are kept, one JSON file a base model.
     """
-    wanted = {question: Message.of("user", question) for question in questions()[:count]}
-    return _answered(project, base_model, wanted, ask, cache_dir)
+    short = answered()[: count // 2]
+    asked = questions()[: count - len(short)]
+    longer = _answered(project, base_model, {q: Message.of("user", q) for q in asked}, ask, cache_dir)
+    short_ones = [_sample(project, Message.of("user", question), answer) for question, answer in short]
+    return [sample for both in zip_longest(longer, short_ones) for sample in both if sample]
 
 
 def of_pictures(
@@ -119,18 +138,12 @@ def _answered(
         given = ask(missing)
         answers |= {key: whole_sentences(answer) for key, answer in zip(missing, given, strict=True)}
         _save(cache, answers)
+    return [_sample(project, question, answers[key]) for key, question in wanted.items() if answers[key]]
+
+
+def _sample(project: str, question: Message, answer: str) -> Sample:
     source = Source(project, (), ORIGIN, ORIGIN)
-    return [
-        make(
-            "sft",
-            (question, Message.of("assistant", answers[key])),
-            source,
-            slice="general",
-            replay=True,
-        )
-        for key, question in wanted.items()
-        if answers[key]
-    ]
+    return make("sft", (question, Message.of("assistant", answer)), source, slice="general", replay=True)
 
 
 def whole_sentences(text: str) -> str:

@@ -4,8 +4,13 @@ A style that is learned from a few edits leaks into everything else. Beside the 
 base model's answers; at each of their tokens the divergence from the base model's own next-token distribution is
 added to the loss, KL(base || model), over its likeliest tokens (distillation: Hinton et al. 2015; as a guard against
 forgetting: Li and Hoiem 2016). Unlike learning those answers as text it asks for hardly anything new where the model
-still is what it was. Leaving the unlikely rest out sharpens the model a little. How much replay there is matters more:
-of the likelihood of general answers, 8 to 13% was lost with 6 rows an epoch beside 15 new ones, about 1% with 12.
+still is what it was. Leaving the unlikely rest out sharpens the model a little.
+
+How much replay there is matters: of the likelihood of general answers, 8 to 13% was lost with 6 rows an epoch beside 15
+new ones, about 1% with 12. So does its weight: after two turns of a brand's captions the chance of right answers on 72
+questions had fallen by 2.9 points at 2, by 1.6 at 4 and by 1.0 at 8, and the corrections held out were likelier by
+4.19, 4.13 and 4.03 nats per token. With short given answers as half of the replay and a weight of 4 it fell by 0.2
+(standard error 1.5), at 4.12.
 """
 
 from __future__ import annotations

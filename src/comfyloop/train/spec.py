@@ -170,7 +170,7 @@ class TrainSpec(RunSpec):
     freeze_vit: bool = Field(default=True, description="Whether the vision tower stays as it is.")
     freeze_aligner: bool = Field(default=True, description="Whether the projector stays as it is.")
     replay_kl: float = Field(
-        default=2.0,
+        default=4.0,
         ge=0,
         description="`sft`: rows marked `replay` hold the model to what the base model finds likely there, with "
         "this weight; 0: their answers are learnt like any other.",

@@ -68,5 +68,5 @@ def test_what_is_not_known_to_be_hard_stays_the_same_when_more_arrives() -> None
 
 def test_many_samples_are_passed_fewer_times() -> None:
     passes = [epochs_of(n, Settings()) for n in (1, 20, 30, 60, 1000)]
-    assert passes == [10, 6, 4, 2, 2]
+    assert passes == [20, 6, 4, 2, 2]
     assert epochs_of(1000, Settings(epochs=3)) == 3
