@@ -8,6 +8,7 @@ does not answer or breaks off.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ WireMessage = Mapping[str, Any]
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 600.0
 LOAD_SECONDS = 120.0
+_PROMPTS = 4096
+"""Prompts whose length is remembered."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,7 @@ class EngineClient:
     def __init__(self, url: str, secret: str = "") -> None:
         self.url = url.rstrip("/")
         self.secret = secret
+        self._prompt_tokens: dict[bytes, int] = {}
         self._http = httpx.Client(
             base_url=self.url,
             headers={"Authorization": f"Bearer {secret}"} if secret else {},
@@ -184,23 +188,27 @@ class EngineClient:
         }
         return str(self.chat(body)["choices"][0]["message"]["content"] or "")
 
+    def _counted(self, model: str, prompt: Sequence[WireMessage]) -> int:
+        """The tokens of a prompt, with what the template puts before the answer."""
+        key = hashlib.sha256(json.dumps(prompt, sort_keys=True).encode()).digest()
+        if (known := self._prompt_tokens.get(key)) is not None:
+            return known
+        body = {"model": model, "messages": prompt, "max_tokens": 1, "temperature": 0.0}
+        counted = int(self.chat(body | {"add_generation_prompt": True})["usage"]["prompt_tokens"])
+        if len(self._prompt_tokens) >= _PROMPTS:
+            self._prompt_tokens.clear()
+        self._prompt_tokens[key] = counted
+        return counted
+
     def score(self, model: str, messages: Sequence[WireMessage], answer: str) -> Score:
         """How likely `model` finds `answer` after `messages`, token by token, as it would be served.
 
-        Two calls: the first counts the tokens of the prompt, the second has the engine read the prompt with
-        the answer behind it, of which the tokens after the prompt are kept.
+        Two calls: the first counts the tokens of the prompt, which are as many to every version and are remembered,
+        the second has the engine read the prompt with the answer behind it, of which the tokens after the prompt are
+        kept.
         """
         prompt = list(messages)
-        counted = self.chat(
-            {
-                "model": model,
-                "messages": prompt,
-                "max_tokens": 1,
-                "temperature": 0.0,
-                "add_generation_prompt": True,
-            }
-        )
-        prompt_tokens = int(counted["usage"]["prompt_tokens"])
+        prompt_tokens = self._counted(model, prompt)
         read = self.chat(
             {
                 "model": model,
