@@ -204,7 +204,7 @@ class Settings(BaseSettings):
         description="Until so many are that no promoted version was judged by, each second one is.",
     )
     replay_share: float = Field(
-        default=0.4, ge=0, le=0.9, description="Share of general questions in what a run passes."
+        default=0.5, ge=0, le=0.9, description="Share of general questions in what a run passes."
     )
     rehearsal_samples: int = Field(
         default=40, ge=0, description="Samples of earlier turns that a turn rehearses, each once."

@@ -1,10 +1,11 @@
-"""The loop, shown end to end: ask, correct, train, judge, swap, and ask what was never corrected."""
+"""The loop, shown end to end, twice: ask, correct, train, judge, swap, and ask what was never corrected."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from comfyloop.client import Answer, Client
 from comfyloop.demo import page, processes, scenes
 from comfyloop.demo.asking import Question, ask_all
 from comfyloop.demo.clock import Clock
-from comfyloop.demo.scenes import Example
+from comfyloop.demo.scenes import Example, Scene
 from comfyloop.follow import follow
 from comfyloop.gate import render_text
 from comfyloop.gate.metrics import edit_distance
@@ -32,8 +33,8 @@ def run(
     """Play the demo and write demo-report.json and demo-report.html.
 
     Returns:
-        The report. `ok` tells whether the new version was promoted, no background request failed and the edit
-        distance on the held-out questions fell by half at least.
+        The report. `ok` tells whether every turn's version was promoted, no background request failed, and the edit
+        distance on the held-out questions fell with every turn, and by half at least in all.
 
     Raises:
         ComfyLoopError: The service or its model cannot be started.
@@ -41,14 +42,13 @@ def run(
     console = Console(stderr=True, quiet=quiet)
     clock = Clock(console)
     told = scenes.load()
-    corrections = [example for scene in told for example in scene.corrections]
     held_out = [example for scene in told for example in scene.held_out]
-    report: dict[str, Any] = {"scenes": [{"name": s.name, "title": s.title, "voice": s.voice} for s in told]}
-
     with (
         processes.directory(home) as where,
         clock.lap("demo"),
-        processes.service(settings, where / "home", len(corrections), PROJECT, examples="off") as service,
+        processes.service(
+            settings, where / "home", min(len(scene.corrections) for scene in told), PROJECT, examples="off"
+        ) as service,
         Client(service.url, settings.token, PROJECT) as client,
     ):
         with clock.lap("start"):
@@ -56,60 +56,45 @@ def run(
         memory = processes.Memory(service.process.pid)
         memory.start()
         with clock.lap("ask"):
-            dull = _ask_all(client, corrections)
-            before = _ask_all(client, held_out)
-            general = _ask_all(client, [Example("general", q, None, "") for q in scenes.GENERAL])
-        _show(console, "Before", held_out, before)
-
+            asked = [_ask_all(client, held_out)]
+            general = _ask_general(client)
+        _show(console, "Before", held_out, asked[0])
         other = processes.Background(service.url, settings.token)
         other.start()
-        resting = client.loop()
-        with clock.lap("loop"):
-            client.send_feedback(
-                [
-                    AnswerEdited(project=PROJECT, author="artist", generation=a.generation, edited=c.edited)
-                    for c, a in zip(corrections, dull, strict=True)
-                ]
-            )
-            console.print(f"{len(corrections)} corrections sent; the loop starts by itself.")
-            loop = follow(client, resting, console, quiet=quiet)
-        with clock.lap("ask again"):
-            after = _ask_all(client, held_out)
-            general_after = _ask_all(client, [Example("general", q, None, "") for q in scenes.GENERAL])
-        report["seconds"] = {"promote_to_first_token": _swap_seconds(client)}
+        turns = []
+        for number, scene in enumerate(told, start=1):
+            turns.append(_turn(client, scene, clock, console, f"turn {number}", quiet=quiet))
+            with clock.lap("ask again"):
+                asked.append(_ask_all(client, held_out))
+            turns[-1]["edit_distance"] = _distance(asked[-1], held_out)
+            _show(console, f"After turn {number}, from {asked[-1][0].version}", held_out, asked[-1])
+        general_after = _ask_general(client)
+        swap = _swap_seconds(client)
         other.stop()
         memory.stop()
-        live, versions = client.versions()
-        gate = versions[0].gate if versions else None
-        log = client.run_log(loop.run)[0] if loop.run else []
 
-    _show(console, f"After, from {after[0].version}", held_out, after)
-    distance = {"before": _distance(before, held_out), "after": _distance(after, held_out)}
-    report |= {
-        "outcome": loop.outcome,
-        "error": loop.error,
-        "live": live,
-        "corrections": [
-            _row(e, before=a.text) | {"edited": e.edited} for e, a in zip(corrections, dull, strict=True)
-        ],
+    report: dict[str, Any] = {
+        "scenes": [{"name": s.name, "title": s.title, "voice": s.voice} for s in told],
+        "turns": turns,
         "held_out": [
-            _row(e, before=b.text, after=a.text) | {"reference": e.edited}
-            for e, b, a in zip(held_out, before, after, strict=True)
+            _row(e, reference=e.edited) | {"answers": [answers[place].text for answers in asked]}
+            for place, e in enumerate(held_out)
         ],
         "general": [
-            {"question": q, "before": b.text, "after": a.text}
+            {"question": q, "answers": [b.text, a.text]}
             for q, b, a in zip(scenes.GENERAL, general, general_after, strict=True)
         ],
-        "edit_distance": distance,
-        "gate": None if gate is None else gate.model_dump(mode="json"),
-        "gate_text": "There was no gate: no version was trained." if gate is None else render_text(gate),
+        "edit_distance": [_distance(answers, held_out) for answers in asked],
         "background": other.report(),
-        "log": log,
         "peak_memory_gib": round(memory.peak / 2**30, 2),
-        "seconds": report["seconds"] | {name: round(s, 2) for name, s in clock.seconds.items()},
+        "seconds": {"promote_to_first_token": swap} | {n: round(s, 2) for n, s in clock.seconds.items()},
     }
+    moved = report["edit_distance"]
     report["ok"] = (
-        loop.outcome == "promoted" and not other.failures and distance["after"] <= distance["before"] / 2
+        all(turn["outcome"] == "promoted" for turn in turns)
+        and not other.failures
+        and all(after < before for before, after in pairwise(moved))
+        and moved[-1] <= moved[0] / 2
     )
     report_dir.mkdir(parents=True, exist_ok=True)
     (report_dir / "demo-report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
@@ -118,8 +103,48 @@ def run(
     return report
 
 
+def _turn(
+    client: Client, scene: Scene, clock: Clock, console: Console, name: str, *, quiet: bool
+) -> dict[str, Any]:
+    """A scene's corrections, and the turn of the loop that they start."""
+    with clock.lap("ask"):
+        dull = _ask_all(client, scene.corrections)
+    resting = client.loop()
+    with clock.lap(name):
+        client.send_feedback(
+            [
+                AnswerEdited(project=PROJECT, author="artist", generation=a.generation, edited=c.edited)
+                for c, a in zip(scene.corrections, dull, strict=True)
+            ]
+        )
+        console.print(f"{len(scene.corrections)} corrections sent; the loop starts by itself.")
+        loop = follow(client, resting, console, quiet=quiet)
+    live, versions = client.versions()
+    gate = versions[0].gate if loop.version else None
+    told = loop.reason or "There was no gate: no version was trained." if gate is None else render_text(gate)
+    console.print(told, highlight=False)
+    return {
+        "scene": scene.name,
+        "outcome": loop.outcome,
+        "error": loop.error,
+        "live": live,
+        "seconds": round(clock.seconds[name], 2),
+        "corrections": [
+            _row(e, before=a.text) | {"edited": e.edited}
+            for e, a in zip(scene.corrections, dull, strict=True)
+        ],
+        "gate": None if gate is None else gate.model_dump(mode="json"),
+        "gate_text": told,
+        "log": client.run_log(loop.run)[0] if loop.run else [],
+    }
+
+
 def _ask_all(client: Client, examples: Sequence[Example]) -> list[Answer]:
     return ask_all(client, [Question(e.question, e.picture) for e in examples], ANSWER_TOKENS)
+
+
+def _ask_general(client: Client) -> list[Answer]:
+    return _ask_all(client, [Example("general", question, None, "") for question in scenes.GENERAL])
 
 
 def _distance(answers: Sequence[Answer], held_out: Sequence[Example]) -> float:
@@ -156,11 +181,13 @@ def _show(console: Console, title: str, examples: Sequence[Example], answers: Se
 
 
 def _summary(console: Console, report: dict[str, Any]) -> None:
-    console.print(report["gate_text"], highlight=False)
-    moved, other = report["edit_distance"], report["background"]
+    other = report["background"]
+    moved = " -> ".join(f"{distance:.2f}" for distance in report["edit_distance"])
+    turns = " and ".join(
+        f"{turn['outcome'] or turn['error']} in {turn['seconds']:.0f} s" for turn in report["turns"]
+    )
     console.print(
-        f"Outcome: {report['outcome'] or report['error']}. Edit distance on what was never corrected: "
-        f"{moved['before']:.2f} -> {moved['after']:.2f}. {other['failed']} of {other['asked']} requests of "
-        f"another client failed meanwhile. The loop took {report['seconds']['loop']:.0f} s.",
+        f"Turns: {turns}. Edit distance on what was never corrected: {moved}. {other['failed']} of {other['asked']} "
+        "requests of another client failed meanwhile.",
         highlight=False,
     )

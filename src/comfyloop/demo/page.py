@@ -25,20 +25,23 @@ svg { width: 100%; height: 180px }
 
 def render(report: Mapping[str, Any], pictures: Path) -> str:
     """The page of a demo report; `pictures` is where the file names in its items are found."""
-    loop = report["seconds"]["loop"]
-    moved = report["edit_distance"]
+    turns = report["turns"]
+    corrections = " and ".join(str(len(turn["corrections"])) for turn in turns)
     parts = [
         *head(
             "ComfyLoop, before and after",
-            f"{len(report['corrections'])} corrections were sent. Nothing below was "
-            "corrected: these questions were only asked, before and after.",
+            f"{corrections} corrections were sent, a turn of the loop after each. Nothing below was "
+            "corrected: these questions were only asked, before and after each turn.",
         ),
         figures(
             (
-                f"{loop:.0f} s",
+                " → ".join(f"{distance:.2f}" for distance in report["edit_distance"]),
+                "edit distance to the person's own answers",
+            ),
+            (
+                " and ".join(f"{turn['seconds']:.0f} s" for turn in turns),
                 "from the corrections to the new version's answers",
             ),
-            (f"{moved['before']:.2f} → {moved['after']:.2f}", "edit distance to the person's own answers"),
             (
                 f"{report['background']['failed']} of {report['background']['asked']}",
                 "requests failed meanwhile",
@@ -47,13 +50,19 @@ def render(report: Mapping[str, Any], pictures: Path) -> str:
             (f"{report['peak_memory_gib']:.1f} GiB", "peak memory, service and training"),
         ),
     ]
-    for scene in report["scenes"]:
+    columns = ["Before", *(f"After turn {number}" for number in range(1, len(turns) + 1))]
+    for number, scene in enumerate(report["scenes"], start=1):
         rows = [item for item in report["held_out"] if item["scene"] == scene["name"]]
-        parts += [f"<h2>{escape(scene['title'])}</h2><p class=dim>{escape(scene['voice'])}</p>"]
-        parts += [_table(rows, pictures)]
-    parts += ["<h2>What has nothing to do with it</h2>", _table(report["general"], pictures)]
-    parts += ["<h2>The loss</h2>", curve(report["log"])]
-    parts += ["<h2>What the gate said</h2>", f"<pre>{escape(report['gate_text'])}</pre>"]
+        voice = f"{scene['voice']} Corrected before turn {number}."
+        parts += [f"<h2>{escape(scene['title'])}</h2><p class=dim>{escape(voice)}</p>"]
+        parts += [_table(rows, columns, pictures)]
+    parts += [
+        "<h2>What has nothing to do with it</h2>",
+        _table(report["general"], ["Before", "After both turns"], pictures),
+    ]
+    for number, turn in enumerate(turns, start=1):
+        parts += [f"<h2>Turn {number}: the loss</h2>", curve(turn["log"])]
+        parts += [f"<h2>Turn {number}: what the gate said</h2>", f"<pre>{escape(turn['gate_text'])}</pre>"]
     parts += [seconds(report["seconds"]), "</html>"]
     return "\n".join(parts)
 
@@ -84,16 +93,16 @@ def seconds(stages: Mapping[str, float]) -> str:
     return f"<h2>Seconds</h2><table>{rows}</table>"
 
 
-def _table(rows: list[Mapping[str, Any]], pictures: Path) -> str:
-    lines = ["<table><tr><th><th>Question<th>Before<th>After"]
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], pictures: Path) -> str:
+    """A row a question; its answers stand under `columns`."""
+    lines = ["<table><tr><th><th>Question" + "".join(f"<th>{escape(column)}" for column in columns)]
     for row in rows:
         shown = ""
         if row.get("picture"):
             shown = picture((pictures / row["picture"]).read_bytes(), "image/webp", row["picture"])
-        lines.append(
-            f"<tr><td>{shown}<td>{escape(row['question'])}<td>{escape(row['before'])}"
-            f"<td class=after>{escape(row['after'])}"
-        )
+        first, *later = (escape(answer) for answer in row["answers"])
+        after = "".join(f"<td{' class=after' if answer != first else ''}>{answer}" for answer in later)
+        lines.append(f"<tr><td>{shown}<td>{escape(row['question'])}<td>{first}{after}")
     return "\n".join([*lines, "</table>"])
 
 

@@ -21,8 +21,9 @@ from comfyloop.train.spec import RunSpec
 class Plan:
     """The order of training: a pure function of seed and step, so a resumed run needs no memory of it.
 
-    Every epoch passes all samples that are new. What is rehearsed is passed about once in the whole run, an epoch
-    a part of it; and of replay an epoch takes as much as `replay_share` says, going round.
+    Every epoch passes all samples that are new, and for three of them at least one that is rehearsed, going round:
+    what little was learned before is soon lost beside much that is new. Much of it is passed about once in the whole
+    run. Of replay an epoch takes as much as `replay_share` says, going round as well.
     """
 
     samples: int
@@ -65,7 +66,8 @@ class Plan:
     @property
     def _rehearsed(self) -> int:
         """How many an epoch rehearses."""
-        return math.ceil(len(self.rehearsal) / math.ceil(self.epochs))
+        once = math.ceil(len(self.rehearsal) / math.ceil(self.epochs))
+        return max(once, min(len(self.rehearsal), math.ceil(len(self._new) / 3)))
 
     @property
     def _replayed(self) -> int:
