@@ -11,14 +11,25 @@ from typing import Any, Literal
 
 from comfyloop.errors import ModelError
 
+from .kinds import refuse_other_inputs
 from .layout import UNET_PREFIX, UNetShape
 
 Family = Literal["sd15", "sd2", "sdxl"]
 Shapes = Mapping[str, tuple[int, ...]]
 
+WIDTHS: Mapping[int, Family] = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
+"""Families by the width of the text states that their UNet attends to."""
 VAE_PREFIX = "first_stage_model."
-CLIP_PREFIXES = ("cond_stage_model.transformer.", "conditioner.embedders.0.transformer.")
-OPEN_CLIP_PREFIXES = ("cond_stage_model.model.", "conditioner.embedders.1.model.")
+CLIP_PREFIXES = (
+    "cond_stage_model.transformer.text_model.",
+    "conditioner.embedders.0.transformer.text_model.",
+    "cond_stage_model.transformer.",  # NovelAI's first models and their merges
+)
+OPEN_CLIP_PREFIXES = (
+    "cond_stage_model.model.",
+    "conditioner.embedders.1.model.",
+    "conditioner.embedders.0.model.",  # SD2 as Stability's later code saves it
+)
 
 _TRANSFORMERS = {  # a tensor that tells a single file of another family, and that family
     "double_blocks.0.img_attn.qkv.weight": "Flux",
@@ -42,21 +53,48 @@ def family(shapes: Shapes) -> Family:
                 f"It is a {other} model in a single file, of which the text encoders are not a part.",
                 "Name its diffusers folder instead.",
             )
-    if f"{UNET_PREFIX}input_blocks.0.0.weight" not in shapes:
-        if any(".lora_down." in name or ".lora_A." in name for name in shapes):
-            raise ModelError("It is a LoRA, not a checkpoint.", "Name the checkpoint it belongs to.")
-        raise ModelError(
-            f"It has no UNet of Stable Diffusion: no tensor is called {UNET_PREFIX}input_blocks.0.0.weight.",
-            "Name a checkpoint of SD1.5, SD2 or SDXL, or a diffusers folder.",
-        )
+    first = shapes.get(f"{UNET_PREFIX}input_blocks.0.0.weight")
+    if first is None:
+        raise _no_checkpoint(shapes)
+    if any(".time_stack." in name for name in shapes):
+        raise ModelError("It is a video model.", "Name a checkpoint of SD1.5, SD2 or SDXL.")
+    refuse_other_inputs(first[1], shapes.get(f"{UNET_PREFIX}out.2.weight", (4,))[0])
     width = _context_width(shapes)
-    found: dict[int, Family] = {768: "sd15", 1024: "sd2", 2048: "sdxl"}
-    if width not in found:
+    if width not in WIDTHS:
+        raise unknown_width(width)
+    found = WIDTHS[width]
+    if found != "sdxl" and f"{UNET_PREFIX}label_emb.0.0.weight" in shapes:
         raise ModelError(
-            f"Its UNet attends to text states of width {width}, which no known family has.",
-            "Name a checkpoint of SD1.5 (768), SD2 (1024) or SDXL (2048).",
+            "It is an unCLIP model, whose UNet is also told a picture.", "Name a text-to-image model."
         )
-    return found[width]
+    return found
+
+
+def _no_checkpoint(shapes: Shapes) -> ModelError:
+    """What a file without a checkpoint's UNet is."""
+    if any(".lora_down." in name or ".lora_A." in name for name in shapes):
+        return ModelError("It is a LoRA, not a checkpoint.", "Name the checkpoint it belongs to.")
+    if "input_blocks.0.0.weight" in shapes:
+        return ModelError(
+            "It is a UNet alone, without text encoders and VAE.",
+            "Name a whole checkpoint; ComfyUI's CheckpointSave node puts one together.",
+        )
+    if "down_blocks.0.resnets.0.conv1.weight" in shapes:
+        return ModelError(
+            "It is the UNet of a diffusers folder, without text encoders and VAE.", "Name the whole folder."
+        )
+    return ModelError(
+        f"It has no UNet of Stable Diffusion: no tensor is called {UNET_PREFIX}input_blocks.0.0.weight.",
+        "Name a checkpoint of SD1.5, SD2 or SDXL, or a diffusers folder.",
+    )
+
+
+def unknown_width(width: object) -> ModelError:
+    refiner = " (SDXL's refiner has 1280, and draws nothing by itself)" if width == 1280 else ""
+    return ModelError(
+        f"Its UNet attends to text states of width {width}, which no known family has{refiner}.",
+        "Name a checkpoint of SD1.5 (768), SD2 (1024) or SDXL (2048).",
+    )
 
 
 def _context_width(shapes: Shapes) -> int:
@@ -141,15 +179,14 @@ def vae(shapes: Shapes, kind: Family) -> dict[str, Any] | None:
 def clip(shapes: Shapes) -> tuple[str, dict[str, Any]] | None:
     """Prefix of the first text encoder's tensors and arguments of transformers' CLIPTextConfig."""
     for prefix in CLIP_PREFIXES:
-        at = f"{prefix}text_model."
-        if f"{at}embeddings.token_embedding.weight" in shapes:
-            vocabulary, width = shapes[f"{at}embeddings.token_embedding.weight"]
+        if f"{prefix}embeddings.token_embedding.weight" in shapes:
+            vocabulary, width = shapes[f"{prefix}embeddings.token_embedding.weight"]
             return prefix, _text_config(
                 vocabulary,
                 width,
-                layers=count(shapes, f"{at}encoder.layers"),
-                inner=shapes[f"{at}encoder.layers.0.mlp.fc1.weight"][0],
-                positions=shapes[f"{at}embeddings.position_embedding.weight"][0],
+                layers=count(shapes, f"{prefix}encoder.layers"),
+                inner=shapes[f"{prefix}encoder.layers.0.mlp.fc1.weight"][0],
+                positions=shapes[f"{prefix}embeddings.position_embedding.weight"][0],
             ) | {"hidden_act": "quick_gelu", "pad_token_id": 49407}
     return None
 

@@ -6,8 +6,9 @@ and the tokenizer is bundled.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+import contextlib
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -20,13 +21,21 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint, convert_open_clip_checkpoint
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from comfyloop.errors import ModelError
 from comfyloop.stable_diffusion import layout, shapes, tokenizer
+from comfyloop.stable_diffusion.folder import VAES, read_folder, read_json
+from comfyloop.stable_diffusion.kinds import (
+    Objective,
+    Prediction,
+    objective_of_file,
+    refuse_other_inputs,
+)
 from comfyloop.stable_diffusion.shapes import Family
+from comfyloop.train.image.weights import fill, first_line, read_part, read_tensors
 
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -38,7 +47,6 @@ SCHEDULE = {
 }
 """The noise schedule of every Stable Diffusion up to XL."""
 
-Prediction = Literal["epsilon", "v_prediction"]
 ImageFamily = Family | Literal["sd3", "flux"]
 _NEEDS = "Name a .safetensors checkpoint of SD1.5, SD2 or SDXL, or a diffusers folder."
 
@@ -103,71 +111,79 @@ def load(
     if place.is_dir():
         model = _from_folder(place, dtype)
     elif place.is_file():
-        model = _from_file(place, vae)
+        model = _from_file(place, vae, prediction)
     else:
         raise ModelError(f"There is no checkpoint {place}.", _NEEDS)
     if vae is not None:
         model.vae = load_vae(vae, model.family)
-    if prediction is not None and not model.is_flow:
-        model.scheduler.register_to_config(prediction_type=prediction)
+    if not model.is_flow:
+        refuse_other_inputs(
+            model.denoiser.config.in_channels,
+            model.denoiser.config.out_channels,
+            model.vae.config.latent_channels,
+        )
+        if prediction is not None:
+            model.scheduler.register_to_config(prediction_type=prediction)
     for module in model.modules:
         module.requires_grad_(False).eval()
     return model
 
 
-def read_tensors(place: Path) -> dict[str, Tensor]:
-    """All tensors of a safetensors file. Raises ModelError when it is not one, or is cut off."""
-    if place.suffix in {".ckpt", ".pt", ".pth", ".bin"}:
-        raise ModelError(
-            f"{place.name} is a pickle, which runs code when it is read, and is never loaded.",
-            "Convert it to safetensors; ComfyUI's ModelSave node does that.",
-        )
-    try:
-        with safe_open(place, "pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
-        raise ModelError(
-            f"{place} is not a whole safetensors file ({error}).", "Download or copy it again."
-        ) from None
-
-
 # --- a single file ------------------------------------------------------------------------------------------
 
 
-def _from_file(place: Path, vae: Path | None) -> ImageModel:
+def _from_file(place: Path, vae: Path | None, prediction: Prediction | None) -> ImageModel:
     tensors = read_tensors(place)
+    with safe_open(place, "pt") as file:
+        metadata = file.metadata() or {}
     known = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    try:
+    with building(place):
         family = shapes.family(known)
+        objective = objective_of_file(tensors, metadata, prediction)
+        if objective is None:
+            objective = Objective("v_prediction" if _predicts_v(tensors, family) else "epsilon")
         unet = _unet(tensors, known, family)
         encoders = _text_encoders(tensors, known, family)
         coder = None if vae is not None else _vae(tensors, known, family)
-    except KeyError as error:
-        raise ModelError(f"{place.name} lacks the tensor {error.args[0]}.", "Download it again.") from None
-    except ModelError as error:
-        raise ModelError(f"{place.name} cannot be trained on. {error.message}", error.mend) from None
     if coder is None and vae is None:
         raise ModelError(f"{place.name} has no VAE in it.", "Name one in the spec's `vae`.")
-    predicts = "v_prediction" if _predicts_v(tensors, family) else "epsilon"
-    scheduler = DDPMScheduler(**SCHEDULE, prediction_type=predicts)
-    side = _native_side(place)
+    scheduler = DDPMScheduler(
+        **SCHEDULE,
+        prediction_type=objective.prediction,
+        rescale_betas_zero_snr=objective.zero_terminal_snr,
+    )
+    side = native_side(metadata)
     if side is not None:
         unet.register_to_config(sample_size=side // 8)
     return ImageModel(family, unet, coder, encoders, scheduler)
 
 
-def _native_side(place: Path) -> int | None:
+@contextlib.contextmanager
+def building(place: Path) -> Iterator[None]:
+    """What goes wrong while a model is built of a file's tensors, as a sentence about the file."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{place.name} cannot be used. {error.message}", error.mend) from None
+    except KeyError as error:
+        raise ModelError(f"{place.name} lacks the tensor {error.args[0]}.", "Download it again.") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # its shapes are read as those of a model, whatever they are
+        raise ModelError(
+            f"{place.name} has tensors of shapes that no model has ({first_line(error)}).",
+            "It may be damaged or of another kind.",
+        ) from None
+
+
+def native_side(metadata: Mapping[str, str]) -> int | None:
     """What the file says of itself under `modelspec.resolution` ("1024x1024"); None when it does not."""
-    with safe_open(place, "pt") as file:
-        said = (file.metadata() or {}).get("modelspec.resolution", "")
-    width, _, height = said.partition("x")
-    return min(int(width), int(height)) if width.isdigit() and height.isdigit() else None
+    found = re.fullmatch(r"(\d{2,5})x(\d{2,5})", metadata.get("modelspec.resolution", ""), re.ASCII)
+    return min(int(found[1]), int(found[2])) if found else None
 
 
 def _predicts_v(tensors: Mapping[str, Tensor], family: Family) -> bool:
-    """As ComfyUI tells: by a marker in SDXL files, by the spread of one norm in SD2 files."""
-    if family == "sdxl":
-        return "v_pred" in tensors
+    """SD2 files carry no marker: ComfyUI tells by the spread of one norm."""
     norm = tensors.get(f"{layout.UNET_PREFIX}output_blocks.11.1.transformer_blocks.0.norm1.bias")
     return family == "sd2" and norm is not None and float(norm.float().std(unbiased=False)) > 0.09
 
@@ -182,7 +198,7 @@ def _unet(tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family) -
         if name.startswith(at)
     }
     unet = UNet2DConditionModel(**config)
-    _fill(unet, state, "UNet")
+    fill(unet, state, "UNet")
     return unet
 
 
@@ -196,7 +212,7 @@ def _vae(
     if config is None:
         return None
     vae = AutoencoderKL(**config)
-    _fill(vae, convert_ldm_vae_checkpoint(dict(tensors), config), "VAE")
+    fill(vae, convert_ldm_vae_checkpoint(dict(tensors), config), "VAE")
     return vae
 
 
@@ -217,7 +233,7 @@ def _taesd(tensors: Mapping[str, Tensor]) -> AutoencoderTiny:
         raise ModelError("Its tiny VAE shifts latents, which is not supported.", "Name another VAE.")
     latent = state["encoder.layers.14.weight"].shape[0]
     vae = AutoencoderTiny(scaling_factor=round(0.18215 / scale, 6), latent_channels=latent)
-    _fill(vae, state, "VAE")
+    fill(vae, state, "VAE")
     return vae
 
 
@@ -258,79 +274,103 @@ def _fill_text(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     projection = "text_projection.weight"
     if projection in own and projection not in renamed:
         renamed[projection] = torch.eye(*own[projection].shape)
-    _fill(model, {name: tensor for name, tensor in renamed.items() if name in own}, "text encoder")
-
-
-def _fill(module: nn.Module, state: Mapping[str, Tensor], part: str) -> None:
-    """Every tensor of the module and none besides. Raises ModelError naming what is missing or too much."""
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    missing = sorted(own.keys() - given.keys() - {n for n in own if n.endswith("position_ids")})
-    unknown = sorted(given.keys() - own.keys())
-    unlike = sorted(name for name in own.keys() & given.keys() if own[name] != given[name])
-    for what, names in (("lacks", missing), ("has the unknown", unknown), ("has another shape of", unlike)):
-        if names:
-            more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-            raise ModelError(
-                f"Its {part} {what} {', '.join(names[:3])}{more}.", "It may be damaged or of another kind."
-            )
-    module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    fill(model, {name: tensor for name, tensor in renamed.items() if name in own}, "text encoder")
 
 
 # --- a diffusers folder -------------------------------------------------------------------------------------
 
 
 def _from_folder(place: Path, dtype: torch.dtype) -> ImageModel:
-    index = place / "model_index.json"
-    if not index.is_file():
-        raise ModelError(f"{place} is no diffusers folder: it has no model_index.json.", _NEEDS)
-    parts = json.loads(index.read_text(encoding="utf-8"))
+    folder = read_folder(place)
     try:
-        if "transformer" in parts:
+        if folder.family == "sd3" or folder.family == "flux":
             from comfyloop.train.image import flow  # it builds on this module
 
-            return flow.load(place, str(parts.get("_class_name")), dtype)
-        unet = UNet2DConditionModel.from_pretrained(place, subfolder="unet", local_files_only=True)
-        encoders = [
-            TextEncoder(
-                CLIPTokenizer.from_pretrained(place / f"tokenizer{suffix}", local_files_only=True),
-                (CLIPTextModelWithProjection if suffix else CLIPTextModel).from_pretrained(
-                    place / f"text_encoder{suffix}", local_files_only=True
-                ),
-            )
-            for suffix in ("", "_2")
-            if (place / f"text_encoder{suffix}").is_dir()
-        ]
-        scheduler = DDPMScheduler.from_pretrained(place, subfolder="scheduler", local_files_only=True)
-        width = unet.config.cross_attention_dim
-        family: Family = {768: "sd15", 1024: "sd2"}.get(width, "sdxl")  # type: ignore[assignment]
-        vae = load_vae(place / "vae", family)
-    except (OSError, ValueError) as error:
-        first_line = str(error).strip().splitlines()[0]
-        raise ModelError(f"{place} cannot be loaded: {first_line}.", "Download the folder again.") from None
-    return ImageModel(family, unet, vae, encoders, scheduler)
+            return flow.load(place, folder.family, dtype)
+        unet = read_part(UNet2DConditionModel, place / "unet")
+        encoders = [_encoder(place, "")]
+        if folder.family == "sdxl":
+            encoders.append(_encoder(place, "_2"))
+        scheduler = read_scheduler(DDPMScheduler, place)
+        vae = load_vae(place / "vae", folder.family)
+    except ModelError as error:
+        raise ModelError(f"{place} cannot be trained on. {error.message}", error.mend) from None
+    return ImageModel(folder.family, unet, vae, encoders, scheduler)
+
+
+def _encoder(place: Path, suffix: str) -> TextEncoder:
+    config = read_json(place / f"text_encoder{suffix}/config.json")
+    projected = bool(suffix) or "CLIPTextModelWithProjection" in (config.get("architectures") or ())
+    kind = CLIPTextModelWithProjection if projected else CLIPTextModel
+    model = read_part(kind, place / f"text_encoder{suffix}", torch.float32)
+    return TextEncoder(read_tokenizer(CLIPTokenizer, place / f"tokenizer{suffix}", model), model)
+
+
+def read_tokenizer(kind: Any, place: Path, model: Any) -> Any:
+    """The tokenizer of a text encoder. Raises ModelError: It cannot be read, or has other words than the encoder."""
+    try:
+        tokenizer = kind.from_pretrained(place, local_files_only=True)
+        words, known = len(tokenizer), model.config.vocab_size
+    except Exception as error:  # as for weights
+        raise ModelError(
+            f"Its {place.name} cannot be read: {first_line(error)}.", "Download the folder again."
+        ) from None
+    if not known // 2 < words <= known:  # transformers makes one of three words where the files are missing
+        raise ModelError(
+            f"Its {place.name} has {words} words, and its text encoder knows {known}.", "Download the folder again."
+        )
+    return tokenizer
+
+
+def read_scheduler(kind: Any, place: Path) -> Any:
+    """The folder's scheduler. Raises ModelError: Its configuration makes none."""
+    try:
+        return kind.from_config(read_json(place / "scheduler/scheduler_config.json"))
+    except ModelError:
+        raise
+    except Exception as error:  # as for weights
+        raise ModelError(
+            f"Its scheduler cannot be made: {first_line(error)}.", "Mend its scheduler_config.json."
+        ) from None
 
 
 def load_vae(place: Path, family: ImageFamily) -> AutoencoderKL | AutoencoderTiny:
     """A VAE of its own: a diffusers folder, or a single file with or without the prefix of checkpoints."""
     if place.is_dir():
-        config = place / "config.json"
-        if not config.is_file():
-            raise ModelError(f"{place} is no VAE: it has no config.json.", "Name a VAE's folder or file.")
-        kinds = {"AutoencoderKL": AutoencoderKL, "AutoencoderTiny": AutoencoderTiny}
-        name = json.loads(config.read_text(encoding="utf-8")).get("_class_name", "AutoencoderKL")
-        if name not in kinds:
-            raise ModelError(f"The VAE {place} is a {name}.", f"Use one of {', '.join(kinds)}.")
-        return kinds[name].from_pretrained(place, local_files_only=True)
+        return _vae_of_folder(place)
     if family == "sd3" or family == "flux":
         raise ModelError(f"The VAE {place} is no folder.", "Name a VAE's diffusers folder for SD3 and Flux.")
     if not place.is_file():
         raise ModelError(f"There is no VAE {place}.", "Name a VAE's folder or file.")
-    tensors = read_tensors(place)
+    tensors = read_tensors(place, "VAESave")
     at = shapes.VAE_PREFIX
     if not any(name.startswith(at) for name in tensors):
         tensors = {at + name: tensor for name, tensor in tensors.items()}
-    vae = _vae(tensors, {name: tuple(t.shape) for name, t in tensors.items()}, family)
+    if any(name.startswith((f"{at}encoder.down_blocks.", f"{at}decoder.up_blocks.")) for name in tensors):
+        raise ModelError(
+            f"{place} is the weights of a diffusers folder, whose config.json says the rest.",
+            f"Name the folder: {place.parent}.",
+        )
+    with building(place):
+        vae = _vae(tensors, {name: tuple(t.shape) for name, t in tensors.items()}, family)
     if vae is None:
         raise ModelError(f"{place} holds no VAE.", "Name a VAE's folder or file.")
+    return vae
+
+
+def _vae_of_folder(place: Path) -> AutoencoderKL | AutoencoderTiny:
+    try:
+        config = read_json(place / "config.json")
+        kinds = dict(zip(VAES, (AutoencoderKL, AutoencoderTiny), strict=True))
+        name = config.get("_class_name", "AutoencoderKL")
+        if name not in kinds:
+            raise ModelError(f"It is a {name}.", f"Use one of {', '.join(kinds)}.")
+        if config.get("latents_mean") is not None or config.get("latents_std") is not None:
+            raise ModelError(
+                "It moves latents by a mean for each channel (latents_mean), as EDM models do; that is not trained.",
+                "Name another VAE.",
+            )
+        vae: AutoencoderKL | AutoencoderTiny = read_part(kinds[name], place)
+    except ModelError as error:
+        raise ModelError(f"The VAE {place} cannot be used. {error.message}", error.mend) from None
     return vae

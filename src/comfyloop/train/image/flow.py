@@ -6,11 +6,10 @@ Prompts go through the pipeline's own `encode_prompt`, so three text encoders an
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import (
-    AutoencoderKL,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
@@ -18,45 +17,80 @@ from diffusers import (
     StableDiffusion3Pipeline,
 )
 from torch import Tensor
+from transformers import (
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 from comfyloop.errors import ModelError
-from comfyloop.train.image.checkpoint import ImageModel, TextEncoder
+from comfyloop.train.image.checkpoint import (
+    ImageModel,
+    TextEncoder,
+    load_vae,
+    read_scheduler,
+    read_tokenizer,
+)
+from comfyloop.train.image.weights import read_part
 
-PIPELINES: dict[str, tuple[str, Any, Any]] = {
-    "StableDiffusion3Pipeline": ("sd3", StableDiffusion3Pipeline, SD3Transformer2DModel),
-    "FluxPipeline": ("flux", FluxPipeline, FluxTransformer2DModel),
+_CLIP = (CLIPTextModelWithProjection, CLIPTokenizer)
+_KINDS: dict[str, tuple[Any, Any, dict[str, tuple[Any, Any]]]] = {
+    "sd3": (
+        StableDiffusion3Pipeline,
+        SD3Transformer2DModel,
+        {"": _CLIP, "_2": _CLIP, "_3": (T5EncoderModel, T5TokenizerFast)},
+    ),
+    "flux": (
+        FluxPipeline,
+        FluxTransformer2DModel,
+        {"": (CLIPTextModel, CLIPTokenizer), "_2": (T5EncoderModel, T5TokenizerFast)},
+    ),
 }
+"""Pipeline, transformer, and text encoders with their tokenizers by the ends of their folders' names."""
 GUIDANCE = 3.5
 """What a guidance-distilled Flux is told while it is trained, as in diffusers' example."""
 
 
-def load(place: Path, pipeline_name: str, dtype: torch.dtype) -> ImageModel:
+def load(place: Path, family: Literal["sd3", "flux"], dtype: torch.dtype) -> ImageModel:
     """Read the transformer, the VAE and the text encoders of a folder; the VAE in float32.
 
     Raises:
-        ModelError: It is a pipeline of another family.
+        ModelError: A part lacks tensors, cannot be read, or does not go with the others.
     """
-    if pipeline_name not in PIPELINES:
+    pipeline, transformer, suffixes = _KINDS[family]
+    denoiser = read_part(transformer, place / "transformer", dtype)
+    vae = load_vae(place / "vae", family)
+    _refuse_other_inputs(denoiser.config, vae.config.latent_channels, family)
+    encoders: dict[str, TextEncoder | None] = {}
+    for suffix, (kind, words) in suffixes.items():
+        if suffix == "_3" and not (place / "text_encoder_3").is_dir():
+            encoders[suffix] = None  # many do without SD3's T5, which is large
+            continue
+        model = read_part(kind, place / f"text_encoder{suffix}", dtype)
+        encoders[suffix] = TextEncoder(read_tokenizer(words, place / f"tokenizer{suffix}", model), model)
+    scheduler = read_scheduler(FlowMatchEulerDiscreteScheduler, place)
+    whole = pipeline(
+        transformer=denoiser,
+        vae=vae,
+        scheduler=scheduler,
+        **{f"text_encoder{suffix}": found and found.model for suffix, found in encoders.items()},
+        **{f"tokenizer{suffix}": found and found.tokenizer for suffix, found in encoders.items()},
+    )
+    there = [found for found in encoders.values() if found is not None]
+    return ImageModel(family, denoiser, vae, there, scheduler, whole)
+
+
+def _refuse_other_inputs(config: Any, latent_channels: int, family: str) -> None:
+    wanted = latent_channels * (4 if family == "flux" else 1)  # Flux sees two by two latents as one
+    gives = config.out_channels or config.in_channels
+    if config.in_channels != wanted or gives != wanted:
         raise ModelError(
-            f"{place} is a {pipeline_name}, which cannot be trained on.",
-            f"Name a folder of SD1.5, SD2, SDXL, {', '.join(PIPELINES)}.",
+            f"Its transformer takes {config.in_channels} channels and gives {gives}, where the latents of its VAE make "
+            f"{wanted}: models that fill in, or follow edges or depth, take more.",
+            "Name the text-to-image model that it was made from.",
         )
-    family, pipeline, transformer = PIPELINES[pipeline_name]
-    here = {"local_files_only": True}
-    denoiser = transformer.from_pretrained(place, subfolder="transformer", dtype=dtype, **here)
-    vae = AutoencoderKL.from_pretrained(place, subfolder="vae", **here)
-    left_out = {}
-    if family == "sd3" and not (place / "text_encoder_3").is_dir():  # many do without its T5, which is large
-        left_out = {"text_encoder_3": None, "tokenizer_3": None}
-    whole = pipeline.from_pretrained(place, transformer=denoiser, vae=vae, dtype=dtype, **left_out, **here)
-    vae.float()  # the pipeline has cast it, and half precision loses detail
-    encoders = []
-    for suffix in ("", "_2", "_3"):
-        model = getattr(whole, f"text_encoder{suffix}", None)
-        if model is not None:
-            encoders.append(TextEncoder(getattr(whole, f"tokenizer{suffix}"), model))
-    scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(place, subfolder="scheduler", **here)
-    return ImageModel(family, denoiser, vae, encoders, scheduler, whole)  # type: ignore[arg-type]
 
 
 def encode(model: ImageModel, caption: str) -> tuple[Tensor, Tensor]:

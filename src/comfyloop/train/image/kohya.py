@@ -18,8 +18,9 @@ from torch import Tensor
 
 from comfyloop.durable import appear, sync
 from comfyloop.errors import Conflict, ModelError
-from comfyloop.train.image.checkpoint import ImageModel, read_tensors
+from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.image.lora import parts
+from comfyloop.train.image.weights import read_tensors
 from comfyloop.train.status import disk_error
 
 FILE = "lora.safetensors"
