@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -16,11 +17,12 @@ import psutil
 
 from comfyloop import starter, tokens
 from comfyloop.client import Client
-from comfyloop.errors import ComfyLoopError
+from comfyloop.errors import ComfyLoopError, ModelError
 from comfyloop.serve.api.origin import is_loopback
 from comfyloop.serve.server import bind
 from comfyloop.settings import Settings, files_read
-from comfyloop.store import open_store
+from comfyloop.stable_diffusion.look import look
+from comfyloop.store import open_store, projects
 from comfyloop.train.needs import QLORA, ZERO
 
 GIB = 2**30
@@ -119,6 +121,30 @@ def _model(settings: Settings) -> Finding:
     return Finding("model", True, "The starter is put together at the first start (110 MB, about a minute).")
 
 
+def _image_model(settings: Settings) -> Finding:
+    """What the image models are: the set one, which new projects get, and those that projects have."""
+    named = {settings.image_model: "new projects"} if settings.image_model else {}
+    with contextlib.suppress(ComfyLoopError, OSError), open_store(settings) as store, store.read() as conn:
+        for project in projects.list_all(conn):
+            if project.image_model:
+                others = named.get(project.image_model)
+                named[project.image_model] = f"{others}, {project.name}" if others else project.name
+    if not named:
+        return Finding(
+            "image model",
+            True,
+            "None: projects learn texts alone. COMFYLOOP_IMAGE_MODEL names one for new projects.",
+        )
+    ok, told = True, []
+    for model, owners in named.items():
+        try:
+            what = look(model, settings.image_vae, settings.image_prediction)
+        except ModelError as error:
+            ok, what = False, str(error)
+        told.append(f"{model} ({owners}): {what}")
+    return Finding("image model", ok, " ".join(told))
+
+
 def _service(settings: Settings) -> Finding:
     url = f"http://{settings.host}:{settings.port}"
     with Client(url, settings.token or tokens.stored(settings.home), timeout=10) as client:
@@ -179,6 +205,7 @@ CHECKS: tuple[Callable[[Settings], Finding], ...] = (
     _database,
     _training,
     _model,
+    _image_model,
     _settings,
     _access,
     _service,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import stat
 from pathlib import Path
@@ -19,3 +20,12 @@ def regular(path: Path, most: int) -> Path:
     if found.st_size > most:
         raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than {most}", str(path))
     return path
+
+
+def there(name: str) -> Path | None:
+    """The file or folder that a person named; None where there is none, or can be none of that name."""
+    with contextlib.suppress(OSError, ValueError, RuntimeError):  # too long, with a NUL, the home of nobody
+        path = Path(name).expanduser()
+        path.stat()
+        return path
+    return None

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import io
 import math
+import struct
+import zlib
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -41,7 +43,7 @@ def read_picture(data: bytes, max_pixels: int, max_image_pixels: int) -> Image.I
     if not data:
         raise BadPicture("is empty (0 bytes)")
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with opened(data) as image:
             width, height = image.size
             if width * height > max_image_pixels:
                 raise TooManyPixels(
@@ -63,6 +65,58 @@ def read_picture(data: bytes, max_pixels: int, max_image_pixels: int) -> Image.I
         raise BadPicture(f"is not one of {', '.join(FORMATS)}, whatever its name says") from None
     except (OSError, SyntaxError, ValueError) as error:
         raise BadPicture(f"cannot be decoded ({error})") from None
+
+
+def opened(data: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """The image with its header read, and nothing decoded. Raises what Pillow raises."""
+    return Image.open(io.BytesIO(without_notes(data)), formats=formats)
+
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_ORIENTED = (b"XML:com.adobe.xmp", b"Raw profile type exif")
+_MOST_NOTE = 2**20
+
+
+def without_notes(data: bytes) -> bytes:
+    """A PNG without its colour profile and texts, of which nothing here is read but how the picture is turned.
+
+    Pillow refuses a picture whose profile or text is longer than a megabyte; ComfyUI, which puts whole workflows into
+    the pictures that it saves, reads it without. What is no PNG, or is broken off, stays as it is.
+    """
+    if not data.startswith(_PNG):
+        return data
+    kept, at = [_PNG], len(_PNG)
+    while at + 8 <= len(data):
+        length, kind = struct.unpack_from(">I4s", data, at)
+        end = at + 12 + length
+        if end > len(data):
+            break
+        if kind not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt") or _tells_how_it_is_turned(
+            kind, data[at + 8 : end - 4]
+        ):
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
+
+
+def _tells_how_it_is_turned(kind: bytes, text: bytes) -> bool:
+    """Whether a text chunk may say so, and is short enough to be read."""
+    word, _, rest = text.partition(b"\0")
+    if kind == b"iCCP" or word not in _ORIENTED:
+        return False
+    packed = b""
+    if kind == b"zTXt":
+        packed = rest[1:]
+    elif kind == b"iTXt" and rest[:1] == b"\1":
+        packed = rest[2:].split(b"\0", 2)[-1]
+    if not packed:
+        return len(rest) <= _MOST_NOTE
+    try:
+        unpacking = zlib.decompressobj()
+        unpacking.decompress(packed, _MOST_NOTE)
+    except zlib.error:
+        return False
+    return not unpacking.unconsumed_tail
 
 
 def too_narrow(width: int, height: int) -> str:

@@ -25,14 +25,14 @@ from comfyloop.serve.engine_kinds import KINDS, Start
 from comfyloop.serve.engines import EngineProcess
 from comfyloop.serve.events import Events
 from comfyloop.serve.router import Router
-from comfyloop.settings import Settings
+from comfyloop.settings import IMAGE_STARTER, Settings
+from comfyloop.stable_diffusion.look import look
 from comfyloop.starter import image as image_starter
 from comfyloop.store import Store, open_store, projects, versions
 
 log = logging.getLogger(__name__)
 
 STARTER = "starter"
-IMAGE_STARTER = "starter-image"
 LOCK_SECONDS = 2.0
 """For a service before us that is going."""
 
@@ -106,8 +106,14 @@ def _alone(home: Path) -> Iterator[None]:
 
 
 def _base_models(settings: Settings, store: Store) -> list[str]:
-    """The base models of all projects; on the first start there is one project, of the set model."""
+    """The base models of all projects; on the first start there is one project, of the set models.
+
+    Raises:
+        ModelError: The image model that is set for it cannot be trained on.
+    """
     with store.begin() as conn:
+        if settings.image_model and projects.find(conn, settings.project) is None:
+            look(settings.image_model, settings.image_vae, settings.image_prediction)
         projects.ensure(
             conn, Project(name=settings.project, base_model=settings.model, image_model=settings.image_model)
         )

@@ -25,6 +25,8 @@ from pydantic_settings import (
 from comfyloop.errors import InvalidInput
 
 FILE = "comfyloop.toml"
+IMAGE_STARTER = "starter-image"
+"""The name of the embedded image starter, where an image model is named."""
 
 
 def _default_home() -> Path:
@@ -43,6 +45,7 @@ FOLDER_MAY_SET = frozenset(
             "image_lora_r",
             "image_target_modules",
             "image_resolution",
+            "image_prediction_type",
             "trigger_words",
             "lora_r",
             "lora_alpha",
@@ -235,6 +238,14 @@ class Settings(BaseSettings):
         default="",
         description="Checkpoint or diffusers folder whose LoRA a new project trains too; empty: none.",
     )
+    image_vae: str = Field(
+        default="",
+        description="VAE (folder or file) in place of the checkpoint's; empty: the checkpoint's own.",
+    )
+    image_prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = Field(
+        default="auto",
+        description="What a UNet predicts, for checkpoints that do not say it themselves; `auto`: what they say.",
+    )
     image_recipe: Literal["image_sft", "image_dpo"] = Field(
         default="image_sft",
         description="Recipe of the image side: draw what was kept, or prefer what was picked.",
@@ -411,6 +422,11 @@ class Settings(BaseSettings):
     @property
     def database(self) -> str:
         return self.database_url or f"sqlite:///{self.home / 'comfyloop.db'}"
+
+    @property
+    def image_prediction(self) -> Literal["epsilon", "v_prediction", "sample"] | None:
+        """What the person says that a UNet predicts; None: the model says it."""
+        return None if self.image_prediction_type == "auto" else self.image_prediction_type
 
     @property
     def blobs(self) -> str:

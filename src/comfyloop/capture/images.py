@@ -16,7 +16,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from comfyloop.capture.image_header import Header, read_header
 from comfyloop.errors import InvalidInput, TooLarge
-from comfyloop.pictures import too_narrow
+from comfyloop.pictures import too_narrow, without_notes
 from comfyloop.records import Record, Sha256
 from comfyloop.settings import Settings
 from comfyloop.store import Store
@@ -104,7 +104,7 @@ def _check_size(header: Header, settings: Settings) -> None:
 
 def _decode(data: bytes, header: Header) -> None:
     try:
-        with _decoding, _DECODERS[header.media_type](BytesIO(data)) as image:
+        with _decoding, _DECODERS[header.media_type](BytesIO(without_notes(data))) as image:
             if header.media_type == "image/jpeg" and data.count(b"\xff\xda") > MOST_SCANS:
                 raise ValueError(f"it comes in more than {MOST_SCANS} passes")
             size = image.size

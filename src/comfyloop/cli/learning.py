@@ -16,6 +16,7 @@ from comfyloop.client import Client
 from comfyloop.errors import InvalidInput
 from comfyloop.follow import follow
 from comfyloop.records import GateReport, Run, Verdict
+from comfyloop.settings import IMAGE_STARTER
 
 
 @app.command()
@@ -142,7 +143,7 @@ def _train_on(
     skip_bad: bool,
     more: list[str],
 ) -> int:
-    from comfyloop.service import IMAGE_STARTER, model_path
+    from comfyloop.service import model_path
     from comfyloop.train.image.spec import IMAGE_RECIPES
     from comfyloop.train.needs import refuse_unmet
     from comfyloop.train.options import absolute, make_spec
@@ -158,6 +159,11 @@ def _train_on(
         "model": model_path(settings, base), "skip_bad": skip_bad or None,
         **{name: str(settings.cache_dir / folder) for name, folder in cache.items()},
     }  # fmt: skip
+    if images and model is None and settings.image_model:
+        known |= {
+            "vae": absolute(Path(settings.image_vae)) if settings.image_vae else None,
+            "prediction_type": settings.image_prediction_type,
+        }
     spec = make_spec(known, more)
     if isinstance(spec, TrainSpec):
         refuse_unmet(spec)

@@ -112,7 +112,7 @@ def doctor(as_json: Json = False) -> None:
     put(
         [finding._asdict() for finding in findings],
         as_json,
-        *(f"{'[green]ok[/]' if f.ok else '[red]no[/]'}  {f.name:<10} {escape(f.sentence)}" for f in findings),
+        *(f"{'[green]ok[/]' if f.ok else '[red]no[/]'}  {f.name:<11} {escape(f.sentence)}" for f in findings),
     )
     if not all(finding.ok for finding in findings):
         raise typer.Exit(1)

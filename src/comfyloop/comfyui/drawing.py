@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable
 from typing import Any
 
 import httpx
-from PIL import Image, UnidentifiedImageError
 
 from comfyloop.comfyui.workflow import Classes, Graph, Unusable, ready
 from comfyloop.errors import EngineUnavailable, RunFailed
+from comfyloop.pictures import opened
 
 LOOK_SECONDS = 0.2
 
@@ -57,9 +56,9 @@ class ComfyUI:
             raise RunFailed("Your workflow ended in ComfyUI without a picture.")
         data = self._call("GET", "/view", query=images[0]).content
         try:
-            with Image.open(io.BytesIO(data)) as picture:
+            with opened(data) as picture:
                 picture.load()
-        except (UnidentifiedImageError, OSError) as error:
+        except (OSError, SyntaxError, ValueError) as error:
             raise RunFailed(f"ComfyUI gave a picture that cannot be read ({error}).") from None
         return data
 

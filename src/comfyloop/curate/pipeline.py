@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
-
-from PIL import Image, UnidentifiedImageError
 
 from comfyloop.curate import corrections, filters
 from comfyloop.curate import replay as replays
@@ -21,7 +18,7 @@ from comfyloop.curate.samples import Draft, drafts_of, newest
 from comfyloop.curate.snapshot import IMAGE_RECIPE_KINDS, RECIPE_KINDS, write
 from comfyloop.curate.split import ACCEPTED, Split, split, stratum_of
 from comfyloop.errors import DamagedBlob, DataError, NotFound
-from comfyloop.pictures import too_narrow
+from comfyloop.pictures import opened, too_narrow
 from comfyloop.records import (
     Dropped,
     Feedback,
@@ -215,9 +212,9 @@ def _is_picture(store: Store) -> Callable[[str], bool]:
     def look(sha: str) -> bool:
         try:
             data = store.blobs.get(sha)
-            with Image.open(io.BytesIO(data)) as image:
+            with opened(data) as image:
                 return not too_narrow(*image.size)
-        except (NotFound, DamagedBlob, UnidentifiedImageError, OSError, SyntaxError, ValueError):
+        except (NotFound, DamagedBlob, OSError, SyntaxError, ValueError):
             return False
 
     return look

@@ -19,7 +19,6 @@ with a few more keys (rows.py); image paths are relative to the directory. The i
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import secrets
@@ -30,13 +29,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image, UnidentifiedImageError
-
 from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import dump_rows, row_of
 from comfyloop.durable import sync
 from comfyloop.errors import DataError, StorageError
+from comfyloop.pictures import opened
 from comfyloop.records import Sample
 from comfyloop.store import Blobs
 
@@ -173,9 +171,9 @@ def _extension(blobs: Blobs, sha: str) -> str:
     """From the bytes themselves, which are checked against their hash on the way."""
     data = blobs.get(sha)
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with opened(data) as image:
             return {"JPEG": "jpg"}.get(image.format or "", (image.format or "bin").lower())
-    except (UnidentifiedImageError, OSError) as error:
+    except (OSError, SyntaxError, ValueError) as error:
         raise StorageError(
             f"The blob {sha} is used as an image but is none.", "Delete the feedback that names it."
         ) from error

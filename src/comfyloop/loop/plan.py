@@ -101,6 +101,8 @@ def image_spec(
         {
             "recipe": settings.image_recipe,
             "model": models(project.image_model),
+            "vae": str(Path(settings.image_vae).expanduser().absolute()) if settings.image_vae else None,
+            "prediction_type": settings.image_prediction_type,
             "train": str(train),
             "skip_bad": True,
             "max_bad_share": 1.0,

@@ -101,7 +101,7 @@ def _family(config: Mapping[str, Any]) -> Family:
     if name != "UNet2DConditionModel":
         raise ModelError(f"Its UNet is a {name}.", "Name a text-to-image model of SD1.5, SD2 or SDXL.")
     width = config.get("cross_attention_dim")
-    if width not in WIDTHS:
+    if not isinstance(width, int) or width not in WIDTHS:
         raise unknown_width(width)
     refuse_other_inputs(config.get("in_channels", 4), config.get("out_channels", 4))
     family = WIDTHS[width]

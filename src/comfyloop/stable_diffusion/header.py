@@ -30,16 +30,15 @@ def read_header(place: Path) -> Header:
         raise damaged(place, error) from None
 
 
-def refuse_pickle(place: Path, node: str = "CheckpointSave") -> None:
-    """Raise ModelError for a file that runs code when it is read.
+CONVERT = "Convert it to safetensors; ComfyUI's CheckpointSave node does that."
 
-    Args:
-        node: ComfyUI's node that writes what is in it as safetensors.
-    """
+
+def refuse_pickle(place: Path, mend: str = CONVERT) -> None:
+    """Raise ModelError for a file that runs code when it is read."""
     if place.suffix.lower() in PICKLES:
         raise ModelError(
             f"{place.name} is a pickle, which runs code when it is read, and is never loaded.",
-            f"Convert it to safetensors; ComfyUI's {node} node does that.",
+            mend,
         )
 
 

@@ -19,7 +19,13 @@ _SCHEDULERS = frozenset(
     f"{name}Scheduler"
     for name in (
         *("DDIM", "DDPM", "PNDM", "LMSDiscrete", "EulerDiscrete", "EulerAncestralDiscrete", "HeunDiscrete"),
-        *("DPMSolverMultistep", "DPMSolverSinglestep", "DPMSolverSDE", "KDPM2Discrete", "KDPM2AncestralDiscrete"),
+        *(
+            "DPMSolverMultistep",
+            "DPMSolverSinglestep",
+            "DPMSolverSDE",
+            "KDPM2Discrete",
+            "KDPM2AncestralDiscrete",
+        ),
         *("DEISMultistep", "UniPCMultistep"),
     )
 )
@@ -83,7 +89,8 @@ def refuse_other_scheduler(config: Mapping[str, Any]) -> None:
     prediction = config.get("prediction_type", "epsilon")
     if name.startswith("FlowMatch") or config.get("use_flow_sigmas") or "flow" in str(prediction):
         raise ModelError(
-            f"It is a UNet trained by flow matching (its scheduler is a {name}), which is not trained here.", _PLAIN
+            f"It is a UNet trained by flow matching (its scheduler is a {name}), which is not trained here.",
+            _PLAIN,
         )
     if name.startswith("EDM") or config.get("timestep_type") == "continuous":
         raise _edm(f"It is an EDM model (its scheduler is a {name})")

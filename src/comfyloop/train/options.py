@@ -73,7 +73,7 @@ def _value(name: str, text: str) -> Any:
         return (text,)
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets without end
         return None if text in {"None", "none"} else text
 
 

@@ -308,6 +308,8 @@ def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec | JudgeSp
     path = run_dir / SPEC_FILE
     try:
         text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path} is not UTF-8 text.", "Save the file as UTF-8.") from None
     except FileNotFoundError:
         raise NotFound(
             f"{run_dir} is not a run directory: it has no {SPEC_FILE}.",
@@ -331,6 +333,6 @@ def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec | JudgeSp
 def _recipe(text: str) -> str:
     try:
         told = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return ""
     return str(told.get("recipe", "")) if isinstance(told, dict) else ""

@@ -33,8 +33,8 @@ from comfyloop.records import (
     PromptEdited,
     SampleUploaded,
 )
-from comfyloop.service import IMAGE_STARTER, model_path
-from comfyloop.settings import Settings
+from comfyloop.service import model_path
+from comfyloop.settings import IMAGE_STARTER, Settings
 
 PROJECT = "brand"
 COPY_TOKENS, PROMPT_TOKENS = 48, 32

@@ -5,9 +5,11 @@ from __future__ import annotations
 from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field
 
-from comfyloop.errors import InvalidInput
+from comfyloop.errors import InvalidInput, ModelError
 from comfyloop.records import Project, ProjectName
 from comfyloop.serve.api.services import Svc
+from comfyloop.settings import Settings
+from comfyloop.stable_diffusion.look import look
 from comfyloop.store import projects
 
 router = APIRouter(tags=["projects"])
@@ -19,11 +21,11 @@ class NewProject(BaseModel):
     base_model: str | None = Field(
         default=None, max_length=1000, description="Default: what this service serves."
     )
-    image_model: str = Field(
-        default="",
+    image_model: str | None = Field(
+        default=None,
         max_length=1000,
         description="Checkpoint (.safetensors) or diffusers folder on the service's machine whose LoRA is trained "
-        "too; empty: the text side alone.",
+        "too; empty: the text side alone. Default: the setting `image_model`.",
     )
     system_prompt: str = Field(default="", max_length=20_000)
     auto: bool = True
@@ -55,10 +57,12 @@ def add_project(body: NewProject, services: Svc) -> Project:
             f"This service does not serve the base model {base_model[:200]!r}.",
             f"It serves: {', '.join(served)}.",
         )
+    image_model = services.settings.image_model if body.image_model is None else body.image_model
+    _check_image_model(image_model, services.settings)
     project = Project(
         name=body.name,
         base_model=base_model,
-        image_model=body.image_model,
+        image_model=image_model,
         system_prompt=body.system_prompt,
         auto=body.auto,
     )
@@ -77,9 +81,20 @@ def get_project(name: str, services: Svc) -> Project:
 @router.patch("/v1/projects/{name}", summary="Change a project")
 def change_project(name: str, body: ProjectChange, services: Svc) -> Project:
     """What is left out stays as it is. Which version is live is changed by promote and rollback."""
+    _check_image_model(body.image_model or "", services.settings)
     with services.store.begin() as conn:
         project = projects.update(
             conn, name, image_model=body.image_model, system_prompt=body.system_prompt, auto=body.auto
         )
     services.router.refresh()
     return project
+
+
+def _check_image_model(model: str, settings: Settings) -> None:
+    """Raise InvalidInput for an image model of which each run would say that it cannot be trained on."""
+    if not model:
+        return
+    try:
+        look(model, settings.image_vae, settings.image_prediction)
+    except ModelError as error:
+        raise InvalidInput(error.message, error.mend) from None

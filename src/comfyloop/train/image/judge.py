@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from comfyloop.errors import ModelError
 from comfyloop.records import Scores
 from comfyloop.train.control import Control
 from comfyloop.train.image import kohya
@@ -30,6 +31,7 @@ from comfyloop.train.image.judge_spec import (
     picture_file,
     seed_of,
 )
+from comfyloop.train.image.lora import alpha_of
 from comfyloop.train.image.objectives import denoising_error, preference_loss
 from comfyloop.train.image.render import draw
 from comfyloop.train.image.rows import PictureRow, decode, picture_at, read_rows
@@ -134,11 +136,18 @@ def form_of(file: Path) -> ImageAdapterSpec:
     """What the spec of the run that made a LoRA said of its form, read off the file."""
     tensors, _ = kohya.read(file)
     down = next(name for name in tensors if name.endswith(".lora_down.weight"))
+    key = down.removesuffix(".lora_down.weight")
+    alpha = alpha_of(file.name, key, tensors.get(f"{key}.alpha", torch.tensor(torch.nan)))
+    if not tensors[down].ndim or not alpha.is_integer():
+        raise ModelError(
+            f"{file.name} has alpha {alpha:g} and the shape {list(tensors[down].shape)} at {key}: no LoRA of ours.",
+            "Name a version's image adapter.",
+        )
     places = [name for name in tensors if not name.startswith("lora_te")]
     return ImageAdapterSpec.model_validate(
         {
             "r": len(tensors[down]),
-            "lora_alpha": int(tensors[down.replace("lora_down.weight", "alpha")]),
+            "lora_alpha": int(alpha),
             "target_modules": "all" if any("_ff_" in n or "_conv" in n for n in places) else "attention",
             "text_encoder": len(places) < len(tensors),
         }

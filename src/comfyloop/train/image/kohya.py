@@ -117,7 +117,7 @@ def publish(lora: Path, folder: Path, name: str) -> Path:
 
 def read(lora: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata. Raises ModelError when it is not a LoRA with kohya keys."""
-    found = read_tensors(lora)
+    found = read_tensors(lora, "Name a version's image adapter.")
     if not any(name.endswith(".lora_down.weight") for name in found):
         raise ModelError(f"{lora} is not a LoRA with kohya keys.", "Name a version's image adapter.")
     with safe_open(lora, "pt") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -31,6 +32,7 @@ UNET_WIDE = (
 )
 FLOW_ATTENTION = (*UNET_ATTENTION, "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
 FLOW_WIDE = (*FLOW_ATTENTION, "ff.net.0.proj", "ff.net.2", "ff_context.net.0.proj", "ff_context.net.2")
+_OTHER_NAMES = ("lora_unet_input_blocks_", "lora_unet_middle_block_", "lora_unet_output_blocks_")
 TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -122,21 +124,58 @@ def read_into(model: ImageModel, tensors: Mapping[str, Tensor], source: str) -> 
             expected |= set(names)
             missing = [name for name in names if name not in tensors]
             if missing:
-                raise ModelError(f"{source} lacks {missing[0]}.", "Train with its parent's target_modules.")
-            if tensors[names[0]].shape != part.down.shape or float(tensors[names[2]]) != part.alpha:
-                raise ModelError(
-                    f"{source} has rank {len(tensors[names[0]])} and alpha {float(tensors[names[2]]):g}, the "
-                    f"spec says {len(part.down)} and {part.alpha:g}.",
-                    "Set r and lora_alpha to those of the parent.",
-                )
-            part.down.copy_(tensors[names[0]])
-            part.up.copy_(tensors[names[1]])
+                raise _lacking(source, missing[0], tensors)
+            down, up, alpha = (tensors[name] for name in names)
+            _check_fits(source, part, down, up, alpha)
+            part.down.copy_(down)
+            part.up.copy_(up)
     unknown = sorted(tensors.keys() - expected)
     if unknown:
         raise ModelError(
             f"{source} also changes {unknown[0]}, which this run would drop.",
             "Set target_modules and text_encoder as its run had them.",
         )
+
+
+def _lacking(source: str, name: str, tensors: Mapping[str, Tensor]) -> ModelError:
+    if any(other.startswith(_OTHER_NAMES) for other in tensors):
+        return ModelError(
+            f"{source} calls the UNet's layers input_blocks and so on, as kohya's trainer does for SDXL; a LoRA to "
+            "go on from has diffusers' names (down_blocks ...).",
+            "Begin afresh, without init_from.",
+        )
+    return ModelError(f"{source} lacks {name}.", "Train with its parent's target_modules.")
+
+
+def _check_fits(source: str, part: LoraPart, down: Tensor, up: Tensor, alpha: Tensor) -> None:
+    """Raise ModelError when a LoRA of one module is not one for this model and spec; says what is otherwise."""
+    r = down.shape[0] if down.ndim else 0
+    scale = alpha_of(source, part.key, alpha)
+    if down.shape[1:] != part.down.shape[1:] or up.shape != (*part.up.shape[:1], r, *part.up.shape[2:]):
+        raise ModelError(
+            f"{source} is for another base model, or damaged: its {part.key} has the shapes {list(down.shape)} and "
+            f"{list(up.shape)}, and this model's {list(part.down.shape)} and {list(part.up.shape)}.",
+            "Name the base model that it was trained on, or begin afresh, without init_from.",
+        )
+    if r != len(part.down) or not math.isclose(
+        scale, part.alpha, rel_tol=1e-3
+    ):  # half precision rounds so far
+        raise ModelError(
+            f"{source} has rank {r} and alpha {scale:.6g} at {part.key}, the spec says {len(part.down)} and "
+            f"{part.alpha:.6g}.",
+            "Set r and lora_alpha to those of the parent.",
+        )
+
+
+def alpha_of(source: str, key: str, alpha: Tensor) -> float:
+    """A module's alpha. Raises ModelError when it is no number above 0."""
+    value = float(alpha.flatten()[0]) if alpha.numel() == 1 else math.nan
+    if not math.isfinite(value) or value <= 0:
+        raise ModelError(
+            f"{source} is damaged: the alpha of its {key} is no number above 0.",
+            "Begin afresh, without init_from.",
+        )
+    return value
 
 
 Weights = list[Tensor]

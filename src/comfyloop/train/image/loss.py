@@ -30,15 +30,19 @@ Scheduler: TypeAlias = DDPMScheduler | FlowMatchEulerDiscreteScheduler
 
 
 def add_noise(scheduler: Scheduler, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Noising:
-    """The model's own scheduler says whether it predicts the noise, the velocity (Salimans & Ho 2022), or where
-    a straight line from picture to noise leads (flow matching, Esser et al. 2024)."""
+    """The model's own scheduler says whether it predicts the noise, the velocity (Salimans & Ho 2022), the picture,
+    or where a straight line from picture to noise leads (flow matching, Esser et al. 2024)."""
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         sigma = scheduler.sigmas.to(latents)[timesteps].view(-1, 1, 1, 1)
         return Noising((1 - sigma) * latents + sigma * noise, timesteps, noise - latents)
     noisy = scheduler.add_noise(latents, noise, timesteps)
-    target = noise
-    if scheduler.config.prediction_type == "v_prediction":
-        target = scheduler.get_velocity(latents, noise, timesteps)
+    match scheduler.config.prediction_type:
+        case "v_prediction":
+            target = scheduler.get_velocity(latents, noise, timesteps)
+        case "sample":
+            target = latents
+        case _:
+            target = noise
     return Noising(noisy, timesteps, target)
 
 
@@ -66,13 +70,19 @@ def draw_timestep(scheduler: Scheduler, chance: random.Random) -> int:
 def min_snr_weights(scheduler: Scheduler, timesteps: Tensor, gamma: float) -> Tensor:
     """Weights [B] of the losses (Hang et al. 2023): easy timesteps count no more than `gamma`; 0: all 1.
 
-    All 1 for flow matching too, which draws its timesteps by how hard they are.
+    All 1 for flow matching too, which draws its timesteps by how hard they are. With zero terminal SNR the last
+    timestep has no signal at all, which the weights take as they take little of it.
     """
     if gamma <= 0 or isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return torch.ones(len(timesteps))
     snr = signal_to_noise(scheduler, timesteps)
-    most = snr.clamp(max=gamma)
-    return most / (snr + 1) if scheduler.config.prediction_type == "v_prediction" else most / snr
+    match scheduler.config.prediction_type:
+        case "v_prediction":
+            return snr.clamp(max=gamma) / (snr + 1)
+        case "sample":
+            return snr.clamp(max=gamma)
+        case _:
+            return gamma / snr.clamp(min=gamma)
 
 
 def squared_error(predicted: Tensor, target: Tensor) -> Tensor:

@@ -7,18 +7,19 @@ One line: ``{"messages": [{"role": "user", "content": "a pony"}], "picked": "ima
 from __future__ import annotations
 
 import hashlib
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from comfyloop import formats
 from comfyloop.errors import DataError
+from comfyloop.files import regular
 from comfyloop.formats import BadRow, Row, UnusableRow
-from comfyloop.pictures import eight_bits, has_more_than_eight_bits
+from comfyloop.pictures import eight_bits, has_more_than_eight_bits, opened
 
+MOST_BYTES = 2**30
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
@@ -80,6 +81,11 @@ def _row(row: Row, folder: Path, pairs: bool, max_image_pixels: int) -> PictureR
 def _picture(value: Any, key: str, folder: Path, max_image_pixels: int) -> Picture:
     if not isinstance(value, str) or not value:
         raise UnusableRow(f"it has no picture under {key!r}")
+    if "\0" in value or not _is_text(value):
+        shown = value.encode("unicode_escape").decode()[:100]
+        raise UnusableRow(
+            f"the path of its picture under {key!r} has characters that no file's name has: {shown}"
+        )
     found = picture_at(folder / value)
     if found.width * found.height > max_image_pixels:
         raise UnusableRow(
@@ -89,6 +95,14 @@ def _picture(value: Any, key: str, folder: Path, max_image_pixels: int) -> Pictu
     return found
 
 
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:  # half of a character, as a cut-off emoji leaves it
+        return False
+    return True
+
+
 def picture_at(path: Path) -> Picture:
     """An image file, of which the header is read.
 
@@ -96,22 +110,21 @@ def picture_at(path: Path) -> Picture:
         UnusableRow: It is missing, empty, not an image, or a line.
     """
     try:
-        data = path.read_bytes()
-    except OSError:
+        data = regular(path, MOST_BYTES).read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
         raise UnusableRow(f"its image {path.name} does not exist") from None
+    except OSError as error:
+        raise UnusableRow(f"its image {path.name[:100]} cannot be read: {error.strerror}") from None
     if not data:
         raise UnusableRow(f"its image {path.name} is empty (0 bytes)")
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None  # our own limit, with a sentence
     try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with opened(data, FORMATS) as image:
             width, height = image.size
             sideways = _is_sideways(image)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError):
+    except (OSError, SyntaxError, ValueError):
         raise UnusableRow(
             f"its image {path.name} is not one of {', '.join(FORMATS)}, whatever its name says"
         ) from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit
     if max(width, height) > 20 * min(width, height):
         raise UnusableRow(f"its image {path.name} has {width} x {height} pixels: a line, not a picture")
     if sideways:
@@ -132,9 +145,8 @@ def decode(picture: Picture) -> Image.Image:
     Raises:
         UnusableRow: It is cut off or damaged.
     """
-    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
-        with Image.open(picture.path, formats=FORMATS) as image:
+        with opened(picture.path.read_bytes(), FORMATS) as image:
             image.seek(0)
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -147,5 +159,3 @@ def decode(picture: Picture) -> Image.Image:
             return upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         raise UnusableRow(f"its image {picture.path.name} cannot be decoded ({error})") from None
-    finally:
-        Image.MAX_IMAGE_PIXELS = limit

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
@@ -19,6 +18,8 @@ from comfyloop.errors import ModelError
 from comfyloop.train.answers import read_answers
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.image.judge_spec import JudgeSpec
+from comfyloop.train.image.rows import decode, picture_at
+from comfyloop.train.image.weights import complain, first_line
 from comfyloop.train.models import Loaded, choose_dtype, describe, read_weights
 from comfyloop.train.rows import IMAGE_TAG, Row, Turn
 from comfyloop.train.spec import TrainSpec
@@ -57,14 +58,15 @@ class Clip:
     def __init__(self, place: str) -> None:
         self.name = f"CLIP ({Path(place).name})"
         try:
-            self._model: Any = AutoModel.from_pretrained(place).eval()
+            model, told = AutoModel.from_pretrained(place, output_loading_info=True)
+            self._model: Any = model.eval()
             self._processor: Any = AutoProcessor.from_pretrained(place)
+            complain("model", told["missing_keys"], (), told["mismatched_keys"])
             if not hasattr(self._model, "get_image_features"):
                 raise ValueError(f"{type(self._model).__name__} compares no pictures with texts")
-        except (OSError, ValueError) as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        except Exception as error:  # readers raise whatever the damage leads them to
             raise ModelError(
-                f"{place} cannot be used as CLIP: {first}.",
+                f"{place} cannot be used as CLIP: {first_line(error)}.",
                 "Set gate_clip to a CLIP's directory, or to nothing.",
             ) from None
 
@@ -75,8 +77,7 @@ class Clip:
 
     @torch.no_grad()
     def face(self, picture: Path) -> Tensor:
-        with Image.open(picture) as opened:
-            pixels = self._processor(images=opened.convert("RGB"), return_tensors="pt")
+        pixels = self._processor(images=decode(picture_at(picture)), return_tensors="pt")
         return _unit(self._model.get_image_features(**pixels))
 
 

@@ -53,7 +53,11 @@ class ImageTrainSpec(RunSpec):
     adapter: ImageAdapterSpec = ImageAdapterSpec()
     about: About = About()
     vae: str | None = Field(default=None, description="Another VAE than the checkpoint's.")
-    prediction_type: Literal["auto", "epsilon", "v_prediction"] = "auto"
+    prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = Field(
+        default="auto",
+        description="What a UNet predicts of a noisy picture: the noise, the velocity or the picture; auto: what the "
+        "model says of itself.",
+    )
 
     resolution: int = Field(
         default=0,

@@ -17,25 +17,28 @@ from torch import Tensor, nn
 
 from comfyloop.errors import ModelError
 from comfyloop.stable_diffusion.folder import weights_of
-from comfyloop.stable_diffusion.header import damaged, refuse_pickle
+from comfyloop.stable_diffusion.header import CONVERT, damaged, refuse_pickle
 
 SCALES = (".scale_weight", ".weight_scale")
 """ComfyUI's two names for what weights of 8 bits are to be multiplied by."""
-_OF_ACTIVATIONS = (".scale_input", ".input_scale")  # they round what goes in; the weights mean the same without
+_OF_ACTIVATIONS = (
+    ".scale_input",
+    ".input_scale",
+)  # they round what goes in; the weights mean the same without
 _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")
 _OTHER_KIND = "It may be damaged or of another kind."
 
 
-def read_tensors(place: Path, node: str = "CheckpointSave") -> dict[str, Tensor]:
+def read_tensors(place: Path, mend: str = CONVERT) -> dict[str, Tensor]:
     """All tensors of a safetensors file, scaled ones of 8 bits as what they stand for.
 
     Args:
-        node: ComfyUI's node that writes such a file, where this one is a pickle.
+        mend: What to do where it is a pickle.
 
     Raises:
         ModelError: It is not a safetensors file, is cut off, or is quantised in a way that is not read.
     """
-    refuse_pickle(place, node)
+    refuse_pickle(place, mend)
     try:
         with safe_open(place, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -96,7 +99,12 @@ def read_part(kind: Any, place: Path, dtype: torch.dtype | None = None) -> Any:
     more = {} if dtype is None else {"dtype": dtype}
     try:
         module, told = kind.from_pretrained(
-            place, local_files_only=True, use_safetensors=True, variant=variant, output_loading_info=True, **more
+            place,
+            local_files_only=True,
+            use_safetensors=True,
+            variant=variant,
+            output_loading_info=True,
+            **more,
         )
     except MemoryError:
         raise
