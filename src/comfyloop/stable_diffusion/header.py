@@ -31,6 +31,7 @@ def read_header(place: Path) -> Header:
 
 
 CONVERT = "Convert it to safetensors; ComfyUI's CheckpointSave node does that."
+CONVERT_VAE = "Convert it to safetensors; ComfyUI's VAESave node does that."
 
 
 def refuse_pickle(place: Path, mend: str = CONVERT) -> None:

@@ -12,7 +12,7 @@ from comfyloop.files import there
 from comfyloop.settings import IMAGE_STARTER
 from comfyloop.stable_diffusion import shapes
 from comfyloop.stable_diffusion.folder import read_folder
-from comfyloop.stable_diffusion.header import read_header
+from comfyloop.stable_diffusion.header import CONVERT_VAE, read_header, refuse_pickle
 from comfyloop.stable_diffusion.kinds import Objective, Prediction, objective_of_file
 
 NAMES = {
@@ -38,8 +38,11 @@ def look(model: str, vae: str = "", prediction: Prediction | None = None) -> str
     """
     if model == IMAGE_STARTER:
         return "The embedded image starter."
-    if vae and there(vae) is None:
-        raise ModelError(f"There is no VAE {vae[:200]}.", "Set image_vae to a VAE's folder or file.")
+    if vae:
+        beside = there(vae)
+        if beside is None:
+            raise ModelError(f"There is no VAE {vae[:200]!r}.", "Set image_vae to a VAE's folder or file.")
+        refuse_pickle(beside, CONVERT_VAE)
     place = there(model)
     if place is not None and place.is_dir():
         folder = read_folder(place)

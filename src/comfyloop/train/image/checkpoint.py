@@ -28,7 +28,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from comfyloop.errors import ModelError
 from comfyloop.stable_diffusion import layout, shapes, tokenizer
 from comfyloop.stable_diffusion.folder import VAES, read_folder, read_json
-from comfyloop.stable_diffusion.header import CONVERT
+from comfyloop.stable_diffusion.header import CONVERT_VAE
 from comfyloop.stable_diffusion.kinds import (
     Objective,
     Prediction,
@@ -344,7 +344,7 @@ def load_vae(place: Path, family: ImageFamily) -> AutoencoderKL | AutoencoderTin
         raise ModelError(f"The VAE {place} is no folder.", "Name a VAE's diffusers folder for SD3 and Flux.")
     if not place.is_file():
         raise ModelError(f"There is no VAE {place}.", "Name a VAE's folder or file.")
-    tensors = read_tensors(place, CONVERT.replace("CheckpointSave", "VAESave"))
+    tensors = read_tensors(place, CONVERT_VAE)
     at = shapes.VAE_PREFIX
     if not any(name.startswith(at) for name in tensors):
         tensors = {at + name: tensor for name, tensor in tensors.items()}
