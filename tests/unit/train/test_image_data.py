@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.image.text import Captions
 from comfyloop.train.options import make_spec
 from comfyloop.train.rows import UnusableRow
+from comfyloop.train.spec import read_spec
 
 LIMIT = 64_000_000
 
@@ -96,6 +98,48 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
         read_rows(tmp_path / "none.jsonl", pairs=False, max_image_pixels=LIMIT)
     with pytest.raises(DataError):
         read_rows(write(tmp_path, ""), pairs=False, max_image_pixels=LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (row("a\0.png"), "no file's name has: a\\x00.png"),
+        (row("a\ud83d.png"), "no file's name has: a\\ud83d.png"),
+        (row("images/" + "a" * 5000), "cannot be read"),
+        (row("."), "cannot be read"),
+        (row("pipe"), "cannot be read"),
+        (row("a.png/b.png"), "does not exist"),
+        (row("a.png", prompt="a \ud83d fox"), "half a character"),
+        (row("a.png", prompt="a \0 fox"), "NUL"),
+        ('{"picked": "a.png", "messages": ' + "9" * 5000 + "}", "too many digits"),
+        ('{"picked": "a.png", "messages": ' + "[" * 100_000, "too deep"),
+        (
+            '{"picked": ' + "[" * 400 + "]" * 400 + ', "messages": [{"role": "user", "content": "x"}]}',
+            "no picture",
+        ),
+    ],
+)
+def test_what_no_file_can_be_called_is_named_and_the_rest_is_read(
+    line: dict[str, Any] | str, reason: str, tmp_path: Path
+) -> None:
+    Image.new("RGB", (16, 16), "red").save(tmp_path / "a.png")
+    os.mkfifo(tmp_path / "pipe")
+    rows, bad = read_rows(write(tmp_path, line, row("a.png")), pairs=False, max_image_pixels=LIMIT)
+    assert len(rows) == 1 and len(bad) == 1 and reason in bad[0].reason, bad
+    bad[0].reason.encode()
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "9" * 5000, "[" * 100_000 + "]" * 100_000])
+def test_options_of_any_length_are_told_in_a_sentence(value: str, tmp_path: Path) -> None:
+    known = {"recipe": "image_sft", "model": "m.safetensors", "train": "t.jsonl"}
+    with pytest.raises(InvalidInput):
+        make_spec(known, [f"snr_gamma={value}x", f"seed={value}"])
+    (tmp_path / "spec.json").write_text('{"recipe": "image_sft", "seed": ' + value)
+    with pytest.raises(InvalidInput):
+        read_spec(tmp_path)
+    (tmp_path / "spec.json").write_bytes(b"\xff\xfe{}")
+    with pytest.raises(InvalidInput, match="UTF-8"):
+        read_spec(tmp_path)
 
 
 def test_a_cut_off_picture_is_told_when_it_is_decoded(tmp_path: Path) -> None:

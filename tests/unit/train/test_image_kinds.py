@@ -1,4 +1,4 @@
-"""Checkpoints that training would get wrong: read as ComfyUI reads them, or refused by name, never as something else."""
+"""Checkpoints that training would get wrong: read as ComfyUI reads them or refused by name, never as others."""
 
 from __future__ import annotations
 
@@ -102,7 +102,9 @@ def test_edm_models_are_refused_by_name(
     refused(write({**sdxl, marker: torch.tensor(120.0)}), "EDM", prediction=prediction)
 
 
-def test_what_nobody_trains_here_is_refused_unless_the_person_knows_better(sd15: Tensors, write: Write) -> None:
+def test_what_nobody_trains_here_is_refused_unless_the_person_knows_better(
+    sd15: Tensors, write: Write
+) -> None:
     place = write(sd15, modelspec__prediction_type="rectified flow")
     refused(place, "rectified flow", "prediction_type")
     assert checkpoint.load(place, prediction="sample").scheduler.config.prediction_type == "sample"
@@ -111,7 +113,9 @@ def test_what_nobody_trains_here_is_refused_unless_the_person_knows_better(sd15:
 # --- what is taken in ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("channels", "name"), [(9, "inpainting"), (8, "editing"), (5, "depth"), (7, "upscaler")])
+@pytest.mark.parametrize(
+    ("channels", "name"), [(9, "inpainting"), (8, "editing"), (5, "depth"), (7, "upscaler")]
+)
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_unets_that_take_more_than_latents_are_refused_before_anything_is_encoded(
     channels: int, name: str, family: str, write: Write, request: pytest.FixtureRequest
@@ -177,7 +181,9 @@ def test_weights_of_8_bits_are_multiplied_by_their_scales(
     for name, nested in places.items():
         eight, expected[nested] = scaled(sd15, name, rows=rows)
         given |= {f"{name}.weight": eight[f"{name}.weight"], f"{name}.{scale_name}": eight[f"{name}.scale"]}
-        given[f"{name}.{'scale_input' if scale_name == 'scale_weight' else 'input_scale'}"] = torch.tensor(1.0)
+        given[f"{name}.{'scale_input' if scale_name == 'scale_weight' else 'input_scale'}"] = torch.tensor(
+            1.0
+        )
     if rows:
         quant = json.dumps({"format": "float8_e4m3fn"}).encode()
         given |= {f"{n}.comfy_quant": torch.tensor(list(quant), dtype=torch.uint8) for n in places}
@@ -224,7 +230,9 @@ def test_a_vae_that_does_not_belong_is_refused(sd15: Tensors, write: Write, tmp_
     folder, other = tmp_path / "vae", tmp_path / "other"
     AutoencoderKL(latent_channels=16).save_pretrained(folder)
     refused(bare, "16", looks=False, vae=folder)
-    refused(bare, f"Name the folder: {folder}", looks=False, vae=folder / "diffusion_pytorch_model.safetensors")
+    refused(
+        bare, f"Name the folder: {folder}", looks=False, vae=folder / "diffusion_pytorch_model.safetensors"
+    )
     AutoencoderKL(latents_mean=[0.0] * 4, latents_std=[1.0] * 4).save_pretrained(other)
     refused(bare, "latents_mean", looks=False, vae=other)
     odd = tmp_path / "odd.safetensors"

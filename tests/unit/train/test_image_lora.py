@@ -10,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from comfyloop.errors import Conflict, ModelError
 from comfyloop.train.image import checkpoint, kohya, lora
+from comfyloop.train.image.checkpoint import ImageModel
+from comfyloop.train.image.judge import form_of
 from comfyloop.train.image.spec import About, ImageAdapterSpec
 
 
@@ -67,6 +69,65 @@ def test_a_parent_of_another_shape_is_refused(tiny_sd15: Path) -> None:
     missing = dict(list(tensors.items())[1:])
     with pytest.raises(ModelError, match="v1 lacks"):
         lora.read_into(model, missing, "v1")
+
+
+@pytest.fixture(scope="module")
+def wearing(tiny_sd15: Path) -> ImageModel:
+    model = checkpoint.load(tiny_sd15)
+    lora.add(model, ImageAdapterSpec(r=4, lora_alpha=4))
+    return model
+
+
+STEM = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"alpha": torch.ones(2)}, ("alpha", "no number above 0")),
+        ({"alpha": torch.zeros(0)}, ("alpha", "no number above 0")),
+        ({"alpha": torch.tensor(torch.nan)}, ("alpha", "no number above 0")),
+        ({"alpha": torch.tensor(-4.0)}, ("alpha", "no number above 0")),
+        ({"alpha": torch.tensor(2.5)}, ("rank 4 and alpha 2.5", "4 and 4")),
+        ({"lora_down.weight": torch.zeros(())}, ("another base model", "[]")),
+        ({"lora_down.weight": torch.zeros(4)}, ("another base model", "[4]")),
+        ({"lora_down.weight": torch.zeros(4, 640)}, ("another base model", "[4, 640]", "[4, 64]")),
+        ({"lora_down.weight": torch.zeros(4, 64, 1, 1)}, ("another base model",)),
+        ({"lora_up.weight": torch.zeros(64, 1)}, ("another base model", "[64, 1]")),
+        ({"lora_up.weight": torch.zeros(4, 64)}, ("another base model",)),
+        ({"lora_down.weight": torch.zeros(8, 64), "lora_up.weight": torch.zeros(64, 8)}, ("rank 8", STEM)),
+    ],
+)
+def test_a_lora_of_odd_shapes_is_refused_by_what_is_odd(
+    changes: dict[str, torch.Tensor], words: tuple[str, ...], wearing: ImageModel
+) -> None:
+    tensors = {**kohya.tensors(wearing), **{f"{STEM}.{name}": tensor for name, tensor in changes.items()}}
+    with pytest.raises(ModelError) as error:
+        lora.read_into(wearing, tensors, "v1")
+    assert all(word in str(error.value) for word in ("v1", *words)), error.value
+
+
+def test_an_alpha_in_half_precision_is_the_same(wearing: ImageModel) -> None:
+    tensors = kohya.tensors(wearing)
+    lora.read_into(wearing, {n: t.bfloat16() if n.endswith("alpha") else t for n, t in tensors.items()}, "v1")
+    lora.read_into(wearing, {n: t * 1.0001 if n.endswith("alpha") else t for n, t in tensors.items()}, "v1")
+
+
+def test_names_of_kohyas_trainer_are_called_so(wearing: ImageModel) -> None:
+    tensors = {n.replace("down_blocks_1", "input_blocks_4"): t for n, t in kohya.tensors(wearing).items()}
+    with pytest.raises(ModelError, match="input_blocks and so on"):
+        lora.read_into(wearing, tensors, "v1")
+
+
+@pytest.mark.parametrize("alpha", [None, torch.tensor(0.5), torch.ones(2), torch.tensor(torch.inf)])
+def test_a_judge_says_which_lora_is_none_of_ours(alpha: torch.Tensor | None, tmp_path: Path) -> None:
+    told = {
+        "lora_unet_a.lora_down.weight": torch.zeros(4, 8),
+        "lora_unet_a.lora_up.weight": torch.zeros(8, 4),
+    }
+    save_file(told | ({} if alpha is None else {"lora_unet_a.alpha": alpha}), tmp_path / "v3.safetensors")
+    with pytest.raises(ModelError, match=r"v3\.safetensors.*alpha"):
+        form_of(tmp_path / "v3.safetensors")
 
 
 def test_a_published_file_is_never_written_over(tmp_path: Path) -> None:

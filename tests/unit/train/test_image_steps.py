@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.training_utils import (
     compute_density_for_timestep_sampling,
     compute_loss_weighting_for_sd3,
@@ -20,8 +20,10 @@ from PIL import Image
 
 from comfyloop.train.image import kohya, lora
 from comfyloop.train.image.batches import batches
-from comfyloop.train.image.loss import draw_noise, draw_timestep
+from comfyloop.train.image.checkpoint import SCHEDULE
+from comfyloop.train.image.loss import add_noise, draw_noise, draw_timestep, min_snr_weights
 from comfyloop.train.image.objectives import denoising_loss, preference_loss
+from comfyloop.train.image.render import draw
 from comfyloop.train.image.rows import PictureRow, read_rows
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.image.student import Student, prepare
@@ -239,3 +241,44 @@ def test_flow_timesteps_are_logit_normal() -> None:
     assert np.quantile(drawn, [0.1, 0.5, 0.9]) == pytest.approx(
         np.quantile(theirs, [0.1, 0.5, 0.9]), abs=0.03
     )
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("zero", [False, True])
+def test_min_snr_weights_are_numbers_at_every_timestep(prediction: str, zero: bool) -> None:
+    scheduler = DDPMScheduler(**SCHEDULE, prediction_type=prediction, rescale_betas_zero_snr=zero)
+    timesteps = torch.arange(1000)
+    weights = min_snr_weights(scheduler, timesteps, 5.0)
+    assert torch.isfinite(weights).all() and (weights >= 0).all()
+    snr = compute_snr(scheduler, timesteps)
+    most = snr.clamp(max=5.0)
+    divided = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones(1000)}[prediction]
+    there = snr > 0
+    assert int((~there).sum()) == int(zero)
+    torch.testing.assert_close(weights[there], (most / divided)[there])
+    assert not zero or float(weights[-1]) == (1.0 if prediction == "epsilon" else 0.0)
+
+
+def test_a_model_of_the_picture_itself_is_taught_the_picture() -> None:
+    scheduler = DDPMScheduler(**SCHEDULE, prediction_type="sample")
+    latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)
+    noising = add_noise(scheduler, latents, noise, torch.tensor([10, 900]))
+    assert torch.equal(noising.target, latents)
+    assert torch.equal(noising.noisy, scheduler.add_noise(latents, noise, torch.tensor([10, 900])))
+
+
+@pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
+def test_what_a_model_with_zero_terminal_snr_learns_it_draws(
+    prediction: str, tiny_sd15: Path, data: Path
+) -> None:
+    student, spec = student_of(tiny_sd15, data.parent, prediction_type=prediction)
+    student.model.scheduler = DDPMScheduler(
+        **SCHEDULE, prediction_type=prediction, rescale_betas_zero_snr=True
+    )
+    rows = rows_of(data, pairs=False)
+    (batch,) = batches(student, rows, spec, random.Random(1), timesteps=[0, 500, 998, 999])
+    loss = denoising_loss(student, batch, 5.0).mean()
+    loss.backward()
+    assert torch.isfinite(loss) and torch.isfinite(gradients(student)).all()
+    drawn = draw(student, "a fox", 1, size=(64, 64), steps=2)
+    assert np.asarray(drawn).std() > 0

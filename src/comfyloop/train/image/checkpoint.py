@@ -118,6 +118,7 @@ def load(
     if vae is not None:
         model.vae = load_vae(vae, model.family)
     if not model.is_flow:
+        _refuse_other_texts(place, model)
         refuse_other_inputs(
             model.denoiser.config.in_channels,
             model.denoiser.config.out_channels,
@@ -128,6 +129,23 @@ def load(
     for module in model.modules:
         module.requires_grad_(False).eval()
     return model
+
+
+def _refuse_other_texts(place: Path, model: ImageModel) -> None:
+    """Raise ModelError when a UNet attends to states of another width than its text encoders give."""
+    texts, unet = [encoder.model.config for encoder in model.text_encoders], model.denoiser.config
+    pairs = [(sum(text.hidden_size for text in texts), unet.cross_attention_dim, "text states")]
+    if model.family == "sdxl":
+        sizes = 6 * unet.addition_time_embed_dim
+        told = unet.projection_class_embeddings_input_dim
+        pairs.append((texts[-1].projection_dim + sizes, told, "pooled states with sizes"))
+    for given, wanted, what in pairs:
+        if given != wanted:
+            raise ModelError(
+                f"{place} cannot be trained on. Its text encoders give {what} of width {given}, and its UNet takes "
+                f"{wanted}.",
+                "Name a model whose parts belong together.",
+            )
 
 
 # --- a single file ------------------------------------------------------------------------------------------
@@ -288,12 +306,10 @@ def _from_folder(place: Path, dtype: torch.dtype) -> ImageModel:
             from comfyloop.train.image import flow  # it builds on this module
 
             return flow.load(place, folder.family, dtype)
-        unet = read_part(UNet2DConditionModel, place / "unet")
-        encoders = [_encoder(place, "")]
-        if folder.family == "sdxl":
-            encoders.append(_encoder(place, "_2"))
         scheduler = read_scheduler(DDPMScheduler, place)
         vae = load_vae(place / "vae", folder.family)
+        unet = read_part(UNet2DConditionModel, place / "unet")
+        encoders = [_encoder(place, suffix) for suffix in ("", "_2")[: 2 if folder.family == "sdxl" else 1]]
     except ModelError as error:
         raise ModelError(f"{place} cannot be trained on. {error.message}", error.mend) from None
     return ImageModel(folder.family, unet, vae, encoders, scheduler)

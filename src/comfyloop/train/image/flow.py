@@ -5,6 +5,7 @@ Prompts go through the pipeline's own `encode_prompt`, so three text encoders an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -70,6 +71,7 @@ def load(place: Path, family: Literal["sd3", "flux"], dtype: torch.dtype) -> Ima
             continue
         model = read_part(kind, place / f"text_encoder{suffix}", dtype)
         encoders[suffix] = TextEncoder(read_tokenizer(words, place / f"tokenizer{suffix}", model), model)
+    _refuse_other_texts(denoiser.config, encoders, family)
     scheduler = read_scheduler(FlowMatchEulerDiscreteScheduler, place)
     whole = pipeline(
         transformer=denoiser,
@@ -91,6 +93,19 @@ def _refuse_other_inputs(config: Any, latent_channels: int, family: str) -> None
             f"{wanted}: models that fill in, or follow edges or depth, take more.",
             "Name the text-to-image model that it was made from.",
         )
+
+
+def _refuse_other_texts(config: Any, encoders: Mapping[str, TextEncoder | None], family: str) -> None:
+    texts = [found.model.config for found in encoders.values() if found is not None]
+    pooled = texts[0].hidden_size if family == "flux" else sum(text.projection_dim for text in texts[:2])
+    pairs = [(pooled, config.pooled_projection_dim)]
+    pairs += [(text.d_model, config.joint_attention_dim) for text in texts if hasattr(text, "d_model")]
+    for given, wanted in pairs:
+        if given != wanted:
+            raise ModelError(
+                f"Its text encoders give states of width {given}, and its transformer takes {wanted}.",
+                "Name a model whose parts belong together.",
+            )
 
 
 def encode(model: ImageModel, caption: str) -> tuple[Tensor, Tensor]:
