@@ -14,6 +14,7 @@ from filelock import FileLock, Timeout
 from comfyloop import integrity, starter
 from comfyloop.environments import environment, python_of, refuse_without_gpu
 from comfyloop.errors import Conflict, DamagedVersion, InvalidInput, StorageError
+from comfyloop.files import there
 from comfyloop.loop import Controller, Work
 from comfyloop.records import BASE, Project, Version
 from comfyloop.retention import Keeper
@@ -46,7 +47,8 @@ def model_path(settings: Settings, model: str, progress: Progress | None = None)
         return str(starter.ensure(settings.cache_dir, progress))
     if model == IMAGE_STARTER:
         return str(image_starter.ensure(settings.cache_dir, progress))
-    return str(Path(model).expanduser().resolve()) if Path(model).expanduser().exists() else model
+    found = there(model)
+    return str(found.resolve()) if found is not None else model
 
 
 @contextmanager

@@ -71,8 +71,10 @@ def _file(place: Path, has_vae: bool, prediction: Prediction | None) -> str:
         raise ModelError(
             f"{place.name} lacks text encoders.", "Name a whole checkpoint, or a diffusers folder."
         )
-    if not has_vae and not any(name.startswith(shapes.VAE_PREFIX) for name in header.shapes):
-        raise ModelError(f"{place.name} has no VAE in it.", "Set image_vae to a VAE's folder or file.")
+    if not has_vae and not shapes.has_vae(header.shapes):
+        raise ModelError(
+            f"{place.name} has no VAE with an encoder in it.", "Set image_vae to a VAE's folder or file."
+        )
     return f"{NAMES[family]} in one file, {_predicts(objective, prediction)}."
 
 

@@ -156,6 +156,13 @@ def unet(shapes: Shapes, kind: Family) -> tuple[dict[str, Any], UNetShape]:
     return config, UNetShape(layers=layers[0], attention=attends, middle=middle)
 
 
+def has_vae(shapes: Shapes) -> bool:
+    """Whether there is one that encodes, whole or tiny."""
+    return any(
+        name.startswith((f"{VAE_PREFIX}encoder.conv_in.", f"{VAE_PREFIX}taesd_encoder.")) for name in shapes
+    )
+
+
 def vae(shapes: Shapes, kind: Family) -> dict[str, Any] | None:
     """Arguments of diffusers' AutoencoderKL; None when the file holds none."""
     at = VAE_PREFIX

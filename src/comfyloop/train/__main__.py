@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound
+from comfyloop.files import there
 from comfyloop.train.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
 from comfyloop.train.image.judge_spec import JudgeSpec
 from comfyloop.train.image.spec import ImageTrainSpec
@@ -105,7 +106,7 @@ def prepare(spec: RunSpec | JointSpec | JudgeSpec, log: RunLog) -> None:
     use_threads(spec.threads)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    if Path(spec.model).exists():
+    if there(spec.model) is not None:
         os.environ["HF_HUB_OFFLINE"] = "1"  # nothing is to be asked of a hub about a local model
     watch_memory(spec.memory_gb, lambda sentence: log.end(TrainState.FAILED, error=sentence, exit_code=21))
 

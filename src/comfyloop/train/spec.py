@@ -132,6 +132,14 @@ class RunSpec(Record):
     )
 
     @model_validator(mode="after")
+    def _can_be_written(self) -> Self:
+        try:
+            self.model_dump_json()
+        except ValueError:
+            raise ValueError("a text or path has half a character, which no file keeps") from None
+        return self
+
+    @model_validator(mode="after")
     def _eval_needs_data(self) -> Self:
         if self.holdout is not None and self.holdout == self.train:
             raise ValueError("holdout is the training file itself: held-out loss would mean nothing")

@@ -14,7 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyloop.errors import DataError, InvalidInput, NotFound
+from comfyloop.errors import DataError, InvalidInput, ModelError, NotFound
+from comfyloop.service import model_path
+from comfyloop.settings import Settings
 from comfyloop.train.image import buckets, checkpoint
 from comfyloop.train.image.cache import Cache
 from comfyloop.train.image.latents import Latents
@@ -24,6 +26,7 @@ from comfyloop.train.image.text import Captions
 from comfyloop.train.options import make_spec
 from comfyloop.train.rows import UnusableRow
 from comfyloop.train.spec import read_spec
+from comfyloop.train.status import RunDirectory
 
 LIMIT = 64_000_000
 
@@ -140,6 +143,16 @@ def test_options_of_any_length_are_told_in_a_sentence(value: str, tmp_path: Path
     (tmp_path / "spec.json").write_bytes(b"\xff\xfe{}")
     with pytest.raises(InvalidInput, match="UTF-8"):
         read_spec(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "x" * 5000, "~nobody-here/x", "\udcff"])
+def test_a_model_that_can_be_no_file_is_told_in_a_sentence(name: str, tmp_path: Path) -> None:
+    with pytest.raises((ModelError, InvalidInput)):
+        spec = make_spec({"recipe": "image_sft", "model": name, "train": "t.jsonl"}, [])
+        assert model_path(Settings(home=tmp_path), name) == name
+        checkpoint.load(RunDirectory(tmp_path).resolve(spec.model))
+    with pytest.raises(ModelError):
+        checkpoint.load_vae(tmp_path / name, "sd15")
 
 
 def test_a_cut_off_picture_is_told_when_it_is_decoded(tmp_path: Path) -> None:

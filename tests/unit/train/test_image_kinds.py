@@ -213,12 +213,38 @@ def test_novelai_names_are_read_as_comfyui_reads_them(sd15: Tensors, write: Writ
     assert "Stable Diffusion 1.5 in one file" in look(str(place))
 
 
+def test_weights_that_are_no_numbers_are_found_before_the_first_step(sd15: Tensors, write: Write) -> None:
+    for name in (f"{UNET}out.2.weight", f"{TEXT}final_layer_norm.bias"):
+        broken = sd15[name].clone()
+        broken.view(-1)[0] = torch.inf if "out" in name else torch.nan
+        with pytest.raises(ModelError, match="no numbers"):
+            checkpoint.load(write({**sd15, name: broken}))
+
+
+def test_what_other_tools_leave_in_a_file_is_passed_over(sd15: Tensors, sdxl: Tensors, write: Write) -> None:
+    """Positions, as whole or real numbers or none; scales and projections of CLIP; averages of the weights."""
+    positions = torch.arange(77.0)[None]
+    for kind in (torch.float32, torch.int64):
+        more = {f"{TEXT}embeddings.position_ids": positions.to(kind), "model_ema.decay": torch.tensor(0.9)}
+        assert predicts(write({**sd15, **more}))[0] == "epsilon"
+    short = {n.replace(TEXT, "cond_stage_model.transformer."): t for n, t in {**sd15, **more}.items()}
+    assert predicts(write(short))[0] == "epsilon"
+    first = "conditioner.embedders.0."
+    more = {f"{first}logit_scale": torch.tensor(1.0), f"{first}text_projection": torch.zeros(768, 768)}
+    assert predicts(write({**sdxl, **more}))[0] == "epsilon"
+
+
+def test_a_decoder_alone_is_no_vae_to_train_with(sd15: Tensors, write: Write) -> None:
+    half = {n: t for n, t in sd15.items() if "taesd_encoder" not in n}
+    refused(write(half), "no VAE with an encoder")
+
+
 def test_pickles_name_the_node_that_converts_them(sd15: Tensors, write: Write, tmp_path: Path) -> None:
     for name in ("old.ckpt", "OLD.CKPT", "old.pt"):
         (tmp_path / name).write_bytes(b"x")
         refused(tmp_path / name, "pickle", "CheckpointSave")
     bare = write({n: t for n, t in sd15.items() if not n.startswith("first_stage_model.")})
-    refused(bare, "no VAE")
+    refused(bare, "no VAE with an encoder")
     with pytest.raises(ModelError, match="VAESave"):
         checkpoint.load(bare, tmp_path / "old.pt")
     with pytest.raises(ModelError, match="VAESave"):

@@ -95,6 +95,7 @@ STEM = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
         ({"lora_down.weight": torch.zeros(4, 64, 1, 1)}, ("another base model",)),
         ({"lora_up.weight": torch.zeros(64, 1)}, ("another base model", "[64, 1]")),
         ({"lora_up.weight": torch.zeros(4, 64)}, ("another base model",)),
+        ({"lora_down.weight": torch.full((4, 64), torch.nan)}, ("no numbers", STEM)),
         ({"lora_down.weight": torch.zeros(8, 64), "lora_up.weight": torch.zeros(64, 8)}, ("rank 8", STEM)),
     ],
 )

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from comfyloop.errors import ModelError
+from comfyloop.files import there
 from comfyloop.stable_diffusion import layout, shapes, tokenizer
 from comfyloop.stable_diffusion.folder import VAES, read_folder, read_json
 from comfyloop.stable_diffusion.header import CONVERT_VAE
@@ -109,12 +110,14 @@ def load(
     Raises:
         ModelError: it does not exist, is damaged, of another kind, or a part is missing; says which.
     """
+    if there(str(place)) is None:
+        raise ModelError(f"There is no checkpoint {str(place)[:300]}.", _NEEDS)
     if place.is_dir():
         model = _from_folder(place, dtype)
     elif place.is_file():
         model = _from_file(place, vae, prediction)
     else:
-        raise ModelError(f"There is no checkpoint {place}.", _NEEDS)
+        raise ModelError(f"{place} is no file and no folder.", _NEEDS)
     if vae is not None:
         model.vae = load_vae(vae, model.family)
     if not model.is_flow:
@@ -163,9 +166,9 @@ def _from_file(place: Path, vae: Path | None, prediction: Prediction | None) -> 
             objective = Objective("v_prediction" if _predicts_v(tensors, family) else "epsilon")
         unet = _unet(tensors, known, family)
         encoders = _text_encoders(tensors, known, family)
-        coder = None if vae is not None else _vae(tensors, known, family)
+        coder = _vae(tensors, known, family) if vae is None and shapes.has_vae(known) else None
     if coder is None and vae is None:
-        raise ModelError(f"{place.name} has no VAE in it.", "Name one in the spec's `vae`.")
+        raise ModelError(f"{place.name} has no VAE with an encoder in it.", "Name one in the spec's `vae`.")
     scheduler = DDPMScheduler(
         **SCHEDULE,
         prediction_type=objective.prediction,
@@ -354,12 +357,14 @@ def read_scheduler(kind: Any, place: Path) -> Any:
 
 def load_vae(place: Path, family: ImageFamily) -> AutoencoderKL | AutoencoderTiny:
     """A VAE of its own: a diffusers folder, or a single file with or without the prefix of checkpoints."""
+    if there(str(place)) is None:
+        raise ModelError(f"There is no VAE {str(place)[:300]}.", "Name a VAE's folder or file.")
     if place.is_dir():
         return _vae_of_folder(place)
     if family == "sd3" or family == "flux":
         raise ModelError(f"The VAE {place} is no folder.", "Name a VAE's diffusers folder for SD3 and Flux.")
     if not place.is_file():
-        raise ModelError(f"There is no VAE {place}.", "Name a VAE's folder or file.")
+        raise ModelError(f"{place} is no file and no folder.", "Name a VAE's folder or file.")
     tensors = read_tensors(place, CONVERT_VAE)
     at = shapes.VAE_PREFIX
     if not any(name.startswith(at) for name in tensors):

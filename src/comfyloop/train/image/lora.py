@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from comfyloop.errors import InvalidInput, ModelError
 from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.image.spec import ImageAdapterSpec
+from comfyloop.train.image.weights import refuse_no_numbers
 
 ADAPTER = "default"
 
@@ -157,6 +158,7 @@ def _check_fits(source: str, part: LoraPart, down: Tensor, up: Tensor, alpha: Te
             f"{list(up.shape)}, and this model's {list(part.down.shape)} and {list(part.up.shape)}.",
             "Name the base model that it was trained on, or begin afresh, without init_from.",
         )
+    refuse_no_numbers(f"LoRA {source}", ((f"{part.key}.lora_down", down), (f"{part.key}.lora_up", up)))
     if r != len(part.down) or not math.isclose(
         scale, part.alpha, rel_tol=1e-3
     ):  # half precision rounds so far

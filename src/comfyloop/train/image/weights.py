@@ -113,6 +113,7 @@ def read_part(kind: Any, place: Path, dtype: torch.dtype | None = None) -> Any:
             f"Its {place.name} cannot be read: {first_line(error)}.", "Download the folder again."
         ) from None
     complain(place.name, told["missing_keys"], told["unexpected_keys"], told.get("mismatched_keys", ()))
+    refuse_no_numbers(place.name, module.named_parameters())
     return module
 
 
@@ -128,6 +129,17 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], part: str) -> None:
     unlike = [name for name in own.keys() & given.keys() if own[name] != given[name]]
     complain(part, own.keys() - given.keys(), given.keys() - own.keys(), unlike)
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
+    refuse_no_numbers(part, module.named_parameters())
+
+
+def refuse_no_numbers(part: str, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Raise ModelError when a part has NaN or infinite weights, as merges leave them: every loss would be one."""
+    for name, tensor in named:
+        if not torch.isfinite(tensor.detach().float().sum()):
+            raise ModelError(
+                f"Its {part} has weights that are no numbers (NaN or infinite), as in {name}.",
+                "The model is damaged: merge or download it again.",
+            )
 
 
 def complain(part: str, missing: Iterable[str], unknown: Iterable[str], unlike: Iterable[Any]) -> None:
