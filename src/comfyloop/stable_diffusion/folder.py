@@ -36,7 +36,6 @@ class Folder:
     """What a folder holds; `objective` is None for transformers, which are trained by flow matching."""
 
     family: Family | Literal["sd3", "flux"]
-    pipeline: str
     objective: Objective | None
 
 
@@ -69,7 +68,7 @@ def _folder(place: Path, parts: Mapping[str, Any]) -> Folder:
             )
         for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
             weights_of(place / name)
-        return Folder(PIPELINES[pipeline], pipeline, None)
+        return Folder(PIPELINES[pipeline], None)
 
     if "unet" not in parts:
         raise ModelError(
@@ -88,7 +87,6 @@ def _folder(place: Path, parts: Mapping[str, Any]) -> Folder:
         weights_of(place / name)
     return Folder(
         family,
-        pipeline,
         Objective(
             scheduler_config.get("prediction_type", "epsilon"),
             bool(scheduler_config.get("rescale_betas_zero_snr")),

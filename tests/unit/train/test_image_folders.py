@@ -291,3 +291,7 @@ def test_a_transformer_is_read_whole_too(tmp_path: Path) -> None:
     )
     (place / "transformer/config.json").write_text(json.dumps(config | {"in_channels": 33}))
     refused(place, looks=False)
+    (place / "transformer/config.json").write_text(json.dumps(config))
+    image_models.tiny_kl(0.18215).save_pretrained(tmp_path / "vae")
+    with pytest.raises(ModelError, match="make 4"):
+        checkpoint.load(place, tmp_path / "vae")

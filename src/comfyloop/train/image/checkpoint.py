@@ -120,23 +120,26 @@ def load(
         raise ModelError(f"{place} is no file and no folder.", _NEEDS)
     if vae is not None:
         model.vae = load_vae(vae, model.family)
-    if not model.is_flow:
-        _refuse_other_texts(place, model)
-        refuse_other_inputs(
-            model.denoiser.config.in_channels,
-            model.denoiser.config.out_channels,
-            model.vae.config.latent_channels,
-        )
-        if prediction is not None:
-            model.scheduler.register_to_config(prediction_type=prediction)
+    try:
+        _refuse_what_does_not_belong(model)
+    except ModelError as error:
+        raise ModelError(f"{place} cannot be trained on. {error.message}", error.mend) from None
+    if prediction is not None and not model.is_flow:
+        model.scheduler.register_to_config(prediction_type=prediction)
     for module in model.modules:
         module.requires_grad_(False).eval()
     return model
 
 
-def _refuse_other_texts(place: Path, model: ImageModel) -> None:
-    """Raise ModelError when a UNet attends to states of another width than its text encoders give."""
+def _refuse_what_does_not_belong(model: ImageModel) -> None:
+    """Raise ModelError when the denoiser takes other latents than its VAE's, or other texts than its encoders'."""
+    if model.is_flow:
+        from comfyloop.train.image import flow  # it builds on this module
+
+        flow.refuse_what_does_not_belong(model)
+        return
     texts, unet = [encoder.model.config for encoder in model.text_encoders], model.denoiser.config
+    refuse_other_inputs(unet.in_channels, unet.out_channels, model.vae.config.latent_channels)
     pairs = [(sum(text.hidden_size for text in texts), unet.cross_attention_dim, "text states")]
     if model.family == "sdxl":
         sizes = 6 * unet.addition_time_embed_dim
@@ -145,8 +148,7 @@ def _refuse_other_texts(place: Path, model: ImageModel) -> None:
     for given, wanted, what in pairs:
         if given != wanted:
             raise ModelError(
-                f"{place} cannot be trained on. Its text encoders give {what} of width {given}, and its UNet takes "
-                f"{wanted}.",
+                f"Its text encoders give {what} of width {given}, and its UNet takes {wanted}.",
                 "Name a model whose parts belong together.",
             )
 

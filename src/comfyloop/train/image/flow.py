@@ -5,7 +5,6 @@ Prompts go through the pipeline's own `encode_prompt`, so three text encoders an
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -63,7 +62,6 @@ def load(place: Path, family: Literal["sd3", "flux"], dtype: torch.dtype) -> Ima
     pipeline, transformer, suffixes = _KINDS[family]
     denoiser = read_part(transformer, place / "transformer", dtype)
     vae = load_vae(place / "vae", family)
-    _refuse_other_inputs(denoiser.config, vae.config.latent_channels, family)
     encoders: dict[str, TextEncoder | None] = {}
     for suffix, (kind, words) in suffixes.items():
         if suffix == "_3" and not (place / "text_encoder_3").is_dir():
@@ -71,7 +69,6 @@ def load(place: Path, family: Literal["sd3", "flux"], dtype: torch.dtype) -> Ima
             continue
         model = read_part(kind, place / f"text_encoder{suffix}", dtype)
         encoders[suffix] = TextEncoder(read_tokenizer(words, place / f"tokenizer{suffix}", model), model)
-    _refuse_other_texts(denoiser.config, encoders, family)
     scheduler = read_scheduler(FlowMatchEulerDiscreteScheduler, place)
     whole = pipeline(
         transformer=denoiser,
@@ -84,26 +81,26 @@ def load(place: Path, family: Literal["sd3", "flux"], dtype: torch.dtype) -> Ima
     return ImageModel(family, denoiser, vae, there, scheduler, whole)
 
 
-def _refuse_other_inputs(config: Any, latent_channels: int, family: str) -> None:
-    wanted = latent_channels * (4 if family == "flux" else 1)  # Flux sees two by two latents as one
+def refuse_what_does_not_belong(model: ImageModel) -> None:
+    """Raise ModelError when the transformer takes other latents than its VAE's, or other texts than its encoders'."""
+    config, latent_channels = model.denoiser.config, model.vae.config.latent_channels
+    wanted = latent_channels * (4 if model.family == "flux" else 1)  # Flux sees two by two latents as one
     gives = config.out_channels or config.in_channels
     if config.in_channels != wanted or gives != wanted:
         raise ModelError(
             f"Its transformer takes {config.in_channels} channels and gives {gives}, where the latents of its VAE make "
             f"{wanted}: models that fill in, or follow edges or depth, take more.",
-            "Name the text-to-image model that it was made from.",
+            "Name the text-to-image model that it was made from, and a VAE that belongs to it.",
         )
-
-
-def _refuse_other_texts(config: Any, encoders: Mapping[str, TextEncoder | None], family: str) -> None:
-    texts = [found.model.config for found in encoders.values() if found is not None]
-    pooled = texts[0].hidden_size if family == "flux" else sum(text.projection_dim for text in texts[:2])
+    texts = [encoder.model.config for encoder in model.text_encoders]
+    clips = [text for text in texts if not hasattr(text, "d_model")]
+    pooled = clips[0].hidden_size if model.family == "flux" else sum(text.projection_dim for text in clips)
     pairs = [(pooled, config.pooled_projection_dim)]
     pairs += [(text.d_model, config.joint_attention_dim) for text in texts if hasattr(text, "d_model")]
-    for given, wanted in pairs:
-        if given != wanted:
+    for given, width in pairs:
+        if given != width:
             raise ModelError(
-                f"Its text encoders give states of width {given}, and its transformer takes {wanted}.",
+                f"Its text encoders give states of width {given}, and its transformer takes {width}.",
                 "Name a model whose parts belong together.",
             )
 
