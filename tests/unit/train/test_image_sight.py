@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -83,6 +85,15 @@ def test_what_is_no_clip_is_refused(tiny_clip: Path, tiny_llm: Path) -> None:
         sight(clip=str(tiny_llm))
     with pytest.raises(ModelError, match="cannot be used as CLIP"):
         sight(clip=str(tiny_clip.with_name("none")))
+
+
+def test_a_clip_that_lacks_a_tensor_judges_nothing(tiny_clip: Path, tmp_path: Path) -> None:
+    place = shutil.copytree(tiny_clip, tmp_path / "holes")
+    tensors = load_file(place / "model.safetensors")
+    del tensors["visual_projection.weight"]
+    save_file(tensors, place / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks visual_projection\.weight"):
+        sight(clip=str(place))
 
 
 def test_a_model_that_sees_nothing_says_nothing(tiny_llm: Path) -> None:
