@@ -1,4 +1,4 @@
-"""On which day somebody has a first better version: by pieces of feedback a day and the share that is accepted as it is.
+"""On which day somebody has a first better version: by pieces of feedback a day and how many are accepted as they are.
 
 Simulated with what the service goes by: the trigger, the split, the rule that a turn which could not promote does not
 train, and the gate's decision, on gains as large as a first turn of two dozen edits on the starter has them (2 standard
@@ -105,9 +105,10 @@ def main() -> None:
                     }
                 )
     lines = [
-        f"First promotion, {asked.people} simulated people a row; \"{DAYS + 1}\" is none in {DAYS} days.",
+        f'First promotion, {asked.people} simulated people a row; "{DAYS + 1}" is none in {DAYS} days.',
         "",
-        "| a version is better by (sd) | accepted as it is | pieces a day | half by day | nine in ten by day | turns trained |",
+        "| a version is better by (sd) | accepted as it is | pieces a day | half by day | nine in ten by day "
+        "| turns trained |",
         "|---|---|---|---|---|---|",
     ]
     lines += [

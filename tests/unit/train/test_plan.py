@@ -34,7 +34,9 @@ def test_new_samples_come_in_every_epoch_and_the_others_in_their_share(
     assert all(times[i] == 6 for i in range(new))
     old = [times[i] for i in range(new, new + rehearsal)]
     assert not old or max(old) - min(old) <= 1
-    assert sum(old) == 6 * max(-(-rehearsal // 6), min(rehearsal, -(-new // 3))), "in practice, in every epoch"
+    assert sum(old) == 6 * max(-(-rehearsal // 6), min(rehearsal, -(-new // 3))), (
+        "in practice, in every epoch"
+    )
     general = [times[i] for i in range(new + rehearsal, new + rehearsal + replay)]
     assert not general or max(general) - min(general) <= 1
     if replay >= 80:
