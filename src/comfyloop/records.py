@@ -439,7 +439,8 @@ class Loop(Record):
     run: str = ""
     version: int = 0
     requested: bool = False  # a person asked for a run
-    consolidate: bool = False  # the next turn, or the one under way, starts from the base models
+    consolidate: bool = False  # the next turn starts from the base models
+    consolidating: bool = False  # the turn under way does, since a person asked for it
     by_hand: bool = False  # the turn under way was asked for by a person
     seen_seq: int = 0  # the newest feedback that a finished turn has used
     looked_seq: int = 0  # the newest that was looked at, and found too little for a turn

@@ -72,8 +72,10 @@ class Controller:
             consolidate: It starts from the base models and learns everything.
         """
         with self.store.begin() as conn:
-            wanted = {"requested": True, "consolidate": consolidate, "updated_at": now()}
-            loop = loops.get(conn, project).model_copy(update=wanted)
+            loop = loops.get(conn, project)
+            # Asked for twice, once as a consolidation: that is what is done.
+            wanted = {"requested": True, "consolidate": consolidate or loop.consolidate, "updated_at": now()}
+            loop = loop.model_copy(update=wanted)
             loops.save(conn, loop)
         self._wake.set()
         return loop

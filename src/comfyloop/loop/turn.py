@@ -117,6 +117,8 @@ class Turn:
                 state=LoopState.CURATING,
                 requested=False,
                 by_hand=move.loop.requested,
+                consolidate=False,  # from here on it is asked of the turn after this one
+                consolidating=move.loop.consolidate,
                 outcome="",
                 reason="",
                 error="",
@@ -156,14 +158,14 @@ class Turn:
         )
         with self._transition(loop) as move:
             runs.add(move.conn, run)
-            move(state=LoopState.TRAINING, snapshot=snapshot.id, run=run.id, consolidate=False)
+            move(state=LoopState.TRAINING, snapshot=snapshot.id, run=run.id)
 
     def _starts_afresh(self, conn: Connection, loop: Loop, project: Project) -> bool:
         """Whether the turn starts from the base models and learns everything: asked for, due after so many turns
         on top of one another, or since going on from the live version has just led to nothing."""
         if project.live == BASE:
             return False  # there is nothing to go on from: all is new
-        if loop.consolidate or not self.settings.warm_start:
+        if loop.consolidating or not self.settings.warm_start:
             return True
         newest = versions.list_by(conn, loop.project, limit=1)[0]
         if newest.state is VersionState.REJECTED and newest.parent == project.live and not newest.fresh:
@@ -174,13 +176,7 @@ class Turn:
     def _rest(self, loop: Loop, outcome: str, reason: str, *, looked_seq: int, seen_seq: int) -> None:
         """End a turn that trained nothing; what it looked at is looked at again when there is more."""
         with self._transition(loop) as move:
-            move(
-                outcome=outcome,
-                reason=reason,
-                looked_seq=looked_seq,
-                seen_seq=seen_seq,
-                consolidate=False,
-            )
+            move(outcome=outcome, reason=reason, looked_seq=looked_seq, seen_seq=seen_seq)
 
     def _from_training(self, loop: Loop) -> None:
         with self.store.read() as conn:
@@ -290,7 +286,7 @@ class Turn:
             # What led to this waits for the next turn; that one waits for news, which keeps a broken set-up from
             # training in circles.
             last = feedback.last_seq(move.conn, loop.project)
-            move(outcome="failed", error=error, looked_seq=last, consolidate=False)
+            move(outcome="failed", error=error, looked_seq=last)
 
     def _is_final(self, loop: Loop) -> bool:
         """A trainer that said why it failed fails again; one that was killed goes on from its checkpoint."""

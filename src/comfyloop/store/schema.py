@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD = "0005"
+HEAD = "0006"
 """The newest migration, written here too so that opening an up-to-date database need not import Alembic."""
 
 
@@ -231,6 +231,7 @@ loops = sa.Table(
     sa.Column("looked_seq", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("consolidate", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("by_hand", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("consolidating", sa.Boolean, nullable=False, server_default=sa.false()),
 )
 
 preferences = sa.Table(

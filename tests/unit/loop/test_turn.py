@@ -1,0 +1,78 @@
+"""What a turn makes of the loop's row, whatever happens while it works."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from comfyloop import curate
+from comfyloop.loop import Controller, Work
+from comfyloop.loop.lease import lease_of
+from comfyloop.loop.turn import Turn
+from comfyloop.records import Loop, LoopState, Project, Snapshot
+from comfyloop.serve.events import Events
+from comfyloop.serve.router import Router
+from comfyloop.settings import Settings
+from comfyloop.store import Store, leases, loops, open_store, projects
+
+
+class Interrupted(Work):
+    """Works as ever, and while it curates a person asks for something."""
+
+    asks: dict[str, bool] | None = None
+
+    def curate(self, project: Project, *, fresh: bool | None = None) -> Snapshot | curate.NothingToTrain:
+        if self.asks is not None:
+            Controller(self).request(project.name, **self.asks)
+            self.asks = None
+        return super().curate(project, fresh=fresh)
+
+
+@contextmanager
+def at_work(settings: Settings) -> Iterator[tuple[Interrupted, Turn]]:
+    """A project that nobody has told anything yet, and a turn of it."""
+    events = Events()
+    with open_store(settings) as store:
+        with store.begin() as conn:
+            projects.add(conn, Project(name="acme", base_model="m"))
+            assert leases.acquire(conn, lease_of("acme"), "me", 60)
+        router = Router(settings, store, {}, events)
+        work = Interrupted(settings, store, router, events)
+        try:
+            yield work, Turn(work, "acme", "me")
+        finally:
+            work.runner.close()
+            router.close()
+
+
+def row(store: Store) -> Loop:
+    with store.read() as conn:
+        return loops.get(conn, "acme")
+
+
+def test_a_consolidation_asked_for_while_a_turn_curates_is_the_next_turns(settings: Settings) -> None:
+    with at_work(settings) as (work, turn):
+        Controller(work).request("acme")
+        work.asks = {"consolidate": True}
+        turn.run()
+        loop = row(work.store)
+        assert (loop.state, loop.outcome) == (LoopState.IDLE, "nothing_to_train")
+        assert (loop.requested, loop.consolidate, loop.consolidating) == (True, True, False)
+        turn.run()
+        loop = row(work.store)
+        assert (loop.requested, loop.consolidate, loop.consolidating) == (False, False, True)
+
+
+def test_a_plain_turn_asked_for_while_one_consolidates_is_a_plain_one(settings: Settings) -> None:
+    with at_work(settings) as (work, turn):
+        Controller(work).request("acme", consolidate=True)
+        work.asks = {}
+        turn.run()
+        loop = row(work.store)
+        assert (loop.requested, loop.consolidate, loop.consolidating) == (True, False, True)
+
+
+def test_asking_again_does_not_take_a_consolidation_back(settings: Settings) -> None:
+    with at_work(settings) as (work, _):
+        Controller(work).request("acme", consolidate=True)
+        assert Controller(work).request("acme").consolidate
