@@ -299,6 +299,8 @@ class Snapshot(Record):
     feedback: tuple[str, ...] = ()  # what `train` is made of
     by_kind: dict[str, int] = {}
     dropped: dict[str, int] = {}  # reason -> how many
+    waiting: int = 0  # pieces of feedback that were left for a later turn, since they are too many of one author's
+    notes: tuple[str, ...] = ()  # what a person should know of how it was chosen, as sentences
     feedback_seq: int = 0  # the newest feedback it has seen
     created_at: Time = Field(default_factory=now)
 
@@ -443,6 +445,7 @@ class Loop(Record):
     consolidating: bool = False  # the turn under way does, since a person asked for it
     by_hand: bool = False  # the turn under way was asked for by a person
     seen_seq: int = 0  # the newest feedback that a finished turn has used
+    held_over: int = 0  # pieces before `seen_seq` that the last turn left for the next one
     looked_seq: int = 0  # the newest that was looked at, and found too little for a turn
     attempts: int = 0  # of the present state
     error: str = ""  # of the last turn, empty when it went well
@@ -450,6 +453,7 @@ class Loop(Record):
     # "nothing_new", "nothing_to_train", "waiting", "cancelled", "failed"
     outcome: str = ""
     reason: str = ""  # why it ended so, and what comes next, as sentences
+    note: str = ""  # what else a person should know of it: who waits, what was set aside, what is asked
     updated_at: datetime = Field(default_factory=now)
 
 

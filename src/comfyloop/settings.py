@@ -39,7 +39,7 @@ def _default_cache() -> Path:
 
 FOLDER_MAY_SET = frozenset(
     (
-        *("project", "holdout_every", "replay_share", "max_answer_chars"),
+        *("project", "holdout_every", "replay_share", "author_share", "max_answer_chars"),
         *("recipe", "warm_start", "image_recipe", "image_min_samples", "image_epochs", "image_learning_rate"),
         *(
             "image_lora_r",
@@ -219,6 +219,13 @@ class Settings(BaseSettings):
     )
     consolidation_samples: int = Field(
         default=1000, ge=0, description="Most samples of such a turn, chosen for coverage; 0: all."
+    )
+    author_share: float = Field(
+        default=0.75,
+        gt=0,
+        le=1,
+        description="Most of a turn's new samples that are one author's, where several sent some; the rest waits. "
+        "`trigger_samples` of each are always taken.",
     )
     max_answer_chars: int = Field(default=8_000, gt=0, description="Longer edits are dropped with a reason.")
 

@@ -87,6 +87,8 @@ def loop(found: Loop) -> RenderableType:
         table.add_row("last turn", found.outcome.replace("_", " "))
     if found.reason:
         table.add_row("because", found.reason)
+    if found.note:
+        table.add_row("note", found.note)
     if found.version and found.outcome in ("rejected", "ask", "not_enough_evidence", "waiting"):
         table.add_row("", f"comfyloop gate show {found.version} shows what was seen.")
     if found.error:

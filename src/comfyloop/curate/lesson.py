@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from comfyloop.curate.authors import over_the_cap
 from comfyloop.records import Sample
 from comfyloop.settings import Settings
 
@@ -30,6 +31,7 @@ class Lesson:
     new: tuple[Sample, ...]
     rehearsal: tuple[Sample, ...] = ()
     dev: tuple[Sample, ...] = ()  # new, but kept back to tell when to stop; learned in a later turn
+    waiting: tuple[Sample, ...] = ()  # new, but more of one author's than a turn may have
 
     @property
     def train(self) -> tuple[Sample, ...]:
@@ -38,31 +40,41 @@ class Lesson:
 
 def choose(
     train: Sequence[Sample],
-    learned: Collection[str] | None,
+    learned: Collection[str],
     *,
     rehearsal: int,
+    afresh: bool = False,
     most: int = 0,
+    share: float = 1.0,
+    least: int = 0,
     losses: Mapping[str, float] | None = None,
 ) -> Lesson:
     """What of a project's training samples the next turn learns.
 
     Args:
         train: All of them, in order of arrival, of the kinds that are trained.
-        learned: Ids of the feedback that the version to go on from carries; None: start from the base models.
+        learned: Ids of the feedback that the live version carries.
         rehearsal: Most samples to rehearse.
+        afresh: Start from the base models and learn everything, not on from the live version.
         most: Most samples to learn from the base models; 0: all.
+        share, least: How much of what no version has learned yet may be one author's: see `over_the_cap`.
         losses: What is known of how badly that version still does on samples, by their ids, in nats a token.
     """
-    if learned is None:
-        return Lesson(new=tuple(in_practice(train, most or len(train), losses or {})))
     known = frozenset(learned)
     fresh = [sample for sample in train if not known.issuperset(sample.feedback)]
+    waiting = tuple(over_the_cap(fresh, share, least))
+    waits = {id(sample) for sample in waiting}
+    if afresh:
+        taken = [sample for sample in train if id(sample) not in waits]
+        return Lesson(new=tuple(in_practice(taken, most or len(taken), losses or {})), waiting=waiting)
+    fresh = [sample for sample in fresh if id(sample) not in waits]
     old = [sample for sample in train if known.issuperset(sample.feedback)]
     back = _kept_back(fresh)
     return Lesson(
         new=tuple(sample for sample in fresh if sample.group not in back),
         rehearsal=tuple(in_practice(old, rehearsal, losses or {})),
         dev=tuple(sample for sample in fresh if sample.group in back),
+        waiting=waiting,
     )
 
 

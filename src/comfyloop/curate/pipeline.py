@@ -57,11 +57,13 @@ class Turn:
     """What a turn of the loop asks of its snapshot.
 
     Attributes:
-        learned: Ids of the feedback that the version to go on from carries; None: from the base models.
+        learned: Ids of the feedback that the live version carries.
+        afresh: It starts from the base models and learns everything, not on from the live version.
         losses: How badly that version still does on samples, by their ids, as far as known; nats a token.
     """
 
-    learned: frozenset[str] | None
+    learned: frozenset[str]
+    afresh: bool = False
     losses: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -157,11 +159,14 @@ def build(
         feedback=tuple(sorted({id for sample in lesson.train for id in sample.feedback})),
         by_kind=_by_kind(samples),
         dropped=report.dropped,
+        waiting=sum(report.waiting.values()),
+        notes=report.notes,
         feedback_seq=seq,
     )
     with store.begin() as connection:
         stored = snapshots.add(connection, snapshot)
-    return stored.model_copy(update={"feedback_seq": max(seq, stored.feedback_seq)})
+    looked = {"feedback_seq": max(seq, stored.feedback_seq), "waiting": snapshot.waiting}
+    return stored.model_copy(update={**looked, "notes": snapshot.notes})
 
 
 def _lesson(sides: Split, kinds: tuple[str, str], turn: Turn | None, settings: Settings) -> Lesson:
@@ -172,7 +177,10 @@ def _lesson(sides: Split, kinds: tuple[str, str], turn: Turn | None, settings: S
             [sample for sample in sides.train if sample.kind == kind],
             turn.learned,
             rehearsal=settings.rehearsal_samples,
+            afresh=turn.afresh,
             most=settings.consolidation_samples,
+            share=settings.author_share,
+            least=settings.trigger_samples,
             losses=turn.losses,
         )
         for kind in kinds
@@ -182,6 +190,7 @@ def _lesson(sides: Split, kinds: tuple[str, str], turn: Turn | None, settings: S
         new=tuple(sample for part in parts for sample in part.new),
         rehearsal=tuple(sample for part in parts for sample in part.rehearsal),
         dev=tuple(sample for part in parts for sample in part.dev),
+        waiting=tuple(sample for part in parts for sample in part.waiting),
     )
 
 

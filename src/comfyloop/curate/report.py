@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from comfyloop.curate import filters, groups
 from comfyloop.curate.lesson import Lesson
@@ -39,10 +39,12 @@ class CurationReport(Record):
     new: int = 0  # samples that this turn learns, of those in `train`
     rehearsal: int = 0  # learned before, and kept in practice
     dev: int = 0  # new, but kept back to tell when to stop
+    waiting: dict[str, int] = {}  # author -> pieces of feedback that are more than one may have in a turn
     replay: int
     dropped: dict[str, int]  # reason -> pieces of feedback
     details: tuple[Dropped, ...]
     warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what the turn's account tells a person, as sentences
 
     def text(self) -> str:
         """The report as a person reads it, a few lines."""
@@ -59,7 +61,7 @@ class CurationReport(Record):
         if self.dropped:
             lines.append("Left out:")
             lines += [f"  {n:>5}  {reason}: {REASONS[reason]}" for reason, n in self.dropped.items()]
-        lines += [f"Note: {warning}" for warning in self.warnings]
+        lines += [f"Note: {note}" for note in (*self.warnings, *self.notes)]
         return "\n".join(lines) + "\n"
 
 
@@ -74,6 +76,7 @@ def report_of(
     replay_wanted: int,
 ) -> CurationReport:
     both = (*split.train, *split.holdout)
+    waiting = _waiting(lesson)
     return CurationReport(
         project=project,
         feedback=feedback,
@@ -84,11 +87,27 @@ def report_of(
         new=len(lesson.new),
         rehearsal=len(lesson.rehearsal),
         dev=len(lesson.dev),
+        waiting=waiting,
         replay=len(replay),
         dropped=_count(item.reason for item in dropped),
         details=tuple(dropped),
         warnings=tuple(_warnings(split, replay, settings, replay_wanted)),
+        notes=tuple(_notes(waiting, settings)),
     )
+
+
+def _waiting(lesson: Lesson) -> dict[str, int]:
+    of = {id: sample.author for sample in lesson.waiting for id in sample.feedback}
+    return _count(of.values())
+
+
+def _notes(waiting: Mapping[str, int], settings: Settings) -> Iterator[str]:
+    for author, count in waiting.items():
+        pieces = f"{count} {'pieces' if count > 1 else 'piece'} of {author}'s feedback"
+        yield (
+            f"{pieces} {'wait' if count > 1 else 'waits'} for a later turn: nobody may make up more than "
+            f"{settings.author_share:.0%} of what a turn learns anew (author_share)."
+        )
 
 
 def _warnings(split: Split, replay: Sequence[Sample], settings: Settings, replay_wanted: int) -> list[str]:

@@ -62,7 +62,7 @@ class Controller:
     def status(self, project: str) -> LoopStatus:
         with self.store.read() as conn:
             loop = loops.get(conn, project)
-            waiting = feedback.count_after(conn, project, loop.seen_seq)
+            waiting = loop.held_over + feedback.count_after(conn, project, loop.seen_seq)
         return LoopStatus(**loop.model_dump(), waiting=waiting, trigger=self.settings.trigger_samples)
 
     def request(self, project: str, *, consolidate: bool = False) -> Loop:
@@ -168,7 +168,7 @@ class Controller:
             return False
         trigger = self.settings.trigger_samples
         with self.store.read() as conn:
-            waiting = feedback.count_after(conn, project.name, loop.seen_seq)
+            waiting = loop.held_over + feedback.count_after(conn, project.name, loop.seen_seq)
             # What was looked at in vain is looked at again only when more has come.
             unseen = feedback.count_after(conn, project.name, max(loop.seen_seq, loop.looked_seq))
             oldest = feedback.oldest_after(conn, project.name, max(loop.seen_seq, loop.looked_seq))
@@ -181,7 +181,7 @@ class Controller:
     def _is_near(self, project: Project, loop: Loop) -> bool:
         """Whether half of what starts a run has come in, so that the trainer may warm up meanwhile."""
         with self.store.read() as conn:
-            fresh = feedback.count_after(conn, project.name, loop.seen_seq)
+            fresh = loop.held_over + feedback.count_after(conn, project.name, loop.seen_seq)
         return project.auto and 2 * fresh >= self.settings.trigger_samples
 
     def _begin(self, project: str) -> None:

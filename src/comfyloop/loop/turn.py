@@ -33,6 +33,7 @@ from comfyloop.records import (
     Project,
     Run,
     RunState,
+    Snapshot,
     Verdict,
     Version,
     VersionState,
@@ -121,6 +122,7 @@ class Turn:
                 consolidating=move.loop.consolidate,
                 outcome="",
                 reason="",
+                note="",
                 error="",
                 snapshot="",
                 run="",
@@ -136,15 +138,17 @@ class Turn:
         self.work.prepare_training(project)
         snapshot = self.work.curate(project, fresh=fresh)
         if isinstance(snapshot, curate.NothingToTrain):
-            seen = seq if snapshot.outcome == "nothing_new" else loop.seen_seq
-            self._rest(loop, snapshot.outcome, snapshot.reason, looked_seq=seq, seen_seq=seen)
+            seen = {"seen_seq": seq, "held_over": 0} if snapshot.outcome == "nothing_new" else {}
+            note = " ".join(snapshot.report.notes)
+            self._rest(loop, snapshot.outcome, snapshot.reason, looked_seq=seq, note=note, **seen)
             return
         same = [
             v for v in tried if v.snapshot == snapshot.id and v.parent == project.live and v.fresh == fresh
         ]
         if same and not loop.by_hand:
             told = f"{version_name(loop.project, same[0].number)} has learned just this already."
-            self._rest(loop, "nothing_new", told, looked_seq=seq, seen_seq=seq)
+            note, seen = " ".join(snapshot.notes), {"seen_seq": seq, "held_over": snapshot.waiting}
+            self._rest(loop, "nothing_new", told, looked_seq=seq, note=note, **seen)
             return
         run_id = new_id("run")
         run = Run(
@@ -158,7 +162,8 @@ class Turn:
         )
         with self._transition(loop) as move:
             runs.add(move.conn, run)
-            move(state=LoopState.TRAINING, snapshot=snapshot.id, run=run.id)
+            note = " ".join(snapshot.notes)
+            move(state=LoopState.TRAINING, snapshot=snapshot.id, run=run.id, note=note)
 
     def _starts_afresh(self, conn: Connection, loop: Loop, project: Project) -> bool:
         """Whether the turn starts from the base models and learns everything: asked for, due after so many turns
@@ -173,10 +178,10 @@ class Turn:
         every = self.settings.consolidate_every
         return bool(every) and len(lessons.lineage(conn, loop.project, project.live)) >= every
 
-    def _rest(self, loop: Loop, outcome: str, reason: str, *, looked_seq: int, seen_seq: int) -> None:
+    def _rest(self, loop: Loop, outcome: str, reason: str, **more: Any) -> None:
         """End a turn that trained nothing; what it looked at is looked at again when there is more."""
         with self._transition(loop) as move:
-            move(outcome=outcome, reason=reason, looked_seq=looked_seq, seen_seq=seen_seq)
+            move(outcome=outcome, reason=reason, **more)
 
     def _from_training(self, loop: Loop) -> None:
         with self.store.read() as conn:
@@ -226,12 +231,12 @@ class Turn:
             live = projects.get(conn, loop.project).live
         if live == loop.version:  # a person promoted it meanwhile
             with self._transition(loop) as move:
-                move(outcome="promoted", seen_seq=snapshot.feedback_seq)
+                move(outcome="promoted", **_seen(snapshot))
             return
         report = self.work.judge(loop.project, snapshot, live, loop.version)
         with self._transition(loop) as move:
             versions.set_gate(move.conn, loop.project, loop.version, report)
-            seen: dict[str, Any] = {"seen_seq": snapshot.feedback_seq, "reason": gate.summary(report)}
+            seen = {**_seen(snapshot), "reason": gate.summary(report)}
             if report.verdict is Verdict.PROMOTE and self.settings.auto_promote:
                 move(state=LoopState.PROMOTING)
             elif report.verdict is Verdict.REJECT:
@@ -257,7 +262,7 @@ class Turn:
         def also(conn: Connection) -> None:
             self._hold(conn)
             move = _Move(conn, loops.get(conn, loop.project))
-            move(outcome="canary" if share else "promoted", seen_seq=snapshot.feedback_seq)
+            move(outcome="canary" if share else "promoted", **_seen(snapshot))
             loops.save(conn, move.loop)
 
         router, share = self.work.router, self.settings.canary_share
@@ -312,6 +317,11 @@ class Turn:
         """Raises LostTurn, which undoes the transaction, unless this controller still holds the lease."""
         if not leases.renew(conn, lease_of(self.project), self.owner, self.settings.lease_seconds):
             raise LostTurn(self.project)
+
+
+def _seen(snapshot: Snapshot) -> dict[str, Any]:
+    """What the end of a turn has used up, and what of that it has left for the next one."""
+    return {"seen_seq": snapshot.feedback_seq, "held_over": snapshot.waiting}
 
 
 @dataclass

@@ -98,7 +98,7 @@ class Work:
                 learned = lessons.learned(conn, project.name, project.live)
                 lineage = lessons.lineage(conn, project.name, project.live)[:REMEMBERED]
                 trained = [versions.get(conn, project.name, number).run for number in lineage]
-            turn = curate.Turn(None if fresh else frozenset(learned), self._losses(trained))
+            turn = curate.Turn(frozenset(learned), fresh, self._losses(trained))
         return curate.build(
             self.store,
             project.name,

@@ -232,6 +232,8 @@ loops = sa.Table(
     sa.Column("consolidate", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("by_hand", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("consolidating", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("held_over", sa.Integer, nullable=False, server_default="0"),
+    sa.Column("note", Words, nullable=False, server_default=""),
 )
 
 preferences = sa.Table(

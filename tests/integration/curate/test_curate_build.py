@@ -521,3 +521,31 @@ def test_what_is_too_old_to_judge_is_learned(store: Store, settings: Settings) -
     assert "Meet mug 1." in {sample.answer for sample in rows(made, "train.jsonl")}
     later = settings.model_copy(update={"gate_max_items": 100})
     assert [s.answer for s in rows(built(store, later), "holdout.jsonl")] == held, "it does not come back"
+
+
+def test_who_sends_most_does_not_decide_alone(store: Store, settings: Settings) -> None:
+    shop = Shop(store)
+
+    def sends(author: str, thing: str, count: int) -> None:
+        for number in range(count):
+            generation = shop.asks(f"{thing} {number}")
+            edited = f"Meet {thing} {number}."
+            shop.says(AnswerEdited(project="acme", author=author, generation=generation, edited=edited))
+
+    sends("ann", "mug", 40)
+    few = settings.model_copy(update={"gate_min_items": 2, "author_share": 0.5, "trigger_samples": 4})
+    alone = built(store, few, turn=curate.Turn(frozenset()))
+    assert (alone.waiting, alone.notes) == (0, ())
+
+    sends("bob", "lamp", 12)
+    both = built(store, few, turn=curate.Turn(frozenset()))
+    train = rows(both, "train.jsonl") + rows(both, "dev.jsonl")
+    by_author = {who: sum(sample.author == who for sample in train) for who in ("ann", "bob")}
+    assert by_author["ann"] == by_author["bob"] > 4
+    assert both.waiting == 30 - by_author["ann"]
+    assert f"{both.waiting} pieces of ann's feedback wait for a later turn" in both.notes[0]
+    assert both.notes[0] in (Path(both.path) / "report.txt").read_text()
+
+    later = built(store, few, turn=curate.Turn(frozenset(both.feedback)))
+    assert {sample.author for sample in rows(later, "train.jsonl")} >= {"ann"}
+    assert not set(later.feedback) - set(both.feedback) & set(both.feedback)

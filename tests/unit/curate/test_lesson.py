@@ -36,8 +36,45 @@ def test_a_turn_costs_what_is_new(new: int, old: int, rehearsal: int) -> None:
 
 def test_from_the_base_models_everything_is_new() -> None:
     every = [sample(number) for number in range(40)]
-    assert choose(every, None, rehearsal=10).new == tuple(every)
-    assert len(choose(every, None, rehearsal=10, most=25).new) == 25
+    learned = frozenset(f"fb_{number}" for number in range(30))
+    assert choose(every, learned, afresh=True, rehearsal=10).new == tuple(every)
+    assert len(choose(every, learned, afresh=True, rehearsal=10, most=25).new) == 25
+
+
+@given(
+    counts=st.lists(st.integers(1, 60), min_size=1, max_size=5),
+    share=st.floats(0.05, 1),
+    least=st.integers(0, 15),
+    afresh=st.booleans(),
+)
+def test_nobody_makes_up_more_than_a_share_of_what_is_new(
+    counts: list[int], share: float, least: int, afresh: bool
+) -> None:
+    """But one who is alone, and the first few of each; nothing is lost, and what waits is each one's newest."""
+    every = [
+        sample(100 * who + number, author=f"author {who}")
+        for who, count in enumerate(counts)
+        for number in range(count)
+    ]
+    lesson = choose(every, frozenset(), rehearsal=5, afresh=afresh, share=share, least=least)
+    taken, waiting = [*lesson.new, *lesson.dev], list(lesson.waiting)
+    assert sorted(ids([*taken, *waiting])) == sorted(ids(every))
+    fair = max(share, 1 / len(counts))
+    for who in range(len(counts)):
+        theirs = [number for number, s in enumerate(every) if s in taken and s.author == f"author {who}"]
+        assert len(theirs) <= max(fair * len(taken) + 1e-6, least)
+        first = counts[0 : who]
+        assert theirs == list(range(sum(first), sum(first) + len(theirs)))
+    if len(counts) == 1 or share == 1:
+        assert not waiting
+
+
+def test_what_was_learned_already_is_over_no_cap() -> None:
+    every = [sample(n, author="ann") for n in range(50)] + [sample(n, author="bob") for n in range(50, 60)]
+    learned = frozenset(f"fb_{n}" for n in range(40))
+    for afresh in (False, True):
+        lesson = choose(every, learned, rehearsal=40, afresh=afresh, share=0.5)
+        assert not lesson.waiting  # ten new ones of each
 
 
 def test_what_is_rehearsed_has_every_author_slice_and_age() -> None:

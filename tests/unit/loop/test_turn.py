@@ -76,3 +76,11 @@ def test_asking_again_does_not_take_a_consolidation_back(settings: Settings) -> 
     with at_work(settings) as (work, _):
         Controller(work).request("acme", consolidate=True)
         assert Controller(work).request("acme").consolidate
+
+
+def test_what_a_turn_left_for_the_next_one_waits_and_helps_to_start_it(settings: Settings) -> None:
+    with at_work(settings) as (work, _):
+        with work.store.begin() as conn:
+            loops.save(conn, Loop(project="acme", held_over=9, note="9 pieces of ann's feedback wait."))
+        status = Controller(work).status("acme")
+        assert (status.waiting, status.note) == (9, "9 pieces of ann's feedback wait.")
