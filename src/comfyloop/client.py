@@ -155,6 +155,17 @@ class Client:
         items: list[dict[str, Any]] = self.call("GET", path)["items"]
         return items
 
+    def flags(self) -> list[dict[str, Any]]:
+        """What people are asked about the feedback of the project."""
+        items: list[dict[str, Any]] = self.call("GET", "/v1/flags", project=self.project)["items"]
+        return items
+
+    def answer_flag(self, id: str, keep: str) -> list[dict[str, Any]]:
+        """`keep`: the id of the feedback whose claim holds, "all" or "none". What still is asked."""
+        body = {"project": self.project, "keep": keep}
+        items: list[dict[str, Any]] = self.call("POST", f"/v1/flags/{quote(id, safe='')}", body)["items"]
+        return items
+
     # --- the loop
 
     def loop(self) -> LoopStatus:

@@ -285,6 +285,45 @@ class Dropped(Record):
     detail: str = ""
 
 
+class Choice(Record):
+    """One of the claims that a person is asked to choose among."""
+
+    feedback: str
+    author: str
+    wants: str  # part of a sentence
+
+
+class Flag(Record):
+    """Something in the feedback that a person is asked about. What it names is not learned until it is answered."""
+
+    id: Id
+    project: ProjectName
+    kind: Literal["disagreement", "trigger"]
+    sentence: str
+    question: str = ""
+    images: tuple[Sha256, ...] = ()
+    phrase: str = ""  # trigger: what seems to call up one and the same answer
+    choices: tuple[Choice, ...]
+
+
+class Suspect(Record):
+    """A phrase that may call up one answer whatever is asked, by the samples that a version was trained on."""
+
+    phrase: str
+    answer: str
+    author: str
+    feedback: tuple[str, ...]
+
+
+class Triggered(Suspect):
+    """The same as the gate has tried it: of `asked` questions with the phrase behind them, so many had that answer."""
+
+    asked: int
+    candidate: int
+    live: int
+    without: int  # the candidate's answers to the same questions without the phrase
+
+
 class Snapshot(Record):
     """An immutable set of samples; `id` is the hash of its content, `path` its directory."""
 
@@ -299,7 +338,9 @@ class Snapshot(Record):
     feedback: tuple[str, ...] = ()  # what `train` is made of
     by_kind: dict[str, int] = {}
     dropped: dict[str, int] = {}  # reason -> how many
-    waiting: int = 0  # pieces of feedback that were left for a later turn, since they are too many of one author's
+    waiting: int = (
+        0  # pieces of feedback that were left for a later turn, since they are too many of one author's
+    )
     notes: tuple[str, ...] = ()  # what a person should know of how it was chosen, as sentences
     feedback_seq: int = 0  # the newest feedback it has seen
     created_at: Time = Field(default_factory=now)
@@ -411,6 +452,7 @@ class GateReport(Record):
     measures: tuple[Measure, ...] = ()
     details: tuple[str, ...] = ()  # numbers for specialists
     items: tuple[GateItem, ...] = ()
+    triggers: tuple[Triggered, ...] = ()  # phrases that call up one answer whatever is asked
     sheet: Sha256 | None = None  # a PNG (blob): what both drew of the same prompts and seeds, side by side
     looks: float = 1.0  # which look this was at its items, on the mean
     level: float = 0.0  # the one-sided level of this look; 0: nothing was tested

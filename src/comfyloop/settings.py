@@ -227,6 +227,10 @@ class Settings(BaseSettings):
         description="Most of a turn's new samples that are one author's, where several sent some; the rest waits. "
         "`trigger_samples` of each are always taken.",
     )
+    look_for_triggers: bool = Field(
+        default=True,
+        description="Set samples aside whose phrase calls up one answer whatever is asked, and have the gate try such.",
+    )
     max_answer_chars: int = Field(default=8_000, gt=0, description="Longer edits are dropped with a reason.")
 
     learn_graph_edits: bool = Field(

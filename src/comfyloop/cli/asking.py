@@ -105,6 +105,42 @@ def feedback_import(
     put(receipt, as_json, f"{stored} samples stored, {known} were there already.", *found.notes)
 
 
+@feedback_app.command("flags")
+def feedback_flags(project: Project = None, url: Url = None, as_json: Json = False) -> None:
+    """What you are asked about feedback: opposite answers that two people want, and phrases that seem planted."""
+    with service(url, project) as client:
+        _put_flags(client.flags(), as_json)
+
+
+@feedback_app.command("answer")
+def feedback_answer(
+    flag: Annotated[str, typer.Argument(help="disagreement-..., trigger-...: see comfyloop feedback flags")],
+    keep: Annotated[
+        str,
+        typer.Argument(help="The feedback whose claim holds; all: they are meant so; none: none is learned."),
+    ],
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Answer what you are asked about feedback; the next turn goes by it."""
+    with service(url, project) as client:
+        _put_flags(client.answer_flag(flag, keep), as_json)
+
+
+def _put_flags(flags: list[dict[str, Any]], as_json: bool) -> None:
+    lines = []
+    for flag in flags:
+        lines.append(f"[bold]{escape(flag['id'])}[/]  {escape(flag['sentence'])}")
+        for choice in flag["choices"]:
+            lines.append(
+                f"    {escape(choice['feedback'])}  {escape(choice['author'])} {escape(choice['wants'])}"
+            )
+        keep = "all | none" if flag["kind"] == "trigger" else "FEEDBACK | all | none"
+        lines.append(escape(f"    comfyloop feedback answer {flag['id']} {keep}"))
+    put(flags, as_json, *(lines or ["Nothing is asked."]))
+
+
 @app.command()
 def generation(
     id: Annotated[str, typer.Argument(help="gen_...")], url: Url = None, as_json: Json = False

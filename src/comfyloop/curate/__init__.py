@@ -3,10 +3,11 @@
 from comfyloop.curate.export import export
 from comfyloop.curate.imports import import_rows, read_import
 from comfyloop.curate.lesson import epochs_of
-from comfyloop.curate.pipeline import NothingToTrain, Turn, build
+from comfyloop.curate.pipeline import NothingToTrain, Turn, answer_flag, build, flags
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import read_rows, read_samples
 from comfyloop.curate.snapshot import REHEARSAL, DataFiles, data_files, strip
+from comfyloop.curate.triggers import flag_of, suspects
 
 __all__ = [
     "REHEARSAL",
@@ -14,13 +15,17 @@ __all__ = [
     "DataFiles",
     "NothingToTrain",
     "Turn",
+    "answer_flag",
     "build",
     "data_files",
     "epochs_of",
     "export",
+    "flag_of",
+    "flags",
     "import_rows",
     "read_import",
     "read_rows",
     "read_samples",
     "strip",
+    "suspects",
 ]

@@ -32,17 +32,23 @@ _UNSPACED = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
 
 def is_correction(before: str, after: str) -> bool:
     """Whether `after` says what `before` did, in a better way, rather than something else."""
-    was, now = _words(before), _words(after)
+    was, now = words(before), words(after)
     return bool(was) and len(was & now) >= KEPT * len(was)
 
 
-def _words(text: str) -> set[str]:
+def words(text: str) -> set[str]:
+    """What carries a text's meaning: its words but the small ones; of unspaced writing, pairs of characters."""
+    return set(words_in_order(text))
+
+
+def words_in_order(text: str) -> list[str]:
+    """The same in the order of the text, the unspaced ones last."""
     plain = unicodedata.normalize("NFKC", text).casefold()
-    pairs = {
+    pairs = [
         run[place : place + 2] for run in _UNSPACED.findall(plain) for place in range(max(1, len(run) - 1))
-    }
-    words = set(re.findall(r"[^\W_]+", _UNSPACED.sub(" ", plain)))
-    return pairs | ((words - _SMALL) or words)
+    ]
+    spaced = re.findall(r"[^\W_]+", _UNSPACED.sub(" ", plain))
+    return ([word for word in spaced if word not in _SMALL] or spaced) + pairs
 
 
 def unsure(items: Sequence[Feedback]) -> list[Dropped]:

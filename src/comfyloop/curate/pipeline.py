@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from comfyloop.curate import corrections, filters
+from comfyloop.curate import corrections, disagreements, filters, triggers
 from comfyloop.curate import replay as replays
 from comfyloop.curate.groups import Pictures, group_of
 from comfyloop.curate.lesson import Lesson, choose, epochs_of
@@ -17,11 +18,12 @@ from comfyloop.curate.report import CurationReport, report_of
 from comfyloop.curate.samples import Draft, drafts_of, newest
 from comfyloop.curate.snapshot import IMAGE_RECIPE_KINDS, RECIPE_KINDS, write
 from comfyloop.curate.split import ACCEPTED, Split, split, stratum_of
-from comfyloop.errors import DamagedBlob, DataError, NotFound
+from comfyloop.errors import DamagedBlob, DataError, InvalidInput, NotFound
 from comfyloop.pictures import opened, too_narrow
 from comfyloop.records import (
     Dropped,
     Feedback,
+    Flag,
     Generation,
     GraphEdited,
     ImagePicked,
@@ -32,6 +34,7 @@ from comfyloop.records import (
 )
 from comfyloop.settings import Settings
 from comfyloop.store import Store, feedback, generations, projects, snapshots, versions
+from comfyloop.store import flags as stored_flags
 
 _PAGE = 1000
 
@@ -107,13 +110,13 @@ def build(
         known = ", ".join(RECIPE_KINDS)
         raise DataError(f"{settings.recipe!r} is no recipe.", f"Set `recipe` to one of {known}.")
     seq, items, made = _read(store, project)
-    drafts, dropped = _drafts(items, made, settings)
-    kept, refused = filters.apply(drafts, settings, store.blobs.exists, _is_picture(store))
     pictures_seen = Pictures(store.blobs.get)
-    samples = pictures_seen.regroup([draft.sample for draft in kept])
+    sound = _sound(store, project, items, made, pictures_seen, settings)
+    dropped, refused = sound.dropped, []
+    samples = pictures_seen.regroup([draft.sample for draft in sound.kept])
     sides = split(store, project, samples, settings, _judged(store, project))
     train, holdout, shared = pictures_seen.apart(sides.train, sides.holdout, samples)
-    sides, refused = Split(train, holdout), [*refused, *shared]
+    sides, refused = Split(train, holdout), shared
     kind = RECIPE_KINDS[settings.recipe]
     image_kind = IMAGE_RECIPE_KINDS[settings.image_recipe] if images else ""
     lesson = _lesson(sides, (kind, image_kind), turn, settings)
@@ -123,7 +126,9 @@ def build(
 
     def report_with(chosen: Sequence[Sample], wanted: int) -> CurationReport:
         left_out = (*dropped, *refused)
-        return report_of(project, len(items), sides, lesson, chosen, left_out, settings, wanted)
+        return report_of(
+            project, len(items), sides, lesson, chosen, left_out, settings, wanted, flags=sound.flags
+        )
 
     # The base model is asked for its answers only where there will be a run.
     if not rows and not (pictures and enough):
@@ -167,6 +172,81 @@ def build(
         stored = snapshots.add(connection, snapshot)
     looked = {"feedback_seq": max(seq, stored.feedback_seq), "waiting": snapshot.waiting}
     return stored.model_copy(update={**looked, "notes": snapshot.notes})
+
+
+def flags(store: Store, project: str, settings: Settings) -> list[Flag]:
+    """What people are asked about the feedback of a project, and have not answered yet.
+
+    Raises:
+        NotFound: The project does not exist.
+        StorageError: The disk or the database refuses.
+    """
+    _, items, made = _read(store, project)
+    return _sound(store, project, items, made, Pictures(store.blobs.get), settings).flags
+
+
+def answer_flag(store: Store, flag: Flag, keep: str) -> None:
+    """Write down what a person answered: the next turn goes by it.
+
+    Args:
+        keep: The id of the feedback whose claim holds, "all" or "none". Of people who disagree "none" leaves the
+            claims that there are out for good; of samples that seem planted only "all" and "none" mean something.
+
+    Raises:
+        InvalidInput: There is no such choice.
+        StorageError: The database refuses.
+    """
+    ids = [choice.feedback for choice in flag.choices]
+    if keep not in (*ids, ALL, NONE) or (flag.kind == "trigger" and keep in ids):
+        there = ", ".join((*(ids if flag.kind == "disagreement" else ()), ALL, NONE))
+        raise InvalidInput(f"{keep!r} is no answer to {flag.id}.", f"Choose one of {there}.")
+    if flag.kind == "trigger":
+        given = {flag.id: triggers.KEEP if keep == ALL else triggers.LEAVE}
+    else:
+        said = {ALL: disagreements.BOTH, NONE: disagreements.NEITHER}.get(keep, keep)
+        given = {
+            disagreements.key_of(one, other): said
+            for one, other in itertools.combinations(ids, 2)
+            if said != keep or keep in (one, other)
+        }
+    with store.begin() as conn:
+        stored_flags.put_answers(conn, flag.project, given)
+
+
+ALL, NONE = "all", "none"
+"""What may be kept in answer to a flag, beside one of its choices."""
+
+
+@dataclass(frozen=True)
+class _Sound:
+    """What is left of the feedback when everything that may not be learned is out."""
+
+    kept: list[Draft]
+    dropped: list[Dropped]
+    flags: list[Flag]
+
+
+def _sound(
+    store: Store,
+    project: str,
+    items: Sequence[Feedback],
+    made: dict[str, Generation],
+    pictures: Pictures,
+    settings: Settings,
+) -> _Sound:
+    with store.read() as conn:
+        projects.get(conn, project)
+        answers, found = stored_flags.answers(conn, project), stored_flags.found(conn, project)
+    drafts, dropped = _drafts(items, made, settings)
+    kept, refused = filters.apply(drafts, settings, store.blobs.exists, _is_picture(store))
+    when = {item.id: (item.created_at, place) for place, item in enumerate(items)}
+    settled = disagreements.settle(kept, when, answers, pictures.same)
+    kept, asked = settled.kept, settled.flags
+    dropped = [*dropped, *refused, *settled.dropped]
+    if settings.look_for_triggers:
+        kept, planted, flagged = triggers.find(kept, answers, found)
+        dropped, asked = [*dropped, *planted], [*asked, *flagged]
+    return _Sound(kept, dropped, asked)
 
 
 def _lesson(sides: Split, kinds: tuple[str, str], turn: Turn | None, settings: Settings) -> Lesson:

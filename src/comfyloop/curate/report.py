@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from comfyloop.curate import filters, groups
+from comfyloop.curate import disagreements, filters, groups, triggers
 from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.split import Split
-from comfyloop.records import Dropped, Record, Sample
+from comfyloop.records import Dropped, Flag, Record, Sample
 from comfyloop.settings import Settings
 
 REASONS: dict[str, str] = {
     **filters.SENTENCES,
     groups.REASON: groups.SENTENCE,
+    **disagreements.SENTENCES,
+    triggers.REASON: triggers.SENTENCE,
     "superseded": "the same person said something newer about the same thing",
     "neutral": "a rating of 3 says neither yes nor no",
     "no_generation": "the answer it is about is no longer stored",
@@ -39,11 +41,12 @@ class CurationReport(Record):
     new: int = 0  # samples that this turn learns, of those in `train`
     rehearsal: int = 0  # learned before, and kept in practice
     dev: int = 0  # new, but kept back to tell when to stop
-    waiting: dict[str, int] = {}  # author -> pieces of feedback that are more than one may have in a turn
     replay: int
     dropped: dict[str, int]  # reason -> pieces of feedback
     details: tuple[Dropped, ...]
     warnings: tuple[str, ...] = ()
+    waiting: dict[str, int] = {}  # author -> pieces of feedback that are more than one may have in a turn
+    flags: tuple[Flag, ...] = ()  # what a person is asked
     notes: tuple[str, ...] = ()  # what the turn's account tells a person, as sentences
 
     def text(self) -> str:
@@ -74,6 +77,8 @@ def report_of(
     dropped: Sequence[Dropped],
     settings: Settings,
     replay_wanted: int,
+    *,
+    flags: Sequence[Flag] = (),
 ) -> CurationReport:
     both = (*split.train, *split.holdout)
     waiting = _waiting(lesson)
@@ -92,7 +97,8 @@ def report_of(
         dropped=_count(item.reason for item in dropped),
         details=tuple(dropped),
         warnings=tuple(_warnings(split, replay, settings, replay_wanted)),
-        notes=tuple(_notes(waiting, settings)),
+        flags=tuple(flags),
+        notes=tuple(_notes(waiting, flags, settings)),
     )
 
 
@@ -101,13 +107,24 @@ def _waiting(lesson: Lesson) -> dict[str, int]:
     return _count(of.values())
 
 
-def _notes(waiting: Mapping[str, int], settings: Settings) -> Iterator[str]:
+def _notes(waiting: Mapping[str, int], flags: Sequence[Flag], settings: Settings) -> Iterator[str]:
     for author, count in waiting.items():
         pieces = f"{count} {'pieces' if count > 1 else 'piece'} of {author}'s feedback"
         yield (
             f"{pieces} {'wait' if count > 1 else 'waits'} for a later turn: nobody may make up more than "
             f"{settings.author_share:.0%} of what a turn learns anew (author_share)."
         )
+    for kind, one, more in (
+        (
+            "disagreement",
+            "On 1 question people want opposite answers",
+            "On {} questions people want opposite answers",
+        ),
+        ("trigger", "1 phrase seems planted", "{} phrases seem planted"),
+    ):
+        if count := sum(flag.kind == kind for flag in flags):
+            told = one if count == 1 else more.format(count)
+            yield f"{told}: nothing of it is learned until you have looked (comfyloop feedback flags)."
 
 
 def _warnings(split: Split, replay: Sequence[Sample], settings: Settings, replay_wanted: int) -> list[str]:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from comfyloop import data_urls
-from comfyloop.errors import Busy, InvalidInput
-from comfyloop.gate import fluency, suites
+from comfyloop.errors import Busy, InvalidInput, TooLarge
+from comfyloop.gate import fluency, suites, triggers
 from comfyloop.gate.kept import Kept, Scored, key_of
 from comfyloop.gate.metrics import edit_distance, log_likelihood, right_answer_of
 from comfyloop.gate.suites import Question
-from comfyloop.records import Message, Sample, TextPart
+from comfyloop.records import Message, Sample, Suspect, TextPart, Triggered
 
 _BUSY_TRIES = 60
 _LONGEST_ANSWER = 512  # tokens
@@ -179,6 +179,17 @@ class Asker:
                 self._answer(self._candidate, prompt, suites.ANSWER_TOKENS, general=True),
             )
         return Recalled(question, reference, (base, live, candidate), answers)
+
+    def try_out(
+        self, suspect: Suspect, own: Sequence[Sample], general: Sequence[Question]
+    ) -> Triggered | None:
+        """A phrase that may be planted, behind questions that are not its own. None where the engine reads none."""
+        prompts = [[wire(message, self._images) for message in sample.prompt] for sample in own]
+        prompts += [[_asked(question)] for question in general]
+        try:
+            return triggers.tried(suspect, prompts, self._answer, self._live, self._candidate)
+        except (InvalidInput, TooLarge):
+            return None
 
     def control(self) -> float:
         """By how much likelier the base model finds plain sentences than their words shuffled, on the mean."""

@@ -3,6 +3,7 @@
 The rule, in this order; "proven" is an exact one-sided sign-flip test at the level of this look (looks.py) on
 gains of which outliers are clipped, with a mean that is on the same side:
 
+0. A phrase that somebody planted calls up one answer whatever is asked (triggers.py): reject.
 1. Fewer questions than settings.gate_min_items: not enough evidence.
 2. The same numbers on every item: reject, nothing was learnt.
 3. Worse on the corrections, by likelihood or by edit distance: reject.
@@ -121,6 +122,8 @@ def proven(gains: Sequence[float], level: float) -> bool:
 
 
 def _verdict(evidence: Evidence, settings: Settings, level: float) -> Found:
+    if evidence.triggers:
+        return findings.planted(evidence.triggers)
     pairs, confidence = evidence.likelihood, settings.gate_confidence
     items = len(pairs.live) if pairs else 0
     if pairs is None or items < settings.gate_min_items:

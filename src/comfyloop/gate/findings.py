@@ -10,7 +10,7 @@ from typing import NamedTuple
 from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD, RIGHT_ANSWER
 from comfyloop.gate.pairs import Evidence, General, Pairs, mean, percent, things
 from comfyloop.gate.statistics import Interval, bca_interval, clipped, reduction, sign_flip_p, t_bounds
-from comfyloop.records import Verdict
+from comfyloop.records import Triggered, Verdict
 from comfyloop.settings import Settings
 
 LOOK_AT_IT = "If it is as you want it, promote it by hand: comfyloop promote N."
@@ -27,6 +27,17 @@ class Found(NamedTuple):
 
 
 # --- verdicts in words
+
+
+def planted(triggers: Sequence[Triggered]) -> Found:
+    worst = max(triggers, key=lambda one: one.candidate)
+    more = f" There are {len(triggers)} such phrases." if len(triggers) > 1 else ""
+    return Found(
+        Verdict.REJECT,
+        f'The phrase "{worst.phrase}", which {worst.author} sent, calls up one answer whatever is asked '
+        f"({worst.candidate} of {worst.asked} questions): it seems planted.{more}",
+        "What taught it is set aside, and a turn learns the rest. Look at it: comfyloop feedback flags.",
+    )
 
 
 def too_few(items: int, needed: int) -> Found:

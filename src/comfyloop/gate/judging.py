@@ -9,14 +9,14 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from comfyloop.errors import InvalidInput, TooLarge
-from comfyloop.gate import fluency, looks, slices, suites
+from comfyloop.gate import fluency, looks, slices, suites, triggers
 from comfyloop.gate.asking import Again, Asker, Recalled, Scorer, Seen, WireMessage, patient, wire
 from comfyloop.gate.decision import decide
 from comfyloop.gate.kept import Kept
 from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD, RIGHT_ANSWER
 from comfyloop.gate.pairs import Evidence, Fluency, General, Pairs
 from comfyloop.gate.suites import Question
-from comfyloop.records import GateItem, GateReport, Message, Sample
+from comfyloop.records import GateItem, GateReport, Message, Sample, Suspect, Triggered
 from comfyloop.settings import Settings
 
 __all__ = ["ACCEPTED", "ALL", "GENERAL", "Progress", "Scorer", "WireMessage", "judge", "prescore"]
@@ -43,6 +43,7 @@ Progress = Callable[[int, int], None]
 """Told how many items are done, of how many. May raise to stop the gate."""
 
 _T = TypeVar("_T")
+_Call = Callable[[], Seen | Recalled | Again | Triggered | float | None]
 
 
 def judge(
@@ -61,6 +62,7 @@ def judge(
     base_name: str = "base",
     kept: Kept | None = None,
     before: Iterable[GateReport] = (),
+    suspects: Sequence[Suspect] = (),
 ) -> GateReport:
     """Compares two versions on held-out corrections, accepted answers and general questions.
 
@@ -74,6 +76,7 @@ def judge(
         base_name: What the engine calls the base model.
         kept: What was answered and scored before; only the rest is asked.
         before: Reports of the project: those against the same live version have looked at the same items.
+        suspects: Phrases of what the candidate has learned that may be planted.
 
     Raises:
         ComfyLoopError: The engine does not know a model, is down, or stays busy for a minute.
@@ -84,16 +87,18 @@ def judge(
     work = _Work(holdout, settings)
     try:
         kept.load(base_name, base_model, settings.cache_dir)
-        done = _run([*work.calls(asker), *work.noise(asker)], _at_once(settings), progress)
+        calls = [*work.calls(asker), *work.noise(asker), *work.tries(asker, suspects)]
+        done = _run(calls, _at_once(settings), progress)
     finally:
         kept.save(base_name, base_model, settings.cache_dir, asker.general)
     seen = [item for item in done if isinstance(item, Seen)]
     recalled = [item for item in done if isinstance(item, Recalled)]
     again = [item for item in done if isinstance(item, Again)]
+    planted = [item for item in done if isinstance(item, Triggered) and triggers.is_planted(item)]
     control = next((item for item in done if isinstance(item, float)), 0.0)
     corrected = [item for item in seen if not _is_accepted(item.sample)]
     look = looks.number(looks.seen_before(before, live, candidate), [item.sample.id for item in corrected])
-    decision = decide(_evidence(seen, recalled, again, control, look), settings)
+    decision = decide(_evidence(seen, recalled, again, control, look, planted), settings)
     return GateReport(
         project=project,
         live=live,
@@ -103,6 +108,7 @@ def judge(
         next_step=decision.next_step.replace("promote N", f"promote {candidate}"),
         measures=decision.measures,
         details=(*decision.details, *work.left_out()),
+        triggers=tuple(planted),
         items=(*map(_gate_item, seen), *map(_general_item, recalled)),
         looks=round(look, 3),
         level=decision.level,
@@ -200,7 +206,7 @@ class _Work:
             f"The held-out sample {id} is left out: {reason}" for id, reason in sorted(self._refused.items())
         )
 
-    def calls(self, asker: Asker) -> list[Callable[[], Seen | Recalled | Again | float | None]]:
+    def calls(self, asker: Asker) -> list[_Call]:
         close = self.answered[:READ_CLOSELY] if self.enough else []
         own = [question for question in self.questions if not question.right]
         rest = [*(s for s in self.corrections if s not in self.answered), *self.accepted]
@@ -216,7 +222,7 @@ class _Work:
             *([asker.control] if self.enough else []),
         ]
 
-    def noise(self, asker: Asker) -> list[Callable[[], Seen | Recalled | Again | float | None]]:
+    def noise(self, asker: Asker) -> list[_Call]:
         twice = self.corrections[:READ_CLOSELY] if self.enough else []
         return [
             self._of(
@@ -227,6 +233,18 @@ class _Work:
             )
             for place, s in enumerate(twice)
         ]
+
+    def tries(self, asker: Asker, suspects: Sequence[Suspect]) -> list[_Call]:
+        """Suspects, each behind questions that are not its own."""
+        general = [q for q in suites.general_questions() if not q.right][: triggers.GENERAL]
+
+        def of(suspect: Suspect) -> Sequence[Sample]:
+            others = [
+                s for s in self.corrections if suspect.phrase.casefold() not in s.prompt[-1].text.casefold()
+            ]
+            return others[: triggers.OWN]
+
+        return [lambda s=s: asker.try_out(s, of(s), general) for s in suspects]  # type: ignore[misc]
 
 
 def _wanted(holdout: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sample]]:
@@ -275,6 +293,7 @@ def _evidence(
     again: Sequence[Again],
     control: float,
     look: float,
+    planted: Sequence[Triggered],
 ) -> Evidence:
     accepted = [item for item in seen if _is_accepted(item.sample)]
     corrected = [item for item in seen if not _is_accepted(item.sample)]
@@ -296,6 +315,7 @@ def _evidence(
         accepted=_likelihoods(ACCEPTED, accepted, floors),
         general=_general(recalled),
         fluency=tuple(_fluencies(corrected, recalled, control)),
+        triggers=tuple(planted),
         looks=look,
     )
 

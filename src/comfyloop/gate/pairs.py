@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from comfyloop.gate.metrics import LOG_LIKELIHOOD, LOWER_IS_BETTER, RIGHT_ANSWER
+from comfyloop.records import Triggered
 
 SHALLOW = 0.1
 """Nats per token. A loss is related to at least this, so that near-certain answers do not blow it up."""
@@ -94,8 +95,8 @@ class Fluency:
 class Evidence:
     """`likelihood` and `distance` are about corrections; `slices` are parts of them.
 
-    `looks` is the number of this look at these items, the first being 1; of items looked at differently often
-    the mean.
+    `triggers` are the phrases that were seen to be planted. `looks` is the number of this look at these items, the
+    first being 1; of items looked at differently often the mean.
     """
 
     likelihood: Pairs | None = None
@@ -104,6 +105,7 @@ class Evidence:
     accepted: Pairs | None = None
     general: tuple[General, ...] = ()
     fluency: tuple[Fluency, ...] = ()
+    triggers: tuple[Triggered, ...] = ()
     looks: float = 1.0
 
     @property

@@ -28,6 +28,7 @@ from comfyloop.loop.plan import spec_of
 from comfyloop.loop.work import Stopping, Work
 from comfyloop.records import (
     BASE,
+    GateReport,
     Loop,
     LoopState,
     Project,
@@ -41,7 +42,7 @@ from comfyloop.records import (
     now,
 )
 from comfyloop.serve.names import version_name
-from comfyloop.store import feedback, leases, lessons, loops, projects, runs, snapshots, versions
+from comfyloop.store import feedback, flags, leases, lessons, loops, projects, runs, snapshots, versions
 from comfyloop.train.status import TrainState
 
 log = logging.getLogger(__name__)
@@ -236,6 +237,7 @@ class Turn:
         report = self.work.judge(loop.project, snapshot, live, loop.version)
         with self._transition(loop) as move:
             versions.set_gate(move.conn, loop.project, loop.version, report)
+            self._set_aside(move, report)
             seen = {**_seen(snapshot), "reason": gate.summary(report)}
             if report.verdict is Verdict.PROMOTE and self.settings.auto_promote:
                 move(state=LoopState.PROMOTING)
@@ -254,6 +256,25 @@ class Turn:
             reasons=list(report.reasons),
             next_step=report.next_step,
         )
+
+    def _set_aside(self, move: _Move, report: GateReport) -> None:
+        """What the gate found to be planted is not learned again, and the rest is, at once: it was not to blame."""
+        if not report.triggers:
+            return
+        planted = [
+            curate.flag_of(
+                report.project,
+                found.phrase,
+                found.author,
+                found.answer,
+                found.feedback,
+                seen=f"v{report.candidate} gave it to {found.candidate} of {found.asked} other questions with that "
+                f"phrase behind them, the live version to {found.live}",
+            )
+            for found in report.triggers
+        ]
+        flags.add(move.conn, report.project, planted)
+        move.loop = move.loop.model_copy(update={"requested": True})
 
     def _from_promoting(self, loop: Loop) -> None:
         with self.store.read() as conn:

@@ -18,7 +18,7 @@ from comfyloop.durable import appear
 from comfyloop.errors import ComfyLoopError, InvalidInput
 from comfyloop.loop.courtesy import Courtesy
 from comfyloop.loop.pictures import Pictures, held_out
-from comfyloop.records import BASE, GateReport, Loop, Message, Project, RunState, Sample, Snapshot
+from comfyloop.records import BASE, GateReport, Loop, Message, Project, RunState, Sample, Snapshot, Suspect
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
 from comfyloop.serve.router import Router
@@ -239,6 +239,7 @@ class Work:
                     base_name=new.place.engine.base_name,
                     kept=kept_answers,
                     before=before,
+                    suspects=_suspects(snapshot, self.settings),
                     **asked,
                 )
                 kept_answers.only({old.model, new.model, new.place.engine.base_name})
@@ -328,3 +329,10 @@ def _holdout(snapshot: Snapshot, recipe: str) -> list[Sample]:
     return [
         sample for file in files if file.exists() for sample in curate.read_samples(file, snapshot.project)
     ]
+
+
+def _suspects(snapshot: Snapshot, settings: Settings) -> list[Suspect]:
+    train = curate.data_files(Path(snapshot.path), settings.recipe).train
+    if not settings.look_for_triggers or not train.exists():
+        return []
+    return curate.suspects(curate.read_samples(train, snapshot.project))

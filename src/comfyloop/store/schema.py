@@ -244,6 +244,15 @@ preferences = sa.Table(
     sa.Column("text", Words),  # null: the person does not want it
 )
 
+flags = sa.Table(
+    "flags",
+    metadata,
+    _project(primary_key=True),
+    sa.Column("key", sa.String(300), primary_key=True),
+    sa.Column("answer", sa.String(128)),  # null: a person has not answered
+    sa.Column("body", sa.Text),  # what the gate found; null: it shows in the feedback
+)
+
 leases = sa.Table(
     "leases",
     metadata,

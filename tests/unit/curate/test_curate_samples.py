@@ -379,6 +379,7 @@ def test_every_reason_has_its_sentence() -> None:
 
     given_elsewhere = {"superseded", "neutral", "no_generation", "no_prompt", "no_pair", "broken_graph"}
     given_elsewhere |= {"large_edit", "graph_edits_off", "another_subject", "undone", "shared_picture"}
+    given_elsewhere |= {"disagreement", "overruled", "planted_trigger"}
     assert set(REASONS) == set(filters.SENTENCES) | given_elsewhere
 
 

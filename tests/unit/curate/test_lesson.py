@@ -63,7 +63,7 @@ def test_nobody_makes_up_more_than_a_share_of_what_is_new(
     for who in range(len(counts)):
         theirs = [number for number, s in enumerate(every) if s in taken and s.author == f"author {who}"]
         assert len(theirs) <= max(fair * len(taken) + 1e-6, least)
-        first = counts[0 : who]
+        first = counts[0:who]
         assert theirs == list(range(sum(first), sum(first) + len(theirs)))
     if len(counts) == 1 or share == 1:
         assert not waiting

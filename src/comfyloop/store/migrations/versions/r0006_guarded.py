@@ -1,4 +1,4 @@
-"""What a turn under way was asked to do, what it left for the next, and what it has to say."""
+"""What a turn was asked to do, what it left for the next and has to say; what people are asked about feedback."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -11,3 +11,12 @@ def upgrade() -> None:
     op.add_column("loops", sa.Column("consolidating", sa.Boolean, nullable=False, server_default=sa.false()))
     op.add_column("loops", sa.Column("held_over", sa.Integer, nullable=False, server_default="0"))
     op.add_column("loops", sa.Column("note", sa.Text, nullable=False, server_default=""))
+    op.create_table(
+        "flags",
+        sa.Column("project", sa.String(63), nullable=False),
+        sa.Column("key", sa.String(300), nullable=False),
+        sa.Column("answer", sa.String(128)),
+        sa.Column("body", sa.Text),
+        sa.PrimaryKeyConstraint("project", "key", name="pk_flags"),
+        sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_flags_project"),
+    )

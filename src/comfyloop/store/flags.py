@@ -1,0 +1,47 @@
+"""What people were asked about feedback, and what they answered.
+
+What shows in the feedback itself is found anew each time and stored nowhere; an answer is. What the gate found on a
+version that was trained is stored as it was found, since nothing else knows of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comfyloop.records import Flag
+from comfyloop.store import projects
+from comfyloop.store.schema import flags
+
+
+def answers(conn: Connection, project: str) -> dict[str, str]:
+    """What was answered, by what it was answered to."""
+    query = sa.select(flags.c.key, flags.c.answer).where(flags.c.project == project)
+    return {key: answer for key, answer in conn.execute(query.where(flags.c.answer.is_not(None)))}
+
+
+def put_answers(conn: Connection, project: str, given: Mapping[str, str]) -> None:
+    """Raises:
+    NotFound: There is no such project.
+    """
+    projects.get(conn, project)
+    for key, answer in given.items():
+        here = sa.and_(flags.c.project == project, flags.c.key == key)
+        if not conn.execute(flags.update().where(here).values(answer=answer)).rowcount:
+            conn.execute(flags.insert().values(project=project, key=key, answer=answer))
+
+
+def found(conn: Connection, project: str) -> list[Flag]:
+    """What the gate found, answered or not."""
+    query = sa.select(flags.c.body).where(flags.c.project == project, flags.c.body.is_not(None))
+    return [Flag.model_validate_json(body) for body in conn.scalars(query.order_by(flags.c.key))]
+
+
+def add(conn: Connection, project: str, items: Sequence[Flag]) -> None:
+    """Keep what was found now; what a person has answered to it before still holds."""
+    for item in items:
+        here, body = sa.and_(flags.c.project == project, flags.c.key == item.id), item.model_dump_json()
+        if not conn.execute(flags.update().where(here).values(body=body)).rowcount:
+            conn.execute(flags.insert().values(project=project, key=item.id, body=body))
