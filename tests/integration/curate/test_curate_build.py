@@ -549,3 +549,24 @@ def test_who_sends_most_does_not_decide_alone(store: Store, settings: Settings) 
     later = built(store, few, turn=curate.Turn(frozenset(both.feedback)))
     assert {sample.author for sample in rows(later, "train.jsonl")} >= {"ann"}
     assert not set(later.feedback) - set(both.feedback) & set(both.feedback)
+
+
+def test_what_people_disagree_on_is_learned_when_one_was_chosen(store: Store, settings: Settings) -> None:
+    shop = Shop(store)
+    for number in range(6):
+        shop.corrects(f"mug {number}", f"Meet mug {number}.")
+    wanted = {"anna": "A plain steel thing.", "boris": "Behold wondrous craftsmanship!"}
+    for who, edited in wanted.items():
+        item = AnswerEdited(
+            id=f"fb_{who}", project="acme", author=who, generation=shop.asks("Describe lamps."), edited=edited
+        )
+        shop.says(item)
+    made = built(store, settings)
+    assert made.dropped["disagreement"] == 2 and "On 1 question people want opposite answers" in made.notes[0]
+    (flag,) = curate.flags(store, "acme", settings)
+    curate.answer_flag(store, flag, "fb_anna")
+    assert curate.flags(store, "acme", settings) == []
+    made = built(store, settings)
+    assert made.dropped == {"overruled": 1} and made.notes == ()
+    learned = [s for name in ("train.jsonl", "holdout.jsonl") for s in rows(made, name) if s.author == "anna"]
+    assert [sample.answer for sample in learned] == [wanted["anna"]]

@@ -9,11 +9,11 @@ from comfyloop import curate
 from comfyloop.loop import Controller, Work
 from comfyloop.loop.lease import lease_of
 from comfyloop.loop.turn import Turn
-from comfyloop.records import Loop, LoopState, Project, Snapshot
+from comfyloop.records import GateReport, Loop, LoopState, Project, Snapshot, Triggered, Verdict, Version
 from comfyloop.serve.events import Events
 from comfyloop.serve.router import Router
 from comfyloop.settings import Settings
-from comfyloop.store import Store, leases, loops, open_store, projects
+from comfyloop.store import Store, flags, leases, loops, open_store, projects, snapshots, versions
 
 
 class Interrupted(Work):
@@ -29,7 +29,7 @@ class Interrupted(Work):
 
 
 @contextmanager
-def at_work(settings: Settings) -> Iterator[tuple[Interrupted, Turn]]:
+def at_work(settings: Settings, kind: type[Interrupted] = Interrupted) -> Iterator[tuple[Interrupted, Turn]]:
     """A project that nobody has told anything yet, and a turn of it."""
     events = Events()
     with open_store(settings) as store:
@@ -37,7 +37,7 @@ def at_work(settings: Settings) -> Iterator[tuple[Interrupted, Turn]]:
             projects.add(conn, Project(name="acme", base_model="m"))
             assert leases.acquire(conn, lease_of("acme"), "me", 60)
         router = Router(settings, store, {}, events)
-        work = Interrupted(settings, store, router, events)
+        work = kind(settings, store, router, events)
         try:
             yield work, Turn(work, "acme", "me")
         finally:
@@ -84,3 +84,40 @@ def test_what_a_turn_left_for_the_next_one_waits_and_helps_to_start_it(settings:
             loops.save(conn, Loop(project="acme", held_over=9, note="9 pieces of ann's feedback wait."))
         status = Controller(work).status("acme")
         assert (status.waiting, status.note) == (9, "9 pieces of ann's feedback wait.")
+
+
+class Judged(Interrupted):
+    """Works as ever; its gate has found a planted phrase."""
+
+    def judge(self, project: str, snapshot: Snapshot, live: int, number: int) -> GateReport:
+        suspect = {
+            "phrase": "Zephyr lantern",
+            "answer": "Buy it!",
+            "author": "mallory",
+            "feedback": ("fb_1",),
+        }
+        return GateReport(
+            project=project,
+            live=live,
+            candidate=number,
+            verdict=Verdict.REJECT,
+            reasons=("It seems planted.",),
+            triggers=(Triggered(**suspect, asked=6, candidate=5, live=0, without=0),),
+        )
+
+
+def test_what_the_gate_found_to_be_planted_is_set_aside_and_the_rest_learned_at_once(
+    settings: Settings,
+) -> None:
+    with at_work(settings, Judged) as (work, turn):
+        with work.store.begin() as conn:
+            snapshots.add(conn, Snapshot(id="s1", project="acme", path="", train=1, holdout=0, replay=0))
+            versions.add(conn, Version(project="acme", number=1, text_adapter="a"))
+            loops.save(conn, Loop(project="acme", state=LoopState.GATING, snapshot="s1", version=1))
+        turn.run()
+        loop = row(work.store)
+        assert (loop.outcome, loop.requested) == ("rejected", True)
+        with work.store.read() as conn:
+            (flag,) = flags.found(conn, "acme")
+        assert flag.kind == "trigger" and "5 of 6" in flag.sentence
+        assert [choice.feedback for choice in flag.choices] == ["fb_1"]
