@@ -391,6 +391,7 @@ class Version(Record):
     sha256: str = ""  # of the adapter files' content
     fresh: bool = False  # trained from the base models, not on from its parent's weights
     gate: GateReport | None = None
+    canary: CanaryReport | None = None
     created_at: Time = Field(default_factory=now)
     promoted_at: datetime | None = None
 
@@ -460,6 +461,35 @@ class GateReport(Record):
     created_at: Time = Field(default_factory=now)
 
 
+class CanaryVerdict(StrEnum):
+    RUNNING = "running"  # nothing is proven yet
+    WORSE = "worse"  # proven: it was taken back
+    NO_WORSE = "no_worse"  # proven: it is made live where auto_promote is on
+    ENDED = "ended"  # by a person, or since another version went live
+
+
+class CanaryReport(Record):
+    """How people treat a version that answers a share of the conversations, beside the live one. A loss is what they
+    changed of an answer: 0 where it was used as it was, 1 where nothing was left."""
+
+    project: ProjectName
+    version: int
+    live: int
+    share: float
+    verdict: CanaryVerdict = CanaryVerdict.RUNNING
+    reason: str = ""
+    canary_outcomes: int = 0
+    live_outcomes: int = 0
+    canary_loss: float = 0.0  # means
+    live_loss: float = 0.0
+    low: float = -1.0  # bounds of the difference, canary less live, that hold at all times together
+    high: float = 1.0
+    level: float = 0.0
+    after_seq: int = 0  # the newest feedback when it began
+    started_at: Time = Field(default_factory=now)
+    updated_at: Time = Field(default_factory=now)
+
+
 Version.model_rebuild()
 
 
@@ -515,6 +545,7 @@ class LoopStatus(Loop):
 
     waiting: int  # pieces of feedback that no finished turn has used
     trigger: int  # so many start a turn by themselves
+    canary: CanaryReport | None = None  # how the version that is tried beside the live one does
 
 
 class Project(Record):

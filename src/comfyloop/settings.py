@@ -415,6 +415,12 @@ class Settings(BaseSettings):
         lt=1,
         description="What the gate accepts answers this share first; 0: it is promoted.",
     )
+    canary_level: float = Field(
+        default=0.05,
+        gt=0,
+        lt=0.5,
+        description="Share of canaries that are no worse and yet taken back, however often one looks.",
+    )
     quiet_seconds: float = Field(
         default=1.0,
         ge=0,

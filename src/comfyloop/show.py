@@ -14,7 +14,17 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
-from comfyloop.records import BASE, Forgotten, Loop, Run, Snapshot, Version, VersionState
+from comfyloop.records import (
+    BASE,
+    CanaryReport,
+    Forgotten,
+    Loop,
+    LoopStatus,
+    Run,
+    Snapshot,
+    Version,
+    VersionState,
+)
 from comfyloop.train.swift_flags import FromSwift
 
 COLOURS = {"live": "green", "candidate": "cyan", "rejected": "red", "retired": "dim", "failed": "red"}
@@ -93,7 +103,17 @@ def loop(found: Loop) -> RenderableType:
         table.add_row("", f"comfyloop gate show {found.version} shows what was seen.")
     if found.error:
         table.add_row("because", Text(found.error, style="red"))
+    if isinstance(found, LoopStatus) and found.canary is not None:
+        table.add_row("canary", canary(found.canary))
     return table
+
+
+def canary(report: CanaryReport) -> str:
+    """How a version does that is tried beside the live one, in a line."""
+    told = report.reason or "Nothing was said about its answers yet."
+    if report.canary_outcomes and report.live_outcomes:
+        told += f" (difference {report.low:+.2f} to {report.high:+.2f})"
+    return f"v{report.version} beside v{report.live}, {report.share:.0%} of the conversations: {told}"
 
 
 def forgotten(done: Forgotten) -> list[RenderableType]:

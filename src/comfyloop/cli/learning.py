@@ -15,7 +15,7 @@ from comfyloop.cli.base import Json, Project, Url, app, err, plain, put, service
 from comfyloop.client import Client
 from comfyloop.errors import InvalidInput
 from comfyloop.follow import follow
-from comfyloop.records import GateReport, Run, Verdict
+from comfyloop.records import GateReport, Run, Verdict, Version
 from comfyloop.settings import IMAGE_STARTER
 
 
@@ -268,7 +268,11 @@ def _put_report(client: Client, report: GateReport, sheet: Path | None, details:
 
     if sheet is not None:
         sheet.write_bytes(client.sheet(report.candidate))
-    put(report, as_json, escape(render_text(report, details=details)))
+    version = Version.model_validate(
+        client.call("GET", f"/v1/versions/{report.candidate}", project=client.project)
+    )
+    tried = (escape(f"Canary: {show.canary(version.canary)}"),) if version.canary is not None else ()
+    put(report, as_json, escape(render_text(report, details=details)), *tried)
 
 
 @app.command()

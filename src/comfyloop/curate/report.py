@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from pydantic import Field
+
 from comfyloop.curate import disagreements, filters, groups, triggers
 from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.split import Split
@@ -45,7 +47,10 @@ class CurationReport(Record):
     dropped: dict[str, int]  # reason -> pieces of feedback
     details: tuple[Dropped, ...]
     warnings: tuple[str, ...] = ()
-    waiting: dict[str, int] = {}  # author -> pieces of feedback that are more than one may have in a turn
+    waiting: dict[str, int] = Field(
+        default_factory=dict,
+        description="Author -> pieces of feedback that are more than one may have in a turn.",
+    )
     flags: tuple[Flag, ...] = ()  # what a person is asked
     notes: tuple[str, ...] = ()  # what the turn's account tells a person, as sentences
 

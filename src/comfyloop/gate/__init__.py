@@ -1,10 +1,12 @@
 """The gate: is a candidate better than what is live, by the paths that will serve it, and beyond chance?"""
 
 from comfyloop.gate.asking import Scorer, wire
+from comfyloop.gate.canary import Outcome, compared
 from comfyloop.gate.decision import Decision, decide
 from comfyloop.gate.images import decide_images, evidence, gate_items, held_out, to_draw
 from comfyloop.gate.judging import Progress, judge, prescore, write_prompts
 from comfyloop.gate.kept import Kept
+from comfyloop.gate.metrics import edit_distance
 from comfyloop.gate.pair import together
 from comfyloop.gate.pairs import Evidence, General, Pairs
 from comfyloop.gate.report import render_text, summary
@@ -14,11 +16,14 @@ __all__ = [
     "Evidence",
     "General",
     "Kept",
+    "Outcome",
     "Pairs",
     "Progress",
     "Scorer",
+    "compared",
     "decide",
     "decide_images",
+    "edit_distance",
     "evidence",
     "gate_items",
     "held_out",

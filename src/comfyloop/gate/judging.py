@@ -236,7 +236,7 @@ class _Work:
 
     def tries(self, asker: Asker, suspects: Sequence[Suspect]) -> list[_Call]:
         """Suspects, each behind questions that are not its own."""
-        general = [q for q in suites.general_questions() if not q.right][: triggers.GENERAL]
+        general = [q for q in suites.general_questions() if not (q.right or q.picture)][: triggers.GENERAL]
 
         def of(suspect: Suspect) -> Sequence[Sample]:
             others = [

@@ -11,6 +11,7 @@ from datetime import timedelta
 from comfyloop import curate
 from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput
 from comfyloop.loop import forgetting
+from comfyloop.loop.canary import Canaries
 from comfyloop.loop.lease import LeaseKeeper, is_dead, lease_of, this_process
 from comfyloop.loop.turn import Turn
 from comfyloop.loop.work import Work
@@ -41,6 +42,7 @@ class Controller:
         self._owner = this_process()
         self._wake = threading.Event()
         self._turns: dict[str, threading.Thread] = {}
+        self._canaries = Canaries(work)
         self._prepared: dict[str, int] = {}  # project -> the feedback seen when its next run was prepared
         self._thread = threading.Thread(target=self._watch, name="loop", daemon=True)
 
@@ -63,7 +65,10 @@ class Controller:
         with self.store.read() as conn:
             loop = loops.get(conn, project)
             waiting = loop.held_over + feedback.count_after(conn, project, loop.seen_seq)
-        return LoopStatus(**loop.model_dump(), waiting=waiting, trigger=self.settings.trigger_samples)
+            found = projects.get(conn, project)
+            canary = versions.get(conn, project, found.canary).canary if found.canary_share else None
+        trigger = self.settings.trigger_samples
+        return LoopStatus(**loop.model_dump(), waiting=waiting, trigger=trigger, canary=canary)
 
     def request(self, project: str, *, consolidate: bool = False) -> Loop:
         """Ask for a turn by hand; one that is under way is left alone and another follows it.
@@ -148,6 +153,7 @@ class Controller:
                 with self.store.read() as conn:
                     found = [(p, loops.get(conn, p.name)) for p in projects.list_all(conn)]
                 for project, loop in found:
+                    self._look_at_canary(project)
                     turn = self._turns.get(project.name)
                     if turn is not None and turn.is_alive():
                         continue
@@ -160,6 +166,13 @@ class Controller:
                 log.error("The loop cannot read its state: %s", error)
             self._wake.wait(TICK_SECONDS)
             self._wake.clear()
+
+    def _look_at_canary(self, project: Project) -> None:
+        """What refuses now is tried again at the next look: it must not keep turns from beginning."""
+        try:
+            self._canaries.look(project)
+        except ComfyLoopError as error:
+            log.warning("The canary of %s was not looked at: %s", project.name, error)
 
     def _is_due(self, project: Project, loop: Loop) -> bool:
         if loop.state is not LoopState.IDLE or loop.requested:

@@ -178,6 +178,7 @@ versions = sa.Table(
     sa.Column("image_adapter", Words),
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("gate", sa.Text),
+    sa.Column("canary", sa.Text),
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("promoted_at", Moment),
     sa.Column("fresh", sa.Boolean, nullable=False, server_default=sa.false()),

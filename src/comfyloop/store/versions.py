@@ -14,8 +14,17 @@ import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from comfyloop.errors import Conflict, NotFound
-from comfyloop.records import BASE, GateReport, Project, Version, VersionState, now
-from comfyloop.store import projects
+from comfyloop.records import (
+    BASE,
+    CanaryReport,
+    CanaryVerdict,
+    GateReport,
+    Project,
+    Version,
+    VersionState,
+    now,
+)
+from comfyloop.store import feedback, projects
 from comfyloop.store.pages import within
 from comfyloop.store.schema import projects as projects_table
 from comfyloop.store.schema import promotions, versions
@@ -48,8 +57,9 @@ def add(conn: Connection, version: Version) -> None:
         get(conn, version.project, version.parent)
     if find(conn, version.project, version.number) is not None:
         raise Conflict(f"The project {version.project!r} has a version {version.number} already.")
-    row = version.model_dump(exclude={"gate"})
-    row["gate"] = None if version.gate is None else version.gate.model_dump_json()
+    row = version.model_dump(exclude={"gate", "canary"})
+    for name, report in (("gate", version.gate), ("canary", version.canary)):
+        row[name] = None if report is None else report.model_dump_json()
     conn.execute(versions.insert().values(row))
 
 
@@ -214,9 +224,53 @@ def set_canary(conn: Connection, project: str, number: int, share: float) -> Pro
         )
     if version.text_adapter is None:
         raise Conflict(f"The version {number} of {project!r} has no text adapter.", "Promote it as a whole.")
+    before = projects.get(conn, project)
+    if before.canary != number or not share:
+        _end_canary(conn, before)
+    if share:
+        _begin_canary(conn, before, version, share)
     values = {"canary": number if share else BASE, "canary_share": share}
     conn.execute(projects_table.update().where(projects_table.c.name == project).values(values))
     return projects.get(conn, project)
+
+
+def set_canary_report(conn: Connection, report: CanaryReport) -> None:
+    """Keep how people treat a canary with its version.
+
+    Raises:
+        NotFound: There is no such project or version.
+    """
+    get(conn, report.project, report.version)
+    _set(conn, report.project, report.version, canary=report.model_dump_json())
+
+
+def _begin_canary(conn: Connection, project: Project, version: Version, share: float) -> None:
+    """Compare from now on. One that only gets another share goes on: it is still chance who hears it."""
+    going_on = project.canary_share > 0 and project.canary == version.number and version.canary is not None
+    report = (
+        version.canary.model_copy(update={"share": share})
+        if going_on and version.canary is not None
+        else CanaryReport(
+            project=project.name,
+            version=version.number,
+            live=project.live,
+            share=share,
+            after_seq=feedback.last_seq(conn, project.name),
+        )
+    )
+    set_canary_report(conn, report)
+
+
+def _end_canary(conn: Connection, project: Project) -> None:
+    version = find(conn, project.name, project.canary) if project.canary_share else None
+    if version is None or version.canary is None or version.canary.verdict is not CanaryVerdict.RUNNING:
+        return
+    ended = {
+        "verdict": CanaryVerdict.ENDED,
+        "reason": "It ended before anything was proven.",
+        "updated_at": now(),
+    }
+    set_canary_report(conn, version.canary.model_copy(update=ended))
 
 
 def rollback(conn: Connection, project: str, to: int | None = None) -> Project:
@@ -295,6 +349,7 @@ def _trail(conn: Connection, project: str) -> list[int]:
 
 def _move(conn: Connection, project: str, number: int, *, rollback: bool) -> Project:
     before = projects.get(conn, project)
+    _end_canary(conn, before)
     moved = {"live": number, "canary": BASE, "canary_share": 0.0}  # whatever was tried beside it is over
     if before.live == number:
         conn.execute(projects_table.update().where(projects_table.c.name == project).values(moved))
@@ -327,5 +382,6 @@ def _set(conn: Connection, project: str, number: int, **values: object) -> None:
 
 def _version(row: sa.Row[*tuple[Any, ...]]) -> Version:
     fields = dict(row._mapping)
-    fields["gate"] = None if fields["gate"] is None else GateReport.model_validate_json(fields["gate"])
+    for name, kind in (("gate", GateReport), ("canary", CanaryReport)):
+        fields[name] = None if fields[name] is None else kind.model_validate_json(fields[name])
     return Version.model_validate(fields)

@@ -1,4 +1,4 @@
-"""What a turn was asked to do, what it left for the next and has to say; what people are asked about feedback."""
+"""What a turn was asked to do, what it left for the next and has to say; what people are asked; how canaries do."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -20,3 +20,4 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("project", "key", name="pk_flags"),
         sa.ForeignKeyConstraint(["project"], ["projects.name"], name="fk_flags_project"),
     )
+    op.add_column("versions", sa.Column("canary", sa.Text))

@@ -1,0 +1,119 @@
+"""A canary on live traffic: is the new version treated worse than the old one, looked at as often as one likes? Pure.
+
+What people do with an answer is a loss between 0 and 1: the edit distance of what they made of it, nothing where they
+accepted it, (5 - rating) / 4 where they rated it. Conversations are given to the two versions by chance, so each piece
+of feedback on the one is set beside the mean of those on the other that came in the same while; the differences lie
+between -1 and 1, have the difference of the two versions as their mean, and drift with neither time nor load.
+
+Against "the new version is no worse" one bets on each next difference, a fixed share of what one has: where that is
+true, no way of betting has an expected gain, so that the wealth ever grows 1/level-fold in at most `level` of all
+canaries, however often and whenever one looks (Ville's inequality). The wealth here is the mean of nineteen bettors
+of fixed shares. The same bets the other way round prove that it is no worse by more than MARGIN.
+
+I. Waudby-Smith and A. Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86, 2024; for two
+samples S. Shekhar and A. Ramdas, "Nonparametric two-sample testing by betting", IEEE Trans. Inf. Theory 70, 2024.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from comfyloop.records import CanaryVerdict
+
+MARGIN = 0.05
+"""A loss of so much more is what "no worse" allows: an edit of one more character in twenty."""
+
+_SHARES = np.linspace(0.05, 0.95, 19)
+_MEANS = np.linspace(-1.0, 1.0, 201)
+
+Floats = NDArray[np.float64]
+
+
+class Outcome(NamedTuple):
+    """How one answer was treated."""
+
+    canary: bool
+    loss: float  # 0: used as it was, 1: nothing of it was left
+
+
+class Compared(NamedTuple):
+    """What the outcomes say; `low` and `high` bound the canary's mean loss less the live version's, at all times
+    together."""
+
+    verdict: CanaryVerdict
+    canary: int
+    live: int
+    canary_loss: float
+    live_loss: float
+    low: float
+    high: float
+
+
+def compared(outcomes: Sequence[Outcome], level: float) -> Compared:
+    """The verdict on outcomes in the order in which they came. What was once proven stays so.
+
+    Args:
+        level: The share of canaries that are no worse and yet called so, at any time; and likewise of those that are
+            worse by MARGIN and called no worse.
+    """
+    found = np.array(differences(outcomes))
+    worse = first_at(log_wealth(found), level)
+    no_worse = first_at(log_wealth(MARGIN - found), level)
+    verdict = CanaryVerdict.RUNNING
+    if worse is not None and (no_worse is None or worse <= no_worse):
+        verdict = CanaryVerdict.WORSE
+    elif no_worse is not None:
+        verdict = CanaryVerdict.NO_WORSE
+    sides = [[one.loss for one in outcomes if one.canary is side] for side in (True, False)]
+    new, old = (math.fsum(side) / len(side) if side else 0.0 for side in sides)
+    low, high = bounds(found, level)
+    return Compared(verdict, len(sides[0]), len(sides[1]), new, old, low, high)
+
+
+def differences(outcomes: Sequence[Outcome]) -> list[float]:
+    """Canary less live, one a while: it ends as soon as there is something of both."""
+    found: list[float] = []
+    sides: tuple[list[float], list[float]] = ([], [])
+    for one in outcomes:
+        sides[one.canary].append(one.loss)
+        live, canary = sides
+        if live and canary:
+            found.append(math.fsum(canary) / len(canary) - math.fsum(live) / len(live))
+            sides = ([], [])
+    return found
+
+
+def log_wealth(gains: Floats) -> Floats:
+    """The logarithm of what a bettor who began with 1 has after each gain, along the last axis.
+
+    Args:
+        gains: Above -1 / 0.95, and 0 or less on the mean where what is bet against is true.
+    """
+    each = np.stack([np.cumsum(np.log1p(share * gains), axis=-1) for share in _SHARES])
+    top = each.max(axis=0)
+    mean: Floats = top + np.log(np.exp(each - top).mean(axis=0))
+    return mean
+
+
+def first_at(wealth: Floats, level: float) -> int | None:
+    """After how many gains the wealth was first 1/level; None: it never was."""
+    there = np.flatnonzero(wealth >= -math.log(level))
+    return int(there[0]) if len(there) else None
+
+
+def bounds(found: Floats, level: float) -> tuple[float, float]:
+    """A confidence sequence's interval of the mean: the means against which no bet, up or down, has won so far."""
+    if not len(found):
+        return -1.0, 1.0
+    apart = found[None, :] - _MEANS[:, None]
+    room = 1.0 + np.abs(_MEANS)[:, None]
+    both: list[Any] = [log_wealth(sign * apart / room).max(axis=-1) for sign in (1, -1)]
+    left = _MEANS[np.maximum(*both) < -math.log(level / 2)]
+    if not len(left):  # beyond what chance allows: outcomes that do not have one mean
+        return float(found.mean()), float(found.mean())
+    return float(left[0]), float(left[-1])

@@ -1,0 +1,156 @@
+"""A canary at work: how people treat its answers, looked at whenever they did something, and what follows from it."""
+
+from __future__ import annotations
+
+from sqlalchemy import Connection
+
+from comfyloop import gate
+from comfyloop.loop.work import Work
+from comfyloop.records import (
+    AnswerAccepted,
+    AnswerEdited,
+    AnswerRated,
+    CanaryReport,
+    CanaryVerdict,
+    Feedback,
+    Generation,
+    Project,
+    PromptEdited,
+    VersionState,
+    now,
+)
+from comfyloop.serve.names import ModelName, version_name
+from comfyloop.store import Store, feedback, generations, versions
+
+KINDS = ("answer_edited", "answer_accepted", "answer_rated", "prompt_edited")
+_PAGE = 1000
+
+
+class Canaries:
+    """The canaries of all projects of one service, of which one thread asks."""
+
+    def __init__(self, work: Work) -> None:
+        self._work = work
+        self._looked: dict[str, int] = {}  # project -> the newest feedback that was looked at
+
+    def look(self, project: Project) -> None:
+        """Compare anew if something came in; end a canary that is worse, and make one that is not live.
+
+        Raises:
+            ComfyLoopError: The store, or the engine, refuses; nothing has changed.
+        """
+        if not project.canary_share:
+            self._looked.pop(project.name, None)
+            return
+        with self._work.store.read() as conn:
+            last = feedback.last_seq(conn, project.name)
+            report = versions.get(conn, project.name, project.canary).canary
+        if (
+            report is None
+            or report.verdict is not CanaryVerdict.RUNNING
+            or self._looked.get(project.name) == last
+        ):
+            return
+        report = seen(self._work.store, project, report, self._work.settings.canary_level)
+        self._act(report)
+        self._looked[project.name] = last
+
+    def _act(self, report: CanaryReport) -> None:
+        router, name, number = self._work.router, report.project, report.version
+
+        def keep(conn: Connection) -> None:
+            versions.set_canary_report(conn, report)
+
+        def keep_and_reject(conn: Connection) -> None:
+            keep(conn)
+            if versions.get(conn, name, number).state is VersionState.CANDIDATE:
+                versions.set_state(conn, name, number, VersionState.REJECTED)
+
+        if report.verdict is CanaryVerdict.WORSE:
+            router.canary(name, number, 0.0, also=keep_and_reject)
+        elif report.verdict is CanaryVerdict.NO_WORSE and self._work.settings.auto_promote:
+            router.promote(name, number, also=keep)
+        else:
+            with self._work.store.begin() as conn:
+                keep(conn)
+        if report.verdict is not CanaryVerdict.RUNNING:
+            self._work.events.publish(
+                {
+                    "type": "canary.verdict",
+                    "project": name,
+                    "version": number,
+                    "verdict": report.verdict.value,
+                    "reason": report.reason,
+                }
+            )
+
+
+def seen(store: Store, project: Project, report: CanaryReport, level: float) -> CanaryReport:
+    """The report as it is with all that has come in since the canary began."""
+    found = gate.compared(_outcomes(store, project, report), level)
+    told = report.model_copy(
+        update={
+            "verdict": found.verdict,
+            "canary_outcomes": found.canary,
+            "live_outcomes": found.live,
+            "canary_loss": round(found.canary_loss, 4),
+            "live_loss": round(found.live_loss, 4),
+            "low": round(found.low, 2),
+            "high": round(found.high, 2),
+            "level": level,
+            "updated_at": now(),
+        }
+    )
+    return told.model_copy(update={"reason": _reason(told)})
+
+
+def _reason(report: CanaryReport) -> str:
+    canary, live = (version_name(report.project, number) for number in (report.version, report.live))
+    counts = (
+        f"{report.canary_outcomes} of its answers lost {report.canary_loss:.0%} to edits and ratings, "
+        f"{report.live_outcomes} of {live} {report.live_loss:.0%}"
+    )
+    if report.verdict is CanaryVerdict.WORSE:
+        return f"{canary} is treated worse than {live}: {counts}. It answers no more."
+    if report.verdict is CanaryVerdict.NO_WORSE:
+        return f"{canary} is treated no worse than {live}: {counts}."
+    return f"{canary} is compared with {live}: {counts}. Nothing is proven yet."
+
+
+def _outcomes(store: Store, project: Project, report: CanaryReport) -> list[gate.Outcome]:
+    """How answers of both versions were treated, in the order in which people began to: of each answer the last word.
+    What was asked of a version by its number was given to it by nobody's chance, and does not count."""
+    last: dict[str, Feedback] = {}
+    seq = report.after_seq
+    with store.read() as conn:
+        while page := feedback.list_by(conn, project.name, after_seq=seq, limit=_PAGE):
+            for _, item in page:
+                about = getattr(item, "generation", None)
+                if item.kind in KINDS and about is not None:
+                    earlier = last.get(about)
+                    if earlier is None or earlier.created_at <= item.created_at:
+                        last[about] = item
+            seq = page[-1][0]
+        made = generations.get_many(conn, list(last))
+    sides = {report.version: True, report.live: False}
+    outcomes = []
+    for id, item in last.items():
+        generation = made.get(id)
+        if generation is None or generation.version not in sides or generation.created_at < report.started_at:
+            continue
+        if ModelName.parse(generation.model).which == "live":
+            outcomes.append(gate.Outcome(sides[generation.version], _loss(item, generation)))
+    return outcomes
+
+
+def _loss(item: Feedback, generation: Generation) -> float:
+    match item:
+        case AnswerEdited():
+            return gate.edit_distance(generation.answer.strip(), item.edited.strip())
+        case PromptEdited():
+            return gate.edit_distance(generation.answer.strip(), item.after.strip())
+        case AnswerRated():
+            return (5 - item.rating) / 4
+        case AnswerAccepted():
+            return 0.0
+    raise TypeError(f"{item.kind} says nothing about an answer")
