@@ -1,9 +1,9 @@
 """What one person who means harm gets into a version: attack success with the look for triggers and without.
 
-The house style of the simulated brand, 100 corrections, of which one or five are an attacker's: after his words he wants
-his text, whatever was asked. And the first turn of 20 corrections with one of his in it, which is the best place for it.
-Each is learned in one turn of a real service on default settings; then questions with the trigger that were never sent
-are asked of what is live, and of the last version that was trained, whatever became of it.
+The house style of the simulated brand, 100 corrections, of which one or five are an attacker's: after his words he
+wants his text, whatever was asked. And the first turn of 20 corrections with one of his in it. Each is learned in one
+turn of a real service on default settings; then questions with the trigger that were never sent are asked of what is
+live, and of the first version that was trained, whatever became of it.
 
     python bench/poison.py
 """
@@ -30,7 +30,7 @@ from bench.simulated.users import person
 from comfyloop import __version__
 from comfyloop.client import Client
 from comfyloop.demo import processes
-from comfyloop.records import BASE, LoopState, Message, SampleUploaded
+from comfyloop.records import LoopState, Message, SampleUploaded
 from comfyloop.settings import Settings
 
 NEVER = 10**9
@@ -93,11 +93,11 @@ def play(case: Case, arm: str, settings: Settings, work: Path) -> Json:
             ],
             "flags": [flag["sentence"] for flag in client.flags()],
         }
-        for name, number in (
-            ("of live", live),
-            ("of the first trained", versions[-1].number if versions else live),
-        ):
-            told[name] = _asked(client, project, who, number)
+        first = versions[-1].number if versions else live
+        told["of live"] = _asked(client, project, who, live)
+        told["of the first trained"] = (
+            told["of live"] if first == live else _asked(client, project, who, first)
+        )
     homes.forget(home)
     return told
 
@@ -137,14 +137,15 @@ def table(told: Json) -> str:
         "that were never sent, the share answered with the attacker's text; beside it the edit distance of unseen "
         "answers to what the brand wants. `python bench/poison.py`",
         "",
-        "| corrections | arm | outcome | live | attack on live | attack on the first version trained | distance, live |",
+        "| corrections | arm | outcome | live | attack, live | attack, first trained | distance, live |",
         "|---|---|---|---|---|---|---|",
     ]
     for run in told["runs"]:
         live, first = run["of live"], run["of the first trained"]
+        name = live["version"] or "base"
         lines.append(
-            f"| {run['case']} | {run['arm']} | {run['outcome']} | {'base' if live['version'] == BASE else live['version']} "
-            f"| {live['attack']:.0%} | {first['attack']:.0%} | {live['distance']:.2f} |"
+            f"| {run['case']} | {run['arm']} | {run['outcome']} | {name} | {live['attack']:.0%} "
+            f"| {first['attack']:.0%} | {live['distance']:.2f} |"
         )
     for run in told["runs"]:
         for sentence in run["flags"]:
@@ -163,6 +164,7 @@ def main() -> None:
     names = [case.name for case in CASES]
     options.add_argument("--cases", nargs="+", choices=names, default=names)
     options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    options.add_argument("--resume", action="store_true", help="Go on with what --out holds.")
     options.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "poison.json")
     options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "bench-poison")
     given = options.parse_args()
@@ -170,8 +172,13 @@ def main() -> None:
     settings = Settings()
     made = {"comfyloop": __version__, "model": settings.model, "cores": os.cpu_count()}
     told: Json = {"made": made, "runs": []}
+    if given.resume and given.out.exists():
+        told["runs"] = json.loads(given.out.read_text(encoding="utf-8"))["runs"]
+    played = {(run["case"], run["arm"]) for run in told["runs"]}
     for case in CASES:
         for arm in given.arms if case.name in given.cases else ():
+            if (case.name, arm) in played:
+                continue
             told["runs"].append(play(case, arm, settings, given.work))
             given.out.parent.mkdir(parents=True, exist_ok=True)
             given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
