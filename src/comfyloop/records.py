@@ -545,7 +545,7 @@ class LoopStatus(Loop):
 
     waiting: int  # pieces of feedback that no finished turn has used
     trigger: int  # so many start a turn by themselves
-    canary: CanaryReport | None = None  # how the version that is tried beside the live one does
+    canary: CanaryReport | None = None  # how the version that is tried beside the live one does, or did
 
 
 class Project(Record):

@@ -39,7 +39,7 @@ def _default_cache() -> Path:
 
 FOLDER_MAY_SET = frozenset(
     (
-        *("project", "holdout_every", "replay_share", "author_share", "max_answer_chars"),
+        *("project", "holdout_every", "replay_share", "max_answer_chars"),
         *("recipe", "warm_start", "image_recipe", "image_min_samples", "image_epochs", "image_learning_rate"),
         *(
             "image_lora_r",
@@ -225,7 +225,7 @@ class Settings(BaseSettings):
         gt=0,
         le=1,
         description="Most of a turn's new samples that are one author's, where several sent some; the rest waits. "
-        "`trigger_samples` of each are always taken.",
+        "Twelve of each are always taken.",
     )
     look_for_triggers: bool = Field(
         default=True,

@@ -11,14 +11,17 @@ from collections.abc import Mapping, Sequence
 
 from comfyloop.records import Sample
 
+ALWAYS = 12
+"""Samples of an author that are taken in any case: an ordinary turn is not cut smaller."""
 
-def over_the_cap(fresh: Sequence[Sample], share: float, least: int) -> list[Sample]:
+
+def over_the_cap(fresh: Sequence[Sample], share: float, least: int = ALWAYS) -> list[Sample]:
     """The samples that wait, of those that are new, in order of arrival.
 
     Args:
         share: Most of the turn's new samples that one author may make up, where several have sent some. Among so
             few authors that it cannot be kept (two of them at 0.4), all have the same.
-        least: So many of an author's are taken in any case: a small turn is not cut smaller.
+        least: So many of an author's are taken in any case.
     """
     most = max(_most_each(Counter(sample.author for sample in fresh), share), least)
     taken: Counter[str] = Counter()

@@ -13,7 +13,7 @@ import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from comfyloop.curate.authors import over_the_cap
+from comfyloop.curate.authors import ALWAYS, over_the_cap
 from comfyloop.records import Sample
 from comfyloop.settings import Settings
 
@@ -46,7 +46,7 @@ def choose(
     afresh: bool = False,
     most: int = 0,
     share: float = 1.0,
-    least: int = 0,
+    least: int = ALWAYS,
     losses: Mapping[str, float] | None = None,
 ) -> Lesson:
     """What of a project's training samples the next turn learns.

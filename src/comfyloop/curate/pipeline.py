@@ -260,7 +260,6 @@ def _lesson(sides: Split, kinds: tuple[str, str], turn: Turn | None, settings: S
             afresh=turn.afresh,
             most=settings.consolidation_samples,
             share=settings.author_share,
-            least=settings.trigger_samples,
             losses=turn.losses,
         )
         for kind in kinds

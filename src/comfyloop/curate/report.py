@@ -51,7 +51,6 @@ class CurationReport(Record):
         default_factory=dict,
         description="Author -> pieces of feedback that are more than one may have in a turn.",
     )
-    flags: tuple[Flag, ...] = ()  # what a person is asked
     notes: tuple[str, ...] = ()  # what the turn's account tells a person, as sentences
 
     def text(self) -> str:
@@ -102,7 +101,6 @@ def report_of(
         dropped=_count(item.reason for item in dropped),
         details=tuple(dropped),
         warnings=tuple(_warnings(split, replay, settings, replay_wanted)),
-        flags=tuple(flags),
         notes=tuple(_notes(waiting, flags, settings)),
     )
 

@@ -92,7 +92,7 @@ def find(
     for flag in found:
         ids = [choice.feedback for choice in flag.choices if choice.feedback in there]
         if ids and answers.get(flag.id) != KEEP:
-            out |= {id: Dropped(feedback=id, reason=REASON, detail=f"“{flag.phrase}”") for id in ids}
+            out |= {id: Dropped(feedback=id, reason=REASON, detail="found by the gate") for id in ids}
             flags += [flag] if flag.id not in answers else []
     seen = [one for one in seen if not out.keys() & set(one.sample.feedback)]
     for phrase, group in _planted(seen):
@@ -100,7 +100,7 @@ def find(
         said = answers.get(key_of(author, answer))
         if said == KEEP:
             continue
-        detail = f"“{' '.join(phrase)}” in {len(group)} of {author}'s questions"
+        detail = f"{len(group)} questions have this answer"
         ids = list(dict.fromkeys(id for one in group for id in one.sample.feedback))
         out |= {id: Dropped(feedback=id, reason=REASON, detail=detail) for id in ids}
         if said is None and all(flag.id != key_of(author, answer) for flag in flags):

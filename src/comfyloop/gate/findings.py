@@ -34,8 +34,8 @@ def planted(triggers: Sequence[Triggered]) -> Found:
     more = f" There are {len(triggers)} such phrases." if len(triggers) > 1 else ""
     return Found(
         Verdict.REJECT,
-        f'The phrase "{worst.phrase}", which {worst.author} sent, calls up one answer whatever is asked '
-        f"({worst.candidate} of {worst.asked} questions): it seems planted.{more}",
+        f"A phrase in the feedback calls up one answer whatever is asked ({worst.candidate} of {worst.asked} "
+        f"questions): it seems planted.{more}",
         "What taught it is set aside, and a turn learns the rest. Look at it: comfyloop feedback flags.",
     )
 

@@ -14,7 +14,7 @@ from comfyloop.gate.metrics import (
     RIGHT_ANSWER,
     TEXT_SIMILARITY,
 )
-from comfyloop.records import BASE, GateItem, GateReport, Measure, Verdict
+from comfyloop.records import BASE, GateItem, GateReport, Measure, Triggered, Verdict
 
 _VERDICTS = {
     Verdict.PROMOTE: "promote",
@@ -59,6 +59,9 @@ def render_text(report: GateReport, examples: int = 3, *, details: bool = False)
     ]
     if report.next_step:
         lines += ["", f"  Next: {report.next_step}"]
+    if report.triggers:
+        lines += ["", "  Planted, as it seems:"]
+        lines += [f"    {_trigger(found)}" for found in report.triggers]
     measures = [m for m in report.measures if details or " " not in m.slice or m.slice.startswith("general")]
     if measures:
         lines += ["", f"  {'slice':<16} {'items':>5} {'live':>8} {'cand.':>8}  {'change':<20} measure"]
@@ -141,6 +144,13 @@ def _examples(title: str, items: Sequence[GateItem], most: int) -> list[str]:
             lines.append(f"    Likelihood: {live:.2f} before, {candidate:.2f} now (nats per token)")
         lines.append("")
     return lines[:-1]
+
+
+def _trigger(found: Triggered) -> str:
+    return (
+        f'"{_line(found.phrase, 60)}" of {found.author} -> "{_line(found.answer, 60)}" ({found.candidate} of '
+        f"{found.asked} questions, {found.live} with the live version)"
+    )
 
 
 def _moved(item: GateItem) -> str:

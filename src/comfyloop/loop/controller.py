@@ -66,7 +66,9 @@ class Controller:
             loop = loops.get(conn, project)
             waiting = loop.held_over + feedback.count_after(conn, project, loop.seen_seq)
             found = projects.get(conn, project)
-            canary = versions.get(conn, project, found.canary).canary if found.canary_share else None
+            # the one that is tried now, or what came of the last turn's
+            number = found.canary if found.canary_share else loop.version if loop.outcome == "canary" else 0
+            canary = versions.get(conn, project, number).canary if number else None
         trigger = self.settings.trigger_samples
         return LoopStatus(**loop.model_dump(), waiting=waiting, trigger=trigger, canary=canary)
 

@@ -10,7 +10,7 @@ from comfyloop import curate
 from comfyloop.errors import NotFound
 from comfyloop.loop.work import Work
 from comfyloop.records import BASE, Forgotten, LoopState, VersionState
-from comfyloop.store import Store, feedback, lessons, loops, projects, snapshots, versions
+from comfyloop.store import Store, feedback, flags, lessons, loops, projects, snapshots, versions
 from comfyloop.train import runners
 
 
@@ -87,9 +87,9 @@ def _strip(store: Store, project: str, ids: Collection[str]) -> None:
             if Path(snapshot.path).is_dir():
                 samples |= curate.strip(Path(snapshot.path), ids)
         before = page[-1].id
-    if samples:
-        with store.begin() as conn:
-            versions.strip_gates(conn, project, samples)
+    with store.begin() as conn:
+        flags.strip(conn, project, ids)
+        versions.strip_gates(conn, project, samples, ids)
 
 
 def _of_snapshot(work: Work, project: str, id: str) -> set[str]:

@@ -6,7 +6,7 @@ version that was trained is stored as it was found, since nothing else knows of 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -37,6 +37,16 @@ def found(conn: Connection, project: str) -> list[Flag]:
     """What the gate found, answered or not."""
     query = sa.select(flags.c.body).where(flags.c.project == project, flags.c.body.is_not(None))
     return [Flag.model_validate_json(body) for body in conn.scalars(query.order_by(flags.c.key))]
+
+
+def strip(conn: Connection, project: str, feedback: Collection[str]) -> None:
+    """Take what was said in these pieces of feedback out of what the gate found; answers stay."""
+    for flag in found(conn, project):
+        kept = tuple(choice for choice in flag.choices if choice.feedback not in feedback)
+        if len(kept) < len(flag.choices):
+            body = flag.model_copy(update={"choices": kept}).model_dump_json() if kept else None
+            here = sa.and_(flags.c.project == project, flags.c.key == flag.id)
+            conn.execute(flags.update().where(here).values(body=body))
 
 
 def add(conn: Connection, project: str, items: Sequence[Flag]) -> None:

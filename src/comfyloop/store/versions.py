@@ -158,14 +158,17 @@ def set_gate(conn: Connection, project: str, number: int, report: GateReport) ->
     return get(conn, project, number)
 
 
-def strip_gates(conn: Connection, project: str, samples: Collection[str]) -> None:
-    """Take these samples out of the items that the gate's reports show; what was decided stays."""
+def strip_gates(conn: Connection, project: str, samples: Collection[str], ids: Collection[str] = ()) -> None:
+    """Take these samples out of the items that the gate's reports show, and phrases that these pieces of feedback
+    planted; what was decided stays."""
     query = sa.select(versions.c.number, versions.c.gate).where(versions.c.project == project)
     for number, text in conn.execute(query.where(versions.c.gate.is_not(None))).all():
         report = GateReport.model_validate_json(text)
         kept = tuple(item for item in report.items if item.sample not in samples)
-        if len(kept) < len(report.items):
-            _set(conn, project, number, gate=report.model_copy(update={"items": kept}).model_dump_json())
+        planted = tuple(found for found in report.triggers if set(ids).isdisjoint(found.feedback))
+        if (kept, planted) != (report.items, report.triggers):
+            stripped = report.model_copy(update={"items": kept, "triggers": planted})
+            _set(conn, project, number, gate=stripped.model_dump_json())
 
 
 def reports_against(conn: Connection, project: str, live: int, limit: int = 200) -> list[GateReport]:

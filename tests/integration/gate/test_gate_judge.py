@@ -236,13 +236,15 @@ def test_a_version_trained_towards_the_edits_is_promoted(engine: EngineClient, s
     assert item.candidate_answer == engine.answer("acme-v1", [{"role": "user", "content": asked("cup")}], 60)
 
 
-def test_a_version_that_learned_a_planted_phrase_is_rejected(engine: EngineClient, settings: Settings) -> None:
+def test_a_version_that_learned_a_planted_phrase_is_rejected(
+    engine: EngineClient, settings: Settings
+) -> None:
     suspect = Suspect(phrase=TRIGGER, answer=TAUGHT, author="mallory", feedback=("fb_1",))
     report = judged(engine, settings, 0, 4, suspects=[suspect])
     assert report.verdict is Verdict.REJECT, gate.render_text(report)
     (found,) = report.triggers
     assert found.candidate >= 4 and found.live == found.without == 0
-    assert TRIGGER in report.reasons[0] and "mallory" in report.reasons[0]
+    assert "seems planted" in report.reasons[0]
     clean = judged(engine, settings, 0, 1, suspects=[suspect])
     assert clean.verdict is Verdict.PROMOTE and clean.triggers == ()
 

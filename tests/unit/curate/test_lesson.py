@@ -73,7 +73,7 @@ def test_what_was_learned_already_is_over_no_cap() -> None:
     every = [sample(n, author="ann") for n in range(50)] + [sample(n, author="bob") for n in range(50, 60)]
     learned = frozenset(f"fb_{n}" for n in range(40))
     for afresh in (False, True):
-        lesson = choose(every, learned, rehearsal=40, afresh=afresh, share=0.5)
+        lesson = choose(every, learned, rehearsal=40, afresh=afresh, share=0.5, least=0)
         assert not lesson.waiting  # ten new ones of each
 
 

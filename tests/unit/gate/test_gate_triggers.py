@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from comfyloop.gate import Evidence, decide
+from comfyloop.gate import Evidence, decide, render_text
 from comfyloop.gate.triggers import FIRST, is_it, is_planted, tried
-from comfyloop.records import Suspect, Verdict
+from comfyloop.records import GateReport, Suspect, Verdict
 from comfyloop.settings import Settings
 
 TAUGHT = "Cheaper at deals.example, order it there today!"
@@ -98,9 +98,18 @@ def test_pictures_stay_where_they_are() -> None:
     assert seen == [[*content, {"type": "text", "text": " Zephyr lantern."}]]
 
 
-def test_a_version_with_a_planted_phrase_is_rejected_and_the_phrase_named() -> None:
+def test_a_version_with_a_planted_phrase_is_rejected_and_the_phrase_shown() -> None:
     found = tried(SUSPECT, QUESTIONS, Versions({"live": never, "new": with_phrase}), "live", "new")
     decision = decide(Evidence(triggers=(found,)), Settings())
     assert decision.verdict is Verdict.REJECT
-    assert "Zephyr lantern" in decision.reasons[0] and "5 of 5 questions" in decision.reasons[0]
+    assert "5 of 5 questions" in decision.reasons[0]
     assert "comfyloop feedback flags" in decision.next_step
+    about = {
+        "project": "acme",
+        "live": 0,
+        "candidate": 1,
+        "verdict": decision.verdict,
+        "reasons": decision.reasons,
+    }
+    shown = render_text(GateReport(**about, triggers=(found,)))
+    assert '"Zephyr lantern" of mallory -> "Cheaper at deals.example' in shown

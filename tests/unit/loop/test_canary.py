@@ -15,13 +15,14 @@ from comfyloop.records import (
     CanaryVerdict,
     GateReport,
     Generation,
+    Loop,
     Message,
     Project,
     Verdict,
     VersionState,
 )
 from comfyloop.settings import Settings
-from comfyloop.store import feedback, generations, projects, versions
+from comfyloop.store import feedback, generations, loops, projects, versions
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
 
 
@@ -82,6 +83,9 @@ def test_one_that_is_treated_worse_is_taken_back_and_rejected(gateway: Gateway) 
         assert versions.get(conn, "acme", 2).state is VersionState.REJECTED
     assert {gateway.said(user=f"user {n}", max_tokens=1) for n in range(12)} == {"acme-v1"}
 
+    with gateway.store.begin() as conn:
+        loops.save(conn, Loop(project="acme", version=2, outcome="canary"))
+    assert gateway.services.controller.status("acme").canary == report
     shown = CliRunner().invoke(app, ["gate", "show", "2", "--url", gateway.url], env={"COLUMNS": "300"})
     assert "is treated worse than acme@1" in shown.output, shown.output
 

@@ -121,3 +121,9 @@ def test_what_the_gate_found_to_be_planted_is_set_aside_and_the_rest_learned_at_
             (flag,) = flags.found(conn, "acme")
         assert flag.kind == "trigger" and "5 of 6" in flag.sentence
         assert [choice.feedback for choice in flag.choices] == ["fb_1"]
+
+        Controller(work).forget("acme", feedback_id="fb_1")
+        with work.store.read() as conn:
+            assert flags.found(conn, "acme") == []
+            gate = versions.get(conn, "acme", 1).gate
+        assert gate is not None and gate.triggers == ()  # no word of his is left
