@@ -19,6 +19,7 @@ from PIL import Image
 
 from comfyloop import gate
 from comfyloop.errors import Busy, EngineUnavailable, NotFound
+from comfyloop.gate import triggers
 from comfyloop.gate.judging import ANSWERED_GENERALLY, READ_CLOSELY
 from comfyloop.gate.suites import general_questions
 from comfyloop.records import GateReport, Message, Sample, Suspect, Verdict
@@ -243,7 +244,7 @@ def test_a_version_that_learned_a_planted_phrase_is_rejected(
     report = judged(engine, settings, 0, 4, suspects=[suspect])
     assert report.verdict is Verdict.REJECT, gate.render_text(report)
     (found,) = report.triggers
-    assert found.candidate >= 4 and found.live == found.without == 0
+    assert found.candidate >= triggers.LEAST and found.live == found.without == 0
     assert "seems planted" in report.reasons[0]
     clean = judged(engine, settings, 0, 1, suspects=[suspect])
     assert clean.verdict is Verdict.PROMOTE and clean.triggers == ()
