@@ -20,7 +20,6 @@ from pydantic import (
     Field,
     StringConstraints,
     TypeAdapter,
-    ValidationError,
     model_validator,
 )
 
@@ -54,16 +53,6 @@ Time = Annotated[datetime, AfterValidator(_in_utc)]
 def new_id(prefix: str) -> str:
     """An id that sorts by the time of its making: ``gen_019a…`` (48 bits of milliseconds, 64 of chance)."""
     return f"{prefix}_{int(time.time() * 1000):012x}{secrets.token_hex(8)}"
-
-
-def problems(error: ValidationError, whole: str) -> str:
-    """What is wrong with values that make no record, field by field, as part of a sentence.
-
-    Args:
-        whole: What an error that names no field is about.
-    """
-    found = ((".".join(map(str, detail["loc"])) or whole, detail["msg"]) for detail in error.errors())
-    return "; ".join(f"{field}: {message}" for field, message in found)
 
 
 class Record(BaseModel):

@@ -25,7 +25,8 @@ def prepare(run_dir: Path, spec: TrainSpec, datasets: Sequence[str], holdouts: S
             its file, then, as ms-swift does, where the command is given.
 
     Raises:
-        DataError: A file is missing or has rows that are none, each named.
+        NotFound: A file is missing.
+        DataError: One has rows that are none, each named.
     """
     rows_of = {"train.jsonl": _rows(datasets)} | ({"holdout.jsonl": _rows(holdouts)} if holdouts else {})
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -60,11 +61,6 @@ def _rows(files: Sequence[str]) -> str:
                 "Give a file that holds the rows you want.",
             )
         path = Path(file)
-        if not path.is_file():
-            raise DataError(
-                f"There is no data file {file}.",
-                "Name a .jsonl or .json file; data sets of a hub are not read.",
-            )
         for row in rows.read_rows(path):
             images = [_image(image, path.parent) for image in row.images]
             value = {"id": f"{path}:{row.where}", **formats.to_json(row, images)}

@@ -86,7 +86,7 @@ def feedback_delete(
 
 @feedback_app.command("import")
 def feedback_import(
-    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A .jsonl or .json of rows.")],
+    path: Annotated[Path, typer.Argument(help="Rows: JSON lines, an array, CSV or Parquet.")],
     author: Annotated[str, typer.Option(help="Whose samples these are.")] = "local",
     project: Project = None,
     url: Url = None,

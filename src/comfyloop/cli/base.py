@@ -14,8 +14,8 @@ from rich.console import Console
 
 from comfyloop import tokens
 from comfyloop.client import Client
+from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput
-from comfyloop.records import problems
 from comfyloop.settings import FILE, FileRead, Settings, files_read, home_folder
 
 app = typer.Typer(
@@ -43,7 +43,7 @@ def settings_of(**given: Any) -> Settings:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise InvalidInput(
-            f"The settings are wrong: {problems(error, 'together')}.",
+            f"The settings are wrong: {in_words(error.errors(), 'together')}.",
             "They come from COMFYLOOP_* variables, comfyloop.toml and the command line.",
         ) from None
 

@@ -5,11 +5,12 @@ snapshots and what is exported of them. So a row means the same at every door, a
 refused by its line and its name.
 """
 
-from comfyloop.formats.files import Item, items
+from comfyloop.formats.files import items
 from comfyloop.formats.record import (
     IMAGE_TAG,
     BadRow,
     Inline,
+    Item,
     Part,
     Picture,
     Row,

@@ -1,34 +1,38 @@
 """A data file as JSON objects, each with the line on which it begins.
 
 Read are JSON lines, an array of objects, and objects one after the other over any number of lines, whatever the
-file is called. Lines end at "\\n" and nowhere else: U+2028, U+0085 and the like are text.
+file is called; Parquet; and what is called .csv or .tsv. Lines end at "\\n" and nowhere else: U+2028, U+0085 and the
+like are text.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from comfyloop.errors import DataError, NotFound, StorageError
 from comfyloop.files import regular
-from comfyloop.formats.record import UnusableRow
+from comfyloop.formats import tables
+from comfyloop.formats.record import Item, UnusableRow
 
 MOST_BYTES = 4 * 2**30
 _SPACE = " \t\r\n\ufeff"
-
-
-@dataclass(frozen=True)
-class Item:
-    """One object of a file, or why there is none at that place."""
-
-    line: int
-    text: str
-    value: dict[str, Any] | None
-    problem: str = ""
-    item: int = 0  # from 1, in an array
+_UNPACK = "Unpack it, and name the file that was in it."
+_NO_TEXT: tuple[tuple[bytes, str, str], ...] = (
+    (b"\x1f\x8b", "packed by gzip", _UNPACK),
+    (b"BZh", "packed by bzip2", _UNPACK),
+    (b"\xfd7zXZ", "packed by xz", _UNPACK),
+    (b"\x28\xb5\x2f\xfd", "packed by zstd", _UNPACK),
+    (b"PK\x03\x04", "a ZIP archive or a spreadsheet", "Unpack it, or save the sheet as CSV."),
+    (b"ARROW1", "an Arrow file", "Save the data set as JSON lines or Parquet (`to_json`, `to_parquet`)."),
+    (b"SQLite format 3", "a database", "Write its rows as JSON lines."),
+    (b"%PDF", "a PDF", "Write its content as rows of messages."),
+    (b"version https://git-lfs", "a Git LFS pointer to the data", "Fetch the data itself: git lfs pull."),
+    (b"<", "a web page or XML", "Download the file of rows itself."),
+)
+"""How files begin that are no text of rows, what they are, and what to do."""
 
 
 class _Twice(ValueError):
@@ -41,19 +45,34 @@ def items(path: Path, wanted: str = "an object with messages") -> list[Item]:
     Raises:
         NotFound: There is no such file.
         StorageError: It cannot be read.
-        DataError: It is not UTF-8.
+        DataError: It is no text of rows.
     """
-    text = _text(path)
+    data = _bytes(path)
+    if data.startswith(b"PAR1"):
+        return list(tables.of_parquet(path))
+    text = _text(data, path)
+    if path.suffix.lower() in tables.SUFFIXES and not text.lstrip(_SPACE).startswith(("[", "{")):
+        return list(tables.of_csv(text, path.name))
     return list(_whole(text, wanted) if _is_whole(text) else _lines(text, wanted))
 
 
-def _text(path: Path) -> str:
+def _bytes(path: Path) -> bytes:
+    if any(part in ("http:", "https:") for part in path.parts):
+        raise NotFound(f"{path.name} is named by a web address.", "Download it, and name the file.")
     try:
-        data = regular(path, MOST_BYTES).read_bytes()
+        return regular(path, MOST_BYTES).read_bytes()
     except (FileNotFoundError, IsADirectoryError):
-        raise NotFound(f"There is no data file {path}.", "Name a .jsonl or .json file.") from None
+        raise NotFound(
+            f"There is no data file {path}.", "Name a file of rows; data sets of a hub are not read."
+        ) from None
     except OSError as error:
         raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
+
+
+def _text(data: bytes, path: Path) -> str:
+    for begin, what, mend in _NO_TEXT:
+        if data.startswith(begin):
+            raise DataError(f"{path.name} is {what}, not rows.", mend)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path.name}:1 is UTF-16 text, not UTF-8.", "Save the file as UTF-8.")
     try:

@@ -13,6 +13,17 @@ from comfyloop.errors import ComfyLoopError
 IMAGE_TAG = "<image>"
 
 
+@dataclass(frozen=True)
+class Item:
+    """One object of a file, or why there is none at that place."""
+
+    line: int
+    text: str
+    value: dict[str, Any] | None
+    problem: str = ""
+    item: int = 0  # from 1, in an array
+
+
 class UnusableRow(Exception):
     """Why the row at hand cannot be trained on, as the end of a sentence about it."""
 

@@ -14,11 +14,12 @@ from urllib.parse import unquote
 
 from comfyloop.errors import DataError
 from comfyloop.formats.conversations import QUERY, RESPONSE, Piece, Place, Said, messages, tags_in
-from comfyloop.formats.files import Item, items, parsed
+from comfyloop.formats.files import items, parsed
 from comfyloop.formats.preferences import take_judged
 from comfyloop.formats.record import (
     IMAGE_TAG,
     BadRow,
+    Item,
     Part,
     Picture,
     Row,

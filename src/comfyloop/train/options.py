@@ -9,8 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
+from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput
-from comfyloop.records import problems
 from comfyloop.train.image.spec import IMAGE_RECIPES, ImageTrainSpec
 from comfyloop.train.spec import LEARNING_RATES, RunSpec, TrainSpec
 
@@ -51,7 +51,7 @@ def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec
     try:
         return kind.model_validate(told)
     except ValidationError as error:
-        wrong = problems(error, "the spec")
+        wrong = in_words(error.errors(), "the spec", told)
         raise InvalidInput(f"These options are not a training spec: {wrong}.", "Correct them.") from None
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput, NotFound
-from comfyloop.records import Record, problems
+from comfyloop.records import Record
 from comfyloop.rope import RopeScaling
 from comfyloop.settings import Settings
 
@@ -334,13 +335,17 @@ def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec | JudgeSp
                 return JudgeSpec.model_validate_json(text)
         return TrainSpec.model_validate_json(text)
     except ValidationError as error:
-        wrong = problems(error, "the file")
+        wrong = in_words(error.errors(), "the file", _parsed(text))
         raise InvalidInput(f"{path} is not a training spec: {wrong}.", "Correct these fields.") from None
 
 
 def _recipe(text: str) -> str:
-    try:
-        told = json.loads(text)
-    except (ValueError, RecursionError):
-        return ""
+    told = _parsed(text)
     return str(told.get("recipe", "")) if isinstance(told, dict) else ""
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

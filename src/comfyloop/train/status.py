@@ -21,6 +21,7 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from comfyloop.complaints import in_words
 from comfyloop.durable import appear
 from comfyloop.errors import StorageError
 from comfyloop.records import Record, now
@@ -135,7 +136,7 @@ class RunDirectory:
             return Status()
         except ValidationError as error:
             raise StorageError(
-                f"{self.status_file} is not a status: {error.errors()[0]['msg']}.",
+                f"{self.status_file} is not a status: {in_words(error.errors(), 'the file')}.",
                 "Delete it and start the run again: it goes on from its last checkpoint.",
             ) from None
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
+from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.swift_flag_table import (
@@ -125,8 +126,8 @@ def from_swift(command: str, *, model: str | None = None) -> FromSwift:
     try:
         spec = TrainSpec.model_validate(told)
     except ValidationError as error:
-        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-        raise InvalidInput(f"The command asks for what cannot be trained: {problems}.") from None
+        wrong = in_words(error.errors(), "together", told)
+        raise InvalidInput(f"The command asks for what cannot be trained: {wrong}.") from None
     output = _value("output_dir", given["output_dir"], one) if "output_dir" in given else None
     honoured |= _became(spec, flags, given, refused)
     differs = _differences(given, old=old)

@@ -69,7 +69,7 @@ def test_what_it_would_do_and_what_it_refuses(tiny_llm: Path, tmp_path: Path) ->
     missing = comfyloop(
         "train", "--from-swift", f"swift sft --model {tiny_llm} --dataset no.jsonl", cwd=tmp_path
     )
-    assert missing.returncode == 9 and "There is no data file no.jsonl" in missing.stderr
+    assert missing.returncode == 3 and "There is no data file no.jsonl" in missing.stderr
     some = comfyloop(
         "train", "--from-swift", f"swift sft --model {tiny_llm} --dataset data.jsonl#3", cwd=tmp_path
     )

@@ -5,6 +5,7 @@ The files are in tests/cases; where a row is refused, its reason is part of the 
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 from collections.abc import Callable
@@ -128,6 +129,20 @@ GOOD: dict[str, list[tuple[Said, str | None, bool | None]]] = {
         (qa("Q?", "a", system="S"), "b <image>", None),
         ([*qa("P?", "p"), *qa("Q?", "a")], "b", None),
     ],
+    "own/alpaca.csv": [
+        (qa("Say\nhi, please", 'He said "hi".'), None, None),
+        (qa([P, "What flies?"], "A kite."), None, None),
+    ],
+    "own/bom-semicolons.csv": [(qa("Ring what?", "Die Glocke; laut."), "Nichts", None)],
+    "own/pandas.csv": [
+        (qa([P, "Ring what?"], "The bell."), None, True),
+        (qa("Q?", '{"json": 1}'), None, False),
+    ],
+    "own/ratings.tsv": [(qa("Q?", "a"), None, True), (qa("R?", "[1, 2]"), None, False)],
+    "own/llava-bom.json": [(qa([P, "What flies?"], "A kite."), None, None)],
+    "own/hub.parquet": [(qa([P, "Ring what?"], "The bell."), None, None), (qa("Q?", "a"), None, None)],
+    "own/pairs.parquet": [(qa("Q?", "a"), "b", None)],
+    "own/named-otherwise.data": [(qa("Q?", "a"), None, None)],
 }
 
 BAD: dict[str, list[tuple[int, str]]] = {
@@ -174,6 +189,26 @@ BAD: dict[str, list[tuple[int, str]]] = {
         (4, "it has both label and kto_tag"),
         (5, "message 2 has weight 0.5"),
         (6, "two system prompts"),
+    ],
+    "own/bad.csv": [
+        (3, "3 cells, and the first line names 2 columns"),
+        (4, "its answer is empty"),
+        (6, "not CSV"),
+    ],
+    "own/no-rows.csv": [(2, "neither messages nor a query"), (3, "neither messages nor a query")],
+    "own/two-columns.csv": [(0, "two columns are called 'query'")],
+    "own/sound.parquet": [(2, "its clip holds bytes that are no picture")],
+    "own/cut-off.parquet": [(0, "cut-off.parquet is a Parquet file that cannot be read")],
+    "own/rows.jsonl.gz": [(0, "is packed by gzip, not rows. Unpack it")],
+    "own/sheet.csv": [(0, "is a ZIP archive or a spreadsheet")],
+    "own/data.arrow": [(0, "is an Arrow file")],
+    "own/pointer.jsonl": [(0, "is a Git LFS pointer to the data")],
+    "own/page.json": [(0, "is a web page or XML")],
+    "own/https:/hub.example/rows.jsonl": [(0, "named by a web address. Download it")],
+    "own/nowhere.jsonl": [(0, "There is no data file")],
+    "own/web-picture.jsonl": [
+        (1, "is a web address: download it and give its path"),
+        (2, "is a web address"),
     ],
     "own/bad-text.jsonl": [
         (1, "nested too deep"),
@@ -252,7 +287,55 @@ def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
         json.dumps(chat("Q?", "\u2060 \u200d")),
     ]
     (folder / "own" / "bad-text.jsonl").write_text("\n".join(bad))
+    write_tables(folder / "own", chat)
     return folder
+
+
+def write_tables(folder: Path, chat: Callable[..., dict[str, Any]]) -> None:
+    from pyarrow import Table, parquet
+
+    mug = (folder / "mug.png").read_bytes()
+    web = {"type": "image_url", "image_url": {"url": "https://a.example/b.png"}}
+    said = chat("Ring what?", "The bell.")["messages"]
+    texts = {
+        "alpaca.csv": 'instruction,input,output,image\r\n"Say\nhi, please",,"He said ""hi"".",\r\n\r\n'
+        "What flies?,,A kite.,mug.png\r\n",
+        "bom-semicolons.csv": "\ufeffquery;response;rejected\nRing what?;\"Die Glocke; laut.\";Nichts\n",
+        "pandas.csv": f"messages,images,label\n\"{said!r}\",['mug.png'],True\n"
+        + '"[{""role"": ""user"", ""content"": ""Q?""}, {""role"": ""assistant"", ""content"": '
+        + '""{\\""json\\"": 1}""}]",,False\n',
+        "ratings.tsv": "query\tresponse\tlabel\nQ?\ta\ttrue\nR?\t[1, 2]\tfalse\n",
+        "llava-bom.json": "\ufeff" + json.dumps([{"image": "mug.png", "conversations": [
+            {"from": "human", "value": "<image>What flies?"}, {"from": "gpt", "value": "A kite."}]}]),
+        "named-otherwise.data": json.dumps(chat("Q?", "a")),
+        "bad.csv": 'query,response\nQ?,a\nQ?,a,b\nQ?,"  "\nR?,b\nS?,"never closed\n',
+        "no-rows.csv": "a,b\n1,2\n3,4\n",
+        "two-columns.csv": "query,response,query\nQ?,a,R?\n",
+        "page.json": "<!doctype html><html></html>",
+        "pointer.jsonl": "version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n",
+        "web-picture.jsonl": "\n".join(map(json.dumps, [
+            chat("<image>Q?", "a", images=["https://a.example/b.png"]),
+            chat([web, {"type": "text", "text": "Q?"}], "a")])),
+    }  # fmt: skip
+    for name, text in texts.items():
+        (folder / name).write_bytes(text.encode())
+    tables: dict[str, list[dict[str, Any]]] = {
+        "hub.parquet": [
+            {"messages": [{"content": "<image>Ring what?", "role": "user", "tool_calls": None}, said[1]],
+             "images": [{"bytes": mug, "path": "elsewhere.png"}]},
+            {"messages": chat("Q?", "a")["messages"], "images": None},
+        ],
+        "pairs.parquet": [{"prompt": chat("Q?", "a")["messages"][:1], "chosen": chat("Q?", "a")["messages"][1:],
+                           "rejected": chat("Q?", "b")["messages"][1:]}],
+        "sound.parquet": [{"query": "Q?", "response": "a", "clip": None},
+                          {"query": "Q?", "response": "a", "clip": b"RIFF0000WAVE"}],
+    }  # fmt: skip
+    for name, rows in tables.items():
+        parquet.write_table(Table.from_pylist(rows), folder / name)
+    (folder / "cut-off.parquet").write_bytes((folder / "hub.parquet").read_bytes()[:200])
+    (folder / "rows.jsonl.gz").write_bytes(gzip.compress(b"{}"))
+    (folder / "sheet.csv").write_bytes(b"PK\x03\x04" + bytes(30))
+    (folder / "data.arrow").write_bytes(b"ARROW1\0\0")
 
 
 def file_of(name: str, own: Path) -> Path:

@@ -258,3 +258,144 @@ def test_a_client_that_left_before_the_first_word_is_not_waited_for(gateway: Gat
     while traffic.quiet_seconds() == 0 and time.monotonic() < deadline:
         time.sleep(0.02)
     assert traffic.quiet_seconds() > 0
+
+
+# --- what clients write out by habit
+
+
+NOTHING = {
+    **{name: None for name in ("audio", "logit_bias", "moderation", "prediction", "tools", "web_search_options")},
+    **{name: None for name in ("response_format", "stream_options", "seed", "stop", "n", "of_a_later_version")},
+}  # fmt: skip
+CHANGES_NOTHING: list[dict[str, object]] = [
+    {
+        "tools": [],
+        "tool_choice": "none",
+        "parallel_tool_calls": True,
+        "functions": [],
+        "function_call": "none",
+    },
+    {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "none"},
+    {"tool_choice": "auto", "parallel_tool_calls": False},
+    {"logit_bias": {}, "repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "n": 1},
+    {"logit_bias": {"50256": 0}, "repetition_penalty": 1.0, "top_k": -1, "min_p": 0.0, "length_penalty": 1.0},
+    {"user": "ada", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "safety_identifier": "x"},
+    {
+        "prompt_cache_key": "k",
+        "prompt_cache_retention": "24h",
+        "prediction": {"type": "content", "content": "x"},
+    },
+    {
+        "response_format": {"type": "text"},
+        "modalities": ["text"],
+        "verbosity": "medium",
+        "reasoning_effort": "none",
+    },
+    {
+        "stream_options": {"include_usage": None, "include_obfuscation": False},
+        "logprobs": False,
+        "top_logprobs": 0,
+    },
+    {"best_of": 1, "use_beam_search": False, "ignore_eos": False, "skip_special_tokens": True, "stop": []},
+    {"add_generation_prompt": True, "continue_final_message": False, "min_tokens": 0, "stop_token_ids": []},
+    NOTHING,
+]
+CHANGES_THE_ANSWER: list[dict[str, object]] = [
+    {"tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice": "auto"},
+    {"tool_choice": "required"},
+    {"logit_bias": {"50256": -100, "1": 0}},
+    {"repetition_penalty": 1.1},
+    {"presence_penalty": 0.5},
+    {"modalities": ["text", "audio"]},
+    {"web_search_options": {}},
+    {"top_k": 5},
+    {"of_a_later_version": 1},
+    {"verbosity": "low"},
+    {"chat_template_kwargs": {"enable_thinking": False}},
+]
+
+
+@pytest.mark.parametrize("fields", CHANGES_NOTHING)
+def test_values_that_change_nothing_are_taken(shared_gateway: Gateway, fields: dict[str, object]) -> None:
+    answer = shared_gateway.ask(text="say 2 words", **fields)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["message"]["content"] == "base base"
+
+
+@pytest.mark.parametrize("fields", CHANGES_THE_ANSWER)
+def test_values_that_would_change_the_answer_are_refused_by_name(
+    shared_gateway: Gateway, fields: dict[str, object]
+) -> None:
+    refused = shared_gateway.ask(**fields)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["param"] == next(iter(fields)) and error["param"] in error["message"]
+
+
+def test_every_parameter_of_openais_client_is_known(shared_gateway: Gateway) -> None:
+    """Its own neutral value is sent for each; a new one fails here until somebody has looked at it."""
+    from openai.types.chat.completion_create_params import CompletionCreateParamsBase
+
+    from comfyloop.serve import neutral
+    from comfyloop.serve.api.chat_request import ChatRequest
+
+    names = set(CompletionCreateParamsBase.__annotations__)
+    assert names <= set(neutral.REQUEST) | set(ChatRequest.model_fields)
+    for name, values in neutral.REQUEST.items():
+        for value in values or (None,):
+            assert shared_gateway.ask(max_tokens=1, **{name: value}).status_code == 200, name
+
+
+def test_a_conversation_is_sent_back_as_the_client_dumps_it(gateway: Gateway) -> None:
+    client = openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0)
+    first = client.chat.completions.create(
+        model="acme", messages=[{"role": "user", "content": "say 2 words"}]
+    )
+    told = first.choices[0].message
+    histories: list[object] = [
+        told.model_dump(),
+        told,
+        told.model_dump(exclude_none=True),
+        {**told.model_dump(), "tool_calls": [], "annotations": [], "reasoning_content": None, "refusal": ""},
+        {**told.model_dump(), "content": [{"type": "text", "text": "base base", "image_url": None}]},
+    ]
+    for said in histories:
+        messages: list[object] = [
+            {"role": "user", "content": "say 2 words"},
+            said,
+            {
+                "role": "user",
+                "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}],
+            },
+        ]
+        answer = client.chat.completions.create(model="acme", messages=messages)  # type: ignore[arg-type]
+        assert [m.text for m in recorded(gateway, answer.id).messages] == ["say 2 words", "base base", "hi"]
+    for wrong in ({"tool_calls": [{"id": "a"}]}, {"refusal": "No."}, {"reasoning_content": "Hm."}):
+        with pytest.raises(openai.BadRequestError, match=rf"messages\.0\.{next(iter(wrong))}"):
+            client.chat.completions.create(
+                model="acme",
+                messages=[{**told.model_dump(), **wrong}, {"role": "user", "content": "hi"}],  # type: ignore[list-item]
+            )
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (5, "messages.0.content: it must be text or a list."),
+        ([{"type": "text"}], "messages.0.content.0.text: this field is missing."),
+        ([{"type": "image_url", "image_url": "http://x"}], "messages.0.content.0.image_url: it must be a JSON object."),
+        ([{"type": "input_audio"}], "messages.0.content.0: its type 'input_audio' is none of 'text', 'image_url'."),
+        ([{"type": "text", "text": "a"}, "b"], "messages.0.content.1: it must be a JSON object."),
+    ],
+)  # fmt: skip
+def test_errors_of_parts_speak_of_what_was_sent(
+    shared_gateway: Gateway, content: object, sentence: str
+) -> None:
+    body = {"model": "acme", "messages": [{"role": "user", "content": content}]}
+    error = shared_gateway.http.post("/v1/chat/completions", json=body).json()["error"]
+    assert error["message"] == sentence and error["param"] == sentence.partition(":")[0]
+    from websockets.sync.client import connect
+
+    with connect(shared_gateway.url.replace("http", "ws") + "/v1/chat/completions") as socket:
+        socket.send(json.dumps({"request_id": "a", **body}))
+        assert json.loads(socket.recv(timeout=20))["error"]["message"] == sentence

@@ -51,7 +51,7 @@ def test_a_learning_rate_that_suits_the_recipe() -> None:
         ("learning_rate", "says no value"),
         ("colour=3", "no field 'colour'.*The fields are .*adapter.r"),
         ("adapter=3", "adapter: "),
-        ("adapter.r=-1", "adapter.r: .*greater than"),
+        ("adapter.r=-1", "adapter.r: it must be at least 1"),
         ("learning_rate=fast", "learning_rate: .*number"),
         ("freeze_llm=true", "leave nothing to train"),
     ],

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from comfyloop.records import Sampling
+from comfyloop.serve import neutral
 
 
 class _Wire(BaseModel):
+    """What is sent, but for the fields that change nothing as they are sent."""
+
     model_config = ConfigDict(extra="forbid")
+    harmless: ClassVar[Mapping[str, neutral.Values]] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_what_changes_nothing(cls, sent: Any) -> Any:
+        return neutral.without(sent, cls.harmless) if isinstance(sent, dict) else sent
 
 
-class TextContent(_Wire):
+class _Content(_Wire):
+    harmless = neutral.PART
+
+
+class TextContent(_Content):
     type: Literal["text"]
     text: str
 
@@ -22,10 +36,12 @@ class ImageUrl(_Wire):
     url: str = Field(
         description="A data URL, `comfyloop://<sha256>` of an upload, or an http(s) URL of an allowed host."
     )
-    detail: Literal["auto", "low", "high"] | None = Field(default=None, description="Accepted, not used.")
+    detail: Literal["auto", "low", "high", "original"] | None = Field(
+        default=None, description="Accepted, not used."
+    )
 
 
-class ImageContent(_Wire):
+class ImageContent(_Content):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -34,10 +50,11 @@ Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
 
 
 class ChatMessage(_Wire):
+    harmless = neutral.MESSAGE
+
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Content] | None = None
     name: str | None = Field(default=None, description="Accepted, not used.")
-    refusal: None = None
 
 
 class StreamOptions(_Wire):
@@ -65,7 +82,13 @@ ResponseFormat = Annotated[TextFormat | SchemaFormat, Field(discriminator="type"
 
 
 class ChatRequest(_Wire):
-    """OpenAI's chat request. A field that would change the answer and cannot be honoured is refused."""
+    """OpenAI's chat request.
+
+    A field that would change the answer and cannot be honoured is refused. What changes nothing is taken: nulls, and
+    defaults that clients write out, such as `tools: []`, `logit_bias: {}` or `repetition_penalty: 1`.
+    """
+
+    harmless = neutral.REQUEST
 
     model: str = Field(
         description="`acme` (live version), `acme@17`, `acme@base`, `acme@candidate`.", examples=["acme"]
@@ -85,8 +108,6 @@ class ChatRequest(_Wire):
         default=None, ge=1, le=8, description="So many answers; each is a generation, named in its choice."
     )
     response_format: ResponseFormat | None = None
-    presence_penalty: Literal[0] | None = None
-    frequency_penalty: Literal[0] | None = None
 
     examples: bool | None = Field(
         default=None,

@@ -79,6 +79,7 @@ class _Conversation:
     async def _take(self, text: str) -> None:
         """Start or cancel what a message asks for; what is wrong with it is told, and the connection stays."""
         request_id: str | None = None
+        sent: dict[str, Any] = {}
         try:
             request_id, sent = _parse(text, self._services.settings)
             if "cancel" in sent:
@@ -96,7 +97,7 @@ class _Conversation:
                 raise Busy("The requests of this connection are as large as one body may be.", retry_after=1)
             body = ChatRequest.model_validate({**sent, "stream": True})
         except ValidationError as error:
-            sentence, param = validation_sentence(error.errors())
+            sentence, param = validation_sentence(error.errors(), sent)
             await self._tell(request_id, type="error", **error_body(InvalidInput(sentence), param))
         except ComfyLoopError as error:
             await self._tell(request_id, type="error", **error_body(error))

@@ -13,9 +13,13 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 
+from comfyloop.complaints import Complaint, complaints
 from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound
 
 log = logging.getLogger(__name__)
+
+SHOWN = 5
+"""So many complaints about one request are told."""
 
 
 class ErrorDetail(BaseModel):
@@ -56,28 +60,27 @@ def error_response(error: ComfyLoopError, param: str | None = None) -> JSONRespo
 _HTTP_CODES = {401: "unauthorized", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
-NOT_FIELDS = ("body", "query", "path", "one", "many")
-"""Parts of pydantic's error locations that name no field: where a value came from, or a form of the body."""
+def validation_sentence(errors: Sequence[Any], sent: Any = None) -> tuple[str, str | None]:
+    """Pydantic's list of errors as sentences, and the first field's name.
+
+    Args:
+        sent: What was validated, so that the fields are named as they stand in it.
+    """
+    return _told(complaints(errors, sent))
 
 
-def validation_sentence(errors: Sequence[Any]) -> tuple[str, str | None]:
-    """Pydantic's list of errors as sentences, and the first field's name."""
-    sentences = []
-    first: str | None = None
-    for error in list(errors)[:5]:
-        where = ".".join(str(part) for part in error["loc"] if part not in NOT_FIELDS)
-        first = first or where or None
-        what = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
-        if error["type"] == "extra_forbidden":
-            what = "there is no such field, or this service cannot do what it asks"
-        if error["type"] == "missing":
-            what = "this field is missing"
-        if error["type"] == "union_tag_not_found":
-            what = f"the field {error['ctx']['discriminator']} is missing"
-        if error["type"] in ("model_attributes_type", "dict_type", "model_type"):
-            what = "it must be a JSON object"
-        sentences.append(f"{where}: {what}." if where else f"The body is not right: {what}.")
-    more = len(errors) - 5
+def _request_sentence(errors: Sequence[Any], body: Any) -> tuple[str, str | None]:
+    """The same for FastAPI's errors, whose places begin with where a value came from."""
+    within = [{**error, "loc": error["loc"][1:]} for error in errors]
+    of_body = [inner for error, inner in zip(errors, within, strict=True) if error["loc"][0] == "body"]
+    others = [inner for error, inner in zip(errors, within, strict=True) if error["loc"][0] != "body"]
+    return _told(complaints(of_body, body) + complaints(others))
+
+
+def _told(found: Sequence[Complaint]) -> tuple[str, str | None]:
+    sentences = [f"{place or 'The body'}: {what}." for place, what in found[:SHOWN]]
+    more = len(found) - SHOWN
+    first = next((complaint.place for complaint in found if complaint.place), None)
     return " ".join(sentences) + (f" And {more} more." if more > 0 else ""), first
 
 
@@ -102,7 +105,7 @@ def install(app: FastAPI) -> None:
         if tuple(details[0]["loc"]) == ("body",) and "json" not in sent and details[0]["input"] is not None:
             mend = "Send JSON with the header `Content-Type: application/json`."
             return error_response(InvalidInput(f"The body was sent as {sent[:80] or 'no type'!r}.", mend))
-        sentence, param = validation_sentence(details)
+        sentence, param = _request_sentence(details, error.body)
         return error_response(InvalidInput(sentence), param)
 
     @app.exception_handler(ValidationError)

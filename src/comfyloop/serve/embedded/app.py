@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from comfyloop.complaints import complaints
 from comfyloop.errors import ComfyLoopError, EngineUnavailable
 from comfyloop.serve.embedded import protocol
 from comfyloop.serve.embedded.answer import Answer, Streamed
@@ -41,9 +42,8 @@ def create_app(engine: Engine) -> FastAPI:
         if first["type"] == "json_invalid":
             sentence = f"The body is not valid JSON at character {first['loc'][-1]}."
             return JSONResponse(protocol.error(sentence, "invalid_json", 400), 400)
-        place = ".".join(str(p) for p in first["loc"] if p != "body")
-        message = str(first["msg"]).removeprefix("Value error, ")
-        sentence = f"{place}: {message}" if place else message
+        place, what = complaints([{**e, "loc": e["loc"][1:]} for e in error.errors()], error.body)[0]
+        sentence = f"{place}: {what}" if place else what
         return JSONResponse(protocol.error(sentence, "invalid_input", 400, place or None), 400)
 
     @app.exception_handler(Exception)

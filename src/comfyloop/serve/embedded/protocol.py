@@ -7,19 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-_UNSUPPORTED = {  # what would change the answer and is not done -> the values that change nothing
-    "frequency_penalty": (None, 0),
-    "presence_penalty": (None, 0),
-    "repetition_penalty": (None, 1),
-    "logit_bias": (None, {}),
-    "tools": (None, []),
-    "functions": (None, []),
-    "top_k": (None, -1, 0),
-    "min_p": (None, 0),
-    "best_of": (None, 1),
-    "guided_json": (None,),
-    "prompt_embeds": (None,),
-}
+from comfyloop.serve import neutral
 
 
 class _In(BaseModel):
@@ -88,9 +76,8 @@ class ChatRequest(_In):
     def _possible(self) -> ChatRequest:
         if self.n > 1 and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs are told of one answer; leave n out.")
-        for name, harmless in _UNSUPPORTED.items():
-            value = (self.model_extra or {}).get(name)
-            if value not in harmless:
+        for name in neutral.without(self.model_extra or {}, neutral.REQUEST):
+            if name in neutral.REQUEST:
                 raise ValueError(f"{name} is not supported by this engine; leave it out.")
         if self.add_generation_prompt and self.continue_final_message:
             raise ValueError("Either add_generation_prompt or continue_final_message, not both.")

@@ -1,0 +1,138 @@
+"""What is wrong with values that were sent, in sentences about those values.
+
+pydantic tells of its own types and of each form that it tried; a person is told of the fields that they wrote.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+_MUST_BE = {
+    "string_type": "text",
+    "list_type": "a list",
+    "tuple_type": "a list",
+    "set_type": "a list",
+    "dict_type": "a JSON object",
+    "model_type": "a JSON object",
+    "model_attributes_type": "a JSON object",
+    "bool_type": "true or false",
+    "bool_parsing": "true or false",
+    "int_type": "a whole number",
+    "int_parsing": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "float_parsing": "a number",
+    "none_required": "null",
+}
+_BOUNDS = {
+    "greater_than": ("gt", "more than"),
+    "greater_than_equal": ("ge", "at least"),
+    "less_than": ("lt", "less than"),
+    "less_than_equal": ("le", "at most"),
+}
+_SIZES = {
+    "too_short": ("min_length", "at least", "item"),
+    "too_long": ("max_length", "at most", "item"),
+    "string_too_short": ("min_length", "at least", "character"),
+    "string_too_long": ("max_length", "at most", "character"),
+}
+
+
+class Complaint(NamedTuple):
+    place: str  # messages.0.content; "" for the whole
+    what: str  # the rest of the sentence: "it must be text or a list"
+
+
+class _Walk(NamedTuple):
+    worth: tuple[bool, int]  # whether it comes to the end, and its steps
+    steps: tuple[str | int, ...]
+
+
+def complaints(errors: Sequence[Any], sent: Any = None) -> list[Complaint]:
+    """pydantic's errors, one complaint a field.
+
+    Args:
+        sent: What was validated. With it the places are those in it, without the names of forms that were tried.
+    """
+    at: dict[tuple[str | int, ...], list[Any]] = {}
+    for error in errors:
+        at.setdefault(_place(error, sent), []).append(error)
+    # What is wrong further in says more than that the whole is not of another form.
+    outer = {place[:n] for place in at for n in range(len(place))}
+    return [
+        Complaint(".".join(map(str, place)), _together(found))
+        for place, found in at.items()
+        if place not in outer
+    ]
+
+
+def in_words(errors: Sequence[Any], whole: str, sent: Any = None) -> str:
+    """The same as part of one sentence; `whole` is what a complaint that names no field is about."""
+    return "; ".join(f"{place or whole}: {what}" for place, what in complaints(errors, sent))
+
+
+def _place(error: Any, sent: Any) -> tuple[str | int, ...]:
+    path = tuple(error["loc"])
+    return (
+        path
+        if sent is None
+        else max(_walks(path, sent, error["type"] == "missing"), key=lambda walk: walk.worth).steps
+    )
+
+
+def _walks(path: tuple[str | int, ...], value: Any, missing: bool) -> Iterator[_Walk]:
+    """The ways on which a path may lead through the value: some of its steps are no keys of it, but names of forms
+    that were tried. The best one comes to the path's end, and has the most steps."""
+    if not path:
+        yield _Walk((True, 0), ())
+        return
+    step, rest = path[0], path[1:]
+    if missing and not rest and isinstance(value, dict):
+        yield _Walk((True, 1), path)
+        return
+    if _has(value, step):
+        for (ends, steps), further in _walks(rest, value[step], missing):
+            yield _Walk((ends, steps + 1), (step, *further))
+    for (ends, steps), further in _walks(rest, value, missing):
+        yield _Walk((ends and bool(rest), steps), further)
+
+
+def _has(value: Any, step: str | int) -> bool:
+    if isinstance(value, list):
+        return isinstance(step, int) and step < len(value)
+    return isinstance(value, dict) and step in value
+
+
+def _together(errors: Sequence[Any]) -> str:
+    """What is wrong at one place: of a few forms any would have done."""
+    told = list(dict.fromkeys(map(_what, errors)))
+    if len(told) > 1 and all(what.startswith("it must be ") for what in told):
+        return "it must be " + " or ".join(what.removeprefix("it must be ") for what in told)
+    return "; ".join(told)
+
+
+def _what(error: Any) -> str:
+    kind, context = error["type"], error.get("ctx", {})
+    if kind in _MUST_BE:
+        return f"it must be {_MUST_BE[kind]}"
+    if kind in _BOUNDS:
+        name, words = _BOUNDS[kind]
+        return f"it must be {words} {context[name]}"
+    if kind in _SIZES:
+        name, words, unit = _SIZES[kind]
+        many = context[name]
+        has = f", and has {context['actual_length']}" if context.get("actual_length") is not None else ""
+        return f"it must have {words} {many} {unit}{'s' * (many != 1)}{has}"
+    if kind in ("literal_error", "enum"):
+        return f"it must be {context['expected']}"
+    if kind == "missing":
+        return "this field is missing"
+    if kind == "extra_forbidden":
+        return "there is no such field, or what it asks cannot be done here"
+    if kind == "union_tag_not_found":
+        return f"the field {context['discriminator']} is missing"
+    if kind == "union_tag_invalid":
+        return f"its {context['discriminator'].strip(chr(39))} {context['tag']!r} is none of {context['expected_tags']}"
+    message = str(error["msg"]).removeprefix("Value error, ").rstrip(".")
+    return message.replace("Input should", "it must", 1)
