@@ -73,6 +73,11 @@ class Control:
         self._on_hold(False)
         self.held_seconds += time.monotonic() - began
 
+    def stopwatch(self) -> Callable[[], float]:
+        """Tells the seconds since now that were not spent on hold."""
+        began, held = time.monotonic(), self.held_seconds
+        return lambda: time.monotonic() - began - (self.held_seconds - held)
+
     def _wish(self) -> _Wish:
         wish = _Wish.GO_ON
         if self._signalled:

@@ -139,13 +139,18 @@ def prepare_rows(
     """
     examples = _read(directory, file, description.encoder(spec), spec, log, control)
     rows = read_rows(directory.resolve(file))[0]
-    quoting = {row.line: BadRow(row.line, row.id, _CANNOT_QUOTE) for row in rows if _quotes_a_tag(row)}
-    good = {example.line for example in examples} - quoting.keys()
+    # by line and id: all rows of an array may stand on one line
+    quoting = {
+        (row.line, row.id): BadRow(row.line, row.id, _CANNOT_QUOTE, row.item)
+        for row in rows
+        if _quotes_a_tag(row)
+    }
+    good = {(example.line, example.id) for example in examples} - quoting.keys()
     refuse_or_skip(Path(file), len(good), list(quoting.values()), spec.skip_bad, spec.max_bad_share)
     log.left_out(Path(file), list(quoting.values()))
-    examples = [example for example in examples if example.line in good]
+    examples = [example for example in examples if (example.line, example.id) in good]
     lines = []
-    for row in (row for row in rows if row.line in good):
+    for row in (row for row in rows if (row.line, row.id) in good):
         value: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
         if row.images:
             value["images"] = [

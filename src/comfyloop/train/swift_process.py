@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,7 @@ class Watch:
         self.directory, self.spec, self.log, self.control = directory, spec, log, control
         self.samples = samples
         self.seen = Seen()
-        self.began: float | None = None  # when the first step began
+        self.worked: Callable[[], float] | None = None  # since the first step began
         self.began_at = 0
         self.error = ""  # what ms-swift failed with
         self._counts: dict[str, Any] = {}  # of the step that has not been logged yet
@@ -131,7 +131,7 @@ class Watch:
 
     def _let_it_save(self, process: subprocess.Popen[bytes], tail: Tail, seconds: float) -> None:
         """It leaves a checkpoint after the step at hand, if it has begun to train."""
-        if self.began is None:
+        if self.worked is None:
             return
         (self.directory.path / "swift" / "stop").touch()
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -183,7 +183,7 @@ class Watch:
                 case "loading":
                     self.log.phase("ms-swift is loading the model")
                 case "begin":
-                    self.began = self._last = event["time"]
+                    self.worked, self._last = self.control.stopwatch(), event["time"]
                     self.began_at = event["step"]
                     self.log.begin(event["step"], event["total_steps"], event["trainable"], event["total"])
                 case "step":
@@ -218,8 +218,6 @@ class Watch:
             samples_per_s=sum(len(b["rows"]) for b in batches) / seconds,
             answer_tokens_per_s=sum(b["answer_tokens"] for b in batches) / seconds,
             padded_share=padded / max(1, padded + tokens),
-            eta_seconds=(now - (self.began or now) - self.control.held_seconds)
-            / max(1, done)
-            * (total - step),
+            eta_seconds=self.worked() / max(1, done) * (total - step) if self.worked else None,
             **{k: v for k, v in values.items() if k.startswith(("rewards/", "logps/"))},
         )

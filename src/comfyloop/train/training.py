@@ -13,7 +13,6 @@ A recipe goes through the steps and says what the loss of a micro-batch is::
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Iterator
 
 from torch import Tensor
@@ -58,7 +57,7 @@ class Training:
         self.best = _Best(spec.early_stopping_patience, updates)
         control.decide_together(updates.agree)
         self.began_at = updates.restore_checkpoint(self.checkpoints, fingerprint)
-        self.began = time.monotonic()
+        self.worked = control.stopwatch()
         log.begin(self.began_at, self.plan.total_steps, *updates.model.count_parameters())
 
     def steps(self, look: Look | None) -> Iterator[Step]:
@@ -71,7 +70,7 @@ class Training:
         if self.began_at == 0 and look is not None:
             self.log.step(step=0, epoch=0.0, **look())
         self.updates.model.train()
-        self.began = time.monotonic()
+        self.worked = self.control.stopwatch()
         for number in range(self.began_at, self.plan.total_steps):
             yield Step(self, number)
             if self.best.is_over:
@@ -132,8 +131,7 @@ class Step:
         self._training = training
         self._number = number  # from 0
         self._random_state = RandomState.now()
-        self._began = time.monotonic()
-        self._held_before = training.control.held_seconds
+        self._worked = training.control.stopwatch()
         batches = training.plan.micro_batches(number)
         self.samples = [index for batch in batches for index in batch]
         self._mine = training.updates.share(batches)
@@ -189,12 +187,11 @@ class Step:
             )
         rate = learning_rate(self._number, total, spec)
         norm = training.updates.update(rate)
-        seconds = time.monotonic() - self._began - (training.control.held_seconds - self._held_before)
+        seconds = self._worked()
         if training.look is not None and (now % spec.eval_steps == 0 or now == total):
             looked = training.look()
             training.best.see(looked["holdout_loss"])
             values |= looked
-        spent = time.monotonic() - training.began - training.control.held_seconds
         training.log.step(
             step=now,
             epoch=round(now / training.plan.steps_per_epoch, 4),
@@ -203,7 +200,7 @@ class Step:
             samples_per_s=len(self.samples) / seconds,
             answer_tokens_per_s=answer_tokens / seconds if answer_tokens is not None else None,
             padded_share=0.0,  # packed rows have no padding, and pictures of one size none either
-            eta_seconds=spent / (now - training.began_at) * (total - now),
+            eta_seconds=training.worked() / (now - training.began_at) * (total - now),
             **values,
         )
         # After the line of the log: a kill between the two drops the line with the step, not the line alone.

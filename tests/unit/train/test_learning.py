@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import threading
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -120,3 +121,16 @@ def test_preferences_are_learnt(
 ) -> None:
     found = learn(run_recipe, recipe, qwen2_vl, tmp_path, **{**way, "learning_rate": 1e-3})
     assert found == pytest.approx(expected, rel=0.05, abs=0.02)
+
+
+def test_what_is_left_is_told_without_the_time_on_hold(
+    run_recipe: RunRecipe, qwen2_vl: Path, tmp_path: Path
+) -> None:
+    """Held while it reads its data, as when somebody asks just then: -872 s were told, which no clock shows."""
+    hold = tmp_path / "run" / "hold"
+    hold.parent.mkdir()
+    hold.touch()
+    threading.Timer(3.0, hold.unlink).start()
+    lines = run_recipe(sft, qwen2_vl, [row(thing, tmp_path, None) for thing in THINGS], max_steps=3)
+    left = [line["eta_seconds"] for line in lines if line["loss"] is not None]
+    assert len(left) == 3 and left[-1] == 0 and all(seconds >= 0 for seconds in left), left

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +83,19 @@ def test_lines_are_counted_from_what_was_told(tmp_path: Path) -> None:
     first, second = directory.log_lines()
     assert (first["samples_per_s"], first["padded_share"]) == (0.5, 0.1)  # the event of its step came at 10 s
     assert second["answer_tokens_per_s"] == 2.5 and second["learning_rate"] == 1e-3
+
+
+def test_what_is_left_is_never_told_as_less_than_nothing_after_a_hold(tmp_path: Path) -> None:
+    directory = RunDirectory(tmp_path)
+    file = tmp_path / "events.jsonl"
+    quick = [event | {"time": 9.0 + number / 100} for number, event in enumerate([begin(0), *steps(1, 3)])]
+    told = "".join(json.dumps(event) + "\n" for event in quick)
+    tell = f"import time\nwith open({str(file)!r}, 'a') as f: f.write({told!r})\n"
+    directory.hold_file.touch()
+    threading.Timer(0.8, directory.hold_file.unlink).start()
+    log = RunLog(directory, silent=True)
+    watching = Watch(directory, SPEC, log, Control(directory, log.held), samples=4)
+    watching.run([sys.executable, "-S", "-c", tell], file, afresh=False)
+    left = [line["eta_seconds"] for line in directory.log_lines() if line["loss"] is not None]
+    assert len(left) == 3 and all(seconds >= 0 for seconds in left)
+    assert (directory.read_status().eta_seconds or 0) >= 0
