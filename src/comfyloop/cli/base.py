@@ -29,7 +29,10 @@ app = typer.Typer(
 out = Console()
 err = Console(stderr=True)
 
-Project = Annotated[str | None, typer.Option("--project", "-p", help="Default: the service's own project.")]
+Project = Annotated[
+    str | None,
+    typer.Option("--project", "-p", help="Default: the setting `project`, else the service's own."),
+]
 Url = Annotated[str | None, typer.Option("--url", help="The service; default: where the settings put it.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
 
@@ -61,6 +64,8 @@ def settings_sentence(file: FileRead) -> str:
 @contextlib.contextmanager
 def service(url: str | None, project: str | None = None) -> Iterator[Client]:
     settings = settings_of()
+    if project is None and "project" in settings.model_fields_set:  # a variable or a file says which
+        project = settings.project
     # The token that our own service made is for it alone, not for whoever --url names.
     token = settings.token or ("" if url else tokens.stored(settings.home))
     with Client(url or f"http://{settings.host}:{settings.port}", token, project) as client:
