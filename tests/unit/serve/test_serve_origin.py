@@ -108,6 +108,41 @@ def test_an_allowed_page_asks_and_is_answered(settings: Settings) -> None:
         assert other.status_code == 403
 
 
+def test_preflights_are_answered_for_allowed_pages_alone(settings: Settings) -> None:
+    allowing = settings.model_copy(
+        update={"allowed_origins": ("https://Studio.example/", "http://localhost:3000")}
+    )
+    with running_gateway(allowing, instant()) as gateway:
+
+        def preflight(origin: str, path: str, method: str) -> httpx.Response:
+            asked = {
+                "Access-Control-Request-Method": method,
+                "Access-Control-Request-Private-Network": "true",
+            }
+            return gateway.http.options(path, headers={"Origin": origin, **asked})
+
+        for path, method in (
+            ("/v1/chat/completions", "POST"),
+            ("/v1/projects/acme/preferences/length", "PUT"),
+            ("/v1/projects/acme", "PATCH"),
+            ("/v1/feedback/fb_1", "DELETE"),
+        ):
+            for origin in (PAGE, "http://localhost:3000"):
+                let_in = preflight(origin, path, method)
+                assert let_in.status_code == 204 and method in let_in.headers["access-control-allow-methods"]
+                assert let_in.headers["access-control-allow-origin"] == origin
+                assert let_in.headers["access-control-allow-private-network"] == "true"
+                assert let_in.headers["vary"] == "Origin" and "*" not in let_in.headers.values()
+            others = ("https://evil.example", "http://studio.example", "http://localhost:3001", "null", "*")
+            for origin in (*others, PAGE + ":8443", "https://a.studio.example", PAGE + ".evil.example"):
+                refused = preflight(origin, path, method)
+                assert refused.status_code == 403, origin
+                assert not [name for name in refused.headers if name.startswith("access-control")]
+        # What is wrong is told to the page, too: without the header it would read "CORS error" alone.
+        wrong = gateway.http.post("/v1/chat/completions", json={}, headers={"Origin": PAGE})
+        assert wrong.status_code == 400 and wrong.headers["access-control-allow-origin"] == PAGE
+
+
 def test_the_reference_page_needs_no_other_server(shared_gateway: Gateway) -> None:
     page = shared_gateway.http.get("/docs")
     assert page.status_code == 200 and "/v1/chat/completions" in page.text and "ChatRequest" in page.text

@@ -41,7 +41,7 @@ class Guarded:
         if not is_loopback(settings.host):
             own |= {socket.gethostname(), f"{socket.gethostname()}.local"}
         self._names = LOCAL_NAMES | {name.lower().rstrip(".") for name in own}
-        self._origins = frozenset(origin.rstrip("/") for origin in settings.allowed_origins)
+        self._origins = frozenset(origin.rstrip("/").lower() for origin in settings.allowed_origins)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] not in ("http", "websocket"):
@@ -57,7 +57,7 @@ class Guarded:
             await self.app(scope, receive, send)
         elif scope["method"] == "OPTIONS" and b"access-control-request-method" in headers:
             response = Response(status_code=204)
-            response.raw_headers = [*_allow(origin, headers.get(b"access-control-request-headers", ""))]
+            response.raw_headers = [*_allow(origin, headers)]
             await response(scope, receive, send)
         else:
 
@@ -130,11 +130,16 @@ def _share(origin: str) -> Iterable[tuple[bytes, bytes]]:
     yield b"vary", b"Origin"
 
 
-def _allow(origin: str, headers: str) -> Iterable[tuple[bytes, bytes]]:
+def _allow(origin: str, asked: dict[bytes, str]) -> Iterable[tuple[bytes, bytes]]:
     yield from _share(origin)
+    names = asked.get(b"access-control-request-headers") or "authorization, content-type"
     yield b"access-control-allow-methods", b"GET, POST, PUT, PATCH, DELETE"
-    yield b"access-control-allow-headers", (headers or "authorization, content-type").encode("latin-1")
+    yield b"access-control-allow-headers", names.encode("latin-1")
     yield b"access-control-max-age", PREFLIGHT_SECONDS
+    if (
+        asked.get(b"access-control-request-private-network") == "true"
+    ):  # Chrome: from the internet to this network
+        yield b"access-control-allow-private-network", b"true"
 
 
 async def _refuse(error: ComfyLoopError, scope: Scope, receive: Receive, send: Send) -> None:
