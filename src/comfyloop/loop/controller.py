@@ -202,22 +202,24 @@ class Controller:
     def _begin(self, project: str) -> None:
         name = lease_of(project)
         with self.store.begin() as conn:
+            before = leases.run_out(conn, name)
+            lost = before is not None and not is_dead(before)  # its holder lives, and was silent for too long
             holder = leases.holder(conn, name)
             if holder is not None and is_dead(holder[0]):
                 leases.release(conn, name, holder[0])  # killed on this machine: no need to wait for its time
             if not leases.acquire(conn, name, self._owner, self.settings.lease_seconds):
                 return
         thread = threading.Thread(
-            target=self._take_turn, args=(project,), name=f"loop-{project}", daemon=True
+            target=self._take_turn, args=(project, lost), name=f"loop-{project}", daemon=True
         )
         self._turns[project] = thread
         thread.start()
 
-    def _take_turn(self, project: str) -> None:
+    def _take_turn(self, project: str, lost: bool) -> None:
         keeper = LeaseKeeper(self.store, lease_of(project), self._owner, self.settings.lease_seconds)
         keeper.start()
         try:
-            Turn(self._work, project, self._owner).run()
+            Turn(self._work, project, self._owner).run(lost=lost)
         except ComfyLoopError as error:  # the store itself: the watcher begins again when it can be read
             log.error("The loop of %s stopped: %s", project, error)
         finally:

@@ -71,19 +71,44 @@ class Turn:
         self.project = project
         self.owner = owner
 
-    def run(self) -> None:
+    def run(self, *, lost: bool = False) -> None:
         """Returns when the turn has ended, is lost to another controller, or the service goes down.
+
+        Args:
+            lost: The controller before this one let its lease run out.
 
         Raises:
             ComfyLoopError: the store itself cannot be used.
         """
+        if lost and self._now().state is not LoopState.IDLE:
+            self._was_lost()
+            if self._now().state is LoopState.IDLE:
+                return
         while not self.work.stop.is_set():
             try:
                 self._enter(self._now())
-            except (LostTurn, Stopping):
+            except Stopping:
+                return
+            except LostTurn:
+                if self._is_free():  # else whoever holds it now counts the try
+                    self._was_lost()
                 return
             if self._now().state is LoopState.IDLE:
                 return
+
+    def _is_free(self) -> bool:
+        """Whether nobody has taken the lease that ran out: it is ours again."""
+        with self.store.begin() as conn:
+            return leases.acquire(conn, lease_of(self.project), self.owner, self.settings.lease_seconds)
+
+    def _was_lost(self) -> None:
+        """Losing the lease counts as a try of the state: what holds up this whole process does so each time."""
+        loop = self._now()
+        self._failed(
+            loop,
+            f"The service gave no sign for {self.settings.lease_seconds:g} seconds while {loop.state}, so its turn "
+            "was lost; something in what is waiting, or on this machine, holds it up.",
+        )
 
     def _enter(self, loop: Loop) -> None:
         """Do the work of the state in which the turn stands, and leave it for another one."""

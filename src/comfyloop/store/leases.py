@@ -48,6 +48,12 @@ def holder(conn: Connection, name: str) -> tuple[str, float] | None:
     return None if row is None or left <= 0 else (row.owner, left)
 
 
+def run_out(conn: Connection, name: str) -> str | None:
+    """Who held a lease that ran out and was not given back; None when there is no such lease."""
+    row = conn.execute(sa.select(leases.c.owner, leases.c.expires).where(leases.c.name == name)).one_or_none()
+    return row.owner if row is not None and row.expires <= _clock(conn) else None
+
+
 def _clock(conn: Connection) -> float:
     if conn.dialect.name == "postgresql":
         return float(conn.execute(sa.text("SELECT extract(epoch FROM clock_timestamp())")).scalar_one())
