@@ -19,6 +19,7 @@ from comfyloop.errors import ComfyLoopError, InvalidInput
 from comfyloop.loop.courtesy import Courtesy
 from comfyloop.loop.pictures import Pictures, held_out
 from comfyloop.records import BASE, GateReport, Loop, Message, Project, RunState, Sample, Snapshot, Suspect
+from comfyloop.serve import collector
 from comfyloop.serve.events import Events
 from comfyloop.serve.names import version_name
 from comfyloop.serve.router import Router
@@ -99,15 +100,16 @@ class Work:
                 lineage = lessons.lineage(conn, project.name, project.live)[:REMEMBERED]
                 trained = [versions.get(conn, project.name, number).run for number in lineage]
             turn = curate.Turn(frozenset(learned), fresh, self._losses(trained))
-        return curate.build(
-            self.store,
-            project.name,
-            self.settings,
-            replay=replay,
-            picture_replay=picture_replay if turn is not None else None,
-            images=bool(project.image_model),
-            turn=turn,
-        )
+        with collector.young_only():
+            return curate.build(
+                self.store,
+                project.name,
+                self.settings,
+                replay=replay,
+                picture_replay=picture_replay if turn is not None else None,
+                images=bool(project.image_model),
+                turn=turn,
+            )
 
     def _losses(self, trained: Sequence[str]) -> dict[str, float]:
         """How hard samples were when these runs last passed them, newest run first."""

@@ -15,7 +15,7 @@ if sys.platform != "win32":
     import resource
 
 from comfyloop.errors import Conflict, InvalidInput
-from comfyloop.serve import patience
+from comfyloop.serve import collector, patience
 from comfyloop.serve.api.app import create_app
 from comfyloop.serve.api.origin import is_loopback
 from comfyloop.serve.api.services import Services
@@ -67,9 +67,11 @@ def server(services: Services) -> uvicorn.Server:
     """The configured server; `server.run(sockets=[...])` serves, `should_exit = True` stops it."""
     # The threads that write to the database may keep the event loop waiting for so long each time.
     sys.setswitchinterval(SWITCH_SECONDS)
+    app = create_app(services)
+    collector.settle()
     return uvicorn.Server(
         uvicorn.Config(
-            create_app(services),
+            app,
             http=patience.protocol(most=min(patience.MOST_WAITING, _files() // 2)),
             log_level="warning",
             access_log=False,

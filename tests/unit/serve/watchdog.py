@@ -48,6 +48,9 @@ def send(url: str, body: bytes, content_type: str = "application/json", times: i
 @dataclass
 class Watched:
     work: float = 0.0  # CPU seconds that the event loop spent between two looks, at most
+    held: float = (
+        0.0  # CPU seconds that the whole process spent meanwhile: other threads that did not let it in
+    )
     wait: float = 0.0  # seconds that a small question took, at most: other processes count, too
 
 
@@ -57,12 +60,12 @@ def watched(gateway: Gateway) -> Iterator[Watched]:
     found, over = Watched(), threading.Event()
 
     async def look() -> None:
-        last = time.thread_time()
+        last, before = time.thread_time(), time.process_time()
         while not over.is_set():
             await asyncio.sleep(0.001)
-            now = time.thread_time()
-            found.work = max(found.work, now - last)
-            last = now
+            now, all_now = time.thread_time(), time.process_time()
+            found.work, found.held = max(found.work, now - last), max(found.held, all_now - before)
+            last, before = now, all_now
 
     def ask() -> None:
         with httpx.Client(base_url=gateway.url, timeout=60, trust_env=False) as http:

@@ -5,10 +5,15 @@ The parser holds the interpreter until it is done, so that a body of nothing but
 
 from __future__ import annotations
 
+import asyncio
+import codecs
 import re
 
 from comfyloop.errors import InvalidInput, TooLarge
 
+PIECE = 2**18
+"""Bytes that are looked at before others have their turn."""
+_HIGH = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
 _HALF = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
     rb"|(?<!\\u[dD][89abAB][0-9a-fA-F]{2})\\u[dD][c-fC-F][0-9a-fA-F]{2}"
@@ -42,24 +47,66 @@ class Values:
             )
 
 
-def check(body: bytes) -> None:
-    """Refuse what is no text in UTF-8, and text with half a character in it: no disk or engine can take it.
+class Characters:
+    """Refuses what is no text in UTF-8, and text with half a character in it: no disk or engine can take it.
+
+    It is told the pieces as they come, since all of a large body at once would hold up everyone.
 
     Raises:
-        InvalidInput: With the reason.
+        InvalidInput: From `add`, with the reason.
     """
-    try:
-        body.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"The body is not UTF-8 (byte {error.start}).", "Send JSON in UTF-8, with whole characters."
-        ) from None
-    if b"\0" in body:
-        raise InvalidInput("The body holds a zero byte.", "Send JSON in UTF-8, not in UTF-16.")
-    lower = body if b"\\u" in body else b""
-    if lower and _HALF.search(lower.replace(b"\\\\", b"__")):
-        raise InvalidInput(
-            "The text holds half a character (a lone UTF-16 surrogate).", "Send whole Unicode characters."
-        )
-    if lower and b"\\u0000" in lower.replace(b"\\\\", b"__"):
-        raise InvalidInput("The text holds the character NUL, which databases do not take.", "Leave it out.")
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._seen = 0
+        self._rest = b""  # an escape that goes on in the next piece
+
+    def add(self, piece: bytes, *, last: bool = False) -> None:
+        try:
+            self._decoder.decode(piece, last)
+        except UnicodeDecodeError as error:
+            raise InvalidInput(
+                f"The body is not UTF-8 (byte {self._seen + error.start}).",
+                "Send JSON in UTF-8, with whole characters.",
+            ) from None
+        self._seen += len(piece)
+        if b"\0" in piece:
+            raise InvalidInput("The body holds a zero byte.", "Send JSON in UTF-8, not in UTF-16.")
+        if self._rest or b"\\" in piece:
+            self._check_escapes(self._rest + piece, last)
+
+    def _check_escapes(self, piece: bytes, last: bool) -> None:
+        plain = piece.replace(b"\\\\", b"__")
+        begun = plain.rfind(b"\\")
+        self._rest = b""
+        if not last and begun >= 0 and (len(plain) - begun < 6 or _HIGH.match(plain, begun)):
+            plain, self._rest = plain[:begun], piece[begun:]
+        if b"\\u" not in plain:
+            return
+        if _HALF.search(plain):
+            raise InvalidInput(
+                "The text holds half a character (a lone UTF-16 surrogate).", "Send whole Unicode characters."
+            )
+        if b"\\u0000" in plain:
+            raise InvalidInput(
+                "The text holds the character NUL, which databases do not take.", "Leave it out."
+            )
+
+
+def check(body: bytes) -> None:
+    """All of a short body at once. Raises as `Characters`."""
+    Characters().add(body, last=True)
+
+
+async def check_in_pieces(body: bytes, most_values: int) -> None:
+    """A body that has come whole; others have their turn between its pieces.
+
+    Raises:
+        InvalidInput, TooLarge: As `Characters` and `Values`.
+    """
+    values, characters = Values(most_values), Characters()
+    for begin in range(0, max(1, len(body)), PIECE):
+        piece = body[begin : begin + PIECE]
+        values.add(piece)
+        characters.add(piece, last=begin + PIECE >= len(body))
+        await asyncio.sleep(0)

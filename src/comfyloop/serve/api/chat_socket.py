@@ -28,7 +28,6 @@ from pydantic import ValidationError
 from comfyloop.errors import Busy, ComfyLoopError, Conflict, InvalidInput, TooLarge
 from comfyloop.serve.api import bodies
 from comfyloop.serve.api.answering import Answering
-from comfyloop.serve.api.bodies import Values
 from comfyloop.serve.api.chat_request import ChatRequest
 from comfyloop.serve.api.errors import error_body, validation_sentence
 from comfyloop.serve.api.services import Services, Svc, one_of
@@ -81,7 +80,7 @@ class _Conversation:
         request_id: str | None = None
         sent: dict[str, Any] = {}
         try:
-            request_id, sent = _parse(text, self._services.settings)
+            request_id, sent = await _parse(text, self._services.settings)
             if "cancel" in sent:
                 task = self._running.get(request_id)
                 if task is not None:
@@ -144,13 +143,12 @@ class _Conversation:
             await self._socket.send_text(text)
 
 
-def _parse(text: str, settings: Settings) -> tuple[str, dict[str, Any]]:
+async def _parse(text: str, settings: Settings) -> tuple[str, dict[str, Any]]:
     """The id of a message and the rest of it."""
     data = text.encode("utf-8", "surrogatepass")
     if len(data) > settings.max_body_bytes:
         raise TooLarge(f"The message is longer than {settings.max_body_bytes} bytes.", "Send less.")
-    bodies.check(data)
-    Values(settings.max_json_values).add(data)
+    await bodies.check_in_pieces(data, settings.max_json_values)
     try:
         sent = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -9,18 +9,17 @@ from fastapi.requests import HTTPConnection
 
 from comfyloop.errors import InvalidInput
 from comfyloop.records import ProjectName
-from comfyloop.serve.api import bodies
 from comfyloop.serve.api.services import Svc
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
 
 
 async def whole_characters(connection: HTTPConnection) -> None:
-    """Refuse JSON that is no text. Only a picture's bytes may be anything."""
+    """Refuse an address that is no text; that the body is one, `edge.Limited` sees while it is read."""
     if "\0" in connection.scope["path"] or any("\0" in value for value in connection.query_params.values()):
         raise InvalidInput("The address holds the character NUL.", "Leave it out.")
     if isinstance(connection, Request) and connection.url.path != "/v1/images":
-        bodies.check(await connection.body())
+        await connection.body()
 
 
 VersionNumber = Annotated[int, Path(ge=0, lt=2**31, description="0 is the base model.")]

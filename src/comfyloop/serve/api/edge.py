@@ -12,8 +12,8 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from comfyloop.errors import ComfyLoopError, TooLarge
-from comfyloop.serve.api.bodies import Values
+from comfyloop.errors import ComfyLoopError, InvalidInput, TooLarge
+from comfyloop.serve.api.bodies import Characters, Values
 from comfyloop.serve.api.errors import error_body
 from comfyloop.serve.metrics import Metrics
 
@@ -108,7 +108,8 @@ class Limited:
                 await JSONResponse(body, 413, {"Connection": "close"})(scope, receive, send)
                 return
         received, whole = 0, False
-        values = Values(self.max_values) if scope["path"] not in BYTES_PATHS else None
+        is_json = scope["path"] not in BYTES_PATHS
+        values, characters = Values(self.max_values), Characters()
         deadline = time.monotonic() + self.seconds
 
         async def counted() -> Message:
@@ -128,10 +129,11 @@ class Limited:
                 try:
                     if received > self.max_bytes:
                         raise self._too_large()
-                    if values is not None:
+                    if is_json:
                         values.add(piece)
-                except TooLarge as error:
-                    raise HTTPException(413, str(error), {"Connection": "close"}) from None
+                        characters.add(piece, last=whole)
+                except InvalidInput as error:  # TooLarge among them
+                    raise HTTPException(error.status, str(error), {"Connection": "close"}) from None
             return message
 
         await self.app(scope, counted, send)
