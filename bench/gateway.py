@@ -52,7 +52,7 @@ class Connections:
             {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 8}
         ).encode()
         head = (
-            "POST /v1/chat/completions HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         self.request = head.encode() + body
