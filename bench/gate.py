@@ -186,6 +186,7 @@ def of_soup() -> Callable[[Evidence], Verdict] | None:
     try:
         from soup_cli.utils import ship_verdict
     except ImportError:
+        print("soup-cli's rule is left out: it is not installed (pip install soup-cli).")
         return None
 
     def rule(seen: Evidence) -> Verdict:

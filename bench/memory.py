@@ -10,6 +10,7 @@ loss, which must be the same. Exit code 1 when a ratio is above its bound.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
@@ -112,6 +113,9 @@ def main() -> int:
         print(f"  above {CHECKPOINTING}, or another loss")
         failed = True
 
+    if importlib.util.find_spec("bitsandbytes") is None:
+        print("QLoRA is left out: bitsandbytes is not installed (pip install 'comfyloop[quant]').")
+        return int(failed)
     full, quantised = weights(spec), weights(spec | {"quant_method": "bnb"})
     print(f"frozen weights: bf16 {full:.0f} MB, NF4 with double quantisation {quantised:.0f} MB")
     print(f"QLoRA / bf16: {quantised / full:.2f}x")

@@ -178,6 +178,8 @@ def others(work: Path) -> dict[str, object]:
                 first_token(server.url, name)
                 seconds.append(time.monotonic() - began)
             told["vLLM: load route to first token, s"] = [round(value, 2) for value in seconds]
+    else:
+        print("vLLM is left out: `comfyloop engines install vllm` has not been done.")
     server = engines.swift_deploy(model, {"v1": adapters["v1"]}, work)
     if server is not None:
         with engines.stopping([server]):
@@ -185,6 +187,8 @@ def others(work: Path) -> dict[str, object]:
             told["swift deploy: restart to first token, s"] = round(
                 server.ready_seconds + first_token(server.url, "v1"), 1
             )
+    else:
+        print("ms-swift is left out: `comfyloop engines install swift` has not been done.")
     return told
 
 
