@@ -16,6 +16,7 @@ from comfyloop.train.log import RunLog
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
 from comfyloop.train.swift_process import Watch
+from tests.families import make_family
 
 SPEC = TrainSpec(model="none", train="train.jsonl", train_engine="swift")
 TOTAL = 12
@@ -99,3 +100,34 @@ def test_what_is_left_is_never_told_as_less_than_nothing_after_a_hold(tmp_path: 
     left = [line["eta_seconds"] for line in directory.log_lines() if line["loss"] is not None]
     assert len(left) == 3 and all(seconds >= 0 for seconds in left)
     assert (directory.read_status().eta_seconds or 0) >= 0
+
+
+def test_rows_of_an_array_on_one_line_are_told_apart(tmp_path: Path) -> None:
+    """A row that ms-swift would misread is left out by itself, though all stand on line 1."""
+    from PIL import Image
+
+    from comfyloop.train.models import describe
+    from comfyloop.train.swift import prepare_rows
+
+    model = make_family("qwen2_vl", tmp_path / "model")
+    Image.new("RGB", (24, 16)).save(tmp_path / "a.png")
+    asked = [
+        [{"type": "image", "image": "a.png"}, {"type": "text", "text": text}]
+        for text in ("Which <image>?", "What?")
+    ]
+    rows = [
+        {"messages": [{"role": "user", "content": content}, {"role": "assistant", "content": "A cup."}]}
+        for content in asked
+    ]
+    (tmp_path / "train.json").write_text(json.dumps(rows))
+    directory = RunDirectory(tmp_path)
+    spec = SPEC.model_copy(
+        update={"model": str(model), "train": "train.json", "skip_bad": True, "max_bad_share": 0.9}
+    )
+    log = RunLog(directory, silent=True)
+    place = tmp_path / "swift.jsonl"
+    examples = prepare_rows(
+        directory, "train.json", describe(str(model)), spec, place, log, Control(directory, log.held)
+    )
+    (written,) = [json.loads(line) for line in place.read_text().splitlines()]
+    assert written["messages"][0]["content"] == "<image>What?" and len(examples) == 1
