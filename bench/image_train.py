@@ -163,6 +163,8 @@ def main() -> None:
     parser.add_argument("--engine", choices=("ours", "diffusers"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.pictures < 2 * BATCH:
+        parser.error(f"--pictures is at least {2 * BATCH}: the first step of each engine only warms up")
     if args.engine:
         found = {"ours": ours, "diffusers": diffusers}[args.engine](args.model, args.folder, args.side)
         print(json.dumps(found))
