@@ -199,6 +199,7 @@ def main() -> None:
     options.add_argument("--alone", action="store_true", help="Keep what was measured of the others before.")
     options.add_argument("--work", type=Path, default=None, help="Keeps models and logs here.")
     given = options.parse_args()
+    given.swaps = -(-given.swaps // TURN) * TURN  # whole turns
     work = given.work or Path(tempfile.mkdtemp(prefix="bench-swap-"))
     work.mkdir(parents=True, exist_ok=True)
     file = engines.RESULTS / "swap.json"

@@ -101,6 +101,10 @@ def main() -> None:
     parser.add_argument("--engines", nargs="+", default=["comfyloop", "warm", "swift", "trl"])
     parser.add_argument("--out", type=Path, default=HERE / "results")
     asked = parser.parse_args()
+    if asked.samples < 16:
+        parser.error(
+            "--samples is at least 16: the first two steps of a run are left out of what is measured"
+        )
     os.environ["OMP_NUM_THREADS"] = "1"
     os.nice(max(0, NICE - os.nice(0)))
     with tempfile.TemporaryDirectory() as scratch, contextlib.closing(WarmTrainer(minutes=60)) as warm:

@@ -156,8 +156,9 @@ def test_a_large_conversation_keeps_nobody_waiting(
     with watched(gateway) as loop:
         said = send(f"{gateway.url}/v1/chat/completions", data)()
     assert said.startswith(str(status)), said
-    # 0.9 s before where letters were escapes. What is left is the parser's 35 to 60 ms; a busy machine doubles them.
-    assert loop.work < 0.2 and loop.held < 0.2, loop
+    # 0.9 s before where letters were escapes. What is left is what the parser takes, 35 to 60 ms of 31 MB on a quiet
+    # machine; a busy one multiplies that.
+    assert loop.work < 0.3 and loop.held < 0.4, loop
 
 
 def picture_url(seed: int) -> str:
@@ -168,9 +169,13 @@ def picture_url(seed: int) -> str:
     return data_urls.encode(out.getvalue())
 
 
-@settings_of(max_examples=60)
+@settings_of(max_examples=300)
 @given(
-    st.lists(st.sampled_from(["\\ud83e", "\\udd8a", "\\u4e2d", "\\\\", '\\"', "u", "d83e", "é", "\\u0000"])),
+    st.lists(
+        st.sampled_from(
+            ["\\ud83e\\udd8a", "\\ud83e", "\\udd8a", "\\u4e2d", "\\\\", '\\"', "u", "d83e", "é", "\\u0000"]
+        )
+    ),
     st.lists(st.integers(0, 60), max_size=6),
 )
 def test_characters_are_checked_alike_wherever_the_pieces_end(pieces: list[str], cuts: list[int]) -> None:
@@ -185,6 +190,16 @@ def test_characters_are_checked_alike_wherever_the_pieces_end(pieces: list[str],
         characters.add(b"", last=True)
 
     assert bool(refused(in_pieces)) == bool(whole)
+
+
+def test_a_whole_character_is_whole_wherever_it_is_cut() -> None:
+    text = rb'"\\ \ud83e\udd8a\\\ud83e\udd8a\u4e2d\ud83e\udd8a"'
+    for first in range(len(text) + 1):
+        for second in range(first, len(text) + 1):
+            characters = bodies.Characters()
+            for piece in (text[:first], text[first:second]):
+                characters.add(piece)
+            characters.add(text[second:], last=True)
 
 
 def refused(check: Callable[[], None]) -> str:

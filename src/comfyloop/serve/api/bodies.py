@@ -7,7 +7,15 @@ from __future__ import annotations
 
 import asyncio
 import codecs
+import contextlib
+import json
 import re
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from starlette.concurrency import run_in_threadpool
 
 from comfyloop.errors import InvalidInput, TooLarge
 
@@ -80,6 +88,8 @@ class Characters:
         begun = plain.rfind(b"\\")
         self._rest = b""
         if not last and begun >= 0 and (len(plain) - begun < 6 or _HIGH.match(plain, begun)):
+            if begun >= 6 and _HIGH.match(plain, begun - 6):  # and its other half, which is cut
+                begun -= 6
             plain, self._rest = plain[:begun], piece[begun:]
         if b"\\u" not in plain:
             return
@@ -91,6 +101,21 @@ class Characters:
             raise InvalidInput(
                 "The text holds the character NUL, which databases do not take.", "Leave it out."
             )
+
+
+class LargeBodies(APIRoute):
+    """A route whose large bodies are parsed in a thread: only the parsing itself holds the event loop up then."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def parsed(request: Request) -> Response:
+            if len(body := await request.body()) > PIECE:
+                with contextlib.suppress(ValueError, RecursionError):  # told of by whoever asks for it
+                    request._json = await run_in_threadpool(json.loads, body)
+            return await handle(request)
+
+        return parsed
 
 
 def check(body: bytes) -> None:

@@ -13,11 +13,12 @@ from starlette.types import Receive, Scope, Send
 
 from comfyloop.errors import ComfyLoopError
 from comfyloop.serve.api.answering import Answering
+from comfyloop.serve.api.bodies import LargeBodies
 from comfyloop.serve.api.chat_request import ChatRequest
 from comfyloop.serve.api.errors import error_body
 from comfyloop.serve.api.services import Svc
 
-router = APIRouter(tags=["chat"])
+router = APIRouter(tags=["chat"], route_class=LargeBodies)
 
 _T = TypeVar("_T")
 

@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from comfyloop import capture
 from comfyloop.records import Feedback, ProjectName
+from comfyloop.serve.api.bodies import LargeBodies
 from comfyloop.serve.api.common import AskedProject, Limit, Seq
 from comfyloop.serve.api.services import Svc
 from comfyloop.store import feedback
 from comfyloop.store.pages import PAGE_BYTES
 
-router = APIRouter(tags=["feedback"])
+router = APIRouter(tags=["feedback"], route_class=LargeBodies)
 
 
 class FeedbackBatch(BaseModel):
