@@ -124,9 +124,8 @@ def test_a_body_of_brackets_keeps_nobody_waiting(gateway: Gateway) -> None:
     assert loop.work < 0.1 and loop.wait < 10, loop  # 8 s and 27 s before
 
 
-def chat_body(content: object, *, ascii: bool = True) -> bytes:
-    body = {"model": "acme", "messages": [{"role": "user", "content": content}]}
-    return json.dumps(body, ensure_ascii=ascii).encode()
+def chat_body(content: object) -> bytes:
+    return json.dumps({"model": "acme", "messages": [{"role": "user", "content": content}]}).encode()
 
 
 MANY = 31 * 2**20
@@ -137,9 +136,7 @@ MANY = 31 * 2**20
     [
         (lambda: chat_body("中文" * (MANY // 12)), 413),  # every letter an escape, as most clients write them
         (lambda: chat_body("😀" * (MANY // 12)), 413),
-        (lambda: chat_body("中文" * (MANY // 6), ascii=False), 413),
         (lambda: chat_body([{"type": "text", "text": "x" * 900}] * 24_000), 413),
-        (lambda: chat_body([{"type": "image_url", "image_url": {"url": picture_url(9)}}]), 200),
         (
             lambda: chat_body(
                 [{"type": "image_url", "image_url": {"url": picture_url(n)}} for n in range(8)]
