@@ -346,7 +346,7 @@ def test_a_body_over_the_limit_is_refused_while_it_is_read(settings: Settings) -
         (b"{", "not valid JSON"),
         (b'{"model": "acme", "messages": [', "not valid JSON"),
         (b"[" * 100_000, "parsing the body"),
-        (b"\xff\xfe", "not valid JSON"),
+        (b"\xff\xfe", "not UTF-8"),
         (b"null", "JSON object"),
         (b"[]", "JSON object"),
         (b'{"model": "acme", "messages": []}', "messages"),
