@@ -239,8 +239,9 @@ class Settings(BaseSettings):
     )
 
     # training
-    recipe: Literal["sft", "dpo", "kto"] = Field(
-        default="sft", description="Recipe of the text side: learn edits, prefer them, or learn from ratings."
+    recipe: Literal["sft", "sdft", "dpo", "kto"] = Field(
+        default="sft",
+        description="Recipe of the text side: learn edits, distil them (sdft), prefer them, or learn from ratings.",
     )
     warm_start: bool = Field(
         default=True, description="Go on from the live version, not from the base model."
@@ -282,7 +283,7 @@ class Settings(BaseSettings):
     lora_r: int = Field(default=8, ge=1, description="LoRA rank.")
     lora_alpha: int = Field(default=16, ge=1, description="LoRA alpha.")
     learning_rate: float = Field(
-        default=0, ge=0, description="Peak learning rate; 0: 1e-3 for sft, 1e-4 for dpo and kto."
+        default=0, ge=0, description="Peak learning rate; 0: 1e-3 for sft and sdft, 1e-4 for dpo and kto."
     )
     preference_beta: float = Field(
         default=0.1, gt=0, description="How closely dpo and kto keep to the model that they begin with."

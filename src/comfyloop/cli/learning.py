@@ -93,7 +93,7 @@ def train(
     url: Url = None,
     as_json: Json = False,
     recipe: Annotated[
-        str | None, typer.Option(help="With DATA: sft, dpo, kto, image_sft or image_dpo.")
+        str | None, typer.Option(help="With DATA: sft, sdft, dpo, kto, image_sft or image_dpo.")
     ] = None,
     model: Annotated[
         str | None,

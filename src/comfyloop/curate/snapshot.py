@@ -3,7 +3,7 @@
 ::
 
     <id>/
-      train.jsonl             sft rows and replay: what the recipe `sft` trains on
+      train.jsonl             sft rows and replay: what the recipes `sft` and `sdft` train on
       train.preference.jsonl  chosen and rejected answers: `dpo`
       train.labelled.jsonl    answers wanted or not: `kto`
       train.captioned_image.jsonl, train.image_pair.jsonl   for the image model
@@ -38,7 +38,7 @@ from comfyloop.pictures import opened
 from comfyloop.records import Sample
 from comfyloop.store import Blobs
 
-RECIPE_KINDS = {"sft": "sft", "dpo": "preference", "kto": "labelled"}
+RECIPE_KINDS = {"sft": "sft", "sdft": "sft", "dpo": "preference", "kto": "labelled"}
 """The kind of sample that each text recipe trains on."""
 IMAGE_RECIPE_KINDS = {"image_sft": "captioned_image", "image_dpo": "image_pair"}
 

@@ -146,6 +146,10 @@ def recipe(
             from comfyloop.train.recipes import sft
 
             sft.run(directory, spec, log, control)
+        case "sdft":
+            from comfyloop.train.recipes import sdft
+
+            sdft.run(directory, spec, log, control)
         case "dpo":
             from comfyloop.train.recipes import dpo
 

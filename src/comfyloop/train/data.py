@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from comfyloop.errors import ComfyLoopError
@@ -32,6 +32,20 @@ class Pair:
 
 
 @dataclass(frozen=True)
+class Demonstrated:
+    """An answer to be learnt, and the same with the answer in the conversation before it; None: a replay sample."""
+
+    example: Example
+    teacher: Example | None
+
+
+DEMONSTRATION = (
+    "\n\nThis is an example for a response to the question:\n{answer}\n\nNow answer with a response of your own."
+)
+"""What the teacher is told after the question; the paper goes on "including the thinking process"."""
+
+
+@dataclass(frozen=True)
 class Labelled:
     """An answer that was wanted or not, and the same conversation with the answer of another sample."""
 
@@ -46,15 +60,47 @@ def read_examples(
     """Rows with answers to learn. Raises DataError that names every line that is not one."""
 
     def make(row: Row) -> Example:
-        if row.label is False:
-            raise UnusableRow(
-                "its label is false: its answer is not to be learnt (recipe = kto would unlearn it)"
-            )
-        return encoder.encode(row)
+        return _wanted(encoder, row)
 
     examples = [example for _, example in _read(directory, file, make, spec, log, control)]
     _told(file, log, examples)
     return examples
+
+
+def _wanted(encoder: Encoder, row: Row) -> Example:
+    if row.label is False:
+        raise UnusableRow(
+            "its label is false: its answer is not to be learnt (recipe = kto would unlearn it)"
+        )
+    return encoder.encode(row)
+
+
+def read_demonstrated(
+    directory: RunDirectory, file: str, encoder: Encoder, spec: TrainSpec, log: RunLog, control: Control
+) -> list[Demonstrated]:
+    """Rows with answers to show to a teacher. Raises DataError that names every line that is not one."""
+
+    def make(row: Row) -> Demonstrated:
+        example = _wanted(encoder, row)
+        if row.part == "replay":
+            return Demonstrated(example, None)
+        try:
+            return Demonstrated(example, encoder.encode(with_demonstration(row)))
+        except UnusableRow as error:
+            raise UnusableRow(f"with its answer shown to the teacher: {error}") from None
+
+    items = [item for _, item in _read(directory, file, make, spec, log, control)]
+    _told(file, log, [item.example for item in items])
+    return items
+
+
+def with_demonstration(row: Row) -> Row:
+    """The row with its answer in the question already, in the words of Shenfeld et al. (2026)."""
+    *before, asked, answer = row.turns
+    if asked.role != "user":
+        raise UnusableRow("no question comes right before its answer")
+    told = (*asked.parts, DEMONSTRATION.format(answer=row.answer.strip()))
+    return replace(row, turns=(*before, replace(asked, content=told), answer))
 
 
 def read_pairs(

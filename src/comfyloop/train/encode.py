@@ -11,6 +11,7 @@ tokenizer's own is put there, or the model would never learn to stop.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -144,6 +145,19 @@ class Encoder:
             # the kinds of an answer's tokens are those of text, 0
             {name: nn.functional.pad(v[:first], (0, len(tail))) for name, v in example.token_kinds.items()},
             example.pixels,
+        )
+
+    def continued(self, example: Example, tokens: Tensor) -> Example:
+        """The same conversation with the answer that a model wrote, token by token as it did. Images are shared."""
+        first = int(example.answer[0])
+        input_ids = torch.cat([example.input_ids[:first], tokens])
+        kinds = {name: nn.functional.pad(v[:first], (0, len(tokens))) for name, v in example.token_kinds.items()}
+        return replace(
+            example,
+            input_ids=input_ids,
+            positions=self.positions(input_ids, example.images | {k: v[None] for k, v in kinds.items()}),
+            answer=torch.arange(first, len(input_ids)),
+            token_kinds=kinds,
         )
 
     def _example(

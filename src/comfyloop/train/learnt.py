@@ -28,7 +28,7 @@ def refuse_unlearnt(
 
     A part is a whole pass over the data, so that the same samples are compared, or a quarter of a run of a single
     pass. Not judged: a run of few steps, one that began at a low loss, one whose loss on the hold-out has fallen.
-    One that goes on from a version need not fall, but must not rise: there may have been nothing left to learn; where
+    One of `sdft`, whose samples are other answers each time, and one that goes on from a version need not fall, but must not rise: there may have been nothing left to learn; where
     it is also held to its base by replay, which makes it rise, it is the gate that judges.
 
     Args:
@@ -55,7 +55,7 @@ def refuse_unlearnt(
     if spec.adapter.init_from is not None and spec.replay_share > 0:
         return
     allowed = -ROUNDING * abs(before)
-    if spec.adapter.init_from is not None:
+    if spec.adapter.init_from is not None or spec.recipe == "sdft":
         allowed = max(RISE * abs(before), 2 * math.sqrt((pvariance(first) + pvariance(last)) / part))
     if after < before + allowed:
         return

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from comfyloop.train.joint_spec import JointSpec
 
 SPEC_FILE = "spec.json"
-LEARNING_RATES = {"sft": 1e-3, "dpo": 1e-4, "kto": 1e-4}
+LEARNING_RATES = {"sft": 1e-3, "sdft": 1e-3, "dpo": 1e-4, "kto": 1e-4}
 """Of a LoRA, where none is asked for: preference losses go wrong at rates that suit answers."""
 
 
@@ -70,6 +70,38 @@ class PreferenceSpec(Record):
     )
     desirable_weight: float = Field(default=1.0, gt=0, description="`kto`: of answers with label true.")
     undesirable_weight: float = Field(default=1.0, gt=0, description="`kto`: of answers with label false.")
+
+
+class DistillationSpec(Record):
+    """What the recipe `sdft` does; the names are TRL's and ms-swift's."""
+
+    lmbda: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the samples that are learnt on an answer of the student's own (on-policy); the others on "
+        "the wanted answer itself, which samples nothing. 0: as a small model may need it.",
+    )
+
+    teacher_update_rate: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="How far the teacher's weights follow the student's each step (a moving average, as Shenfeld et al. "
+        "2026 have it); 0: they stay what they were when the run began; 1: they are the student's.",
+    )
+    max_completion_length: int = Field(
+        default=64,
+        ge=1,
+        description="Longest answer that the student samples, in tokens; at most half as long again as the wanted one.",
+    )
+    temperature: float = Field(default=1.0, gt=0, description="Of these answers.")
+    steps_per_generation: int = Field(
+        default=4, ge=1, description="Steps whose answers are sampled together, by the weights before the first."
+    )
+    distillation_topk: int = Field(
+        default=32, ge=1, description="The teacher's likeliest next tokens that are learnt, at each place."
+    )
 
 
 class RunSpec(Record):
@@ -158,8 +190,10 @@ class RunSpec(Record):
 class TrainSpec(RunSpec):
     """A run of the text side."""
 
-    recipe: Literal["sft", "dpo", "kto"] = Field(
-        default="sft", description="Learn answers; prefer one of two; tell wanted answers from others."
+    recipe: Literal["sft", "sdft", "dpo", "kto"] = Field(
+        default="sft",
+        description="Learn answers; learn of one's own what one would say having seen them; prefer one of two; tell "
+        "wanted answers from others.",
     )
     train_engine: Literal["comfyloop", "swift"] = Field(
         default="comfyloop", description="Our own trainer, or ms-swift in its own environment."
@@ -172,6 +206,9 @@ class TrainSpec(RunSpec):
     preference: PreferenceSpec = Field(
         default=PreferenceSpec(), description="What `dpo` and `kto` weigh; its fields are below."
     )
+    distillation: DistillationSpec = Field(
+        default=DistillationSpec(), description="What `sdft` does; its fields are below."
+    )
     tuner_type: Literal["lora", "full"] = Field(
         default="lora", description="A LoRA as `adapter` says, or the weights themselves."
     )
@@ -181,7 +218,7 @@ class TrainSpec(RunSpec):
     replay_kl: float = Field(
         default=4.0,
         ge=0,
-        description="`sft`: rows marked `replay` hold the model to what the base model finds likely there, with "
+        description="`sft`, `sdft`: rows marked `replay` hold the model to what the base model finds likely there, with "
         "this weight; 0: their answers are learnt like any other.",
     )
     quant_method: Literal["bnb"] | None = Field(
@@ -217,7 +254,12 @@ class TrainSpec(RunSpec):
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSpec:
         if self.recipe != "sft" and self.train_on != "last":
-            raise ValueError(f"train_on = all is for sft: {self.recipe} compares last answers")
+            does = "samples" if self.recipe == "sdft" else "compares"
+            raise ValueError(f"train_on = all is for sft: {self.recipe} {does} last answers")
+        if self.recipe == "sdft" and self.train_engine == "swift":
+            raise ValueError("recipe = sdft is trained by our own trainer: set train_engine = comfyloop")
+        if self.recipe == "sdft" and self.world_size > 1:
+            raise ValueError("recipe = sdft samples answers, which one process does: set world_size = 1")
         if self.freeze_llm and self.freeze_vit and self.freeze_aligner:
             raise ValueError("freeze_llm, freeze_vit and freeze_aligner leave nothing to train")
         if self.train_engine == "swift" and (self.tuner_type == "full" or self.adapter.modules_to_save):
@@ -280,7 +322,7 @@ class TrainSpec(RunSpec):
                 "gradient_checkpointing": settings.gradient_checkpointing,
                 "learning_rate": settings.learning_rate or LEARNING_RATES[settings.recipe],
                 "epochs": epochs or settings.epochs or MOST_EPOCHS,
-                "replay_share": settings.replay_share if settings.recipe == "sft" else 0.0,
+                "replay_share": settings.replay_share if settings.recipe in {"sft", "sdft"} else 0.0,
                 "max_steps": settings.max_steps,
                 "per_device_train_batch_size": settings.batch_size,
                 "dtype": settings.dtype,

@@ -93,6 +93,7 @@ class RunDirectory:
         self.adapter = self.path / "adapter"
         self.model = self.path / "model"  # instead of the adapter, where the weights themselves are trained
         self.reference = self.path / "reference.safetensors"
+        self.sampled = self.path / "sampled.jsonl"  # what the student of `sdft` answered
         self.row_losses = self.path / "row_losses.json"  # sample id -> nats a token when it was last passed
         self.tensorboard = self.path / "tb"
         self.cancel_file = self.path / "cancel"

@@ -184,7 +184,7 @@ def _read(
     directory: RunDirectory, file: str, encoder: Encoder, spec: TrainSpec, log: RunLog, control: Control
 ) -> list[Example]:
     match spec.recipe:
-        case "sft":
+        case "sft" | "sdft":
             return read_examples(directory, file, encoder, spec, log, control)
         case "dpo":
             pairs = read_pairs(directory, file, encoder, spec, log, control)

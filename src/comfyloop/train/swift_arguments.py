@@ -110,7 +110,7 @@ def _preference(spec: TrainSpec, places: Places) -> dict[str, Any]:
     # the reference is the parent version, as in our own recipes; without one, the adapter switched off
     common = {"rlhf_type": spec.recipe, "beta": told.beta, "ref_adapters": places.init_from}
     match spec.recipe:
-        case "sft":
+        case "sft" | "sdft":
             return {}
         case "dpo":
             return common | {

@@ -123,13 +123,14 @@ class Step:
     """One optimiser step: the micro-batches first, then `finish`.
 
     Attributes:
+        number: From 0.
         samples: Indices of all samples of this step, those of other processes too: what a mean is over.
         weight: Of the present micro-batch: 0 where it belongs to other processes and this one only keeps pace.
     """
 
     def __init__(self, training: Training, number: int) -> None:
         self._training = training
-        self._number = number  # from 0
+        self.number = number
         self._random_state = RandomState.now()
         self._worked = training.control.stopwatch()
         batches = training.plan.micro_batches(number)
@@ -139,18 +140,26 @@ class Step:
         self._last = False
         self.weight = 1.0
 
-    def micro_batches(self) -> Iterator[list[int]]:
-        """Indices of the samples of each micro-batch that this process computes.
+    def check(self) -> None:
+        """Go on, or wait while the run is held; for work that a step does before its micro-batches.
 
         Raises:
             Cancelled, Terminated: The step is given up whole, with a checkpoint of what was before it.
         """
+        try:
+            self._training.control.check()
+        except (Cancelled, Terminated):
+            self._training.save(self.number, self._random_state)
+            raise
+
+    def micro_batches(self) -> Iterator[list[int]]:
+        """Indices of the samples of each micro-batch that this process computes.
+
+        Raises:
+            Cancelled, Terminated: As `check`.
+        """
         for number, share in enumerate(self._mine, start=1):
-            try:
-                self._training.control.check()
-            except (Cancelled, Terminated):
-                self._training.save(self._number, self._random_state)
-                raise
+            self.check()
             self.weight, self._last = share.weight, number == len(self._mine)
             yield share.indices
 
@@ -179,13 +188,13 @@ class Step:
         """
         training, spec = self._training, self._training.spec
         values = training.updates.total(self._shares) | known
-        now, total = self._number + 1, training.plan.total_steps
+        now, total = self.number + 1, training.plan.total_steps
         if not math.isfinite(values["loss"]):
             raise RunFailed(
                 f"The loss of step {now} is {values['loss']}: training has diverged.",
                 f"Lower learning_rate (now {spec.learning_rate:g}) and start a new run.",
             )
-        rate = learning_rate(self._number, total, spec)
+        rate = learning_rate(self.number, total, spec)
         norm = training.updates.update(rate)
         seconds = self._worked()
         if training.look is not None and (now % spec.eval_steps == 0 or now == total):

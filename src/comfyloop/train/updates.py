@@ -73,6 +73,8 @@ class Updates:
             weight_decay=spec.weight_decay,
             fused=fused or None,
         )
+        self.beside: list[tuple[str, nn.Parameter]] = []
+        """What else the next step depends on, and no step changes by its gradient."""
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
 
     def share(self, micro_batches: list[list[int]]) -> list[Share]:
@@ -123,7 +125,7 @@ class Updates:
 
     def kept(self) -> list[tuple[str, nn.Parameter]]:
         """What a checkpoint holds besides the optimiser's own."""
-        return self.parameters
+        return [*self.parameters, *self.beside]
 
     def save_checkpoint(self, folder: Path, step: int, random_state: RandomState, fingerprint: str) -> None:
         scale = self.scaler.state_dict() if self.scaler.is_enabled() else {}

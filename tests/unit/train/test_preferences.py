@@ -21,7 +21,7 @@ from comfyloop.train.features import ImageFeatures
 from comfyloop.train.log import RunLog
 from comfyloop.train.losses import dpo_loss, kto_loss
 from comfyloop.train.models import describe, load
-from comfyloop.train.recipes import dpo, kto, sft
+from comfyloop.train.recipes import dpo, kto, sdft, sft
 from comfyloop.train.rows import Row, Turn, UnusableRow
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
@@ -208,7 +208,7 @@ def judged(recipe: ModuleType) -> list[dict[str, Any]]:
     return [pair_row(t) for t in THINGS]
 
 
-@pytest.mark.parametrize(("recipe", "stop_at"), [(sft, 16), (dpo, 17), (kto, 32)])
+@pytest.mark.parametrize(("recipe", "stop_at"), [(sft, 16), (sdft, 60), (dpo, 17), (kto, 32)])
 def test_stopped_and_killed_runs_go_on_to_the_same_curve(
     recipe: ModuleType, stop_at: int, tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path
 ) -> None:
@@ -240,12 +240,13 @@ def curve(lines: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 PINNED = {
     "sft": (7.38156, 6.90085, 5.77442, 5.61153),
+    "sdft": (0.0, 0.0, 0.0, 0.0),
     "dpo": (0.69315, 0.46697, 0.02894, 0.02142),
     "kto": (0.5, 0.61172, 0.18841, 0.20487),
 }
 
 
-@pytest.mark.parametrize("recipe", [sft, dpo, kto])
+@pytest.mark.parametrize("recipe", [sft, sdft, dpo, kto])
 def test_losses_are_pinned(recipe: ModuleType, tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path) -> None:
     """Four steps of each recipe; a change of these numbers is a change of the training."""
     rows = judged(recipe)
@@ -253,7 +254,7 @@ def test_losses_are_pinned(recipe: ModuleType, tiny_llm: Path, run_recipe: RunRe
                        per_device_train_batch_size=2)  # fmt: skip
     name = recipe.__name__.rpartition(".")[2]
     assert [line["loss"] for line in lines] == pytest.approx(PINNED[name], abs=1e-3)
-    if recipe is not sft:
+    if recipe in (dpo, kto):
         assert lines[0]["rewards/chosen"] == pytest.approx(0, abs=1e-5)
         kept = load_file(tmp_path / "run" / "reference.safetensors")["log_probs"]
         assert kept.shape == (2 * len(rows),)

@@ -86,11 +86,11 @@ class Outcome:
 def answer_loss(
     model: Loaded, features: ImageFeatures, examples: Sequence[Example], replay_kl: float = 1.0
 ) -> Outcome:
-    """Cross-entropy of the answers of some samples; of replay samples with targets, `replay_kl` times KL."""
+    """Cross-entropy of the answers of some samples, of those with targets KL; of replay `replay_kl` times that."""
     answers = read_answers(model, features, examples)
     sums = -answers.sums - torch.tensor([entropy(example) for example in examples], device=model.device)
     weights = torch.tensor(
-        [1.0 if example.targets is None else replay_kl for example in examples], device=model.device
+        [replay_kl if example.targets is not None and example.part == "replay" else 1.0 for example in examples], device=model.device
     )
     lengths = torch.tensor(answers.lengths, device=model.device)
     return Outcome((weights * sums).sum(), answers.right.sum(), (sums.detach() / lengths).tolist())

@@ -1,0 +1,116 @@
+"""On-policy self-distillation from edits: the model learns of itself having seen them (Shenfeld et al. 2026).
+
+Reads top to bottom. The teacher is the same model with the edited answer in its context, the student the one without.
+The student samples an answer, and at each of its tokens learns what the teacher would have gone on with: KL(teacher ||
+student) over the teacher's likeliest tokens. The paper writes the other direction; its published code minimises this
+one. Nothing is learnt that the model would not say itself, so less is forgotten; and nothing that seeing the edit does
+not change, so a model too small to take an example up learns little. Replay is as in `sft`.
+"""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+from comfyloop.train.batches import Plan
+from comfyloop.train.control import Control
+from comfyloop.train.data import fingerprint, read_demonstrated, read_examples
+from comfyloop.train.examples import Example
+from comfyloop.train.forward import prepare
+from comfyloop.train.log import RunLog
+from comfyloop.train.models import describe, load
+from comfyloop.train.parallel import make_updates
+from comfyloop.train.recipes.sft import answer_loss, holdout_loss
+from comfyloop.train.replay import hold_to_base
+from comfyloop.train.sampled import Sampled
+from comfyloop.train.spec import TrainSpec
+from comfyloop.train.status import RunDirectory, write_atomically
+from comfyloop.train.teacher import Teacher, helped
+from comfyloop.train.training import Training
+
+
+def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
+    """Train as `spec` says. Leaves, and raises, what the recipe `sft` does."""
+    torch.manual_seed(spec.seed)
+    told = spec.distillation
+
+    log.phase("reading the data")
+    description = describe(spec.model, spec.rope_scaling)
+    encoder = description.encoder(spec)
+    items = read_demonstrated(directory, spec.train, encoder, spec, log, control)
+    holdout = read_examples(directory, spec.holdout, encoder, spec, log, control) if spec.holdout else []
+    train = [item.example for item in items]
+    teachers = [item.teacher for item in items]
+    every = [*train, *(teacher for teacher in teachers if teacher is not None)]
+
+    log.phase("loading the model")
+    parent = directory.resolve(spec.adapter.init_from) if spec.adapter.init_from else None
+    model = load(spec, description, parent)
+    control.check()
+    features = prepare(model, spec, [*every, *holdout], log, control)
+    plan = Plan.of(spec, len(train), [example.part for example in train])
+    mark = fingerprint(spec, every)
+    if spec.replay_kl and any(example.part == "replay" for example in train):
+        log.phase("asking the base model")
+        train = hold_to_base(model, features, train, control)
+    tell_of_teacher(log, helped(model, features, items, control))
+
+    def look() -> dict[str, float]:
+        return {"holdout_loss": holdout_loss(model, features, holdout, control)}
+
+    updates = make_updates(model, spec)
+    teacher = Teacher(model, updates, told.teacher_update_rate)
+    training = Training(directory, spec, log, control, updates, plan, mark)
+    asked = [None if shown is None else example for example, shown in zip(train, teachers, strict=True)]
+    room = [encoder.max_positions - prompt_end(shown or own) for own, shown in zip(train, teachers, strict=True)]
+    sampled = Sampled(directory, model, encoder, plan, asked, room, told, mark)
+    last_seen: dict[str, float] = {}
+    for step in training.steps(look if holdout else None):
+        answers = sampled.of(step.number, step.check)
+        students = {i: encoder.continued(train[i], tokens) for i, tokens in answers.items()}
+        answer_tokens = sum(students.get(i, train[i]).answer.numel() for i in step.samples)
+        for indices in step.micro_batches():
+            taught = [i for i in indices if i in students]
+            if taught:
+                shown = [encoder.continued(_shown(teachers[i]), answers[i]) for i in taught]
+                made = teacher.teach(features, shown, [students[i] for i in taught], told.distillation_topk)
+                students |= dict(zip(taught, made, strict=True))
+            batch = [students.get(i, train[i]) for i in indices]
+            outcome = answer_loss(model, features, batch, spec.replay_kl)
+            step.backward(outcome.total / answer_tokens)
+            step.add(
+                loss=float(outcome.total.detach()) / answer_tokens,
+                answer_token_accuracy=float(outcome.right) / answer_tokens,
+            )
+            last_seen |= {train[i].id: loss for i, loss in zip(indices, outcome.means, strict=True)}
+        teacher.follow()
+        step.finish(answer_tokens)
+
+    log.phase("saving the result")
+    if last_seen:
+        write_atomically(directory.row_losses, json.dumps(last_seen).encode())
+    updates.save_result(directory.model if model.peft is None else directory.adapter)
+
+
+def tell_of_teacher(log: RunLog, found: tuple[float, float] | None) -> None:
+    """Say by how much likelier the model finds the wanted answers once it was shown them."""
+    if found is None:
+        return
+    alone, shown = found
+    log.say(f"the teacher: wanted answers at {alone:.2f} nats a token, {shown:.2f} once it was shown them")
+    if shown <= alone:
+        log.warn(
+            f"Shown the wanted answers, the model finds them no likelier ({alone:.2f} -> {shown:.2f} nats a token): it "
+            "has nothing to teach itself. Set recipe = sft, or take a larger model."
+        )
+
+
+def prompt_end(example: Example) -> int:
+    """The position at which its answer begins."""
+    return int(example.positions[..., int(example.answer[0])].max())
+
+
+def _shown(teacher: Example | None) -> Example:
+    assert teacher is not None
+    return teacher
