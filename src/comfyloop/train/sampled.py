@@ -186,13 +186,12 @@ def sample(
             name: value.to(model.dtype) if value.is_floating_point() else value
             for name, value in examples[0].seen().items()
         }
+    # as the model is, whatever it is served with
+    chance = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0} if temperature else {}
     plain = GenerationConfig(
         max_new_tokens=most,
-        do_sample=temperature > 0,
-        temperature=temperature or 1.0,
-        top_k=0,  # as the model is, whatever it is served with
-        top_p=1.0,
         repetition_penalty=1.0,
+        **chance,
         eos_token_id=stop or None,
         pad_token_id=pad,
         bos_token_id=encoder.tokenizer.bos_token_id,

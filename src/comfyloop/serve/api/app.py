@@ -35,6 +35,7 @@ from comfyloop.serve.api import (
     retention,
     runs,
     snapshots,
+    taste,
     versions,
 )
 from comfyloop.serve.api.common import whole_characters
@@ -52,6 +53,7 @@ NOUNS = (
     flags,
     forget,
     images,
+    taste,
     projects,
     preferences,
     snapshots,

@@ -14,7 +14,7 @@ from fastapi import Depends, WebSocket, WebSocketException
 from fastapi.requests import HTTPConnection
 
 from comfyloop import errors
-from comfyloop.recall import Recall
+from comfyloop.recall import Recall, Tastes
 from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Snapshot
 from comfyloop.serve.busy import Busy
 from comfyloop.serve.client import AsyncEngineClient
@@ -72,6 +72,7 @@ class Services:
     recorder: Recorder = field(init=False)
     engines: AsyncEngineClient = field(init=False)
     recall: Recall = field(init=False)
+    tastes: Tastes = field(init=False)
     sockets: Counter[str] = field(default_factory=Counter)
     """Open WebSockets by kind."""
     _heavy: set[str] = field(default_factory=set)
@@ -80,6 +81,7 @@ class Services:
 
     def __post_init__(self) -> None:
         self.recall = Recall(self.store)
+        self.tastes = Tastes(self.store, self.settings.max_image_pixels)
 
     @property
     def busy(self) -> Busy:
