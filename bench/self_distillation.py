@@ -1,9 +1,9 @@
 """Whether a model learns more from edits by `sft` or by distilling itself (`sdft`), and what either forgets.
 
-The trainer alone, no service: the people of the flywheel bench correct so many answers a round, and each round goes on
-from the adapter of the one before, with the same rows, replay and seeds for every arm. Then the questions that are never
-taught are answered greedily (edit distance to what was wanted), and the base model's own general answers are scored
-(share of their log-likelihood lost). Written after every round.
+The trainer alone, no service: the people of the flywheel bench correct so many answers a round, and each round goes
+on from the adapter of the one before, with the same rows, replay and seeds for every arm. Then the questions that are
+never taught are answered greedily (edit distance to what was wanted), and the base model's own general answers are
+scored (share of their log-likelihood lost). Written after every run.
 
     python bench/self_distillation.py --users brand --rounds 3 --per-round 20
 """
@@ -142,7 +142,9 @@ def play(who: Person, name: str, given: argparse.Namespace, base: Json, model: s
                 "distance": mean(distances(answers, wanted)),
                 "general_lost": round((was - now) / abs(was), 4),
                 "repetition": mean([repetition(answer) for answer in answers]),
-                "wanted_log_likelihood": mean(asked.scores(list(zip(base["questions"], wanted, strict=True)))),
+                "wanted_log_likelihood": mean(
+                    asked.scores(list(zip(base["questions"], wanted, strict=True)))
+                ),
                 "steps": status.total_steps,
                 "cpu_seconds": round(cpu, 1),
                 "teacher": [line for line in _output(directory) if line.startswith("the teacher")],
@@ -210,7 +212,9 @@ def table(result: Json) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--users", nargs="+", choices=MAKERS, default=["brand", "terse"])
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=["sft", "sdft", "sdft, lmbda 0"])
     parser.add_argument("--rounds", type=int, default=3)
@@ -221,7 +225,9 @@ def main() -> None:
     parser.add_argument("--unseen", type=int, default=24)
     parser.add_argument("--general", type=int, default=len(GENERAL))
     parser.add_argument("--tokens", type=int, default=48)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "self_distillation.json")
+    parser.add_argument(
+        "--out", type=Path, default=Path(__file__).parent / "results" / "self_distillation.json"
+    )
     given = parser.parse_args()
     torch.set_num_threads(1)
     settings = Settings()

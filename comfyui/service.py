@@ -84,6 +84,11 @@ class Service:
         answer = await self._json("POST", "/v1/images", data=data, headers={"Content-Type": media_type})
         return str(answer["sha256"])
 
+    async def rank(self, project: str, pictures: Sequence[bytes]) -> Json:
+        """Store pictures, and order them by what the project's picks and ratings say of taste: the best first."""
+        hashes = [await self.send_image(data) for data in pictures]
+        return await self._json("POST", "/v1/taste/rank", params={"project": project}, json={"images": hashes})
+
     async def image_adapter(self, project: str, number: int, target: Path) -> None:
         """Download a version's image LoRA. `target` appears whole: a loaded LoRA is memory-mapped.
 

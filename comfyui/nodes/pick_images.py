@@ -13,7 +13,8 @@ from server import PromptServer
 from .. import graph, images, pack
 from ..redact import redact
 from ..roles import Text
-from .shared import CATEGORY, PAUSE_NOTE, GenerationIO, mode_inputs, wait_for_person
+from ..service import ServiceError
+from .shared import CATEGORY, PAUSE_NOTE, GenerationIO, mode_inputs, stop_if_interrupted, wait_for_person
 
 
 class PickImages(io.ComfyNode):
@@ -34,6 +35,13 @@ class PickImages(io.ComfyNode):
                     tooltip="What the images were made from. Not connected: found in the workflow.",
                 ),
                 GenerationIO.Input("generation", optional=True, tooltip="Of the prompt, where a model wrote it."),
+                io.Boolean.Input(
+                    "best_first",
+                    optional=True,
+                    default=False,
+                    tooltip="Order the grid by what you picked and rated so far, once your taste is known. The images "
+                    "are sent to your service for it.",
+                ),
             ],
             outputs=[io.Image.Output(display_name="picked", is_output_list=True)],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
@@ -49,6 +57,7 @@ class PickImages(io.ComfyNode):
         timeout: list[int],
         prompt: list[str] | None = None,
         generation: list[dict[str, Any]] | None = None,
+        best_first: list[bool] | None = None,
     ) -> io.NodeOutput:
         """Lists, since pictures of unequal sizes come as several batches and are still one choice."""
         work, handle = pack.get(), _only(generation) or {}
@@ -57,13 +66,18 @@ class PickImages(io.ComfyNode):
         prompt_id = PromptServer.instance.last_prompt_id or ""
         plain = redact(cls.hidden.prompt or {}, work.config.excluded)
         text = _text(prompt) if prompt else _found(cls.hidden.prompt or {}, plain, cls.hidden.unique_id, prompt_id)
+        project = handle.get("project", "") or work.config.project
+        ordered, taste = names, ""
+        if best_first and best_first[0]:
+            ordered, taste = await _best_first(names, files, project)
         shown = {
-            "images": names,
+            "images": ordered,
             "shown": hashes,
             "prompt": text.text or "",
             "why": text.why if text.text is None else "",
+            "taste": taste,
             "generation": handle.get("id", ""),
-            "project": handle.get("project", "") or work.config.project,
+            "project": project,
             "prompt_id": prompt_id,
         }
         work.show_grid(shown, files, plain)
@@ -85,6 +99,20 @@ class PickImages(io.ComfyNode):
                 ]
             },
         )
+
+
+async def _best_first(
+    names: list[dict[str, str]], files: dict[str, Path], project: str
+) -> tuple[list[dict[str, str]], str]:
+    """The images in the order of the project's taste and what is known of it; as they are where that fails."""
+    work = pack.get()
+    try:
+        asked = work.service().rank(project, [files[name["sha256"]].read_bytes() for name in names])
+        ranking = await work.apart(asked, stop_if_interrupted)
+    except ServiceError as error:
+        return names, f"Not ordered: {error}"
+    places = {image["sha256"]: place for place, image in enumerate(ranking["images"])}
+    return sorted(names, key=lambda name: places[name["sha256"]]), ranking["taste"]["sentence"]
 
 
 def _only(values: list[Any] | None) -> Any:

@@ -6,7 +6,8 @@ import { t } from "./words.js";
 const NOTES = { timeout: "Time is over: it went on unchanged.", done: "Done" };
 
 // What the pictures were made from; where that is not known it is said, and nothing is learned as their prompt.
-const told = (data) => data.prompt || (data.why ? `${t("The prompt of these images is not known:")} ${data.why}` : "");
+const told = (data) =>
+  [data.prompt || (data.why ? `${t("The prompt of these images is not known:")} ${data.why}` : ""), data.taste].filter(Boolean).join(" · ");
 
 export function pickPanel() {
   const grid = el("div", { className: "cl-grid" });

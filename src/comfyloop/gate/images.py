@@ -10,6 +10,8 @@ The rule, in this order; what the recipe learns is how to draw kept pictures (`i
 5. Better at what the recipe learns, and what it draws is not farther from prompts or kept pictures: promote.
 6. Otherwise not enough evidence; where drawings are why, a person is asked.
 
+What the person's taste says of drawings, where it is known, is told beside: it alone decides nothing.
+
 "Worse" is that of `decision`, "better" its "proven". Losses are means over the person's own prompt and the prompt
 that the version's own text side wrote, so that the pair is judged by what it will do.
 """
@@ -28,6 +30,7 @@ from comfyloop.gate.metrics import (
     KEPT_SIMILARITY,
     PICK_ACCURACY,
     PICK_MARGIN,
+    TASTE,
     TEXT_SIMILARITY,
 )
 from comfyloop.gate.pairs import Pairs, mean, things
@@ -57,10 +60,19 @@ class ImageEvidence:
     margins: Pairs | None = None
     accuracy: Pairs | None = None
     drawn: tuple[Pairs, ...] = ()
+    taste: Pairs | None = None
 
     @property
     def pairs(self) -> tuple[Pairs, ...]:
-        every = (self.losses, *self.prompts, *self.bands, self.margins, self.accuracy, *self.drawn)
+        every = (
+            self.losses,
+            *self.prompts,
+            *self.bands,
+            self.margins,
+            self.accuracy,
+            *self.drawn,
+            self.taste,
+        )
         return tuple(pairs for pairs in every if pairs is not None)
 
 
@@ -112,6 +124,7 @@ def evidence(samples: Iterable[Sample], scores: Mapping[str, Scores]) -> ImageEv
         margins=one(PICK_MARGIN),
         accuracy=one(PICK_ACCURACY),
         drawn=_there(one(metric) for metric in (TEXT_SIMILARITY, KEPT_SIMILARITY)),
+        taste=one(TASTE),
     )
 
 
@@ -229,6 +242,12 @@ def _findings(evidence: ImageEvidence, settings: Settings) -> list[str]:
             f"What was drawn of {things(len(part.live), 'prompt')} comes "
             f"{'nearer to' if mean(part.gains) >= 0 else 'less near to'} {_aim(part)}: "
             f"{mean(part.live):.3f} before, {mean(part.candidate):.3f} now."
+        )
+    if (taste := evidence.taste) is not None:
+        sentences.append(
+            f"By your taste, as picks and ratings show it, what was drawn of {things(len(taste.live), 'prompt')} is "
+            f"liked {'better' if mean(taste.gains) >= 0 else 'less'}: {mean(taste.live):+.2f} before, "
+            f"{mean(taste.candidate):+.2f} now (log odds). This decides nothing by itself."
         )
     return sentences
 

@@ -30,6 +30,9 @@ TEXT_SIMILARITY = "text_similarity"
 KEPT_SIMILARITY = "kept_similarity"
 """Mean cosine of a drawn picture's features to those of kept pictures; higher is better."""
 
+TASTE = "taste"
+"""What the person's picks and ratings say of a drawn picture: log odds that it is liked, higher is better."""
+
 LOWER_IS_BETTER = frozenset({EDIT_DISTANCE, DENOISING_LOSS})
 
 

@@ -134,7 +134,7 @@ class Pictures:
         spec = JudgeSpec.model_validate_json((place / SPEC_FILE).read_bytes())
         sheet = self._store.blobs.put((place / SHEET_FILE).read_bytes(), "image/png")
         looked = f"How near drawings come is said by {seen.by}." if seen.by else ""
-        return _Compared(seen, sheet, tuple(filter(None, (spec.drawn_by, looked))))
+        return _Compared(seen, sheet, tuple(filter(None, (spec.drawn_by, looked, seen.taste))))
 
     def _place(self, project: Project, live: Version | None, candidate: Version) -> Path:
         against = str(live.number if live is not None else BASE)
@@ -160,6 +160,7 @@ class Pictures:
             candidate=candidate.image_adapter,
             kept=str(of_kept.holdout) if kept else None,
             pairs=str(of_pairs.holdout) if pairs else None,
+            taste=str(of_pairs.train) if of_pairs.train.exists() else None,
             chosen=tuple(sample.id for sample in (*kept, *pairs)),
             written={sample.id: written[sample.id] for sample in kept if sample.id in written},
             drawn=tuple(sample.id for sample in gate.to_draw(kept, settings)),

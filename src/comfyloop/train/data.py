@@ -39,9 +39,12 @@ class Demonstrated:
     teacher: Example | None
 
 
-DEMONSTRATION = (
-    "\n\nThis is an example for a response to the question:\n{answer}\n\nNow answer with a response of your own."
-)
+DEMONSTRATION = """
+
+This is an example for a response to the question:
+{answer}
+
+Now answer with a response of your own."""
 """What the teacher is told after the question; the paper goes on "including the thinking process"."""
 
 

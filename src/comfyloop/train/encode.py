@@ -151,7 +151,9 @@ class Encoder:
         """The same conversation with the answer that a model wrote, token by token as it did. Images are shared."""
         first = int(example.answer[0])
         input_ids = torch.cat([example.input_ids[:first], tokens])
-        kinds = {name: nn.functional.pad(v[:first], (0, len(tokens))) for name, v in example.token_kinds.items()}
+        kinds = {
+            name: nn.functional.pad(v[:first], (0, len(tokens))) for name, v in example.token_kinds.items()
+        }
         return replace(
             example,
             input_ids=input_ids,

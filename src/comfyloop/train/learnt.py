@@ -28,8 +28,9 @@ def refuse_unlearnt(
 
     A part is a whole pass over the data, so that the same samples are compared, or a quarter of a run of a single
     pass. Not judged: a run of few steps, one that began at a low loss, one whose loss on the hold-out has fallen.
-    One of `sdft`, whose samples are other answers each time, and one that goes on from a version need not fall, but must not rise: there may have been nothing left to learn; where
-    it is also held to its base by replay, which makes it rise, it is the gate that judges.
+    One of `sdft`, whose answers are others each time, and one that goes on from a version need not fall, but must not
+    rise: there may have been nothing left to learn; where it is also held to its base by replay, which makes it rise,
+    it is the gate that judges.
 
     Args:
         losses: Of every step, in order.

@@ -84,17 +84,12 @@ class Sampled:
         steps = self._told.steps_per_generation
         end = min((step // steps + 1) * steps, self._plan.total_steps)
         wanted = [(number, index) for number in range(step, end) for index in self._own(number)]
-        asked: list[list[tuple[int, int]]] = [[]]
-        for place in wanted:
-            sees = self._example(place).pixels is not None  # processors put images of several rows together each its way
-            if asked[-1] and (sees or len(asked[-1]) == AT_ONCE or self._example(asked[-1][0]).pixels is not None):
-                asked.append([])
-            asked[-1].append(place)
+        together = self._side_by_side(wanted)
         self._model.eval()
         why = self._model.alone
         self._model.go_alone("it writes answers")
         try:
-            for number, group in enumerate(filter(None, asked)):
+            for number, group in enumerate(together):
                 seed = (self._plan.seed * 1_000_003 + step) * 1_000 + number
                 most = max(self._most(index) for _, index in group)
                 answers = sample(
@@ -112,6 +107,12 @@ class Sampled:
             self._model.go_alone(why)
             self._model.train()
         self._write()
+
+    def _side_by_side(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+        """Groups that are written together; one with images by itself: each processor joins those its own way."""
+        blind = [place for place in places if self._example(place).pixels is None]
+        groups = [blind[start : start + AT_ONCE] for start in range(0, len(blind), AT_ONCE)]
+        return [*groups, *([place] for place in places if self._example(place).pixels is not None)]
 
     def _most(self, index: int) -> int:
         """Tokens that the answer to a sample may have."""
@@ -191,6 +192,7 @@ def sample(
     plain = GenerationConfig(
         max_new_tokens=most,
         repetition_penalty=1.0,
+        suppress_tokens=None if encoder.image_token_id is None else [encoder.image_token_id],
         **chance,
         eos_token_id=stop or None,
         pad_token_id=pad,

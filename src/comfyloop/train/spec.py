@@ -87,8 +87,8 @@ class DistillationSpec(Record):
         default=0.02,
         ge=0,
         le=1,
-        description="How far the teacher's weights follow the student's each step (a moving average, as Shenfeld et al. "
-        "2026 have it); 0: they stay what they were when the run began; 1: they are the student's.",
+        description="How far the teacher's weights follow the student's each step (a moving average, as Shenfeld et "
+        "al. 2026 have it); 0: they stay what they were when the run began; 1: they are the student's.",
     )
     max_completion_length: int = Field(
         default=64,
@@ -97,7 +97,9 @@ class DistillationSpec(Record):
     )
     temperature: float = Field(default=1.0, gt=0, description="Of these answers.")
     steps_per_generation: int = Field(
-        default=4, ge=1, description="Steps whose answers are sampled together, by the weights before the first."
+        default=4,
+        ge=1,
+        description="Steps whose answers are sampled together, by the weights before the first.",
     )
     distillation_topk: int = Field(
         default=32, ge=1, description="The teacher's likeliest next tokens that are learnt, at each place."
@@ -218,8 +220,8 @@ class TrainSpec(RunSpec):
     replay_kl: float = Field(
         default=4.0,
         ge=0,
-        description="`sft`, `sdft`: rows marked `replay` hold the model to what the base model finds likely there, with "
-        "this weight; 0: their answers are learnt like any other.",
+        description="`sft`, `sdft`: rows marked `replay` hold the model to what the base model finds likely there, "
+        "with this weight; 0: their answers are learnt like any other.",
     )
     quant_method: Literal["bnb"] | None = Field(
         default=None, description="`bnb`: the base weights in 4 bits, NF4 with double quantisation (QLoRA)."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import subprocess
 import threading
 import time
@@ -13,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
-from comfyloop.records import Version
+from comfyloop.records import ImagePicked, Version
 from comfyloop.settings import Settings
 from comfyloop.store import open_store, versions
 from tests.acceptance.comfyui.conftest import HERE, TOKEN, RunningComfyUI
@@ -123,6 +125,44 @@ def test_a_pick_knows_the_text_that_chance_wrote_also_from_the_cache(comfyui: Ru
     graph["1"]["inputs"]["seed"] = 3
     shown = picked_from(graph, comfyui)
     assert shown["prompt"] == "" and "excluded" in shown["why"]
+
+
+def test_the_grid_shows_the_best_first_when_asked(comfyui: RunningComfyUI, service: RunningService) -> None:
+    comfyui.start()
+    connect(comfyui, service)
+    graph = {
+        "1": painter(count=3),
+        "4": node("ComfyLoopPickImages", images=["1", 0], mode="pass", timeout=60, best_first=True),
+    }
+    shown = picked_from(graph, comfyui)
+    assert [image["sha256"] for image in shown["images"]] == shown["shown"]  # nothing is known yet
+    assert "at least 4" in shown["taste"]
+    for number in range(5):
+        dark, light = (solid(shade + number) for shade in (0, 200))
+        picked, over = (service.client.upload_image(data) for data in (dark, light))
+        service.client.send_feedback(
+            [ImagePicked(project="acme", picked=(picked,), over=(over,), prompt="a")]
+        )
+    graph["4"]["inputs"]["timeout"] = 61
+    shown = picked_from(graph, comfyui)
+    assert "Your taste is known" in shown["taste"]
+    ranked = service.client.call("POST", "/v1/taste/rank", {"images": shown["shown"]}, project="acme")
+    order = [image["sha256"] for image in shown["images"]]
+    assert order == [image["sha256"] for image in ranked["images"]] and sorted(order) == sorted(
+        shown["shown"]
+    )
+    service.stop()
+    graph["4"]["inputs"]["timeout"] = 62
+    shown = picked_from(graph, comfyui)
+    assert [image["sha256"] for image in shown["images"]] == shown["shown"] and "Not ordered" in shown[
+        "taste"
+    ]
+
+
+def solid(shade: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", (32, 32), (shade,) * 3).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_pictures_of_several_sizes_are_one_choice(comfyui: RunningComfyUI) -> None:

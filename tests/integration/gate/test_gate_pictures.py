@@ -102,6 +102,7 @@ def told(
         candidate=str(candidate),
         kept=str(snapshot / "holdout.captioned_image.jsonl"),
         pairs=str(snapshot / "holdout.image_pair.jsonl"),
+        taste=str(snapshot / "train.image_pair.jsonl"),
         chosen=tuple(sample.id for sample in rows),
         written={sample.id: ("a thing", f"{sample.answer}, bright") for sample in kept},
         drawn=tuple(sample.id for sample in gate.to_draw(kept, SETTINGS)),
@@ -137,8 +138,13 @@ def test_what_was_planted_is_promoted(
             ("denoising_loss", s)
             for s in ("all", "own", "written", "low noise", "middle noise", "high noise")
         ),
-        *((m, "all") for m in ("pick_margin", "pick_accuracy", "text_similarity", "kept_similarity")),
+        *(
+            (m, "all")
+            for m in ("pick_margin", "pick_accuracy", "text_similarity", "kept_similarity", "taste")
+        ),
     }
+    taste = Seen.model_validate_json((place / SEEN_FILE).read_bytes()).taste
+    assert taste.startswith("Your taste is known from picks and ratings: of 12 comparisons")
     with Image.open(place / SHEET_FILE) as sheet:
         assert sheet.width > 3 * 256 and sheet.height > 2 * 256
     drawn = [picture_file(place / "drawn", side, spec.drawn[0]).read_bytes() for side in (0, 1)]

@@ -217,3 +217,15 @@ def test_a_version_is_promoted_whole_or_not_at_all(
     judged = together(text, image.model_copy(update={"sheet": "a" * 64}), SFT)
     assert judged.verdict is verdict and judged.reasons[1:] == ("so", "so")
     assert judged.sheet == "a" * 64 and len(judged.measures) == len(one.measures) + len(other.measures)
+
+
+@pytest.mark.parametrize("liked", [(0.1, -3.0), (-3.0, 0.1)])
+def test_taste_is_told_and_decides_nothing(liked: tuple[float, float]) -> None:
+    """Neither a version that is no better is promoted by it, nor one that is better kept back."""
+    for items in (BETTER, [losses(0.3, 0.3) for _ in range(6)]):
+        plain = decide_images(seen(*items), SFT)
+        told = decide_images(seen(*({**item, "taste": liked} for item in items)), SFT)
+        assert told.verdict is plain.verdict and told.reasons[0] == plain.reasons[0]
+        assert ("taste", "all") in {(m.metric, m.slice) for m in told.measures}
+        better = "better" if liked[1] > liked[0] else "less"
+        assert any(f"is liked {better}" in reason and "decides nothing" in reason for reason in told.reasons)

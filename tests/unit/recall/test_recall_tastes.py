@@ -51,12 +51,16 @@ def tastes(taught: Taught) -> Tastes:
     return Tastes(taught.store, 10**6)
 
 
-def test_a_person_who_picks_dark_gets_dark_first_and_forgets_what_is_deleted(taught: Taught, tastes: Tastes) -> None:
+def test_a_person_who_picks_dark_gets_dark_first_and_forgets_what_is_deleted(
+    taught: Taught, tastes: Tastes
+) -> None:
     chance = random.Random(1)
     shown = [stored(taught, (shade, shade, shade)) for shade in (230, 15, 130)]
     ids = []
     for number in range(6):
-        assert list(tastes.rank("acme", shown)[1]) == (shown if number < 4 else [shown[1], shown[2], shown[0]])
+        assert list(tastes.rank("acme", shown)[1]) == (
+            shown if number < 4 else [shown[1], shown[2], shown[0]]
+        )
         light, dark = chance.randrange(150, 256), chance.randrange(100)
         item = picked(stored(taught, (light, light, light)), pick=stored(taught, (dark, dark, dark)))
         taught.add(item)

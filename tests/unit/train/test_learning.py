@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from comfyloop.train.recipes import dpo, kto, sft
+from comfyloop.train.recipes import dpo, kto, sdft, sft
 from tests.families import make_family
 from tests.unit.train.conftest import RunRecipe
 
@@ -134,3 +134,20 @@ def test_what_is_left_is_told_without_the_time_on_hold(
     lines = run_recipe(sft, qwen2_vl, [row(thing, tmp_path, None) for thing in THINGS], max_steps=3)
     left = [line["eta_seconds"] for line in lines if line["loss"] is not None]
     assert len(left) == 3 and left[-1] == 0 and all(seconds >= 0 for seconds in left), left
+
+
+@pytest.mark.parametrize(
+    ("lmbda", "expected"),
+    [
+        pytest.param(1.0, [0.0, 0.0, 0.0, 0.0], id="own answers"),
+        pytest.param(0.0, [0.0] * 4, id="wanted answers"),
+    ],
+)
+def test_what_the_teacher_would_say_is_learnt(
+    lmbda: float, expected: list[float], qwen2_vl: Path, run_recipe: RunRecipe, tmp_path: Path
+) -> None:
+    """A random model has little to teach; what it would say having seen the answer is learnt all the same."""
+    values = {"distillation": {"lmbda": lmbda, "max_completion_length": 12, "teacher_update_rate": 0.0}}
+    found = learn(run_recipe, sdft, qwen2_vl, tmp_path, **values)
+    assert found == pytest.approx(expected, rel=0.05, abs=0.02)
+    assert found[1] < 0.9 * found[0] and found[3] < found[2]

@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 
 from comfyloop.errors import ModelError
+from comfyloop.picture_looks import looks
 from comfyloop.records import Scores
+from comfyloop.taste import Comparison, Vector, learn
 from comfyloop.train.control import Control
 from comfyloop.train.image import kohya
 from comfyloop.train.image.batches import Batch, batches
@@ -34,7 +37,7 @@ from comfyloop.train.image.judge_spec import (
 from comfyloop.train.image.lora import alpha_of
 from comfyloop.train.image.objectives import denoising_error, preference_loss
 from comfyloop.train.image.render import draw
-from comfyloop.train.image.rows import PictureRow, decode, picture_at, read_rows
+from comfyloop.train.image.rows import Picture, PictureRow, decode, picture_at, read_rows
 from comfyloop.train.image.sheet import Shown, contact_sheet
 from comfyloop.train.image.sight import Sight, sight_of
 from comfyloop.train.image.spec import ImageAdapterSpec, ImageTrainSpec
@@ -49,6 +52,10 @@ LOOKS = 2
 """Timesteps of each band at which a picture is looked at."""
 MOST_LIKED = 64
 """Pictures that stand for all that the person kept, the newest."""
+MOST_PAIRS = 64
+"""Pairs from which the person's taste is learnt, the newest."""
+OF_SIGHT = 2.0
+"""What a vector of length 1 of the scorer's counts beside what is seen without a model."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +105,7 @@ def run(directory: RunDirectory, spec: JudgeSpec, log: RunLog, control: Control)
         del version
         gc.collect()
 
-    by = ""
+    by = taste = ""
     if drawn:
         log.phase("looking at what was drawn")
         sight = sight_of(spec)
@@ -106,8 +113,11 @@ def run(directory: RunDirectory, spec: JudgeSpec, log: RunLog, control: Control)
             by = sight.name
             liked = _rows(directory, spec, spec.image.train)[-MOST_LIKED:]
             look_at(sight, drawn, liked, drawings, notes, control)
+        compared = _rows(directory, spec, spec.taste, pairs=True)[-MOST_PAIRS:]
+        if compared:
+            taste = by_taste(sight, drawn, compared, drawings, notes, control)
         sheet(drawn, spec, drawings).save(directory.path / SHEET_FILE)
-    seen = Seen(scores=notes.both(), by=by)
+    seen = Seen(scores=notes.both(), by=by, taste=taste)
     write_atomically(directory.path / SEEN_FILE, seen.model_dump_json().encode())
 
 
@@ -241,6 +251,37 @@ def look_at(
                 face = sight.face(picture)
                 near = sum(float(face @ other) for other in faces) / len(faces)
                 notes.take(side, row.id, {"kept_similarity": near})
+
+
+def by_taste(
+    sight: Sight | None,
+    drawn: Sequence[PictureRow],
+    compared: Sequence[PictureRow],
+    drawings: Path,
+    notes: Notes,
+    control: Control,
+) -> str:
+    """How each picture is liked, by what the person preferred so far, where that is known; a sentence on it."""
+
+    def seen(picture: Picture) -> Vector:
+        control.check()
+        vector = looks(decode(picture))
+        return (
+            vector if sight is None else np.concatenate([vector, OF_SIGHT * sight.face(picture.path).numpy()])
+        )
+
+    pairs = []
+    for row in compared:
+        with contextlib.suppress(UnusableRow):
+            assert row.over is not None
+            # of one picture that was picked over several the pairs are one choice
+            pairs.append(Comparison(seen(row.picked), seen(row.over), (row.caption, row.picked.sha256)))
+    taste = learn(pairs)
+    for row in drawn if taste.known else ():
+        for side in range(len(SIDES)):
+            picture = picture_at(picture_file(drawings, side, row.id))
+            notes.take(side, row.id, {"taste": taste.score(seen(picture))})
+    return taste.sentence
 
 
 def sheet(drawn: Sequence[PictureRow], spec: JudgeSpec, drawings: Path) -> Image.Image:

@@ -37,6 +37,9 @@ class JudgeSpec(Record):
     candidate: str | None = Field(default=None, description="The same.")
     kept: str | None = Field(default=None, description="Held-out kept pictures, as `train` has them.")
     pairs: str | None = Field(default=None, description="Held-out pairs.")
+    taste: str | None = Field(
+        default=None, description="Pairs that are not held out, from which the person's taste is learnt."
+    )
     chosen: tuple[str, ...] = Field(default=(), description="Ids of the rows that are looked at.")
     written: dict[str, tuple[str, str]] = Field(
         default={}, description="By a row's id, the prompts that live and candidate wrote for its brief."
@@ -86,7 +89,7 @@ class JudgeSpec(Record):
         return 1
 
     def data_files(self) -> list[str]:
-        files = (self.image.train, self.kept, self.pairs)
+        files = (self.image.train, self.kept, self.pairs, self.taste)
         return [file for file in files if file is not None and Path(file).exists()]
 
     def weights(self) -> list[str]:
@@ -101,3 +104,4 @@ class Seen(Record):
         description="By a row's id; pairs of (live, candidate) by what was measured."
     )
     by: str = Field(default="", description="What looked at the drawn pictures; empty: nothing could.")
+    taste: str = Field(default="", description="How well the person's taste is known, as a sentence.")

@@ -63,7 +63,9 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     teacher = Teacher(model, updates, told.teacher_update_rate)
     training = Training(directory, spec, log, control, updates, plan, mark)
     asked = [None if shown is None else example for example, shown in zip(train, teachers, strict=True)]
-    room = [encoder.max_positions - prompt_end(shown or own) for own, shown in zip(train, teachers, strict=True)]
+    room = [
+        encoder.max_positions - prompt_end(shown or own) for own, shown in zip(train, teachers, strict=True)
+    ]
     sampled = Sampled(directory, model, encoder, plan, asked, room, told, mark)
     last_seen: dict[str, float] = {}
     for step in training.steps(look if holdout else None):

@@ -90,7 +90,11 @@ def answer_loss(
     answers = read_answers(model, features, examples)
     sums = -answers.sums - torch.tensor([entropy(example) for example in examples], device=model.device)
     weights = torch.tensor(
-        [replay_kl if example.targets is not None and example.part == "replay" else 1.0 for example in examples], device=model.device
+        [
+            replay_kl if example.targets is not None and example.part == "replay" else 1.0
+            for example in examples
+        ],
+        device=model.device,
     )
     lengths = torch.tensor(answers.lengths, device=model.device)
     return Outcome((weights * sums).sum(), answers.right.sum(), (sums.detach() / lengths).tolist())
