@@ -50,6 +50,11 @@ ARMS = {
             early=True,
         ),
         Arm("sdft", "on-policy self-distillation from edits", {"RECIPE": "sdft"}),
+        Arm(
+            "sdft-edits",
+            "self-distillation on the edits themselves, nothing sampled",
+            {"RECIPE": "sdft", "DISTILLATION_LMBDA": "0"},
+        ),
         Arm("dpo", "edits preferred to what was answered", {"RECIPE": "dpo"}),
         Arm("kto", "learning from ratings", {"RECIPE": "kto"}),
         Arm("consolidate", "every turn a consolidation from the base", {"CONSOLIDATE_EVERY": "1"}),

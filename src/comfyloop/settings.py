@@ -40,7 +40,15 @@ def _default_cache() -> Path:
 FOLDER_MAY_SET = frozenset(
     (
         *("project", "holdout_every", "replay_share", "max_answer_chars"),
-        *("recipe", "warm_start", "image_recipe", "image_min_samples", "image_epochs", "image_learning_rate"),
+        *(
+            "recipe",
+            "distillation_lmbda",
+            "warm_start",
+            "image_recipe",
+            "image_min_samples",
+            "image_epochs",
+            "image_learning_rate",
+        ),
         *(
             "image_lora_r",
             "image_target_modules",
@@ -292,6 +300,13 @@ class Settings(BaseSettings):
         default=1.0,
         ge=0,
         description="dpo: weight of learning the edit itself beside preferring it; 0: only prefer.",
+    )
+    distillation_lmbda: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="sdft: share of the samples that are learnt on the model's own answers, the others on the edits "
+        "themselves.",
     )
     quant_method: Literal["", "bnb"] = Field(
         default="",

@@ -320,6 +320,7 @@ class TrainSpec(RunSpec):
                     "beta": settings.preference_beta,
                     "rpo_alpha": settings.preference_rpo_alpha,
                 },
+                "distillation": {"lmbda": settings.distillation_lmbda},
                 "quant_method": settings.quant_method or None,
                 "gradient_checkpointing": settings.gradient_checkpointing,
                 "learning_rate": settings.learning_rate or LEARNING_RATES[settings.recipe],

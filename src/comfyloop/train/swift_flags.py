@@ -227,7 +227,10 @@ def _recipe(verb: str, given: dict[str, list[str]]) -> str:
         )
     kind = given.get("rlhf_type", ["dpo"])[-1] if verb == "rlhf" else verb
     if kind not in {"sft", "dpo", "kto"}:
-        raise InvalidInput(f"ComfyLoop has no recipe like rlhf_type {kind}.", "It has sft, dpo and kto.")
+        own = " The nearest to OPSD is recipe = sdft: give the rows' own answers." if kind == "gkd" else ""
+        raise InvalidInput(
+            f"ComfyLoop has no recipe like rlhf_type {kind}.", f"It has sft, dpo and kto.{own}"
+        )
     return kind
 
 
