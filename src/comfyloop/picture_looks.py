@@ -1,6 +1,6 @@
 """What can be seen of a picture without a model: colour, light, contrast, detail, and where they are.
 
-Sixty-odd numbers of a picture scaled down to two thousand pixels: a millisecond once it is decoded. They tell warm from
+Some fifty numbers of a picture scaled down to two thousand pixels: a millisecond once it is decoded. They tell warm from
 cold, bright from dark, plain from busy and centred from even; what is shown they do not tell. Their scales say how much
 each counts where little is known: what is seen at first sight most, where it is least.
 """
@@ -53,11 +53,11 @@ def _hue(rgb: _Plane, high: _Plane, colourful: _Plane) -> _Plane:
     of_blue = (red - green) / step + 4
     of_green = np.where(high == green, (blue - red) / step + 2, of_blue)
     sixths = np.where(high == red, (green - blue) / step % 6, of_green)
-    return np.where(colourful > 1e-9, sixths / 6, 0.0)
+    return np.asarray(np.where(colourful > 1e-9, sixths / 6, 0.0))
 
 
 def _cells(part: _Plane) -> _Plane:
     """Means of a grid's cells, less that of the whole."""
     size = SIDE // _GRID
     cells = part.reshape(_GRID, size, _GRID, size).mean((1, 3)).ravel()
-    return cells - part.mean()
+    return np.asarray(cells - part.mean())

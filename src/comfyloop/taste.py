@@ -124,4 +124,4 @@ def _fit(rows: Vector, shares: Vector) -> Vector:
 
 def _by_chance(right: int, of: int) -> float:
     """The chance of so many heads or more."""
-    return sum(math.comb(of, k) for k in range(right, of + 1)) / 2**of
+    return float(sum(math.comb(of, k) for k in range(right, of + 1)) / 2**of)

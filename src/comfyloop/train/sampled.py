@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteriaList
 
 from comfyloop.train.batches import Plan
 from comfyloop.train.encode import Encoder
@@ -144,7 +144,9 @@ class Sampled:
         write_atomically(self._file, text.encode())
 
 
-class _Checking(StoppingCriteria):
+class _Checking:
+    """A stopping criterion of transformers' that never stops, but may raise."""
+
     def __init__(self, check: Check) -> None:
         self._check = check
 
