@@ -1,8 +1,8 @@
 """What can be seen of a picture without a model: colour, light, contrast, detail, and where they are.
 
-Some fifty numbers of a picture scaled down to two thousand pixels: a millisecond once it is decoded. They tell warm from
-cold, bright from dark, plain from busy and centred from even; what is shown they do not tell. Their scales say how much
-each counts where little is known: what is seen at first sight most, where it is least.
+Some fifty numbers of a picture scaled down to two thousand pixels: a millisecond once it is decoded. They tell warm
+from cold, bright from dark, plain from busy and centred from even; what is shown they do not tell. Their scales say how
+much each counts where little is known: what is seen at first sight most, where it is least.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ run that goes on in the middle of such a block goes on with the same answers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -20,7 +21,7 @@ from comfyloop.train.encode import Encoder
 from comfyloop.train.examples import Example
 from comfyloop.train.models import Loaded
 from comfyloop.train.spec import DistillationSpec
-from comfyloop.train.status import RunDirectory, write_atomically
+from comfyloop.train.status import RunDirectory, disk_error
 
 AT_ONCE = 16
 """Answers that are written side by side."""
@@ -106,7 +107,7 @@ class Sampled:
         finally:
             self._model.go_alone(why)
             self._model.train()
-        self._write()
+        self._write(wanted)
 
     def _side_by_side(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """Groups that are written together; one with images by itself: each processor joins those its own way."""
@@ -125,23 +126,31 @@ class Sampled:
         return example
 
     def _read(self) -> None:
-        try:
-            first, *lines = self._file.read_text(encoding="utf-8").splitlines()
-            if json.loads(first)["fingerprint"] != self._fingerprint:
-                return
-            for line in map(json.loads, lines):
-                self._known[line["step"], line["sample"]] = torch.tensor(line["tokens"], dtype=torch.int64)
-        except (OSError, ValueError, KeyError):
-            self._known = {}  # not there yet, or torn: they are sampled again
+        """What was sampled before. A block is a line: one that was torn is sampled again whole."""
+        lines = self._file.read_text(encoding="utf-8").split("\n") if self._file.exists() else []
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                block = json.loads(line)
+                if block["fingerprint"] == self._fingerprint:
+                    for told in block["answers"]:
+                        place = told["step"], told["sample"]
+                        self._known[place] = torch.tensor(told["tokens"], dtype=torch.int64)
 
-    def _write(self) -> None:
-        lines: list[dict[str, Any]] = [{"fingerprint": self._fingerprint}]
-        for (step, index), tokens in self._known.items():
+    def _write(self, places: Sequence[tuple[int, int]]) -> None:
+        answers: list[dict[str, Any]] = []
+        for step, index in places:
+            tokens = self._known[step, index]
             text = self._encoder.tokenizer.decode(tokens, skip_special_tokens=True)
             id = self._example((step, index)).id
-            lines.append({"step": step, "sample": index, "id": id, "text": text, "tokens": tokens.tolist()})
-        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
-        write_atomically(self._file, text.encode())
+            answers.append({"step": step, "sample": index, "id": id, "text": text, "tokens": tokens.tolist()})
+        block = {"fingerprint": self._fingerprint, "answers": answers}
+        try:
+            with self._file.open("a", encoding="utf-8") as file:
+                file.write(
+                    "\n" + json.dumps(block, ensure_ascii=False)
+                )  # the new line first: it ends a torn one
+        except OSError as error:
+            raise disk_error(self._file, error) from error
 
 
 class _Checking:

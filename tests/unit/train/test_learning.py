@@ -139,7 +139,7 @@ def test_what_is_left_is_told_without_the_time_on_hold(
 @pytest.mark.parametrize(
     ("lmbda", "expected"),
     [
-        pytest.param(1.0, [3.3, 2.827, 6.683, 6.534], id="own answers"),
+        pytest.param(1.0, [3.772, 2.827, 6.683, 6.534], id="own answers"),
         pytest.param(0.0, [3.490, 2.007, 6.683, 6.590], id="wanted answers"),
     ],
 )

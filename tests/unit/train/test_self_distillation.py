@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -138,21 +139,48 @@ def test_sampled_answers_are_bounded_end_where_the_model_stops_and_come_again(
     assert both == [*ask(1, 0.0, slice(0, 1)), *ask(1, 0.0, slice(1, 2))]
 
 
+def sampled(run: Path) -> list[dict[str, Any]]:
+    answers: list[dict[str, Any]] = []
+    for block in (run / "sampled.jsonl").read_text().split("\n"):
+        with contextlib.suppress(ValueError):  # one that was torn
+            answers += json.loads(block)["answers"]
+    return answers
+
+
 def test_what_was_sampled_can_be_read_and_none_is_where_none_is_wanted(
     tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path
 ) -> None:
     rows = [pair_row(thing, id=thing) for thing in THINGS]
     values = {"max_steps": 6, "epochs": 9, "per_device_train_batch_size": 3, "learning_rate": 0.01}
     run_recipe(sdft, tiny_llm, rows, **values)
-    head, *lines = map(json.loads, (tmp_path / "run" / "sampled.jsonl").read_text().splitlines())
-    assert head["fingerprint"] and {line["id"] for line in lines} == set(THINGS)
+    lines = sampled(tmp_path / "run")
+    assert {line["id"] for line in lines} == set(THINGS)
     assert {line["step"] for line in lines} == set(range(6))
     assert all(0 < len(line["tokens"]) <= 64 for line in lines) and all("text" in line for line in lines)
     run_recipe(sdft, tiny_llm, rows, name="off", distillation={"lmbda": 0.0}, **values)
     assert not (tmp_path / "off" / "sampled.jsonl").exists()
     run_recipe(sdft, tiny_llm, rows, name="half", distillation={"lmbda": 0.5}, **values)
-    half = (tmp_path / "half" / "sampled.jsonl").read_text().splitlines()[1:]
-    assert 0 < len(half) < len(lines)
+    assert 0 < len(sampled(tmp_path / "half")) < len(lines)
+
+
+def test_a_torn_block_is_sampled_again_as_it_was(
+    tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path
+) -> None:
+    rows = [pair_row(thing, id=thing) for thing in THINGS]
+    values = {
+        "max_steps": 6,
+        "epochs": 9,
+        "per_device_train_batch_size": 3,
+        "save_steps": 2,
+        "learning_rate": 0.01,
+    }
+    whole = run_recipe(sdft, tiny_llm, rows, name="whole", **values)
+    run_recipe(sdft, tiny_llm, rows, die_at=5, **values)
+    file = tmp_path / "run" / "sampled.jsonl"
+    file.write_text(file.read_text()[:-40])
+    gone_on = run_recipe(sdft, tiny_llm, rows, **values)
+    assert [line["loss"] for line in gone_on] == [line["loss"] for line in whole]
+    assert sampled(tmp_path / "run") == sampled(tmp_path / "whole")
 
 
 def test_a_teacher_that_is_none_is_said(tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path) -> None:
@@ -192,9 +220,9 @@ def test_pictures_are_seen_by_both_and_replay_is_not_sampled(
         distillation={"max_completion_length": 8},
     )  # fmt: skip
     assert len(lines) == 3
-    sampled = (tmp_path / "run" / "sampled.jsonl").read_text().splitlines()[1:]
-    assert {json.loads(line)["id"] for line in sampled} == set(THINGS)
-    assert all(len(json.loads(line)["tokens"]) <= 8 for line in sampled)
+    lines = sampled(tmp_path / "run")
+    assert {line["id"] for line in lines} == set(THINGS)
+    assert all(len(line["tokens"]) <= 8 for line in lines)
     assert (tmp_path / "run" / "adapter" / "adapter_model.safetensors").exists()
 
 
