@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .shared import CATEGORY, GenerationIO, ask, live_fingerprint, sampling_inputs
+from .shared import CATEGORY, GenerationIO, ask, live_fingerprint, sampling_inputs, who_answered
 
 
 class Ask(io.ComfyNode):
@@ -45,5 +45,5 @@ class Ask(io.ComfyNode):
         sampling = {"temperature": temperature, "max_tokens": max_tokens, "seed": seed}
         answer, handle = await ask(cls.hidden.unique_id, model, question, images, sampling, "answer")
         return io.NodeOutput(
-            answer.text, handle, ui={"comfyloop_text": [answer.text], "comfyloop_version": [answer.version]}
+            answer.text, handle, ui={"comfyloop_text": [answer.text], "comfyloop_version": [who_answered(answer)]}
         )

@@ -22,6 +22,8 @@ GenerationIO = io.Custom("COMFYLOOP_GENERATION")
 
 PATIENCE = 120.0
 """Seconds until a service that does not answer counts as away: it may wait for the same processor as ComfyUI."""
+CIRCLE = {"max_pattern_size": 32, "min_pattern_size": 2, "min_count": 12}
+"""When an answer goes round in a circle and is ended: "a cat, a cat, a cat, …", and no list, table or code."""
 PAUSE_NOTE = "While it waits, the whole queue waits."
 
 
@@ -69,7 +71,12 @@ async def ask(
         for file in files
     ]
     content: Any = [*parts, {"type": "text", "text": text}] if parts else text
-    body = {"model": model_name(model), "messages": [{"role": "user", "content": content}], **sampling}
+    body = {
+        "model": model_name(model),
+        "messages": [{"role": "user", "content": content}],
+        "repetition_detection": CIRCLE,
+        **sampling,
+    }
     shown_at = 0.0
 
     def on_text(so_far: str) -> None:
@@ -93,6 +100,12 @@ async def ask(
         "about": about,
     }
     return answer, handle
+
+
+def who_answered(answer: Answer) -> str:
+    """The version, and how it ended where it did not end by itself."""
+    ends = {"length": "ended at max_tokens", "repetition": "ended, since it repeated itself"}
+    return " · ".join(filter(None, (answer.version, ends.get(answer.finish_reason, ""))))
 
 
 def sampling_inputs(max_tokens: int) -> list[Any]:

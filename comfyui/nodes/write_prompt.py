@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..feedback import WRITE_PROMPT
-from .shared import CATEGORY, GenerationIO, ask, live_fingerprint, sampling_inputs
+from .shared import CATEGORY, GenerationIO, ask, live_fingerprint, sampling_inputs, who_answered
 
 
 class WritePrompt(io.ComfyNode):
@@ -46,4 +46,6 @@ class WritePrompt(io.ComfyNode):
         question = WRITE_PROMPT.format(brief=brief.strip())
         answer, handle = await ask(cls.hidden.unique_id, model, question, image, sampling, "prompt")
         prompt = answer.text.strip()
-        return io.NodeOutput(prompt, handle, ui={"comfyloop_text": [prompt], "comfyloop_version": [answer.version]})
+        return io.NodeOutput(
+            prompt, handle, ui={"comfyloop_text": [prompt], "comfyloop_version": [who_answered(answer)]}
+        )

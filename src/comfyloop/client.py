@@ -19,6 +19,8 @@ from comfyloop import data_urls
 from comfyloop.errors import ComfyLoopError, EngineUnavailable, error_for
 from comfyloop.records import Feedback, Forgotten, GateReport, Generation, LoopStatus, Snapshot, Version
 
+CIRCLE = {"max_pattern_size": 32, "min_pattern_size": 2, "min_count": 12}
+"""When an answer goes round in a circle and is ended: "a cat, a cat, a cat, …", and no list, table or code."""
 FEEDBACK_BATCH = 200
 
 
@@ -106,6 +108,7 @@ class Client:
             "messages": [{"role": "user", "content": content}],
             "max_tokens": max_tokens,
             "temperature": 0.0,
+            "repetition_detection": CIRCLE,
             **({} if examples else {"examples": False}),
         }
         given = self.call("POST", "/v1/chat/completions", body)

@@ -351,6 +351,8 @@ def _engine_body(body: ChatRequest, sampling: Sampling) -> dict[str, Any]:
         sent["n"] = body.n
     if body.response_format is not None and body.response_format.type != "text":
         sent["response_format"] = body.response_format.model_dump(by_alias=True, exclude_none=True)
+    if body.repetition_detection is not None:
+        sent["repetition_detection"] = body.repetition_detection.model_dump()
     if body.logprobs:
         sent["logprobs"] = True
         sent["top_logprobs"] = body.top_logprobs or 0

@@ -81,6 +81,18 @@ class SchemaFormat(_Wire):
 ResponseFormat = Annotated[TextFormat | SchemaFormat, Field(discriminator="type")]
 
 
+class RepetitionDetection(_Wire):
+    max_pattern_size: int = Field(ge=1, le=256, description="Longest pattern that is looked for, in tokens.")
+    min_pattern_size: int = Field(default=1, ge=1)
+    min_count: int = Field(ge=2, description="So many times in a row.")
+
+    @model_validator(mode="after")
+    def _possible(self) -> RepetitionDetection:
+        if self.min_pattern_size > self.max_pattern_size:
+            raise ValueError("min_pattern_size is more than max_pattern_size")
+        return self
+
+
 class ChatRequest(_Wire):
     """OpenAI's chat request.
 
@@ -108,6 +120,11 @@ class ChatRequest(_Wire):
         default=None, ge=1, le=8, description="So many answers; each is a generation, named in its choice."
     )
     response_format: ResponseFormat | None = None
+
+    repetition_detection: RepetitionDetection | None = Field(
+        default=None,
+        description="vLLM's: end an answer that goes round in a circle, with the finish_reason `repetition`.",
+    )
 
     examples: bool | None = Field(
         default=None,

@@ -212,6 +212,7 @@ def _sampling(body: ChatRequest, index: int) -> Sampling:
         logprobs=(body.top_logprobs or 0) if body.logprobs else None,
         prompt_logprobs=body.prompt_logprobs,
         alone=body.batch_invariant,
+        repetition=body.repetition,
     )
 
 

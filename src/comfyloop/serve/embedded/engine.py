@@ -27,6 +27,7 @@ from comfyloop.serve.embedded.lora import Adapter, LoraRows, read_adapter
 from comfyloop.serve.embedded.metrics import Metrics
 from comfyloop.serve.embedded.options import Options
 from comfyloop.serve.embedded.prompts import Prompt, PromptMaker
+from comfyloop.serve.embedded.repetition import Circle
 from comfyloop.serve.embedded.sampling import pick, token_logprobs
 from comfyloop.serve.embedded.structure import Structure, Structures
 from comfyloop.serve.embedded.text import TextStream
@@ -359,6 +360,7 @@ class Engine:
         try:
             job.stream = TextStream(self._decode, job.sampling.stop)
             job.generator = _generator(job.sampling, self.loaded.device)
+            job.circle = Circle(job.sampling.repetition) if job.sampling.repetition else None
             self._decoder.admit(job.sequence)
         except Exception as error:
             self._failed(job, error)
@@ -436,11 +438,12 @@ class Engine:
             job.said = []
         full = len(sequence.prompt.ids) + len(sequence.answer) >= sequence.room
         ended = ended or (job.structure is not None and job.structure.complete)
-        if ended or stream.stopped or full:
+        circles = job.circle is not None and job.circle.closed(sequence.answer)
+        if ended or stream.stopped or full or circles:
             rest = stream.finish()
             if rest or job.said:
                 job.emit(Piece(rest, tuple(job.said)))
-            reason = "stop" if ended or stream.stopped else "length"
+            reason = "stop" if ended or stream.stopped else "length" if full else "repetition"
             self._decoder.release(sequence)
             self._active.remove(job)
             self._over(job, self._finished(job, reason))

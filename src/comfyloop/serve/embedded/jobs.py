@@ -12,6 +12,7 @@ from comfyloop.errors import ComfyLoopError
 from comfyloop.serve.embedded.batch import Sequence
 from comfyloop.serve.embedded.lora import Adapter
 from comfyloop.serve.embedded.prompts import Prompt
+from comfyloop.serve.embedded.repetition import Circle, Repetition
 from comfyloop.serve.embedded.sampling import TokenLogprob
 from comfyloop.serve.embedded.structure import Structure
 from comfyloop.serve.embedded.text import TextStream
@@ -27,6 +28,7 @@ class Sampling:
     logprobs: int | None = None  # how many likely tokens to tell beside the chosen one; None: tell nothing
     prompt_logprobs: int | None = None
     alone: bool = False  # the same answer whatever else is answered meanwhile, at the price of a slower one
+    repetition: Repetition | None = None  # the answer ends where it goes round in a circle; None: it may
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    reason: str  # "stop" or "length"
+    reason: str  # "stop", "length" or "repetition"
     prompt_tokens: int
     answer_tokens: int
     cached_tokens: int
@@ -69,6 +71,7 @@ class Job:
     sequence: Sequence | None = None
     stream: TextStream | None = None
     generator: torch.Generator | None = None
+    circle: Circle | None = None
     said: list[TokenLogprob] = field(default_factory=list)  # not yet emitted
     scored: list[TokenLogprob | None] = field(default_factory=list)  # of the prompt
     last_token: float = 0.0

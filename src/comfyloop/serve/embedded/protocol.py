@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from comfyloop.serve import neutral
+from comfyloop.serve.embedded.repetition import Repetition
 
 
 class _In(BaseModel):
@@ -52,6 +53,20 @@ class SchemaFormat(_In):
     json_schema: JsonSchema
 
 
+class RepetitionDetection(_In):
+    max_pattern_size: int = Field(default=0, ge=0, le=256)
+    min_pattern_size: int = Field(default=0, ge=0)
+    min_count: int = Field(default=0, ge=0)
+
+    @model_validator(mode="after")
+    def _possible(self) -> RepetitionDetection:
+        if self.max_pattern_size and self.min_count < 2:
+            raise ValueError("min_count is how often a pattern comes: at least 2.")
+        if self.min_pattern_size > self.max_pattern_size:
+            raise ValueError("min_pattern_size is more than max_pattern_size.")
+        return self
+
+
 class ChatRequest(_In):
     model: str
     messages: list[Message] = Field(min_length=1)
@@ -71,6 +86,7 @@ class ChatRequest(_In):
     add_generation_prompt: bool = True
     continue_final_message: bool = False
     batch_invariant: bool = False
+    repetition_detection: RepetitionDetection | None = None
 
     @model_validator(mode="after")
     def _possible(self) -> ChatRequest:
@@ -93,6 +109,13 @@ class ChatRequest(_In):
     @property
     def stops(self) -> list[str]:
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or ())
+
+    @property
+    def repetition(self) -> Repetition | None:
+        told = self.repetition_detection
+        if told is None or not told.max_pattern_size:
+            return None
+        return Repetition(told.max_pattern_size, told.min_pattern_size, told.min_count)
 
     @property
     def limit(self) -> int | None:
