@@ -8,7 +8,7 @@ a copy with other ids differs in nothing. Edges are (source, slot, target, input
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -152,21 +152,26 @@ def around(before: Workflow, change: GraphDiff, hops: int = 2) -> tuple[Workflow
     """What an edit touches and its neighbourhood, of a workflow of any size; and the edit, which is the same there."""
     edges = change.connected | change.disconnected
     touched = {key for edge in edges for key in (edge.source, edge.target)} | change.removed
-    touched = (touched | {item.node for item in change.changed}) & before.nodes.keys()
+    return near(before, touched | {item.node for item in change.changed}, hops), change
+
+
+def near(before: Workflow, touched: Iterable[str], hops: int = 2) -> Workflow:
+    """These nodes and what is so many links away from them, as far as it is not too much to be shown."""
+    kept = set(touched) & before.nodes.keys()
     neighbours: dict[str, set[str]] = {key: set() for key in before.nodes}
     for edge in before.edges:
         neighbours[edge.source].add(edge.target)
         neighbours[edge.target].add(edge.source)
-    near, edge_of = set(touched), touched
+    most, edge_of = len(kept) + MOST_NEAR, set(kept)
     for _ in range(hops):
-        edge_of = {key for at in edge_of for key in neighbours[at]} - near
-        if len(near | edge_of) > len(touched) + MOST_NEAR:
+        edge_of = {key for at in edge_of for key in neighbours[at]} - kept
+        if len(kept | edge_of) > most:
             break
-        near |= edge_of
-    if not near:  # only nodes were added, and linked to nothing
-        near = set(sorted(before.nodes)[:MOST_NEAR])
-    kept = frozenset(edge for edge in before.edges if edge.source in near and edge.target in near)
-    return Workflow({key: node for key, node in before.nodes.items() if key in near}, kept), change
+        kept |= edge_of
+    if not kept:  # only nodes were added, and linked to nothing
+        kept = set(sorted(before.nodes)[:MOST_NEAR])
+    edges = frozenset(edge for edge in before.edges if edge.source in kept and edge.target in kept)
+    return Workflow({key: node for key, node in before.nodes.items() if key in kept}, edges)
 
 
 def apply(before: Workflow, change: GraphDiff) -> Workflow:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfyloop.curate import graph, graph_text
+from comfyloop.curate import graph, graph_read, graph_text
 
 WORKFLOW: dict[str, Any] = {
     "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "v1-5.safetensors"}},
@@ -191,3 +191,71 @@ def test_what_is_no_workflow_is_named(node: Any) -> None:
 def test_a_workflow_of_many_like_nodes_is_matched_in_time(seed: int) -> None:
     api = {str(n): {"class_type": "Note", "inputs": {"text": str(n % 3)}} for n in range(60)}
     assert not graph.diff(graph.parse(api), graph.parse(renumbered(api, seed)))
+
+
+@given(workflows(), workflows())
+def test_an_edit_is_read_as_it_was_written(one: dict[str, Any], other: dict[str, Any]) -> None:
+    before, after = graph.parse(one), graph.parse(other)
+    change = graph.diff(before, after)
+    if not change or len(change) > graph.MOST_STEPS:
+        return
+    read = graph_read.read(before, graph_text.describe(before, change))
+    assert not graph.diff(graph.apply(before, read), after)
+    assert read.removed == change.removed and len(read) == len(change)
+
+
+WRITTEN = """```
+remove {blurry}
+add +1 KSampler (Efficient) cfg=5.5 lora name="a=b c" widths=[1, 2]
+connect {fox}.0 -> {sampler}.negative
+connect +1.0 -> {decode}.samples
+set {sampler}.steps = 30.0
+```"""
+
+
+def numbers(before: graph.Workflow) -> dict[str, str]:
+    names = {"3": "sampler", "5": "latent", "6": "fox", "7": "blurry", "8": "decode"}
+    return {names[key]: number for key, number in graph_text.numbering(before).items() if key in names}
+
+
+def test_an_edit_of_a_model_is_told_in_steps_of_the_workflows_own_ids() -> None:
+    before = graph.parse(WORKFLOW).without(graph_text.hidden)
+    change = graph_read.read(before, WRITTEN.format(**numbers(before)))
+    assert graph_read.steps(before, change) == [
+        {"do": "remove", "node": "7"},
+        {
+            "do": "add",
+            "node": "+1",
+            "class_type": "KSampler (Efficient)",
+            "values": {"cfg": 5.5, "lora name": "a=b c", "widths": [1, 2]},
+        },
+        {"do": "connect", "source": "+1", "slot": 0, "node": "8", "input": "samples"},
+        {"do": "connect", "source": "6", "slot": 0, "node": "3", "input": "negative"},
+        {"do": "set", "node": "3", "input": "steps", "value": 30, "was": 20},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("written", "why"),
+    [
+        ("", "it is empty"),
+        ("Sure! You could raise cfg.", "there is no step"),
+        ("set 99.cfg = 5", "there is no node 99"),
+        ("set {sampler}.seed = 5", "seed is not for a model to set"),
+        ("set {sampler}.cfg = very high", "the value of cfg cannot be read"),
+        ("set {sampler}.steps = 20", "it changes nothing"),
+        ("remove {fox}\nconnect {fox}.0 -> {sampler}.positive", "there is no node"),
+        ("disconnect {fox}.text", "nothing is connected to text"),
+        ("connect {decode}.0 -> {latent}.width", "in a circle"),
+        ("set {sampler}.cfg = " + "[" * 100_000, "the value of cfg cannot be read"),
+        ("set {sampler}.cfg = NaN", "the value of cfg cannot be read"),
+        ("add +1 Save\nadd +1 Save", "there is a node \\+1 already"),
+        ('add +1 Cloud api_key="x"', "api_key is not for a model to set"),
+        ('add +1 Save name="x" and then some', "is no name and value"),
+        ("set {sampler}.cfg = 1\n" * 41, "41 steps"),
+    ],
+)
+def test_what_is_no_edit_of_the_workflow_is_refused_in_words(written: str, why: str) -> None:
+    before = graph.parse(WORKFLOW).without(graph_text.hidden)
+    with pytest.raises(ValueError, match=why):
+        graph_read.read(before, written.format(**numbers(before)))
