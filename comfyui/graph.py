@@ -184,6 +184,12 @@ def aim(graph: Graph, nodes: list[str], kind_of: KindOf, define: Define = unknow
     return next(filter(None, found), "")
 
 
+def aim_of_ends(graph: Graph, kind_of: KindOf, define: Define = unknown) -> str:
+    """The same where nothing has run yet: of the nodes from which nothing goes on."""
+    sources = {value[0] for _, value in _links(graph)}
+    return aim(graph, [key for key in graph if key not in sources], kind_of, define)
+
+
 def negatives(graph: Graph) -> set[str]:
     """The nodes from whose outputs all ways enter an input called "negative" before an image is made."""
     targets: dict[str, list[tuple[str, str]]] = {key: [] for key in graph}

@@ -21,6 +21,7 @@ class Host:
     image_path: Callable[[dict[str, str]], Path | None]
     kind_of: KindOf
     define: Define = unknown
+    define_now: Define = unknown  # the same with the choices of this moment: files that there are
     heard: Callable[[str], Heard] = lambda _: {}  # prompt id -> what its encoders heard
 
 
@@ -47,11 +48,14 @@ def of_server(server: Any) -> Host:
 
     hearing = Hearing(graph_of)
     listen(hearing)
-    return Host(history, queued, lambda: bool(queue.currently_running), image_path, kind_of, define, hearing.of)
+
+    def running() -> bool:
+        return bool(queue.currently_running)
+
+    return Host(history, queued, running, image_path, kind_of, define, define_now, hearing.of)
 
 
-@functools.lru_cache(maxsize=4096)
-def define(class_type: str) -> dict[str, Any] | None:
+def define_now(class_type: str) -> dict[str, Any] | None:
     """What ``/object_info`` says of a class, as far as the roles of its inputs and outputs need it."""
     import nodes
 
@@ -64,6 +68,11 @@ def define(class_type: str) -> dict[str, Any] | None:
         "output": outputs,
         "output_name": list(getattr(known, "RETURN_NAMES", None) or outputs),
     }
+
+
+@functools.lru_cache(maxsize=4096)
+def define(class_type: str) -> dict[str, Any] | None:
+    return define_now(class_type)
 
 
 def kind_of(class_type: str, input: str) -> Kind:

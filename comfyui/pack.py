@@ -74,8 +74,8 @@ class Pack:
     def config(self) -> Config:
         return self.settings.config
 
-    def service(self) -> Service:
-        return Service(self.config.url, self.config.token)
+    def service(self, timeout: float = 15.0) -> Service:
+        return Service(self.config.url, self.config.token, timeout)
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="comfyloop", daemon=True).start()

@@ -8,13 +8,21 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
+from . import graph as graphs
 from .feedback import WRITE_PROMPT, of_pick, of_review
+from .redact import redact
 from .service import ServiceError
 from .spool import SpoolError
+from .suggest import check
 
 if TYPE_CHECKING:
     from .pack import Pack
 
+PATIENT = 600.0
+"""Seconds for what a model writes."""
+RECENT = 10
+NEXT_EDIT = "Workflow:\n"
+"""How the question about a workflow's next edit begins: its answer is no text to be rewritten."""
 Work = Callable[[Any], Awaitable[Any]]
 
 
@@ -120,7 +128,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
     @route("GET", "recent")
     async def recent(_: Any) -> Any:
         """The last answers and grids, to be judged after the fact."""
-        found = await pack.service().get("/v1/generations", project=pack.config.project, limit=10)
+        found = await pack.service().get("/v1/generations", project=pack.config.project, limit=3 * RECENT)
         start = WRITE_PROMPT.partition("{")[0]
 
         def short(generation: Any) -> Any:
@@ -137,8 +145,9 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
                 **pack.judged.get(generation["id"], {}),
             }
 
+        answers = [short(one) for one in found["items"]]
         return {
-            "answers": [short(generation) for generation in found["items"]],
+            "answers": [one for one in answers if not one["question"].startswith(NEXT_EDIT)][:RECENT],
             "grids": [
                 {name: value for name, value in grid.items() if name not in ("files", "workflow")}
                 for grid in reversed(list(pack.grids))
@@ -195,6 +204,26 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
         if problem is not None:
             raise problem
         return {"kept": len(items), "continued": pause is not None, "waiting": pack.waiting}
+
+    @route("POST", "suggest")
+    async def suggest(body: Any) -> Any:
+        """What the project's model would change in the open workflow; the page shows it, and applies it when told."""
+        workflow, host = body["workflow"], pack.host
+        if not isinstance(workflow, dict) or not all(isinstance(node, dict) for node in workflow.values()):
+            raise ValueError("The workflow is not in ComfyUI's API form.")
+        clean = graphs.without_data(redact(workflow, pack.config.excluded), host.kind_of)
+        asked = {
+            "model": pack.config.project,
+            "workflow": clean,
+            "near": [str(node) for node in body.get("near") or () if str(node) in clean],
+            "aim": (str(body.get("aim") or "").strip() or graphs.aim_of_ends(clean, host.kind_of, host.define))[:2000],
+        }
+        answer = await pack.apart(pack.service(PATIENT).post("/v1/graph-edits", asked))
+        try:
+            check(workflow, answer["steps"] or (), host.define_now)
+        except ValueError as error:
+            answer |= {"steps": None, "problem": f"The model's answer cannot be done here: {error}."}
+        return answer
 
     @route("POST", "retry")
     async def retry(_: Any) -> Any:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import time
-from dataclasses import replace
 from typing import Any
 
 import comfy.model_management
@@ -87,7 +86,7 @@ async def ask(
             to_page("comfyloop.text", {"node": node, "text": so_far})
 
     work = pack.get()
-    service = replace(work.service(), timeout=PATIENCE)
+    service = work.service(PATIENCE)
     await work.apart(service.check(), stop_if_interrupted)
     answer = await work.apart(service.chat(body, on_text), stop_if_interrupted)
     if not answer.text.strip():

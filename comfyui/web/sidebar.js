@@ -4,6 +4,7 @@ import { call } from "./api.js";
 import { button, el, keepEvents, keyed, outcome } from "./parts.js";
 import { pickPanel } from "./pick.js";
 import { reviewPanel } from "./review.js";
+import { suggestCard } from "./suggest.js";
 import { t } from "./words.js";
 
 export async function refreshState() {
@@ -46,7 +47,8 @@ export function renderSidebar(root) {
   const grids = el("div", { className: "cl-stack" });
   root.replaceChildren(keepEvents(el("div", { className: "cl-sidebar" },
     el("div", { className: "cl-head" }, el("b", { textContent: "ComfyLoop" }), el("span", {}, dot, connection)),
-    why, problem, line, pauses, el("label", {}, t("Project"), projects), version, next, capture.box, service.box,
+    why, problem, line, pauses, el("label", {}, t("Project"), projects), version, next, suggestCard(), capture.box,
+    service.box,
     el("h3", { textContent: t("Last answers") }), answers, el("h3", { textContent: t("Last images") }), grids)));
 
   async function draw() {

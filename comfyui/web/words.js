@@ -23,6 +23,13 @@ const ZH = {
   "log_likelihood": "对数似然", "edit_distance": "编辑距离", "right_answer": "答对概率", "general picture": "通用看图", "accepted": "已采纳", "all": "全部", "vision": "看图", "general": "通用", "prompt": "提示词",
   "graph": "工作流",
   "The prompt of these images is not known:": "无法得知这些图片的提示词：",
+  "Suggest the next edit": "建议下一步修改", "Next edit": "下一步修改", "What you are after (empty: the prompt)": "你想要什么（留空：即提示词）",
+  "Asking…": "正在询问…", "Apply": "应用", "Not this": "不要这个", "Undo": "撤销", "Taken back": "已撤销",
+  "Applied. Ctrl+Z takes it back as well.": "已应用，也可按 Ctrl+Z 撤销。", "It said:": "它的回答：",
+  "The workflow was changed since: ask again.": "工作流在此之后有改动：请重新询问。", "This could not be done here:": "此处无法完成：",
+  "This service does not learn from edits of workflows: learn_graph_edits is off.": "此服务不学习工作流的修改：learn_graph_edits 未开启。",
+  "It links nodes of different subgraphs: do that by hand.": "它要连接不同子图中的节点：请手动完成。",
+  "Remove": "删除", "Add": "添加", "Disconnect": "断开", "new": "新", "There is no node": "没有节点", "there is no input": "没有输入", "there is no value": "没有参数",
   "Refused by the service": "被服务拒绝", "Try again": "重试",
 };
 

@@ -125,13 +125,14 @@ class _Draft:
         """JSON as workflows are read: numbers and names in one order."""
         try:
             value = _JSON.decode(text)
+            if isinstance(value, float) and value.is_integer():
+                value = int(value)
+            plain = json.dumps(value, sort_keys=True, ensure_ascii=False, allow_nan=False)
         except (ValueError, RecursionError):
             raise ValueError(f"the value of {name} cannot be read") from None
         if hidden(self._classes[node], name):
             raise ValueError(f"{name} is not for a model to set")
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)
-        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+        return plain
 
     def change(self) -> GraphDiff:
         before = self._before

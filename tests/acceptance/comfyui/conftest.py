@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from comfyloop.comfyui import pack_folder
+from tests.acceptance.comfyui.browser import BROWSER, READY
 from tests.acceptance.conftest import RunningService, wait_for
 
 HERE = Path(__file__).parent
@@ -127,6 +128,15 @@ class RunningComfyUI:
         return int(self.call("/comfyloop/state")["waiting"])
 
 
+def connect(comfyui: RunningComfyUI, service: RunningService, **settings: Any) -> None:
+    comfyui.call("/comfyloop/settings", {"url": service.client.url, "token": TOKEN, **settings})
+    wait_for(
+        lambda: comfyui.call("/comfyloop/state")["connected"],
+        20,
+        lambda: str(comfyui.call("/comfyloop/state")),
+    )
+
+
 @pytest.fixture
 def service(make_service: Callable[..., RunningService], tiny_vlm: Path) -> RunningService:
     service = make_service(project="acme", model=tiny_vlm, trigger_samples=1_000_000, token=TOKEN)
@@ -145,3 +155,31 @@ def comfyui(tmp_path: Path) -> Iterator[RunningComfyUI]:
     running = RunningComfyUI(tmp_path / "comfyui", COMFYLOOP_PROJECT="acme", COMFYLOOP_URL=NOBODY)
     yield running
     running.stop()
+
+
+@pytest.fixture(params=["litegraph", "vue"])
+def page(request: pytest.FixtureRequest, comfyui: RunningComfyUI, service: RunningService) -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="NOT PROVED: Playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("NOT PROVED: chromium is not installed, so the page was not tried")
+    options = []
+    if request.param == "vue":
+        frontend = os.environ.get("COMFYUI_FRONTEND", "")
+        if not frontend:
+            pytest.skip(
+                "NOT PROVED: COMFYUI_FRONTEND (a folder of a 1.58 frontend) is not set, so Vue nodes were not tried"
+            )
+        options = ["--front-end-root", frontend]
+    comfyui.start(*options)
+    connect(comfyui, service, capturing=True)
+    with playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=chromium, args=BROWSER)
+        page = browser.new_context(viewport={"width": 1500, "height": 900}).new_page()
+        page.name = request.param
+        page.goto(comfyui.url)
+        page.wait_for_function(READY, timeout=90_000)
+        page.wait_for_timeout(3000)  # the page goes on configuring itself after it is usable
+        page.keyboard.press("Escape")
+        yield page
+        browser.close()

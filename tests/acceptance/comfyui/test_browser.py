@@ -1,13 +1,7 @@
-"""The pack in the real page: Debian's Chromium on ComfyUI's own frontend, LiteGraph and (COMFYUI_FRONTEND) Vue nodes.
-
-Screenshots go to artefacts/comfyui/.
-"""
+"""The pack in the real page: Debian's Chromium on ComfyUI's own frontend, LiteGraph and, of a newer one, Vue nodes."""
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,86 +11,14 @@ from comfyloop.comfyui import pack_folder
 from comfyloop.records import GateReport, Measure, Version
 from comfyloop.settings import Settings
 from comfyloop.store import open_store, versions
+from tests.acceptance.comfyui.browser import BUILD, READY, open_sidebar, run, shot
 from tests.acceptance.comfyui.conftest import RunningComfyUI
-from tests.acceptance.comfyui.test_nodes import connect, stored
+from tests.acceptance.comfyui.test_nodes import stored
 from tests.acceptance.conftest import RunningService, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-ARTEFACTS = Path("artefacts/comfyui")
-BROWSER = [
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-READY = "() => window.LiteGraph?.registered_node_types?.ComfyLoopAsk && (window.app ?? window.comfyAPI.app.app)?.canvas"
 ANSWER = ".cl-sidebar .cl-card:has(.cl-icon)"
-BUILD = """async (vue) => {
-  const app = window.app ?? window.comfyAPI.app.app;
-  if (vue) await app.extensionManager.setting.set("Comfy.VueNodes.Enabled", true);
-  app.graph.clear();
-  const make = (type, x, y) => {
-    const node = window.LiteGraph.createNode(type);
-    node.pos = [x, y];
-    app.graph.add(node);
-    return node;
-  };
-  const paint = make("TestPainter", 40, 110), ask = make("ComfyLoopAsk", 40, 430);
-  const review = make("ComfyLoopReview", 460, 110), pick = make("ComfyLoopPickImages", 820, 110);
-  const save = make("SaveImage", 1260, 110);
-  paint.widgets.find((w) => w.name === "count").value = 4;
-  const tokens = ask.widgets.find((w) => w.name === "max_tokens");
-  tokens.value = 12;
-  ask.widgets.find((w) => w.name === "control_after_generate").value = "fixed";
-  paint.connect(0, ask, "images"); ask.connect(0, review, "text"); ask.connect(1, review, "generation");
-  paint.connect(0, pick, "images"); review.connect(0, pick, "prompt"); ask.connect(1, pick, "generation");
-  pick.connect(0, save, "images");
-  app.canvas.ds.scale = 0.85; app.canvas.ds.offset = [10, 10];
-  app.canvas.setDirty(true, true);
-  window.testApp = app;
-}"""
-
-
-@pytest.fixture(params=["litegraph", "vue"])
-def page(request: pytest.FixtureRequest, comfyui: RunningComfyUI, service: RunningService) -> Iterator[Any]:
-    playwright = pytest.importorskip("playwright.sync_api", reason="NOT PROVED: Playwright is not installed")
-    chromium = shutil.which("chromium")
-    if chromium is None:
-        pytest.skip("NOT PROVED: chromium is not installed, so the page was not tried")
-    options = []
-    if request.param == "vue":
-        frontend = os.environ.get("COMFYUI_FRONTEND", "")
-        if not frontend:
-            pytest.skip(
-                "NOT PROVED: COMFYUI_FRONTEND (a folder of a 1.58 frontend) is not set, so Vue nodes were not tried"
-            )
-        options = ["--front-end-root", frontend]
-    comfyui.start(*options)
-    connect(comfyui, service, capturing=True)
-    with playwright.sync_playwright() as running:
-        browser = running.chromium.launch(executable_path=chromium, args=BROWSER)
-        page = browser.new_context(viewport={"width": 1500, "height": 900}).new_page()
-        page.name = request.param
-        page.goto(comfyui.url)
-        page.wait_for_function(READY, timeout=90_000)
-        page.wait_for_timeout(3000)  # the page goes on configuring itself after it is usable
-        page.keyboard.press("Escape")
-        yield page
-        browser.close()
-
-
-def shot(page: Any, name: str) -> None:
-    ARTEFACTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=str(ARTEFACTS / f"{page.name}-{name}.png"))
-
-
-def run(page: Any) -> None:
-    page.evaluate("() => window.testApp.queuePrompt(0)")
 
 
 def judge(page: Any, text: str) -> None:
@@ -112,12 +34,6 @@ def pick(page: Any, number: int) -> None:
     page.click(f".cl-pick .cl-cell:nth-child({number}) .cl-star:nth-child(5)")
     shot(page, f"pick-{number}")
     page.click(".cl-pick .cl-button.primary")
-
-
-def open_sidebar(page: Any) -> None:
-    page.click(".comfyloop-tab-button, [aria-label=ComfyLoop]")
-    page.wait_for_selector(".cl-sidebar .cl-dot.on")
-    page.wait_for_timeout(1500)
 
 
 def review_in_sidebar(page: Any, text: str) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from comfyloop.records import ImagePicked, Version
 from comfyloop.settings import Settings
 from comfyloop.store import open_store, versions
-from tests.acceptance.comfyui.conftest import HERE, TOKEN, RunningComfyUI
+from tests.acceptance.comfyui.conftest import HERE, RunningComfyUI, connect
 from tests.acceptance.conftest import RunningService, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -37,15 +37,6 @@ def ask(**inputs: Any) -> dict[str, Any]:
     return node(
         "ComfyLoopAsk",
         **{"question": "What is it?", "model": "", "temperature": 0.0, "max_tokens": 8, "seed": 1} | inputs,
-    )
-
-
-def connect(comfyui: RunningComfyUI, service: RunningService, **settings: Any) -> None:
-    comfyui.call("/comfyloop/settings", {"url": service.client.url, "token": TOKEN, **settings})
-    wait_for(
-        lambda: comfyui.call("/comfyloop/state")["connected"],
-        20,
-        lambda: str(comfyui.call("/comfyloop/state")),
     )
 
 

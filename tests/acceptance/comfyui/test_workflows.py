@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from comfyloop.comfyui import pack_folder
-from tests.acceptance.comfyui.conftest import HERE, RunningComfyUI
-from tests.acceptance.comfyui.test_nodes import connect, stored
+from tests.acceptance.comfyui.conftest import HERE, RunningComfyUI, connect
+from tests.acceptance.comfyui.test_nodes import stored
 from tests.acceptance.comfyui.workflow import set_inputs, to_api
 from tests.acceptance.conftest import RunningService, wait_for
 from tests.conftest import REPOSITORY

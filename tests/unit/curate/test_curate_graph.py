@@ -249,6 +249,8 @@ def test_an_edit_of_a_model_is_told_in_steps_of_the_workflows_own_ids() -> None:
         ("connect {decode}.0 -> {latent}.width", "in a circle"),
         ("set {sampler}.cfg = " + "[" * 100_000, "the value of cfg cannot be read"),
         ("set {sampler}.cfg = NaN", "the value of cfg cannot be read"),
+        ("set {sampler}.cfg = [1e999]", "the value of cfg cannot be read"),
+        ("add +1 Save width=1e999", "the value of width cannot be read"),
         ("add +1 Save\nadd +1 Save", "there is a node \\+1 already"),
         ('add +1 Cloud api_key="x"', "api_key is not for a model to set"),
         ('add +1 Save name="x" and then some', "is no name and value"),

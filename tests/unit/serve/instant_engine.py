@@ -170,6 +170,8 @@ def _completion(sent: dict[str, Any], model: str, count: int, prompt: int) -> di
     content = " ".join([model] * count)
     if "repeat what you read" in _text(sent["messages"][-1]):
         content = json.dumps(sent["messages"])
+    if told := re.search(r"say word for word <<(.*?)>>", _text(sent["messages"][-1]), re.DOTALL):
+        content = told[1].replace("\\n", "\n")  # fields of a page have one line
     message = {"role": "assistant", "content": content}
     body: dict[str, Any] = {
         "id": "x",

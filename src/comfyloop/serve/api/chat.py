@@ -40,11 +40,11 @@ async def chat_completions(body: ChatRequest, request: Request, services: Svc) -
     answering = await Answering.begin(services, body)
     try:
         if body.stream:
-            if not await _unless_gone(_opened(answering), request):
+            if not await unless_gone(_opened(answering), request):
                 answering.close()
                 return Response(status_code=499)
             return _Streaming(answering)
-        answer = await _unless_gone(answering.whole(), request)
+        answer = await unless_gone(answering.whole(), request)
     except BaseException:
         answering.close()
         raise
@@ -59,7 +59,7 @@ async def _opened(answering: Answering) -> bool:
     return True
 
 
-async def _unless_gone(call: Coroutine[Any, Any, _T], request: Request) -> _T | None:
+async def unless_gone(call: Coroutine[Any, Any, _T], request: Request) -> _T | None:
     """The call's result, or None when the client left first; the engine then stops as well."""
     asking = asyncio.ensure_future(call)
     leaving = asyncio.ensure_future(_left(request))
