@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ class Host:
     define: Define = unknown
     define_now: Define = unknown  # the same with the choices of this moment: files that there are
     heard: Callable[[str], Heard] = lambda _: {}  # prompt id -> what its encoders heard
+    clients: Callable[[], Collection[str]] = tuple  # that are connected now
 
 
 def of_server(server: Any) -> Host:
@@ -49,10 +50,13 @@ def of_server(server: Any) -> Host:
     hearing = Hearing(graph_of)
     listen(hearing)
 
+    def clients() -> list[str]:
+        return list(server.sockets)
+
     def running() -> bool:
         return bool(queue.currently_running)
 
-    return Host(history, queued, running, image_path, kind_of, define, define_now, hearing.of)
+    return Host(history, queued, running, image_path, kind_of, define, define_now, hearing.of, clients)
 
 
 def define_now(class_type: str) -> dict[str, Any] | None:

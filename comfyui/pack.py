@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +25,9 @@ LOOK = 0.05
 """Seconds between looks at work that is done apart."""
 MOST_JUDGED = 200
 """Answers of which the sidebar shows what was said about them."""
+MOST_PAGES = 64
+GONE = 15.0
+"""Seconds without a page that shows a pause, after which it ends: one that is reloaded is back by then."""
 SHOWN_EVENTS = ("loop.state", "run.progress", "gate.progress", "version.promoted")
 """Events of the service that the sidebar shows."""
 
@@ -51,6 +54,7 @@ class Pack:
         self.folder, self.host, self.tell = folder, host, tell
         self.pauses: dict[str, Pause] = {}
         self.grids: deque[dict[str, Any]] = deque(maxlen=12)  # images that were offered for a pick
+        self._pages: OrderedDict[str, None] = OrderedDict()  # clients of ComfyUI that are pages
         self.judged: dict[str, dict[str, Any]] = {}  # generation -> what was said about its answer
         self.settings = ConfigFile(folder / "settings.json")
         self._spool: Spool | None = None
@@ -76,6 +80,22 @@ class Pack:
 
     def service(self, timeout: float = 15.0) -> Service:
         return Service(self.config.url, self.config.token, timeout)
+
+    def page(self, client: str) -> None:
+        """A client says that it is a page, which shows pauses; a script's client says nothing."""
+        if client:
+            self._pages[client] = None
+            self._pages.move_to_end(client)
+            if len(self._pages) > MOST_PAGES:
+                self._pages.popitem(last=False)
+
+    def is_page(self, client: str | None) -> bool:
+        return client in self._pages
+
+    @property
+    def watched(self) -> bool:
+        """Whether a page is open."""
+        return any(client in self._pages for client in self.host.clients())
 
     def start(self) -> None:
         threading.Thread(target=self._run, name="comfyloop", daemon=True).start()

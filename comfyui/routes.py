@@ -54,8 +54,9 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
         return register
 
     @route("GET", "state")
-    async def state(_: Any) -> Any:
-        """What the pack itself knows; asks nobody."""
+    async def state(query: Any) -> Any:
+        """What the pack itself knows; asks nobody. A page says who it is."""
+        pack.page(str(query.get("page", ""))[:200])
         config = pack.config
         live = pack.live.known(config.project)
         return {
@@ -77,7 +78,9 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
     @route("POST", "opened")
     async def opened(body: Any) -> Any:
         """Which workflow a page has open, before it queues it."""
-        pack.capture.opened(str(body["client"])[:200], str(body["workflow"])[:500])
+        client = str(body["client"])[:200]
+        pack.page(client)
+        pack.capture.opened(client, str(body["workflow"])[:500])
         return {}
 
     @route("POST", "settings")
@@ -88,7 +91,7 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
             others = [other for other in pack.config.capture if other != name]
             body["capture"] = [*others, name] if capture else others
         await asyncio.to_thread(lambda: pack.change_settings(**body))
-        return await state(None)
+        return await state({})
 
     @route("GET", "project")
     async def project(_: Any) -> Any:

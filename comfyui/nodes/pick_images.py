@@ -83,7 +83,7 @@ class PickImages(io.ComfyNode):
         work.show_grid(shown, files, plain)
         if mode[0] == "pass":
             return io.NodeOutput(images, ui={"comfyloop_pick": [shown]})
-        answer = await wait_for_person(cls.hidden, "comfyloop.pick", shown, timeout[0])
+        answer, note = await wait_for_person(cls.hidden, "comfyloop.pick", shown, timeout[0])
         picked = set((answer or {}).get("picked") or hashes)  # nothing picked, or no time: all go on
         return io.NodeOutput(
             _kept(images, hashes, picked),
@@ -91,7 +91,7 @@ class PickImages(io.ComfyNode):
                 "comfyloop_pick": [
                     {
                         **shown,
-                        "note": "done" if answer else "timeout",
+                        "note": note or "done",
                         "picked": sorted(picked) if answer else [],
                         "ratings": (answer or {}).get("ratings") or {},
                         "reason": (answer or {}).get("reason", ""),

@@ -47,9 +47,9 @@ class Review(io.ComfyNode):
         }
         if mode == "pass":
             return io.NodeOutput(text, ui={"comfyloop_review": [shown]})
-        answer = await wait_for_person(cls.hidden, "comfyloop.review", shown, timeout)
+        answer, note = await wait_for_person(cls.hidden, "comfyloop.review", shown, timeout)
         if answer is None:
-            return io.NodeOutput(text, ui={"comfyloop_review": [{**shown, "note": "timeout"}]})
+            return io.NodeOutput(text, ui={"comfyloop_review": [{**shown, "note": note}]})
         shown |= {"text": answer["text"], "rating": answer.get("rating") or 0}
         if answer.get("action") == "reject":  # what comes after is not run; it is no error either
             return io.NodeOutput(ExecutionBlocker(None), ui={"comfyloop_review": [{**shown, "note": "rejected"}]})

@@ -124,11 +124,14 @@ def sampling_inputs(max_tokens: int) -> list[Any]:
     ]
 
 
-async def wait_for_person(hidden: Any, event: str, shown: dict[str, Any], seconds: int) -> dict[str, Any] | None:
-    """Show something in the node and wait; None when the time is over.
+async def wait_for_person(
+    hidden: Any, event: str, shown: dict[str, Any], seconds: int
+) -> tuple[dict[str, Any] | None, str]:
+    """Show something in the node and wait: the answer, or None and why there is none: "timeout", or "gone".
 
     Interrupting the queue ends it with ComfyUI's own exception. A reloaded page finds the pause in its state, and
-    shows it in the node if it is the same workflow, in the sidebar in any case.
+    shows it in the node if it is the same workflow, in the sidebar in any case. A pause that a page has shown, or
+    of a run that was queued from one, ends soon after the last page is closed; a script's waits for its time.
     """
     work, node = pack.get(), hidden.unique_id
     workflow = ((hidden.extra_pnginfo or {}).get("workflow") or {}).get("id", "")
@@ -145,12 +148,18 @@ async def wait_for_person(hidden: Any, event: str, shown: dict[str, Any], second
     try:
         to_all(event, pause.shown)
         end = time.monotonic() + seconds
+        shown_at = time.monotonic() if work.is_page(PromptServer.instance.client_id) else None
         while pause.answer is None:
             stop_if_interrupted()
-            if time.monotonic() > end:
-                return None
+            now = time.monotonic()
+            if work.watched:
+                shown_at = now
+            if now > end:
+                return None, "timeout"
+            if shown_at is not None and now - shown_at > pack.GONE:
+                return None, "gone"
             await asyncio.sleep(0.05)
-        return pause.answer
+        return pause.answer, ""
     finally:
         work.pauses.pop(pause.id, None)
         to_all("comfyloop.resumed", {"node": node, "pause": pause.id})
@@ -169,6 +178,7 @@ def mode_inputs() -> list[Any]:
             default=600,
             min=5,
             max=86400,
-            tooltip="Seconds of a pause, after which the workflow goes on unchanged.",
+            tooltip="Seconds of a pause, after which the workflow goes on unchanged; "
+            "also soon after the last page is closed.",
         ),
     ]

@@ -1,9 +1,14 @@
 // The Pick Images node: click to pick, stars to rate. The same panel serves the sidebar's history.
 import { call, imageUrl } from "./api.js";
+import { draftOf, dropDraft, keepDraft } from "./drafts.js";
 import { button, el, hintLine, keepEvents, outcome, stars } from "./parts.js";
 import { t } from "./words.js";
 
-const NOTES = { timeout: "Time is over: it went on unchanged.", done: "Done" };
+const NOTES = {
+  timeout: "Time is over: it went on unchanged.",
+  gone: "Not answered, as no page was open: it went on unchanged.",
+  done: "Done",
+};
 
 // What the pictures were made from; where that is not known it is said, and nothing is learned as their prompt.
 const told = (data) =>
@@ -13,6 +18,7 @@ export function pickPanel() {
   const grid = el("div", { className: "cl-grid" });
   const hint = hintLine();
   const reason = el("input", { className: "cl-text cl-reason", placeholder: t("Reason (optional)") });
+  reason.addEventListener("input", () => shown && touched());
   const line = outcome();
   const go = button("Use these", send, "primary");
   const panel = keepEvents(el("div", { className: "cl-panel cl-pick" }, hint, grid, el("div", { className: "cl-row" }, reason, go), line));
@@ -20,8 +26,10 @@ export function pickPanel() {
   let picked = new Set();
   let ratings = {};
 
+  const draft = () => `pick ${shown.prompt_id} ${shown.shown[0]}`;
   // What the person changes now is said anew, also where it was said before.
   const touched = () => {
+    keepDraft(draft(), { picked: [...picked], ratings, reason: reason.value });
     if (shown?.note) shown = { ...shown, note: "" };
     line.say(t("Not kept yet"));
     label();
@@ -36,6 +44,7 @@ export function pickPanel() {
     try {
       const { images, ...rest } = shown;
       const answer = await call("pick", { ...rest, picked: [...picked], ratings, reason: reason.value });
+      dropDraft(draft());
       shown = { ...shown, note: "done" };
       panel.resume(shown.pause);
       line.kept(answer.kept);
@@ -65,12 +74,15 @@ export function pickPanel() {
 
   panel.show = (data) => {
     shown = data;
-    picked = new Set(data.picked ?? []);
-    ratings = { ...data.ratings };
-    reason.value = data.reason ?? "";
+    if (data.note === "done") dropDraft(draft());
+    const kept = draftOf(draft());
+    const said = kept ?? data;
+    picked = new Set(said.picked ?? []);
+    ratings = { ...said.ratings };
+    reason.value = said.reason ?? "";
     grid.replaceChildren(...data.images.map(cell));
     hint.show(data, told(data));
-    line.say(data.note ? t(NOTES[data.note]) : "");
+    line.say([data.note && t(NOTES[data.note]), kept && t("Not kept yet")].filter(Boolean).join(" "));
     label();
   };
   panel.resume = (pause) => {

@@ -1,10 +1,12 @@
 // The Review node: a text to edit, accept, reject or rate. The same panel serves the sidebar's history.
 import { call } from "./api.js";
+import { draftOf, dropDraft, keepDraft } from "./drafts.js";
 import { button, el, hintLine, iconButton, keepEvents, outcome, stars } from "./parts.js";
 import { t } from "./words.js";
 
 const NOTES = {
   timeout: "Time is over: it went on unchanged.",
+  gone: "Not answered, as no page was open: it went on unchanged.",
   rejected: "Rejected: what follows was not run.",
   done: "Done",
 };
@@ -22,10 +24,9 @@ export function reviewPanel({ compact = false } = {}) {
   let shown = null;
   let rating = 0;
 
-  // What is typed and not sent outlasts a time-out and a reload of the page.
-  const draft = () => `comfyloop ${shown.generation} ${shown.original}`;
-  const typed = () => {
-    sessionStorage.setItem(draft(), text.value);
+  const draft = () => `review ${shown.generation} ${shown.original}`;
+  const touched = () => {
+    keepDraft(draft(), { text: text.value, rating });
     line.say(t("Not kept yet"));
     label();
   };
@@ -37,13 +38,13 @@ export function reviewPanel({ compact = false } = {}) {
     else accept.textContent = t(edited ? "Use my text" : "Accept");
     accept.title = t(edited ? "Use my text" : compact ? "Good" : "Accept");
   };
-  text.addEventListener("input", typed);
+  text.addEventListener("input", touched);
 
   async function send(action) {
     enable(false);
     try {
       const answer = await call("review", { ...shown, action, text: text.value, rating });
-      sessionStorage.removeItem(draft());
+      dropDraft(draft());
       panel.resume(shown.pause);
       line.kept(answer.kept);
     } catch (error) {
@@ -54,14 +55,14 @@ export function reviewPanel({ compact = false } = {}) {
 
   panel.show = (data) => {
     shown = data;
-    rating = data.rating ?? 0;
+    if (data.note === "done" || data.note === "rejected") dropDraft(draft());
+    const kept = draftOf(draft());
+    rating = kept?.rating ?? data.rating ?? 0;
     starRow.replaceChildren(stars((value) => {
       rating = value;
-      line.say(t("Not kept yet"));
+      touched();
     }, rating));
-    if (data.note === "done" || data.note === "rejected") sessionStorage.removeItem(draft());
-    const kept = sessionStorage.getItem(draft());
-    text.value = kept ?? data.text;
+    text.value = kept?.text ?? data.text;
     enable(true);
     hint.show(data, data.version);
     line.say([data.note && t(NOTES[data.note]), kept !== null && t("Not kept yet")].filter(Boolean).join(" "));

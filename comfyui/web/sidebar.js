@@ -1,4 +1,5 @@
 // The sidebar tab: connection, project, live version, next run, capture, settings, history.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { call } from "./api.js";
 import { button, el, keepEvents, keyed, outcome } from "./parts.js";
@@ -7,8 +8,10 @@ import { reviewPanel } from "./review.js";
 import { suggestCard } from "./suggest.js";
 import { t } from "./words.js";
 
+// Asked under the page's own name: a pause waits as long as some page is there that shows it.
 export async function refreshState() {
-  const state = await call("state").catch(() => null);
+  const page = api.clientId ?? api.initialClientId ?? "";
+  const state = await call(`state?page=${encodeURIComponent(page)}`).catch(() => null);
   if (state) {
     for (const tab of document.querySelectorAll('.comfyloop-tab-button, button[aria-label="ComfyLoop"]')) {
       tab.toggleAttribute("data-cl-capturing", state.capturing); // the tab's own badge would not follow changes

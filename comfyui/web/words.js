@@ -8,7 +8,7 @@ const ZH = {
   "Reason (optional)": "理由（可选）", "Good": "好", "Bad": "不好", "Rate": "评分",
   "Waiting for you: the whole queue waits.": "等待你的处理：整个队列都在等待。",
   "Goes on by itself at": "自动继续时间", "Kept": "已保存", "Not kept yet": "尚未保存", "Nothing to keep": "没有可保存的内容",
-  "Time is over: it went on unchanged.": "已超时：按原样继续。", "Rejected: what follows was not run.": "已否决：后续节点未运行。",
+  "Time is over: it went on unchanged.": "已超时：按原样继续。", "Not answered, as no page was open: it went on unchanged.": "没有打开的页面，未作回答：按原样继续。", "Rejected: what follows was not run.": "已否决：后续节点未运行。",
   "Done": "完成", "Run the workflow to see something here.": "运行工作流后在此显示。",
   "Connected": "已连接", "Not connected": "未连接", "Project": "项目", "Live version": "当前版本", "base model": "基础模型",
   "trained from": "训练自", "samples": "个样本", "items": "条", "text": "文本", "image": "图像", "What the gate said": "评估结论",

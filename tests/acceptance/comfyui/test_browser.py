@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from tests.acceptance.conftest import RunningService, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
+WITHOUT_PICK = """() => {
+  const graph = window.testApp.graph, of = (type) => graph._nodes.find((node) => node.type === type);
+  graph.remove(of("ComfyLoopPickImages"));
+  of("TestPainter").connect(0, of("SaveImage"), "images");
+}"""
 ANSWER = ".cl-sidebar .cl-card:has(.cl-icon)"
 
 
@@ -138,6 +144,46 @@ def test_half_typed_text_outlasts_the_time_out_and_another_tab_shows_the_pause(
     arrives(service, "answer_edited", edited="A half-typed")
 
 
+def test_closing_the_browser_ends_the_pause_and_keeps_what_was_half_typed(
+    page: Any, comfyui: RunningComfyUI, service: RunningService
+) -> None:
+    page.evaluate(BUILD, page.name == "vue")
+    page.evaluate(WITHOUT_PICK)
+    run(page)
+    page.wait_for_selector(".cl-review .cl-wait", timeout=30_000)
+    page.fill(".cl-review textarea", "A half-typed")
+    page.click(".cl-review .cl-star:nth-child(4)")
+
+    page.reload()  # which is no going away
+    page.wait_for_function(READY, timeout=90_000)
+    open_sidebar(page)
+    assert page.input_value(".cl-sidebar .cl-review:has(.cl-wait) textarea") == "A half-typed"
+
+    browser = page.context
+    page.close()
+    closed = time.monotonic()
+    queue = lambda: comfyui.call("/queue")  # noqa: E731
+    wait_for(lambda: not queue()["queue_running"], 60, lambda: str(queue()))  # the pause's own time is 600 s
+    assert time.monotonic() - closed > 10  # it waited for one that is only reloaded
+    (entry,) = comfyui.call("/history").values()
+    assert entry["status"]["status_str"] == "success"
+    (review,) = (out["comfyloop_review"] for out in entry["outputs"].values() if "comfyloop_review" in out)
+    assert review[0]["note"] == "gone" and review[0]["text"] == review[0]["original"]
+
+    again = browser.new_page()
+    again.goto(comfyui.url)
+    again.wait_for_function(READY, timeout=90_000)
+    open_sidebar(again)
+    card = again.locator(ANSWER).first
+    assert card.locator("textarea").input_value() == "A half-typed"
+    assert "Not kept yet" in card.locator(".cl-outcome").inner_text()
+    again.name = page.name
+    shot(again, "half-typed")
+    card.locator(".cl-icon").first.click()
+    arrives(service, "answer_edited", edited="A half-typed")
+    arrives(service, "answer_rated", rating=4)
+
+
 def test_a_version_goes_live_in_the_page_and_is_rolled_back_there(
     page: Any, comfyui: RunningComfyUI, service: RunningService, tmp_path: Path
 ) -> None:
@@ -177,13 +223,7 @@ def test_nodes_in_a_subgraph_are_captured_and_reviewed(
     page: Any, comfyui: RunningComfyUI, service: RunningService
 ) -> None:
     page.evaluate(BUILD, page.name == "vue")
-    page.evaluate(
-        """() => {
-          const graph = window.testApp.graph, of = (type) => graph._nodes.find((node) => node.type === type);
-          graph.remove(of("ComfyLoopPickImages"));
-          of("TestPainter").connect(0, of("SaveImage"), "images");
-        }"""
-    )
+    page.evaluate(WITHOUT_PICK)
     open_sidebar(page)
     review_in_sidebar(page, "A fox.")
     arrives(service, "answer_edited", edited="A fox.")
