@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,9 @@ import pytest
 import torch
 from diffusers import AutoencoderTiny, UNet2DConditionModel
 from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
 
+from comfyloop.cli import app
 from comfyloop.errors import NotFound, StarterError
 from comfyloop.starter.image import __main__ as command
 from comfyloop.starter.image import cache, denoiser, text
@@ -141,6 +144,29 @@ def test_it_is_put_into_comfyui_and_never_over_another(tmp_path: Path) -> None:
     source.write_bytes(b"others")
     assert command.place_in(tmp_path, source).read_bytes() == b"weights"
     assert [path.name for path in folder.iterdir()] == ["starter.safetensors"]
+
+
+def test_linking_the_pack_puts_it_where_the_templates_look(
+    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMFYLOOP_CACHE_DIR", str(tmp_path / "cache"))
+    comfyui = tmp_path / "ComfyUI"  # a data folder, which has no models/checkpoints yet
+    for name in ("custom_nodes", "models"):
+        (comfyui / name).mkdir(parents=True)
+    link = ["comfyui", "link", str(comfyui), "--image-model", "--json"]
+    first = CliRunner().invoke(app, link)
+    assert first.exit_code == 0, first.output
+    told = json.loads(first.output)
+    assert (Path(told["path"]) / "pack.py").is_file()
+    placed = comfyui / "models" / "checkpoints" / cache.checkpoint_path(tmp_path).name
+    assert Path(told["checkpoint"]) == placed
+    assert checkpoint.load(placed)  # which the image side can open
+    written = placed.stat()
+    assert CliRunner().invoke(app, link).exit_code == 0 and placed.stat().st_ino == written.st_ino
+    for file in (comfyui / "custom_nodes" / "comfyloop" / "workflows").glob("*.json"):
+        for node in json.loads(file.read_text("utf-8"))["nodes"]:
+            if node["type"] == "CheckpointLoaderSimple":
+                assert node["widgets_values"] == [placed.name]
 
 
 def test_it_needs_no_torch() -> None:

@@ -34,16 +34,18 @@ def comfyui_link(
     from comfyloop.comfyui import link
 
     target = link(path, copy)
+    result = {"path": str(target)}
     told = [f"The node pack is at {target}. Start ComfyUI again to load it."]
     if image_model:
         from comfyloop.settings import Settings
         from comfyloop.starter.image import ensure
         from comfyloop.starter.image.__main__ import place_in
 
-        told.append(f"The templates' checkpoint is at {place_in(path, ensure(Settings().cache_dir))}.")
+        result["checkpoint"] = str(place_in(path, ensure(Settings().cache_dir)))
+        told.append(f"The templates' checkpoint is at {result['checkpoint']}.")
     else:
         told.append("Add --image-model for the small checkpoint that the templates draw with.")
-    put({"path": str(target)}, as_json, *told)
+    put(result, as_json, *told)
 
 
 @comfyui_app.command("unlink")

@@ -18,9 +18,9 @@ from comfyloop.settings import Settings
 from comfyloop.store import open_store, versions
 from comfyloop.train.image import checkpoint
 from comfyloop.train.image.judge_spec import seed_of
-from tests.acceptance.comfyui.conftest import HERE, TOKEN, RunningComfyUI
+from tests.acceptance.comfyui.conftest import HERE, TOKEN, RunningComfyUI, connect
 from tests.acceptance.comfyui.test_image_lora import stirred
-from tests.acceptance.comfyui.test_nodes import connect, node, stored
+from tests.acceptance.comfyui.test_nodes import node, stored
 from tests.acceptance.conftest import RunningService, wait_for
 from tests.acceptance.test_image_loop import upload
 from tests.integration.train.test_image_runs import shape

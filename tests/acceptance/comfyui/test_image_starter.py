@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
-from comfyloop.starter.image import denoiser, ensure
-from comfyloop.starter.image.__main__ import place_in
+from comfyloop.cli import app
+from comfyloop.starter.image import denoiser
 from tests.acceptance.comfyui.conftest import RunningComfyUI
 from tests.starter_pictures import colour, learn_blue
 
@@ -54,8 +56,8 @@ def graph(checkpoint: str, prompt: str, lora: str | None) -> dict[str, Any]:
 
 
 def test_it_draws_and_takes_a_lora(comfyui: RunningComfyUI, tmp_path: Path) -> None:
-    checkpoint = ensure(tmp_path / "cache")
-    assert place_in(comfyui.base, checkpoint).is_file()
+    told = CliRunner().invoke(app, ["comfyui", "link", str(comfyui.base), "--image-model", "--json"])
+    checkpoint = Path(json.loads(told.output)["checkpoint"])
     shutil.copy(learn_blue(checkpoint, tmp_path / "run"), comfyui.base / "models/loras/blue.safetensors")
     comfyui.start()
     pictures = []

@@ -18,9 +18,10 @@ def place_in(comfyui: Path, checkpoint: Path) -> Path:
     Raises:
         NotFound: `comfyui` is not a folder of ComfyUI.
     """
+    if not (comfyui / "models").is_dir():
+        raise NotFound(f"{comfyui} is no folder of ComfyUI: it has no models in it.", "Name ComfyUI's.")
     folder = comfyui / "models" / "checkpoints"
-    if not folder.is_dir():
-        raise NotFound(f"{comfyui} is no folder of ComfyUI: it has no models/checkpoints.", "Name ComfyUI's.")
+    folder.mkdir(exist_ok=True)  # a data folder gets its parts as they are needed
     target = folder / checkpoint.name
     if not target.exists():  # a running ComfyUI may have it open: one of that name is left alone
         partial = folder / f".{checkpoint.name}.{os.getpid()}"
