@@ -243,7 +243,7 @@ class Settings(BaseSettings):
 
     learn_graph_edits: bool = Field(
         default=False,
-        description="Train on edits of workflows too; nothing in ComfyUI asks what was learnt from them yet.",
+        description="Train on edits of workflows too, for *Suggest the next edit* in ComfyUI. Their rows are long.",
     )
 
     # training
