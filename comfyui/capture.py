@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,6 +33,7 @@ MOST_IMAGES = 8  # of one run, in one piece of feedback
 MOST_WORKFLOWS = 32  # whose last run is remembered
 MOST_PAGES = 64
 FEW_NODES = 2  # of a small workflow may be others
+FEW_LINKS = 2  # may all be others
 GIVEN_UP = 5.0  # seconds after which a run that is neither queued nor in the history was refused or deleted
 
 
@@ -40,7 +41,8 @@ GIVEN_UP = 5.0  # seconds after which a run that is neither queued nor in the hi
 class Look:
     """By what one workflow is told from another of the same id, as templates made from one another have it."""
 
-    nodes: frozenset[tuple[str, str]] = frozenset()  # id and type of each
+    nodes: Mapping[tuple[str, str], str] = field(default_factory=dict)  # id and type of each -> where it stands
+    links: frozenset[str] = frozenset()
     told: frozenset[str] = frozenset()  # the texts of its notes, the titles of its groups, its subgraphs
 
 
@@ -51,17 +53,23 @@ def looks(workflow: dict[str, Any]) -> Look:
     groups = {f"group {group.get('title')}" for group in workflow.get("groups") or () if isinstance(group, dict)}
     subgraphs = {f"subgraph {made.get('id')}" for made in (workflow.get("definitions") or {}).get("subgraphs") or ()}
     return Look(
-        frozenset((str(node.get("id")), str(node.get("type"))) for node in nodes),
+        {(str(node.get("id")), str(node.get("type"))): str(node.get("pos")) for node in nodes},
+        frozenset(map(str, workflow.get("links") or ())),
         frozenset(notes | groups | subgraphs),
     )
 
 
-def same_workflow(before: Look, after: Look) -> bool:
+def same_workflow(before: Look, after: Look, told: bool = False) -> bool:
     """Whether the one may be the other after some work on it: most nodes are there still, and notes, groups and
-    subgraphs were only added or only taken away. Unsure ones are two: no edit is learnt that nobody made."""
-    most = max(len(before.nodes), len(after.nodes))
-    nodes = len(before.nodes & after.nodes) >= 0.8 * most or most - len(before.nodes & after.nodes) <= FEW_NODES
-    return nodes and (before.told <= after.told or after.told <= before.told)
+    subgraphs were only added or only taken away. `told`: the page said that it is the same of its open ones; else
+    most nodes stand where they stood and are linked as they were, too. Unsure ones are two: no edit is learnt that
+    nobody made."""
+    most, kept = max(len(before.nodes), len(after.nodes)), before.nodes.keys() & after.nodes.keys()
+    nodes = len(kept) >= 0.8 * most or (most - len(kept) <= FEW_NODES and 2 * len(kept) >= most)
+    stay = 2 * sum(before.nodes[key] == after.nodes[key] for key in kept) >= len(kept)
+    links = min(len(before.links), len(after.links))
+    linked = links <= FEW_LINKS or 2 * len(before.links & after.links) > links
+    return nodes and (told or (stay and linked)) and (before.told <= after.told or after.told <= before.told)
 
 
 @dataclass
@@ -69,6 +77,7 @@ class Ran:
     """One run: the graph without secrets, and where its images are."""
 
     workflow: str
+    told: bool  # by the page, which of its open ones it is
     prompt_id: str
     project: str
     author: str
@@ -119,8 +128,8 @@ class Capture:
         }
         name = f"{workflow.get('id') or client} {self._opened.get(client, '')}"
         prompt_id = str(request.setdefault("prompt_id", str(uuid.uuid4())))
-        look = looks(workflow)
-        self._new.put(lambda: self._note(config, name, look, prompt_id, graph))
+        look, told = looks(workflow), client in self._opened
+        self._new.put(lambda: self._note(config, name, told, look, prompt_id, graph))
 
     def opened(self, client: str, workflow: str) -> None:
         """The page of a client says, before it queues, which of its open workflows it shows: templates share ids."""
@@ -151,13 +160,13 @@ class Capture:
                 except Exception:
                     log.exception("ComfyLoop could not compare two runs; ComfyUI is not affected.")
 
-    def _note(self, config: Config, workflow: str, look: Look, prompt_id: str, graph: graphs.Graph) -> None:
+    def _note(self, config: Config, workflow: str, told: bool, look: Look, prompt_id: str, graph: graphs.Graph) -> None:
         try:
             clean = graphs.without_data(redact(graph, config.excluded), self._host.kind_of)
         except Exception:
             log.exception("ComfyLoop could not read a workflow; ComfyUI is not affected.")
             return
-        self._open.append(Ran(workflow, prompt_id, config.project, config.author, clean, look))
+        self._open.append(Ran(workflow, told, prompt_id, config.project, config.author, clean, look))
 
     def _finish_if_ended(self, ran: Ran) -> None:
         ended = self._host.history(ran.prompt_id)
@@ -176,7 +185,8 @@ class Capture:
         self._last[ran.workflow] = ran  # the newest last
         if len(self._last) > MOST_WORKFLOWS:
             self._last.pop(next(iter(self._last)))
-        same = before is not None and before.project == ran.project and same_workflow(before.look, ran.look)
+        same = before is not None and before.project == ran.project
+        same = same and same_workflow(before.look, ran.look, ran.told)
         if before is not None and same and graphs.related(before.graph, ran.graph):
             self.compare(before, ran)
 

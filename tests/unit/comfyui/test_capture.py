@@ -157,6 +157,45 @@ def test_work_on_one_workflow_is_an_edit_also_where_nodes_and_notes_come_or_go(c
     assert [item["kind"] for item in comfyui.kept] == ["graph_edited"]
 
 
+def placed(shift: int = 0, moved: int = 0, links: tuple[int, ...] = (1, 2, 3, 4)) -> dict:
+    """The five nodes in a row, of which the first so many stand elsewhere."""
+    page = page_of(*NODES)
+    for place, node in enumerate(page["nodes"]):
+        node["pos"] = [100 * place + (shift if place < moved else 0), 0]
+    return page | {"links": [[id, id, 0, id + 1, 0, "IMAGE"] for id in links]}
+
+
+@pytest.mark.parametrize(
+    ("later", "same"),
+    [
+        (placed(shift=40, moved=2), True),
+        (placed(shift=40, moved=3), False),  # a template made from another one, and laid out anew
+        (placed(links=(1, 2, 3, 9)), True),
+        (placed(links=(1, 2, 8, 9)), False),
+    ],
+    ids=["few moved", "most moved", "one link", "half of the links"],
+)
+def test_where_the_page_said_nothing_most_stands_and_is_linked_as_it_was(
+    comfyui: ComfyUI, later: dict, same: bool
+) -> None:
+    comfyui.run(copy.deepcopy(GRAPH), "red", page=placed())
+    comfyui.run(edited(n2_steps=8), "blue", page=later)
+    assert bool(comfyui.kept) == same
+
+
+def test_a_workflow_that_the_page_knows_may_be_laid_out_and_linked_anew(comfyui: ComfyUI) -> None:
+    comfyui.capture.opened("page", "workflows/a.json")
+    comfyui.run(copy.deepcopy(GRAPH), "red", page=placed())
+    comfyui.run(edited(n2_steps=8), "blue", page=placed(shift=40, moved=5, links=(7, 8, 9, 10)))
+    assert [item["kind"] for item in comfyui.kept] == ["graph_edited"]
+
+
+def test_workflows_of_two_nodes_that_share_none_are_two(comfyui: ComfyUI) -> None:
+    comfyui.run(copy.deepcopy(GRAPH), "red", page=page_of("1 Text", "2 Paint"))
+    comfyui.run(edited(n2_steps=8), "blue", page=page_of("8 Load", "9 Scale"))
+    assert comfyui.kept == []
+
+
 def test_two_workflows_that_one_page_has_open_are_two(comfyui: ComfyUI) -> None:
     comfyui.capture.opened("page", "workflows/a.json")
     comfyui.run(copy.deepcopy(GRAPH), "red")
