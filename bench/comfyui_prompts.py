@@ -132,6 +132,11 @@ def _widgets(node: Mapping[str, Any], classes: Mapping[str, Any]) -> Iterator[tu
         yield from ((name, value) for name, value in stored.items() if not isinstance(value, dict))
         return
     values = list(stored or ())
+    if node["type"] == "CustomCombo" and len(values) > 1:  # whose further widgets the page alone knows
+        yield from zip(
+            ("choice", "index", *(f"option{n}" for n in range(1, len(values) - 1))), values, strict=True
+        )
+        return
     yield from _in_order(classes[node["type"]]["input"], values, "")
 
 

@@ -350,6 +350,10 @@ class _Reader(Wiring):
         def of(name: str) -> Text:
             return self._written(inputs.get(name, ""), (node, name), depth - 1)
 
+        if class_type == "PrimitiveInt" or (class_type == "CustomCombo" and value[1] == 1):
+            number = self._value(value)
+            if isinstance(number, int) and not isinstance(number, bool):
+                return Text(str(number), places=(place,))
         if class_type in LITERALS and (name := next((n for n in LITERALS[class_type] if n in inputs), None)):
             return of(name)
         if (chosen := self._chosen(node)) is not None:
@@ -377,6 +381,8 @@ class _Reader(Wiring):
         class_type, inputs = self.graph[node]["class_type"], self.inputs(node)
         if depth and (chosen := self._chosen(node)) is not None:
             return self._value(chosen, depth - 1)
+        if class_type == "CustomCombo":
+            return self._value(inputs.get("index" if value[1] == 1 else "choice"), depth - 1) if depth else None
         plain = class_type.startswith("Primitive") or class_type == "Reroute"
         return self._value(next(iter(inputs.values())), depth - 1) if depth and plain and inputs else None
 

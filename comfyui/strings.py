@@ -43,6 +43,27 @@ def _extracted(texts: list[str], settings: Mapping[str, Any]) -> str | None:
     return None if value is None else str(value)
 
 
+_PATTERN = re.compile(r"[\\.^$*+?()\[\]|]|\{\d*,?\d*\}")
+"""What makes a text a pattern: one with such signs is left to the run, since it may take any time."""
+_LINE = re.compile(r"\^?\(\?:\[\^\\n\]\*\\n\)\{(\d+)\}\(\[\^\\n\][*+]\)(?:\(\?:\\n\|\$\))?")
+"""The pattern by which ComfyUI's own templates choose a line by its number."""
+
+
+def _replaced(texts: list[str], settings: Mapping[str, Any]) -> str | None:
+    text, pattern, instead = texts
+    if not pattern or _PATTERN.search(pattern) or "\\" in instead:
+        return None
+    flags = re.IGNORECASE if settings.get("case_insensitive", True) else 0
+    return re.sub(re.escape(pattern), lambda _: instead, text, count=int(settings.get("count") or 0), flags=flags)
+
+
+def _line(texts: list[str], settings: Mapping[str, Any]) -> str | None:
+    found = _LINE.fullmatch(texts[1])
+    if not found or settings.get("mode") != "First Group" or settings.get("group_index") != 1:
+        return None
+    return texts[0].split("\n")[int(found[1])] or None
+
+
 def _named(*names: str) -> Callable[[Mapping[str, Any]], list[str]]:
     return lambda _: list(names)
 
@@ -55,4 +76,6 @@ MAKES: dict[str, tuple[Callable[[Mapping[str, Any]], list[str]], Callable[[list[
     "CaseConverter": (_named("string"), _cased),
     "StringFormat": (_values, _formatted),
     "JsonExtractString": (_named("json_string"), _extracted),
+    "RegexReplace": (_named("string", "regex_pattern", "replace"), _replaced),
+    "RegexExtract": (_named("string", "regex_pattern"), _line),
 }

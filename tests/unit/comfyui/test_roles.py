@@ -164,6 +164,32 @@ KNOWN = {
         "a lighthouse at sea",
         "31",
     ),
+    "a plain pattern replaced": (
+        workflow(
+            n2=encode(["31", 0]),
+            n30=node("PrimitiveStringMultiline", value="a {Thing} on a pond"),
+            n31=node("RegexReplace", string=["30", 0], regex_pattern="{thing}", replace="paper boat"),
+        ),
+        BOAT,
+        None,
+    ),
+    "a line chosen by its number": (
+        workflow(
+            n2=encode(["33", 0]),
+            n30=node("CustomCombo", choice="toy", index=1, option1="ship", option2="boat"),
+            n31=node("PreviewAny", source=["30", 1]),
+            n32=node(
+                "StringReplace", string=r"^(?:[^\n]*\n){at}([^\n]*)(?:\n|$)", find="at", replace=["31", 0]
+            ),
+            n33=node(
+                "RegexExtract",
+                **{"string": f"a ship\n{BOAT}\n", "regex_pattern": ["32", 0]},
+                **{"mode": "First Group", "group_index": 1},
+            ),
+        ),
+        BOAT,
+        None,
+    ),
     "joined": (
         workflow(
             n4=node("KSampler", positive=["20", 0], negative=["3", 0], latent_image=["7", 0]),
@@ -246,6 +272,22 @@ UNKNOWN = {
         n2=encode(["32", 0]),
         n31=node("TextGenerate", prompt="a boat", clip=["1", 1]),
         n32=node("StringConcatenate", string_a="oil, ", string_b=["31", 0], delimiter=""),
+    ),
+    "a pattern with signs": workflow(
+        n2=encode(["31", 0]),
+        n31=node("RegexReplace", string="a boat", regex_pattern="(a+)+$", replace=""),
+    ),
+    "a pattern that takes what it likes": workflow(
+        n2=encode(["31", 0]),
+        n31=node("RegexExtract", string="a" * 40, regex_pattern="(a+)+b", mode="First Group", group_index=1),
+    ),
+    "a line that is not there": workflow(
+        n2=encode(["31", 0]),
+        n31=node(
+            "RegexExtract",
+            **{"string": "a boat", "regex_pattern": r"(?:[^\n]*\n){4}([^\n]+)"},
+            **{"mode": "First Group", "group_index": 1},
+        ),
     ),
     "two texts mixed": workflow(
         n4=node("KSampler", positive=["20", 0], negative=["3", 0], latent_image=["7", 0]),
