@@ -63,7 +63,7 @@ class RunningComfyUI:
             self.process = subprocess.Popen(
                 command, cwd=self.directory, env=self.environment, stdout=output, stderr=output
             )
-        wait_for(self._answers, 90, lambda: self.log.read_text(errors="replace")[-3000:])
+        wait_for(self._answers, 240, lambda: self.log.read_text(errors="replace")[-3000:])
 
     def _answers(self) -> bool:
         try:

@@ -160,6 +160,7 @@ def test_closing_the_browser_ends_the_pause_and_keeps_what_was_half_typed(
     assert page.input_value(".cl-sidebar .cl-review:has(.cl-wait) textarea") == "A half-typed"
 
     browser = page.context
+    browser.new_page()  # of no ComfyUI: a browser without any ends
     page.close()
     closed = time.monotonic()
     queue = lambda: comfyui.call("/queue")  # noqa: E731
