@@ -105,7 +105,7 @@ class RunningComfyUI:
             found.update(self.call(f"/history/{prompt_id}"))
             return prompt_id in found
 
-        wait_for(look, 60, lambda: self.log.read_text(errors="replace")[-3000:])
+        wait_for(look, 240, lambda: self.log.read_text(errors="replace")[-3000:])
         return dict(found[prompt_id])
 
     def run(self, graph: dict[str, Any], workflow: str = "w") -> dict[str, Any]:
@@ -121,7 +121,7 @@ class RunningComfyUI:
             found[:] = [p for p in self.call("/comfyloop/state")["pauses"] if p["event"] == event]
             return bool(found)
 
-        wait_for(look, 60, lambda: self.log.read_text(errors="replace")[-3000:])
+        wait_for(look, 240, lambda: self.log.read_text(errors="replace")[-3000:])
         return found[0]
 
     def waiting(self) -> int:
