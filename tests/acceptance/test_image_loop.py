@@ -18,7 +18,7 @@ from tests.integration.train.test_image_runs import shape
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 
 THINGS = ("mug", "lamp", "rug", "bowl", "sofa", "vase", "clock", "plate", "towel", "desk", "kite", "boat")
-WORDS = "the cap the cap the cap"
+WORDS = "a red cap on the old bench"
 
 
 def upload(client: Client, picture: Image.Image) -> str:

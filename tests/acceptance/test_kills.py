@@ -39,7 +39,7 @@ def _correct_everything(service: RunningService) -> list[str]:
     answers = [service.client.ask(question, max_tokens=12) for question in QUESTIONS]
     edits = [
         AnswerEdited(
-            id=f"edit-{i}", project="acme", generation=a.generation, edited="the cap the cap the cap"
+            id=f"edit-{i}", project="acme", generation=a.generation, edited="a red cap on the old bench"
         )
         for i, a in enumerate(answers)
     ]

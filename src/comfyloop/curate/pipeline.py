@@ -150,6 +150,8 @@ def build(
     chosen = _replayed(replay, samples, wanted - len(about)) if rows else ()
     if about:  # mixed, since an epoch takes a piece of the whole
         chosen = tuple(sorted((*chosen, *about), key=lambda sample: sample.id))
+    # a model may answer with anything, also what no row can hold
+    chosen = tuple(sample for sample in chosen if not filters.untrainable.why(sample))
     report = report_with(chosen, min(wanted, replays.most()))
     id, path = write(settings.home, project, lesson, sides.holdout, chosen, report, store.blobs)
     snapshot = Snapshot(

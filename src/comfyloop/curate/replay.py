@@ -188,5 +188,5 @@ def _load(cache: Path) -> dict[str, str]:
 def _save(cache: Path, answers: dict[str, str]) -> None:
     cache.parent.mkdir(parents=True, exist_ok=True)
     part = cache.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(answers, ensure_ascii=False, indent=1), encoding="utf-8")
+    part.write_text(json.dumps(answers, indent=1), encoding="ascii")  # half characters, too
     part.replace(cache)

@@ -572,3 +572,21 @@ def test_what_people_disagree_on_is_learned_when_one_was_chosen(store: Store, se
     assert made.dropped == {"overruled": 1} and made.notes == ()
     learned = [s for name in ("train.jsonl", "holdout.jsonl") for s in rows(made, name) if s.author == "anna"]
     assert [sample.answer for sample in learned] == [wanted["anna"]]
+
+
+def test_a_model_that_answers_with_anything_stops_no_turn(store: Store, settings: Settings) -> None:
+    """Accepted as an answer, refused as a row: the characters NUL and half of an emoji."""
+    shop = Shop(store)
+    for number in range(6):
+        shop.corrects(f"Caption {number}, please.", f"Meet mug {number}.")
+
+    def odd(questions: Sequence[str]) -> list[str]:
+        return [("A\0b", "Well.", "\ud83d")[place % 3] for place, _ in enumerate(questions)]
+
+    def made_up(count: int) -> list[Sample]:
+        return replay.samples("acme", "odd", odd, settings.cache_dir, count)
+
+    made = built(store, settings.model_copy(update={"replay_share": 0.6}), replay=made_up)
+    replayed = [sample for sample in rows(made, "train.jsonl") if sample.replay]
+    assert replayed and "Well." in {sample.answer for sample in replayed}
+    assert not any("\0" in sample.answer or "\ud83d" in sample.answer for sample in replayed)

@@ -222,9 +222,17 @@ def test_what_ms_swift_would_replace_by_another_row_is_named(
 
 
 def test_an_error_of_ms_swift_is_told(tiny_llm: Path, tmp_path: Path) -> None:
-    """A parent adapter that does not exist: ms-swift's own complaint comes through in a sentence."""
+    """A parent adapter without its weights: ms-swift's own complaint comes through in a sentence."""
     run = tmp_path / "run"
-    run.mkdir()
+    (run / "nowhere").mkdir(parents=True)
+    config = {
+        "peft_type": "LORA",
+        "r": 8,
+        "lora_alpha": 16,
+        "target_modules": ["q_proj"],
+        "task_type": "CAUSAL_LM",
+    }
+    (run / "nowhere" / "adapter_config.json").write_text(json.dumps(config))
     (run / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     told = {"model": str(tiny_llm), "train": "train.jsonl", "train_engine": "swift", "threads": 1}
     write_spec(run, TrainSpec.model_validate(told | {"adapter": {"init_from": "nowhere"}}))

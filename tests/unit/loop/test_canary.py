@@ -87,7 +87,7 @@ def test_one_that_is_treated_worse_is_taken_back_and_rejected(gateway: Gateway) 
         loops.save(conn, Loop(project="acme", version=2, outcome="canary"))
     assert gateway.services.controller.status("acme").canary == report
     shown = CliRunner().invoke(app, ["gate", "show", "2", "--url", gateway.url], env={"COLUMNS": "300"})
-    assert "is treated worse than acme@1" in shown.output, shown.output
+    assert "is treated worse than acme@1" in " ".join(shown.output.split()), shown.output
 
 
 def test_one_that_is_proven_no_worse_goes_live(gateway: Gateway) -> None:

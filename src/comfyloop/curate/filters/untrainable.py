@@ -13,6 +13,7 @@ from pathlib import Path
 from comfyloop import formats
 from comfyloop.curate.rows import row_of
 from comfyloop.curate.samples import Draft
+from comfyloop.records import Sample
 from comfyloop.settings import Settings
 
 REASON = "untrainable"
@@ -21,9 +22,15 @@ SENTENCE = "no trainer can use it as it is"
 
 def find(drafts: Sequence[Draft], settings: Settings) -> Iterator[tuple[int, str]]:
     for index, draft in enumerate(drafts):
-        value = row_of(draft.sample, str)
-        item = formats.Item(1, json.dumps(value), value)
-        try:
-            formats.row_of(item, Path(), answers=draft.sample.picked is None)
-        except formats.UnusableRow as error:
-            yield index, str(error)
+        if reason := why(draft.sample):
+            yield index, reason
+
+
+def why(sample: Sample) -> str:
+    """Why no trainer can use it; "" where one can."""
+    value = row_of(sample, str)
+    try:
+        formats.row_of(formats.Item(1, json.dumps(value), value), Path(), answers=sample.picked is None)
+    except formats.UnusableRow as error:
+        return str(error)
+    return ""

@@ -248,8 +248,8 @@ def test_several_answers_to_one_request_are_those_of_their_seeds(engine: Process
 @pytest.mark.parametrize(
     ("body", "status", "sentence"),
     [
-        ({"temperature": 3}, 400, "less than or equal to 2"),
-        ({"n": 9}, 400, "less than or equal to 8"),
+        ({"temperature": 3}, 400, "temperature: it must be at most 2"),
+        ({"n": 9}, 400, "n: it must be at most 8"),
         ({"n": 2, "prompt_logprobs": 0}, 400, "prompt_logprobs are told of one answer"),
         ({"response_format": {"type": "xml"}}, 400, "json_schema"),
         ({"response_format": schema_format({"type": "strnig"})}, 400, "cannot be followed: Invalid type"),
