@@ -238,10 +238,16 @@ class LlamaStep:
         if group not in applied:
             return out
         a, b, own = applied[group]
-        inner = x.float() @ a
+        inner = narrowed(x, a)
         if own is not None:
             inner *= own
         return torch.addmm(out.float(), inner, b).to(out.dtype)
+
+
+def narrowed(x: Tensor, a: Tensor) -> Tensor:
+    """x (rows, in) in float32 times a (in, rank). One row alone would be split among the threads, and its rounding hang
+    on how many there are just then: two give the same bits."""
+    return (x.float().expand(2, -1) @ a)[:1] if len(x) == 1 else x.float() @ a
 
 
 def _fuse(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
