@@ -55,10 +55,10 @@ def render(report: Mapping[str, Any], pictures: Path) -> str:
         rows = [item for item in report["held_out"] if item["scene"] == scene["name"]]
         voice = f"{scene['voice']} Corrected before turn {number}."
         parts += [f"<h2>{escape(scene['title'])}</h2><p class=dim>{escape(voice)}</p>"]
-        parts += [_table(rows, columns, pictures)]
+        parts += [_table(rows, columns, pictures, since=number)]
     parts += [
         "<h2>What has nothing to do with it</h2>",
-        _table(report["general"], ["Before", "After both turns"], pictures),
+        _table(report["general"], ["Before", "After both turns"], pictures, since=2),
     ]
     for number, turn in enumerate(turns, start=1):
         parts += [f"<h2>Turn {number}: the loss</h2>", curve(turn["log"])]
@@ -93,15 +93,18 @@ def seconds(stages: Mapping[str, float]) -> str:
     return f"<h2>Seconds</h2><table>{rows}</table>"
 
 
-def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], pictures: Path) -> str:
-    """A row a question; its answers stand under `columns`."""
+def _table(rows: Sequence[Mapping[str, Any]], columns: Sequence[str], pictures: Path, *, since: int) -> str:
+    """A row a question; its answers stand under `columns`, those of versions that were taught it set off."""
     lines = ["<table><tr><th><th>Question" + "".join(f"<th>{escape(column)}" for column in columns)]
     for row in rows:
         shown = ""
         if row.get("picture"):
             shown = picture((pictures / row["picture"]).read_bytes(), "image/webp", row["picture"])
         first, *later = (escape(answer) for answer in row["answers"])
-        after = "".join(f"<td{' class=after' if answer != first else ''}>{answer}" for answer in later)
+        after = "".join(
+            f"<td{' class=after' if number >= since else ''}>{answer}"
+            for number, answer in enumerate(later, 1)
+        )
         lines.append(f"<tr><td>{shown}<td>{escape(row['question'])}<td>{first}{after}")
     return "\n".join([*lines, "</table>"])
 
