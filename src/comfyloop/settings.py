@@ -218,7 +218,7 @@ class Settings(BaseSettings):
         default=0.5, ge=0, le=0.9, description="Share of general questions in what a run passes."
     )
     rehearsal_samples: int = Field(
-        default=40, ge=0, description="Samples of earlier turns that a turn rehearses, each once."
+        default=40, ge=0, description="Samples of earlier turns that a turn rehearses, each once at least."
     )
     consolidate_every: int = Field(
         default=6,

@@ -66,7 +66,6 @@ def run(
             turns.append(_turn(client, scene, clock, console, f"turn {number}", quiet=quiet))
             with clock.lap("ask again"):
                 asked.append(_ask_all(client, held_out))
-            turns[-1]["edit_distance"] = _distance(asked[-1], held_out)
             _show(console, f"After turn {number}, from {asked[-1][0].version}", held_out, asked[-1])
         general_after = _ask_general(client)
         swap = _swap_seconds(client)

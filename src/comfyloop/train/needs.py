@@ -12,16 +12,16 @@ from comfyloop.train.spec import TrainSpec
 @dataclass(frozen=True)
 class Need:
     what: str  # what asks for it, as in a spec
-    library: str
+    package: str  # as it is imported
     extra: str  # of this package
 
     @property
     def is_met(self) -> bool:
-        return importlib.util.find_spec(self.library) is not None
+        return importlib.util.find_spec(self.package) is not None
 
     @property
     def complaint(self) -> str:
-        return f"{self.what} needs {self.library}, which is not installed."
+        return f"{self.what} needs {self.package}, which is not installed."
 
     @property
     def mend(self) -> str:

@@ -27,6 +27,7 @@ from comfyloop.train.control import Control
 from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.forward import answer_states
+from comfyloop.train.log import RunLog
 from comfyloop.train.losses import Targets, likely_tokens
 from comfyloop.train.models import Loaded
 
@@ -36,7 +37,7 @@ LIKELIEST = 32
 
 @torch.no_grad()
 def hold_to_base(
-    model: Loaded, features: ImageFeatures, examples: Sequence[Example], control: Control
+    model: Loaded, features: ImageFeatures, examples: Sequence[Example], log: RunLog, control: Control
 ) -> list[Example]:
     """The same samples; those for replay with what the base model finds likely as their targets.
 
@@ -44,6 +45,9 @@ def hold_to_base(
     """
     made = list(examples)
     places = [place for place, example in enumerate(examples) if example.part == "replay"]
+    if not places:
+        return made
+    log.phase("asking the base model")
     model.eval()
     with model.peft.disable_adapter() if model.peft is not None else contextlib.nullcontext():
         for group in in_groups([examples[place] for place in places], EVALUATION_TOKENS):

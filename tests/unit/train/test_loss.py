@@ -50,14 +50,19 @@ def test_chunked_cross_entropy_is_cross_entropy(chunk: int, bias: bool) -> None:
         torch.testing.assert_close(got[2], head.bias.grad)
 
 
-@pytest.fixture(scope="module")
-def loaded(tiny_llm: Path) -> Loaded:
+def with_a_say(directory: Path) -> Loaded:
+    """A model with a LoRA as after some steps, so that it has a say."""
     torch.manual_seed(1)
-    model = load(spec_for(tiny_llm), describe(str(tiny_llm)), None)
+    model = load(spec_for(directory), describe(str(directory)), None)
     for name, parameter in model.trainable:
-        if "lora_B" in name:  # as after some steps, so that the LoRA has a say
+        if "lora_B" in name:
             nn.init.normal_(parameter, std=0.1)
     return model
+
+
+@pytest.fixture(scope="module")
+def loaded(tiny_llm: Path) -> Loaded:
+    return with_a_say(tiny_llm)
 
 
 def test_packed_samples_do_not_see_each_other(tiny_llm: Path, loaded: Loaded) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import torch
 
 from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
+from comfyloop.train.log import RunLog
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.recipes import sft
 from comfyloop.train.replay import hold_to_base
 from comfyloop.train.rows import Row, Turn
 from comfyloop.train.spec import TrainSpec
+from comfyloop.train.status import RunDirectory
 
 from .conftest import RunRecipe
 
@@ -56,7 +59,9 @@ def held(model_directory: Path, adapter: Path | None) -> tuple[Loaded, list[Exam
         for n, text in enumerate(GENERAL)
     ]
     examples = [encoder.encode(row) for row in rows]
-    return model, hold_to_base(model, ImageFeatures(model), examples, Never())  # type: ignore[arg-type]
+    with tempfile.TemporaryDirectory() as place:
+        log = RunLog(RunDirectory(Path(place)), silent=True)
+        return model, hold_to_base(model, ImageFeatures(model), examples, log, Never())  # type: ignore[arg-type]
 
 
 def divergence(model_directory: Path, adapter: Path | None) -> float:

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from torch import nn
 
 from comfyloop.errors import DataError
 from comfyloop.train.data import Demonstrated, read_demonstrated, with_demonstration
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.log import RunLog
-from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.models import Loaded, describe
 from comfyloop.train.recipes import sdft, sft
 from comfyloop.train.rows import Row, Turn
 from comfyloop.train.sampled import sample
@@ -24,6 +23,7 @@ from comfyloop.train.status import RunDirectory
 from comfyloop.train.teacher import Teacher
 from comfyloop.train.updates import Updates
 from tests.unit.train.conftest import RunRecipe
+from tests.unit.train.test_loss import with_a_say
 from tests.unit.train.test_preferences import THINGS, pair_row, reading, spec_for
 
 
@@ -33,11 +33,7 @@ def items(model: Path, folder: Path) -> list[Demonstrated]:
 
 @pytest.fixture
 def loaded(tiny_llm: Path) -> Loaded:
-    torch.manual_seed(1)
-    model = load(spec_for(tiny_llm), describe(str(tiny_llm)), None)
-    for name, parameter in model.trainable:
-        if "lora_B" in name:  # as after some steps, so that the LoRA has a say
-            nn.init.normal_(parameter, std=0.1)
+    model = with_a_say(tiny_llm)
     model.eval()
     return model
 

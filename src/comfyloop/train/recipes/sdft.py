@@ -51,9 +51,8 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     features = prepare(model, spec, [*every, *holdout], log, control)
     plan = Plan.of(spec, len(train), [example.part for example in train])
     mark = fingerprint(spec, every)
-    if spec.replay_kl and any(example.part == "replay" for example in train):
-        log.phase("asking the base model")
-        train = hold_to_base(model, features, train, control)
+    if spec.replay_kl:
+        train = hold_to_base(model, features, train, log, control)
     tell_of_teacher(log, helped(model, features, items, control))
 
     def look() -> dict[str, float]:

@@ -48,9 +48,8 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     features = prepare(model, spec, [*train, *holdout], log, control)
     plan = Plan.of(spec, len(train), [example.part for example in train])
     told = fingerprint(spec, train)
-    if spec.replay_kl and any(example.part == "replay" for example in train):
-        log.phase("asking the base model")
-        train = hold_to_base(model, features, train, control)
+    if spec.replay_kl:
+        train = hold_to_base(model, features, train, log, control)
 
     def look() -> dict[str, float]:
         return {"holdout_loss": holdout_loss(model, features, holdout, control)}
