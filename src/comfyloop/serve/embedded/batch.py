@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from comfyloop.serve.embedded.kv import Decode, KvRows, Prefill, Prefixes, RowsCache, causal_mask
-from comfyloop.serve.embedded.llama import LlamaStep
+from comfyloop.serve.embedded.llama import STEADY_ROWS, LlamaStep
 from comfyloop.serve.embedded.loading import Loaded
 from comfyloop.serve.embedded.lora import Adapter, LoraRows
 from comfyloop.serve.embedded.packed import Packer
@@ -36,7 +36,7 @@ class Sequence:
     adapter: Adapter | None
     room: int  # tokens of prompt and answer together
     all_logits: bool = False  # every token of the prompt is scored, so nothing is taken from earlier prompts
-    alone: bool = False  # decoded in passes of its own: how many are answered at a time changes no rounding
+    alone: bool = False  # the same bits as alone: how many are answered at a time changes no rounding
     answer: list[int] = field(default_factory=list)
     filled: int = 0  # tokens whose keys and values are there
     reused: int = 0  # of those, how many were computed for an earlier prompt
@@ -211,17 +211,39 @@ class BatchDecoder:
         if set(map(id, rows)) != set(map(id, sequences)):
             raise RuntimeError("A step must take every filled row.")
         self._kv.reserve(len(self._seated), max(s.filled for s in rows) + 1)
-        passes = [self._pass(together) for together in _together(rows)]
+        passes = [self._pass(together) for together in self._together(rows)]
         logits = passes[0] if len(passes) == 1 else torch.cat(passes)
         order = [s.row for s in sequences]
         return logits if order == list(range(len(order))) else logits[order]
+
+    def _knows(self, row: Sequence) -> bool:
+        """Whether the fast pass does."""
+        return self.fast is not None and self.fast.knows(row.adapter)
+
+    def _together(self, rows: list[Sequence]) -> list[list[Sequence]]:
+        """Rows that follow one another, in passes. Those that are to be as alone share the fast pass's steady ones; one
+        that it does not know has a pass of its own."""
+        passes: list[list[Sequence]] = []
+        for row in rows:
+            last = passes[-1] if passes else []
+            if not last or row.alone != last[0].alone:
+                joins = False
+            elif row.alone:
+                joins = len(last) < STEADY_ROWS and self._knows(row) and self._knows(last[0])
+            else:
+                joins = True
+            if joins:
+                last.append(row)
+            else:
+                passes.append([row])
+        return passes
 
     def _pass(self, rows: list[Sequence]) -> Tensor:
         places, first = [s.filled for s in rows], rows[0].row
         at = torch.tensor(places, device=self._device)
         numbers = torch.arange(first, first + len(rows), device=self._device)
         self._kv.pass_ = Decode(places, (numbers, at), first)
-        if self.fast is not None and all(self.fast.knows(s.adapter) for s in rows):
+        if self.fast is not None and all(map(self._knows, rows)):
             logits = self._fast_logits(self.fast, rows, at)
         else:
             logits = self._own_logits(rows, at)
@@ -244,9 +266,12 @@ class BatchDecoder:
     def _fast_logits(self, fast: LlamaStep, rows: Rows[Sequence], at: Tensor) -> Tensor:
         tokens = torch.tensor([s.answer[-1] for s in rows], device=self._device)
         positions = torch.tensor([[s.filled + s.shift] for s in rows], device=self._device)
+        adapters = [s.adapter for s in rows]
+        if rows[0].alone:
+            return fast.steady(tokens, positions, [s.filled + 1 for s in rows], adapters)
         level = len({s.filled for s in rows}) == 1
         mask = None if level else causal_mask(at[:, None], int(at.max()) + 1, self._dtype)
-        return fast(tokens, positions, mask, [s.adapter for s in rows])
+        return fast(tokens, positions, mask, adapters)
 
     @torch.inference_mode()
     def _agrees(self, fast: LlamaStep) -> bool:
@@ -299,17 +324,6 @@ class BatchDecoder:
             self.fast.forget(adapter)
         if self.vision is not None:
             self.vision.forget(adapter)
-
-
-def _together(rows: list[Sequence]) -> list[list[Sequence]]:
-    """Rows that follow one another, in passes: those that want one of their own have it."""
-    passes: list[list[Sequence]] = []
-    for row in rows:
-        if passes and not row.alone and not passes[-1][-1].alone:
-            passes[-1].append(row)
-        else:
-            passes.append([row])
-    return passes
 
 
 class SoloDecoder:

@@ -10,6 +10,9 @@ takes what this one does not know, sees the same numbers. What is packed (see `p
 
 The adapters of a batch are applied at once: their A stand side by side, and what a row's own adapter has not made is
 put to zero before it meets their B.
+
+Rows that are to have the same bits whatever their neighbours are take `steady` steps: every product has the same
+shape, however many rows there are, and nothing that is summed hangs on another row.
 """
 
 from __future__ import annotations
@@ -55,9 +58,15 @@ Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """Of a layer's number, its queries (n, heads, head_dim), and keys and values (n, kv_heads, head_dim): what the heads
 have seen, (n, ...) with heads * head_dim numbers for each of the n tokens."""
 
-Applied = list[dict[str, tuple[Tensor, Tensor, Tensor | None]]]
-"""What the adapters of a batch add, by layer and group: their A side by side, their B above one another, and (rows,
-r) zeros and ones for what of it is each row's own (None: all)."""
+Term = tuple[Tensor, Tensor, Tensor | None]
+"""What adapters add: their A side by side, their B above one another, and (rows, r) or (rows, 1) zeros and ones for
+what of it is each row's own (None: all)."""
+
+Applied = list[dict[str, list[Term]]]
+"""What is added, by layer and group."""
+
+STEADY_ROWS = 8
+"""Rows of every product of a steady step: most of a step is reading weights, so these cost hardly more than one."""
 
 
 class LlamaStep:
@@ -88,7 +97,7 @@ class LlamaStep:
         head = model.get_output_embeddings()
         self._head = pack(head.weight, head.bias)
         self._deltas: dict[Adapter, list[dict[str, Delta]]] = {}
-        self._applied: tuple[Sequence[Adapter | None], Applied] = ([], [])
+        self._applied: tuple[bool, Sequence[Adapter | None], Applied] = (False, [], [])
 
     @classmethod
     def of(cls, model: Any, kv: KvRows, pack: Packer) -> LlamaStep | None:
@@ -126,7 +135,7 @@ class LlamaStep:
     def forget(self, name: str) -> None:
         for adapter in [a for a in self._deltas if a.name == name]:
             del self._deltas[adapter]
-        self._applied = ([], [])
+        self._applied = (False, [], [])
 
     def knows(self, adapter: Adapter | None) -> bool:
         return adapter is None or adapter in self._deltas
@@ -152,6 +161,31 @@ class LlamaStep:
 
         x = self._decoder.embed_tokens(tokens)
         return self._head(self._through(x, positions, self._apply(adapters), attend))
+
+    def steady(
+        self, tokens: Tensor, positions: Tensor, lengths: Sequence[int], adapters: Sequence[Adapter | None]
+    ) -> Tensor:
+        """A step of at most `STEADY_ROWS` rows, of which each has the same bits as alone.
+
+        Args:
+            tokens, positions, adapters: as for a step.
+            lengths: tokens that each row has with this one.
+        """
+        rows, group, size = len(tokens), self._group, self._size
+        tokens, positions = _padded(tokens), _padded(positions)
+
+        def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            k, v = self._kv.put(number, keys[:rows, :, None], values[:rows, :, None])
+            queries = queries.view(len(queries), -1, group, size)
+            seen = torch.zeros_like(queries)
+            for i, length in enumerate(lengths):
+                seen[i : i + 1] = functional.scaled_dot_product_attention(
+                    queries[i : i + 1], k[i : i + 1, :, :length], v[i : i + 1, :, :length]
+                )
+            return seen
+
+        x = self._decoder.embed_tokens(tokens)
+        return self._head(self._through(x, positions, self._apply(adapters, steady=True), attend))[:rows]
 
     def fill(
         self, x: Tensor, positions: Tensor, mask: Tensor, adapter: Adapter | None, all_logits: bool
@@ -199,13 +233,18 @@ class LlamaStep:
         norm: Tensor = self._decoder.norm(x)
         return norm
 
-    def _apply(self, adapters: Sequence[Adapter | None]) -> Applied:
+    def _apply(self, adapters: Sequence[Adapter | None], *, steady: bool = False) -> Applied:
         """Made when the batch changes, which is seldom, and kept for its steps."""
-        if len(adapters) != len(self._applied[0]) or any(
-            a is not b for a, b in zip(adapters, self._applied[0], strict=True)
+        was_steady, before, applied = self._applied
+        if (
+            steady == was_steady
+            and len(adapters) == len(before)
+            and all(a is b for a, b in zip(adapters, before, strict=True))
         ):
-            self._applied = (adapters, self._stack(adapters))
-        return self._applied[1]
+            return applied
+        applied = self._one_by_one(adapters) if steady else self._stack(adapters)
+        self._applied = (steady, adapters, applied)
+        return applied
 
     def _stack(self, adapters: Sequence[Adapter | None]) -> Applied:
         present = list({id(a): a for a in adapters if a is not None}.values())
@@ -227,27 +266,60 @@ class LlamaStep:
                     ranks = torch.tensor([len(b) for _, b in deltas])
                     whose = torch.tensor([[row is adapter for adapter in there] for row in adapters])
                     own = whose.to(a.dtype).repeat_interleave(ranks, 1).to(a.device)
-                groups[group] = (a, b, own)
+                groups[group] = [(a, b, own)]
             applied.append(groups)
         return applied
 
-    def _linear(
-        self, x: Tensor, layer: _Layer, group: str, applied: dict[str, tuple[Tensor, Tensor, Tensor | None]]
-    ) -> Tensor:
+    def _one_by_one(self, adapters: Sequence[Adapter | None]) -> Applied:
+        """Each adapter by itself, so that what one adds has no part in another's sums."""
+        present = list({id(a): a for a in adapters if a is not None}.values())
+        whose = {}
+        for adapter in present:
+            rows = [float(a is adapter) for a in adapters] + [0.0] * (STEADY_ROWS - len(adapters))
+            whose[adapter] = torch.tensor(rows)[:, None]
+        return [
+            {
+                group: [
+                    (*deltas[group], whose[adapter].to(deltas[group][0].device))
+                    for adapter in present
+                    if group in (deltas := self._deltas[adapter][number])
+                ]
+                for group in _GROUPS
+            }
+            for number in range(len(self._layers))
+        ]
+
+    def _linear(self, x: Tensor, layer: _Layer, group: str, applied: dict[str, list[Term]]) -> Tensor:
         out = layer.linears[group](x)
-        if group not in applied:
+        if not applied.get(group):
             return out
-        a, b, own = applied[group]
-        inner = narrowed(x, a)
-        if own is not None:
-            inner *= own
-        return torch.addmm(out.float(), inner, b).to(out.dtype)
+        wide = out.float()
+        for a, b, own in applied[group]:
+            inner = narrowed(x, a)
+            if own is not None:
+                inner *= own
+            wide = torch.addmm(wide, inner, b)
+        return wide.to(out.dtype)
 
 
 def narrowed(x: Tensor, a: Tensor) -> Tensor:
-    """x (rows, in) in float32 times a (in, rank). One row alone would be split among the threads, and its rounding hang
-    on how many there are just then: two give the same bits."""
-    return (x.float().expand(2, -1) @ a)[:1] if len(x) == 1 else x.float() @ a
+    """x (rows, in) in float32 times a (in, rank).
+
+    The sums of a narrow product of few rows would be split among the threads, and the rounding hang on how many there
+    are just then. Row pairs as a batch of products are not split.
+    """
+    x = x.float()
+    if len(x) == 1:
+        return (x.expand(2, -1) @ a)[:1]
+    if len(x) > STEADY_ROWS or len(x) % 2:
+        return x @ a
+    pairs = x.view(len(x) // 2, 2, -1)
+    return torch.bmm(pairs, a.expand(len(pairs), *a.shape)).view(len(x), -1)
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """As many rows as a steady step has; the first again and again."""
+    return torch.cat((rows, rows[:1].expand(STEADY_ROWS - len(rows), *rows.shape[1:])))
 
 
 def _fuse(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

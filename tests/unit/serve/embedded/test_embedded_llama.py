@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 from typing import Any
 
@@ -174,17 +175,67 @@ def test_other_decoders_are_left_alone() -> None:
     assert gelu.fast is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_a_row_that_is_to_be_as_alone_has_the_same_bits_in_any_company(dtype: Any, tmp_path: Path) -> None:
+    """Whatever rows, of whatever adapters and lengths, are decoded beside it, and with one thread or two."""
+    with torch.inference_mode(False):
+        for number, targets in enumerate((["q_proj", "down_proj"], "all-linear")):
+            save_adapter(llama(), tmp_path / str(number), seed=number, target_modules=targets)
+    model = llama().to(dtype)
+    lora = LoraRows(model)
+    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 0, 0)
+    adapters = [None, *(read_adapter(str(n), tmp_path / str(n), model) for n in range(2))]
+    for adapter in adapters[1:]:
+        decoder.prepare(adapter)
+        lora.attach(adapter)
+
+    def said(company: list[tuple[int, int, bool]], threads: int) -> dict[tuple[int, int], Any]:
+        """The logits of three steps of those that are to be as alone, by (adapter, tokens of the prompt)."""
+        rows = []
+        for which, tokens, alone in company:
+            prompt = Prompt([3 + (7 * tokens + i) % 200 for i in range(tokens)])
+            row = Sequence(prompt, adapters[which], 999, alone=alone)
+            decoder.admit(row)
+            while not row.ready:
+                decoder.prefill(row)
+            rows.append(row)
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        found: dict[tuple[int, int], list[Any]] = {}
+        for step in range(3):
+            for row in rows:
+                row.answer.append(9 + step)
+            for (which, tokens, alone), logits in zip(company, decoder.step(rows), strict=True):
+                if alone:
+                    found.setdefault((which, tokens), []).append(logits.clone())
+        torch.set_num_threads(before)
+        for row in rows:
+            decoder.release(row)
+        return {key: torch.stack(steps) for key, steps in found.items()}
+
+    draw = random.Random(3)
+    every = [(which, tokens) for which in range(3) for tokens in (5, 33, 70, 100)]
+    expected = {one: said([(*one, True)], 1)[one] for one in every}
+    for _ in range(12):
+        company = [(*one, draw.random() < 0.8) for one in draw.sample(every, draw.randint(2, len(every)))]
+        for one, steps in said(company, draw.choice((1, 2))).items():
+            assert torch.equal(steps, expected[one]), (one, company)
+
+
 def test_a_row_has_the_same_bits_with_any_number_of_threads() -> None:
     """A step takes one thread or all, whatever is faster just then: measured, an answer changed after 32 tokens."""
     draw = torch.Generator().manual_seed(0)
     before = torch.get_num_threads()
     try:
-        for width, rank in ((576, 8), (576, 24), (1536, 8), (4096, 16)):
-            x, a = (torch.randn(shape, generator=draw) for shape in ((1, width), (width, rank)))
+        shapes = [(1, 576, 8), (1, 576, 24), (1, 1536, 8), (1, 4096, 16)]
+        shapes += [(8, 576, 24), (8, 1536, 32), (8, 4096, 16), (8, 896, 48)]
+        for rows, width, rank in shapes:
+            x, a = (torch.randn(shape, generator=draw) for shape in ((rows, width), (width, rank)))
             made = []
             for threads in (1, 2):
                 torch.set_num_threads(threads)
                 made.append(narrowed(x.bfloat16(), a))
-            assert torch.equal(*made), (width, rank)
+            assert torch.equal(*made), (rows, width, rank)
     finally:
         torch.set_num_threads(before)
