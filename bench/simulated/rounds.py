@@ -344,7 +344,7 @@ class Played:
             name = names[0] if version == BASE else f"{self.project}-v{version}"
             scored = []
             for (question, _), answer in zip(GENERAL, answers, strict=True):
-                logprobs = engine.score(name, [{"role": "user", "content": question}], answer).logprobs
+                logprobs = engine.scores(name, [{"role": "user", "content": question}], [answer])[0].logprobs
                 scored.append(round(sum(logprobs) / len(logprobs), 5))
             return scored
         except ComfyLoopError as error:

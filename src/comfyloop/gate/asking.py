@@ -38,8 +38,10 @@ class Scorer(Protocol):
         """The greedy answer."""
         ...
 
-    def score(self, model: str, messages: Sequence[WireMessage], answer: str) -> HasLogprobs:
-        """Log-probabilities of the tokens of `answer` after `messages`."""
+    def scores(
+        self, model: str, messages: Sequence[WireMessage], answers: Sequence[str]
+    ) -> Sequence[HasLogprobs]:
+        """Log-probabilities of the tokens of each of `answers` after `messages`."""
         ...
 
 
@@ -139,7 +141,8 @@ class Asker:
         """The live version once more, not from what is kept."""
         prompt = [wire(message, self._images) for message in sample.prompt]
         before = self._score(self._live, prompt, sample.answer)
-        now = log_likelihood(patient(lambda: self._engine.score(self._live, prompt, sample.answer)).logprobs)
+        (told,) = patient(lambda: self._engine.scores(self._live, prompt, [sample.answer]))
+        now = log_likelihood(told.logprobs)
         distance = None
         if answer:
             room = min(before.tokens * 3 // 2 + 16, _LONGEST_ANSWER)
@@ -194,46 +197,50 @@ class Asker:
     def control(self) -> float:
         """By how much likelier the base model finds plain sentences than their words shuffled, on the mean."""
         prompt = [{"role": "user", "content": "Write one sentence."}]
-        gaps = [
-            gap for text in suites.CONTROL if (gap := self._order(prompt, text, general=True)) is not None
-        ]
+        gaps = [self._order(prompt, text) for text in suites.CONTROL if fluency.shuffled(text) is not None]
         return math.fsum(gaps) / len(gaps) if gaps else 0.0
 
     def _language(self, prompt: Sequence[WireMessage], live: str, candidate: str, wanted: str) -> Language:
-        def seen(text: str) -> float | None:
-            return self._score(self._base, prompt, text).mean if text.strip() else None
+        whole = [text for text in (live, candidate, wanted) if text.strip()]
+        ordered = [text for text in (candidate, wanted) if fluency.shuffled(text) is not None]
+        texts = dict.fromkeys([*whole, *(t for text in ordered for t in _both_orders(text))])
+        scores = self._scores(self._base, prompt, list(texts))
+        of = dict(zip(texts, (score.mean for score in scores), strict=True))
 
-        return Language(
-            seen(live),
-            seen(candidate),
-            seen(wanted),
-            self._order(prompt, candidate),
-            self._order(prompt, wanted),
-        )
+        def order(text: str) -> float | None:
+            if text not in ordered:
+                return None
+            right, wrong = _both_orders(text)
+            return of[right] - of[wrong]
 
-    def _order(self, prompt: Sequence[WireMessage], text: str, *, general: bool = False) -> float | None:
-        if (mixed := fluency.shuffled(text)) is None:
-            return None
-        right, wrong = (
-            self._score(self._base, prompt, t, general=general).mean for t in (text.strip(), mixed)
-        )
-        return right - wrong
+        return Language(of.get(live), of.get(candidate), of.get(wanted), order(candidate), order(wanted))
+
+    def _order(self, prompt: Sequence[WireMessage], text: str) -> float:
+        right, wrong = self._scores(self._base, prompt, _both_orders(text), general=True)
+        return right.mean - wrong.mean
 
     def _chance(self, name: str, prompt: Sequence[WireMessage], question: Question) -> float:
-        right, *wrong = (
-            self._score(name, prompt, text, general=True) for text in (question.right, *question.wrong)
-        )
+        right, *wrong = self._scores(name, prompt, [question.right, *question.wrong], general=True)
         return right_answer_of(right, wrong)
 
     def _score(
         self, name: str, prompt: Sequence[WireMessage], answer: str, *, general: bool = False
     ) -> Scored:
-        key = self._key(name, prompt, answer, general)
-        if (found := self._kept.score(name, key)) is None:
-            logprobs = patient(lambda: self._engine.score(name, prompt, answer)).logprobs
-            found = Scored(log_likelihood(logprobs), len(logprobs))
-            self._kept.keep_score(name, key, found)
-        return found
+        return self._scores(name, prompt, [answer], general=general)[0]
+
+    def _scores(
+        self, name: str, prompt: Sequence[WireMessage], answers: Sequence[str], *, general: bool = False
+    ) -> list[Scored]:
+        """Of each answer, what is kept; the rest is asked for at once."""
+        keys = [self._key(name, prompt, answer, general) for answer in answers]
+        found = {key: self._kept.score(name, key) for key in keys}
+        open_ones = {key: text for key, text in zip(keys, answers, strict=True) if found[key] is None}
+        if open_ones:
+            told = patient(lambda: self._engine.scores(name, prompt, list(open_ones.values())))
+            for key, one in zip(open_ones, told, strict=True):
+                found[key] = new = Scored(log_likelihood(one.logprobs), len(one.logprobs))
+                self._kept.keep_score(name, key, new)
+        return [score for key in keys if (score := found[key]) is not None]
 
     def _answer(self, name: str, prompt: Sequence[WireMessage], room: int, *, general: bool = False) -> str:
         key = self._key(name, prompt, room, general)
@@ -248,6 +255,13 @@ class Asker:
             with self._lock:
                 self.general.append(key)
         return key
+
+
+def _both_orders(text: str) -> tuple[str, str]:
+    """A text, and its words shuffled."""
+    mixed = fluency.shuffled(text)
+    assert mixed is not None
+    return text.strip(), mixed
 
 
 def wire(message: Message, images: Callable[[str], bytes]) -> dict[str, Any]:

@@ -25,8 +25,11 @@ ALL = "all"
 ACCEPTED = "accepted"
 GENERAL = "general"
 
-IN_FLIGHT = 4
-"""Requests at a time: enough for the engine to batch, few enough to leave room for people."""
+IN_FLIGHT = 6
+"""Requests at a time: enough for the engine to answer and read many together."""
+
+FOR_PEOPLE = 2
+"""Seats of the engine that the gate leaves free."""
 
 PROMPT_TOKENS = 96
 """Longest prompt that is written for an image model."""
@@ -262,7 +265,7 @@ def _is_accepted(sample: Sample) -> bool:
 
 
 def _at_once(settings: Settings) -> int:
-    return min(IN_FLIGHT, settings.max_batch)
+    return max(1, min(IN_FLIGHT, settings.max_batch - FOR_PEOPLE))
 
 
 def _run(work: Sequence[Callable[[], _T]], at_once: int, progress: Progress | None) -> list[_T]:

@@ -139,6 +139,7 @@ class EngineClient:
     def __init__(self, url: str, secret: str = "") -> None:
         self.url = url.rstrip("/")
         self.secret = secret
+        self._scores_together = True
         self._prompt_tokens: dict[bytes, int] = {}
         self._http = httpx.Client(
             base_url=self.url,
@@ -228,8 +229,24 @@ class EngineClient:
         self._prompt_tokens[key] = counted
         return counted
 
-    def score(self, model: str, messages: Sequence[WireMessage], answer: str) -> Score:
-        """How likely `model` finds `answer` after `messages`, token by token, as it would be served.
+    def scores(self, model: str, messages: Sequence[WireMessage], answers: Sequence[str]) -> list[Score]:
+        """How likely `model` finds each of `answers` after `messages`, token by token, as it would be served.
+
+        The embedded engine is asked for all of them at once; another one for each by itself.
+        """
+        if self._scores_together:
+            body = {"model": model, "messages": list(messages), "continuations": list(answers)}
+            try:
+                told = self._call("POST", "/v1/loglikelihood", body).json()["data"]
+                return [Score(one["logprobs"]) for one in told]
+            except NotFound:  # of the route or of the model: the other way tells which
+                pass
+        found = [self._score(model, messages, answer) for answer in answers]
+        self._scores_together = False
+        return found
+
+    def _score(self, model: str, messages: Sequence[WireMessage], answer: str) -> Score:
+        """By vLLM's prompt_logprobs.
 
         Two calls: the first counts the tokens of the prompt, which are as many to every version and are remembered,
         the second has the engine read the prompt with the answer behind it, of which the tokens after the prompt are

@@ -20,7 +20,7 @@ from PIL import Image
 from comfyloop import gate
 from comfyloop.errors import Busy, EngineUnavailable, NotFound
 from comfyloop.gate import triggers
-from comfyloop.gate.judging import ANSWERED_GENERALLY, READ_CLOSELY
+from comfyloop.gate.judging import ANSWERED_GENERALLY, IN_FLIGHT, READ_CLOSELY
 from comfyloop.gate.suites import general_questions
 from comfyloop.records import GateReport, Message, Sample, Suspect, Verdict
 from comfyloop.serve.client import EngineClient, Score
@@ -100,7 +100,7 @@ class Counting:
         self.engine = engine
         self.busy = busy
         self.answers: list[str] = []
-        self.scores: list[str] = []
+        self.scored: list[str] = []
         self.at_once = 0
         self.most_at_once = 0
         self._lock = threading.Lock()
@@ -121,10 +121,10 @@ class Counting:
         finally:
             self.at_once -= 1
 
-    def score(self, model: str, messages: Sequence[Any], answer: str) -> Score:
-        self._count(self.scores, model)
+    def scores(self, model: str, messages: Sequence[Any], answers: Sequence[str]) -> list[Score]:
+        self._count(self.scored, model)
         try:
-            return self.engine.score(model, messages, answer)
+            return self.engine.scores(model, messages, answers)
         finally:
             self.at_once -= 1
 
@@ -343,9 +343,9 @@ def test_the_base_model_is_asked_the_general_questions_only_once(
     assert first.answers.count("base") == own
     assert "base" not in second.answers
     # what is left is what it thinks of these two versions' answers and of what was wanted
-    assert second.scores.count("base") <= 5 * READ_CLOSELY < first.scores.count("base")
+    assert second.scored.count("base") <= READ_CLOSELY < first.scored.count("base")
     assert reports[0].measures == reports[1].measures
-    assert 1 < second.most_at_once <= 4
+    assert 1 < second.most_at_once <= IN_FLIGHT
 
 
 def test_too_few_corrections_are_measured_but_not_decided_on(
@@ -355,7 +355,7 @@ def test_too_few_corrections_are_measured_but_not_decided_on(
     report = judged(counting, settings, 0, 1, HOLDOUT[:3])
     assert report.verdict is Verdict.NOT_ENOUGH_EVIDENCE
     assert report.reasons[0] == "Only 3 held-out corrections are there to judge by; 6 are needed."
-    assert len(counting.scores) == 6  # no general questions for a verdict that stands
+    assert len(counting.scored) == 6  # no general questions for a verdict that stands
     assert judged(engine, settings, 0, 1, []).reasons[0].startswith("No held-out correction is there")
 
 
@@ -363,16 +363,16 @@ def test_what_live_says_can_be_asked_beforehand(engine: EngineClient, settings: 
     kept = gate.Kept()
     early, late = Counting(engine), Counting(engine)
     gate.prescore(early, "acme-v2", HOLDOUT, picture, settings, kept, base_model="tiny")
-    assert set(early.answers) | set(early.scores) <= {"acme-v2", "base"}
+    assert set(early.answers) | set(early.scored) <= {"acme-v2", "base"}
     report = judged(late, settings, 2, 1, kept=kept)
     assert report.measures == judged(engine, settings, 2, 1).measures
     # of live only its own noise is left to be measured
-    told = Counter(late.scores)
+    told = Counter(late.scored)
     assert told["acme-v2"] == READ_CLOSELY and told["acme-v1"] > 2 * READ_CLOSELY
     assert any("live scored twice" in line for line in report.details) or report.verdict is Verdict.PROMOTE
     again = Counting(engine)
     judged(again, settings, 2, 1, kept=kept)
-    assert Counter(again.scores) == {"acme-v2": READ_CLOSELY}, "nothing is asked twice"
+    assert Counter(again.scored) == {"acme-v2": READ_CLOSELY}, "nothing is asked twice"
 
 
 def test_looking_again_at_the_same_items_needs_more(engine: EngineClient, settings: Settings) -> None:
@@ -472,7 +472,7 @@ def test_an_error_or_a_stop_ends_the_gate_at_once(engine: EngineClient, settings
 
     with pytest.raises(Stop):
         judged(counting, settings, 0, 1, progress=stop)
-    assert len(counting.scores) < 2 * len(HOLDOUT) + 2 * len(general_questions())
+    assert len(counting.scored) < 2 * len(HOLDOUT) + 2 * len(general_questions())
     with pytest.raises(NotFound):
         gate.judge(engine, "acme", 0, 9, "base", "acme-v9", HOLDOUT, picture, settings, base_model="tiny")
 

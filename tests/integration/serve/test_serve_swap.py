@@ -127,7 +127,7 @@ def test_an_answers_score_is_that_of_transformers_and_peft(gateway: Gateway, tin
         logprobs = adapted(torch.tensor([tokens])).logits[0].log_softmax(-1)
     expected = [float(logprobs[i - 1, tokens[i]]) for i in range(len(asked), len(tokens))]
     with gateway.services.router.holding("acme", 2) as lease:
-        score = lease.client.score(lease.model, QUESTION, answer)
+        score = lease.client.scores(lease.model, QUESTION, [answer])[0]
     assert score.logprobs == pytest.approx(expected, abs=1e-3)
     assert score.mean == pytest.approx(sum(expected) / len(expected), abs=1e-3)
 

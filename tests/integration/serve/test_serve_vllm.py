@@ -71,7 +71,7 @@ def test_it_scores_answers_as_transformers_does(
     answer = sentence("alpha")
     with services.router.acquire("acme@1") as lease:
         assert lease.client.answer(lease.model, QUESTION, 24) == answer
-        score = lease.client.score(lease.model, QUESTION, answer)
+        score = lease.client.scores(lease.model, QUESTION, [answer])[0]
     tokenizer = AutoTokenizer.from_pretrained(model)
     asked = tokenizer.apply_chat_template(QUESTION, add_generation_prompt=True, return_dict=True)["input_ids"]
     whole = [*QUESTION, {"role": "assistant", "content": answer}]
@@ -84,7 +84,7 @@ def test_it_scores_answers_as_transformers_does(
     # The token after the end of an answer, a line break, is one that no training has taught: it is far out.
     assert score.logprobs[:-1] == pytest.approx(expected[:-1], abs=0.25)
     with services.router.acquire("acme@base") as base:
-        assert base.client.score(base.model, QUESTION, answer).mean < score.mean - 1
+        assert base.client.scores(base.model, QUESTION, [answer])[0].mean < score.mean - 1
 
 
 def test_it_judges_versions(services: Services, adapters: dict[str, Path]) -> None:

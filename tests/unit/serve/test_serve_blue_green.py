@@ -151,4 +151,4 @@ def test_what_the_engine_cannot_take_is_refused_before_a_process_is_started(sett
 
 def test_an_engine_that_scores_nothing_says_so_and_is_not_waited_for(gateway: Gateway) -> None:
     with pytest.raises(Conflict, match=r"cannot judge a candidate.* promote versions by hand"):
-        gateway.engine.client.score("base", [{"role": "user", "content": "how are you"}], "well")
+        gateway.engine.client.scores("base", [{"role": "user", "content": "how are you"}], ["well"])

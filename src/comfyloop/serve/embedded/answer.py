@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -104,16 +104,10 @@ class Answer:
     # --- whole
 
     async def whole(self, request: Request) -> Response:
-        collecting = asyncio.ensure_future(self._collect())
-        leaving = asyncio.ensure_future(_gone(request))
         try:
-            await asyncio.wait((collecting, leaving), return_when=asyncio.FIRST_COMPLETED)
-            if not collecting.done():
+            if not await _unless_gone(request, self._collect()):
                 return Response(status_code=499)
-            collecting.result()
         finally:
-            leaving.cancel()
-            collecting.cancel()
             self.cancel()
         choices = [
             protocol.choice(index, "".join(choice.text), end.reason, self._logprobs(choice.logprobs))
@@ -187,6 +181,34 @@ class Answer:
         return {"token": text, "bytes": list(text.encode())}
 
 
+class Likelihoods:
+    """How likely some continuations are after a prompt. Raises what `Engine.submit` raises."""
+
+    def __init__(self, engine: Engine, model: str, prompt: Prompt, continuations: list[list[int]]) -> None:
+        self._engine, self._model = engine, model
+        self._end: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        end, loop = self._end, asyncio.get_running_loop()
+
+        def emit(event: Event) -> None:
+            with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
+                loop.call_soon_threadsafe(lambda: None if end.done() else end.set_result(event))
+
+        self._job = engine.submit(model, prompt, Sampling(), emit, continuations=continuations)
+
+    async def whole(self, request: Request) -> Response:
+        try:
+            if not await _unless_gone(request, self._end):
+                return Response(status_code=499)
+        finally:
+            self._engine.cancel(self._job)
+        event = self._end.result()
+        if isinstance(event, Failed):
+            raise event.error
+        assert isinstance(event, Finished) and event.scores is not None
+        counts = protocol.usage(event.prompt_tokens, 0, event.cached_tokens)
+        return JSONResponse(protocol.loglikelihood(self._model, event.scores, counts))
+
+
 class Streamed(StreamingResponse):
     """An answer chunk by chunk. However it ends, and be it before the first chunk, its jobs end with it."""
 
@@ -214,6 +236,19 @@ def _sampling(body: ChatRequest, index: int) -> Sampling:
         alone=body.batch_invariant,
         repetition=body.repetition,
     )
+
+
+async def _unless_gone(request: Request, work: Awaitable[Any]) -> bool:
+    """Wait for `work`, and raise what it raises; False where the client leaves first."""
+    working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+        return working.done()
+    finally:
+        leaving.cancel()
+        working.cancel()
 
 
 async def _gone(request: Request) -> None:

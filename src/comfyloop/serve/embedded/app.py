@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from comfyloop.complaints import complaints
 from comfyloop.errors import ComfyLoopError, EngineUnavailable
 from comfyloop.serve.embedded import protocol
-from comfyloop.serve.embedded.answer import Answer, Streamed
+from comfyloop.serve.embedded.answer import Answer, Likelihoods, Streamed
 from comfyloop.serve.embedded.engine import Engine
-from comfyloop.serve.embedded.protocol import ChatRequest, LoadAdapter, UnloadAdapter
+from comfyloop.serve.embedded.protocol import ChatRequest, LoadAdapter, LoglikelihoodRequest, UnloadAdapter
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -116,6 +116,16 @@ def create_app(engine: Engine) -> FastAPI:
         if body.stream:
             return Streamed(answer)
         return await answer.whole(request)
+
+    @app.post("/v1/loglikelihood")
+    async def loglikelihood(body: LoglikelihoodRequest, request: Request) -> Response:
+        _require_ready(engine)
+        engine.adapter(body.model)
+        prompt = await _in_thread(
+            engine.prompts.make, body.messages, add_generation_prompt=True, continue_final_message=False
+        )
+        continuations = await _in_thread(engine.prompts.continuations, body.messages, body.continuations)
+        return await Likelihoods(engine, body.model, prompt, continuations).whole(request)
 
     return app
 

@@ -8,6 +8,7 @@ time.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Sequence as Rows
 from dataclasses import dataclass, field
@@ -17,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer
 
+from comfyloop.serve.embedded.continuations import Pass
 from comfyloop.serve.embedded.kv import Decode, KvRows, Prefill, Prefixes, RowsCache, causal_mask
-from comfyloop.serve.embedded.llama import STEADY_ROWS, LlamaStep
+from comfyloop.serve.embedded.llama import READ_ROWS, STEADY_ROWS, LlamaStep, Text
 from comfyloop.serve.embedded.loading import Loaded
 from comfyloop.serve.embedded.lora import Adapter, LoraRows
 from comfyloop.serve.embedded.packed import Packer
@@ -36,6 +38,7 @@ class Sequence:
     adapter: Adapter | None
     room: int  # tokens of prompt and answer together
     all_logits: bool = False  # every token of the prompt is scored, so nothing is taken from earlier prompts
+    only_scored: bool = False  # no answer is decoded: continuations are read behind the prompt
     alone: bool = False  # the same bits as alone: how many are answered at a time changes no rounding
     answer: list[int] = field(default_factory=list)
     filled: int = 0  # tokens whose keys and values are there
@@ -44,6 +47,7 @@ class Sequence:
     embedded: Embedded | None = None
     digests: list[bytes] = field(default_factory=list)  # of the prompt up to the end of each whole chunk
     cache: Any = None  # its own, where the model cannot share one
+    branch: Any = None  # a copy of that with the continuation that is being read
 
     @property
     def adapter_name(self) -> str:
@@ -55,7 +59,16 @@ class Sequence:
 
     @property
     def ready(self) -> bool:
+        """Whether it may be decoded."""
+        return self.is_filled and not self.only_scored
+
+    @property
+    def is_filled(self) -> bool:
         return self.filled >= len(self.prompt.ids)
+
+    @property
+    def has_row(self) -> bool:
+        return self.row >= 0
 
 
 class Decoder(Protocol):
@@ -68,6 +81,16 @@ class Decoder(Protocol):
 
     def step(self, sequences: Rows[Sequence]) -> Tensor:
         """One more token for each filled sequence; logits (rows, vocabulary)."""
+
+    def read_on(self, sequence: Sequence, further: Pass) -> Tensor:
+        """Tokens behind a filled prompt that is only scored; their logits (tokens, vocabulary)."""
+
+    def reads_whole(self, sequence: Sequence, further: int) -> bool:
+        """Whether `read_whole` takes a prompt that is only scored, with so many tokens behind it; no row is needed."""
+
+    def read_whole(self, texts: Rows[tuple[Sequence, Pass]]) -> list[Tensor]:
+        """Prompts and what is scored behind them, at once. Of each the logits of the prompt's last token and of those
+        behind it (1 + tokens, vocabulary)."""
 
     def release(self, sequence: Sequence) -> None: ...
 
@@ -194,6 +217,50 @@ class BatchDecoder:
             digest = sequence.digests[number]
             if not self.prefixes.has(sequence.adapter_name, digest):
                 self.prefixes.put(sequence.adapter_name, digest, self._kv.copy_out(sequence.row, start, stop))
+
+    def read_on(self, sequence: Sequence, further: Pass) -> Tensor:
+        size, start = len(sequence.prompt.ids), len(sequence.prompt.ids) + further.behind
+        self._kv.reserve(len(self._seated), start + len(further.tokens))
+        self._kv.pass_ = Prefill(sequence.row, start, len(further.tokens))
+        tokens = torch.tensor(further.tokens, device=self._device)
+        places = torch.tensor(further.offsets, device=self._device) + size + sequence.shift
+        mask = further.mask(size, self._dtype).to(self._device)
+        sequence.filled = start + len(further.tokens)  # what moves with its row: the next part may need it
+        if self.fast is not None and self._knows(sequence):
+            x = self._model.get_input_embeddings()(tokens)
+            return self.fast.fill(x, places[:, None], mask, sequence.adapter, all_logits=True)
+        self._lora.select([sequence.adapter])
+        output = self._model(
+            input_ids=tokens[None],
+            position_ids=places[None],
+            attention_mask=mask,
+            past_key_values=self._cache,
+            use_cache=True,
+        )
+        return output.logits[0]  # type: ignore[no-any-return]
+
+    def reads_whole(self, sequence: Sequence, further: int) -> bool:
+        return self._knows(sequence) and len(sequence.prompt.ids) + further <= READ_ROWS
+
+    def read_whole(self, texts: Rows[tuple[Sequence, Pass]]) -> list[Tensor]:
+        assert self.fast is not None
+        return self.fast.read([self._text(sequence, further) for sequence, further in texts])
+
+    def _text(self, sequence: Sequence, further: Pass) -> Text:
+        self._lora.select([sequence.adapter])  # the adapter may change how pictures are seen
+        size, embed = len(sequence.prompt.ids), self._model.get_input_embeddings()
+        embedded = _embed(self.vision, sequence, self._device)
+        if not _in_one_dimension(embedded):
+            raise RuntimeError("The fast pass reads positions in one dimension only.")
+        own = sequence.prompt.ids if embedded is None else []
+        x = embed(torch.tensor([*own, *further.tokens], dtype=torch.long, device=self._device))
+        return Text(
+            x=x if embedded is None else torch.cat((embedded.embeds[0], x)),
+            positions=torch.tensor([*range(size), *(size + o for o in further.offsets)], device=self._device),
+            mask=further.mask(size, self._dtype, with_prompt=True).to(self._device),
+            first_asked=size - 1,
+            adapter=sequence.adapter,
+        )
 
     def _promote(self, sequence: Sequence) -> None:
         """Seat a filled sequence behind the last one that decodes."""
@@ -379,8 +446,32 @@ class SoloDecoder:
             logits.append(output.logits[0, -1])
         return torch.stack(logits)
 
+    def read_on(self, sequence: Sequence, further: Pass) -> Tensor:
+        self._lora.select([sequence.adapter])
+        logits, first = [], 0
+        for part in further.parts:
+            if part.start == 0:
+                sequence.branch = copy.deepcopy(sequence.cache)
+            length = part.stop - part.start
+            place = len(sequence.prompt.ids) + sequence.shift + part.start
+            output = self._model(
+                input_ids=torch.tensor([further.tokens[first : first + length]], device=self._device),
+                position_ids=torch.arange(place, place + length, device=self._device)[None],
+                past_key_values=sequence.branch,
+                use_cache=True,
+            )
+            logits.append(output.logits[0])
+            first += length
+        return torch.cat(logits)
+
+    def reads_whole(self, sequence: Sequence, further: int) -> bool:
+        return False
+
+    def read_whole(self, texts: Rows[tuple[Sequence, Pass]]) -> list[Tensor]:
+        raise NotImplementedError
+
     def release(self, sequence: Sequence) -> None:
-        sequence.cache = None
+        sequence.cache = sequence.branch = None
 
     def prepare(self, adapter: Adapter) -> None: ...
 

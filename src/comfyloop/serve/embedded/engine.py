@@ -12,6 +12,7 @@ import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable
+from collections.abc import Sequence as Rows
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ import torch
 
 from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
 from comfyloop.rope import RopeScaling
-from comfyloop.serve.embedded.batch import Decoder, Sequence, make_decoder
+from comfyloop.serve.embedded.batch import CHUNK, Decoder, Sequence, make_decoder
+from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.jobs import Event, Failed, Finished, Job, Piece, Sampling
+from comfyloop.serve.embedded.llama import READ_ROWS
 from comfyloop.serve.embedded.loading import Loaded, give_back, load, set_threads
 from comfyloop.serve.embedded.lora import Adapter, LoraRows, read_adapter
 from comfyloop.serve.embedded.metrics import Metrics
@@ -95,8 +98,10 @@ class Engine:
         sampling: Sampling,
         emit: Callable[[Event], None],
         structure: Structure | None = None,
+        continuations: Rows[Rows[int]] = (),
     ) -> Job:
-        """Queue a request, whose answer is to follow `structure`.
+        """Queue a request, whose answer is to follow `structure`; or one that asks how likely `continuations` (token
+        ids) are after the prompt, and is answered by `Finished.scores`.
 
         Raises:
             NotFound: `model` is neither the base nor a loaded adapter.
@@ -104,7 +109,7 @@ class Engine:
             Busy: `max_queue` requests wait already.
             EngineUnavailable: the model is not loaded, or the engine is leaving.
         """
-        self._check_room(prompt, sampling)
+        self._check_room(prompt, sampling, max(map(len, continuations), default=0))
         adapter = self.adapter(model)
         with self._lock:
             if self._stopping:
@@ -121,7 +126,8 @@ class Engine:
             self._waiting += 1
             if adapter is not None:
                 self._uses[adapter.name] += 1
-        job = Job(prompt, sampling, adapter, emit, structure)
+        scoring = Scoring(continuations, CHUNK) if continuations else None
+        job = Job(prompt, sampling, adapter, emit, structure, scoring)
         self._inbox.put(lambda: self._enqueue(job))
         return job
 
@@ -200,7 +206,7 @@ class Engine:
         self._inbox.put(run)
         done.result(timeout=60)
 
-    def _check_room(self, prompt: Prompt, sampling: Sampling) -> None:
+    def _check_room(self, prompt: Prompt, sampling: Sampling, continuation: int) -> None:
         if not self.ready.is_set():
             raise EngineUnavailable("The model is still being loaded.", retry_after=1)
         context, size = self.loaded.context, len(prompt.ids)
@@ -208,6 +214,11 @@ class Engine:
             raise InvalidInput(
                 f"The prompt has {size} tokens; this model reads at most {context}, the answer included.",
                 "Shorten the messages.",
+            )
+        if size + continuation > context:
+            raise InvalidInput(
+                f"The prompt has {size} tokens and the longest answer {continuation}; together they may be at most "
+                f"{context}."
             )
         if sampling.max_tokens is not None and size + sampling.max_tokens > context:
             raise InvalidInput(
@@ -282,11 +293,13 @@ class Engine:
     def _advance(self) -> None:
         """A piece of one prompt, and a token for every answer. Nothing here keeps a job that is over."""
         filling = [j for j in self._active if not _sequence(j).ready]
-        if filling:
+        if filling and not self._reads_whole(filling[0]):
             try:
                 self._fill(filling[0])
             except Exception as error:  # of this prompt alone: the others have not been touched
                 self._failed(filling[0], error)
+        elif filling:
+            self._read_whole(filling)
         decoding = [j for j in self._active if _sequence(j).ready]
         if decoding:
             self._step(decoding)
@@ -324,8 +337,7 @@ class Engine:
 
     def _drop(self, job: Job) -> None:
         if job in self._active:
-            self._decoder.release(_sequence(job))
-            self._active.remove(job)
+            self._leave(job)
             self._over(job, None)
         elif job.sequence is None:
             waiting = self._queues.get(_name(job))
@@ -353,6 +365,7 @@ class Engine:
             room,
             all_logits=job.sampling.prompt_logprobs is not None,
             alone=job.sampling.alone,
+            only_scored=job.scoring is not None,
         )
         with self._lock:
             self._waiting -= 1
@@ -361,7 +374,8 @@ class Engine:
             job.stream = TextStream(self._decode, job.sampling.stop)
             job.generator = _generator(job.sampling, self.loaded.device)
             job.circle = Circle(job.sampling.repetition) if job.sampling.repetition else None
-            self._decoder.admit(job.sequence)
+            if not self._reads_whole(job):
+                self._decoder.admit(job.sequence)
         except Exception as error:
             self._failed(job, error)
         else:
@@ -369,15 +383,15 @@ class Engine:
 
     def _failed(self, job: Job, error: Exception) -> None:
         """A prompt that the model could not read: its request is answered, and the others go on."""
-        if job in self._active:
-            self._active.remove(job)
-        if _sequence(job).row >= 0:
-            self._decoder.release(_sequence(job))
+        self._leave(job)
         told = f"{error}" or type(error).__name__
         self._over(job, Failed(InvalidInput(f"The model cannot read this prompt: {told}")))
 
     def _fill(self, job: Job) -> None:
         sequence = _sequence(job)
+        if job.scoring is not None:
+            self._read_on(job, job.scoring)
+            return
         start = sequence.filled
         logits = self._decoder.prefill(sequence)
         self.metrics.prompt_tokens += sequence.filled - start
@@ -388,6 +402,65 @@ class Engine:
             self.metrics.first_token.observe(time.monotonic() - job.arrived)
             self._say(job, logits[-1])
         else:  # the next chunk is another's
+            self._active.remove(job)
+            self._active.append(job)
+
+    def _leave(self, job: Job) -> None:
+        """Give up the job's place."""
+        if job in self._active:
+            self._active.remove(job)
+        if _sequence(job).has_row:
+            self._decoder.release(_sequence(job))
+
+    def _reads_whole(self, job: Job) -> bool:
+        return job.scoring is not None and self._decoder.reads_whole(_sequence(job), job.scoring.size)
+
+    def _read_whole(self, filling: list[Job]) -> None:
+        """What is only scored and short: as many at a time as one pass takes."""
+        together: list[Job] = []
+        room = READ_ROWS
+        for job in filling:
+            if self._reads_whole(job):
+                assert job.scoring is not None
+                room -= len(job.prompt.ids) + job.scoring.size
+                if room < 0:
+                    break
+                together.append(job)
+        try:
+            self._read(together)
+        except Exception:  # of one of them: each by itself tells which
+            for job in together:
+                try:
+                    self._read([job])
+                except Exception as error:
+                    self._failed(job, error)
+
+    def _read(self, together: list[Job]) -> None:
+        scored = [(job, job.scoring) for job in together if job.scoring is not None]
+        read = self._decoder.read_whole([(_sequence(job), scoring.whole) for job, scoring in scored])
+        for (job, scoring), logits in zip(scored, read, strict=True):
+            self.metrics.prompt_tokens += len(job.prompt.ids) + scoring.size
+            scoring.take_whole(logits)
+            self._leave(job)
+            self._over(job, self._finished(job, "stop"))
+
+    def _read_on(self, job: Job, scoring: Scoring) -> None:
+        """A piece of the prompt, or of what is scored behind it; the next piece is another's turn."""
+        sequence, further = _sequence(job), scoring.next
+        if len(sequence.prompt.ids) > sequence.filled:
+            start = sequence.filled
+            logits = self._decoder.prefill(sequence)
+            self.metrics.prompt_tokens += sequence.filled - start
+            if sequence.is_filled:
+                self.metrics.cached_tokens += sequence.reused
+                scoring.begin(logits[-1])
+        elif further is not None:
+            self.metrics.prompt_tokens += len(further.tokens)
+            scoring.take(self._decoder.read_on(sequence, further))
+        if sequence.is_filled and scoring.next is None:
+            self._leave(job)
+            self._over(job, self._finished(job, "stop"))
+        else:
             self._active.remove(job)
             self._active.append(job)
 
@@ -452,7 +525,8 @@ class Engine:
         sequence = _sequence(job)
         scored = job.scored if job.sampling.prompt_logprobs is not None else None
         self.metrics.finished(reason)
-        return Finished(reason, len(job.prompt.ids), len(sequence.answer), sequence.reused, scored)
+        scores = job.scoring.logprobs if job.scoring is not None else None
+        return Finished(reason, len(job.prompt.ids), len(sequence.answer), sequence.reused, scored, scores)
 
     def _over(self, job: Job, event: Event | None) -> None:
         if job.over:

@@ -10,6 +10,7 @@ import torch
 
 from comfyloop.errors import ComfyLoopError
 from comfyloop.serve.embedded.batch import Sequence
+from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.lora import Adapter
 from comfyloop.serve.embedded.prompts import Prompt
 from comfyloop.serve.embedded.repetition import Circle, Repetition
@@ -46,6 +47,7 @@ class Finished:
     answer_tokens: int
     cached_tokens: int
     prompt_logprobs: list[TokenLogprob | None] | None = None
+    scores: list[list[float]] | None = None  # log-probabilities of the tokens of each continuation
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Job:
     adapter: Adapter | None
     emit: Callable[[Event], None]
     structure: Structure | None = None  # what the answer follows
+    scoring: Scoring | None = None  # of continuations, instead of an answer
     arrived: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     # the rest belongs to the model thread

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -42,6 +43,27 @@ _GROUPS = {
     "gate_up": ("mlp.gate_proj", "mlp.up_proj"),
     "down": ("mlp.down_proj",),
 }
+
+
+READ_ROWS = 256
+"""Tokens of texts that are read together without being kept."""
+
+
+@dataclass(frozen=True)
+class Text:
+    """
+    Attributes:
+        x: (n, hidden) what its tokens are embedded as.
+        positions: (n,).
+        mask: additive, (1, 1, n, n).
+        first_asked: the first token whose logits are asked for.
+    """
+
+    x: Tensor
+    positions: Tensor
+    mask: Tensor
+    first_asked: int
+    adapter: Adapter | None
 
 
 @dataclass(frozen=True)
@@ -172,7 +194,7 @@ class LlamaStep:
             lengths: tokens that each row has with this one.
         """
         rows, group, size = len(tokens), self._group, self._size
-        tokens, positions = _padded(tokens), _padded(positions)
+        tokens, positions = _padded(tokens, STEADY_ROWS), _padded(positions, STEADY_ROWS)
 
         def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
             k, v = self._kv.put(number, keys[:rows, :, None], values[:rows, :, None])
@@ -186,6 +208,37 @@ class LlamaStep:
 
         x = self._decoder.embed_tokens(tokens)
         return self._head(self._through(x, positions, self._apply(adapters, steady=True), attend))[:rows]
+
+    def read(self, texts: Sequence[Text]) -> list[Tensor]:
+        """Texts of together at most `READ_ROWS` tokens, in one pass that keeps nothing; a text's logits are the same
+        bits whatever others are read beside it.
+
+        Returns:
+            Of each text the logits of the tokens that are asked for (n, vocabulary).
+        """
+        group = self._group
+        lengths = [len(text.x) for text in texts]
+        spans = [slice(stop - n, stop) for stop, n in zip(accumulate(lengths), lengths, strict=True)]
+
+        def attend(number: int, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+            seen = torch.zeros_like(queries)
+            for text, span in zip(texts, spans, strict=True):
+                q, k, v = (t[span].transpose(0, 1)[None] for t in (queries, keys, values))
+                k, v = (t.repeat_interleave(group, 1) for t in (k, v))
+                seen[span] = functional.scaled_dot_product_attention(q, k, v, attn_mask=text.mask)[
+                    0
+                ].transpose(0, 1)
+            return seen
+
+        x = _padded(torch.cat([text.x for text in texts]), READ_ROWS)
+        positions = _padded(torch.cat([text.positions for text in texts]), READ_ROWS)
+        adapters = [text.adapter for text in texts for _ in range(len(text.x))]
+        x = self._through(x, positions[:, None], self._one_by_one(adapters, READ_ROWS), attend)
+        asked = torch.cat([x[span][text.first_asked :] for text, span in zip(texts, spans, strict=True)])
+        counts = [n - text.first_asked for text, n in zip(texts, lengths, strict=True)]
+        logits = self._head(_padded(asked, READ_ROWS))
+        starts = accumulate(counts, initial=0)
+        return [logits[start : start + count] for start, count in zip(starts, counts, strict=False)]
 
     def fill(
         self, x: Tensor, positions: Tensor, mask: Tensor, adapter: Adapter | None, all_logits: bool
@@ -242,7 +295,7 @@ class LlamaStep:
             and all(a is b for a, b in zip(adapters, before, strict=True))
         ):
             return applied
-        applied = self._one_by_one(adapters) if steady else self._stack(adapters)
+        applied = self._one_by_one(adapters, STEADY_ROWS) if steady else self._stack(adapters)
         self._applied = (steady, adapters, applied)
         return applied
 
@@ -270,12 +323,12 @@ class LlamaStep:
             applied.append(groups)
         return applied
 
-    def _one_by_one(self, adapters: Sequence[Adapter | None]) -> Applied:
+    def _one_by_one(self, adapters: Sequence[Adapter | None], padded: int) -> Applied:
         """Each adapter by itself, so that what one adds has no part in another's sums."""
         present = list({id(a): a for a in adapters if a is not None}.values())
         whose = {}
         for adapter in present:
-            rows = [float(a is adapter) for a in adapters] + [0.0] * (STEADY_ROWS - len(adapters))
+            rows = [float(a is adapter) for a in adapters] + [0.0] * (padded - len(adapters))
             whose[adapter] = torch.tensor(rows)[:, None]
         return [
             {
@@ -317,9 +370,9 @@ def narrowed(x: Tensor, a: Tensor) -> Tensor:
     return torch.bmm(pairs, a.expand(len(pairs), *a.shape)).view(len(x), -1)
 
 
-def _padded(rows: Tensor) -> Tensor:
-    """As many rows as a steady step has; the first again and again."""
-    return torch.cat((rows, rows[:1].expand(STEADY_ROWS - len(rows), *rows.shape[1:])))
+def _padded(rows: Tensor, number: int) -> Tensor:
+    """That many rows; the first again and again."""
+    return torch.cat((rows, rows[:1].expand(number - len(rows), *rows.shape[1:])))
 
 
 def _fuse(modules: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:

@@ -78,6 +78,30 @@ class PromptMaker:
         inputs.pop("attention_mask", None)
         return Prompt(_some(ids), tuple(digest for _, digest in decoded), inputs)
 
+    def continuations(self, messages: list[Message], answers: list[str]) -> list[list[int]]:
+        """Token ids of each answer as it stands behind the prompt of `messages`, with what the template closes it with.
+
+        Raises:
+            InvalidInput: the template refuses them, or an answer adds no token to the prompt.
+        """
+        sees_images = self._loaded.processor is not None
+        with self._lock:
+            prompt = self._render(messages, True, False)
+            start = len(tokens_of(self._speller, self._loaded.tokenizer, prompt, sees_images))
+            found = []
+            for number, answer in enumerate(answers, 1):
+                whole = self._render([*messages, Message(role="assistant", content=answer)], False, False)
+                if not whole.startswith(
+                    prompt
+                ):  # a generation prompt of its own: the answer goes behind that
+                    own = self._render([Message(role="assistant", content=answer)], False, False)
+                    whole = prompt + own[max(own.rfind(self._speller.quote(answer)), 0) :]
+                ids = tokens_of(self._speller, self._loaded.tokenizer, whole, sees_images)[start:]
+                if not ids:
+                    raise InvalidInput(f"Answer {number} adds no token to the prompt.")
+                found.append(ids)
+        return found
+
     def _render(
         self, messages: list[Message], add_generation_prompt: bool, continue_final_message: bool
     ) -> str:

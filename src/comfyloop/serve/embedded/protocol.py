@@ -123,6 +123,14 @@ class ChatRequest(_In):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
+class LoglikelihoodRequest(_In):
+    """How likely each of some answers is after the messages: lm-eval's `loglikelihood`, of several at once."""
+
+    model: str
+    messages: list[Message] = Field(min_length=1)
+    continuations: list[str] = Field(min_length=1, max_length=64)
+
+
 class LoadAdapter(_In):
     lora_name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$")
     lora_path: str = Field(min_length=1)
@@ -163,6 +171,11 @@ def choice(index: int, text: str, reason: str, logprobs: list[dict[str, Any]] | 
 
 def completion(id: str, model: str, choices: list[dict[str, Any]], counts: dict[str, Any]) -> dict[str, Any]:
     return {**_head(id, model, "chat.completion"), "choices": choices, "usage": counts}
+
+
+def loglikelihood(model: str, scores: list[list[float]], counts: dict[str, Any]) -> dict[str, Any]:
+    data = [{"index": index, "logprobs": logprobs} for index, logprobs in enumerate(scores)]
+    return {"object": "list", "model": model, "data": data, "usage": counts}
 
 
 def chunk(

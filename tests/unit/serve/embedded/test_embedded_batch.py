@@ -22,6 +22,7 @@ from comfyloop.serve.embedded.loading import Loaded
 from comfyloop.serve.embedded.lora import LoraRows
 from comfyloop.serve.embedded.prompts import Prompt
 from comfyloop.serve.embedded.protocol import Message
+from tests.unit.serve.embedded.families import with_a_sliding_window, with_positions_in_two_dimensions
 
 QUESTIONS = [
     "What is the capital of France?",
@@ -227,20 +228,7 @@ def loaded_of(model: Any) -> Loaded:
 
 
 def test_a_model_with_a_sliding_window_decodes_by_itself() -> None:
-    from transformers import MistralConfig, MistralForCausalLM
-
-    torch.manual_seed(0)
-    config = MistralConfig(
-        vocab_size=99,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        sliding_window=24,
-        initializer_range=0.3,
-    )
-    model = MistralForCausalLM(config).eval()
+    model = with_a_sliding_window()
     decoder = decoder_of(loaded_of(model))
     assert isinstance(decoder, SoloDecoder)
     for length in (5, 90, 150):
@@ -252,34 +240,7 @@ def test_a_model_with_a_sliding_window_decodes_by_itself() -> None:
 
 def test_a_model_with_positions_in_two_dimensions() -> None:
     """Qwen2-VL: an image takes fewer positions than places."""
-    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration
-
-    config = Qwen2VLConfig(
-        text_config={
-            "vocab_size": 120,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
-            "initializer_range": 0.3,
-        },
-        vision_config={"depth": 1, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 4},
-        image_token_id=110,
-        video_token_id=111,
-        vision_start_token_id=112,
-        vision_end_token_id=113,
-    )
-    torch.manual_seed(0)
-    model = Qwen2VLForConditionalGeneration(config).eval()
-    grid = torch.tensor([[1, 8, 8]])
-    ids = [3, 4, 112, *[110] * 16, 113, *range(5, 60)]
-    inputs = {
-        "pixel_values": torch.randn(64, 3 * 2 * 4 * 4),
-        "image_grid_thw": grid,
-        "mm_token_type_ids": torch.tensor([[int(i == 110) for i in ids]]),
-    }
+    model, ids, inputs = with_positions_in_two_dimensions()
     expected = model.generate(
         torch.tensor([ids]), **inputs, max_new_tokens=20, do_sample=False, eos_token_id=None, pad_token_id=0
     )[0, len(ids) :].tolist()

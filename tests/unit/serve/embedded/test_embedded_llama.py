@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from comfyloop.serve.embedded.batch import Sequence, make_decoder
+from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.llama import narrowed
 from comfyloop.serve.embedded.loading import Loaded
 from comfyloop.serve.embedded.lora import LoraRows, read_adapter
@@ -221,6 +222,44 @@ def test_a_row_that_is_to_be_as_alone_has_the_same_bits_in_any_company(dtype: An
         company = [(*one, draw.random() < 0.8) for one in draw.sample(every, draw.randint(2, len(every)))]
         for one, steps in said(company, draw.choice((1, 2))).items():
             assert torch.equal(steps, expected[one]), (one, company)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@torch.inference_mode()
+def test_what_is_read_whole_has_the_same_bits_in_any_company(dtype: Any, tmp_path: Path) -> None:
+    with torch.inference_mode(False):
+        save_adapter(llama(), tmp_path / "a", target_modules="all-linear")
+    model = llama().to(dtype)
+    lora = LoraRows(model)
+    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 0, 0)
+    adapters = [None, read_adapter("a", tmp_path / "a", model)]
+    decoder.prepare(adapters[1])
+    lora.attach(adapters[1])
+    draw = random.Random(7)
+    questions = []
+    for number in range(14):
+        prompt = Prompt([3 + (11 * number + i) % 200 for i in range(draw.choice((1, 9, 31, 60)))])
+        continuations = [draw.choices(range(3, 200), k=draw.choice((1, 2, 7))) for _ in range(3)]
+        row = Sequence(prompt, adapters[number % 2], 999, only_scored=True)
+        questions.append((row, Scoring(continuations, 64).whole))
+
+    def read(which: list[int], threads: int) -> list[torch.Tensor]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        found = decoder.read_whole([questions[i] for i in which])
+        torch.set_num_threads(before)
+        return found  # type: ignore[no-any-return]
+
+    alone = [read([i], 1)[0] for i in range(len(questions))]
+    for _ in range(15):
+        company = draw.sample(range(len(questions)), 3)
+        if (
+            sum(len(row.prompt.ids) + len(further.tokens) for row, further in (questions[i] for i in company))
+            > 256
+        ):
+            continue
+        for i, logits in zip(company, read(company, draw.choice((1, 2))), strict=True):
+            assert torch.equal(logits, alone[i]), (i, company)
 
 
 def test_a_row_has_the_same_bits_with_any_number_of_threads() -> None:
