@@ -1,7 +1,8 @@
 """From the last of 24 edits to the better answer: the loop by itself, against ms-swift by hand.
 
 The same 24 edits of a brand's captions, the same SmolLM2-135M, LoRA r=8, batch 4, all cores of this machine, one
-after the other in turn. Ours: `comfyloop up` with its defaults serves all the while; the time runs from the
+after the other in turn. Ours: `comfyloop up` with its defaults serves all the while, the starter, whose language model
+that is; the time runs from the
 acknowledgement of the last edit until a question that was never corrected is answered by the version that was trained,
 judged and promoted. By hand, as its documentation shows it: `swift sft` on the 24 edits for as many epochs, then
 `swift deploy` of the adapter until it answers the same question; nothing is served meanwhile, nothing is judged, and
@@ -75,7 +76,7 @@ def main() -> None:
                 where = place / f"{arm}-{number}"
                 where.mkdir()
                 run = (
-                    ours(where, model, edits, unseen)
+                    ours(where, edits, unseen)
                     if arm == "ours"
                     else by_hand(swift, where, model, edits, unseen)
                 )
@@ -106,8 +107,8 @@ def _wanted(item: Item) -> str:
 # --- ours ---------------------------------------------------------------------------------------------------
 
 
-def ours(where: Path, model: Path, edits: tuple[Item, ...], unseen: tuple[Item, ...]) -> Json:
-    settings = Settings(model=str(model))
+def ours(where: Path, edits: tuple[Item, ...], unseen: tuple[Item, ...]) -> Json:
+    settings = Settings()
     with (
         # examples would answer at once from the edits themselves: it is the training that is timed
         processes.service(settings, where / "home", EDITS, PROJECT, examples="off") as service,
@@ -156,10 +157,10 @@ def by_hand(swift: Path, where: Path, model: Path, edits: tuple[Item, ...], unse
     data = where / "edits.jsonl"
     data.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     environment = clean_environ() | {"HF_HUB_OFFLINE": "1", "MODELSCOPE_CACHE": str(where / "cache")}
-    like = f"--model {model} --model_type llama --template chatml --check_model false --torch_dtype bfloat16"
+    like = f"--model {model} --model_type llama --template chatml --torch_dtype bfloat16"
     epochs = round(epochs_of(EDITS, Settings()))
     words = (
-        f"{like} --dataset {data} --tuner_type lora --lora_rank 8 --lora_alpha 16 --use_cpu true "
+        f"{like} --check_model false --dataset {data} --tuner_type lora --lora_rank 8 --lora_alpha 16 --use_cpu true "
         f"--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --num_train_epochs {epochs} "
         f"--learning_rate 1e-3 --gradient_checkpointing false --output_dir {where / 'out'} --add_version false"
     )
