@@ -1,14 +1,29 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from comfyloop.train.spec import TrainSpec, write_spec
+from comfyloop.train.warm import WarmTrainer
 from tests.integration.train.runs import rows
+
+
+@pytest.fixture(scope="session")
+def shared_trainer() -> Iterator[WarmTrainer]:
+    trainer = WarmTrainer(minutes=30)
+    yield trainer
+    trainer.close()
+
+
+@pytest.fixture
+def warm(shared_trainer: WarmTrainer, tiny_llm: Path) -> WarmTrainer:
+    """Runs are forks of it: what is tested is not how long libraries take to import."""
+    shared_trainer.prepare(str(tiny_llm), "float32")  # nothing is done where it is there already
+    return shared_trainer
 
 
 @pytest.fixture
@@ -21,7 +36,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
         (run / "holdout.jsonl").write_text(json.dumps(rows()[0]) + "\n")
         told = {
             "model": str(model), "train": "train.jsonl", "max_steps": 8, "save_steps": 2, "eval_steps": 3,
-            "threads": 1, "dtype": "float32", "nice": 0, **values,
+            "threads": 1, "dtype": "float32", "nice": 10, **values,  # a fork of `warm` cannot rise above its 10
         }  # fmt: skip
         write_spec(run, TrainSpec.model_validate(told))
         return run

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,4 +35,12 @@ def curve(run: Path) -> list[dict[str, Any]]:
 def finish(run: Path, state: TrainState = TrainState.SUCCEEDED) -> Status:
     status = local.wait(run, timeout=120)
     assert status.state is state, (status, (run / "train.out").read_text())
+    return status
+
+
+def wait_until_held(run: Path) -> Status:
+    deadline = time.monotonic() + 60
+    while (status := local.poll(run)).state is not TrainState.HOLDING:
+        assert not status.state.ended and time.monotonic() < deadline, status
+        time.sleep(0.02)
     return status

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from comfyloop.train.runners import local
 from comfyloop.train.spec import read_spec, write_spec
 from comfyloop.train.status import RunDirectory, TrainState
 from comfyloop.train.warm import WarmTrainer
-from tests.integration.train.runs import THINGS, curve, finish, rows
+from tests.integration.train.runs import THINGS, curve, finish, rows, wait_until_held
 
 pytestmark = pytest.mark.slow
 
@@ -56,15 +56,6 @@ def unlike(recipe: str = "sft") -> list[dict[str, Any]]:
     return data
 
 
-@pytest.fixture(scope="module")
-def warm(tiny_llm: Path) -> Iterator[WarmTrainer]:
-    """Ranks are forks of it: what is tested is not how long libraries take to import."""
-    trainer = WarmTrainer(minutes=10)
-    trainer.prepare(str(tiny_llm), "float32")
-    yield trainer
-    trainer.close()
-
-
 def assert_equal(run: Path, alone: Path) -> None:
     """Each step of each rank, and what is left, are those of the run of one process."""
     for log in (curve(run), curve(RunDirectory(run).path / "ranks" / "1")):
@@ -93,6 +84,7 @@ def test_two_processes_take_the_steps_of_one(
     local.start(alone, warm=warm)
     run = make_run(tiny_llm, "two", unlike(), **SHAPE, world_size=2, parallel=way)
     launcher = psutil.Process(local.start(run, warm=warm).pid)
+    assert launcher.ppid() == warm.pid
     next(line for line in local.follow(run, interval=0.005) if line["step"] >= 3)
     ranks = launcher.children()
     assert len(ranks) == 2
@@ -202,10 +194,8 @@ def test_held_cancelled_and_gone_on_with(tiny_llm: Path, make_run: MakeRun, warm
     next(line for line in local.follow(run, interval=0.01) if line["step"] >= 2)
     ranks = launcher.children()
     runners.hold(run)
-    time.sleep(1)
-    held = local.poll(run)
-    assert held.state is TrainState.HOLDING
-    time.sleep(4)  # longer than a rank may be silent: held is not lost
+    held = wait_until_held(run)
+    time.sleep(3.5)  # longer than a rank may be silent: held is not lost
     assert local.poll(run).step == held.step
     runners.release(run)
     next(line for line in local.follow(run, interval=0.01) if line["step"] >= held.step + 2)
@@ -236,13 +226,14 @@ def test_a_rank_that_hangs_or_fails_ends_the_run(
     launcher = psutil.Process(local.start(stuck, warm=warm).pid)
     next(line for line in local.follow(stuck, interval=0.01) if line["step"] >= 2)
     max(launcher.children(), key=lambda rank: rank.pid).suspend()
-    status = local.wait(stuck, timeout=40)
-    assert status.state is TrainState.DIED
-    assert "Another process of the run is gone" in status.error
 
     bad = make_run(tiny_llm, "bad", ["{broken", *rows()], world_size=2)
     local.start(bad, warm=warm)
     assert "train.jsonl:1: it is not JSON" in finish(bad, TrainState.FAILED).error
+
+    status = local.wait(stuck, timeout=40)
+    assert status.state is TrainState.DIED
+    assert "Another process of the run is gone" in status.error
 
 
 def test_torchrun(tiny_llm: Path, make_run: MakeRun, warm: WarmTrainer) -> None:

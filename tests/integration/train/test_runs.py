@@ -19,7 +19,8 @@ from comfyloop.settings import Settings
 from comfyloop.train import runners
 from comfyloop.train.runners import local
 from comfyloop.train.status import RunDirectory, TrainState
-from tests.integration.train.runs import THINGS, curve, finish, rows
+from comfyloop.train.warm import WarmTrainer
+from tests.integration.train.runs import THINGS, curve, finish, rows, wait_until_held
 
 
 def test_a_run_and_its_adapter(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
@@ -53,20 +54,20 @@ def test_a_run_and_its_adapter(tiny_llm: Path, make_run: Callable[..., Path]) ->
 
 
 def test_killed_at_random_steps_and_resumed_gives_the_same_curve(
-    tiny_llm: Path, make_run: Callable[..., Path]
+    tiny_llm: Path, make_run: Callable[..., Path], warm: WarmTrainer
 ) -> None:
     values: dict[str, Any] = {
         "holdout": "holdout.jsonl", "max_steps": 40, "epochs": 20, "gradient_accumulation_steps": 2,
         "per_device_train_batch_size": 2, "adapter": {"lora_dropout": 0.1},
     }  # fmt: skip
     whole = make_run(tiny_llm, "whole", **values)
-    local.start(whole)
+    local.start(whole, warm=warm)
     finish(whole)
     killed = make_run(tiny_llm, "killed", **values)
     chance = random.Random(7)
     kills = 0
     for bound in sorted(chance.sample(range(3, 36), 2)):
-        process = local.start(killed)
+        process = local.start(killed, warm=warm)
         for line in local.follow(killed, interval=0.002):
             if line["step"] >= bound:
                 os.kill(process.pid, signal.SIGKILL)
@@ -75,7 +76,7 @@ def test_killed_at_random_steps_and_resumed_gives_the_same_curve(
         status = local.wait(killed, timeout=60)
         assert status.state in {TrainState.DIED, TrainState.SUCCEEDED}
         assert status.state is TrainState.SUCCEEDED or "goes on from its last checkpoint" in status.error
-    local.start(killed)
+    local.start(killed, warm=warm)
     finish(killed)
     assert kills == 2
     assert curve(killed) == curve(whole)
@@ -112,19 +113,19 @@ def test_a_trainer_that_hangs_is_ended_by_cancel(
         started.close()
 
 
-def test_hold_release_cancel_and_go_on(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
-    run = make_run(tiny_llm, max_steps=100_000, epochs=100_000, nice=2)
-    process = local.start(run)
+def test_hold_release_cancel_and_go_on(
+    tiny_llm: Path, make_run: Callable[..., Path], warm: WarmTrainer
+) -> None:
+    run = make_run(tiny_llm, max_steps=100_000, epochs=100_000, nice=12)
+    process = local.start(run, warm=warm)
     with pytest.raises(Conflict, match="already being worked on"):
-        local.start(run)
+        local.start(run, warm=warm)
     next(line for line in local.follow(run, interval=0.01) if line["step"] >= 3)
     group = Path(f"/proc/{process.pid}/autogroup")
     if group.exists():  # where Linux shares the processor out among sessions, this one stands back
-        assert group.read_text().split()[-1] == "2"
+        assert group.read_text().split()[-1] == "12"
     runners.hold(run)
-    time.sleep(1)
-    held = local.poll(run)
-    assert held.state is TrainState.HOLDING
+    held = wait_until_held(run)
     time.sleep(0.5)
     assert local.poll(run).step == held.step
     runners.release(run)
@@ -138,7 +139,7 @@ def test_hold_release_cancel_and_go_on(tiny_llm: Path, make_run: Callable[..., P
     newest = max(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*"))
     assert newest == status.step
 
-    again = local.start(run)  # a person changed their mind: it goes on from where it was
+    again = local.start(run, warm=warm)  # a person changed their mind: it goes on from where it was
     line = next(line for line in local.follow(run, interval=0.01) if line["step"] > status.step)
     assert line["step"] == status.step + 1
     os.kill(again.pid, signal.SIGTERM)
@@ -146,12 +147,14 @@ def test_hold_release_cancel_and_go_on(tiny_llm: Path, make_run: Callable[..., P
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
-def test_images(tiny_vlm: Path, make_run: Callable[..., Path], checkpointing: bool) -> None:
+def test_images(
+    tiny_vlm: Path, make_run: Callable[..., Path], warm: WarmTrainer, checkpointing: bool
+) -> None:
     run = make_run(tiny_vlm, data=[*rows(images=True), *rows()[:3]], gradient_checkpointing=checkpointing)
     (run / "images").mkdir()
     for i, thing in enumerate(THINGS):
         Image.new("RGB", (40, 30), (20 * i, 200 - 10 * i, 90)).save(run / "images" / f"{thing}.png")
-    local.start(run)
+    local.start(run, warm=warm)
     finish(run)
     losses = [line["loss"] for line in curve(run)]
     assert losses[-1] < losses[0]
@@ -167,7 +170,9 @@ def test_images(tiny_vlm: Path, make_run: Callable[..., Path], checkpointing: bo
     assert have == set(load_file(run / "adapter" / "adapter_model.safetensors"))
 
 
-def test_bad_lines_are_named_before_a_step(tiny_vlm: Path, make_run: Callable[..., Path]) -> None:
+def test_bad_lines_are_named_before_a_step(
+    tiny_vlm: Path, make_run: Callable[..., Path], warm: WarmTrainer
+) -> None:
     def asked(answer: str) -> list[dict[str, str]]:
         return [{"role": "user", "content": "x"}, {"role": "assistant", "content": answer}]
 
@@ -179,7 +184,7 @@ def test_bad_lines_are_named_before_a_step(tiny_vlm: Path, make_run: Callable[..
         {"id": "mute", "messages": asked("")},
     ]
     run = make_run(tiny_vlm, data=bad)
-    local.start(run)
+    local.start(run, warm=warm)
     status = finish(run, TrainState.FAILED)
     assert status.exit_code == 9
     for named in ("train.jsonl:3", "train.jsonl:4 (sample no-file)", "train.jsonl:5 (sample too-long)",
@@ -188,55 +193,61 @@ def test_bad_lines_are_named_before_a_step(tiny_vlm: Path, make_run: Callable[..
     assert not curve(run)
 
     rest = make_run(tiny_vlm, "rest", data=bad, skip_bad=True, max_bad_share=0.7, max_steps=1)
-    local.start(rest)
+    local.start(rest, warm=warm)
     finish(rest)
     assert "left out train.jsonl:6 (sample mute)" in (rest / "train.out").read_text()
 
 
-def test_going_on_from_a_parent(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
+def test_going_on_from_a_parent(tiny_llm: Path, make_run: Callable[..., Path], warm: WarmTrainer) -> None:
     first = make_run(tiny_llm, "first", holdout="holdout.jsonl", learning_rate=0.02)
-    local.start(first)
+    local.start(first, warm=warm)
     finish(first)
     second = make_run(
         tiny_llm, "second", holdout="holdout.jsonl", adapter={"init_from": str(first / "adapter")}
     )
-    local.start(second)
+    local.start(second, warm=warm)
     finish(second)
     assert curve(second)[0]["holdout_loss"] == pytest.approx(curve(first)[-1]["holdout_loss"], abs=1e-5)
     misfit = make_run(
         tiny_llm, "misfit", adapter={"init_from": str(first / "adapter"), "r": 4, "lora_alpha": 16}
     )
-    local.start(misfit)
+    local.start(misfit, warm=warm)
     assert "r = 8 and this run asks for 4" in finish(misfit, TrainState.FAILED).error
 
 
-def test_other_data_is_not_gone_on_with(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
-    run = make_run(tiny_llm, max_steps=100_000, epochs=100_000, nice=2)
-    process = local.start(run)
+def test_other_data_is_not_gone_on_with(
+    tiny_llm: Path, make_run: Callable[..., Path], warm: WarmTrainer
+) -> None:
+    run = make_run(tiny_llm, max_steps=100_000, epochs=100_000, nice=12)
+    process = local.start(run, warm=warm)
     next(line for line in local.follow(run, interval=0.01) if line["step"] >= 4)
     os.kill(process.pid, signal.SIGKILL)
     local.wait(run, timeout=30)
     (run / "train.jsonl").write_text("\n".join(json.dumps(r) for r in rows()[:5]))
-    local.start(run)
+    local.start(run, warm=warm)
     assert "belongs to another spec or other data" in finish(run, TrainState.FAILED).error
 
 
-def test_a_torn_checkpoint_is_passed_over(tiny_llm: Path, make_run: Callable[..., Path]) -> None:
+def test_a_torn_checkpoint_is_passed_over(
+    tiny_llm: Path, make_run: Callable[..., Path], warm: WarmTrainer
+) -> None:
     run = make_run(tiny_llm, max_steps=60, epochs=60)
-    process = local.start(run)
+    process = local.start(run, warm=warm)
     next(line for line in local.follow(run, interval=0.002) if line["step"] >= 7)
     os.kill(process.pid, signal.SIGKILL)
     local.wait(run, timeout=30)
     steps = sorted(int(p.name.removeprefix("step-")) for p in (run / "checkpoints").glob("step-*"))
     newest = run / "checkpoints" / f"step-{steps[-1]}" / "optimizer.safetensors"
     newest.write_bytes(newest.read_bytes()[:-10])
-    local.start(run)
+    local.start(run, warm=warm)
     finish(run)
     assert f"steps {steps[-2]} to 60" in (run / "train.out").read_text()
     assert [line["step"] for line in curve(run)] == list(range(1, 61))
 
 
-def test_what_cannot_start(tiny_llm: Path, tmp_path: Path, make_run: Callable[..., Path]) -> None:
+def test_what_cannot_start(
+    tiny_llm: Path, tmp_path: Path, make_run: Callable[..., Path], warm: WarmTrainer
+) -> None:
     with pytest.raises(NotFound, match=r"no spec\.json"):
         local.start(tmp_path)
     (tmp_path / "spec.json").write_text('{"model": "x", "train": "t", "learning_rate": -1, "colour": 3}')
@@ -250,7 +261,7 @@ def test_what_cannot_start(tiny_llm: Path, tmp_path: Path, make_run: Callable[..
     bare = make_run(toothless, "bare")
     small = make_run(tiny_llm, "small", memory_gb=0.3)
     for run in (missing, bare, small):
-        local.start(run)
+        local.start(run, warm=warm)
     assert "There is no model directory" in finish(missing, TrainState.FAILED).error
     assert "has no usable tokenizer" in finish(bare, TrainState.FAILED).error
     limited = finish(small, TrainState.FAILED)
