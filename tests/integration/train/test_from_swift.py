@@ -7,19 +7,21 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from PIL import Image
 
+from comfyloop.cli import main
 from tests.conftest import REPOSITORY
 from tests.families import make_family
 from tests.integration.train.runs import rows
 
 
-def comfyloop(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedProcess[str]:
+def comfyloop(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY / "src"), "COMFYLOOP_HOME": str(cwd / "home")}
-    environment |= more
     return subprocess.run(
         [sys.executable, "-m", "comfyloop", *arguments],
         cwd=cwd,
@@ -27,6 +29,31 @@ def comfyloop(*arguments: str, cwd: Path, **more: str) -> subprocess.CompletedPr
         capture_output=True,
         text=True,
     )
+
+
+class Said(NamedTuple):
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., Said]:
+    """`comfyloop ARGUMENTS` in this process, for commands that start no training."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COMFYLOOP_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PYTHONSAFEPATH", "1")  # which the command sets: it is to go with this test
+
+    def run(*arguments: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["comfyloop", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        said = capsys.readouterr()
+        return Said(int(ended.value.code or 0), said.out, said.err)
+
+    return run
 
 
 def test_the_old_command_trains(tiny_vlm: Path, tmp_path: Path) -> None:
@@ -54,25 +81,21 @@ def test_the_old_command_trains(tiny_vlm: Path, tmp_path: Path) -> None:
     assert (config["r"], config["lora_alpha"]) == (4, 8)
 
 
-def test_what_it_would_do_and_what_it_refuses(tiny_llm: Path, tmp_path: Path) -> None:
+def test_what_it_would_do_and_what_it_refuses(
+    tiny_llm: Path, tmp_path: Path, command: Callable[..., Said]
+) -> None:
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
     script = tmp_path / "tune.sh"
     script.write_text("swift sft \\\n  --model MODEL --dataset data.jsonl \\\n  --galore_rank 8\n")
-    said = comfyloop(
-        "train", "--from-swift", str(script), "--model", str(tiny_llm), "--dry-run", cwd=tmp_path
-    )
+    said = command("train", "--from-swift", str(script), "--model", str(tiny_llm), "--dry-run")
     assert said.returncode == 0
     assert "--galore_rank cannot be honoured" in said.stdout
     assert f'"model": "{tiny_llm}"' in said.stdout
     assert not (tmp_path / "run").exists()
 
-    missing = comfyloop(
-        "train", "--from-swift", f"swift sft --model {tiny_llm} --dataset no.jsonl", cwd=tmp_path
-    )
+    missing = command("train", "--from-swift", f"swift sft --model {tiny_llm} --dataset no.jsonl")
     assert missing.returncode == 3 and "There is no data file no.jsonl" in missing.stderr
-    some = comfyloop(
-        "train", "--from-swift", f"swift sft --model {tiny_llm} --dataset data.jsonl#3", cwd=tmp_path
-    )
+    some = command("train", "--from-swift", f"swift sft --model {tiny_llm} --dataset data.jsonl#3")
     assert some.returncode == 9 and "drawn by chance" in some.stderr
 
 
@@ -81,11 +104,9 @@ ARTICLE = (
     "--use_4bit True --quantization_bit 4 --output_dir output_qlora --num_train_epochs 3 "
     "--per_device_train_batch_size 1 --gradient_accumulation_steps 8 --learning_rate 1e-4"
 )
+# `test_swift_flags.py` has many more forms, and shows that each asks for the same run.
 FORMS = {
-    "one line": ARTICLE,
-    "backslashes": ARTICLE.replace(" --", " \\\n  --"),
     "flattened": ARTICLE.replace(" --", " \\ --"),
-    "quotes": f'"{ARTICLE}"',
     "script": "#!/bin/sh\n" + ARTICLE.replace(" --", " \\\n  --") + "\n",
 }
 
@@ -131,20 +152,20 @@ def test_the_article_s_command_runs_from_start_to_end(form: str, qwen2_vl: Path,
         assert f"{flag}: " in done.stdout or f"{flag} makes no difference" in done.stdout, flag
 
 
-def test_what_a_run_needs_is_said_before_it_starts(qwen2_vl: Path, tmp_path: Path) -> None:
+def test_what_a_run_needs_is_said_before_it_starts(
+    qwen2_vl: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: Callable[..., Said]
+) -> None:
     """Without bitsandbytes: by --dry-run, by the command itself, by DATA with --set, and by doctor."""
     article_s_rows(tmp_path)
-    hidden = tmp_path / "hidden" / "sitecustomize.py"
-    hidden.parent.mkdir()
-    hidden.write_text("import sys; sys.modules['bitsandbytes'] = None")
-    path = {"PYTHONPATH": f"{hidden.parent}{os.pathsep}{REPOSITORY / 'src'}"}
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     missing = "quant_method = bnb needs bitsandbytes, which is not installed. pip install 'comfyloop[quant]'"
     swift = ("train", "--from-swift", ARTICLE, "--model", str(qwen2_vl))
-    dry = comfyloop(*swift, "--dry-run", cwd=tmp_path, **path)
+    dry = command(*swift, "--dry-run")
     assert dry.returncode == 0 and missing in " ".join(dry.stdout.split())
-    for command in (swift, ("train", "sample_dataset.jsonl", "--set", "quant_method=bnb")):
-        done = comfyloop(*command, cwd=tmp_path, **path)
+    for words in (swift, ("train", "sample_dataset.jsonl", "--set", "quant_method=bnb")):
+        done = command(*words)
         assert done.returncode == 8 and missing in " ".join(done.stderr.split()), done.stderr
     assert not (tmp_path / "output_qlora").exists() and not (tmp_path / "run").exists()
-    doctor = comfyloop("doctor", cwd=tmp_path, COMFYLOOP_QUANT_METHOD="bnb", **path)
+    monkeypatch.setenv("COMFYLOOP_QUANT_METHOD", "bnb")
+    doctor = command("doctor")
     assert missing in " ".join(doctor.stdout.split()) and doctor.returncode == 1
