@@ -48,6 +48,16 @@ def shipped(work: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return work / "image.safetensors"
 
 
+@pytest.fixture(scope="module")
+def written(work: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache directory that the checkpoint has been written into."""
+    folder = tmp_path_factory.mktemp("written")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cache, "WEIGHTS", work / "image.safetensors")
+        cache.ensure(folder)
+    return folder
+
+
 def test_eight_bits_lose_little() -> None:
     chance = np.random.default_rng(1)
     weights = {
@@ -62,11 +72,11 @@ def test_eight_bits_lose_little() -> None:
 
 
 def test_the_checkpoint_is_small_to_ship_and_draws_as_it_was_trained(
-    work: Path, shipped: Path, tmp_path: Path
+    work: Path, shipped: Path, written: Path
 ) -> None:
     """The trainer's short cut (one padding token for all) and the full text encoder agree."""
     assert shipped.stat().st_size <= 60e6
-    model = checkpoint.load(cache.ensure(tmp_path))
+    model = checkpoint.load(cache.ensure(written))
     assert (
         model.family == "sd15"
         and model.latent_scale == 1.0
@@ -147,9 +157,9 @@ def test_it_is_put_into_comfyui_and_never_over_another(tmp_path: Path) -> None:
 
 
 def test_linking_the_pack_puts_it_where_the_templates_look(
-    shipped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shipped: Path, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COMFYLOOP_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("COMFYLOOP_CACHE_DIR", str(written))
     comfyui = tmp_path / "ComfyUI"  # a data folder, which has no models/checkpoints yet
     for name in ("custom_nodes", "models"):
         (comfyui / name).mkdir(parents=True)
