@@ -19,9 +19,10 @@ $(VENV)/installed: pyproject.toml
 demo: setup
 	$(BIN)/comfyloop demo
 
-# Two at a time, the tests of a file one after the other: they have their models and servers in common.
+# Two at a time, the tests of a file one after the other: they have their models and servers in common. In the order
+# of the folders, acceptance first: the long files begin, and the many short ones fill up what is left of either worker.
 test: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: setup
 	$(BIN)/ruff check .
