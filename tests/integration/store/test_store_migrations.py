@@ -16,8 +16,16 @@ from alembic.script import ScriptDirectory
 from comfyloop.errors import StorageError
 from comfyloop.records import Project
 from comfyloop.settings import Settings
-from comfyloop.store import open_store, projects
+from comfyloop.store import migrate, open_store, projects
 from comfyloop.store.schema import HEAD, metadata
+
+UPGRADE = migrate.upgrade
+
+
+@pytest.fixture(autouse=True)
+def _each_time_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here every database is made by the migrations themselves."""
+    monkeypatch.setattr(migrate, "upgrade", UPGRADE)
 
 
 @contextmanager
