@@ -175,6 +175,12 @@ def test_two_services_do_not_share_a_folder(tmp_path: Path) -> None:
 # --- the end of a service
 
 
+IN_A_HURRY = (
+    "from comfyloop.cli import main; from comfyloop.serve import server; server.DRAIN_SECONDS = 1; main()"
+)
+"""`comfyloop`, but what is under way when it is told to leave gets a second, not ten."""
+
+
 @contextmanager
 def service(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path]]:
     """`comfyloop up` over an engine that answers slowly."""
@@ -189,7 +195,7 @@ def service(tmp_path: Path) -> Iterator[tuple[subprocess.Popen[bytes], str, Path
         "COMFYLOOP_PROJECT": "acme",
         "COMFYLOOP_TRIGGER_SAMPLES": "2",
     }
-    command = [sys.executable, "-m", "comfyloop", "up", "--port", "0", "--port-file", str(port_file)]
+    command = [sys.executable, "-c", IN_A_HURRY, "up", "--port", "0", "--port-file", str(port_file)]
     process = subprocess.Popen(command, env=environment)
     try:
         eventually(lambda: port_file.exists() and port_file.read_text().endswith("\n"), seconds=60)
