@@ -47,6 +47,8 @@ def sample(thing: str, *, images: Sequence[str] = (), **more: Any) -> Sample:
 
 
 HOLDOUT = [sample(thing) for thing in HELD_OUT]
+REMEMBERED = gate.Kept()
+"""What this file's engine has said, whose versions have the same names throughout: no test waits for it again."""
 
 
 def picture(sha: str) -> bytes:
@@ -204,6 +206,8 @@ def judged(
     **more: Any,
 ) -> GateReport:
     names = {0: "base", 1: "acme-v1", 2: "acme-v2", 3: "acme-v3", 4: "acme-v4"}
+    if isinstance(engine, EngineClient):  # whoever counts what is asked begins with nothing
+        more.setdefault("kept", REMEMBERED)
     return gate.judge(
         engine,
         "acme",
