@@ -10,15 +10,17 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from comfyloop.train.control import Control
 from comfyloop.train.image import kohya
 from comfyloop.train.image.render import draw
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.image.student import Student, prepare
-from comfyloop.train.runners import local
-from comfyloop.train.spec import write_spec
+from comfyloop.train.log import RunLog
+from comfyloop.train.recipes import image_sft
 from comfyloop.train.status import RunDirectory
-from tests.integration.train.runs import finish
 
+STEPS = 8
+"""Enough for colours."""
 ADAPTER = {"r": 8, "lora_alpha": 8, "target_modules": "all"}
 
 
@@ -44,7 +46,7 @@ def learn_blue(model: Path, run: Path) -> Path:
     student = painter(model, run)
     rows = []
     for i, prompt in enumerate(("red apple", "strawberry", "tulip", "pizza")):
-        drawn = np.asarray(draw(student, prompt, seed=i))
+        drawn = np.asarray(draw(student, prompt, seed=i, steps=STEPS))
         Image.fromarray(np.ascontiguousarray(drawn[..., ::-1])).save(run / f"{i}.png")
         rows.append({"messages": [{"role": "user", "content": prompt}], "picked": f"{i}.png"})
     (run / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -52,7 +54,7 @@ def learn_blue(model: Path, run: Path) -> Path:
         "model": str(model), "train": "train.jsonl", "recipe": "image_sft", "max_steps": 20, "epochs": 99,
         "learning_rate": 2e-3, "threads": 1, "nice": 0, "adapter": ADAPTER,
     }  # fmt: skip
-    write_spec(run, ImageTrainSpec.model_validate(told))
-    local.start(run)
-    finish(run)
+    directory = RunDirectory(run)
+    log = RunLog(directory)
+    image_sft.run(directory, ImageTrainSpec.model_validate(told), log, Control(directory, log.held))
     return run / "adapter" / kohya.FILE

@@ -11,7 +11,7 @@ from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline
 
 from comfyloop.starter.image import denoiser, ensure
 from comfyloop.train.image.render import draw
-from tests.starter_pictures import colour, learn_blue, painter
+from tests.starter_pictures import STEPS, colour, learn_blue, painter
 
 pytestmark = pytest.mark.slow
 
@@ -50,7 +50,9 @@ def test_twenty_steps_move_its_colours(checkpoint: Path, tmp_path: Path) -> None
     """After four pictures in blue for red, one that was not among them is bluer, too."""
     lora = learn_blue(checkpoint, tmp_path / "run")
     before, after = (
-        colour(draw(painter(checkpoint, tmp_path / str(file is None), file), "red heart", seed=7))
+        colour(
+            draw(painter(checkpoint, tmp_path / str(file is None), file), "red heart", seed=7, steps=STEPS)
+        )
         for file in (None, lora)
     )
     change = after - before

@@ -12,11 +12,15 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from comfyloop.errors import DataError
 from comfyloop.train import runners
+from comfyloop.train.__main__ import image_recipe
+from comfyloop.train.control import Control
 from comfyloop.train.image import kohya
 from comfyloop.train.image.spec import ImageTrainSpec
+from comfyloop.train.log import RunLog
 from comfyloop.train.runners import local
-from comfyloop.train.spec import write_spec
+from comfyloop.train.spec import read_spec, write_spec
 from comfyloop.train.status import RunDirectory, TrainState
 from tests.integration.train.runs import finish
 
@@ -63,6 +67,14 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
     return make
 
 
+def train_here(run: Path) -> None:
+    """A run in this process: no start-up to pay for where nothing is stopped or killed."""
+    directory, spec = RunDirectory(run), read_spec(run)
+    assert isinstance(spec, ImageTrainSpec)
+    log = RunLog(directory)
+    image_recipe(directory, spec, log, Control(directory, log.held))
+
+
 def curve(run: Path) -> list[dict[str, Any]]:
     return [{name: line[name] for name in CURVE} for line in RunDirectory(run).log_lines()]
 
@@ -74,8 +86,7 @@ def test_a_planted_preference_is_learned(tiny_sd15: Path, make_run: Callable[...
         tiny_sd15, "dpo", train=24, holdout=10, recipe="image_dpo", max_steps=30, epochs=99, beta_dpo=500.0,
         learning_rate=3e-3, lr_scheduler_type="constant",
     )  # fmt: skip
-    local.start(run)
-    finish(run)
+    train_here(run)
     looks = [
         line["pick_accuracy"]
         for line in RunDirectory(run).log_lines()
@@ -114,8 +125,7 @@ def test_a_single_picture_and_equal_pictures_are_no_trouble(
     run = make_run(tiny_sd15, "few", train=pictures, max_steps=2, epochs=2, prior_images=2)
     for i in range(pictures):
         shape(0, True).save(run / f"images/warm{i}.png")
-    local.start(run)
-    finish(run)
+    train_here(run)
     assert sorted(path.name for path in (run / "prior").iterdir()) == ["0.png", "1.png"]
     last = list(RunDirectory(run).log_lines())[-1]
     assert last["prior_loss"] > 0 and last["loss"] > 0
@@ -126,9 +136,8 @@ def test_what_cannot_be_trained_on_fails_in_a_sentence(
 ) -> None:
     run = make_run(tiny_sd15, "bad", train=2)
     (run / "images/warm1.png").write_bytes((run / "images/warm1.png").read_bytes()[:150])
-    local.start(run)
-    status = finish(run, TrainState.FAILED)
-    assert "train.jsonl:2" in status.error and "warm1.png" in status.error, status.error
+    with pytest.raises(DataError, match=r"train\.jsonl:2.*warm1\.png"):
+        train_here(run)
     run = make_run(tiny_sd15.with_name("none.safetensors"), "none", train=2)
     local.start(run)
     assert "There is no checkpoint" in finish(run, TrainState.FAILED).error
