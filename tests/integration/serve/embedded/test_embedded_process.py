@@ -18,6 +18,7 @@ import httpx
 import openai
 import pytest
 
+from comfyloop.serve.embedded.__main__ import main
 from comfyloop.serve.engine_kinds import embedded_command
 from comfyloop.serve.engines import EngineProcess
 from comfyloop.settings import Settings
@@ -384,12 +385,26 @@ def _short_weights(model: Path, folder: Path) -> Path:
         (lambda model, folder: folder / "nothing-here", "cannot be read as a model"),
     ],
 )
-def test_what_is_not_a_model_is_said(tiny_llm: Path, tmp_path: Path, make: Any, sentence: str) -> None:
-    process = Process(make(tiny_llm, tmp_path), tmp_path)
-    assert process.process.wait(60) == 8
-    assert sentence in process.port_file.with_name("engine.port.error").read_text()
-    assert sentence in process.errors.read_text().splitlines()[-1]
-    assert not process.port_file.exists()
+def test_what_is_not_a_model_is_said(
+    tiny_llm: Path, tmp_path: Path, make: Any, sentence: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    port_file = tmp_path / "engine.port"
+    assert run_here("--model", make(tiny_llm, tmp_path), "--port-file", port_file) == 8
+    assert sentence in port_file.with_name("engine.port.error").read_text()
+    assert sentence in capfd.readouterr().err.splitlines()[-1]
+    assert not port_file.exists()
+
+
+def run_here(*arguments: object) -> int:
+    """The exit code of an engine in this process, for which torch is imported already."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    interval = sys.getswitchinterval()
+    try:
+        return main([*map(str, arguments), "--threads", "1"])
+    finally:
+        sys.setswitchinterval(interval)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def test_a_port_in_use_is_said(engine: Process, tiny_llm: Path, tmp_path: Path) -> None:
