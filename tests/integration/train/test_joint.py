@@ -13,10 +13,15 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from comfyloop.train.__main__ import image_recipe
+from comfyloop.train.control import Control
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.joint_spec import JointSpec
+from comfyloop.train.log import RunLog
+from comfyloop.train.recipes import joint as joint_recipe
+from comfyloop.train.recipes import sft
 from comfyloop.train.runners import local
-from comfyloop.train.spec import TrainSpec, write_spec
+from comfyloop.train.spec import TrainSpec, read_spec, write_spec
 from comfyloop.train.status import RunDirectory
 from tests.image_models import make_tiny_sd15
 from tests.integration.train.runs import finish, rows
@@ -56,9 +61,25 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+def train_here(run: Path) -> None:
+    """What a run's process does with its spec, in this one."""
+
+    def side(
+        directory: RunDirectory, spec: TrainSpec | ImageTrainSpec, log: RunLog, control: Control
+    ) -> None:
+        if isinstance(spec, ImageTrainSpec):
+            image_recipe(directory, spec, log, control)
+        else:
+            sft.run(directory, spec, log, control)
+
+    directory, spec = RunDirectory(run), read_spec(run)
+    assert isinstance(spec, JointSpec)
+    log = RunLog(directory)
+    joint_recipe.run(directory, spec, log, Control(directory, log.held), side)
+
+
 def test_one_run_gives_both_adapters(joint: Path) -> None:
-    local.start(joint)
-    finish(joint)
+    train_here(joint)
     assert (joint / "adapter" / "text" / "adapter_model.safetensors").exists()
     assert (joint / "adapter" / "image" / "lora.safetensors").exists()
     steps = [(line.get("side"), line["step"]) for line in RunDirectory(joint).log_lines()]

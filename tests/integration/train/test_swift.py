@@ -21,6 +21,7 @@ from comfyloop.train.log import NAMES
 from comfyloop.train.runners import local
 from comfyloop.train.spec import TrainSpec, write_spec
 from comfyloop.train.status import RunDirectory, TrainState
+from comfyloop.train.warm import WarmTrainer
 from tests.integration.train.runs import finish, rows
 
 pytestmark = pytest.mark.slow
@@ -57,10 +58,12 @@ def make_swift_run(make_run: Callable[..., Path]) -> Callable[..., Path]:
     return make
 
 
-def test_the_loss_is_that_of_our_own_trainer(tiny_llm: Path, make_swift_run: Callable[..., Path]) -> None:
+def test_the_loss_is_that_of_our_own_trainer(
+    tiny_llm: Path, make_swift_run: Callable[..., Path], warm: WarmTrainer
+) -> None:
     """Same model, adapter to begin with, data, order and precision: the losses agree step by step."""
     first = make_swift_run(tiny_llm, "first", train_engine="comfyloop", max_steps=1)
-    local.start(first)
+    local.start(first, warm=warm)
     finish(first)
     same = {
         "adapter": {"init_from": str(first / "adapter")},
@@ -75,7 +78,7 @@ def test_the_loss_is_that_of_our_own_trainer(tiny_llm: Path, make_swift_run: Cal
     ours = make_swift_run(tiny_llm, "ours", train_engine="comfyloop", **same)
     theirs = make_swift_run(tiny_llm, "theirs", **same)
     for run in (ours, theirs):
-        local.start(run)
+        local.start(run, warm=warm)
         finish(run)
     assert len(losses(ours)) == 8
     assert losses(theirs) == pytest.approx(losses(ours), abs=1e-3)
@@ -84,14 +87,16 @@ def test_the_loss_is_that_of_our_own_trainer(tiny_llm: Path, make_swift_run: Cal
     print(f"largest difference of a step's loss: {max(differences):.2e}")
 
 
-def test_a_run_of_a_vision_language_model(tiny_vlm: Path, make_swift_run: Callable[..., Path]) -> None:
+def test_a_run_of_a_vision_language_model(
+    tiny_vlm: Path, make_swift_run: Callable[..., Path], warm: WarmTrainer
+) -> None:
     """Log, verdict and adapter come back; the adapter is one that our own trainer goes on from."""
     data = rows(images=True)
     run = make_swift_run(tiny_vlm, data=data, holdout="holdout.jsonl")
     (run / "images").mkdir()
     for number, row in enumerate(data):
         Image.new("RGB", (40, 30), (20 * number, 90, 200)).save(run / row["images"][0])
-    local.start(run)
+    local.start(run, warm=warm)
     status = finish(run)
     lines = list(RunDirectory(run).log_lines())
     assert [line["step"] for line in lines if line["loss"] is not None] == list(range(1, 9))
@@ -107,18 +112,18 @@ def test_a_run_of_a_vision_language_model(tiny_vlm: Path, make_swift_run: Callab
         tiny_vlm, "more", data=data, train_engine="comfyloop", adapter={"init_from": str(run / "adapter")}
     )
     (more / "images").symlink_to(run / "images")
-    local.start(more)
+    local.start(more, warm=warm)
     finish(more)
     assert losses(more)[0] < losses(run)[0] - 0.5  # it begins where ms-swift left off
 
 
-def test_qlora(tiny_llm: Path, make_swift_run: Callable[..., Path]) -> None:
+def test_qlora(tiny_llm: Path, make_swift_run: Callable[..., Path], warm: WarmTrainer) -> None:
     """It learns on after a look at the hold-out, which would have its weights packed and its gradients wrong."""
     run = make_swift_run(
         tiny_llm, quant_method="bnb", dtype="bfloat16", max_steps=16, epochs=8, eval_steps=1,
         holdout="holdout.jsonl",
     )  # fmt: skip
-    local.start(run)
+    local.start(run, warm=warm)
     finish(run)
     assert "every one of 11 rows was used as it was given" in said(run)
     assert "quant" in (run / "swift" / "args.json").read_text()
@@ -129,13 +134,15 @@ def test_qlora(tiny_llm: Path, make_swift_run: Callable[..., Path]) -> None:
 
 
 @pytest.mark.parametrize("recipe", ["dpo", "kto"])
-def test_preferences(recipe: str, tiny_llm: Path, make_swift_run: Callable[..., Path]) -> None:
+def test_preferences(
+    recipe: str, tiny_llm: Path, make_swift_run: Callable[..., Path], warm: WarmTrainer
+) -> None:
     """Both begin at the loss of an adapter that changes nothing, and end below it."""
     data = rows()
     for number, row in enumerate(data):
         row |= {"rejected_response": f"No. {number}."} if recipe == "dpo" else {"label": number % 3 > 0}
     run = make_swift_run(tiny_llm, data=data, recipe=recipe, epochs=4, max_steps=0)
-    local.start(run)
+    local.start(run, warm=warm)
     finish(run)
     assert losses(run)[0] == pytest.approx(0.6931 if recipe == "dpo" else 0.5, abs=1e-3)
     assert min(losses(run)) < 0.9 * losses(run)[0]
@@ -143,19 +150,21 @@ def test_preferences(recipe: str, tiny_llm: Path, make_swift_run: Callable[..., 
     assert "rewards/chosen" in list(RunDirectory(run).log_lines())[-1]
 
 
-def test_killed_held_cancelled_and_gone_on_from(tiny_llm: Path, make_swift_run: Callable[..., Path]) -> None:
+def test_killed_held_cancelled_and_gone_on_from(
+    tiny_llm: Path, make_swift_run: Callable[..., Path], warm: WarmTrainer
+) -> None:
     whole = make_swift_run(tiny_llm, "whole", max_steps=30)
-    local.start(whole)
+    local.start(whole, warm=warm)
     finish(whole)
 
     run = make_swift_run(tiny_llm, "interrupted", max_steps=30)
-    process = local.start(run)
+    process = local.start(run, warm=warm)
     wait_for_step(run, 3)
     os.kill(process.pid, signal.SIGKILL)
     assert local.wait(run, 30).state is TrainState.DIED
     assert_gone(run)  # ms-swift does not outlive the process that watches it
 
-    local.start(run)
+    local.start(run, warm=warm)
     wait_for_step(run, 5)
     runners.hold(run)
     deadline = time.monotonic() + 10
@@ -170,7 +179,7 @@ def test_killed_held_cancelled_and_gone_on_from(tiny_llm: Path, make_swift_run: 
     runners.release(run)
     assert_gone(run)
 
-    local.start(run)
+    local.start(run, warm=warm)
     finish(run)
     assert losses(run) == pytest.approx(losses(whole), abs=1e-6)
 
@@ -207,6 +216,7 @@ def test_what_ms_swift_would_replace_by_another_row_is_named(
     reason: str,
     tiny_vlm: Path,
     make_swift_run: Callable[..., Path],
+    warm: WarmTrainer,
 ) -> None:
     data = rows(images=True)
     run = make_swift_run(tiny_vlm, data=data)
@@ -214,14 +224,14 @@ def test_what_ms_swift_would_replace_by_another_row_is_named(
     for row in data:
         Image.new("RGB", (40, 30)).save(run / row["images"][0])
     spoil(run / data[4]["images"][0])
-    local.start(run)
+    local.start(run, warm=warm)
     status = finish(run, TrainState.FAILED)
     assert status.exit_code == DataError.exit_code
     assert "train.jsonl:5" in status.error and reason in status.error
     assert not (run / "swift" / "events.jsonl").exists()  # ms-swift was never started
 
 
-def test_an_error_of_ms_swift_is_told(tiny_llm: Path, tmp_path: Path) -> None:
+def test_an_error_of_ms_swift_is_told(tiny_llm: Path, tmp_path: Path, warm: WarmTrainer) -> None:
     """A parent adapter without its weights: ms-swift's own complaint comes through in a sentence."""
     run = tmp_path / "run"
     (run / "nowhere").mkdir(parents=True)
@@ -234,8 +244,8 @@ def test_an_error_of_ms_swift_is_told(tiny_llm: Path, tmp_path: Path) -> None:
     }
     (run / "nowhere" / "adapter_config.json").write_text(json.dumps(config))
     (run / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
-    told = {"model": str(tiny_llm), "train": "train.jsonl", "train_engine": "swift", "threads": 1}
+    told = {"model": str(tiny_llm), "train": "train.jsonl", "train_engine": "swift", "threads": 1, "nice": 10}
     write_spec(run, TrainSpec.model_validate(told | {"adapter": {"init_from": "nowhere"}}))
-    local.start(run)
+    local.start(run, warm=warm)
     status = finish(run, TrainState.FAILED)
     assert "ms-swift ended with exit code 1" in status.error and "nowhere" in status.error

@@ -153,7 +153,7 @@ def test_it_lets_go_of_memory_and_of_what_has_changed(
     model.mkdir()
     for file in tiny_llm.iterdir():
         (model / file.name).write_bytes(file.read_bytes())
-    trainer = WarmTrainer(minutes=3 / 60)
+    trainer = WarmTrainer(minutes=1 / 60)
     trainer.prepare(str(model), "float32")
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config, indent=1))
