@@ -89,9 +89,9 @@ def test_versions_change_under_load_by_new_processes(
         project="acme", model=tiny_llm, dtype="float32", engine_threads=1, engine_swap="blue_green"
     )
     service.start()
-    add_versions(service, markers, 3)
+    add_versions(service, markers, 2)
     service.wait_ready()
-    swap(service, 3, clients=2)
+    swap(service, 2, clients=2)
     wait_for(lambda: len(service.children("comfyloop.serve.embedded")) == 1, 60, service.what_happened)
 
 

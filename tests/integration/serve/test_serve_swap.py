@@ -18,7 +18,7 @@ from comfyloop.settings import Settings
 from tests.unit.serve.embedded.conftest import save_adapter
 from tests.unit.serve.gateway import Gateway, running_gateway
 
-SWAPS = 100
+SWAPS = 30  # a hundred, by a whole service: tests/acceptance/test_swap.py
 CLIENTS = 8
 QUESTION = [{"role": "user", "content": "What would you do on holiday?"}]
 
