@@ -3,24 +3,35 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 from safetensors import safe_open
+from typer.testing import CliRunner
 
+from comfyloop.cli import app
 from comfyloop.demo.brand import material, posters
+from comfyloop.demo.brand.material import Brand
 from comfyloop.demo.brand.painter import Drawing, Painter
 from comfyloop.errors import RunFailed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 
+@pytest.fixture
+def brand(monkeypatch: pytest.MonkeyPatch) -> Brand:
+    """Fewer products than the demo has: enough for the gate to look at both sides."""
+    whole = material.load()
+    few = whole._replace(
+        catalogue=whole.catalogue[:15], corrections=whole.corrections[:6], held_out=whole.held_out[:2]
+    )
+    monkeypatch.setattr(material, "load", lambda: few)
+    return few
+
+
 def test_a_brand_is_learnt_corrected_and_learnt_again(
-    tiny_llm: Path, tiny_sd15: Path, tmp_path: Path
+    brand: Brand, tiny_llm: Path, tiny_sd15: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     few = {
         "CACHE_DIR": str(tmp_path / "cache"),
@@ -28,23 +39,24 @@ def test_a_brand_is_learnt_corrected_and_learnt_again(
         "IMAGE_EPOCHS": "1",
         "IMAGE_TARGET_MODULES": "all",
         "GATE_MAX_ANSWERS": "2",
+        "GATE_MAX_PICTURES": "6",
         "GATE_MAX_DRAWN": "2",
         "GATE_DRAW_STEPS": "2",
     }
-    done = subprocess.run(
+    for name, value in few.items():
+        monkeypatch.setenv(f"COMFYLOOP_{name}", value)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(
+        app,
         [
-            *(sys.executable, "-m", "comfyloop", "demo", "brand", "--json", "--report", "report"),
-            *("--home", "home", "--model", str(tiny_llm), "--image-model", str(tiny_sd15)),
+            *("demo", "brand", "--json", "--report", "report", "--home", "home"),
+            *("--model", str(tiny_llm), "--image-model", str(tiny_sd15)),
         ],
-        env=os.environ | {f"COMFYLOOP_{name}": value for name, value in few.items()},
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
     )
-    assert done.returncode in (0, 1), done.stderr
+    assert done.exit_code in (0, 1), done.output
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "report" / "brand-report.json").read_text(encoding="utf-8"))
-    assert report["ok"] == (done.returncode == 0)
+    assert report["ok"] == (done.exit_code == 0)
     assert report["background"]["failed"] == 0
 
     first, second = report["turns"]
@@ -59,7 +71,7 @@ def test_a_brand_is_learnt_corrected_and_learnt_again(
     with safe_open(lora, "np") as file:  # where the setting says
         assert any("_conv1." in name for name in file.keys())  # noqa: SIM118
 
-    brand, columns = material.load(), report["columns"]
+    columns = report["columns"]
     corrected = len(brand.catalogue) + 3 * len(
         brand.corrections
     )  # prompts of all; copy and a picture of some
