@@ -41,7 +41,7 @@ def test_corrections_are_learnt_and_the_new_version_is_swapped_in(
 
     def ask(question: str, model: str = "acme") -> tuple[str, str, str]:
         given = chat.chat.completions.create(
-            model=model, messages=[{"role": "user", "content": question}], max_tokens=40, temperature=0
+            model=model, messages=[{"role": "user", "content": question}], max_tokens=16, temperature=0
         )
         return given.choices[0].message.content or "", given.id, given.system_fingerprint or ""
 
@@ -54,7 +54,7 @@ def test_corrections_are_learnt_and_the_new_version_is_swapped_in(
 
     def keep_asking() -> None:
         with Client(service.client.url, project="acme") as other:
-            while not done.wait(0.5):
+            while not done.wait(2):
                 try:
                     other.ask("Name a colour.", max_tokens=8)
                 except ComfyLoopError as error:
@@ -65,7 +65,7 @@ def test_corrections_are_learnt_and_the_new_version_is_swapped_in(
     edits = []
     for i, example in enumerate(corrections):
         pictures = [example.picture] if example.picture else []
-        answer = service.client.ask(example.question, pictures, max_tokens=24)
+        answer = service.client.ask(example.question, pictures, max_tokens=6)
         edits.append(
             AnswerEdited(id=f"edit-{i}", project="acme", generation=answer.generation, edited=example.edited)
         )
