@@ -1,4 +1,5 @@
-"""What a version has learnt already: the feedback in the snapshots that it and its parents were trained on."""
+"""What a version has learnt already: the feedback in the snapshots that it and its parents were trained on, once the
+gate has seen it answer as the edits ask."""
 
 from __future__ import annotations
 
@@ -9,6 +10,10 @@ from typing import NamedTuple
 
 from comfyloop.records import BASE, Snapshot
 from comfyloop.store import Store, feedback, lessons, snapshots, versions
+
+AS_ASKED = 0.25
+"""Mean edit distance, 0 to 1, of a version's answers to held-out corrections: so close it does by itself what examples
+would do (they reach 0.26 at best, docs/examples.md). A version may be promoted long before."""
 
 _PAGE = 1000
 
@@ -27,7 +32,8 @@ NOTHING = Learned(frozenset(), frozenset())
 
 
 def learned(store: Store, project: str, version: int) -> Learned:
-    """What the text side of a version learnt, over all the versions that it came from.
+    """What the text side of a version learnt, over all the versions that it came from: nothing, as long as the gate has
+    not seen it answer as the edits ask.
 
     A snapshot whose directory is gone counts by its newest feedback: everything up to it was learnt.
 
@@ -35,6 +41,8 @@ def learned(store: Store, project: str, version: int) -> Learned:
         NotFound: There is no such version.
         StorageError: The database refuses.
     """
+    if not _answers_as_asked(store, project, version):
+        return NOTHING
     trained: set[str] = set()
     held: set[str] = set()
     for snapshot in _snapshots(store, project, version):
@@ -45,6 +53,20 @@ def learned(store: Store, project: str, version: int) -> Learned:
         except OSError:
             trained.update(_up_to(store, snapshot))
     return Learned(frozenset(trained), frozenset(held - trained))
+
+
+def _answers_as_asked(store: Store, project: str, version: int) -> bool:
+    """By the gate's report on it, or, where its text side is that of an earlier version, on that one."""
+    with store.read() as conn:
+        at = versions.get(conn, project, version) if version != BASE else None
+        while at is not None:
+            measures = at.gate.measures if at.gate is not None else ()
+            told = [m.candidate for m in measures if (m.metric, m.slice) == ("edit_distance", "all")]
+            if told:
+                return told[0] <= AS_ASKED
+            before = versions.find(conn, project, at.parent) if at.parent != BASE else None
+            at = before if before is not None and before.text_adapter == at.text_adapter else None
+    return False
 
 
 def _snapshots(store: Store, project: str, version: int) -> list[Snapshot]:

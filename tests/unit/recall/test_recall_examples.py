@@ -15,10 +15,13 @@ from comfyloop.records import (
     AnswerAccepted,
     AnswerEdited,
     AnswerRated,
+    GateReport,
     Generation,
+    Measure,
     Message,
     PromptEdited,
     Snapshot,
+    Verdict,
     Version,
     new_id,
     now,
@@ -258,8 +261,15 @@ def test_the_index_is_bounded_and_keeps_the_newest(taught: Taught, monkeypatch: 
 
 
 def _version(
-    taught: Taught, number: int, parent: int, train: list[str], holdout: list[str], folder: Path
+    taught: Taught,
+    number: int,
+    parent: int,
+    train: list[str],
+    holdout: list[str],
+    folder: Path,
+    distance: float | None = 0.1,
 ) -> None:
+    """A version that the gate saw answer held-out corrections at that distance; None: it was not judged."""
     path = folder / f"snapshot{number}"
     path.mkdir(parents=True)
     for name, ids in (("train", train), ("holdout", holdout)):
@@ -282,6 +292,46 @@ def _version(
             conn,
             Version(project="acme", number=number, parent=parent, snapshot=made.id, text_adapter=adapter),
         )
+        if distance is not None:
+            versions.set_gate(conn, "acme", number, _report(number, parent, distance))
+
+
+def _report(number: int, live: int, distance: float) -> GateReport:
+    told = Measure(
+        metric="edit_distance", slice="all", items=8, live=0.8, candidate=distance, low=-0.6, high=-0.1
+    )
+    return GateReport(
+        project="acme", live=live, candidate=number, verdict=Verdict.PROMOTE, reasons=(), measures=(told,)
+    )
+
+
+@pytest.mark.parametrize("distance", [0.55, None])
+def test_what_was_trained_stays_an_example_until_the_version_answers_as_the_edits_ask(
+    taught: Taught, tmp_path: Path, distance: float | None
+) -> None:
+    """Promoted is better than before, and may still be far from what was asked."""
+    mug = taught.edit("Write a caption for a mug.", "Mug.")
+    cup = taught.edit("Write a caption for a cup.", "Cup.")
+    _version(taught, 1, 0, [mug], [cup], tmp_path, distance)
+    ask = "Write a caption for a bowl."
+    assert sorted(taught.found(ask, version=1)) == ["Cup.", "Mug."]
+    assert taught.found("Write a caption for a mug.", version=1) == ["Mug."]
+    _version(taught, 2, 1, [cup], [], tmp_path, 0.2)
+    assert taught.found(ask, version=2) == []
+
+
+def test_a_version_that_changed_pictures_alone_answers_as_the_one_before(
+    taught: Taught, tmp_path: Path
+) -> None:
+    mug = taught.edit("Write a caption for a mug.", "Mug.")
+    _version(taught, 1, 0, [mug], [], tmp_path)
+    with taught.store.begin() as conn:
+        kept = versions.get(conn, "acme", 1).text_adapter
+        drawn = Version(
+            project="acme", number=2, parent=1, snapshot="s1", text_adapter=kept, image_adapter="x"
+        )
+        versions.add(conn, drawn)
+    assert taught.found("Write a caption for a mug.", version=2) == []
 
 
 def test_what_a_version_or_its_parent_has_learnt_is_no_example_for_it(taught: Taught, tmp_path: Path) -> None:
