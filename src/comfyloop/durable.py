@@ -44,3 +44,14 @@ def appear(place: Path, write: Callable[[Path], object]) -> None:
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
         raise
+
+
+def disappear(place: Path) -> None:
+    """Remove a directory: it is there whole, or under its name no more. One that is not there is no error.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    if place.is_dir():
+        going = place.rename(place.with_name(f".{place.name}.part"))
+        shutil.rmtree(going)

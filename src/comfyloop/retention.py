@@ -13,6 +13,7 @@ import threading
 from pathlib import Path
 
 from comfyloop import integrity
+from comfyloop.durable import disappear
 from comfyloop.errors import ComfyLoopError
 from comfyloop.loop.lease import lease_of, this_process
 from comfyloop.loop.work import REMEMBERED
@@ -121,8 +122,7 @@ def _remove(kind: str, folder: Path) -> None:
                 if side.is_dir():
                     shutil.rmtree(side)
         else:
-            going = folder.rename(folder.with_name(f".{folder.name}.part"))
-            shutil.rmtree(going)
+            disappear(folder)
     except OSError as error:
         log.warning("%s cannot be removed: %s", folder, error)
 

@@ -6,7 +6,7 @@ from comfyloop.curate.lesson import epochs_of
 from comfyloop.curate.pipeline import NothingToTrain, Turn, answer_flag, build, flags
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import read_rows, read_samples
-from comfyloop.curate.snapshot import REHEARSAL, DataFiles, data_files, strip
+from comfyloop.curate.snapshot import REHEARSAL, DataFiles, data_files, feedback_of, made_of, strip
 from comfyloop.curate.triggers import flag_of, suspects
 
 __all__ = [
@@ -20,9 +20,11 @@ __all__ = [
     "data_files",
     "epochs_of",
     "export",
+    "feedback_of",
     "flag_of",
     "flags",
     "import_rows",
+    "made_of",
     "read_import",
     "read_rows",
     "read_samples",

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.resources import files
 from itertools import islice, zip_longest
 from pathlib import Path
@@ -99,6 +99,15 @@ def of_pictures(
     asked = islice((pair for both in turns for pair in both if pair), count)
     wanted = {f"{sha} {question}": Message.of("user", question, [sha]) for sha, question in asked}
     return _answered(project, base_model, wanted, lambda keys: ask([wanted[key] for key in keys]), cache_dir)
+
+
+def forget(cache_dir: Path, pictures: Collection[str]) -> None:
+    """What base models said about these pictures is not remembered any longer."""
+    for cache in (cache_dir / "replay").glob("*.json"):
+        answers = _load(cache)
+        kept = {key: answer for key, answer in answers.items() if key.partition(" ")[0] not in pictures}
+        if len(kept) < len(answers):
+            _save(cache, kept)
 
 
 def _pairs(pictures: Sequence[str]) -> Iterator[tuple[str, str]]:

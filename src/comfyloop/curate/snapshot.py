@@ -118,43 +118,78 @@ def write(
     return id, final
 
 
-def strip(path: Path, ids: Collection[str]) -> set[str]:
-    """Take the rows that were made of these pieces of feedback out of a snapshot, and the pictures that only they show
-    with what general questions ask about those.
+class Made(NamedTuple):
+    """What of a snapshot was made of some pieces of feedback: samples by id, pictures by hash."""
+
+    samples: set[str]
+    pictures: set[str]
+
+
+def feedback_of(path: Path) -> set[str]:
+    """Ids of the feedback that a snapshot's rows are made of; none where its directory is gone."""
+    return {id for row in _every(_rows(path)) for id in row["feedback"]}
+
+
+def made_of(path: Path, ids: Collection[str]) -> Made:
+    out, lost = _out(_every(_rows(path)), ids)
+    return Made({row["id"] for row in out}, {Path(image).stem for image in lost})
+
+
+def strip(path: Path, ids: Collection[str]) -> None:
+    """Take the rows that were made of these pieces of feedback out of a snapshot, what its report says of them, and the
+    pictures that only they show with what general questions ask about those.
 
     The snapshot can be read as before; it no longer is what its id is the hash of, which nothing looks at again.
-
-    Returns:
-        The samples' ids.
 
     Raises:
         StorageError: The disk refuses.
     """
-    gone: set[str] = set()
     with _refusals(path.parent):
-        rows = {
-            file: [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-            for file in sorted(path.glob("*.jsonl"))
-        }
-        every = [row for found in rows.values() for row in found]
-        out = [row for row in every if not set(ids).isdisjoint(row["feedback"])]
-        if not out:
-            return gone
+        rows = _rows(path)
+        out, lost = _out(_every(rows), ids)
         gone = {row["id"] for row in out}
-        left = {
-            image for row in every if row["id"] not in gone and not row["replay"] for image in _shown(row)
-        }
-        lost = {image for row in out for image in _shown(row)} - left
         for file, found in rows.items():
             kept = [row for row in found if row["id"] not in gone and lost.isdisjoint(_shown(row))]
             if len(kept) < len(found):
-                part = file.with_suffix(f".{secrets.token_hex(6)}.part")
-                _write(part, dump_rows(kept).encode())
-                part.replace(file)
+                _replace(file, dump_rows(kept))
+        report = path / "report.json"
+        if report.exists():
+            told = CurationReport.model_validate_json(report.read_bytes())
+            details = tuple(item for item in told.details if item.feedback not in ids)
+            if details != told.details:
+                _replace(report, told.model_copy(update={"details": details}).model_dump_json(indent=1))
         for image in lost:
             (path / image).unlink(missing_ok=True)
         sync(path)
-    return gone
+
+
+_Row = dict[str, Any]
+
+
+def _rows(path: Path) -> dict[Path, list[_Row]]:
+    return {
+        file: [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
+        for file in sorted(path.glob("*.jsonl"))
+    }
+
+
+def _every(rows: Mapping[Path, list[_Row]]) -> list[_Row]:
+    return [row for found in rows.values() for row in found]
+
+
+def _out(rows: Sequence[_Row], ids: Collection[str]) -> tuple[list[_Row], set[str]]:
+    """The rows that were made of these pieces of feedback, and the pictures that no other sample shows."""
+    known = frozenset(ids)
+    out = [row for row in rows if not known.isdisjoint(row["feedback"])]
+    gone = {row["id"] for row in out}
+    left = {image for row in rows if row["id"] not in gone and not row["replay"] for image in _shown(row)}
+    return out, {image for row in out for image in _shown(row)} - left
+
+
+def _replace(file: Path, text: str) -> None:
+    part = file.with_suffix(f".{secrets.token_hex(6)}.part")
+    _write(part, text.encode())
+    part.replace(file)
 
 
 def _shown(row: Mapping[str, Any]) -> list[str]:

@@ -105,7 +105,7 @@ class Controller:
             ids = feedback.ids_of_author(conn, project, author) if author is not None else []
         ids += [feedback_id] if feedback_id is not None else []
         ids += forgetting.of_sample(self.store, project, sample) if sample is not None else []
-        done = forgetting.forget(self._work, project, ids)
+        done = forgetting.forget(self._work, project, ids, questions=author is not None)
         if done.retrains:
             self.request(project)
         return done

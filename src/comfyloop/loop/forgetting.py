@@ -6,53 +6,98 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from comfyloop import curate
 from comfyloop.errors import NotFound
+from comfyloop.loop import erasing
 from comfyloop.loop.work import Work
-from comfyloop.records import BASE, Forgotten, LoopState, VersionState
-from comfyloop.store import Store, feedback, flags, lessons, loops, projects, snapshots, versions
+from comfyloop.records import BASE, Forgotten, Loop, LoopState, VersionState
+from comfyloop.store import (
+    Store,
+    feedback,
+    generations,
+    lessons,
+    loops,
+    mentions,
+    projects,
+    snapshots,
+    versions,
+)
 from comfyloop.train import runners
 
 
-def forget(work: Work, project: str, ids: Collection[str]) -> Forgotten:
-    """Delete pieces of feedback of a project, what snapshots and reports hold of them, and take back the versions that
-    carry any of them.
+def forget(work: Work, project: str, ids: Collection[str], *, questions: bool = False) -> Forgotten:
+    """Delete pieces of feedback of a project and all that was made of them (erasing.py), and take back the versions
+    that carry any of them.
 
     Where the live version does, the newest version that was live before and carries none takes its place, or the
     base model. A run that is learning them is cancelled. Done twice, it gives the same.
 
+    Args:
+        questions: What was asked and answered goes, too, unless others have said something about it.
+
     Raises:
         NotFound: There is no such project.
-        EngineUnavailable: The version to go back to cannot be loaded; nothing else is undone, call it again.
+        EngineUnavailable: The version to go back to cannot be loaded; nothing is undone, call it again.
+        StorageError: The disk or the database refuses; call it again.
     """
-    with work.store.begin() as conn:
-        live = projects.get(conn, project).live
-        deleted = feedback.delete_some(conn, project, ids)
-        carriers = lessons.carriers(conn, project, ids)
-        canary = projects.get(conn, project).canary
-        back_to = _newest_without(work.store, project, carriers) if live in carriers else live
-        loop = loops.get(conn, project)
-    if canary in carriers:
-        work.router.canary(project, canary, 0)
-    if back_to != live:
-        work.router.rollback(project, back_to)
-    with work.store.begin() as conn:
-        for number in carriers:
-            versions.withdraw(conn, project, number)
+    store = work.store
+    with store.read() as conn:
+        previous = projects.get(conn, project).live
+    while (done := _delete(work, project, ids, questions)) is None:
+        _answer_with_another(work, project, ids)
+    deleted, carriers, loop = done
+    for number in carriers:
+        work.router.retire(project, number)
     learning = loop.state is LoopState.TRAINING and not set(ids).isdisjoint(
         _of_snapshot(work, project, loop.snapshot)
     )
+    judging = loop.state in (LoopState.GATING, LoopState.PROMOTING) and loop.version in carriers
     if learning:
         runners.cancel(work.run_dir(loop.run))
-    _strip(work.store, project, ids)
+    erasing.reports(work, project, (), ids)
+    erasing.erase(work, project)
+    with store.read() as conn:
+        live = projects.get(conn, project).live
     return Forgotten(
         project=project,
         feedback=tuple(sorted(deleted)),
         versions=tuple(carriers),
-        previous=live,
-        live=back_to,
-        retrains=learning or back_to != live,
+        previous=previous,
+        live=live,
+        retrains=learning or judging or live != previous,
     )
+
+
+def _delete(
+    work: Work, project: str, ids: Collection[str], questions: bool
+) -> tuple[list[str], list[int], Loop] | None:
+    """Delete the feedback and what only it shows, and withdraw what learned from it; None where that answers."""
+    with work.store.begin() as conn:
+        found = projects.get(conn, project)
+        carriers = lessons.carriers(conn, project, ids)
+        if found.live in carriers or (found.canary_share and found.canary in carriers):
+            return None
+        given = [item for item in feedback.find_many(conn, sorted(ids)).values() if item.project == project]
+        deleted = feedback.delete_some(conn, project, ids)
+        told = [item.model_dump_json() for item in given]
+        if questions:
+            about = {id for item in given if (id := getattr(item, "generation", None))}
+            told += [one.model_dump_json() for one in generations.delete_alone(conn, sorted(about))]
+        for picture in mentions.unmentioned(conn, mentions.pictures(told)):
+            work.store.blobs.delete(picture)
+        for number in carriers:
+            versions.withdraw(conn, project, number)
+        return deleted, carriers, loops.get(conn, project)
+
+
+def _answer_with_another(work: Work, project: str, ids: Collection[str]) -> None:
+    """No version that carries them is live, or tried beside the live one."""
+    with work.store.read() as conn:
+        found = projects.get(conn, project)
+        carriers = lessons.carriers(conn, project, ids)
+    if found.canary_share and found.canary in carriers:
+        work.router.canary(project, found.canary, 0)
+    if found.live in carriers:
+        work.router.rollback(project, _newest_without(work.store, project, carriers))
 
 
 def of_sample(store: Store, project: str, sample: str) -> list[str]:
@@ -72,24 +117,6 @@ def of_sample(store: Store, project: str, sample: str) -> list[str]:
         f"No snapshot of {project!r} has a sample {sample!r}.",
         "comfyloop runs RUN_ID names the samples of a run; feedback is taken back by --feedback too.",
     )
-
-
-def _strip(store: Store, project: str, ids: Collection[str]) -> None:
-    """The texts and pictures go from snapshots and reports, too."""
-    before: str | None = None
-    samples: set[str] = set()
-    while True:
-        with store.read() as conn:
-            page = snapshots.list_by(conn, project, before=before)
-        if not page:
-            break
-        for snapshot in page:
-            if Path(snapshot.path).is_dir():
-                samples |= curate.strip(Path(snapshot.path), ids)
-        before = page[-1].id
-    with store.begin() as conn:
-        flags.strip(conn, project, ids)
-        versions.strip_gates(conn, project, samples, ids)
 
 
 def _of_snapshot(work: Work, project: str, id: str) -> set[str]:

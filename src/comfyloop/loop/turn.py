@@ -23,6 +23,7 @@ from sqlalchemy import Connection
 from comfyloop import curate, gate
 from comfyloop.errors import Busy, ComfyLoopError, EngineUnavailable, RunFailed
 from comfyloop.integrity import hash_of
+from comfyloop.loop import erasing
 from comfyloop.loop.lease import lease_of
 from comfyloop.loop.plan import spec_of
 from comfyloop.loop.work import Stopping, Work
@@ -120,7 +121,8 @@ class Turn:
             LoopState.PROMOTING: self._from_promoting,
         }
         try:
-            states[loop.state](loop)
+            if not self._was_taken_back(loop):
+                states[loop.state](loop)
         except (LostTurn, Stopping):
             raise
         except (EngineUnavailable, Busy) as error:
@@ -131,6 +133,20 @@ class Turn:
                 log.exception("The loop of %s broke while %s", self.project, loop.state)
             self._failed(loop, str(error) or type(error).__name__)
             self.work.stop.wait(RETRY_SECONDS)
+
+    def _was_taken_back(self, loop: Loop) -> bool:
+        """Whether the turn's version has learned what a person took back meanwhile: then the turn is over."""
+        if loop.state not in (LoopState.GATING, LoopState.PROMOTING):
+            return False
+        with self.store.read() as conn:
+            version = versions.get(conn, loop.project, loop.version)
+        if version.state is not VersionState.WITHDRAWN:
+            return False
+        told = f"{version_name(loop.project, loop.version)} learned from feedback that was taken back."
+        with self._transition(loop) as move:
+            move(outcome="cancelled", reason=told)
+        erasing.erase(self.work, loop.project)
+        return True
 
     def _now(self) -> Loop:
         with self.store.read() as conn:
@@ -176,6 +192,9 @@ class Turn:
             note, seen = " ".join(snapshot.notes), {"seen_seq": seq, "held_over": snapshot.waiting}
             self._rest(loop, "nothing_new", told, looked_seq=seq, note=note, **seen)
             return
+        if erasing.taken_back(self.work, snapshot):  # while it was made: it is made again
+            erasing.of_snapshot(self.work, snapshot)
+            return
         run_id = new_id("run")
         run = Run(
             id=run_id,
@@ -219,11 +238,15 @@ class Turn:
         spec = spec_of(self.settings, project, snapshot, run, parent, self.work.models)
         with self.work.alone(loop), self.work.prescoring(project, snapshot):
             status = self.work.train(loop, run_dir, spec)
-        if status.state is TrainState.CANCELLED:
+        taken_back = erasing.taken_back(self.work, snapshot)
+        if status.state is TrainState.CANCELLED or taken_back.intersection(snapshot.feedback):
             with self._transition(loop) as move:
                 runs.set_state(move.conn, run.id, RunState.CANCELLED)
                 # its feedback is given back: it waits, with what comes, for the next turn
-                move(outcome="cancelled", looked_seq=feedback.last_seq(move.conn, loop.project))
+                again = move.loop.requested or status.state is not TrainState.CANCELLED
+                last = feedback.last_seq(move.conn, loop.project)
+                move(outcome="cancelled", looked_seq=last, requested=again)
+            erasing.of_snapshot(self.work, snapshot)
             return
         if status.state is not TrainState.SUCCEEDED:
             raise RunFailed(status.error or f"The run {run.id} ended as {status.state}.")
@@ -261,6 +284,9 @@ class Turn:
             return
         report = self.work.judge(loop.project, snapshot, live, loop.version)
         with self._transition(loop) as move:
+            if versions.get(move.conn, loop.project, loop.version).state is VersionState.WITHDRAWN:
+                move(state=LoopState.GATING)  # which ends the turn
+                return
             versions.set_gate(move.conn, loop.project, loop.version, report)
             self._set_aside(move, report)
             seen = {**_seen(snapshot), "reason": gate.summary(report)}
@@ -273,6 +299,7 @@ class Turn:
                 move(outcome="waiting", **seen)
             else:
                 move(outcome=report.verdict.value, **seen)
+        erasing.of_snapshot(self.work, snapshot)  # what was taken back while it was judged
         self.work.publish(
             "gate.verdict",
             loop,

@@ -53,7 +53,13 @@ class Aliases:
             return BASE
         with self._store.read() as conn:
             if name.which != "candidate":
-                return versions.get(conn, name.project, name.which).number
+                version = versions.get(conn, name.project, name.which)
+                if version.state is VersionState.WITHDRAWN:
+                    raise NotFound(
+                        f"{version_name(name.project, version.number)} learned from feedback that was taken back.",
+                        f"Ask {name.project}, its live version.",
+                    )
+                return version.number
             newest = versions.list_by(conn, name.project, state=VersionState.CANDIDATE, limit=1)
             if newest:
                 return newest[0].number

@@ -46,6 +46,7 @@ class Router:
         self.engines = self._places.engines
         self.project, self.refresh, self.number_of = aliases.get, aliases.refresh, aliases.number_of
         self.loaded, self.lost, self.find = self._places.loaded, self._places.lost, self._places.find
+        self.retire = self._places.retire
         self.promote, self.rollback = self._promoter.promote, self._promoter.rollback
         self.canary = self._promoter.canary
         self.traffic = Traffic()

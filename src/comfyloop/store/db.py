@@ -121,6 +121,26 @@ class Store:
         except (DBAPIError, PoolTimeout) as error:
             raise explain(error, self.name) from error
 
+    def settle(self) -> None:
+        """Leave no byte of what was deleted in SQLite's log of writes: fold it into the database, and empty it.
+
+        Raises:
+            StorageError: Others read or write without a pause; the log is emptied another time.
+        """
+        if not self._sqlite:
+            return
+        deadline = time.monotonic() + BUSY_SECONDS
+        raw = self._engine.raw_connection()
+        try:
+            while raw.cursor().execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]:
+                if time.monotonic() > deadline:
+                    raise _busy(self.name)
+                time.sleep(0.02)
+        except sqlite3.Error as error:
+            raise explain(error, self.name) from error
+        finally:
+            raw.close()
+
     def close(self) -> None:
         self._engine.dispose()
 

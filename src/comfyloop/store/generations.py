@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import sqlalchemy as sa
 from sqlalchemy import Connection
@@ -11,7 +11,7 @@ from comfyloop.errors import Conflict, NotFound
 from comfyloop.records import Generation
 from comfyloop.store import projects
 from comfyloop.store.pages import within
-from comfyloop.store.schema import generations
+from comfyloop.store.schema import feedback, generations
 
 _MANY = 500  # ids in one statement
 
@@ -59,6 +59,19 @@ def get_many(conn: Connection, ids: Sequence[str]) -> dict[str, Generation]:
             generation = Generation.model_validate_json(body)
             found[generation.id] = generation
     return found
+
+
+def delete_alone(conn: Connection, ids: Collection[str]) -> list[Generation]:
+    """Delete those of `ids` that no feedback is about; what was deleted."""
+    wanted = set(ids)
+    for start in range(0, len(ids), _MANY):
+        some = sorted(ids)[start : start + _MANY]
+        wanted -= set(conn.scalars(sa.select(feedback.c.generation).where(feedback.c.generation.in_(some))))
+    found = get_many(conn, sorted(wanted))
+    for start in range(0, len(found), _MANY):
+        some = sorted(found)[start : start + _MANY]
+        conn.execute(generations.delete().where(generations.c.id.in_(some)))
+    return list(found.values())
 
 
 def list_by(

@@ -158,17 +158,52 @@ def set_gate(conn: Connection, project: str, number: int, report: GateReport) ->
     return get(conn, project, number)
 
 
-def strip_gates(conn: Connection, project: str, samples: Collection[str], ids: Collection[str] = ()) -> None:
-    """Take these samples out of the items that the gate's reports show, and phrases that these pieces of feedback
-    planted; what was decided stays."""
-    query = sa.select(versions.c.number, versions.c.gate).where(versions.c.project == project)
-    for number, text in conn.execute(query.where(versions.c.gate.is_not(None))).all():
+def strip_gates(
+    conn: Connection, project: str, samples: Collection[str], ids: Collection[str] = ()
+) -> tuple[set[int], set[str]]:
+    """Take out of the gate's reports what they show of these samples, phrases that these pieces of feedback planted,
+    and what withdrawn versions answered. What was decided stays, and which items were looked at.
+
+    Returns:
+        The versions whose reports were changed, and contact sheets that no report shows any more.
+    """
+    query = sa.select(versions.c.number, versions.c.state, versions.c.gate).where(
+        versions.c.project == project
+    )
+    rows = conn.execute(query).all()
+    withdrawn = {number for number, state, _ in rows if state == VersionState.WITHDRAWN}
+    changed: set[int] = set()
+    sheets: set[str] = set()
+    for number, _, text in rows:
+        if text is None:
+            continue
         report = GateReport.model_validate_json(text)
-        kept = tuple(item for item in report.items if item.sample not in samples)
-        planted = tuple(found for found in report.triggers if set(ids).isdisjoint(found.feedback))
-        if (kept, planted) != (report.items, report.triggers):
-            stripped = report.model_copy(update={"items": kept, "triggers": planted})
+        stripped = _stripped(report, samples, ids, withdrawn)
+        if stripped != report:
+            changed.add(number)
+            sheets |= {report.sheet} - {stripped.sheet, None}  # type: ignore[arg-type]
             _set(conn, project, number, gate=stripped.model_dump_json())
+    return changed, sheets
+
+
+def _stripped(
+    report: GateReport, samples: Collection[str], ids: Collection[str], withdrawn: Collection[int]
+) -> GateReport:
+    silent = {
+        side: ""
+        for side, number in (("live_answer", report.live), ("candidate_answer", report.candidate))
+        if number in withdrawn
+    }
+    items = tuple(item.model_copy(update=silent) for item in report.items if item.sample not in samples)
+    planted = tuple(found for found in report.triggers if set(ids).isdisjoint(found.feedback))
+    update: dict[str, Any] = {"items": items, "triggers": planted}
+    if silent or len(items) < len(report.items):
+        update["sheet"] = None  # it shows the pictures that were held out and what was drawn
+        # parts that were found are named by words of the questions
+        update["measures"] = tuple(part for part in report.measures if not part.slice.startswith("about "))
+    if planted != report.triggers:
+        update["reasons"] = ("It seemed planted. What it was has been taken back.",)
+    return report.model_copy(update=update)
 
 
 def reports_against(conn: Connection, project: str, live: int, limit: int = 200) -> list[GateReport]:

@@ -117,6 +117,7 @@ def cancel(run_dir: Path | str) -> None:
     """Ask the trainer to stop within one step, leaving a valid checkpoint. Asking twice is no error."""
     file = RunDirectory(run_dir).cancel_file
     if not file.exists():  # its age says how long ago it was asked
+        file.parent.mkdir(parents=True, exist_ok=True)  # it may not have been started yet
         file.touch()
 
 

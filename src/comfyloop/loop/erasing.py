@@ -1,0 +1,128 @@
+"""What was made of feedback that is there no more: it goes, wherever a turn has put it.
+
+Told by the snapshots, each of which knows of what it was made. A kill in the middle leaves nothing that the next time
+does not find; what a turn has under way is erased by that turn when it ends.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from comfyloop import curate, integrity
+from comfyloop.durable import disappear
+from comfyloop.errors import StorageError
+from comfyloop.loop.work import Work
+from comfyloop.records import LoopState, RunState, Snapshot, VersionState
+from comfyloop.store import feedback, flags, loops, runs, snapshots, versions
+from comfyloop.train.status import RunDirectory
+
+_MANY = 1_000_000
+_OPEN = {RunState.QUEUED, RunState.RUNNING}
+
+
+def erase(work: Work, project: str) -> None:
+    """Raises StorageError: The disk or the database refuses. Done again, it goes on."""
+    with work.store.read() as conn:
+        made = snapshots.list_by(conn, project, limit=_MANY)
+    for snapshot in made:
+        of_snapshot(work, snapshot)
+    try:
+        _of_versions(work, project)
+    except OSError as error:
+        raise _refused(error) from error
+    work.store.settle()
+
+
+def of_snapshot(work: Work, snapshot: Snapshot) -> None:
+    """What a snapshot holds, and all that was made of it: runs, what the gate shows, caches. Nothing is done where
+    all of its feedback is there.
+
+    Raises:
+        StorageError: The disk or the database refuses.
+    """
+    path = Path(snapshot.path)
+    gone = taken_back(work, snapshot)
+    if not gone:
+        return
+    made = curate.made_of(path, gone)
+    try:
+        _runs(work, snapshot)
+        if made.pictures:
+            _caches(work, made.pictures)
+    except OSError as error:
+        raise _refused(error) from error
+    reports(work, snapshot.project, made.samples, gone)
+    if path.is_dir():  # last, since it is what tells the rest
+        curate.strip(path, gone)
+
+
+def taken_back(work: Work, snapshot: Snapshot) -> set[str]:
+    """The feedback in a snapshot, its hold-out too, that was deleted since."""
+    ids = curate.feedback_of(Path(snapshot.path)).union(snapshot.feedback)
+    with work.store.read() as conn:
+        return ids - feedback.existing(conn, sorted(ids))
+
+
+def _runs(work: Work, snapshot: Snapshot) -> None:
+    """Data written for other trainers, sampled answers, output. What is being worked on is left to its turn."""
+    with work.store.read() as conn:
+        ran = runs.list_by(conn, snapshot.project, limit=_MANY)
+    for run in ran:
+        if run.snapshot == snapshot.id and run.state not in _OPEN:
+            disappear(work.run_dir(run.id))
+
+
+def _caches(work: Work, pictures: Collection[str]) -> None:
+    """What was computed of pictures is named by hashes that only a trainer can tell: all of it goes, and is computed
+    again where it is needed."""
+    for name in ("latents", "features"):
+        shutil.rmtree(work.settings.cache_dir / name, ignore_errors=True)
+    deleted = {sha for sha in pictures if not work.store.blobs.exists(sha)}
+    curate.replay.forget(work.settings.cache_dir, deleted)
+
+
+def reports(work: Work, project: str, samples: Collection[str], ids: Collection[str]) -> None:
+    """What the gate shows of samples, and what it found in pieces of feedback."""
+    with work.store.begin() as conn:
+        flags.strip(conn, project, ids)
+        changed, sheets = versions.strip_gates(conn, project, samples, ids)
+        loop = loops.get(conn, project)
+        if loop.state is LoopState.IDLE and loop.version in changed:
+            loops.save(conn, loop.model_copy(update={"reason": ""}))  # it may name what was planted
+    for sheet in sheets:
+        work.store.blobs.delete(sheet)
+
+
+def _of_versions(work: Work, project: str) -> None:
+    """Files of versions that learned it, but for a side that another one has kept, and comparisons of their pictures
+    that nobody goes on with."""
+    home = work.settings.home
+    with work.store.read() as conn:
+        every = versions.list_by(conn, project, limit=_MANY)
+    withdrawn = [version for version in every if version.state is VersionState.WITHDRAWN]
+    kept = {
+        Path(side)
+        for version in every
+        if version.state is not VersionState.WITHDRAWN
+        for side in (version.text_adapter, version.image_adapter)
+        if side
+    }
+    for version in withdrawn:
+        for place in (home / "gates").glob(f"{version.adapter_name}-*"):
+            if not RunDirectory(place).is_locked():
+                disappear(place)
+        folder = integrity.folder(home, project, version.number)
+        sides = [side for side in folder.iterdir() if side.is_dir()] if folder.is_dir() else []
+        for side in sides:
+            if not any(side == used or side in used.parents for used in kept):
+                integrity.mark_pruned(folder)
+                disappear(side)
+
+
+def _refused(error: OSError) -> StorageError:
+    return StorageError(
+        f"Not everything could be erased: {error.filename}: {error.strerror or error}.",
+        "Mend the permissions, then take it back again: that goes on where it stopped.",
+    )

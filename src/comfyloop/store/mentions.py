@@ -1,0 +1,29 @@
+"""Which pictures are still spoken of, by people or in what was asked."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterable
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comfyloop.store.pages import within
+from comfyloop.store.schema import feedback, generations
+
+_SHA = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
+
+def pictures(bodies: Iterable[str]) -> set[str]:
+    """The hashes in JSON of feedback and generations."""
+    return {sha for body in bodies for sha in _SHA.findall(body)}
+
+
+def unmentioned(conn: Connection, wanted: Collection[str]) -> set[str]:
+    """Those of some pictures that neither feedback nor a generation of any project names. Reads all of them."""
+    left = set(wanted)
+    for table in (feedback, generations):
+        if left:
+            for row in within(conn, sa.select(table.c.body), "body"):
+                left.difference_update(_SHA.findall(row.body))
+    return left
