@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from aiohttp import web
 
@@ -127,6 +128,17 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
             # parts that the gate found by itself are told where its whole report is
             "measures": [m for m in gate.get("measures") or [] if " " not in m["slice"] or "general" in m["slice"]],
         }
+
+    @route("GET", "flags")
+    async def flags(_: Any) -> Any:
+        """What people are asked about feedback before it is learned."""
+        return await pack.service(PATIENT).get("/v1/flags", project=pack.config.project)
+
+    @route("POST", "flags")
+    async def answer_flag(body: Any) -> Any:
+        """Whose claim holds, "all" or "none"; what is still asked comes back."""
+        told = {"project": pack.config.project, "keep": str(body["keep"])}
+        return await pack.service(PATIENT).post(f"/v1/flags/{quote(str(body['id']), safe='')}", told)
 
     @route("GET", "recent")
     async def recent(_: Any) -> Any:

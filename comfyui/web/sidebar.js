@@ -2,6 +2,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { call } from "./api.js";
+import { flagCards } from "./flags.js";
 import { button, el, keepEvents, keyed, outcome } from "./parts.js";
 import { pickPanel } from "./pick.js";
 import { reviewPanel } from "./review.js";
@@ -44,13 +45,14 @@ export function renderSidebar(root) {
   const projects = el("select", { onchange: () => act("settings", { project: projects.value }), "aria-label": t("Project") });
   const version = card();
   const next = card();
+  const flags = flagCards();
   const capture = captureCard(act);
   const service = serviceCard(act);
   const answers = el("div", { className: "cl-stack" });
   const grids = el("div", { className: "cl-stack" });
   root.replaceChildren(keepEvents(el("div", { className: "cl-sidebar" },
     el("div", { className: "cl-head" }, el("b", { textContent: "ComfyLoop" }), el("span", {}, dot, connection)),
-    why, problem, line, pauses, el("label", {}, t("Project"), projects), version, next, suggestCard(), capture.box,
+    why, problem, line, pauses, el("label", {}, t("Project"), projects), version, next, flags.box, suggestCard(), capture.box,
     service.box,
     el("h3", { textContent: t("Last answers") }), answers, el("h3", { textContent: t("Last images") }), grids)));
 
@@ -76,6 +78,7 @@ export function renderSidebar(root) {
     projects.replaceChildren(...names.map((value) => el("option", { value, textContent: value, selected: value === state.project })));
     version.replaceChildren(...versionRows(state, project, act));
     next.replaceChildren(...nextRows(state, project, act));
+    if (project) flags.refresh(`${state.project} ${project.loop.state} ${project.loop.updated_at}`);
     capture.show(state);
     service.show(state);
   }
@@ -139,12 +142,23 @@ function nextRows(state, project, act) {
     } else rows.push(el("b", { textContent: t(at) }));
     if (error) rows.push(el("div", { className: "cl-bad", textContent: error }));
     if (reason) rows.push(el("div", { className: "cl-hint cl-verdict", textContent: reason }));
+    if (project.loop.canary) rows.push(canaryRow(project.loop.canary));
   }
   rows.push(el("div", { className: "cl-hint cl-waiting", textContent: `${t("Waiting to be delivered")}: ${state.waiting}` }));
   if (state.refused) {
     rows.push(el("div", { className: "cl-row cl-bad" }, `${t("Refused by the service")}: ${state.refused}`, button("Try again", () => act("retry", {}))));
   }
   return rows;
+}
+
+// A version that answers a share of the conversations beside the live one: how it does, or did, and why.
+function canaryRow(canary) {
+  const kind = { worse: "cl-worse", no_worse: "cl-better" }[canary.verdict] ?? "";
+  const said = `${canary.canary_outcomes} ${t("of")} ${canary.canary_outcomes + canary.live_outcomes} ${t("judged answers")}`;
+  return el("div", { className: "cl-canary" },
+    el("div", {}, `${t("Canary")}: `, el("b", { textContent: name(canary.project, canary.version) }), ` ${Math.round(canary.share * 100)}% · `,
+      el("span", { className: kind, textContent: t(canary.verdict) })),
+    hint([said, canary.reason].filter(Boolean).join(" · ")));
 }
 
 function captureCard(act) {

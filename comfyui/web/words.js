@@ -1,7 +1,7 @@
 // The words of widgets and sidebar. Node names and tooltips are in ../locales.
 import { app } from "../../scripts/app.js";
 
-const EN = { log_likelihood: "log likelihood", edit_distance: "edit distance", right_answer: "right answer" };
+const EN = { log_likelihood: "log likelihood", edit_distance: "edit distance", right_answer: "right answer", no_worse: "no worse" };
 
 const ZH = {
   "Accept": "采纳", "Reject": "否决", "Use my text": "使用我的文字", "Use these": "使用所选", "All go on": "全部通过",
@@ -30,6 +30,10 @@ const ZH = {
   "This service does not learn from edits of workflows: learn_graph_edits is off.": "此服务不学习工作流的修改：learn_graph_edits 未开启。",
   "It links nodes of different subgraphs: do that by hand.": "它要连接不同子图中的节点：请手动完成。",
   "Remove": "删除", "Add": "添加", "Disconnect": "断开", "new": "新", "There is no node": "没有节点", "there is no input": "没有输入", "there is no value": "没有参数",
+  "People want opposite answers": "有人想要相反的回答", "This phrase seems planted": "这句话像是被故意埋入的", "wants": "想要", "does not want": "不想要",
+  "This one holds": "以此为准", "All of them hold": "都保留", "None of them": "都不要", "It is meant so": "本意如此", "Leave it out": "不学习它",
+  "The next run goes by it.": "下次训练将以此为准。",
+  "Canary": "试运行", "judged answers": "条有评价的回答", "running": "进行中", "worse": "更差，已撤回", "no_worse": "不比当前版本差", "ended": "已结束",
   "Refused by the service": "被服务拒绝", "Try again": "重试",
 };
 

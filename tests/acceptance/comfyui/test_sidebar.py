@@ -1,0 +1,175 @@
+"""The sidebar in a real page over the pack's own routes and a real service; ComfyUI's two scripts are stood in for."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from comfyloop.comfyui import pack_folder
+from comfyloop.records import CanaryVerdict, Loop
+from comfyloop.settings import Settings
+from comfyloop.store import loops, versions
+from comfyui import routes
+from comfyui.host import Host
+from comfyui.pack import Pack
+from tests.acceptance.comfyui.browser import BROWSER
+from tests.unit.serve.gateway import Gateway, instant, running_gateway
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+
+SCRIPTS = {
+    "api.js": """export const api = {
+        clientId: "page", fetchApi: (path, options) => fetch(path, options),
+        apiURL: (path) => path, addEventListener() {},
+    };""",
+    "app.js": """export const app = { extensionManager: { setting: {
+        get: () => new URLSearchParams(location.search).get("lang"),
+    } } };""",
+}
+PAGE = """<link rel=stylesheet href=/extensions/comfyloop/style.css><body style="background: #222"><div id=root></div>
+<script type=module>
+  import { renderSidebar } from "/extensions/comfyloop/sidebar.js";
+  window.sidebar = renderSidebar(document.getElementById("root"));
+</script>"""
+PLAIN, GRAND = "A steel mug for daily use.", "Behold wondrous craftsmanship, born from fire!"
+
+
+@pytest.fixture
+def gateway(tmp_path: Path) -> Iterator[Gateway]:
+    with running_gateway(Settings(home=tmp_path / "home", project="acme", port=0), instant()) as running:
+        yield running
+
+
+@contextmanager
+def comfyui_page(pack: Pack) -> Iterator[str]:
+    """What ComfyUI's server gives to the page; yields its URL."""
+    loop, ready, where = asyncio.new_event_loop(), threading.Event(), []
+    table = web.RouteTableDef()
+    routes.add(table, pack)
+
+    async def page(_: web.Request) -> web.Response:
+        return web.Response(text=PAGE, content_type="text/html")
+
+    async def script(request: web.Request) -> web.Response:
+        return web.Response(text=SCRIPTS[request.match_info["name"]], content_type="text/javascript")
+
+    async def serve() -> None:
+        app = web.Application()
+        app.add_routes([*table, web.get("/", page), web.get("/scripts/{name}", script)])
+        app.router.add_static("/extensions/comfyloop", pack_folder() / "web")
+        runner = web.AppRunner(app)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        where.append(f"http://127.0.0.1:{runner.addresses[0][1]}")
+        ready.set()
+
+    loop.create_task(serve())
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    yield where[0]
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(10)
+
+
+@pytest.fixture
+def page(gateway: Gateway, tmp_path: Path) -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="NOT PROVED: Playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("NOT PROVED: chromium is not installed, so the page was not tried")
+    folder = tmp_path / "pack"
+    folder.mkdir()
+    (folder / "settings.json").write_text(json.dumps({"url": gateway.url, "project": "acme"}))
+    host = Host(lambda _: None, lambda _: False, lambda: False, lambda _: None, lambda _c, _i: "value")
+    pack = Pack(folder, host, lambda *_: None)
+    pack.start()
+    with comfyui_page(pack) as url, playwright.sync_playwright() as running:
+        browser = running.chromium.launch(executable_path=chromium, args=BROWSER)
+        page = browser.new_context(viewport={"width": 400, "height": 900}).new_page()
+        page.at = url
+        yield page
+        browser.close()
+    pack.loop.call_soon_threadsafe(pack.loop.stop)
+
+
+def opened(page: Any, lang: str) -> None:
+    page.goto(f"{page.at}/?lang={lang}")
+    page.wait_for_selector(".cl-sidebar .cl-next")
+
+
+def disagree(gateway: Gateway) -> None:
+    for who, wanted in (("anna", PLAIN), ("boris", GRAND)):
+        answer = gateway.ask(text="Describe the mug.").json()["id"]
+        item = {"kind": "answer_edited", "id": f"fb_{who}", "project": "acme", "author": who}
+        sent = gateway.http.post("/v1/feedback", json={**item, "generation": answer, "edited": wanted})
+        assert sent.status_code == 201
+
+
+def test_opposite_answers_are_shown_and_one_is_chosen(gateway: Gateway, page: Any) -> None:
+    opened(page, "en")
+    assert page.locator(".cl-flag").count() == 0
+    disagree(gateway)
+    opened(page, "zh")
+    page.wait_for_selector(".cl-flag")
+    told = page.inner_text(".cl-flag")
+    assert "有人想要相反的回答" in told and "Describe the mug." in told
+    assert f'anna 想要 "{PLAIN}"' in told and f'boris 想要 "{GRAND}"' in told
+    assert page.locator(".cl-flag button").all_inner_texts() == ["以此为准", "以此为准", "都保留", "都不要"]
+
+    opened(page, "en")
+    page.wait_for_selector(".cl-flag")
+    assert f'anna wants "{PLAIN}"' in page.inner_text(".cl-flag")
+    page.click(f".cl-choice:has-text('{GRAND}') button:has-text('This one holds')")
+    page.wait_for_selector(".cl-flags >> text=The next run goes by it.")
+    assert page.locator(".cl-flag").count() == 0
+    assert gateway.http.get("/v1/flags").json() == {"items": []}
+
+
+def test_an_answer_that_comes_too_late_is_refused_in_words(gateway: Gateway, page: Any) -> None:
+    disagree(gateway)
+    opened(page, "en")
+    page.wait_for_selector(".cl-flag")
+    (flag,) = gateway.http.get("/v1/flags").json()["items"]
+    assert gateway.http.post(f"/v1/flags/{flag['id']}", json={"keep": "none"}).status_code == 200
+    page.click(".cl-flag button:has-text('All of them hold')")
+    page.wait_for_selector(".cl-flags .cl-bad >> text=is asked about the feedback")
+    assert page.locator(".cl-flag button:enabled").count() == 4
+
+
+def test_how_a_canary_does_is_told_while_it_runs_and_why_it_ended(gateway: Gateway, page: Any) -> None:
+    gateway.add_version(1)
+    gateway.services.router.canary("acme", 1, 0.25)
+    opened(page, "en")
+    page.wait_for_selector(".cl-canary")
+    told = page.inner_text(".cl-canary")
+    assert "Canary: acme@1 25% · running" in told and "0 of 0 judged answers" in told
+    opened(page, "zh")
+    page.wait_for_selector(".cl-canary")
+    assert "试运行: acme@1 25% · 进行中" in page.inner_text(".cl-canary")
+
+    gateway.services.router.canary("acme", 1, 0.0)
+    with gateway.store.begin() as conn:
+        report = versions.get(conn, "acme", 1).canary
+        assert report is not None
+        worse = {
+            "verdict": CanaryVerdict.WORSE,
+            "reason": "9 of its answers lost 80%.",
+            "canary_outcomes": 9,
+            "live_outcomes": 11,
+        }
+        versions.set_canary_report(conn, report.model_copy(update=worse))
+        loops.save(conn, Loop(project="acme", outcome="canary", version=1))
+    opened(page, "en")
+    page.wait_for_selector(".cl-canary .cl-worse")
+    told = page.inner_text(".cl-canary")
+    assert "worse" in told and "9 of 20 judged answers · 9 of its answers lost 80%." in told
