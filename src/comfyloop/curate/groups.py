@@ -6,32 +6,25 @@ before it. A picture is known by what it shows: saved again, in another format o
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
-from comfyloop.pictures import BadPicture, read_picture
+from comfyloop.curate.seen import Look
 from comfyloop.records import Dropped, Message, Sample
 
 REASON = "shared_picture"
 SENTENCE = "it shows a picture of the other side of the hold-out"
 
-LOOK_PIXELS = 256 * 256
-MOST_PIXELS = 2**28
 BITS_APART = 6
 """Of 64 in the perceptual hash: saved again a picture differs in 0 to 2, other pictures in 14 and more."""
 COLOURS_APART = 10.0
 """Mean difference of 8 x 8 colours, of 255: what tells flat pictures apart, whose hashes are all alike."""
-
-Look = Callable[[str], bytes]
-"""From the hash of a picture to its bytes."""
 
 _GREETING = re.compile(
     r"(?:(?:hello|hi|hey|greetings|good (?:morning|afternoon|evening|day)|hallo|guten (?:tag|morgen|abend)|bonjour|"
@@ -87,10 +80,10 @@ class Pictures:
     """The pictures of a project, in the order in which they came up.
 
     Args:
-        look: Reads a picture.
+        look: From the hash of a picture to what is seen of it; None where it cannot be read.
     """
 
-    look: Look
+    look: Callable[[str], Look | None]
     _firsts: list[str] = field(default_factory=list)
     _hashes: list[int] = field(default_factory=list)
     _colours: list[np.ndarray] = field(default_factory=list)
@@ -103,7 +96,7 @@ class Pictures:
         return self._known[sha]
 
     def _find(self, sha: str) -> str:
-        seen = _seen(sha, self.look)
+        seen = self.look(sha)
         if seen is None:
             return sha
         hashed, colours = seen
@@ -148,34 +141,3 @@ class Pictures:
         dropped = [Dropped(feedback=f, reason=REASON) for f in lost if f not in used]
         kept_train = tuple(sample for sample in train if id(sample) not in out)
         return kept_train, tuple(sample for sample in holdout if id(sample) not in out), dropped
-
-
-_SEEN: dict[str, tuple[int, np.ndarray] | None] = {}
-_MOST_SEEN = 200_000
-
-
-def _seen(sha: str, look: Look) -> tuple[int, np.ndarray] | None:
-    """What a picture looks like: 64 bits, and 8 x 8 colours; None where it cannot be read. Remembered."""
-    if sha not in _SEEN:
-        if len(_SEEN) >= _MOST_SEEN:
-            _SEEN.clear()
-        _SEEN[sha] = _look_at(look, sha)
-    return _SEEN[sha]
-
-
-def _look_at(look: Look, sha: str) -> tuple[int, np.ndarray] | None:
-    try:
-        picture = read_picture(look(sha), LOOK_PIXELS, MOST_PIXELS)
-    except (BadPicture, OSError):
-        return None
-    bits = _hasher()(picture).hash.flatten()
-    colours = np.asarray(picture.resize((8, 8)), dtype=np.float32)
-    return int("".join("1" if bit else "0" for bit in bits), 2), colours
-
-
-@functools.cache
-def _hasher() -> Callable[..., Any]:
-    import imagehash  # with scipy: only where there are pictures
-
-    hasher: Callable[..., Any] = imagehash.phash
-    return hasher

@@ -16,10 +16,10 @@ from comfyloop.curate.pictures import picked_drafts, rated_drafts
 from comfyloop.curate.prompts import prompt_drafts
 from comfyloop.curate.report import CurationReport, report_of
 from comfyloop.curate.samples import Draft, drafts_of, newest
+from comfyloop.curate.seen import Seen
 from comfyloop.curate.snapshot import IMAGE_RECIPE_KINDS, RECIPE_KINDS, write
 from comfyloop.curate.split import ACCEPTED, Split, split, stratum_of
-from comfyloop.errors import DamagedBlob, DataError, InvalidInput, NotFound
-from comfyloop.pictures import opened, too_narrow
+from comfyloop.errors import DataError, InvalidInput
 from comfyloop.records import (
     Dropped,
     Feedback,
@@ -110,12 +110,14 @@ def build(
         known = ", ".join(RECIPE_KINDS)
         raise DataError(f"{settings.recipe!r} is no recipe.", f"Set `recipe` to one of {known}.")
     seq, items, made = _read(store, project)
-    pictures_seen = Pictures(store.blobs.get)
-    sound = _sound(store, project, items, made, pictures_seen, settings)
+    looked_at = Seen(store.blobs, settings.cache_dir)
+    pictures_seen = Pictures(looked_at.look)
+    sound = _sound(store, project, items, made, pictures_seen, looked_at, settings)
     dropped, refused = sound.dropped, []
     samples = pictures_seen.regroup([draft.sample for draft in sound.kept])
     sides = split(store, project, samples, settings, _judged(store, project))
     train, holdout, shared = pictures_seen.apart(sides.train, sides.holdout, samples)
+    looked_at.keep()
     sides, refused = Split(train, holdout), shared
     kind = RECIPE_KINDS[settings.recipe]
     image_kind = IMAGE_RECIPE_KINDS[settings.image_recipe] if images else ""
@@ -153,7 +155,9 @@ def build(
     # a model may answer with anything, also what no row can hold
     chosen = tuple(sample for sample in chosen if not filters.untrainable.why(sample))
     report = report_with(chosen, min(wanted, replays.most()))
-    id, path = write(settings.home, project, lesson, sides.holdout, chosen, report, store.blobs)
+    id, path = write(
+        settings.home, project, lesson, sides.holdout, chosen, report, store.blobs, looked_at.form
+    )
     snapshot = Snapshot(
         id=id,
         project=project,
@@ -184,7 +188,10 @@ def flags(store: Store, project: str, settings: Settings) -> list[Flag]:
         StorageError: The disk or the database refuses.
     """
     _, items, made = _read(store, project)
-    return _sound(store, project, items, made, Pictures(store.blobs.get), settings).flags
+    seen = Seen(store.blobs, settings.cache_dir)
+    found = _sound(store, project, items, made, Pictures(seen.look), seen, settings).flags
+    seen.keep()
+    return found
 
 
 def answer_flag(store: Store, flag: Flag, keep: str) -> None:
@@ -234,13 +241,14 @@ def _sound(
     items: Sequence[Feedback],
     made: dict[str, Generation],
     pictures: Pictures,
+    seen: Seen,
     settings: Settings,
 ) -> _Sound:
     with store.read() as conn:
         projects.get(conn, project)
         answers, found = stored_flags.answers(conn, project), stored_flags.found(conn, project)
     drafts, dropped = _drafts(items, made, settings)
-    kept, refused = filters.apply(drafts, settings, store.blobs.exists, _is_picture(store))
+    kept, refused = filters.apply(drafts, settings, store.blobs.exists, lambda sha: bool(seen.form(sha)))
     when = {item.id: (item.created_at, place) for place, item in enumerate(items)}
     settled = disagreements.settle(kept, when, answers, pictures.same)
     kept, asked = settled.kept, settled.flags
@@ -294,20 +302,6 @@ def _missing(sides: Split, kind: str, image_kind: str, text: bool, settings: Set
         f"{wanted * each} more corrections are needed before anything can be judged: of those so far {judged} are "
         f"held out to compare versions by, and {most} are needed."
     )
-
-
-def _is_picture(store: Store) -> Callable[[str], bool]:
-    """Whether a blob is as it was stored, and a picture that processors take. One that is not would end every run."""
-
-    def look(sha: str) -> bool:
-        try:
-            data = store.blobs.get(sha)
-            with opened(data) as image:
-                return not too_narrow(*image.size)
-        except (NotFound, DamagedBlob, OSError, SyntaxError, ValueError):
-            return False
-
-    return look
 
 
 def _read(store: Store, project: str) -> tuple[int, list[Feedback], dict[str, Generation]]:

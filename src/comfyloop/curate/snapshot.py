@@ -24,7 +24,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,6 @@ from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import dump_rows, row_of
 from comfyloop.durable import sync
 from comfyloop.errors import DataError, StorageError
-from comfyloop.pictures import opened
 from comfyloop.records import Sample
 from comfyloop.store import Blobs
 
@@ -81,14 +80,18 @@ def write(
     replay: Sequence[Sample],
     report: CurationReport,
     blobs: Blobs,
+    form: Callable[[str], str],
 ) -> tuple[str, Path]:
     """Writes ``home/snapshots/<id>`` and returns the id and the path; the same rows are written only once.
+
+    Args:
+        form: From the hash of a picture to how a file of its format ends; empty where it is none, or damaged.
 
     Raises:
         StorageError: The disk is full or refuses, or an image in the blob store is damaged.
     """
     every = (*lesson.train, *replay, *lesson.dev, *holdout)
-    extensions = {sha: _extension(blobs, sha) for sample in every for sha in _images(sample)}
+    extensions = {sha: _extension(form, sha) for sample in every for sha in _images(sample)}
 
     def image_path(sha: str) -> str:
         return f"images/{sha}.{extensions[sha]}"
@@ -202,16 +205,13 @@ def _images(sample: Sample) -> Iterator[str]:
     yield from (sha for sha in (sample.picked, sample.over) if sha)
 
 
-def _extension(blobs: Blobs, sha: str) -> str:
-    """From the bytes themselves, which are checked against their hash on the way."""
-    data = blobs.get(sha)
-    try:
-        with opened(data) as image:
-            return {"JPEG": "jpg"}.get(image.format or "", (image.format or "bin").lower())
-    except (OSError, SyntaxError, ValueError) as error:
+def _extension(form: Callable[[str], str], sha: str) -> str:
+    if not (found := form(sha)):
         raise StorageError(
-            f"The blob {sha} is used as an image but is none.", "Delete the feedback that names it."
-        ) from error
+            f"The blob {sha} is used as an image but is none, or is damaged.",
+            "Upload the image again, or delete the feedback that names it.",
+        )
+    return found
 
 
 def _write_whole(final: Path, texts: dict[str, str], images: dict[str, str], blobs: Blobs) -> None:

@@ -35,6 +35,21 @@ def erase(work: Work, project: str) -> None:
     work.store.settle()
 
 
+def pictures(work: Work, hashes: Collection[str]) -> None:
+    """Pictures that nothing names any more, and what is remembered of them.
+
+    Raises:
+        StorageError: The disk refuses.
+    """
+    for sha in hashes:
+        work.store.blobs.delete(sha)
+    try:
+        curate.seen.forget(work.settings.cache_dir, hashes)
+        curate.replay.forget(work.settings.cache_dir, hashes)
+    except OSError as error:
+        raise _refused(error) from error
+
+
 def of_snapshot(work: Work, snapshot: Snapshot) -> None:
     """What a snapshot holds, and all that was made of it: runs, what the gate shows, caches. Nothing is done where
     all of its feedback is there.
@@ -50,7 +65,9 @@ def of_snapshot(work: Work, snapshot: Snapshot) -> None:
     try:
         _runs(work, snapshot)
         if made.pictures:
-            _caches(work, made.pictures)
+            # named by hashes that only a trainer can tell, so that all are computed anew
+            for name in ("latents", "features"):
+                shutil.rmtree(work.settings.cache_dir / name, ignore_errors=True)
     except OSError as error:
         raise _refused(error) from error
     reports(work, snapshot.project, made.samples, gone)
@@ -72,15 +89,6 @@ def _runs(work: Work, snapshot: Snapshot) -> None:
     for run in ran:
         if run.snapshot == snapshot.id and run.state not in _OPEN:
             disappear(work.run_dir(run.id))
-
-
-def _caches(work: Work, pictures: Collection[str]) -> None:
-    """What was computed of pictures is named by hashes that only a trainer can tell: all of it goes, and is computed
-    again where it is needed."""
-    for name in ("latents", "features"):
-        shutil.rmtree(work.settings.cache_dir / name, ignore_errors=True)
-    deleted = {sha for sha in pictures if not work.store.blobs.exists(sha)}
-    curate.replay.forget(work.settings.cache_dir, deleted)
 
 
 def reports(work: Work, project: str, samples: Collection[str], ids: Collection[str]) -> None:

@@ -82,8 +82,7 @@ def _delete(
         if questions:
             about = {id for item in given if (id := getattr(item, "generation", None))}
             told += [one.model_dump_json() for one in generations.delete_alone(conn, sorted(about))]
-        for picture in mentions.unmentioned(conn, mentions.pictures(told)):
-            work.store.blobs.delete(picture)
+        erasing.pictures(work, mentions.unmentioned(conn, mentions.pictures(told)))
         for number in carriers:
             versions.withdraw(conn, project, number)
         return deleted, carriers, loops.get(conn, project)

@@ -590,3 +590,36 @@ def test_a_model_that_answers_with_anything_stops_no_turn(store: Store, settings
     replayed = [sample for sample in rows(made, "train.jsonl") if sample.replay]
     assert replayed and "Well." in {sample.answer for sample in replayed}
     assert not any("\0" in sample.answer or "\ud83d" in sample.answer for sample in replayed)
+
+
+def test_a_turn_reads_the_pictures_that_are_new(
+    store: Store, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop = Shop(store)
+    colours = ["red", "green", "blue", "black", "white", "yellow"]
+    shas = [store.blobs.put(picture(colour)) for colour in colours]
+    for colour, sha in zip(colours, shas, strict=True):
+        shop.corrects(f"What is {colour}?", f"A {colour} square.", [sha])
+    first = built(store, settings, replay=())
+    read: list[str] = []
+    get = store.blobs.get
+    monkeypatch.setattr(store.blobs, "get", lambda sha: (read.append(sha), get(sha))[1])
+    assert built(store, settings, replay=()).id == first.id
+    assert read == []
+
+    new = store.blobs.put(picture("navy"))
+    shop.corrects("What is navy?", "A navy square.", [new])
+    built(store, settings, replay=())
+    assert set(read) == {new}
+
+    # a file that was written since is looked at again, and what was remembered may be torn
+    path = store.blobs.path(shas[0])
+    assert path is not None
+    path.chmod(0o600)
+    path.write_bytes(b"no picture")
+    kept = settings.cache_dir / "pictures.jsonl"
+    kept.write_text(kept.read_text()[:-40])
+    made = built(store, settings, replay=())
+    assert made.dropped == {"missing_image": 1}
+    report = json.loads((Path(made.path) / "report.json").read_text())
+    assert shas[0] in report["details"][0]["detail"]

@@ -17,6 +17,7 @@ from PIL import Image
 
 from comfyloop.curate.groups import Pictures, group_of
 from comfyloop.curate.samples import Source, make
+from comfyloop.curate.seen import look_at
 from comfyloop.records import Message, Sample
 
 LEAKS = Path(__file__).parents[2] / "cases" / "17-holdout-leak"
@@ -80,7 +81,7 @@ def shelf(tmp_path: Path) -> Callable[..., str]:
         kept[sha] = data
         return sha
 
-    keep.look = kept.__getitem__  # type: ignore[attr-defined]
+    keep.look = lambda sha: look_at(kept[sha])  # type: ignore[attr-defined]
     return keep
 
 

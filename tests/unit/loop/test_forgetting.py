@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 from collections.abc import Iterator
@@ -194,6 +195,7 @@ def test_nothing_of_what_an_author_sent_is_left_on_the_disk(settings: Settings) 
         run_dir = told.trained()
         told.judged()
         everywhere = "\n".join(told.left_of_kim())
+        looked_at = (settings.cache_dir / "pictures.jsonl").read_text()
         for place in (
             "comfyloop.db",
             "snapshots/",
@@ -209,6 +211,9 @@ def test_nothing_of_what_an_author_sent_is_left_on_the_disk(settings: Settings) 
         assert (gone.feedback, gone.versions) == (("kim-1", "kim-2", "kim-pick"), (1,))
         assert told.left_of_kim() == []
         assert not run_dir.exists()
+        of_kim = {hashlib.sha256(data).hexdigest() for data in (told.seen["kim"], *told.made["kim"])}
+        left = (settings.cache_dir / "pictures.jsonl").read_text()
+        assert {sha for sha in of_kim if sha in looked_at} and not {sha for sha in of_kim if sha in left}
         assert json.loads((settings.cache_dir / "replay" / "base.json").read_text()) == {"Hi?": "Hello."}
 
         # what lee sent is all there, and the report says what was decided and on what
