@@ -56,6 +56,7 @@ class Seen:
         self._file = folder / FILE if folder is not None else None
         self._known = _load(self._file) if self._file is not None else {}
         self._new: set[str] = set()
+        self._checked: set[str] = set()  # files that were looked for: once a curation
 
     def form(self, sha: str) -> str:
         """How a file of the picture's format ends ("png"); empty where its bytes are not those that were stored, or no
@@ -89,11 +90,12 @@ class Seen:
         self._new.clear()
 
     def _of(self, sha: str) -> _Seen:
-        stamp = self._stamp(sha)
-        seen = self._known.get(sha)
-        if seen is None or seen.stamp != stamp:
-            seen = self._put(sha, _Seen(stamp, self._read_form(sha)))
-        return seen
+        if sha not in self._checked:
+            self._checked.add(sha)
+            stamp, seen = self._stamp(sha), self._known.get(sha)
+            if seen is None or seen.stamp != stamp:
+                self._put(sha, _Seen(stamp, self._read_form(sha)))
+        return self._known[sha]
 
     def _put(self, sha: str, seen: _Seen) -> _Seen:
         self._known[sha] = seen
