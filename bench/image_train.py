@@ -40,7 +40,7 @@ def make_pictures(folder: Path, count: int, side: int) -> None:
     for i in range(count):
         small = chance.integers(0, 255, (8, 8, 3), np.uint8)
         Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC).save(folder / f"{i}.png")
-        rows.append({"messages": [{"role": "user", "content": f"cushion number {i}"}], "picked": f"{i}.png"})
+        rows.append({"messages": [{"role": "user", "content": f"cushion number {i}"}], "chosen": f"{i}.png"})
     (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -108,7 +108,7 @@ def diffusers(model: str, folder: Path, side: int) -> dict[str, list[float]]:
             pixels = []
             for row in part:
                 picture = (
-                    Image.open(folder / row["picked"])
+                    Image.open(folder / row["chosen"])
                     .convert("RGB")
                     .resize((side, side), Image.Resampling.BILINEAR)
                 )

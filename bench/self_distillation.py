@@ -34,12 +34,12 @@ from bench.simulated.people import Person
 from bench.simulated.users import MAKERS, person
 from bench.simulated.words import GENERAL
 from comfyloop import curate, starter
+from comfyloop.formats import Row, Turn
 from comfyloop.settings import Settings
 from comfyloop.train.answers import read_answers
 from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.models import Loaded, choose_dtype, describe, read_weights
-from comfyloop.train.rows import Row, Turn
 from comfyloop.train.sampled import sample
 from comfyloop.train.spec import LEARNING_RATES, AdapterSpec, TrainSpec, write_spec
 from comfyloop.train.status import RunDirectory

@@ -48,7 +48,7 @@ def learn_blue(model: Path, run: Path) -> Path:
     for i, prompt in enumerate(("red apple", "strawberry", "tulip", "pizza")):
         drawn = np.asarray(draw(student, prompt, seed=i, steps=STEPS))
         Image.fromarray(np.ascontiguousarray(drawn[..., ::-1])).save(run / f"{i}.png")
-        rows.append({"messages": [{"role": "user", "content": prompt}], "picked": f"{i}.png"})
+        rows.append({"messages": [{"role": "user", "content": prompt}], "chosen": f"{i}.png"})
     (run / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     told = {
         "model": str(model), "train": "train.jsonl", "recipe": "image_sft", "max_steps": 20, "epochs": 99,

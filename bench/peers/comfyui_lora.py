@@ -27,7 +27,7 @@ STEPS = 6
 torch.set_num_threads(1)
 model, clip, vae, _ = comfy.sd.load_checkpoint_guess_config(checkpoint)
 rows = [json.loads(line) for line in (folder / "train.jsonl").read_text().rstrip("\n").split("\n")]
-pixels = np.stack([np.array(Image.open(folder / row["picked"]).convert("RGB")) for row in rows])
+pixels = np.stack([np.array(Image.open(folder / row["chosen"]).convert("RGB")) for row in rows])
 conditions = []
 with torch.no_grad():
     latents = vae.encode(torch.from_numpy(pixels).float() / 255)

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from comfyloop import formats
-from comfyloop.curate import rows
 from comfyloop.errors import DataError
 from comfyloop.formats import Picture
 from comfyloop.train.runners import local
@@ -16,19 +15,28 @@ from comfyloop.train.spec import TrainSpec, write_spec
 from comfyloop.train.status import Status
 
 
-def prepare(run_dir: Path, spec: TrainSpec, datasets: Sequence[str], holdouts: Sequence[str]) -> TrainSpec:
+def prepare(
+    run_dir: Path,
+    spec: TrainSpec,
+    datasets: Sequence[str],
+    holdouts: Sequence[str],
+    note: Callable[[str], object] = lambda _: None,
+) -> TrainSpec:
     """Write the rows of the data files into a run directory, in the one form that trainers read; the spec with
     what it names found.
 
     Args:
         datasets, holdouts: Files in any form that ms-swift reads. A relative image path is looked for beside
             its file, then, as ms-swift does, where the command is given.
+        note: is told what a person should know of the files.
 
     Raises:
         NotFound: A file is missing.
         DataError: One has rows that are none, each named.
     """
-    rows_of = {"train.jsonl": _rows(datasets)} | ({"holdout.jsonl": _rows(holdouts)} if holdouts else {})
+    rows_of = {"train.jsonl": _rows(datasets, note)} | (
+        {"holdout.jsonl": _rows(holdouts, note)} if holdouts else {}
+    )
     run_dir.mkdir(parents=True, exist_ok=True)
     for name, text in rows_of.items():
         (run_dir / name).write_text(text, encoding="utf-8")
@@ -51,7 +59,7 @@ def train(run_dir: Path, spec: TrainSpec, *, quiet: bool = False) -> Status:
     return local.poll(run_dir)
 
 
-def _rows(files: Sequence[str]) -> str:
+def _rows(files: Sequence[str], note: Callable[[str], object]) -> str:
     lines = []
     for name in files:
         file, _, sample = name.partition("#")
@@ -61,9 +69,16 @@ def _rows(files: Sequence[str]) -> str:
                 "Give a file that holds the rows you want.",
             )
         path = Path(file)
-        for row in rows.read_rows(path):
+        found = formats.read_whole(path, "Mend or remove these lines.")
+        for sentence in found.notes:
+            note(sentence)
+        for row in found.good:
             images = [_image(image, path.parent) for image in row.images]
-            value = {"id": f"{path}:{row.where}", **formats.to_json(row, images)}
+            pictures = [
+                _image(image, path.parent) if image else None
+                for image in (row.chosen_image, row.rejected_image)
+            ]
+            value = {"id": f"{path}:{row.where}", **formats.to_json(row, images, *pictures)}
             lines.append(json.dumps(value, ensure_ascii=False) + "\n")
     return "".join(lines)
 

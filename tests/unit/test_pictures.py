@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageFile
 
+from comfyloop.formats import Row, Turn
 from comfyloop.pictures import BadPicture, fit, read_picture
 from comfyloop.serve.embedded.loading import load
 from comfyloop.serve.embedded.prompts import PromptMaker
@@ -20,7 +21,6 @@ from comfyloop.train.features import ImageFeatures
 from comfyloop.train.image.rows import decode, picture_at
 from comfyloop.train.models import describe
 from comfyloop.train.models import load as load_to_train
-from comfyloop.train.rows import Row, Turn
 from comfyloop.train.spec import TrainSpec
 from tests.families import SEEING, make_family
 

@@ -200,7 +200,9 @@ def _train_from_swift(
     code = 0
     if not dry_run:
         refuse_unmet(asked.spec)
-        spec = single_run.prepare(run_dir, asked.spec, asked.datasets, asked.holdouts)
+        spec = single_run.prepare(
+            run_dir, asked.spec, asked.datasets, asked.holdouts, note=lambda s: err.print(escape(s))
+        )
         status = single_run.train(run_dir, spec, quiet=as_json)
         told |= {"status": plain(status)}
         code = status.exit_code

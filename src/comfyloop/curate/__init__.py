@@ -5,7 +5,7 @@ from comfyloop.curate.imports import import_rows, read_import
 from comfyloop.curate.lesson import epochs_of
 from comfyloop.curate.pipeline import NothingToTrain, Turn, answer_flag, build, flags
 from comfyloop.curate.report import CurationReport
-from comfyloop.curate.rows import read_rows, read_samples
+from comfyloop.curate.rows import read_samples
 from comfyloop.curate.snapshot import REHEARSAL, DataFiles, data_files, feedback_of, made_of, strip
 from comfyloop.curate.triggers import flag_of, suspects
 
@@ -26,7 +26,6 @@ __all__ = [
     "import_rows",
     "made_of",
     "read_import",
-    "read_rows",
     "read_samples",
     "strip",
     "suspects",

@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comfyloop.curate.rows import dump_rows
+from comfyloop import formats
+from comfyloop.curate.rows import dump_rows, with_images
 from comfyloop.errors import Conflict, InvalidInput, NotFound, StorageError
-from comfyloop.formats import IMAGE_TAG
-
-_STANDARD = ("messages", "images", "rejected_response", "label")
-
-
-_TAGS = re.compile(r"<(?:image|video|audio|bbox|ref-object|cot-process)>")
-"""What ms-swift's rows have no way to quote."""
+from comfyloop.formats import Row
 
 
 class Exported(NamedTuple):
@@ -56,40 +49,32 @@ def _copy(snapshot: Path, out: Path) -> Exported:
     written: list[Path] = []
     left_out: list[str] = []
     for file in sorted(snapshot.glob("*.jsonl")):
-        rows = [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        if any("picked" in row for row in rows):
+        found = formats.read(file, may_be_empty=True)
+        if any(row.is_of_a_picture for row in found.good):
             continue  # the image model's data is no chat
-        tags = [_quoted_tag(row) for row in rows]
+        quoting = [(row, tag) for row in found.good if (tag := formats.quoted_tag(row))]
         left_out += [
-            f"{file.name}:{number} (sample {row.get('id', '?')}) is left out: its text has {tag}, which ms-swift would "
+            f"{file.name}:{bad.where} (sample {bad.id}) is left out: {bad.reason}." for bad in found.bad
+        ]
+        left_out += [
+            f"{file.name}:{row.where} (sample {row.id}) is left out: its text has {tag}, which ms-swift would "
             "take for the place of something else."
-            for number, (row, tag) in enumerate(zip(rows, tags, strict=True), start=1)
-            if tag
+            for row, tag in quoting
         ]
-        rows = [row for row, tag in zip(rows, tags, strict=True) if not tag]
-        for row in rows:
-            for image in row.get("images", ()):
-                target = out / image
-                if not target.exists():
-                    shutil.copyfile(snapshot / image, target)
-        lean = [
-            {key: row[key] for key in _STANDARD if key in row}
-            | ({"images": [str(out / image) for image in row["images"]]} if "images" in row else {})
-            for row in rows
-        ]
+        rows = [row for row in found.good if not formats.quoted_tag(row)]
         target = out / file.name
-        target.write_text(dump_rows(lean), encoding="utf-8")
+        target.write_text(dump_rows([_row(row, snapshot, out) for row in rows]), encoding="utf-8")
         written.append(target)
     return Exported(written, tuple(left_out))
 
 
-def _quoted_tag(row: dict[str, Any]) -> str:
-    """The first tag that is text in a row; "" where there is none."""
-    pictures = bool(row.get("images"))
-    said = [message["content"] for message in row["messages"]] + [row.get("rejected_response") or ""]
-    for content in said:
-        text = content if isinstance(content, str) else json.dumps(content, ensure_ascii=False)
-        for tag in _TAGS.findall(text):
-            if tag != IMAGE_TAG or not pictures or not isinstance(content, str):
-                return str(tag)
-    return ""
+def _row(row: Row, snapshot: Path, out: Path) -> dict[str, Any]:
+    """A row as ms-swift reads it, with copies of its pictures."""
+    images = []
+    for image in row.images:
+        assert isinstance(image, Path)  # snapshots keep pictures as files
+        target = out / image.relative_to(snapshot)
+        if not target.exists():
+            shutil.copyfile(image, target)
+        images.append(str(target))
+    return with_images(formats.to_swift(row, images), images)

@@ -1,9 +1,9 @@
-"""Samples as ms-swift's rows: JSON lines of ``messages``, ``images``, ``rejected_response`` and ``label``.
+"""Samples as ms-swift's rows: JSON lines of ``messages``, ``images``, ``rejected_response`` and ``label``, and for the
+image model ``chosen`` and ``rejected``.
 
 Written: one object a line, roles system/user/assistant, ``<image>`` in the text wherever a picture belongs,
 ``images`` in the same order as paths relative to the file. A text that holds such a tag itself is written in
-parts (OpenAI's list of text and image), in which text is text. Read: that, and whatever `comfyloop.formats`
-reads. A row that cannot be used is named by file and line; nothing is ever replaced or left out in silence.
+parts (OpenAI's list of text and image), in which text is text. Read by `comfyloop.formats`, as all rows are.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from pydantic import ValidationError
 from comfyloop import formats
 from comfyloop.curate.samples import Source, canonical, make
 from comfyloop.errors import DataError
-from comfyloop.formats import Row, Rows
+from comfyloop.formats import Row, Turn
 from comfyloop.records import ImagePart, Message, Part, Sample, TextPart
-
-ERRORS_SHOWN = 20
 
 
 def to_messages(row: Row, hashes: Sequence[str]) -> tuple[Message, ...]:
@@ -42,20 +40,13 @@ def to_messages(row: Row, hashes: Sequence[str]) -> tuple[Message, ...]:
 
 def row_of(sample: Sample, image_path: Callable[[str], str], *, extra: bool = True) -> dict[str, Any]:
     """One sample as a row. `extra` adds id, slice, group, ..., which ms-swift ignores."""
-    row: dict[str, Any] = {
-        "messages": [{"role": m.role, "content": _content(m)} for m in sample.messages],
-        "images": [image_path(image) for image in sample.images],
-    }
-    if sample.rejected is not None:
-        row["rejected_response"] = formats.rejected_as_json(sample.rejected)
-    if sample.label is not None:
-        row["label"] = sample.label
-    if sample.picked is not None:
-        row["picked"] = image_path(sample.picked)
-    if sample.over is not None:
-        row["over"] = image_path(sample.over)
+    turns = tuple(Turn(message.role, _parts(message)) for message in sample.messages)
+    images = [image_path(image) for image in sample.images]
+    chosen, rejected = (image_path(image) if image else None for image in (sample.picked, sample.over))
+    row = Row(0, sample.id, turns, rejected=sample.rejected, label=sample.label)
+    written = with_images(formats.to_json(row, images, chosen, rejected), images)
     if extra:
-        row |= {
+        written |= {
             "id": sample.id,
             "kind": sample.kind,
             "slice": sample.slice,
@@ -65,11 +56,16 @@ def row_of(sample: Sample, image_path: Callable[[str], str], *, extra: bool = Tr
             "author": sample.author,
             "feedback": list(sample.feedback),
         }
-    return row
+    return written
 
 
-def _content(message: Message) -> str | list[dict[str, str]]:
-    return formats.content_as_json([p.text if isinstance(p, TextPart) else None for p in message.content])
+def _parts(message: Message) -> tuple[str | None, ...]:
+    return tuple(part.text if isinstance(part, TextPart) else None for part in message.content)
+
+
+def with_images(row: dict[str, Any], images: Sequence[str]) -> dict[str, Any]:
+    """A row with its list of images in its place, also where that is empty."""
+    return {"messages": row["messages"], "images": list(images), **row}
 
 
 def dump_rows(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -83,34 +79,6 @@ def write_rows(path: Path, samples: Sequence[Sample], image_path: Callable[[str]
     path.write_text(dump_rows([row_of(sample, image_path) for sample in samples]), encoding="utf-8")
 
 
-# --- reading ------------------------------------------------------------------------------------------------
-
-
-def read_rows(path: Path) -> list[Row]:
-    """All rows of a file.
-
-    Raises:
-        DataError: Some rows cannot be used; each is named with file and line (the first 20 of them).
-        StorageError: The file cannot be read.
-    """
-    return read_file(path).good
-
-
-def read_file(path: Path, *, answers: bool = True) -> Rows:
-    """As `read_rows`, with what a person should know of the file; `answers` as of `formats.read`."""
-    found = formats.read(path, answers=answers, may_be_empty=not answers)
-    if found.bad:
-        named = [f"{path}:{bad.where}: {bad.reason}" for bad in found.bad[:ERRORS_SHOWN]]
-        more = f"\n... and {len(found.bad) - ERRORS_SHOWN} more" if len(found.bad) > ERRORS_SHOWN else ""
-        raise DataError(
-            f"{len(found.bad)} of {len(found.good) + len(found.bad)} rows cannot be used:\n"
-            + "\n".join(named)
-            + more,
-            "Mend or remove these lines; nothing was imported.",
-        )
-    return found
-
-
 # --- rows as records ----------------------------------------------------------------------------------------
 
 
@@ -121,7 +89,9 @@ def read_samples(path: Path, project: str) -> list[Sample]:
         DataError: The file was not written by a snapshot, or was changed since.
     """
     samples = []
-    for row in read_file(path, answers=False).good:
+    for row in formats.read_whole(
+        path, "Restore the file, or make the snapshot again.", may_be_empty=True
+    ).good:
         extra = row.extra
         place = f"{path}:{row.where}"
         try:
@@ -132,8 +102,8 @@ def read_samples(path: Path, project: str) -> list[Sample]:
                 source,
                 rejected=row.rejected,
                 label=row.label,
-                picked=Path(extra["picked"]).stem if "picked" in extra else None,
-                over=Path(extra["over"]).stem if "over" in extra else None,
+                picked=_hash_of(row.chosen_image),
+                over=_hash_of(row.rejected_image),
                 slice=extra["slice"],
                 replay=extra["replay"],
             )
@@ -143,3 +113,7 @@ def read_samples(path: Path, project: str) -> list[Sample]:
             raise DataError(f"{place}: the row was changed after the snapshot was made (its id differs).")
         samples.append(sample.model_copy(update={"group": extra["group"]}))
     return samples
+
+
+def _hash_of(image: formats.Picture | None) -> str | None:
+    return Path(image.name).stem if image is not None else None

@@ -19,7 +19,6 @@ with a few more keys (rows.py); image paths are relative to the directory. The i
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import secrets
 import shutil
@@ -29,6 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from comfyloop import formats
 from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import dump_rows, row_of
@@ -152,7 +152,7 @@ def strip(path: Path, ids: Collection[str]) -> None:
         out, lost = _out(_every(rows), ids)
         gone = {row["id"] for row in out}
         for file, found in rows.items():
-            kept = [row for row in found if row["id"] not in gone and lost.isdisjoint(_shown(row))]
+            kept = [row for row in found if row["id"] not in gone and lost.isdisjoint(formats.paths_in(row))]
             if len(kept) < len(found):
                 _replace(file, dump_rows(kept))
         report = path / "report.json"
@@ -170,10 +170,7 @@ _Row = dict[str, Any]
 
 
 def _rows(path: Path) -> dict[Path, list[_Row]]:
-    return {
-        file: [json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line]
-        for file in sorted(path.glob("*.jsonl"))
-    }
+    return {file: formats.objects(file) for file in sorted(path.glob("*.jsonl"))}
 
 
 def _every(rows: Mapping[Path, list[_Row]]) -> list[_Row]:
@@ -185,19 +182,14 @@ def _out(rows: Sequence[_Row], ids: Collection[str]) -> tuple[list[_Row], set[st
     known = frozenset(ids)
     out = [row for row in rows if not known.isdisjoint(row["feedback"])]
     gone = {row["id"] for row in out}
-    left = {image for row in rows if row["id"] not in gone and not row["replay"] for image in _shown(row)}
-    return out, {image for row in out for image in _shown(row)} - left
+    left = {image for row in rows if row["id"] not in gone and not row["replay"] for image in formats.paths_in(row)}
+    return out, {image for row in out for image in formats.paths_in(row)} - left
 
 
 def _replace(file: Path, text: str) -> None:
     part = file.with_suffix(f".{secrets.token_hex(6)}.part")
     _write(part, text.encode())
     part.replace(file)
-
-
-def _shown(row: Mapping[str, Any]) -> list[str]:
-    """The pictures of a row, as files of the directory."""
-    return [*row.get("images", ()), *(row[name] for name in ("picked", "over") if row.get(name))]
 
 
 def _images(sample: Sample) -> Iterator[str]:

@@ -1,11 +1,17 @@
 """Data files of other tools, read to one record.
 
-Everything that reads rows reads them here: the import of feedback, `comfyloop train FILE`, `--from-swift`,
-snapshots and what is exported of them. So a row means the same at every door, and what cannot be used is
-refused by its line and its name.
+Everything that reads rows reads them here: the import of feedback, `comfyloop train FILE`, `--from-swift`, joint runs,
+snapshots and what is exported of them. So a row means the same at every door, and what cannot be used is refused by
+its line and its name.
+
+A module a form: messages, sharegpt (``conversations``), trl, alpaca and query_response say who said what, preferences
+which answer was wanted, image_rows which picture. To add one, declare its `Format` in a module and name it in
+`conversations.FORMATS`. files and tables find the objects in a file; rows makes records of them, writing and swift
+make rows of records.
 """
 
-from comfyloop.formats.files import items
+from comfyloop.formats.files import items, objects
+from comfyloop.formats.image_rows import paths_in
 from comfyloop.formats.record import (
     IMAGE_TAG,
     BadRow,
@@ -18,7 +24,9 @@ from comfyloop.formats.record import (
     UnusableRow,
     picture_of,
 )
-from comfyloop.formats.rows import Rows, content_as_json, read, rejected_as_json, row_of, to_json, turns_of
+from comfyloop.formats.rows import Rows, listed, part_of, read, read_whole, row_of
+from comfyloop.formats.swift import of_swift, quoted_tag, to_swift
+from comfyloop.formats.writing import to_json
 
 __all__ = [
     "IMAGE_TAG",
@@ -31,12 +39,17 @@ __all__ = [
     "Rows",
     "Turn",
     "UnusableRow",
-    "content_as_json",
     "items",
+    "listed",
+    "objects",
+    "of_swift",
+    "part_of",
+    "paths_in",
     "picture_of",
+    "quoted_tag",
     "read",
-    "rejected_as_json",
+    "read_whole",
     "row_of",
     "to_json",
-    "turns_of",
+    "to_swift",
 ]

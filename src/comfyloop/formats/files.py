@@ -39,7 +39,7 @@ class _Twice(ValueError):
     """A key that one object has two times."""
 
 
-def items(path: Path, wanted: str = "an object with messages") -> list[Item]:
+def items(path: Path) -> list[Item]:
     """All objects of a file, the unreadable ones with what is wrong with them.
 
     Raises:
@@ -53,7 +53,23 @@ def items(path: Path, wanted: str = "an object with messages") -> list[Item]:
     text = _text(data, path)
     if path.suffix.lower() in tables.SUFFIXES and not text.lstrip(_SPACE).startswith(("[", "{")):
         return list(tables.of_csv(text, path.name))
-    return list(_whole(text, wanted) if _is_whole(text) else _lines(text, wanted))
+    return list(_whole(text) if _is_whole(text) else _lines(text))
+
+
+def objects(path: Path) -> list[dict[str, Any]]:
+    """The objects of a file that a snapshot wrote.
+
+    Raises:
+        NotFound, StorageError: It is not there, or cannot be read.
+        DataError: It was changed since, and a line of it is no object.
+    """
+    found = items(path)
+    for item in found:
+        if item.value is None:
+            raise DataError(
+                f"{path}:{item.line}: {item.problem}.", "Restore the file, or make the snapshot again."
+            )
+    return [item.value for item in found if item.value is not None]
 
 
 def _bytes(path: Path) -> bytes:
@@ -105,14 +121,14 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _lines(text: str, wanted: str) -> Iterator[Item]:
+def _lines(text: str) -> Iterator[Item]:
     for number, line in enumerate(text.split("\n"), start=1):
         line = line.strip(_SPACE)
         if line:
-            yield _item(number, line, wanted)
+            yield _item(number, line)
 
 
-def _whole(text: str, wanted: str) -> Iterator[Item]:
+def _whole(text: str) -> Iterator[Item]:
     """An array's items, or objects one after the other; what cannot be read ends the search."""
     decoder, place, number, counted, line = _decoder(), 0, 0, 0, 1
     is_array = text.lstrip(_SPACE).startswith("[")
@@ -131,22 +147,22 @@ def _whole(text: str, wanted: str) -> Iterator[Item]:
         except (ValueError, RecursionError) as error:
             yield Item(line, text[place : place + 200], None, _why(error, line), at)
             return
-        yield _checked(line, text[place:end], value, wanted, at)
+        yield _checked(line, text[place:end], value, at)
         place = end
 
 
-def _item(line: int, text: str, wanted: str) -> Item:
+def _item(line: int, text: str) -> Item:
     try:
         value = _decoder().decode(text)
     except (ValueError, RecursionError) as error:
         return Item(line, text, None, _why(error, 1))
-    return _checked(line, text, value, wanted, 0)
+    return _checked(line, text, value, 0)
 
 
-def _checked(line: int, text: str, value: Any, wanted: str, item: int) -> Item:
+def _checked(line: int, text: str, value: Any, item: int) -> Item:
     if isinstance(value, dict):
         return Item(line, text, value, item=item)
-    return Item(line, text, None, f"it is a JSON {type(value).__name__}, not {wanted}", item)
+    return Item(line, text, None, f"it is a JSON {type(value).__name__}, not an object with messages", item)
 
 
 def _decoder() -> json.JSONDecoder:

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from comfyloop.formats.conversations import Said, answer, take
-from comfyloop.formats.record import UnusableRow
+from comfyloop.formats.conversations import format_of, take
+from comfyloop.formats.messages import Said, answer
+from comfyloop.formats.record import UnusableRow, only
 
 _REJECTED = ("rejected_response", "rejected", "rejected_messages")
 _LABEL = ("label", "kto_tag")
@@ -23,13 +24,15 @@ def take_judged(row: dict[str, Any]) -> tuple[list[Said], Said | None, bool | No
     Raises:
         UnusableRow: They cannot be used, or contradict each other.
     """
-    chosen, rejected = row.pop("chosen", None), _only(row, _REJECTED)
-    label = _only(row, _LABEL)
+    chosen, rejected = row.pop("chosen", None), only(row, _REJECTED)
+    label = only(row, _LABEL)
     if label is not None and not isinstance(label, bool):
         raise UnusableRow(f"its label is {label!r}, not true or false")
     if chosen is not None:
         if rejected is None:
-            raise UnusableRow("it has a chosen answer and no rejected one")
+            raise UnusableRow(
+                "it has a chosen answer and no rejected one (a chosen picture is a file that ends in .png, .jpg, ...)"
+            )
         said = _with_chosen(row, answer(chosen, "chosen"))
     else:
         said = take(row)
@@ -42,19 +45,8 @@ def take_judged(row: dict[str, Any]) -> tuple[list[Said], Said | None, bool | No
     return said, _last(said[:-1], answer(rejected, "rejected answer")), label
 
 
-def _only(row: dict[str, Any], keys: Sequence[str]) -> Any:
-    """What stands under one of the keys. Raises UnusableRow where two of them say something."""
-    found = [(key, row.pop(key)) for key in keys if key in row]
-    told = [(key, value) for key, value in found if value is not None]
-    if len(told) > 1 and any(value != told[0][1] for _, value in told):
-        raise UnusableRow(f"it has both {told[0][0]} and {told[1][0]}")
-    return told[0][1] if told else None
-
-
 def _with_chosen(row: dict[str, Any], chosen: list[Said]) -> list[Said]:
-    asked = [key for key in ("messages", "conversations", "conversation", "prompt", "query", "instruction",
-                             "question", "problem", "input") if row.get(key) is not None]  # fmt: skip
-    if not asked:  # the prompt is repeated in both answers
+    if format_of(row) is None:  # the prompt is repeated in both answers
         return chosen
     prompt = take(row)
     if prompt[-1].role == "assistant":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -26,6 +26,19 @@ class Item:
 
 class UnusableRow(Exception):
     """Why the row at hand cannot be trained on, as the end of a sentence about it."""
+
+
+def only(row: dict[str, Any], keys: Sequence[str]) -> Any:
+    """Takes what stands under one of the keys; None where that is nothing.
+
+    Raises:
+        UnusableRow: Two of them say different things.
+    """
+    found = [(key, row.pop(key)) for key in keys if key in row]
+    told = [(key, value) for key, value in found if value is not None]
+    if len(told) > 1 and any(value != told[0][1] for _, value in told):
+        raise UnusableRow(f"it has both {told[0][0]} and {told[1][0]}")
+    return told[0][1] if told else None
 
 
 @dataclass(frozen=True)
@@ -96,7 +109,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Row:
-    """One row that can be trained on, as far as its text tells; its pictures are not opened yet."""
+    """One row that can be trained on, as far as its text tells; its pictures are not opened yet.
+
+    The last turn is the answer to learn. Where a picture was kept it is the prompt: an answer too, to the brief before
+    it, or the user's.
+    """
 
     line: int  # of the file, from 1, where the row begins
     id: str
@@ -107,10 +124,23 @@ class Row:
     part: Part = "new"
     item: int = 0  # from 1, in a file that is an array
     extra: Mapping[str, Any] = field(default_factory=dict)  # keys that say nothing to training
+    chosen_image: Picture | None = None  # the picture that was kept of what the last message asks to draw
+    rejected_image: Picture | None = None  # one of the same prompt that it was kept over
 
     @property
     def answer(self) -> str:
         return self.turns[-1].text
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """All that it names."""
+        own = (one for one in (self.chosen_image, self.rejected_image) if one is not None)
+        return (*self.images, *own)
+
+    @property
+    def is_of_a_picture(self) -> bool:
+        """Whether it is a row of the image model."""
+        return self.chosen_image is not None
 
     @property
     def where(self) -> str:

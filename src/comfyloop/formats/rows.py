@@ -10,29 +10,22 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 from comfyloop.errors import DataError
-from comfyloop.formats.conversations import QUERY, RESPONSE, Piece, Place, Said, messages, tags_in
 from comfyloop.formats.files import items, parsed
+from comfyloop.formats.image_rows import take_pictures
+from comfyloop.formats.messages import Place, Said, tags_in
+from comfyloop.formats.pictures import take_listed, with_pictures
 from comfyloop.formats.preferences import take_judged
-from comfyloop.formats.record import (
-    IMAGE_TAG,
-    BadRow,
-    Item,
-    Part,
-    Picture,
-    Row,
-    Turn,
-    UnusableRow,
-    picture_of,
-)
+from comfyloop.formats.query_response import QUERY, RESPONSE
+from comfyloop.formats.record import IMAGE_TAG, BadRow, Item, Part, Picture, Row, Turn, UnusableRow
 
-_IMAGES = ("images", "image", "image_path", "image_paths")
+SHOWN = 20
+"""Rows that a sentence about bad ones names; more are counted."""
 _UNUSABLE = (
     "videos", "video", "audios", "audio", "tools", "functions", "objects", "rejected_images", "messages_rejected",
 )  # fmt: skip
-_OWN = ("id", "kind", "slice", "group", "replay", "part", "origin", "author", "feedback", "picked", "over")
+_OWN = ("id", "kind", "slice", "group", "replay", "part", "origin", "author", "feedback")
 _TELLING = frozenset(
     {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "video", "videos", "audio"}
     | {"audios", "pixel", "pixels", "chosen", "reject", "rejected", "kto", "preferred", "preference", "tool"}
@@ -54,11 +47,8 @@ class Rows:
     notes: tuple[str, ...]  # what a person should know of the file, as sentences
 
 
-def read(path: Path, *, answers: bool = True, may_be_empty: bool = False) -> Rows:
+def read(path: Path, *, may_be_empty: bool = False) -> Rows:
     """All rows of a data file.
-
-    Args:
-        answers: Whether each row must end with an answer; rows of pictures may end with a prompt.
 
     Raises:
         NotFound: There is no such file.
@@ -76,7 +66,7 @@ def read(path: Path, *, answers: bool = True, may_be_empty: bool = False) -> Row
         name = ""
         try:
             name = _name_of(item)
-            row = row_of(item, path.parent, answers=answers)
+            row = row_of(item, path.parent)
         except UnusableRow as error:
             bad.append(BadRow(item.line, name, str(error), item.item))
             continue
@@ -84,6 +74,29 @@ def read(path: Path, *, answers: bool = True, may_be_empty: bool = False) -> Row
         unread.update(key for key in row.extra if key not in _OWN)
         tagged += not row.images and any(IMAGE_TAG in turn.text for turn in row.turns)
     return Rows(good, bad, tuple(_notes(path, unread, tagged)))
+
+
+def read_whole(path: Path, mend: str, *, may_be_empty: bool = False) -> Rows:
+    """As `read`, of a file in which every row must be one.
+
+    Args:
+        mend: What to do about those that are none.
+
+    Raises:
+        DataError: Some rows cannot be used; each is named with file and line (the first 20 of them).
+    """
+    found = read(path, may_be_empty=may_be_empty)
+    if found.bad:
+        named = [f"{path}:{bad.where}: {bad.reason}" for bad in found.bad]
+        total = len(found.good) + len(found.bad)
+        raise DataError(f"{len(named)} of {total} rows cannot be used:\n{listed(named)}", mend)
+    return found
+
+
+def listed(sentences: Sequence[str]) -> str:
+    """A sentence a line, the first 20 of them."""
+    more = [f"... and {len(sentences) - SHOWN} more"] if len(sentences) > SHOWN else []
+    return "\n".join([*sentences[:SHOWN], *more])
 
 
 def _notes(path: Path, unread: Counter[str], tagged: int) -> Iterator[str]:
@@ -97,7 +110,7 @@ def _notes(path: Path, unread: Counter[str], tagged: int) -> Iterator[str]:
         )
 
 
-def row_of(item: Item, folder: Path, *, answers: bool = True) -> Row:
+def row_of(item: Item, folder: Path) -> Row:
     """One object of a file as a record.
 
     Args:
@@ -110,23 +123,37 @@ def row_of(item: Item, folder: Path, *, answers: bool = True) -> Row:
     for key in _UNUSABLE:
         if row.pop(key, None) not in (None, "", "[]", [], {}):
             raise UnusableRow(f"it has {key}, which cannot be trained on")
-    listed = _listed(row)
+    pictures = take_listed(row)
+    chosen, rejected_image = take_pictures(row, folder)
     said, rejected, label = take_judged(row)
-    if answers:
+    if chosen is None:
         _check_answer(said)
-    turns, images = _with_pictures(said, listed, folder)
+    turns, images = with_pictures(said, pictures, folder)
     turns, images = _until_learnt(turns, images, judged=rejected is not None or label is not None)
     refused = _rejected(rejected, turns, bool(images)) if rejected is not None else None
     extra = _extra(row)
-    for text in (refused or "", *(turn.text for turn in turns), *map(str, images)):
+    for text in (refused or "", *(turn.text for turn in turns)):
         _check_text(text)
-    return Row(item.line, _name_of(item), turns, images, refused, label, _part(extra), item.item, extra)
+    return Row(
+        line=item.line,
+        id=_name_of(item),
+        turns=turns,
+        images=images,
+        rejected=refused,
+        label=label,
+        part=part_of(extra),
+        item=item.item,
+        extra=extra,
+        chosen_image=chosen,
+        rejected_image=rejected_image,
+    )
 
 
-def _part(extra: Mapping[str, Any]) -> Part:
-    if extra.get("replay") is True:
+def part_of(row: Mapping[str, Any]) -> Part:
+    """What a row that a snapshot wrote is there for."""
+    if row.get("replay") is True:
         return "replay"
-    return "rehearsal" if extra.get("part") == "rehearsal" else "new"
+    return "rehearsal" if row.get("part") == "rehearsal" else "new"
 
 
 def _name_of(item: Item) -> str:
@@ -137,52 +164,15 @@ def _name_of(item: Item) -> str:
     return hashlib.sha256(item.text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
-def turns_of(listed: Any) -> tuple[Turn, ...]:
-    """Messages as a snapshot writes them: texts with tags, or parts. Raises UnusableRow."""
-    return tuple(
-        Turn(said.role, _plain([None if isinstance(part, Place) else part for part in _cut(said)]))
-        for said in messages(listed, "messages")
-    )
-
-
-def to_json(row: Row, images: Sequence[str]) -> dict[str, Any]:
-    """A row as ms-swift writes it, and as `read` reads it to the same record again.
-
-    A text that holds an image tag itself is written in parts, in which text is text; ms-swift has no such form.
-    """
-    written: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
-    if images:
-        written["images"] = list(images)
-    if row.rejected is not None:
-        written["rejected_response"] = rejected_as_json(row.rejected)
-    if row.label is not None:
-        written["label"] = row.label
-    return written
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    message: dict[str, Any] = {"role": turn.role, "content": content_as_json(turn.parts)}
-    return message if turn.learn else message | {"loss": False}
-
-
-def content_as_json(parts: Sequence[str | None]) -> str | list[dict[str, str]]:
-    if not any(part is not None and IMAGE_TAG in part for part in parts):
-        return "".join(IMAGE_TAG if part is None else part for part in parts)
-    return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
-
-
-def rejected_as_json(text: str) -> str | list[dict[str, Any]]:
-    content = content_as_json([text])
-    return content if isinstance(content, str) else [{"role": "assistant", "content": content}]
-
-
 # --- answers ------------------------------------------------------------------------------------------------
 
 
 def _check_answer(said: Sequence[Said]) -> None:
     last = said[-1]
     if last.role != "assistant":
-        raise UnusableRow(f"its last message is the {last.role}'s, so there is no answer to learn")
+        raise UnusableRow(
+            f"its last message is the {last.role}'s, so there is no answer to learn, and no picture under 'chosen'"
+        )
     if not any(message.role == "user" for message in said):
         raise UnusableRow("it has no message of the user, so its answer answers nothing")
     if _is_blank(last.text):
@@ -229,111 +219,6 @@ def _check_text(text: str) -> None:
 
 def _shown(name: str) -> str:
     return name.encode("utf-8", "backslashreplace").decode()
-
-
-# --- pictures -----------------------------------------------------------------------------------------------
-
-
-def _listed(row: dict[str, Any]) -> list[Any]:
-    """The row's list of pictures, under whichever key."""
-    found = [(key, row.pop(key)) for key in _IMAGES if key in row]
-    told = [
-        (key, value if isinstance(value, list) else [value]) for key, value in found if value not in ("", [])
-    ]
-    if len(told) > 1 and any(value != told[0][1] for _, value in told):
-        raise UnusableRow(f"it has both {told[0][0]} and {told[1][0]}")
-    return told[0][1] if told else []
-
-
-def _with_pictures(
-    said: Sequence[Said], listed: list[Any], folder: Path
-) -> tuple[tuple[Turn, ...], tuple[Picture, ...]]:
-    """Each place with its picture: the k-th tag of the text with the k-th of the list.
-
-    Where no tag stands at all the pictures come first, as ms-swift puts them. Without pictures a tag is text.
-    """
-    pictures = [_picture(source, folder) for source in listed]
-    cut = [_cut(message) if listed else message.parts for message in said]
-    own = sum(isinstance(p, Place) and p.source is not None for parts in cut for p in parts)
-    places = sum(isinstance(p, Place) for parts in cut for p in parts) - own
-    if listed and not places:
-        first = next((n for n, message in enumerate(said) if message.role == "user"), None)
-        if first is None:
-            raise UnusableRow(f"its image {_name(pictures[0])} has no message of the user to stand in")
-        cut[first] = (*(Place() for _ in listed), *cut[first])
-        places = len(listed)
-    for number, (message, parts) in enumerate(zip(said, cut, strict=True), start=1):
-        if message.role == "assistant" and any(isinstance(part, Place) for part in parts):
-            what = "its answer" if number == len(said) else f"message {number}, an answer,"
-            raise UnusableRow(f"{what} has an {IMAGE_TAG} tag, and a model cannot write a picture")
-    _check_count(places, pictures, cut)
-    waiting = iter(pictures)
-    images: list[Picture] = []
-    turns = []
-    for message, parts in zip(said, cut, strict=True):
-        for part in parts:
-            if isinstance(part, Place):
-                images.append(next(waiting) if part.source is None else _picture(part.source, folder))
-        content = _plain([None if isinstance(part, Place) else part for part in parts])
-        turns.append(Turn(message.role, content, message.learn))
-    return tuple(turns), tuple(images)
-
-
-def _plain(parts: Sequence[str | None]) -> str | tuple[str | None, ...]:
-    """A plain string where it says the same: the form in which most rows are written."""
-    joined = _joined(parts)
-    text = "".join(IMAGE_TAG if part is None else part for part in joined)
-    return text if Turn("", text).parts == joined else joined
-
-
-def _joined(parts: Sequence[str | None]) -> tuple[str | None, ...]:
-    joined: list[str | None] = []
-    for part in parts:
-        if part is not None and joined and joined[-1] is not None:
-            joined[-1] += part
-        elif part != "":
-            joined.append(part)
-    return tuple(joined)
-
-
-def _cut(message: Said) -> tuple[Piece, ...]:
-    """A plain string cut at its image tags."""
-    if not message.tagged:
-        return message.parts
-    parts: list[Piece] = []
-    for index, text in enumerate(message.text.split(IMAGE_TAG)):
-        parts += [Place(), text] if index else [text]
-    return tuple(parts)
-
-
-def _check_count(places: int, pictures: Sequence[Picture], cut: Sequence[Sequence[Piece]]) -> None:
-    if places == len(pictures):
-        return
-    named = f"its text has {places} {IMAGE_TAG} tag{'s' * (places != 1)} and it names {len(pictures)} "
-    named += f"image{'s' * (len(pictures) != 1)}"
-    if places < len(pictures):
-        left = ", ".join(map(_name, pictures[places:]))
-        raise UnusableRow(f"{named}: there is no {IMAGE_TAG} tag for {left}")
-    at = [n for n, parts in enumerate(cut, 1) for p in parts if isinstance(p, Place) and p.source is None]
-    left = ", ".join(f"tag {k} (message {at[k - 1]})" for k in range(len(pictures) + 1, places + 1))
-    raise UnusableRow(f"{named}: there is no picture for {left}")
-
-
-def _picture(source: Any, folder: Path) -> Picture:
-    if isinstance(source, dict):
-        source = next((source[key] for key in ("path", "url", "image") if source.get(key)), None) or source
-    if not isinstance(source, str) or not source:
-        raise UnusableRow(f"one of its images is a {type(source).__name__}, not a path")
-    if source.startswith(("http://", "https://")):
-        raise UnusableRow(f"its image {source[:80]} is a web address: download it and give its path")
-    if source.startswith("file://"):
-        source = unquote(source.removeprefix("file://"))
-    _check_text(source)
-    return picture_of(source, folder)
-
-
-def _name(picture: Picture) -> str:
-    return picture.name
 
 
 # --- the rest -----------------------------------------------------------------------------------------------

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection
 from pathlib import Path
 
+from comfyloop import formats
 from comfyloop.errors import NotFound
 from comfyloop.loop import erasing
 from comfyloop.loop.work import Work
@@ -109,8 +109,10 @@ def of_sample(store: Store, project: str, sample: str) -> list[str]:
         found = snapshots.list_by(conn, project, limit=50)
     for snapshot in found:
         for file in sorted(Path(snapshot.path).glob("*.jsonl")):
-            for line in file.read_text(encoding="utf-8").split("\n"):
-                if sample in line and (row := json.loads(line)).get("id") == sample:
+            if sample.encode("utf-8", "surrogatepass") not in file.read_bytes():
+                continue  # as nearly all: they need not be parsed
+            for row in formats.objects(file):
+                if row.get("id") == sample:
                     return list(row["feedback"])
     raise NotFound(
         f"No snapshot of {project!r} has a sample {sample!r}.",

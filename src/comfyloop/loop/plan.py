@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
-from comfyloop import curate
+from comfyloop import curate, formats
 from comfyloop.records import Project, Run, Snapshot, Version
 from comfyloop.settings import Settings
 from comfyloop.train.image.spec import About, ImageAdapterSpec, ImageTrainSpec
@@ -131,8 +130,7 @@ def _new(file: Path) -> int:
     return sum(part != curate.REHEARSAL for part in _parts(file))
 
 
-def _parts(file: Path) -> list[str]:
+def _parts(file: Path) -> list[formats.Part]:
     if not file.exists():
         return []
-    rows = (json.loads(line) for line in file.read_text(encoding="utf-8").split("\n") if line.strip())
-    return [row.get("part", "") for row in rows if not row.get("replay", False)]
+    return [part for row in formats.objects(file) if (part := formats.part_of(row)) != "replay"]

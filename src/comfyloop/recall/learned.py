@@ -3,11 +3,12 @@ gate has seen it answer as the edits ask."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from comfyloop import formats
+from comfyloop.errors import NotFound, StorageError
 from comfyloop.records import BASE, Snapshot
 from comfyloop.store import Store, feedback, lessons, snapshots, versions
 
@@ -50,7 +51,7 @@ def learned(store: Store, project: str, version: int) -> Learned:
             for path in sorted(Path(snapshot.path).iterdir()):
                 if path.suffix == ".jsonl":
                     (held if path.name.startswith(("holdout", "dev")) else trained).update(_ids(path))
-        except OSError:
+        except (OSError, NotFound, StorageError):  # the directory is gone, or is going
             trained.update(_up_to(store, snapshot))
     return Learned(frozenset(trained), frozenset(held - trained))
 
@@ -87,9 +88,8 @@ def _snapshots(store: Store, project: str, version: int) -> list[Snapshot]:
 
 
 def _ids(path: Path) -> Iterator[str]:
-    with path.open(encoding="utf-8") as lines:
-        for line in lines:
-            yield from json.loads(line).get("feedback", ())
+    for row in formats.objects(path):
+        yield from row.get("feedback", ())
 
 
 def _up_to(store: Store, snapshot: Snapshot) -> Iterator[str]:

@@ -10,10 +10,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from comfyloop.formats import Part
 from comfyloop.train.beginnings import Segment, in_segments
 from comfyloop.train.examples import Example
 from comfyloop.train.packing import Span
-from comfyloop.train.rows import Part
 from comfyloop.train.spec import RunSpec
 
 

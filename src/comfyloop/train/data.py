@@ -11,11 +11,12 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from comfyloop.errors import ComfyLoopError
+from comfyloop.formats import BadRow, Row, UnusableRow
 from comfyloop.train.control import Control
 from comfyloop.train.encode import Encoder
 from comfyloop.train.examples import Example
 from comfyloop.train.log import RunLog
-from comfyloop.train.rows import BadRow, Row, UnusableRow, read_rows, refuse_or_skip
+from comfyloop.train.rows import read_rows, refuse_or_skip
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
 

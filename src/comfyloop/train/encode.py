@@ -19,12 +19,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from comfyloop.errors import DataError, ModelError
+from comfyloop.formats import Picture, Row, Turn, UnusableRow
 from comfyloop.pictures import BadPicture, read_picture
 from comfyloop.plain_text import Speller
 from comfyloop.processors import fields_of, takes_parts, tokens_of
 from comfyloop.train.examples import Example, Pixels, Room, digest_of
 from comfyloop.train.positions import Positions
-from comfyloop.train.rows import Picture, Row, Turn, UnusableRow
 
 PIXELS_KEPT = 2**29
 """Bytes of pixels that stay in memory from reading the data to looking at the images; more are made twice."""

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from comfyloop.formats import Part
 from comfyloop.train.losses import Targets
-from comfyloop.train.rows import Part
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Training rows, read strictly: every row is a row or is named as bad.
+"""The rows of a run of the language model, read strictly: every row is a row or is named as bad.
 
 What a row may look like is `comfyloop.formats`'; here is what a trainer does with those that are bad. Nothing
 here imports torch.
@@ -11,22 +11,13 @@ from pathlib import Path
 
 from comfyloop import formats
 from comfyloop.errors import DataError
-from comfyloop.formats import IMAGE_TAG, BadRow, Part, Picture, Row, Turn, UnusableRow, picture_of
-
-__all__ = [
-    "IMAGE_TAG",
-    "BadRow",
-    "Part",
-    "Picture",
-    "Row",
-    "Turn",
-    "UnusableRow",
-    "picture_of",
-    "read_rows",
-    "refuse_or_skip",
-]
+from comfyloop.formats import BadRow, Row
 
 _SHOWN = 20
+_OF_A_PICTURE = (
+    "it names a picture that was kept (chosen or picked), which recipe = image_sft or image_dpo learns from; answers "
+    "that look like file names are written as messages and rejected_response"
+)
 
 
 def read_rows(path: Path, note: Callable[[str], object] = lambda _: None) -> tuple[list[Row], list[BadRow]]:
@@ -39,7 +30,13 @@ def read_rows(path: Path, note: Callable[[str], object] = lambda _: None) -> tup
     found = formats.read(path)
     for sentence in found.notes:
         note(sentence)
-    return found.good, found.bad
+    good, bad = [], list(found.bad)
+    for row in found.good:
+        if row.is_of_a_picture:
+            bad.append(BadRow(row.line, row.id, _OF_A_PICTURE, row.item))
+        else:
+            good.append(row)
+    return good, sorted(bad, key=lambda b: (b.line, b.item))
 
 
 def refuse_or_skip(

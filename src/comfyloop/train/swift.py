@@ -15,17 +15,19 @@ import json
 import math
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 import comfyloop
+from comfyloop import formats
 from comfyloop.durable import appear
 from comfyloop.environments import python_of
 from comfyloop.errors import InvalidInput, RunFailed
+from comfyloop.formats import IMAGE_TAG, BadRow, Row
 from comfyloop.lora_start import refuse_changed_base
 from comfyloop.settings import Settings
 from comfyloop.train import swift_side
@@ -36,7 +38,7 @@ from comfyloop.train.examples import Example
 from comfyloop.train.learnt import refuse_unlearnt
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Description, choose_dtype, describe
-from comfyloop.train.rows import IMAGE_TAG, BadRow, Row, Turn, read_rows, refuse_or_skip
+from comfyloop.train.rows import read_rows, refuse_or_skip
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory, disk_error, write_atomically
 from comfyloop.train.swift_arguments import Places, arguments
@@ -151,16 +153,13 @@ def prepare_rows(
     examples = [example for example in examples if (example.line, example.id) in good]
     lines = []
     for row in (row for row in rows if (row.line, row.id) in good):
-        value: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
-        if row.images:
-            value["images"] = [
-                str(image.absolute() if isinstance(image, Path) else image) for image in row.images
-            ]
-        if spec.recipe == "dpo":
-            value["rejected_response"] = row.rejected
-        if spec.recipe == "kto":
-            value["label"] = row.label
-        lines.append(json.dumps(value, ensure_ascii=False) + "\n")
+        told = replace(
+            row,
+            rejected=row.rejected if spec.recipe == "dpo" else None,
+            label=row.label if spec.recipe == "kto" else None,
+        )
+        images = [str(image.absolute() if isinstance(image, Path) else image) for image in row.images]
+        lines.append(json.dumps(formats.to_swift(told, images), ensure_ascii=False) + "\n")
     write_atomically(place, "".join(lines).encode())
     return examples
 
@@ -172,12 +171,6 @@ _CANNOT_QUOTE = (
 
 def _quotes_a_tag(row: Row) -> bool:
     return bool(row.images) and any(IMAGE_TAG in turn.text for turn in row.turns)
-
-
-def _message(turn: Turn) -> dict[str, Any]:
-    """A message as ms-swift reads it."""
-    said = "".join(IMAGE_TAG if part is None else part for part in turn.parts)
-    return {"role": turn.role, "content": said} | ({} if turn.learn else {"loss": False})
 
 
 def _read(

@@ -87,7 +87,7 @@ def register_template(encoder: Any) -> None:
     from swift.template import Template, TemplateMeta
     from swift.template import register_template as register
 
-    from comfyloop.train.rows import Row, Turn, picture_of
+    from comfyloop.formats import of_swift
 
     class OwnTemplate(Template):  # type: ignore[misc]
         """Encodes a row as ComfyLoop's trainer does."""
@@ -95,13 +95,7 @@ def register_template(encoder: Any) -> None:
         load_images = False  # they stay paths: the encoder opens them, brought down to size
 
         def _encode(self, inputs: Any) -> dict[str, Any]:
-            def turn(role: str, content: str, learn: bool = True) -> Turn:
-                return Turn(role, content if inputs.images else (content,), learn)
-
-            turns = [turn(m["role"], m["content"], m.get("loss") is not False) for m in inputs.messages]
-            if inputs.system is not None:
-                turns.insert(0, turn("system", inputs.system))
-            example = encoder.encode(Row(0, "", tuple(turns), tuple(map(picture_of, inputs.images))))
+            example = encoder.encode(of_swift(inputs.messages, inputs.system, inputs.images))
             labels = torch.full_like(example.input_ids, IGNORED)
             labels[example.answer] = example.input_ids[example.answer]
             pixels = {f"{PIXELS}{name}": value for name, value in example.seen().items()}

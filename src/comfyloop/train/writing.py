@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from peft import PeftModel
 
 from comfyloop.errors import DataError, ModelError
-from comfyloop.formats import turns_of
+from comfyloop.formats import Picture, Row, Turn, UnusableRow
 from comfyloop.train.models import choose_dtype, describe, read_weights
-from comfyloop.train.rows import Row, UnusableRow
 from comfyloop.train.spec import TrainSpec
 
 
@@ -36,14 +34,14 @@ class Writer:
         self._model = base.to(self._device).eval()
 
     @torch.inference_mode()
-    def write(self, brief: Sequence[Mapping[str, Any]], pictures: Sequence[Path], most: int) -> str:
+    def write(self, brief: Sequence[Turn], pictures: Sequence[Picture], most: int) -> str:
         """The greedy answer to a conversation that ends with the user's turn, at most `most` tokens long.
 
         Raises:
             DataError: A picture of it cannot be read.
         """
         try:
-            fields = self._encoder.prompt(Row(0, "", turns_of(brief), tuple(pictures)))
+            fields = self._encoder.prompt(Row(0, "", tuple(brief), tuple(pictures)))
         except UnusableRow as error:
             raise DataError(f"A brief cannot be answered: {error}.") from None
         fields = {name: value.to(self._device) for name, value in fields.items()}

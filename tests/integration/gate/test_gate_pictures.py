@@ -69,7 +69,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Path:
         noise = Image.fromarray(chance.integers(0, 256, (64, 64, 3), dtype=np.uint8))
         noise.save(folder / "images" / f"noise{i}.png")
     lines = [
-        json.dumps({"messages": [{"role": "user", "content": "a disc"}], "picked": f"images/noise{i}.png"})
+        json.dumps({"messages": [{"role": "user", "content": "a disc"}], "chosen": f"images/noise{i}.png"})
         for i in range(12)
     ]
     (folder / "noise.jsonl").write_text("\n".join(lines))

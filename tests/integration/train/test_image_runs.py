@@ -52,7 +52,7 @@ def make_run(tmp_path: Path) -> Callable[..., Path]:
                 shape(i, False).save(run / f"images/cold{i}.png")
                 prompt = [{"role": "user", "content": f"{('a disc', 'a box')[i % 2]}, 设计 {i % 3}"}]
                 lines.append(
-                    {"messages": prompt, "picked": f"images/warm{i}.png", "over": f"images/cold{i}.png"}
+                    {"messages": prompt, "chosen": f"images/warm{i}.png", "rejected": f"images/cold{i}.png"}
                 )
             (run / f"{file}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         told = {

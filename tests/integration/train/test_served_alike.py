@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from comfyloop.formats import Row, Turn
 from comfyloop.serve.embedded.engine import Engine
 from comfyloop.serve.embedded.jobs import Failed, Finished, Sampling
 from comfyloop.serve.embedded.lora import read_adapter
@@ -22,7 +23,6 @@ from comfyloop.train.adapters import save_adapter
 from comfyloop.train.answers import read_answers
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.models import describe, load
-from comfyloop.train.rows import Row, Turn
 from comfyloop.train.spec import TrainSpec
 from tests.families import FAMILIES, SEEING, make_family
 

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.curate import import_rows, read_rows, read_samples
+from comfyloop.curate import import_rows, read_samples
 from comfyloop.curate.rows import dump_rows, row_of, write_rows
 from comfyloop.curate.samples import Source, make
 from comfyloop.errors import DataError, InvalidInput, NotFound, StorageError
-from comfyloop.formats import Row
+from comfyloop.formats import Row, read_whole
 from comfyloop.records import ImagePart, Message, Sample, TextPart
 
 SOURCE = Source("acme", ("fb_1",), "answer_edited", "ada")
@@ -87,6 +87,10 @@ def test_a_changed_row_is_noticed(tmp_path: Path) -> None:
     file.write_text(file.read_text().replace("Hello", "Goodbye"))
     with pytest.raises(DataError, match=r"holdout.jsonl:1: the row was changed"):
         read_samples(file, "acme")
+
+
+def read_rows(file: Path) -> list[Row]:
+    return read_whole(file, "").good
 
 
 ALIKE = [

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
+from comfyloop.formats import Row, Turn
 from comfyloop.train.batches import pack
 from comfyloop.train.beginnings import in_segments
 from comfyloop.train.examples import Example, Pixels, Room
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.models import Loaded
 from comfyloop.train.recipes import sft
-from comfyloop.train.rows import Row, Turn
 from tests.families import make_family
 from tests.unit.train.test_forward import ready
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from comfyloop.errors import DataError
+from comfyloop.formats import Row, Turn, UnusableRow
 from comfyloop.processors import load_processor
 from comfyloop.serve.embedded.loading import load as load_for_engine
 from comfyloop.serve.embedded.prompts import PromptMaker
@@ -35,7 +36,6 @@ from comfyloop.train.forward import own_code_only, prove
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.recipes import sft
-from comfyloop.train.rows import Row, Turn, UnusableRow
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
 from tests.families import FAMILIES, MROPE, SEEING, make_family

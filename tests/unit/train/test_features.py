@@ -16,13 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from comfyloop.errors import DataError
+from comfyloop.formats import Row, Turn
 from comfyloop.train import encode
 from comfyloop.train.examples import Example
 from comfyloop.train.feature_cache import FeatureCache, tower_hash
 from comfyloop.train.features import ImageFeatures, _flat, _record
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.recipes import sft
-from comfyloop.train.rows import Row, Turn
 from comfyloop.train.spec import AdapterSpec, TrainSpec
 from tests.families import make_family
 

@@ -17,6 +17,7 @@ from PIL import Image
 from torch import nn
 
 from comfyloop.errors import ModelError
+from comfyloop.formats import Row, Turn, UnusableRow
 from comfyloop.train import packing
 from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
@@ -24,7 +25,6 @@ from comfyloop.train.forward import PACKED_AGREEMENT, own_code_only, prove
 from comfyloop.train.losses import Head, answer_log_probs
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.recipes import sft
-from comfyloop.train.rows import Row, Turn, UnusableRow
 from comfyloop.train.spec import TrainSpec
 from tests.families import make_family, text_fields, text_tokenizer
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from comfyloop.errors import ModelError
+from comfyloop.formats import Row, Turn
 from comfyloop.train import forward, gradients, lora, mlp, models, rms_norm
 from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.quantization import four_bit_layers
 from comfyloop.train.recipes import sft
-from comfyloop.train.rows import Row, Turn
 from comfyloop.train.spec import TrainSpec
 from tests.families import make_family
 from tests.unit.train.conftest import RunRecipe

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from comfyloop.errors import DataError, InvalidInput, ModelError, NotFound
+from comfyloop.formats import UnusableRow
 from comfyloop.service import model_path
 from comfyloop.settings import Settings
 from comfyloop.train.image import buckets, checkpoint
@@ -24,7 +25,6 @@ from comfyloop.train.image.rows import decode, read_rows
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.image.text import Captions
 from comfyloop.train.options import make_spec
-from comfyloop.train.rows import UnusableRow
 from comfyloop.train.spec import read_spec
 from comfyloop.train.status import RunDirectory
 
@@ -39,15 +39,15 @@ def write(folder: Path, *rows: dict[str, Any] | str) -> Path:
     return path
 
 
-def row(picked: str, prompt: Any = "a fox", **more: Any) -> dict[str, Any]:
-    return {"messages": [{"role": "user", "content": prompt}], "picked": picked, **more}
+def row(chosen: str | dict[str, str], prompt: Any = "a fox", **more: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": prompt}], "chosen": chosen, **more}
 
 
 def shown(folder: Path, name: str) -> tuple[int, int, int]:
     """The middle pixel of a picture as training sees it."""
     rows, bad = read_rows(write(folder, row(name)), pairs=False, max_image_pixels=LIMIT)
     assert not bad
-    pixel = decode(rows[0].picked).getpixel((8, 8))
+    pixel = decode(rows[0].chosen).getpixel((8, 8))
     assert isinstance(pixel, tuple)
     return (int(pixel[0]), int(pixel[1]), int(pixel[2]))
 
@@ -75,7 +75,7 @@ def test_a_sideways_photo_is_turned_before_its_shape_is_told(tmp_path: Path) -> 
     exif[0x0112] = 6
     Image.new("RGB", (64, 16), "red").save(tmp_path / "p.jpg", exif=exif)
     rows, _ = read_rows(write(tmp_path, row("p.jpg")), pairs=False, max_image_pixels=LIMIT)
-    assert (rows[0].picked.width, rows[0].picked.height) == (16, 64) == decode(rows[0].picked).size
+    assert (rows[0].chosen.width, rows[0].chosen.height) == (16, 64) == decode(rows[0].chosen).size
 
 
 def test_every_bad_line_is_named(tmp_path: Path) -> None:
@@ -84,14 +84,15 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
     (tmp_path / "empty.png").write_bytes(b"")
     (tmp_path / "text.png").write_text("I am no picture")
     path = write(
-        tmp_path, row("a.png", over="b.png"), "{", "[]", row("none.png"), row("empty.png"), row("text.png"),
-        row("line.png"), row("a.png", prompt=7), {"picked": "a.png"}, row("a.png", over="a.png"), row("a.png"),
+        tmp_path, row("a.png", rejected="b.png"), "{", "[]", row("none.png"), row("empty.png"), row("text.png"),
+        row("line.png"), row("a.png", prompt=7), {"chosen": "a.png"}, row("a.png", rejected="a.png"), row("a.png"),
     )  # fmt: skip
     rows, bad = read_rows(path, pairs=True, max_image_pixels=LIMIT)
     assert not rows and [b.line for b in bad] == list(range(1, 12))
     for expected, found in zip(
         ("b.png does not exist", "not JSON", "a JSON list", "none.png does not exist", "empty", "not one of PNG",
-         "a line, not a picture", "content of type int", "neither messages nor", "the same", "no picture under 'over'"),
+         "a line, not a picture", "content of type int", "neither messages nor", "the same",
+         "no picture under 'rejected'"),
         bad, strict=True,
     ):  # fmt: skip
         assert expected in found.reason, found
@@ -108,14 +109,14 @@ def test_every_bad_line_is_named(tmp_path: Path) -> None:
     [
         (row("a\0.png"), "no file's name has: a\\x00.png"),
         (row("a\ud83d.png"), "no file's name has: a\\ud83d.png"),
-        (row("images/" + "a" * 5000), "cannot be read"),
-        (row("."), "cannot be read"),
-        (row("pipe"), "cannot be read"),
+        (row({"path": "images/" + "a" * 5000}), "cannot be read"),
+        (row({"path": "."}), "cannot be read"),
+        (row({"path": "pipe"}), "cannot be read"),
         (row("a.png/b.png"), "does not exist"),
         (row("a.png", prompt="a \ud83d fox"), "half a character"),
         (row("a.png", prompt="a \0 fox"), "NUL"),
-        ('{"picked": "a.png", "messages": ' + "9" * 5000 + "}", "too many digits"),
-        ('{"picked": "a.png", "messages": ' + "[" * 100_000, "too deep"),
+        ('{"chosen": "a.png", "messages": ' + "9" * 5000 + "}", "too many digits"),
+        ('{"chosen": "a.png", "messages": ' + "[" * 100_000, "too deep"),
         (
             '{"picked": ' + "[" * 400 + "]" * 400 + ', "messages": [{"role": "user", "content": "x"}]}',
             "no picture",
@@ -163,7 +164,7 @@ def test_a_cut_off_picture_is_told_when_it_is_decoded(tmp_path: Path) -> None:
     rows, bad = read_rows(write(tmp_path, row("a.png")), pairs=False, max_image_pixels=LIMIT)
     assert not bad
     with pytest.raises(UnusableRow, match=r"a\.png cannot be decoded"):
-        decode(rows[0].picked)
+        decode(rows[0].chosen)
 
 
 @given(
@@ -205,7 +206,7 @@ def test_changing_one_picture_encodes_one_again(tiny_sd15: Path, tmp_path: Path)
         )
         for _ in range(2):
             for found in rows:
-                assert latents.of(found.picked).shape == (4, 7, 9)
+                assert latents.of(found.chosen).shape == (4, 7, 9)
                 captions.of(found.caption)
         return cache.made
 

@@ -19,13 +19,13 @@ from transformers import (
 )
 
 from comfyloop.errors import ModelError
+from comfyloop.formats import UnusableRow
 from comfyloop.stable_diffusion import tokenizer
 from comfyloop.train.image.judge_spec import JudgeSpec
 from comfyloop.train.image.rows import decode, picture_at
 from comfyloop.train.image.sheet import Shown, contact_sheet
 from comfyloop.train.image.sight import Sight, sight_of
 from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.rows import UnusableRow
 
 
 @pytest.fixture(scope="module")

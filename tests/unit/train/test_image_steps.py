@@ -41,7 +41,7 @@ def data(tmp_path: Path) -> Path:
             pixels = chance.integers(0, 255, (64, 64, 3), np.uint8)
             Image.fromarray(pixels).save(tmp_path / f"{side}{i}.png")
         prompt = [{"role": "user", "content": f"picture {i}"}]
-        rows.append({"messages": prompt, "picked": f"good{i}.png", "over": f"bad{i}.png"})
+        rows.append({"messages": prompt, "chosen": f"good{i}.png", "rejected": f"bad{i}.png"})
     path = tmp_path / "train.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -91,11 +91,11 @@ def test_image_sft_is_the_training_example_of_diffusers(
 
         # examples/text_to_image/train_text_to_image_lora(_sdxl).py: the body of its training loop
         scheduler, unet = student.model.scheduler, student.model.denoiser
-        noisy_latents = scheduler.add_noise(batch.picked, batch.noise, batch.timesteps)
+        noisy_latents = scheduler.add_noise(batch.chosen, batch.noise, batch.timesteps)
         if scheduler.config.prediction_type == "epsilon":
             target = batch.noise
         else:
-            target = scheduler.get_velocity(batch.picked, batch.noise, batch.timesteps)
+            target = scheduler.get_velocity(batch.chosen, batch.noise, batch.timesteps)
         conditions = None
         if family == "sdxl":
             add_time_ids = torch.tensor([[64, 64, 0, 0, 64, 64]] * 4, dtype=torch.float32)
@@ -131,9 +131,9 @@ def test_image_dpo_is_the_published_loss(family: str, data: Path, request: pytes
     our_gradients = gradients(student)
 
     # Wallace et al.'s train.py: pairs are stacked, noise and timesteps repeated, losses split again
-    assert batch.over is not None
+    assert batch.rejected is not None
     scheduler, unet = student.model.scheduler, student.model.denoiser
-    latents = torch.cat([batch.picked, batch.over])
+    latents = torch.cat([batch.chosen, batch.rejected])
     noise, timesteps = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
     states = batch.conditions.states.repeat(2, 1, 1)
     conditions = None
@@ -199,7 +199,7 @@ def test_flow_matching_is_the_training_example_of_diffusers(family: str, data: P
 
     # examples/dreambooth/train_dreambooth_lora_sd3.py and _flux.py: the body of their training loops
     transformer, scheduler = student.model.denoiser, student.model.scheduler
-    model_input, noise = batch.picked, batch.noise
+    model_input, noise = batch.chosen, batch.noise
     timesteps = scheduler.timesteps[batch.timesteps]
     step_indices = [(scheduler.timesteps == t).nonzero().item() for t in timesteps]
     sigmas = scheduler.sigmas[step_indices].flatten()[:, None, None, None]

@@ -51,7 +51,7 @@ def test_pairs_of_one_pick_are_one_choice(tmp_path: Path) -> None:
     control = Control(RunDirectory(tmp_path), lambda held: None)
     first = pair(tmp_path, 0)
     others = [
-        PictureRow(n, f"o{n}", first.caption, first.picked, pair(tmp_path, n).over) for n in range(1, 6)
+        PictureRow(n, f"o{n}", first.caption, first.chosen, pair(tmp_path, n).rejected) for n in range(1, 6)
     ]
     told = by_taste(None, [], [first, *others], tmp_path, Notes(tmp_path / "notes.jsonl"), control)
     assert "1 comparison, at least 4" in told

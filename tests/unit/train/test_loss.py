@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
+from comfyloop.formats import Row, Turn, UnusableRow
 from comfyloop.train.batches import Plan, in_groups, pack
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.losses import Head, Targets, answer_log_probs
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.recipes.sft import answer_loss
-from comfyloop.train.rows import Row, Turn, UnusableRow
 from comfyloop.train.schedule import learning_rate
 from comfyloop.train.spec import AdapterSpec, TrainSpec
 

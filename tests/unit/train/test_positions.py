@@ -15,6 +15,7 @@ import transformers
 from PIL import Image
 
 from comfyloop.errors import InvalidInput, ModelError
+from comfyloop.formats import Row, Turn, UnusableRow
 from comfyloop.rope import RopeScaling, max_positions, refuse_other_positions, scale, write_positions
 from comfyloop.serve.adapters import Limits, check
 from comfyloop.serve.embedded.loading import load as load_engine_model
@@ -25,7 +26,6 @@ from comfyloop.train.features import ImageFeatures
 from comfyloop.train.forward import prove
 from comfyloop.train.models import describe, load
 from comfyloop.train.recipes import sft
-from comfyloop.train.rows import Row, Turn, UnusableRow
 from comfyloop.train.spec import TrainSpec
 from tests.families import make_family
 

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from comfyloop.errors import DataError
+from comfyloop.formats import Row, Turn, UnusableRow
 from comfyloop.train.control import Control
 from comfyloop.train.data import read_examples, read_labelled, read_pairs
 from comfyloop.train.examples import Example
@@ -22,7 +23,6 @@ from comfyloop.train.log import RunLog
 from comfyloop.train.losses import dpo_loss, kto_loss
 from comfyloop.train.models import describe, load
 from comfyloop.train.recipes import dpo, kto, sdft, sft
-from comfyloop.train.rows import Row, Turn, UnusableRow
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
 from tests.unit.train.conftest import RunRecipe

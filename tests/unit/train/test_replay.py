@@ -9,13 +9,13 @@ from typing import Any
 
 import torch
 
+from comfyloop.formats import Row, Turn
 from comfyloop.train.examples import Example
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Loaded, describe, load
 from comfyloop.train.recipes import sft
 from comfyloop.train.replay import hold_to_base
-from comfyloop.train.rows import Row, Turn
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
 

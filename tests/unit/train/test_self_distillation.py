@@ -12,12 +12,12 @@ import torch
 from PIL import Image
 
 from comfyloop.errors import DataError
+from comfyloop.formats import Row, Turn
 from comfyloop.train.data import Demonstrated, read_demonstrated, with_demonstration
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.log import RunLog
 from comfyloop.train.models import Loaded, describe
 from comfyloop.train.recipes import sdft, sft
-from comfyloop.train.rows import Row, Turn
 from comfyloop.train.sampled import sample
 from comfyloop.train.status import RunDirectory
 from comfyloop.train.teacher import Teacher

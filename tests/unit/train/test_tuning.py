@@ -116,7 +116,7 @@ def test_training_all_weights_is_a_plain_loop(tiny_llm: Path, run_recipe: RunRec
     )  # fmt: skip
     model = AutoModelForCausalLM.from_pretrained(tiny_llm)
     encoder = describe(str(tiny_llm)).encoder(spec_for(tiny_llm))
-    from comfyloop.train.rows import Row, Turn
+    from comfyloop.formats import Row, Turn
 
     examples = [
         encoder.encode(Row(1, "s", tuple(Turn(m["role"], m["content"]) for m in row["messages"])))

@@ -30,7 +30,7 @@ def why(sample: Sample) -> str:
     """Why no trainer can use it; "" where one can."""
     value = row_of(sample, str)
     try:
-        formats.row_of(formats.Item(1, json.dumps(value), value), Path(), answers=sample.picked is None)
+        formats.row_of(formats.Item(1, json.dumps(value), value), Path())
     except formats.UnusableRow as error:
         return str(error)
     return ""

@@ -24,19 +24,19 @@ class Batch:
     """B rows of pictures of one size.
 
     Attributes:
-        picked, over: Latents [B, 4, h, w]; `over` only where rows are pairs.
+        chosen, rejected: Latents [B, 4, h, w]; `rejected` only where rows are pairs.
         noise: [B, 4, h, w], the same for both pictures of a pair.
         timesteps: [B].
-        picked_frames, over_frames: Each picture with how it was cut.
+        chosen_frames, rejected_frames: Each picture with how it was cut.
     """
 
-    picked: Tensor
-    over: Tensor | None
+    chosen: Tensor
+    rejected: Tensor | None
     noise: Tensor
     timesteps: Tensor
     conditions: Conditions
-    picked_frames: Frames
-    over_frames: Frames
+    chosen_frames: Frames
+    rejected_frames: Frames
 
 
 def batches(
@@ -60,7 +60,7 @@ def batches(
         if training and chance.random() < spec.caption_dropout:
             caption = ""
         drawn = draw_timestep(student.model.scheduler, chance) if timesteps is None else timesteps[number]
-        size = student.latents.fit(row.picked).size
+        size = student.latents.fit(row.chosen).size
         groups.setdefault((size, student.captions.windows(caption)), []).append((row, caption, drawn))
     return [_batch(student, group, spec, chance, training) for group in groups.values()]
 
@@ -75,15 +75,15 @@ def _batch(
     generator = torch.Generator().manual_seed(chance.getrandbits(48))
     spread = generator if training else None
     latents, fit = student.latents, student.latents.fit
-    picked = torch.stack([latents.of(row.picked, generator=spread) for row, _, _ in group])
-    pairs = [(row.over, row.picked) for row, _, _ in group if row.over is not None]
-    over = [latents.of(worse, like=better, generator=spread) for worse, better in pairs]
+    chosen = torch.stack([latents.of(row.chosen, generator=spread) for row, _, _ in group])
+    pairs = [(row.rejected, row.chosen) for row, _, _ in group if row.rejected is not None]
+    rejected = [latents.of(worse, like=better, generator=spread) for worse, better in pairs]
     return Batch(
-        picked=picked,
-        over=torch.stack(over) if over else None,
-        noise=draw_noise(picked, spec.noise_offset if training else 0.0, generator),
+        chosen=chosen,
+        rejected=torch.stack(rejected) if rejected else None,
+        noise=draw_noise(chosen, spec.noise_offset if training else 0.0, generator),
         timesteps=torch.tensor([drawn for _, _, drawn in group]),
         conditions=Conditions.stack([student.captions.of(caption) for _, caption, _ in group]),
-        picked_frames=[(row.picked, fit(row.picked)) for row, _, _ in group],
-        over_frames=[(worse, fit(worse, better)) for worse, better in pairs],
+        chosen_frames=[(row.chosen, fit(row.chosen)) for row, _, _ in group],
+        rejected_frames=[(worse, fit(worse, better)) for worse, better in pairs],
     )

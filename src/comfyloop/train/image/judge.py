@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from comfyloop.errors import ModelError
+from comfyloop.formats import UnusableRow
 from comfyloop.picture_looks import looks
 from comfyloop.records import Scores
 from comfyloop.taste import Comparison, Vector, learn
@@ -43,7 +44,6 @@ from comfyloop.train.image.sight import Sight, sight_of
 from comfyloop.train.image.spec import ImageAdapterSpec, ImageTrainSpec
 from comfyloop.train.image.student import Student, caption_of, prepare
 from comfyloop.train.log import RunLog
-from comfyloop.train.rows import UnusableRow
 from comfyloop.train.status import RunDirectory, write_atomically
 
 BANDS = ("low", "middle", "high")
@@ -205,7 +205,7 @@ def _looks(version: Version, row: PictureRow) -> Iterator[Batch]:
     steps = [int((look + 0.5) * most / count) for look in range(count)]
     if student.model.is_flow:  # they index sigmas that fall
         steps.reverse()
-    chance = random.Random(row.picked.sha256)
+    chance = random.Random(row.chosen.sha256)
     for start in range(0, count, spec.per_device_train_batch_size):
         part = steps[start : start + spec.per_device_train_batch_size]
         yield from batches(student, [row] * len(part), spec, chance, training=False, timesteps=part)
@@ -215,7 +215,7 @@ def drawing(version: Version, row: PictureRow) -> dict[str, float]:
     """Draw a version's own prompt, in the shape of the picture that was kept."""
     spec, place = version.spec, picture_file(version.drawings, version.side, row.id)
     asked = caption_of(replace(row, caption=spec.prompts(row.id, row.caption)[version.side]), spec.image)
-    size = version.student.latents.fit(row.picked).size
+    size = version.student.latents.fit(row.chosen).size
     drawn = draw(version.student, asked, seed_of(row.id), size=size, steps=spec.steps, guidance=spec.guidance)
     place.parent.mkdir(parents=True, exist_ok=True)
     partial = place.with_suffix(".partial")
@@ -240,7 +240,7 @@ def look_at(
     for row in liked:
         control.check()
         with contextlib.suppress(UnusableRow):
-            faces.append(sight.face(row.picked.path))
+            faces.append(sight.face(row.chosen.source))
     for row in drawn:
         for side in range(len(SIDES)):
             control.check()
@@ -267,15 +267,17 @@ def by_taste(
         control.check()
         vector = looks(decode(picture))
         return (
-            vector if sight is None else np.concatenate([vector, OF_SIGHT * sight.face(picture.path).numpy()])
+            vector
+            if sight is None
+            else np.concatenate([vector, OF_SIGHT * sight.face(picture.source).numpy()])
         )
 
     pairs = []
     for row in compared:
         with contextlib.suppress(UnusableRow):
-            assert row.over is not None
+            assert row.rejected is not None
             # of one picture that was picked over several the pairs are one choice
-            pairs.append(Comparison(seen(row.picked), seen(row.over), (row.caption, row.picked.sha256)))
+            pairs.append(Comparison(seen(row.chosen), seen(row.rejected), (row.caption, row.chosen.sha256)))
     taste = learn(pairs)
     for row in drawn if taste.known else ():
         for side in range(len(SIDES)):
@@ -289,7 +291,7 @@ def sheet(drawn: Sequence[PictureRow], spec: JudgeSpec, drawings: Path) -> Image
     for row in drawn:
         pictures = [
             *(decode(picture_at(picture_file(drawings, side, row.id))) for side in range(len(SIDES))),
-            decode(row.picked),
+            decode(row.chosen),
         ]
         rows.append(Shown(tuple(pictures), (*spec.prompts(row.id, row.caption), row.caption)))
     return contact_sheet((*SIDES, "kept by you"), rows)

@@ -100,12 +100,12 @@ class PreferenceLoss:
 
 
 def diffusion_dpo(
-    picked: Tensor, over: Tensor, reference_picked: Tensor, reference_over: Tensor, beta: float
+    chosen: Tensor, rejected: Tensor, reference_chosen: Tensor, reference_rejected: Tensor, beta: float
 ) -> PreferenceLoss:
     """Diffusion-DPO (Wallace et al. 2023, eq. 14) from squared errors [B] of model and frozen reference.
 
     Both pictures of a pair must have been given the same noise and timestep. `beta` stands for the paper's
     beta times T times the weight of the timestep, which is taken as constant, as its authors do.
     """
-    margin = -0.5 * beta * ((picked - over) - (reference_picked - reference_over))
+    margin = -0.5 * beta * ((chosen - rejected) - (reference_chosen - reference_rejected))
     return PreferenceLoss(-F.logsigmoid(margin), margin > 0, margin)

@@ -19,7 +19,7 @@ from comfyloop.train.image.student import Student
 
 def denoising_error(student: Student, batch: Batch) -> Tensor:
     """Mean squared error [B] of what the model says of the noisy pictures."""
-    return _error(student, batch, batch.picked, batch.picked_frames)
+    return _error(student, batch, batch.chosen, batch.chosen_frames)
 
 
 def denoising_loss(student: Student, batch: Batch, gamma: float) -> Tensor:
@@ -30,13 +30,13 @@ def denoising_loss(student: Student, batch: Batch, gamma: float) -> Tensor:
 
 def preference_loss(student: Student, batch: Batch, beta: float) -> PreferenceLoss:
     """Diffusion-DPO of a batch of pairs; the reference is the model as training found it."""
-    assert batch.over is not None
+    assert batch.rejected is not None
     with torch.no_grad(), lora.reference(student.model, student.start):
-        reference_picked = _error(student, batch, batch.picked, batch.picked_frames)
-        reference_over = _error(student, batch, batch.over, batch.over_frames)
-    picked = _error(student, batch, batch.picked, batch.picked_frames)
-    over = _error(student, batch, batch.over, batch.over_frames)
-    return diffusion_dpo(picked, over, reference_picked, reference_over, beta)
+        reference_chosen = _error(student, batch, batch.chosen, batch.chosen_frames)
+        reference_rejected = _error(student, batch, batch.rejected, batch.rejected_frames)
+    chosen = _error(student, batch, batch.chosen, batch.chosen_frames)
+    rejected = _error(student, batch, batch.rejected, batch.rejected_frames)
+    return diffusion_dpo(chosen, rejected, reference_chosen, reference_rejected, beta)
 
 
 def _error(student: Student, batch: Batch, latents: Tensor, frames: Frames) -> Tensor:

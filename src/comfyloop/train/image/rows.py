@@ -1,20 +1,18 @@
-"""Rows of pictures that a person kept or preferred, read strictly: every line is a row or is named as bad.
+"""The rows of a run of the image model, read strictly: every row is a row or is named as bad.
 
-One line: ``{"messages": [{"role": "user", "content": "a pony"}], "picked": "images/ab12.png"}``, with
-``"over": "images/cd34.png"`` for a pair. Image paths are relative to the file. Nothing here imports torch.
+What a row may look like is `comfyloop.formats`'; here its pictures are looked at. Nothing here imports torch.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image, ImageOps
 
 from comfyloop import formats
-from comfyloop.errors import DataError
 from comfyloop.files import regular
 from comfyloop.formats import BadRow, Row, UnusableRow
 from comfyloop.pictures import eight_bits, has_more_than_eight_bits, opened
@@ -25,9 +23,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 @dataclass(frozen=True)
 class Picture:
-    """One image file as it was found: `sha256` is of its bytes, the size is of the upright picture."""
+    """One picture as it was found: `sha256` is of its bytes, the size is of the upright picture."""
 
-    path: Path
+    source: formats.Picture
     sha256: str
     width: int
     height: int
@@ -38,98 +36,91 @@ class PictureRow:
     line: int
     id: str
     caption: str
-    picked: Picture
-    over: Picture | None = None
+    chosen: Picture
+    rejected: Picture | None = None
+    item: int = 0
 
 
-def read_rows(path: Path, *, pairs: bool, max_image_pixels: int) -> tuple[list[PictureRow], list[BadRow]]:
-    """All lines of a data file, good and bad; each image's header is read, none is decoded.
+def read_rows(
+    path: Path, *, pairs: bool, max_image_pixels: int, note: Callable[[str], object] = lambda _: None
+) -> tuple[list[PictureRow], list[BadRow]]:
+    """All rows of a data file, good and bad; each image's header is read, none is decoded.
 
     Args:
         pairs: whether each row must have a picture that was not preferred.
+        note: is told what a person should know of the file.
 
     Raises:
         NotFound: There is no such file.
         DataError: The file is empty or not UTF-8.
     """
+    found = formats.read(path)
+    for sentence in found.notes:
+        note(sentence)
     rows: list[PictureRow] = []
-    bad: list[BadRow] = []
-    for item in formats.items(path, "an object"):
-        name = ""
+    bad = list(found.bad)
+    for row in found.good:
         try:
-            row = formats.row_of(item, path.parent, answers=False)
-            name = row.id
-            rows.append(_row(row, path.parent, pairs, max_image_pixels))
+            rows.append(_row(row, pairs, max_image_pixels))
         except UnusableRow as error:
-            bad.append(BadRow(item.line, name, str(error), item.item))
-    if not rows and not bad:
-        raise DataError(f"{path} has no rows.", "Add at least one picture to train on.")
-    return rows, bad
+            bad.append(BadRow(row.line, row.id, str(error), row.item))
+    return rows, sorted(bad, key=lambda b: (b.line, b.item))
 
 
-def _row(row: Row, folder: Path, pairs: bool, max_image_pixels: int) -> PictureRow:
+def _row(row: Row, pairs: bool, max_image_pixels: int) -> PictureRow:
     caption = " ".join(row.turns[-1].text.split())
-    picked = _picture(row.extra.get("picked"), "picked", folder, max_image_pixels)
-    over = None
+    chosen = _picture(row.chosen_image, "chosen", max_image_pixels)
+    rejected = None
     if pairs:
-        over = _picture(row.extra.get("over"), "over", folder, max_image_pixels)
-        if over.sha256 == picked.sha256:
+        rejected = _picture(row.rejected_image, "rejected", max_image_pixels)
+        if rejected.sha256 == chosen.sha256:
             raise UnusableRow("its two pictures are the same, so nothing was preferred")
-    return PictureRow(row.line, row.id, caption, picked, over)
+    return PictureRow(row.line, row.id, caption, chosen, rejected, row.item)
 
 
-def _picture(value: Any, key: str, folder: Path, max_image_pixels: int) -> Picture:
-    if not isinstance(value, str) or not value:
+def _picture(source: formats.Picture | None, key: str, max_image_pixels: int) -> Picture:
+    if source is None:
         raise UnusableRow(f"it has no picture under {key!r}")
-    if "\0" in value or not _is_text(value):
-        shown = value.encode("unicode_escape").decode()[:100]
-        raise UnusableRow(
-            f"the path of its picture under {key!r} has characters that no file's name has: {shown}"
-        )
-    found = picture_at(folder / value)
+    found = picture_at(source)
     if found.width * found.height > max_image_pixels:
         raise UnusableRow(
-            f"its image {found.path.name} has {found.width} x {found.height} pixels, more than max_image_pixels "
+            f"its image {source.name} has {found.width} x {found.height} pixels, more than max_image_pixels "
             f"({max_image_pixels:,})"
         )
     return found
 
 
-def _is_text(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:  # half of a character, as a cut-off emoji leaves it
-        return False
-    return True
-
-
-def picture_at(path: Path) -> Picture:
-    """An image file, of which the header is read.
+def picture_at(source: formats.Picture) -> Picture:
+    """An image, of which the header is read.
 
     Raises:
         UnusableRow: It is missing, empty, not an image, or a line.
     """
     try:
-        data = regular(path, MOST_BYTES).read_bytes()
+        data = _read(source)
     except (FileNotFoundError, NotADirectoryError):
-        raise UnusableRow(f"its image {path.name} does not exist") from None
+        raise UnusableRow(f"its image {source.name} does not exist") from None
     except OSError as error:
-        raise UnusableRow(f"its image {path.name[:100]} cannot be read: {error.strerror}") from None
+        raise UnusableRow(f"its image {source.name[:100]} cannot be read: {error.strerror}") from None
     if not data:
-        raise UnusableRow(f"its image {path.name} is empty (0 bytes)")
+        raise UnusableRow(f"its image {source.name} is empty (0 bytes)")
     try:
         with opened(data, FORMATS) as image:
             width, height = image.size
             sideways = _is_sideways(image)
     except (OSError, SyntaxError, ValueError):
         raise UnusableRow(
-            f"its image {path.name} is not one of {', '.join(FORMATS)}, whatever its name says"
+            f"its image {source.name} is not one of {', '.join(FORMATS)}, whatever its name says"
         ) from None
     if max(width, height) > 20 * min(width, height):
-        raise UnusableRow(f"its image {path.name} has {width} x {height} pixels: a line, not a picture")
+        raise UnusableRow(f"its image {source.name} has {width} x {height} pixels: a line, not a picture")
     if sideways:
         width, height = height, width
-    return Picture(path, hashlib.sha256(data).hexdigest(), width, height)
+    return Picture(source, hashlib.sha256(data).hexdigest(), width, height)
+
+
+def _read(source: formats.Picture) -> bytes:
+    return (regular(source, MOST_BYTES) if isinstance(source, Path) else source).read_bytes()
 
 
 def _is_sideways(image: Image.Image) -> bool:
@@ -146,7 +137,7 @@ def decode(picture: Picture) -> Image.Image:
         UnusableRow: It is cut off or damaged.
     """
     try:
-        with opened(picture.path.read_bytes(), FORMATS) as image:
+        with opened(_read(picture.source), FORMATS) as image:
             image.seek(0)
             image.load()
             upright = ImageOps.exif_transpose(image)
@@ -158,4 +149,4 @@ def decode(picture: Picture) -> Image.Image:
                 return Image.alpha_composite(white, rgba).convert("RGB")
             return upright.convert("RGB")
     except (OSError, SyntaxError, ValueError, EOFError) as error:
-        raise UnusableRow(f"its image {picture.path.name} cannot be decoded ({error})") from None
+        raise UnusableRow(f"its image {picture.source.name} cannot be decoded ({error})") from None

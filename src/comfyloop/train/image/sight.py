@@ -15,13 +15,13 @@ from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
 from comfyloop.errors import ModelError
+from comfyloop.formats import IMAGE_TAG, Picture, Row, Turn
 from comfyloop.train.answers import read_answers
 from comfyloop.train.features import ImageFeatures
 from comfyloop.train.image.judge_spec import JudgeSpec
 from comfyloop.train.image.rows import decode, picture_at
 from comfyloop.train.image.weights import complain, first_line
 from comfyloop.train.models import Loaded, choose_dtype, describe, read_weights
-from comfyloop.train.rows import IMAGE_TAG, Row, Turn
 from comfyloop.train.spec import TrainSpec
 
 QUESTION = "What does this picture show?"
@@ -32,10 +32,10 @@ class Sight(Protocol):
     def name(self) -> str:
         """Who looks, for a report."""
 
-    def fit(self, picture: Path, text: str) -> float:
+    def fit(self, picture: Picture, text: str) -> float:
         """How well a picture fits a text; higher is better."""
 
-    def face(self, picture: Path) -> Tensor:
+    def face(self, picture: Picture) -> Tensor:
         """A vector of length 1: the cosine of two says how alike pictures are."""
 
 
@@ -71,12 +71,12 @@ class Clip:
             ) from None
 
     @torch.no_grad()
-    def fit(self, picture: Path, text: str) -> float:
+    def fit(self, picture: Picture, text: str) -> float:
         tokens = self._processor(text=[text], return_tensors="pt", truncation=True)
         return float(self.face(picture) @ _unit(self._model.get_text_features(**tokens)))
 
     @torch.no_grad()
-    def face(self, picture: Path) -> Tensor:
+    def face(self, picture: Picture) -> Tensor:
         pixels = self._processor(images=decode(picture_at(picture)), return_tensors="pt")
         return _unit(self._model.get_image_features(**pixels))
 
@@ -98,21 +98,21 @@ class Viewer:
         self._features = ImageFeatures(self._model)
 
     @torch.no_grad()
-    def fit(self, picture: Path, text: str) -> float:
+    def fit(self, picture: Picture, text: str) -> float:
         """Mean log-probability of the text's tokens after the picture, in nats."""
         example = self._encoder.encode(self._row(picture, text))
         return float(read_answers(self._model, self._features, [example]).log_probs.mean())
 
     @torch.no_grad()
-    def face(self, picture: Path) -> Tensor:
+    def face(self, picture: Picture) -> Tensor:
         """The mean over the picture's tokens."""
         found = self._features.of(self._encoder.encode(self._row(picture, "-")))
         seen = [value for name, value in found.items() if name.startswith("pooler_output")]
         return _unit(torch.cat([value.flatten(0, -2) for value in seen]).mean(0))
 
-    def _row(self, picture: Path, answer: str) -> Row:
+    def _row(self, picture: Picture, answer: str) -> Row:
         turns = (Turn("user", f"{IMAGE_TAG}{QUESTION}"), Turn("assistant", answer))
-        return Row(0, picture.stem, turns, (picture,))
+        return Row(0, picture.name, turns, (picture,))
 
 
 def _unit(features: Any) -> Tensor:

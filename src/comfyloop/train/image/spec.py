@@ -44,7 +44,7 @@ class ImageTrainSpec(RunSpec):
     """A run of the image side.
 
     `model` is a .safetensors checkpoint or a diffusers folder. `train` is JSON lines: a message with the
-    prompt, `picked`, and `over` for pairs (`rows.py`).
+    prompt, the picture that was `chosen`, and the one that was `rejected` for pairs.
     """
 
     recipe: Literal["image_sft", "image_dpo"] = Field(

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from comfyloop.formats import BadRow, UnusableRow
 from comfyloop.train.control import Control
 from comfyloop.train.image import checkpoint, flow, kohya, lora
 from comfyloop.train.image.buckets import Fit
@@ -21,7 +22,7 @@ from comfyloop.train.image.rows import Picture, PictureRow, read_rows
 from comfyloop.train.image.spec import About, ImageTrainSpec
 from comfyloop.train.image.text import Captions, Conditions
 from comfyloop.train.log import RunLog
-from comfyloop.train.rows import BadRow, UnusableRow, refuse_or_skip
+from comfyloop.train.rows import refuse_or_skip
 from comfyloop.train.status import RunDirectory
 
 _WITHOUT_EFFECT = {"threads", "memory_gb", "nice", "save_steps", "eval_steps"}  # on the loss
@@ -127,7 +128,7 @@ def read_pictures(directory: RunDirectory, file: str, spec: ImageTrainSpec, log:
     """All rows of a file. Raises DataError that names every line that cannot be trained on."""
     pairs = spec.recipe == "image_dpo"
     path = directory.resolve(file)
-    rows, bad = read_rows(path, pairs=pairs, max_image_pixels=spec.max_image_pixels)
+    rows, bad = read_rows(path, pairs=pairs, max_image_pixels=spec.max_image_pixels, note=log.say)
     held_out = file == spec.holdout
     refuse_or_skip(path, len(rows), bad, spec.skip_bad, spec.max_bad_share, may_be_none=held_out)
     log.left_out(path, bad)
@@ -147,11 +148,11 @@ def encode(
     for row in rows:
         control.check()
         try:
-            for picture in (row.picked, row.over):
+            for picture in (row.chosen, row.rejected):
                 if picture is not None:
-                    student.latents.of(picture, like=row.picked)
+                    student.latents.of(picture, like=row.chosen)
         except UnusableRow as error:
-            bad.append(BadRow(row.line, row.id, str(error)))
+            bad.append(BadRow(row.line, row.id, str(error), row.item))
             continue
         good.append(row)
         if not spec.adapter.text_encoder:
@@ -174,5 +175,5 @@ def fingerprint(spec: ImageTrainSpec, rows: Iterable[PictureRow], student: Stude
     digest = hashlib.sha256(told.encode())
     digest.update(student.latents.weights.encode())
     for row in rows:
-        digest.update(f"{row.picked.sha256} {row.over and row.over.sha256} {row.caption}\n".encode())
+        digest.update(f"{row.chosen.sha256} {row.rejected and row.rejected.sha256} {row.caption}\n".encode())
     return digest.hexdigest()

@@ -8,12 +8,17 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+from comfyloop import formats
+from comfyloop.formats import Row
 from comfyloop.train.control import Control
 from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.log import RunLog
+from comfyloop.train.rows import refuse_or_skip
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import IMAGE, TEXT, RunDirectory, write_atomically
 from comfyloop.train.writing import Writer
@@ -58,31 +63,37 @@ def write_captions(
     """The rows of the image side, and beside each that has a brief one more, with the prompt that the text side
     of this run writes for that brief."""
     source = directory.resolve(image.train)
-    rows = [json.loads(line) for line in source.read_text(encoding="utf-8").split("\n") if line.strip()]
-    briefs = [row["messages"][:-1] for row in rows]
+    found = formats.read(source)
+    rows, bad = found.good, found.bad
+    refuse_or_skip(source, len(rows), bad, image.skip_bad, image.max_bad_share)
+    log.left_out(source, bad)
     written: list[str] = [""] * len(rows)
-    if spec.written_prompts and spec.writer_model and any(briefs):
+    if spec.written_prompts and spec.writer_model and any(len(row.turns) > 1 for row in rows):
         trained = directory.side(TEXT).adapter
         adapter = trained if trained.is_dir() else spec.writer and directory.resolve(spec.writer)
         writer = Writer(spec.writer_model, Path(adapter) if adapter else None)
-        answers: dict[str, str] = {}  # several pictures may have been made for one brief
-        for number, (row, brief) in enumerate(zip(rows, briefs, strict=True)):
+        answers: dict[object, str] = {}  # several pictures may have been made for one brief
+        for number, row in enumerate(rows):
+            brief = row.turns[:-1]
             if brief:
                 control.check()
-                names = row.get("images", [])
-                asked = json.dumps([brief, names])
+                asked = (brief, row.images)
                 if asked not in answers:
-                    pictures = [source.parent / name for name in names]
-                    answers[asked] = writer.write(brief, pictures, spec.prompt_tokens)
+                    answers[asked] = writer.write(brief, row.images, spec.prompt_tokens)
                 written[number] = answers[asked]
         log.say(f"the text side wrote {sum(map(bool, answers.values()))} prompts")
     made = []
     for row, prompt in zip(rows, written, strict=True):
-        files = {key: str(source.parent / row[key]) for key in ("picked", "over") if key in row}
-        own = {**row, **files}
-        made.append(own)
-        if prompt and prompt != row["messages"][-1]["content"]:
-            messages = [*row["messages"][:-1], {**row["messages"][-1], "content": prompt}]
-            made.append({**own, "id": f"{row['id']}-written", "messages": messages})
+        made.append({"id": row.id, **_with_names(row)})
+        if prompt and prompt != row.answer:
+            *before, own = row.turns
+            told = replace(row, turns=(*before, replace(own, content=(prompt,))))
+            made.append({"id": f"{row.id}-written", **_with_names(told)})
     target.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(target, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made).encode())
+
+
+def _with_names(row: Row) -> dict[str, Any]:
+    """A row with its pictures by their absolute paths."""
+    chosen, rejected = (str(one) if one else None for one in (row.chosen_image, row.rejected_image))
+    return formats.to_json(row, [str(image) for image in row.images], chosen, rejected)

@@ -1,0 +1,24 @@
+"""Alpaca: an ``instruction``, the ``input`` that it is about, and the ``output``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from comfyloop.formats.messages import Format, Said
+from comfyloop.formats.query_response import exchange, question
+
+
+def _key_of(row: Mapping[str, Any]) -> str | None:
+    """An input makes a row one of these, whatever its instruction is called."""
+    return next((key for key in ("input", "instruction") if isinstance(row.get(key), str)), None)
+
+
+def take(row: dict[str, Any]) -> list[Said]:
+    instruction = question(row)
+    given = row.pop("input") if isinstance(row.get("input"), str) else None
+    both = f"{instruction}\n{given}" if instruction and given else instruction or given or ""
+    return exchange(row, both)
+
+
+FORMAT = Format("Alpaca", _key_of, take)

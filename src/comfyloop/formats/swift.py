@@ -1,0 +1,51 @@
+"""Records as ms-swift takes them, and what it hands on of them as records again.
+
+In its rows every message is a text and ``<image>`` is the place of a picture: such a tag cannot be quoted.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from comfyloop.formats.record import IMAGE_TAG, Row, Turn, picture_of
+
+_TAGS = re.compile(r"<(?:image|video|audio|bbox|ref-object|cot-process)>")
+
+
+def to_swift(row: Row, images: Sequence[str]) -> dict[str, Any]:
+    """A row's content with its pictures called by these names."""
+    written: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
+    if images:
+        written["images"] = list(images)
+    if row.rejected is not None:
+        written["rejected_response"] = row.rejected
+    if row.label is not None:
+        written["label"] = row.label
+    return written
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    said = "".join(IMAGE_TAG if part is None else part for part in turn.parts)
+    return {"role": turn.role, "content": said} | ({} if turn.learn else {"loss": False})
+
+
+def quoted_tag(row: Row) -> str:
+    """The first tag that is text in a row, which ms-swift would take for the place of something; "" without one."""
+    for text in (*(part for turn in row.turns for part in turn.parts if part), row.rejected or ""):
+        if found := _TAGS.search(text):
+            return found[0]
+    return ""
+
+
+def of_swift(messages: Sequence[Mapping[str, Any]], system: str | None, images: Sequence[str]) -> Row:
+    """What ms-swift's template is given of a row that `to_swift` wrote."""
+
+    def turn(role: str, content: str, learn: bool = True) -> Turn:
+        return Turn(role, content if images else (content,), learn)
+
+    turns = [turn(m["role"], m["content"], m.get("loss") is not False) for m in messages]
+    if system is not None:
+        turns.insert(0, turn("system", system))
+    return Row(0, "", tuple(turns), tuple(map(picture_of, images)))

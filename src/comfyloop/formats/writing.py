@@ -1,0 +1,46 @@
+"""Records as rows again, in the form that `read` reads to the same record, and that ms-swift understands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from comfyloop.formats.image_rows import as_json
+from comfyloop.formats.record import IMAGE_TAG, Row, Turn
+
+
+def to_json(
+    row: Row, images: Sequence[str], chosen: str | None = None, rejected: str | None = None
+) -> dict[str, Any]:
+    """A row's content with its pictures called by these names.
+
+    A text that holds an image tag itself is written in parts, in which text is text; ms-swift has no such form.
+    """
+    written: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
+    if images:
+        written["images"] = list(images)
+    if row.rejected is not None:
+        written["rejected_response"] = _rejected(row.rejected)
+    if row.label is not None:
+        written["label"] = row.label
+    if chosen is not None:
+        written["chosen"] = as_json(chosen)
+    if rejected is not None:
+        written["rejected"] = as_json(rejected)
+    return written
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": turn.role, "content": _content(turn.parts)}
+    return message if turn.learn else message | {"loss": False}
+
+
+def _content(parts: Sequence[str | None]) -> str | list[dict[str, str]]:
+    if not any(part is not None and IMAGE_TAG in part for part in parts):
+        return "".join(IMAGE_TAG if part is None else part for part in parts)
+    return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+
+
+def _rejected(text: str) -> str | list[dict[str, Any]]:
+    content = _content([text])
+    return content if isinstance(content, str) else [{"role": "assistant", "content": content}]
