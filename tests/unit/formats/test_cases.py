@@ -6,7 +6,6 @@ The files are in tests/cases; where a row is refused, its reason is part of the 
 from __future__ import annotations
 
 import gzip
-import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -15,13 +14,10 @@ from typing import Any
 import pytest
 
 from comfyloop import formats, single_run
-from comfyloop.curate import export, import_rows, read_samples
-from comfyloop.curate.rows import dump_rows, row_of
-from comfyloop.curate.samples import Source, make
 from comfyloop.errors import ComfyLoopError
-from comfyloop.formats import Row
 from comfyloop.train.rows import read_rows
 from comfyloop.train.spec import TrainSpec
+from tests.unit.formats.doors import DOORS, by_trainer, imported
 
 CASES = Path(__file__).parents[2] / "cases"
 P = None  # where a picture goes
@@ -342,69 +338,6 @@ def file_of(name: str, own: Path) -> Path:
     return (own if name.startswith("own/") else CASES) / name
 
 
-def told(row: Row) -> tuple[Any, ...]:
-    """What a row is to whoever trains on it: who said what, which pictures, what was judged."""
-    pictures = [hashlib.sha256(image.read_bytes()).hexdigest() for image in row.images]
-    return [(turn.role, list(turn.parts)) for turn in row.turns], pictures, row.rejected, row.label
-
-
-def by_trainer(file: Path, folder: Path) -> list[tuple[Any, ...]]:
-    rows, bad = read_rows(file)
-    assert not bad, bad
-    return [told(row) for row in rows]
-
-
-def by_swift_command(file: Path, folder: Path) -> list[tuple[Any, ...]]:
-    spec = TrainSpec(model=str(folder), train="train.jsonl")
-    single_run.prepare(folder, spec, [str(file)], [])
-    return by_trainer(folder / "train.jsonl", folder)
-
-
-def by_import(file: Path, folder: Path) -> list[tuple[Any, ...]]:
-    """Through feedback and a snapshot to what a trainer reads."""
-    samples, images = _imported(file)
-    for sha, data in images.items():
-        (folder / f"{sha}.png").write_bytes(data)
-    written = folder / "train.jsonl"
-    written.write_text(dump_rows([row_of(s, lambda sha: f"{sha}.png") for s in samples]))
-    assert read_samples(written, "acme") == samples
-    return by_trainer(written, folder)
-
-
-def by_export(file: Path, folder: Path) -> list[tuple[Any, ...]]:
-    snapshot, out = folder / "snapshot", folder / "out"
-    snapshot.mkdir()
-    by_import(file, snapshot)
-    for name in ("train.jsonl", "holdout.jsonl"):
-        (snapshot / name).touch()
-    exported = export(snapshot, out)
-    if exported.left_out:  # what ms-swift's form cannot say stays behind, by name
-        assert all("is left out: its text has <image>" in sentence for sentence in exported.left_out)
-        return by_trainer(snapshot / "train.jsonl", snapshot)
-    return by_trainer(out / "train.jsonl", out)
-
-
-def _imported(file: Path) -> tuple[list[Any], dict[str, bytes]]:
-    images: dict[str, bytes] = {}
-
-    def put(data: bytes) -> str:
-        sha = hashlib.sha256(data).hexdigest()
-        images[sha] = data
-        return sha
-
-    samples = []
-    for item in import_rows(file, "acme", "ada", put):
-        kind = "preference" if item.rejected is not None else "sft" if item.label is None else "labelled"
-        source = Source("acme", (item.id,), "sample_uploaded", "ada")
-        samples.append(make(kind, item.messages, source, rejected=item.rejected, label=item.label))
-    return samples, images
-
-
-DOORS: dict[str, Callable[[Path, Path], list[tuple[Any, ...]]]] = {
-    "trainer": by_trainer, "from-swift": by_swift_command, "import": by_import, "export": by_export,
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("door", DOORS)
 @pytest.mark.parametrize("name", GOOD)
 def test_a_row_is_read_to_the_same_record_at_every_door(
@@ -515,6 +448,6 @@ def test_what_says_nothing_is_told(own: Path) -> None:
 
 def test_all_bad_pictures_are_named_at_once() -> None:
     with pytest.raises(ComfyLoopError) as caught:
-        _imported(CASES / "27-several-bad-images" / "rows.jsonl")
+        imported(CASES / "27-several-bad-images" / "rows.jsonl")
     for number in range(4):
         assert f"rows.jsonl:{number + 1}: the image missing{number}.png cannot be read" in str(caught.value)

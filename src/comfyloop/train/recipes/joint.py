@@ -64,6 +64,8 @@ def write_captions(
     of this run writes for that brief."""
     source = directory.resolve(image.train)
     found = formats.read(source)
+    for sentence in found.notes:
+        log.say(sentence)
     rows, bad = found.good, found.bad
     refuse_or_skip(source, len(rows), bad, image.skip_bad, image.max_bad_share)
     log.left_out(source, bad)
