@@ -31,12 +31,18 @@ def take(row: dict[str, Any]) -> list[Said]:
     format = format_of(row)
     if format is None:
         raise UnusableRow("it has neither messages nor a query with its response")
-    said = format.take(row)
-    system = only(row, ("system", "system_prompt"))
-    return _with_system(said, system) if system else said
+    return with_system(row, format.take(row))
 
 
-def _with_system(said: list[Said], given: Any) -> list[Said]:
+def with_system(row: dict[str, Any], said: list[Said]) -> list[Said]:
+    """A conversation with the system prompt that stands beside it, which is taken out of the row.
+
+    Raises:
+        UnusableRow: There is another one in it.
+    """
+    given = only(row, ("system", "system_prompt"))
+    if not given:
+        return said
     system = said_by("system", given, 0)
     if said and said[0].role == "system":
         if said[0].text.strip() != system.text.strip():

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from comfyloop.formats.conversations import format_of, take
+from comfyloop.formats.conversations import format_of, take, with_system
 from comfyloop.formats.messages import Said, answer
 from comfyloop.formats.record import UnusableRow, only
 
@@ -47,7 +47,7 @@ def take_judged(row: dict[str, Any]) -> tuple[list[Said], Said | None, bool | No
 
 def _with_chosen(row: dict[str, Any], chosen: list[Said]) -> list[Said]:
     if format_of(row) is None:  # the prompt is repeated in both answers
-        return chosen
+        return with_system(row, chosen)
     prompt = take(row)
     if prompt[-1].role == "assistant":
         raise UnusableRow("it has a chosen answer after one that its messages end with")

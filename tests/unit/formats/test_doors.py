@@ -290,7 +290,7 @@ def door_folder(folder: Path, door: str) -> Path:
     return place
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_whatever_form_it_is_written_in_a_row_is_the_same_record_at_every_door(
     data: st.DataObject, pictures: list[Path], tmp_path_factory: pytest.TempPathFactory
