@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.curate import import_rows, read_samples
+from comfyloop.curate import import_rows, read_samples, strip
 from comfyloop.curate.rows import dump_rows, row_of, write_rows
 from comfyloop.curate.samples import Source, make
 from comfyloop.errors import DataError, InvalidInput, NotFound, StorageError
@@ -78,6 +78,22 @@ def test_every_line_is_one_json_object_with_a_tag_an_image(made: list[Sample]) -
             c.count("<image>") if isinstance(c, str) else sum(p["type"] == "image" for p in c) for c in parts
         )
         assert tags == len(row.get("images", ())) or not row.get("images")
+
+
+def test_rows_of_pictures_of_older_snapshots_are_read_and_taken_back(tmp_path: Path) -> None:
+    """They have `picked` and `over` where rows have `chosen` and `rejected` today."""
+    pair = make("image_pair", [Message.of("user", "a fox")], SOURCE, picked="a" * 64, over="b" * 64)
+    row = row_of(pair, lambda sha: f"images/{sha}.png")
+    old = {"chosen": "picked", "rejected": "over"}
+    file = tmp_path / "train.image_pair.jsonl"
+    file.write_text(dump_rows([{old.get(key, key): value for key, value in row.items()}]))
+    assert '"picked"' in file.read_text() and '"over"' in file.read_text()
+    assert read_samples(file, "acme") == [pair]
+    (tmp_path / "images").mkdir()
+    for sha in ("a" * 64, "b" * 64):
+        (tmp_path / "images" / f"{sha}.png").touch()
+    assert strip(tmp_path, ["fb_1"]) == {pair.id}
+    assert not file.read_text() and not list((tmp_path / "images").iterdir())
 
 
 def test_a_changed_row_is_noticed(tmp_path: Path) -> None:
