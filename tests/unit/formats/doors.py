@@ -21,7 +21,7 @@ from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.joint_spec import JointSpec
 from comfyloop.train.log import RunLog
 from comfyloop.train.recipes.joint import write_captions
-from comfyloop.train.rows import read_rows
+from comfyloop.train.rows import read_rows, refuse_or_skip
 from comfyloop.train.spec import TrainSpec
 from comfyloop.train.status import RunDirectory
 
@@ -78,7 +78,9 @@ def by_export(file: Path, folder: Path) -> list[Told]:
 def by_swift_engine(file: Path, folder: Path) -> list[Told]:
     """What ms-swift's template is given of a row that the engine wrote for it, which knows no judgements."""
     found = []
-    for row in read_rows(file)[0]:
+    rows, bad = read_rows(file)
+    refuse_or_skip(file, len(rows), bad, skip=False, max_share=0.0)
+    for row in rows:
         if row.images and formats.quoted_tag(row) == formats.IMAGE_TAG:  # left out, by name
             found.append(told(row))
             continue
