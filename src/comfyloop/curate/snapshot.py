@@ -182,7 +182,12 @@ def _out(rows: Sequence[_Row], ids: Collection[str]) -> tuple[list[_Row], set[st
     known = frozenset(ids)
     out = [row for row in rows if not known.isdisjoint(row["feedback"])]
     gone = {row["id"] for row in out}
-    left = {image for row in rows if row["id"] not in gone and not row["replay"] for image in formats.paths_in(row)}
+    left = {
+        image
+        for row in rows
+        if row["id"] not in gone and not row["replay"]
+        for image in formats.paths_in(row)
+    }
     return out, {image for row in out for image in formats.paths_in(row)} - left
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.curate import import_rows, read_samples, strip
+from comfyloop.curate import import_rows, made_of, read_samples, strip
 from comfyloop.curate.rows import dump_rows, row_of, write_rows
 from comfyloop.curate.samples import Source, make
 from comfyloop.errors import DataError, InvalidInput, NotFound, StorageError
@@ -92,7 +92,8 @@ def test_rows_of_pictures_of_older_snapshots_are_read_and_taken_back(tmp_path: P
     (tmp_path / "images").mkdir()
     for sha in ("a" * 64, "b" * 64):
         (tmp_path / "images" / f"{sha}.png").touch()
-    assert strip(tmp_path, ["fb_1"]) == {pair.id}
+    assert made_of(tmp_path, ["fb_1"]) == ({pair.id}, {"a" * 64, "b" * 64})
+    strip(tmp_path, ["fb_1"])
     assert not file.read_text() and not list((tmp_path / "images").iterdir())
 
 
