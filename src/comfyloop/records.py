@@ -107,6 +107,10 @@ class Sampling(Record):
     seed: int | None = None
 
 
+BROKEN_OFF = frozenset({"repetition", "error", "cancelled"})
+"""Finish reasons of an answer that ended neither by itself nor at the limit that was asked for."""
+
+
 class Generation(Record):
     """One model call. `version` is the one that answered, whatever alias was asked for."""
 
@@ -122,6 +126,11 @@ class Generation(Record):
     answer_tokens: int = 0
     examples: tuple[str, ...] = ()  # feedback that was put into the prompt; `messages` are as they were sent
     created_at: Time = Field(default_factory=now)
+
+    @property
+    def broken_off(self) -> bool:
+        """As it stands it is no answer to learn: it would teach where a guard or a fault ended it."""
+        return self.finish_reason in BROKEN_OFF
 
 
 # --- what a person did --------------------------------------------------------------------------------------

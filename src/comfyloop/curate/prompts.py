@@ -7,7 +7,8 @@ one brief gives::
     sft         the brief and each prompt that led to a kept picture
     preference  a prompt that led to a kept picture over one that led to none, from the same brief and person
 
-The prompt that was drawn counts: where the person had changed the text, theirs and not the model's.
+The prompt that was drawn counts: where the person had changed the text, theirs and not the model's. One that was
+broken off (it went in a circle) is nothing to learn, however its pictures please.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from collections.abc import Mapping, Sequence
 from comfyloop.curate.samples import Draft, Source, make
 from comfyloop.records import Feedback, Generation, ImagePicked, ImageRated, Message
 
-_Verdicts = dict[str, tuple[list[Feedback], bool]]
-"""Prompt -> the feedback about its pictures, and whether one of them was kept."""
+_Verdicts = dict[str, tuple[list[Feedback], bool, bool]]
+"""Prompt -> the feedback about its pictures, whether one of them was kept, and whether it is whole."""
 
 
 def prompt_drafts(
@@ -33,12 +34,13 @@ def prompt_drafts(
             continue
         prompt = (item.prompt or generation.answer).strip()
         verdicts = briefs.setdefault((item.author, generation.messages), {})
-        about, before = verdicts.get(prompt, ([], False))
-        verdicts[prompt] = ([*about, item], before or kept)
+        whole = not generation.broken_off or prompt != generation.answer.strip()
+        about, kept_before, whole_before = verdicts.get(prompt, ([], False, False))
+        verdicts[prompt] = ([*about, item], kept_before or kept, whole_before or whole)
     drafts: list[Draft] = []
     for (_, brief), verdicts in briefs.items():
-        good = {prompt: about for prompt, (about, kept) in verdicts.items() if kept}
-        bad = {prompt: about for prompt, (about, kept) in verdicts.items() if not kept}
+        good = {prompt: about for prompt, (about, kept, whole) in verdicts.items() if kept and whole}
+        bad = {prompt: about for prompt, (about, kept, _) in verdicts.items() if not kept}
         for prompt, about in good.items():
             messages = (*brief, Message.of("assistant", prompt))
             drafts.append(Draft(make("sft", messages, Source.of(*about), slice="prompt")))

@@ -21,6 +21,7 @@ REASONS: dict[str, str] = {
     "superseded": "the same person said something newer about the same thing",
     "neutral": "a rating of 3 says neither yes nor no",
     "no_generation": "the answer it is about is no longer stored",
+    "broken_off": "the answer was broken off (a circle, a fault, a client that left): edit it to have it learned",
     "no_prompt": "nobody knows which prompt the image was made from",
     "no_pair": "a bad rating needs a good one of the same prompt beside it",
     "broken_graph": "the workflow is not in ComfyUI's API form",

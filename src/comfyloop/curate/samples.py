@@ -3,7 +3,7 @@
 One piece of feedback gives at most these::
 
     answer_edited    sft (the edit) and preference (the edit over the model's answer)
-    answer_accepted  sft (the answer as it was)
+    answer_accepted  sft (the answer as it was, unless it was broken off)
     answer_rated     labelled: 4-5 wanted, 1-2 not wanted; 3 says neither
     prompt_edited    sft and preference for whoever writes image prompts
     graph_edited     sft: workflow and aim -> the edit as text (graph_text.py)
@@ -193,11 +193,15 @@ def drafts_of(item: Feedback, generations: Mapping[str, Generation]) -> tuple[li
             return _edit(generation.messages, item.edited, generation.answer, source), None
         case AnswerAccepted():
             assert generation is not None
+            if generation.broken_off:
+                return [], _broken_off(item, generation)
             return [Draft(make("sft", _with(generation.messages, generation.answer), source))], None
         case AnswerRated():
             assert generation is not None
             if item.rating == 3:
                 return [], Dropped(feedback=item.id, reason="neutral", detail="3 of 5")
+            if item.rating > 3 and generation.broken_off:
+                return [], _broken_off(item, generation)
             messages = _with(generation.messages, generation.answer)
             return [Draft(make("labelled", messages, source, label=item.rating > 3))], None
         case PromptEdited():
@@ -214,6 +218,10 @@ def drafts_of(item: Feedback, generations: Mapping[str, Generation]) -> tuple[li
             return [Draft(_uploaded(item, source), item.rejected)], None
         case ImagePicked() | ImageRated():
             raise TypeError("feedback about images is for pictures.py")
+
+
+def _broken_off(item: Feedback, generation: Generation) -> Dropped:
+    return Dropped(feedback=item.id, reason="broken_off", detail=generation.finish_reason)
 
 
 def _with(messages: Sequence[Message], answer: str) -> tuple[Message, ...]:

@@ -158,7 +158,8 @@ class Index:
             case AnswerEdited():
                 about, answer, weight = "answer", item.edited.strip(), EDITED
             case AnswerAccepted():
-                about, answer, weight = "answer", generation.answer.strip(), ACCEPTED
+                whole = "" if generation.broken_off else generation.answer.strip()
+                about, answer, weight = "answer", whole, ACCEPTED
             case AnswerRated() if item.rating <= 2:
                 earlier = self._claims.get((item.author, "answer", generation.id))
                 if earlier is None or earlier.slot is None:

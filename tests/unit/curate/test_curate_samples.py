@@ -137,6 +137,44 @@ def test_feedback_about_an_answer_that_is_gone_is_named() -> None:
     )
 
 
+@pytest.mark.parametrize("reason", ["repetition", "error", "cancelled"])
+def test_an_answer_that_was_broken_off_is_not_learnt_as_it_stands(reason: str) -> None:
+    circle = GENERATION.model_copy(update={"answer": "a cat, a cat, a cat", "finish_reason": reason})
+    made = {"gen_1": circle}
+    for item in (said(AnswerAccepted, "fb_1"), said(AnswerRated, "fb_1", rating=5)):
+        found, dropped = drafts_of(item, made)
+        assert not found and dropped is not None
+        assert (dropped.feedback, dropped.reason, dropped.detail) == ("fb_1", "broken_off", reason)
+
+    found, dropped = drafts_of(said(AnswerRated, "fb_1", rating=1), made)
+    assert dropped is None and [draft.sample.label for draft in found] == [False]
+    found, dropped = drafts_of(said(AnswerEdited, "fb_1", edited="a cat"), made)
+    assert dropped is None and [draft.sample.rejected for draft in found] == [None, "a cat, a cat, a cat"]
+
+
+def test_an_answer_at_its_limit_is_learnt_as_the_person_took_it() -> None:
+    made = {"gen_1": GENERATION.model_copy(update={"finish_reason": "length"})}  # "Yes", of one token
+    ((draft,), dropped) = drafts_of(said(AnswerAccepted, "fb_1"), made)
+    assert dropped is None and draft.sample.answer == "A cat."
+
+
+def test_a_prompt_that_went_in_a_circle_is_not_learnt_because_its_picture_was_picked() -> None:
+    circle = GENERATION.model_copy(update={"answer": "a cat, a cat, a cat", "finish_reason": "repetition"})
+    other = GENERATION.model_copy(update={"id": "gen_2", "answer": "a cat in ink"})
+    made = {"gen_1": circle, "gen_2": other}
+    picked = said(ImagePicked, "fb_1", picked=(IMAGE,), over=(), generation="gen_1")
+    good = said(ImagePicked, "fb_2", picked=(IMAGE,), over=(), generation="gen_2")
+    bad = said(ImageRated, "fb_3", image=OTHER, rating=1, generation="gen_1")
+    assert prompt_drafts([picked], made) == []
+    rewritten = picked.model_copy(update={"prompt": "a cat"})
+    assert [draft.sample.answer for draft in prompt_drafts([rewritten], made)] == ["a cat"]
+    written = prompt_drafts([good, bad], made)
+    assert [(d.sample.kind, d.sample.rejected) for d in written] == [
+        ("sft", None),
+        ("preference", "a cat, a cat, a cat"),
+    ]
+
+
 # --- whose word counts
 
 
@@ -377,9 +415,9 @@ def test_a_sample_whose_image_is_gone_is_left_out() -> None:
 def test_every_reason_has_its_sentence() -> None:
     from comfyloop.curate.report import REASONS
 
-    given_elsewhere = {"superseded", "neutral", "no_generation", "no_prompt", "no_pair", "broken_graph"}
-    given_elsewhere |= {"large_edit", "graph_edits_off", "another_subject", "undone", "shared_picture"}
-    given_elsewhere |= {"disagreement", "overruled", "planted_trigger"}
+    given_elsewhere = {"superseded", "neutral", "no_generation", "broken_off", "no_prompt", "no_pair"}
+    given_elsewhere |= {"broken_graph", "large_edit", "graph_edits_off", "another_subject", "undone"}
+    given_elsewhere |= {"shared_picture", "disagreement", "overruled", "planted_trigger"}
     assert set(REASONS) == set(filters.SENTENCES) | given_elsewhere
 
 

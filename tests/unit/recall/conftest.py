@@ -19,13 +19,24 @@ class Taught:
     recall: Recall
 
     def answer(
-        self, question: str, answer: str = "Dull.", images: tuple[str, ...] = (), system: str = ""
+        self,
+        question: str,
+        answer: str = "Dull.",
+        images: tuple[str, ...] = (),
+        system: str = "",
+        finish_reason: str = "stop",
     ) -> str:
         """The id of a generation."""
         messages = [Message.of("system", system)] if system else []
         messages.append(Message.of("user", question, images))
         made = Generation(
-            id=new_id("gen"), project="acme", version=0, model="acme", messages=tuple(messages), answer=answer
+            id=new_id("gen"),
+            project="acme",
+            version=0,
+            model="acme",
+            messages=tuple(messages),
+            answer=answer,
+            finish_reason=finish_reason,
         )
         with self.store.begin(durable=False) as conn:
             generations.add(conn, made)

@@ -105,6 +105,16 @@ def test_of_one_persons_claims_about_an_answer_the_newest_counts(taught: Taught)
     assert taught.found("Write a caption for a cup.") == []
 
 
+def test_an_accepted_answer_that_was_broken_off_is_no_example(taught: Taught) -> None:
+    generation = taught.answer(
+        "Write a caption for a mug.", "Mug, mug, mug, mug.", finish_reason="repetition"
+    )
+    taught.add(AnswerAccepted(project="acme", generation=generation))
+    assert taught.found("Write a caption for a cup.") == []
+    taught.add(AnswerEdited(project="acme", generation=generation, edited="A mug."))
+    assert taught.found("Write a caption for a cup.") == ["A mug."]
+
+
 def test_an_edit_weighs_more_than_an_accepted_answer(taught: Taught) -> None:
     taught.edit("Write a caption for a green mug, please.", "Edited.")
     taught.add(
