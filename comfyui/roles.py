@@ -29,19 +29,28 @@ SURE_PASS = 0.6
 DEEPEST = 60
 """How many times a way may branch before it ends."""
 
+MOST_NAMED, LONGEST_NAMED = 4, 60
+"""How many texts a sentence names, and how many characters of each."""
+
 _NEGATIVE = re.compile(r"neg(?![a-z])|negative|uncond|empty_conditioning", re.IGNORECASE)
 _POSITIVE = re.compile(r"pos(?![a-z])|positive", re.IGNORECASE)
 _TEXT = re.compile(
     r"^(.*[._])?(text|prompt|positive|populated_text|positive_prompt|positive_text|prompt_text|text_positive|text_prompt"
-    r"|user_prompt|text_[gl]|clip_[gl]|t5xxl|t5|llama|qwen\w*|gemma\w*|bert|mt5xl|wildcard_text|caption|description)"
+    r"|user_prompt|text_[gl]|clip_[gl]|t5xxl|t5|llama|qwen\w*|gemma\w*|bert|mt5xl|wildcard_text|caption|description"
+    r"|edit_instruction)"
     r"(_?\d+)?$",
     re.IGNORECASE,
 )
-_NO_PROMPT = re.compile(r"system|instruction|lyrics|file|path|url|model|_name$|separator|delimiter", re.IGNORECASE)
+_NO_PROMPT = re.compile(
+    r"system|(?<!edit_)instruction|lyrics|file|path|url|model|_name$|separator|delimiter", re.IGNORECASE
+)
 _PREFERRED = ("populated_text", "t5xxl", "t5", "llama", "mt5xl", "prompt", "text")
 _TAGS = re.compile(r"^(clip_[gl]|bert|wildcard_text)$", re.IGNORECASE)
 """Inputs beside which a sentence stands in another: of an encoder's several texts the sentence is the prompt."""
 _PICTURES = frozenset({"IMAGE", "LATENT", "VIDEO"})
+_MODEL = re.compile(r"model|ckpt|checkpoint|clip|pipe", re.IGNORECASE)
+_SERVICE = re.compile(r"^(auth_token|api_key)_", re.IGNORECASE)
+"""What ComfyUI itself hands to a node that asks a service: a hidden input of its definition."""
 
 
 @dataclass(frozen=True)
@@ -53,12 +62,14 @@ class Text:
         why: Why it cannot be known, as a sentence.
         places: The literal texts that it is made of, by node and input.
         encoders: Where it enters encoders: a place for each of their positive texts.
+        several: The texts of a picture that was put together from pictures of several, all of them; `text` is None.
     """
 
     text: str | None
     why: str = ""
     places: tuple[Place, ...] = ()
     encoders: tuple[Place, ...] = ()
+    several: tuple[str, ...] = ()
 
     @property
     def holder(self) -> Place | None:
@@ -134,8 +145,21 @@ class _Reader(Wiring):
             return None
         if self.gives_conditioning(node):
             return None
-        places = self._texts(node, 0)
+        draws = re.compile("prompt|positive|instruction", re.IGNORECASE) if self._only_changes(node) else _TEXT
+        places = [place for place in self._texts(node, 0) if draws.search(place[1]) or self._encodes(node)]
         return self._joined([self._text(*place) for place in places], places) if places else None
+
+    def _only_changes(self, node: str) -> bool:
+        """Whether it is given pictures and, by its definition, no model and no service that could make others: then
+        a text is written on them."""
+        told: Mapping[str, Any] = self.define(node).get("input") or {}
+        named = [(name, type_in(spec)) for part in told.values() for name, spec in (part or {}).items()]
+        makes = any(_MODEL.search(name) or _MODEL.search(kind) or _SERVICE.search(name) for name, kind in named)
+        return bool(named) and not makes and bool(self._given_pictures(node))
+
+    def _encodes(self, node: str) -> bool:
+        """Whether it turns texts into conditioning itself, whatever they are called."""
+        return any(type_in(self.spec(node, name)) == "CLIP" or name == "clip" for name in self.inputs(node))
 
     def _given_pictures(self, node: str) -> list[list[Any]]:
         """The links that bring a node its pictures."""
@@ -149,8 +173,7 @@ class _Reader(Wiring):
         return found
 
     def _of_several(self, links: list[list[Any]]) -> Text:
-        why = "It is put together from pictures that were made from several texts."
-        return _same([self.picture(link) for link in links], why)
+        return _same([self.picture(link) for link in links])
 
     @staticmethod
     def _is_setting(name: str) -> bool:
@@ -245,7 +268,7 @@ class _Reader(Wiring):
             return self._encoded(node, side)
         matching = [further for _, further in self._matching(node, slot, side, given)]
         places = self._texts(node, side)
-        if not any(type_in(self.spec(node, name)) == "CLIP" or name == "clip" for name in self.inputs(node)):
+        if not self._encodes(node):
             places = []
         if len(matching) == 1 and not places:
             return matching[0]
@@ -422,17 +445,25 @@ class _Reader(Wiring):
         return Text(", ".join(words), places=_of(text.places for text in texts if text.text), encoders=encoders)
 
 
-def _same(found: list[Text], why: str) -> Text:
+def _same(found: list[Text]) -> Text:
     """One text, where all that have one have the same."""
     with_text = [text for text in found if text.text != ""]
     encoders = _of(text.encoders for text in with_text)
-    if unknown := next((text for text in with_text if text.text is None), None):
+    if unknown := next((text for text in with_text if text.text is None and not text.several), None):
         return Text(None, unknown.why, encoders=encoders)
-    if len({text.text for text in with_text}) > 1:
-        return Text(None, why, encoders=encoders)
+    texts = tuple(dict.fromkeys(each for text in with_text for each in text.several or (str(text.text),)))
+    if len(texts) > 1:
+        named = ", ".join(f"“{_short(text)}”" for text in texts[:MOST_NAMED]) + ", …" * (len(texts) > MOST_NAMED)
+        why = f"It is put together from pictures that were made from several texts: {named}."
+        return Text(None, why, _of(text.places for text in with_text), encoders, texts)
     if not with_text:
         return NOTHING
     return Text(with_text[0].text, places=_of(text.places for text in with_text), encoders=encoders)
+
+
+def _short(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= LONGEST_NAMED else plain[: LONGEST_NAMED - 1] + "…"
 
 
 def _of(groups: Any) -> tuple[Place, ...]:

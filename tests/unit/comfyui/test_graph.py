@@ -154,6 +154,21 @@ def test_what_is_kept_out_of_the_data_is_not_known_as_a_prompt() -> None:
     assert found.text is None and "excluded" in found.why
 
 
+def test_a_sentence_names_no_text_that_is_kept_out_of_the_data() -> None:
+    g = {
+        "1": {"class_type": "ImageOfAService", "inputs": {"prompt": "a red fox"}},
+        "2": {"class_type": "ImageOfAService", "inputs": {"prompt": ["3", 0]}},
+        "3": {
+            "class_type": "PrimitiveString",
+            "inputs": {"value": "hidden"},
+            "_meta": {"title": "My API key"},
+        },
+        "4": {"class_type": "ImageBatch", "inputs": {"image1": ["1", 0], "image2": ["2", 0]}},
+        "5": {"class_type": "SaveImage", "inputs": {"images": ["4", 0]}},
+    }
+    assert "hidden" not in graph.text_of_images(g, redact(g), "5", "images").why
+
+
 @pytest.mark.parametrize("shape", ["chain", "star", "pairs"])
 def test_large_workflows_of_like_nodes_are_compared_in_a_moment(shape: str) -> None:
     before = workflow()

@@ -345,6 +345,66 @@ def test_definitions_tell_what_names_do_not() -> None:
     assert text_of_picture(graph, "6", "images", told.get).text == BAD
 
 
+def picture_node(**inputs: Any) -> dict[str, Any]:
+    return {"input": {"required": inputs}, "output": ["IMAGE"], "output_name": ["image"]}
+
+
+TEXTS_OF_PICTURE_NODES = {
+    "a shader": (node("GLSLShader", images=["5", 0], fragment_shader="void main() {}"), BOAT),
+    "letters on it": (node("TextOverlay", images=["5", 0], text="SALE", font_size=5.0), BOAT),
+    "letters by a service": (node("SloganService", image=["5", 0], text="as a woodcut"), "as a woodcut"),
+    "a model by its name": (node("LocalEditor", image=["5", 0], text="as a woodcut"), "as a woodcut"),
+    "a loaded model": (node("LoadedEditor", image=["5", 0], text="as a woodcut"), "as a woodcut"),
+    "a prompt": (node("PromptEditor", image=["5", 0], prompt="as a woodcut"), "as a woodcut"),
+    "an instruction": (node("ReveImageEditNode", image=["5", 0], edit_instruction="ink"), "ink"),
+    "a text alone": (node("TextToPicture", text="a ship"), "a ship"),
+}
+
+
+@pytest.mark.parametrize(("last", "text"), TEXTS_OF_PICTURE_NODES.values(), ids=TEXTS_OF_PICTURE_NODES)
+def test_a_text_that_draws_nothing_is_no_prompt(last: dict[str, Any], text: str) -> None:
+    """Code and letters go onto a picture that another text made; a model or a service makes one anew."""
+    service = picture_node(image=["IMAGE"], text=["STRING"])
+    service["input"]["hidden"] = {"auth_token_comfy_org": ["AUTH_TOKEN_COMFY_ORG"]}
+    classes = CLASSES | {
+        "GLSLShader": picture_node(images=["IMAGE"], fragment_shader=TEXT),
+        "TextOverlay": picture_node(images=["IMAGE"], text=TEXT, font_size=["FLOAT"], color=["COLOR"]),
+        "SloganService": service,
+        "LocalEditor": picture_node(image=["IMAGE"], text=TEXT, model_name=[["edit.safetensors"]]),
+        "LoadedEditor": picture_node(image=["IMAGE"], text=TEXT, pipe=["EDIT_MODEL"]),
+        "PromptEditor": picture_node(image=["IMAGE"], prompt=TEXT),
+        "ReveImageEditNode": picture_node(image=["IMAGE"], edit_instruction=TEXT),
+        "TextToPicture": picture_node(text=TEXT),
+    }
+    graph = workflow(n8=last, n6=node("ComfyLoopPickImages", images=["8", 0]))
+    assert text_of_picture(graph, "6", "images", classes.get).text == text
+
+
+def test_the_texts_of_a_picture_put_together_are_told_one_by_one() -> None:
+    graph = UNKNOWN["two pictures in one"]
+    two = text_of_picture(graph, "6", "images", lambda _: None)
+    assert two.several == (BOAT, "a ship") and two.why.endswith(f"several texts: “{BOAT}”, “a ship”.")
+    assert two.holder is None and len(two.places) == 2
+    three = graph | {
+        "6": node("ComfyLoopPickImages", images=["11", 0]),
+        "10": node("ImageOfAService", prompt="a pier"),
+        "11": node("ImageBatch", image1=["9", 0], image2=["10", 0]),
+    }
+    assert text_of_picture(three, "6", "images", lambda _: None).several == (BOAT, "a ship", "a pier")
+    written = three | {"21": encode(["31", 0]), "31": node("TextGenerate", prompt="a ship")}
+    found = text_of_picture(written, "6", "images", lambda _: None)
+    assert (found.text, found.several) == (None, ()) and "TextGenerate" in found.why
+
+
+def test_a_sentence_names_long_and_many_texts_by_their_beginnings() -> None:
+    pictures = {str(n): node("ImageOfAService", prompt=f"{n} " + "水" * 100) for n in range(100, 106)}
+    batch = node("BatchImages", **{f"images.image{n}": [n, 0] for n in pictures})
+    graph = pictures | {"5": batch, "6": node("ComfyLoopPickImages", images=["5", 0])}
+    found = text_of_picture(graph, "6", "images", lambda _: None)
+    assert len(found.several) == 6
+    assert found.why.endswith(f"“103 {'水' * 55}…”, ….") and "104" not in found.why
+
+
 def test_what_a_run_has_heard_comes_first() -> None:
     graph = UNKNOWN["a model writes it"]
     assert text_of_picture(graph, "6", "images", lambda _: None, {("2", "text"): "a ship"}).text == "a ship"
