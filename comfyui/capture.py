@@ -132,7 +132,13 @@ class Capture:
         self._new.put(lambda: self._note(config, name, told, look, prompt_id, graph))
 
     def opened(self, client: str, workflow: str) -> None:
-        """The page of a client says, before it queues, which of its open workflows it shows: templates share ids."""
+        """The page of a client says, before it queues, which of its open workflows it shows: templates share ids.
+
+        "" where it does not know.
+        """
+        if not workflow:
+            self._opened.pop(client, None)
+            return
         self._opened[client] = workflow
         self._opened.move_to_end(client)
         while len(self._opened) > MOST_PAGES:

@@ -73,12 +73,20 @@ function toast(severity, detail) {
   app.extensionManager.toast?.add({ severity, summary: "ComfyLoop", detail, life: severity === "warn" ? 15_000 : 6_000 });
 }
 
-// Templates share ids, so the pack is told which of the open workflows is queued; before it is, so that it knows then.
+// Templates share ids, and a tab takes over the name of one that was closed: each workflow that is open has a name of
+// its own here. The pack is told which one is queued; before it is, so that it knows then.
+const names = new WeakMap();
+function nameOf(workflow) {
+  if (!workflow) return "";
+  if (!names.has(workflow)) names.set(workflow, `${Date.now()} ${Math.random()}`);
+  return names.get(workflow);
+}
+
 let told = "";
 function tellWhatIsOpen() {
   const queuePrompt = api.queuePrompt;
   api.queuePrompt = async function (...request) {
-    const workflow = app.extensionManager?.workflow?.activeWorkflow?.key ?? "";
+    const workflow = nameOf(app.extensionManager?.workflow?.activeWorkflow);
     const client = api.clientId ?? "";
     if (`${client} ${workflow}` !== told) {
       await call("opened", { client, workflow }).then(() => (told = `${client} ${workflow}`), () => {});

@@ -257,6 +257,42 @@ def test_nodes_in_a_subgraph_are_captured_and_reviewed(
     assert len(edit["images_before"]) == len(edit["images_after"]) == 4
 
 
+def test_another_workflow_in_the_place_of_a_closed_one_is_no_edit(
+    page: Any, comfyui: RunningComfyUI, service: RunningService
+) -> None:
+    """As templates that share an id, opened one after another: id, nodes, links and the tab's name are the same."""
+    page.evaluate(BUILD, page.name == "vue")
+    page.evaluate(WITHOUT_PICK)
+    page.evaluate(
+        """() => {
+          const graph = window.testApp.graph;
+          for (const node of [...graph._nodes]) if (node.type.startsWith("ComfyLoop")) graph.remove(node);
+        }"""
+    )
+    prompt = """(text) => window.testApp.graph._nodes.find((node) => node.type === "TestPainter")
+      .widgets.find((widget) => widget.name === "prompt").value = text"""
+    runs = lambda number: wait_for(  # noqa: E731
+        lambda: len(comfyui.call("/history")) == number, 60, lambda: str(comfyui.call("/queue"))
+    )
+    run(page)
+    runs(1)
+    page.evaluate(
+        """async () => {
+          const app = window.testApp, store = app.extensionManager.workflow, shown = app.graph.serialize();
+          await store.closeWorkflow(store.activeWorkflow);
+          await app.loadGraphData(shown);
+        }"""
+    )
+    page.evaluate(prompt, "a red fox in snow")
+    run(page)
+    runs(2)
+    page.evaluate(prompt, "a red fox in rain")
+    run(page)
+    runs(3)
+    arrives(service, "prompt_edited", after="a red fox in rain")
+    assert [item["before"] for item in stored(service)] == ["a red fox in snow"]
+
+
 def test_the_page_speaks_chinese(page: Any) -> None:
     page.evaluate("() => window.comfyAPI.app.app.extensionManager.setting.set('Comfy.Locale', 'zh')")
     page.wait_for_timeout(500)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import io
+import threading
 import time
 from pathlib import Path
 
@@ -62,7 +63,16 @@ class ComfyUI:
         (self.folder / f"{colour}.png").write_bytes(png(colour, "sk-1"))
         outputs = {"3": {"images": [{"filename": f"{colour}.png", "subfolder": "", "type": "output"}]}}
         self.history[request["prompt_id"]] = {"status": {"status_str": status}, "outputs": outputs}
-        time.sleep(0.35)
+        self.settle()
+
+    def settle(self, ended: bool = True) -> None:
+        """Until capture's thread is through what it was told and, where they have `ended`, with all runs."""
+        while True:
+            reached = threading.Event()
+            self.capture._new.put(reached.set)
+            assert reached.wait(60)
+            if not (ended and self.capture._open):
+                return
 
 
 @pytest.fixture
@@ -190,6 +200,14 @@ def test_a_workflow_that_the_page_knows_may_be_laid_out_and_linked_anew(comfyui:
     assert [item["kind"] for item in comfyui.kept] == ["graph_edited"]
 
 
+def test_a_page_that_does_not_know_what_it_shows_has_said_nothing(comfyui: ComfyUI) -> None:
+    comfyui.capture.opened("page", "its name")
+    comfyui.capture.opened("page", "")
+    comfyui.run(copy.deepcopy(GRAPH), "red", page=placed())
+    comfyui.run(edited(n2_steps=8), "blue", page=placed(shift=40, moved=5, links=(7, 8, 9, 10)))
+    assert comfyui.kept == []
+
+
 def test_workflows_of_two_nodes_that_share_none_are_two(comfyui: ComfyUI) -> None:
     comfyui.run(copy.deepcopy(GRAPH), "red", page=page_of("1 Text", "2 Paint"))
     comfyui.run(edited(n2_steps=8), "blue", page=page_of("8 Load", "9 Scale"))
@@ -221,12 +239,12 @@ def test_a_graph_edit_says_what_it_was_for_and_what_was_picked(comfyui: ComfyUI)
     comfyui.capture.on_prompt(request)
     comfyui.capture.picked("p", ["f" * 64])
     comfyui.capture.picked("of another run", ["e" * 64])
-    time.sleep(0.3)
+    comfyui.settle(ended=False)
     comfyui.history["p"] = {
         "status": {"status_str": "success"},
         "outputs": {"3": {"images": [{"filename": "red.png"}]}},
     }
-    time.sleep(0.35)
+    comfyui.settle()
     (item,) = comfyui.kept
     assert item["aim"] == "a fox" and item["kept"] == ["f" * 64]
 
