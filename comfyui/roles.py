@@ -49,8 +49,8 @@ _TAGS = re.compile(r"^(clip_[gl]|bert|wildcard_text)$", re.IGNORECASE)
 """Inputs beside which a sentence stands in another: of an encoder's several texts the sentence is the prompt."""
 _PICTURES = frozenset({"IMAGE", "LATENT", "VIDEO"})
 _MODEL = re.compile(r"model|ckpt|checkpoint|clip|pipe", re.IGNORECASE)
-_SERVICE = re.compile(r"^(auth_token|api_key)_", re.IGNORECASE)
-"""What ComfyUI itself hands to a node that asks a service: a hidden input of its definition."""
+_SERVICE = re.compile(r"auth_token|api_?key", re.IGNORECASE)
+"""What a node that asks a service is handed, by ComfyUI itself as hidden inputs."""
 
 
 @dataclass(frozen=True)
