@@ -276,13 +276,17 @@ def test_another_workflow_in_the_place_of_a_closed_one_is_no_edit(
     )
     run(page)
     runs(1)
-    page.evaluate(
+    names = page.evaluate(
         """async () => {
           const app = window.testApp, store = app.extensionManager.workflow, shown = app.graph.serialize();
-          await store.closeWorkflow(store.activeWorkflow);
+          const first = store.activeWorkflow;
+          await app.loadGraphData({ version: 0.4, nodes: [], links: [], last_node_id: 0, last_link_id: 0 });
+          await store.closeWorkflow(first);
           await app.loadGraphData(shown);
+          return [first.path, store.activeWorkflow.path];
         }"""
     )
+    assert names[0] == names[1]
     page.evaluate(prompt, "a red fox in snow")
     run(page)
     runs(2)
