@@ -151,7 +151,7 @@ class Told:
             GateItem(sample=sample["id"], slice="text", question=sample["messages"][-2]["content"],
                      reference=sample["messages"][-1]["content"], candidate_answer=SECRET)
             for file in sorted(Path(self.snapshot.path).glob("*.jsonl"))
-            for sample in map(json.loads, file.read_text().splitlines()) if "picked" not in sample
+            for sample in map(json.loads, file.read_text().splitlines()) if "chosen" not in sample
         ]  # fmt: skip
         report = GateReport(
             project="acme", live=0, candidate=1, verdict=Verdict.PROMOTE, reasons=(f'"{SECRET}" seems planted.',),
