@@ -67,12 +67,15 @@ class ComfyUI:
 
     def settle(self, ended: bool = True) -> None:
         """Until capture's thread is through what it was told and, where they have `ended`, with all runs."""
-        while True:
-            reached = threading.Event()
-            self.capture._new.put(reached.set)
-            assert reached.wait(60)
-            if not (ended and self.capture._open):
-                return
+        self._reach()
+        while ended and self.capture._open:
+            self._reach()
+        self._reach()  # a run is no longer open while it is still being compared
+
+    def _reach(self) -> None:
+        reached = threading.Event()
+        self.capture._new.put(reached.set)
+        assert reached.wait(60)
 
 
 @pytest.fixture
