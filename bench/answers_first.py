@@ -27,7 +27,7 @@ from comfyloop import starter
 from comfyloop.demo import scenes
 from comfyloop.records import AnswerEdited
 from comfyloop.settings import Settings
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.directory import RunDirectory
 from tests.acceptance.conftest import RunningService, wait_for
 
 

@@ -20,7 +20,7 @@ import httpx
 import psutil
 
 from comfyloop import environments
-from comfyloop.serve.engine_kinds import KINDS, Start
+from comfyloop.serve.engines.kinds import KINDS, Start
 from comfyloop.settings import Settings
 
 REPOSITORY = Path(__file__).parent.parent

@@ -28,9 +28,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' service
 
 import numpy as np
 
-from comfyloop import data_urls
 from comfyloop.demo import scenes
 from comfyloop.gate.metrics import edit_distance
+from comfyloop.media import data_urls
 from comfyloop.recall import Recall
 from comfyloop.recall.examples import NEAR
 from comfyloop.recall.vectors import vector

@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the tests' models
 import torch
 from PIL import Image
 
-from comfyloop.train.data import read_rows
-from comfyloop.train.examples import Example
-from comfyloop.train.feature_cache import FeatureCache, tower_hash
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.data.examples import Example
+from comfyloop.train.data.reading import read_rows
 from comfyloop.train.recipes.sft import answer_loss
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.feature_cache import FeatureCache, tower_hash
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.models import Loaded, describe, load
 
 BATCH = 4
 
@@ -56,7 +56,7 @@ def make_model(tower: Tower, folder: Path) -> Path:
     import transformers as t
     from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
 
-    from comfyloop.processors import without_video
+    from comfyloop.models.processors import without_video
     from tests.families import IDEFICS, idefics_tokenizer
 
     tokenizer = idefics_tokenizer()

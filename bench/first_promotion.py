@@ -26,7 +26,7 @@ from comfyloop.gate import statistics as gate_statistics
 from comfyloop.gate.decision import decide
 from comfyloop.records import Verdict
 from comfyloop.settings import Settings
-from comfyloop.store.folds import is_held_out
+from comfyloop.store.splits import is_held_out
 
 DAYS = 30
 SETTINGS = Settings()

@@ -29,7 +29,7 @@ from bench.simulated.people import Person
 from bench.simulated.rounds import Plan, Played
 from bench.simulated.users import MAKERS, ROUNDS_OF_ITEMS, person
 from comfyloop import __version__
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.demo import processes
 from comfyloop.settings import Settings
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 import psutil
 
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.demo.processes import wait_ready
 
 INSTANT = Path(__file__).parent.parent / "tests" / "unit" / "serve" / "instant_engine.py"
@@ -31,7 +31,7 @@ INSTANT = Path(__file__).parent.parent / "tests" / "unit" / "serve" / "instant_e
 def serve(home: Path, engine_url: str, port_file: Path) -> None:
     """The gateway's process."""
     from comfyloop import service
-    from comfyloop.serve import server
+    from comfyloop.serve.api import server
     from comfyloop.settings import Settings
 
     settings = Settings(home=home, project="acme", engine_url=engine_url, port=0)

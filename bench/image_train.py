@@ -50,10 +50,10 @@ def ours(model: str, folder: Path, side: int) -> dict[str, list[float]]:
     from comfyloop.train.image.batches import batches
     from comfyloop.train.image.objectives import denoising_loss
     from comfyloop.train.image.rows import read_rows
-    from comfyloop.train.image.spec import ImageTrainSpec
-    from comfyloop.train.image.student import prepare
+    from comfyloop.train.image.trainable import prepare
     from comfyloop.train.image.updates import updates_for
-    from comfyloop.train.status import RunDirectory
+    from comfyloop.train.run.directory import RunDirectory
+    from comfyloop.train.specs.image import ImageTrainSpec
 
     told = {
         "model": model,

@@ -37,7 +37,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # the bench's own package
 from bench.simulated.people import Item
 from bench.simulated.users import person
 from bench.train import language_model, machine
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.curate.lesson import epochs_of
 from comfyloop.demo import processes
 from comfyloop.environments import clean_environ, python_of

@@ -21,16 +21,16 @@ from typing import Any
 
 from comfyloop.service import model_path
 from comfyloop.settings import Settings
-from comfyloop.train.spec import TrainSpec, write_spec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.specs.text import TrainSpec, write_spec
 
 CHECKPOINTING = 0.65
 QLORA = 0.45
 
 WEIGHTS = """
 import sys
-from comfyloop.train.models import describe, load
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.text.models import describe, load
+from comfyloop.train.specs.text import TrainSpec
 
 spec = TrainSpec.model_validate_json(sys.argv[1])
 size = 0

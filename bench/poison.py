@@ -28,7 +28,7 @@ from bench.simulated.measures import distances, mean
 from bench.simulated.people import Item, Person
 from bench.simulated.users import person
 from comfyloop import __version__
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.demo import processes
 from comfyloop.records import LoopState, Message, SampleUploaded
 from comfyloop.settings import Settings

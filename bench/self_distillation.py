@@ -36,13 +36,13 @@ from bench.simulated.words import GENERAL
 from comfyloop import curate, starter
 from comfyloop.formats import Row, Turn
 from comfyloop.settings import Settings
-from comfyloop.train.answers import read_answers
-from comfyloop.train.examples import Example
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.models import Loaded, choose_dtype, describe, read_weights
-from comfyloop.train.sampled import sample
-from comfyloop.train.spec import LEARNING_RATES, AdapterSpec, TrainSpec, write_spec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.data.examples import Example
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.specs.text import LEARNING_RATES, AdapterSpec, TrainSpec, write_spec
+from comfyloop.train.text.answers import read_answers
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.models import Loaded, choose_dtype, describe, read_weights
+from comfyloop.train.text.sampled import sample
 
 ARMS: dict[str, dict[str, Any]] = {
     "sft": {"recipe": "sft"},

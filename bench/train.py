@@ -47,9 +47,9 @@ from comfyloop.environments import clean_environ, python_of
 from comfyloop.errors import NotFound
 from comfyloop.settings import Settings
 from comfyloop.starter import packages
+from comfyloop.train.prefork.trainer import WarmTrainer
 from comfyloop.train.runners import local
-from comfyloop.train.spec import AdapterSpec, TrainSpec, write_spec
-from comfyloop.train.warm import WarmTrainer
+from comfyloop.train.specs.text import AdapterSpec, TrainSpec, write_spec
 
 HERE = Path(__file__).parent
 BATCH = 4

@@ -198,7 +198,7 @@ class Service:
 
 def _sentence(body: Json) -> str:
     error = body["error"]
-    return f"{error['message']} {error.get('mend') or ''}".strip()
+    return f"{error['message']} {error.get('hint') or error.get('mend') or ''}".strip()
 
 
 async def _events(response: aiohttp.ClientResponse) -> AsyncIterator[Json]:

@@ -27,7 +27,7 @@ API = """\
 # The API
 
 A running service shows the whole of it, with bodies and answers, at `/docs` (OpenAPI: `/openapi.json`). Errors are
-`{"error": {"message", "mend", "code", "type", "param"}}`. Written by `make docs`.
+`{"error": {"message", "hint", "code", "type", "param"}}`. Written by `make docs`.
 
 | route | what it does |
 |---|---|
@@ -79,8 +79,8 @@ def settings_page() -> str:
 def spec_page() -> str:
     from pydantic import BaseModel
 
-    from comfyloop.train.image.spec import ImageTrainSpec
-    from comfyloop.train.spec import TrainSpec
+    from comfyloop.train.specs.image import ImageTrainSpec
+    from comfyloop.train.specs.text import TrainSpec
 
     rows: list[str] = []
     parts: list[str] = []

@@ -2,7 +2,7 @@
 
 Nothing is downloaded: the tokenizer is the one of tests/models.py with the family's own special tokens, the
 image processors are the ones that run without torchvision, and the video processors, which do not, are left
-out as `comfyloop.processors` leaves them out.
+out as `comfyloop.models.processors` leaves them out.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "n
 
 
 def _without_video(processor: type) -> type:
-    from comfyloop.processors import without_video
+    from comfyloop.models.processors import without_video
 
     return without_video(processor)
 

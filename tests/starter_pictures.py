@@ -10,21 +10,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from comfyloop.train.control import Control
 from comfyloop.train.image import kohya
 from comfyloop.train.image.render import draw
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.image.student import Student, prepare
-from comfyloop.train.log import RunLog
+from comfyloop.train.image.trainable import TrainableImageModel, prepare
 from comfyloop.train.recipes import image_sft
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.specs.image import ImageTrainSpec
 
 STEPS = 8
 """Enough for colours."""
 ADAPTER = {"r": 8, "lora_alpha": 8, "target_modules": "all"}
 
 
-def painter(model: Path, folder: Path, lora: Path | None = None) -> Student:
+def painter(model: Path, folder: Path, lora: Path | None = None) -> TrainableImageModel:
     told: dict[str, Any] = {"model": str(model), "train": "none", "dtype": "float32", "adapter": ADAPTER}
     if lora is not None:
         told["adapter"] = ADAPTER | {"init_from": str(lora)}
@@ -43,10 +43,10 @@ def colour(picture: Image.Image) -> NDArray[np.float64]:
 
 def learn_blue(model: Path, run: Path) -> Path:
     """A LoRA of twenty steps on four of the model's own pictures with red and blue exchanged."""
-    student = painter(model, run)
+    trainable = painter(model, run)
     rows = []
     for i, prompt in enumerate(("red apple", "strawberry", "tulip", "pizza")):
-        drawn = np.asarray(draw(student, prompt, seed=i, steps=STEPS))
+        drawn = np.asarray(draw(trainable, prompt, seed=i, steps=STEPS))
         Image.fromarray(np.ascontiguousarray(drawn[..., ::-1])).save(run / f"{i}.png")
         rows.append({"messages": [{"role": "user", "content": prompt}], "chosen": f"{i}.png"})
     (run / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

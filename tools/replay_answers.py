@@ -14,10 +14,10 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.curate import replay
 from comfyloop.demo import processes
-from comfyloop.loop.work import REPLAY_TOKENS
+from comfyloop.loop.stages import REPLAY_TOKENS
 from comfyloop.records import Message
 from comfyloop.settings import Settings
 

@@ -15,12 +15,12 @@ from bench.simulated.arms import Arm
 from bench.simulated.measures import distances, mean, repetition, says_one_of
 from bench.simulated.people import Item, Person
 from bench.simulated.words import GENERAL, PICTURE_QUESTION, PICTURES
-from comfyloop.client import Answer, Client
+from comfyloop.client.client import Answer, Client
 from comfyloop.demo.scenes import EXAMPLES
 from comfyloop.errors import ComfyLoopError
 from comfyloop.records import BASE, AnswerAccepted, AnswerEdited, Feedback, LoopState, Verdict
-from comfyloop.serve.client import EngineClient
-from comfyloop.serve.engine import SECRET_VARIABLE
+from comfyloop.serve.engines.client import EngineClient
+from comfyloop.serve.engines.protocol import SECRET_VARIABLE
 
 TURN_SECONDS = 1800.0
 """A turn that takes longer is given up."""

@@ -27,7 +27,7 @@ class ComfyLoopError(Exception):
 
     Args:
         message: What is wrong, as a sentence.
-        mend: How to mend it, as a sentence; empty when the message says it.
+        hint: How to mend it, as a sentence; empty when the message says it.
         retry_after: Seconds after which the same call may succeed, where that is known.
     """
 
@@ -35,10 +35,10 @@ class ComfyLoopError(Exception):
     code = "error"
     exit_code = 1
 
-    def __init__(self, message: str, mend: str = "", *, retry_after: float | None = None) -> None:
-        super().__init__(f"{message} {mend}".strip())
+    def __init__(self, message: str, hint: str = "", *, retry_after: float | None = None) -> None:
+        super().__init__(f"{message} {hint}".strip())
         self.message = message
-        self.mend = mend
+        self.hint = hint
         self.retry_after = retry_after
 
 
@@ -99,11 +99,11 @@ class RunFailed(ComfyLoopError):
 
 
 def error_for(
-    code: str, status: int, message: str, mend: str = "", retry_after: float | None = None
+    code: str, status: int, message: str, hint: str = "", retry_after: float | None = None
 ) -> ComfyLoopError:
     """The error that a service's answer stands for: by its code, else by its HTTP status."""
     tree = [ComfyLoopError]
     for kind in tree:
         tree.extend(kind.__subclasses__())
     kinds = [k for k in tree if k.code == code] or [k for k in tree if k.status == status and status != 500]
-    return (kinds or [ComfyLoopError])[0](message, mend, retry_after=retry_after)
+    return (kinds or [ComfyLoopError])[0](message, hint, retry_after=retry_after)

@@ -15,17 +15,17 @@ from comfyloop import integrity, starter
 from comfyloop.environments import environment, python_of, refuse_without_gpu
 from comfyloop.errors import Conflict, DamagedVersion, InvalidInput, StorageError
 from comfyloop.files import there
-from comfyloop.loop import Controller, Work
+from comfyloop.loop import Controller, Stages
+from comfyloop.loop.retention import Keeper
 from comfyloop.records import BASE, Project, Version
-from comfyloop.retention import Keeper
-from comfyloop.serve import adapters
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.blue_green import BlueGreenEngine
-from comfyloop.serve.engine import Engine, Launch
-from comfyloop.serve.engine_kinds import KINDS, Start
-from comfyloop.serve.engines import EngineProcess
+from comfyloop.serve.engines import adapter_check as adapters
+from comfyloop.serve.engines.blue_green import BlueGreenEngine
+from comfyloop.serve.engines.kinds import KINDS, Start
+from comfyloop.serve.engines.process import EngineProcess
+from comfyloop.serve.engines.protocol import Engine, Launch
 from comfyloop.serve.events import Events
-from comfyloop.serve.router import Router
+from comfyloop.serve.routing.router import Router
 from comfyloop.settings import IMAGE_STARTER, Settings
 from comfyloop.stable_diffusion.look import look
 from comfyloop.starter import image as image_starter
@@ -65,7 +65,7 @@ def running(settings: Settings) -> Iterator[Services]:
         engines = {model: _engine(settings, store, model, events) for model in _base_models(settings, store)}
         router = Router(settings, store, engines, events)
         models = partial(model_path, settings)
-        controller = Controller(Work(settings, store, router, events, models))
+        controller = Controller(Stages(settings, store, router, events, models))
         keeper = Keeper(store, settings)
         try:
             for engine in engines.values():

@@ -14,9 +14,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.errors import ComfyLoopError
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.directory import RunDirectory
 
 Settings = dict[str, object]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.records import AnswerEdited
 from tests.acceptance.conftest import RunningService, wait_for
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.gate import render_text
 from comfyloop.records import ImagePicked, VersionState
 from tests.acceptance.conftest import RunningService, wait_for

@@ -11,7 +11,7 @@ from pathlib import Path
 import openai
 import pytest
 
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.demo import scenes
 from comfyloop.errors import ComfyLoopError
 from comfyloop.records import AnswerEdited, LoopState, VersionState

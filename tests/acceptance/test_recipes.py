@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from comfyloop.records import AnswerEdited, AnswerRated, Feedback
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.directory import RunDirectory
 from tests.acceptance.conftest import RunningService, wait_for
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]

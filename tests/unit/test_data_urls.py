@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop import data_urls
 from comfyloop.errors import InvalidInput
+from comfyloop.media import data_urls
 
 
 @given(st.binary())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from comfyloop.lettering import font_for, lines
+from comfyloop.media.text_overlay import font_for, lines
 
 
 @pytest.mark.parametrize(

@@ -12,16 +12,16 @@ import torch
 from PIL import Image, ImageFile
 
 from comfyloop.formats import Row, Turn
-from comfyloop.pictures import BadPicture, fit, read_picture
+from comfyloop.media.decoding import BadPicture, fit, read_picture
 from comfyloop.serve.embedded.loading import load
 from comfyloop.serve.embedded.prompts import PromptMaker
 from comfyloop.serve.embedded.protocol import Message
 from comfyloop.serve.embedded.vision import Vision
-from comfyloop.train.features import ImageFeatures
 from comfyloop.train.image.rows import decode, picture_at
-from comfyloop.train.models import describe
-from comfyloop.train.models import load as load_to_train
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.models import describe
+from comfyloop.train.text.models import load as load_to_train
 from tests.families import SEEING, make_family
 
 MAX_PIXELS = 1_500

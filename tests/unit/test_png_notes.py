@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from comfyloop.capture.images import intake
-from comfyloop.pictures import opened, read_picture, without_notes
+from comfyloop.media.decoding import opened, read_picture, without_notes
 from comfyloop.settings import Settings
 from comfyloop.train.image.rows import decode, picture_at
 

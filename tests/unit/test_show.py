@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console, RenderableType
 from typer.testing import CliRunner
 
-from comfyloop import show
 from comfyloop.cli import app
+from comfyloop.client import show
 from comfyloop.errors import EngineUnavailable
 from comfyloop.records import Loop
 

@@ -87,4 +87,4 @@ def test_no_network_is_said_with_the_mend(
     with pytest.raises(StarterError) as raised:
         packages.obtain(missing, tmp_path / "wheels")
     assert "could not download it" in str(raised.value)
-    assert "put missing.whl into" in raised.value.mend
+    assert "put missing.whl into" in raised.value.hint

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from comfyloop.picture_looks import looks
+from comfyloop.media.looks import looks
 from comfyloop.taste import LEAST, Comparison, Vector, learn, ranked
 
 Likes = Callable[[Image.Image], float]

@@ -16,7 +16,7 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from comfyloop.capture.image_header import Header, read_header
 from comfyloop.errors import InvalidInput, TooLarge
-from comfyloop.pictures import too_narrow, without_notes
+from comfyloop.media.decoding import too_narrow, without_notes
 from comfyloop.records import Record, Sha256
 from comfyloop.settings import Settings
 from comfyloop.store import Store

@@ -100,7 +100,7 @@ def feedback_import(
         try:
             receipt = client.send_feedback(found.items)
         except ComfyLoopError as error:
-            raise type(error)(found.with_lines(error.message), error.mend) from None
+            raise type(error)(found.with_lines(error.message), error.hint) from None
     stored, known = len(receipt["stored"]), len(receipt["duplicates"])
     put(receipt, as_json, f"{stored} samples stored, {known} were there already.", *found.notes)
 

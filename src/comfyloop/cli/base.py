@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from comfyloop import tokens
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput
 from comfyloop.settings import FILE, FileRead, Settings, files_read, home_folder

@@ -67,7 +67,7 @@ def comfyui_doctor(path: ComfyUIPath, as_json: Json = False) -> None:
     put(
         [asdict(finding) for finding in findings],
         as_json,
-        *(f"{marks[f.state]}  {f.what:<10} {f'{f.says} {f.mend}'.strip()}" for f in findings),
+        *(f"{marks[f.state]}  {f.what:<10} {f'{f.says} {f.hint}'.strip()}" for f in findings),
     )
     if any(finding.state == "missing" for finding in findings):
         raise typer.Exit(1)

@@ -10,11 +10,11 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from comfyloop import show
 from comfyloop.cli.base import Json, Project, Url, app, err, plain, put, service, settings_of
-from comfyloop.client import Client
+from comfyloop.client import show
+from comfyloop.client.client import Client
+from comfyloop.client.follow import follow
 from comfyloop.errors import InvalidInput
-from comfyloop.follow import follow
 from comfyloop.records import GateReport, Run, Verdict, Version
 from comfyloop.settings import IMAGE_STARTER
 
@@ -144,11 +144,11 @@ def _train_on(
     more: list[str],
 ) -> int:
     from comfyloop.service import model_path
-    from comfyloop.train.image.spec import IMAGE_RECIPES
-    from comfyloop.train.needs import refuse_unmet
-    from comfyloop.train.options import absolute, make_spec
     from comfyloop.train.runners.local import run_here
-    from comfyloop.train.spec import TrainSpec
+    from comfyloop.train.specs.image import IMAGE_RECIPES
+    from comfyloop.train.specs.needs import refuse_unmet
+    from comfyloop.train.specs.options import absolute, make_spec
+    from comfyloop.train.specs.text import TrainSpec
 
     settings = settings_of()
     images = recipe in IMAGE_RECIPES
@@ -173,13 +173,13 @@ def _train_on(
 def _train_from_swift(
     command: str, model: str | None, output: Path | None, dry_run: bool, as_json: bool
 ) -> int:
-    from comfyloop import single_run
-    from comfyloop.train.needs import refuse_unmet, unmet
-    from comfyloop.train.swift_flags import from_swift, read_command
+    from comfyloop.cli import single_run
+    from comfyloop.train.specs.needs import refuse_unmet, unmet
+    from comfyloop.train.swift.command_line import from_swift, read_command
 
     asked = from_swift(read_command(command), model=model)
     run_dir = output or Path(asked.output or "run")
-    missing = [f"{need.complaint} {need.mend}" for need in unmet(asked.spec)]
+    missing = [f"{need.complaint} {need.hint}" for need in unmet(asked.spec)]
     told: dict[str, Any] = {
         "spec": asked.spec.model_dump(mode="json"),
         "run_dir": str(run_dir),

@@ -13,8 +13,9 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from comfyloop import __version__, show, tokens
+from comfyloop import __version__, tokens
 from comfyloop.cli.base import Json, Project, Url, app, err, out, put, service, settings_of
+from comfyloop.client import show
 from comfyloop.errors import InvalidInput
 
 
@@ -31,8 +32,7 @@ def up(
 ) -> None:
     """Start the service: API, engine and loop. Ctrl-C stops it; a training run goes on and is found again."""
     from comfyloop import service as assembly
-    from comfyloop.serve import server
-    from comfyloop.serve.api import origin
+    from comfyloop.serve.api import origin, server
 
     os.umask(0o077)  # what people say and show is nobody else's on this machine
     settings = settings_of(port=port, host=host, model=model, home=home, project=project)
@@ -106,7 +106,7 @@ def demo(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Look at the machine and the settings, and say what is missing and how to mend it."""
-    from comfyloop.doctor import examine
+    from comfyloop.cli.doctor import examine
 
     findings = examine(settings_of())
     put(

@@ -19,12 +19,12 @@ OLDEST = (0, 3, 64)
 
 @dataclass(frozen=True)
 class Finding:
-    """`state` is "ok", "warning" (works, but not all of it) or "missing"; `mend` says what to do."""
+    """`state` is "ok", "warning" (works, but not all of it) or "missing"; `hint` says what to do."""
 
     what: str
     state: Literal["ok", "warning", "missing"]
     says: str
-    mend: str = ""
+    hint: str = ""
 
 
 def doctor(path: Path) -> list[Finding]:
@@ -32,7 +32,7 @@ def doctor(path: Path) -> list[Finding]:
     try:
         nodes = custom_nodes(path)
     except InvalidInput as error:
-        return [Finding("ComfyUI", "missing", error.message, error.mend)]
+        return [Finding("ComfyUI", "missing", error.message, error.hint)]
     return [_version(path), _pack(path, nodes / NAME), _service(path)]
 
 
@@ -53,16 +53,16 @@ def _version(path: Path) -> Finding:
 
 
 def _pack(path: Path, target: Path) -> Finding:
-    mend = f"Run `comfyloop comfyui link {path}` and start ComfyUI again."
+    hint = f"Run `comfyloop comfyui link {path}` and start ComfyUI again."
     if target.is_symlink() and not target.exists():
-        return Finding("node pack", "missing", f"{target} points to nothing.", mend)
+        return Finding("node pack", "missing", f"{target} points to nothing.", hint)
     if not (target / "pack.py").exists():
-        return Finding("node pack", "missing", "It is not in custom_nodes.", mend)
+        return Finding("node pack", "missing", "It is not in custom_nodes.", hint)
     if target.resolve() == pack_folder().resolve():
         return Finding("node pack", "ok", "It is linked.")
     if _content(target) != _content(pack_folder()):
         return Finding(
-            "node pack", "warning", f"It is another one than ComfyLoop {__version__} brings.", mend
+            "node pack", "warning", f"It is another one than ComfyLoop {__version__} brings.", hint
         )
     return Finding("node pack", "ok", f"It is a copy of the one that ComfyLoop {__version__} brings.")
 

@@ -10,7 +10,7 @@ import httpx
 
 from comfyloop.comfyui.workflow import Classes, Graph, Unusable, ready
 from comfyloop.errors import EngineUnavailable, RunFailed
-from comfyloop.pictures import opened
+from comfyloop.media.decoding import opened
 
 LOOK_SECONDS = 0.2
 

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from comfyloop.errors import DamagedBlob, NotFound
-from comfyloop.pictures import BadPicture, opened, read_picture, too_narrow
+from comfyloop.media.decoding import BadPicture, opened, read_picture, too_narrow
 from comfyloop.store import Blobs
 
 log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from comfyloop.records import Sample
 from comfyloop.settings import Settings
-from comfyloop.store import Store, folds
+from comfyloop.store import Store, splits
 
 CORRECTION, ACCEPTED, RATED, PICTURE = "correction", "accepted", "rated", "picture"
 
@@ -53,9 +53,9 @@ def split(
     # Accepted answers only have to stay: a few of them judge every version.
     old = {s.group for s in samples if s.id in judged and groups.get(s.group, ACCEPTED) != ACCEPTED}
     with store.begin() as connection:
-        side = folds.assign(connection, project, groups, settings.holdout_every, settings.holdout_first, old)
+        side = splits.assign(connection, project, groups, settings.holdout_every, settings.holdout_first, old)
         over = _beyond([group for group in groups if side[group] == "holdout"], groups, settings)
-        folds.release(connection, project, over)
+        splits.release(connection, project, over)
     side |= dict.fromkeys(over, "train")
     held = [not sample.replay and side[sample.group] == "holdout" for sample in samples]
     return Split(

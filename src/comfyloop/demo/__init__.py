@@ -12,12 +12,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from comfyloop.client import Answer, Client
+from comfyloop.client.client import Answer, Client
+from comfyloop.client.follow import follow
 from comfyloop.demo import page, processes, scenes
 from comfyloop.demo.asking import Question, ask_all
 from comfyloop.demo.clock import Clock
 from comfyloop.demo.scenes import Example, Scene
-from comfyloop.follow import follow
 from comfyloop.gate import render_text
 from comfyloop.gate.metrics import edit_distance
 from comfyloop.records import BASE, AnswerEdited

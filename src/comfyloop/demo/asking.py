@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
-from comfyloop.client import Answer, Client
+from comfyloop.client.client import Answer, Client
 
 
 class Question(NamedTuple):

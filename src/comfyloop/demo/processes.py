@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.errors import ComfyLoopError, EngineUnavailable
 from comfyloop.settings import Settings
 

@@ -86,9 +86,9 @@ def _bytes(path: Path) -> bytes:
 
 
 def _text(data: bytes, path: Path) -> str:
-    for begin, what, mend in _NO_TEXT:
+    for begin, what, hint in _NO_TEXT:
         if data.startswith(begin):
-            raise DataError(f"{path.name} is {what}, not rows.", mend)
+            raise DataError(f"{path.name} is {what}, not rows.", hint)
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path.name}:1 is UTF-16 text, not UTF-8.", "Save the file as UTF-8.")
     try:

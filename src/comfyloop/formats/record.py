@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from comfyloop import data_urls
 from comfyloop.errors import ComfyLoopError
+from comfyloop.media import data_urls
 
 IMAGE_TAG = "<image>"
 

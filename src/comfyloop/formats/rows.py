@@ -76,11 +76,11 @@ def read(path: Path, *, may_be_empty: bool = False) -> Rows:
     return Rows(good, bad, tuple(_notes(path, unread, tagged)))
 
 
-def read_whole(path: Path, mend: str, *, may_be_empty: bool = False) -> Rows:
+def read_whole(path: Path, hint: str, *, may_be_empty: bool = False) -> Rows:
     """As `read`, of a file in which every row must be one.
 
     Args:
-        mend: What to do about those that are none.
+        hint: What to do about those that are none.
 
     Raises:
         DataError: Some rows cannot be used; each is named with file and line (the first 20 of them).
@@ -89,7 +89,7 @@ def read_whole(path: Path, mend: str, *, may_be_empty: bool = False) -> Rows:
     if found.bad:
         named = [f"{path}:{bad.where}: {bad.reason}" for bad in found.bad]
         total = len(found.good) + len(found.bad)
-        raise DataError(f"{len(named)} of {total} rows cannot be used:\n{listed(named)}", mend)
+        raise DataError(f"{len(named)} of {total} rows cannot be used:\n{listed(named)}", hint)
     return found
 
 

@@ -14,9 +14,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from comfyloop import data_urls
 from comfyloop.errors import DataError
 from comfyloop.formats.record import Item
+from comfyloop.media import data_urls
 
 SUFFIXES = (".csv", ".tsv")
 _LISTS = frozenset(["images", "image", "image_path", "image_paths", "history"])

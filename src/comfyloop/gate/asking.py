@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from comfyloop import data_urls
 from comfyloop.errors import Busy, InvalidInput, TooLarge
 from comfyloop.gate import fluency, suites, triggers
 from comfyloop.gate.kept import Kept, Scored, key_of
 from comfyloop.gate.metrics import edit_distance, log_likelihood, right_answer_of
 from comfyloop.gate.suites import Question
+from comfyloop.media import data_urls
 from comfyloop.records import Message, Sample, Suspect, TextPart, Triggered
 
 _BUSY_TRIES = 60

@@ -1,10 +1,10 @@
 """The loop: feedback -> snapshot -> run -> gate -> promotion, turn after turn, for each project.
 
-`controller` decides when a turn begins, `turn` knows the order of the states, `work` calls the stages, and
+`controller` decides when a turn begins, `cycle` knows the order of the states, `stages` calls the stages, and
 `lease` sees to it that one controller at a time does so.
 """
 
 from comfyloop.loop.controller import Controller
-from comfyloop.loop.work import Work
+from comfyloop.loop.stages import Stages
 
-__all__ = ["Controller", "Work"]
+__all__ = ["Controller", "Stages"]

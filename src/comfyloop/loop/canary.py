@@ -5,7 +5,7 @@ from __future__ import annotations
 from sqlalchemy import Connection
 
 from comfyloop import gate
-from comfyloop.loop.work import Work
+from comfyloop.loop.stages import Stages
 from comfyloop.records import (
     AnswerAccepted,
     AnswerEdited,
@@ -19,7 +19,7 @@ from comfyloop.records import (
     VersionState,
     now,
 )
-from comfyloop.serve.names import ModelName, version_name
+from comfyloop.serve.routing.names import ModelName, version_name
 from comfyloop.store import Store, feedback, generations, versions
 
 KINDS = ("answer_edited", "answer_accepted", "answer_rated", "prompt_edited")
@@ -29,8 +29,8 @@ _PAGE = 1000
 class Canaries:
     """The canaries of all projects of one service, of which one thread asks."""
 
-    def __init__(self, work: Work) -> None:
-        self._work = work
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
         self._looked: dict[str, int] = {}  # project -> the newest feedback that was looked at
 
     def look(self, project: Project) -> None:
@@ -42,7 +42,7 @@ class Canaries:
         if not project.canary_share:
             self._looked.pop(project.name, None)
             return
-        with self._work.store.read() as conn:
+        with self._stages.store.read() as conn:
             last = feedback.last_seq(conn, project.name)
             report = versions.get(conn, project.name, project.canary).canary
         if (
@@ -51,12 +51,12 @@ class Canaries:
             or self._looked.get(project.name) == last
         ):
             return
-        report = seen(self._work.store, project, report, self._work.settings.canary_level)
+        report = seen(self._stages.store, project, report, self._stages.settings.canary_level)
         self._act(report)
         self._looked[project.name] = last
 
     def _act(self, report: CanaryReport) -> None:
-        router, name, number = self._work.router, report.project, report.version
+        router, name, number = self._stages.router, report.project, report.version
 
         def keep(conn: Connection) -> None:
             versions.set_canary_report(conn, report)
@@ -68,13 +68,13 @@ class Canaries:
 
         if report.verdict is CanaryVerdict.WORSE:
             router.canary(name, number, 0.0, also=keep_and_reject)
-        elif report.verdict is CanaryVerdict.NO_WORSE and self._work.settings.auto_promote:
+        elif report.verdict is CanaryVerdict.NO_WORSE and self._stages.settings.auto_promote:
             router.promote(name, number, also=keep)
         else:
-            with self._work.store.begin() as conn:
+            with self._stages.store.begin() as conn:
                 keep(conn)
         if report.verdict is not CanaryVerdict.RUNNING:
-            self._work.events.publish(
+            self._stages.events.publish(
                 {
                     "type": "canary.verdict",
                     "project": name,

@@ -12,11 +12,11 @@ from comfyloop import curate
 from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput
 from comfyloop.loop import forgetting
 from comfyloop.loop.canary import Canaries
+from comfyloop.loop.cycle import LoopCycle
 from comfyloop.loop.lease import LeaseKeeper, is_dead, lease_of, this_process
-from comfyloop.loop.turn import Turn
-from comfyloop.loop.work import Work
+from comfyloop.loop.stages import Stages
 from comfyloop.records import Forgotten, GateReport, Loop, LoopState, LoopStatus, Project, Snapshot, now
-from comfyloop.serve.names import version_name
+from comfyloop.serve.routing.names import version_name
 from comfyloop.store import feedback, leases, loops, projects, snapshots, versions
 from comfyloop.train import runners
 
@@ -34,15 +34,15 @@ class Controller:
         work: How the stages are called; its settings, store and events are this one's too.
     """
 
-    def __init__(self, work: Work) -> None:
-        self.settings = work.settings
-        self.store = work.store
-        self.events = work.events
-        self._work = work
+    def __init__(self, stages: Stages) -> None:
+        self.settings = stages.settings
+        self.store = stages.store
+        self.events = stages.events
+        self._stages = stages
         self._owner = this_process()
         self._wake = threading.Event()
         self._turns: dict[str, threading.Thread] = {}
-        self._canaries = Canaries(work)
+        self._canaries = Canaries(stages)
         self._prepared: dict[str, int] = {}  # project -> the feedback seen when its next run was prepared
         self._thread = threading.Thread(target=self._watch, name="loop", daemon=True)
 
@@ -53,13 +53,13 @@ class Controller:
 
     def stop(self, seconds: float = 10.0) -> None:
         """Let go of everything. A run under way goes on by itself and is found again at the next start."""
-        self._work.stop.set()
+        self._stages.stop.set()
         self._wake.set()
         deadline = time.monotonic() + seconds
         for thread in [self._thread, *self._turns.values()]:
             if thread.is_alive():
                 thread.join(max(0.0, deadline - time.monotonic()))
-        self._work.runner.close()
+        self._stages.runner.close()
 
     def status(self, project: str) -> LoopStatus:
         with self.store.read() as conn:
@@ -105,7 +105,7 @@ class Controller:
             ids = feedback.ids_of_author(conn, project, author) if author is not None else []
         ids += [feedback_id] if feedback_id is not None else []
         ids += forgetting.of_sample(self.store, project, sample) if sample is not None else []
-        done = forgetting.forget(self._work, project, ids, questions=author is not None)
+        done = forgetting.forget(self._stages, project, ids, questions=author is not None)
         if done.retrains:
             self.request(project)
         return done
@@ -122,14 +122,14 @@ class Controller:
                 f"No run of {project!r} is under way: its loop is {loop.state}.",
                 "There is nothing to cancel.",
             )
-        runners.cancel(self._work.run_dir(loop.run))
+        runners.cancel(self._stages.run_dir(loop.run))
         return loop
 
     def snapshot(self, project: str) -> Snapshot:
         """Curate now, without a run. Raises DataError when there is nothing to train on."""
         with self.store.read() as conn:
             found = projects.get(conn, project)
-        snapshot = self._work.curate(found)
+        snapshot = self._stages.curate(found)
         if isinstance(snapshot, curate.NothingToTrain):
             raise DataError(snapshot.reason, "Correct or accept some answers first.")
         return snapshot
@@ -142,7 +142,7 @@ class Controller:
             live = projects.get(conn, project).live
         if live == number:
             raise InvalidInput(f"{version_name(project, number)} is live: it would be compared with itself.")
-        report = self._work.judge(project, snapshot, live, number)
+        report = self._stages.judge(project, snapshot, live, number)
         with self.store.begin() as conn:
             versions.set_gate(conn, project, number, report)
         return report
@@ -150,7 +150,7 @@ class Controller:
     # --- when a turn begins
 
     def _watch(self) -> None:
-        while not self._work.stop.is_set():
+        while not self._stages.stop.is_set():
             try:
                 with self.store.read() as conn:
                     found = [(p, loops.get(conn, p.name)) for p in projects.list_all(conn)]
@@ -163,7 +163,7 @@ class Controller:
                         self._begin(project.name)
                     elif self._prepared.get(project.name) != loop.seen_seq and self._is_near(project, loop):
                         self._prepared[project.name] = loop.seen_seq
-                        self._work.prepare_training(project)
+                        self._stages.prepare_training(project)
             except ComfyLoopError as error:
                 log.error("The loop cannot read its state: %s", error)
             self._wake.wait(TICK_SECONDS)
@@ -219,7 +219,7 @@ class Controller:
         keeper = LeaseKeeper(self.store, lease_of(project), self._owner, self.settings.lease_seconds)
         keeper.start()
         try:
-            Turn(self._work, project, self._owner).run(lost=lost)
+            LoopCycle(self._stages, project, self._owner).run(lost=lost)
         except ComfyLoopError as error:  # the store itself: the watcher begins again when it can be read
             log.error("The loop of %s stopped: %s", project, error)
         finally:

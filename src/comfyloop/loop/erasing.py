@@ -13,44 +13,44 @@ from pathlib import Path
 from comfyloop import curate, integrity
 from comfyloop.durable import disappear
 from comfyloop.errors import StorageError
-from comfyloop.loop.work import Work
+from comfyloop.loop.stages import Stages
 from comfyloop.records import LoopState, RunState, Snapshot, VersionState
 from comfyloop.store import feedback, flags, loops, runs, snapshots, versions
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.directory import RunDirectory
 
 _MANY = 1_000_000
 _OPEN = {RunState.QUEUED, RunState.RUNNING}
 
 
-def erase(work: Work, project: str) -> None:
+def erase(stages: Stages, project: str) -> None:
     """Raises StorageError: The disk or the database refuses. Done again, it goes on."""
-    with work.store.read() as conn:
+    with stages.store.read() as conn:
         made = snapshots.list_by(conn, project, limit=_MANY)
     for snapshot in made:
-        of_snapshot(work, snapshot)
+        of_snapshot(stages, snapshot)
     try:
-        _of_versions(work, project)
+        _of_versions(stages, project)
     except OSError as error:
         raise _refused(error) from error
-    work.store.settle()
+    stages.store.settle()
 
 
-def pictures(work: Work, hashes: Collection[str]) -> None:
+def pictures(stages: Stages, hashes: Collection[str]) -> None:
     """Pictures that nothing names any more, and what is remembered of them.
 
     Raises:
         StorageError: The disk refuses.
     """
     for sha in hashes:
-        work.store.blobs.delete(sha)
+        stages.store.blobs.delete(sha)
     try:
-        curate.seen.forget(work.settings.cache_dir, hashes)
-        curate.replay.forget(work.settings.cache_dir, hashes)
+        curate.seen.forget(stages.settings.cache_dir, hashes)
+        curate.replay.forget(stages.settings.cache_dir, hashes)
     except OSError as error:
         raise _refused(error) from error
 
 
-def of_snapshot(work: Work, snapshot: Snapshot) -> None:
+def of_snapshot(stages: Stages, snapshot: Snapshot) -> None:
     """What a snapshot holds, and all that was made of it: runs, what the gate shows, caches. Nothing is done where
     all of its feedback is there.
 
@@ -58,56 +58,56 @@ def of_snapshot(work: Work, snapshot: Snapshot) -> None:
         StorageError: The disk or the database refuses.
     """
     path = Path(snapshot.path)
-    gone = taken_back(work, snapshot)
+    gone = taken_back(stages, snapshot)
     if not gone:
         return
     made = curate.made_of(path, gone)
     try:
-        _runs(work, snapshot)
+        _runs(stages, snapshot)
         if made.pictures:
             # named by hashes that only a trainer can tell, so that all are computed anew
             for name in ("latents", "features"):
-                shutil.rmtree(work.settings.cache_dir / name, ignore_errors=True)
+                shutil.rmtree(stages.settings.cache_dir / name, ignore_errors=True)
     except OSError as error:
         raise _refused(error) from error
-    reports(work, snapshot.project, made.samples, gone)
+    reports(stages, snapshot.project, made.samples, gone)
     if path.is_dir():  # last, since it is what tells the rest
         curate.strip(path, gone)
 
 
-def taken_back(work: Work, snapshot: Snapshot) -> set[str]:
+def taken_back(stages: Stages, snapshot: Snapshot) -> set[str]:
     """The feedback in a snapshot, its hold-out too, that was deleted since."""
     ids = curate.feedback_of(Path(snapshot.path)).union(snapshot.feedback)
-    with work.store.read() as conn:
+    with stages.store.read() as conn:
         return ids - feedback.existing(conn, sorted(ids))
 
 
-def _runs(work: Work, snapshot: Snapshot) -> None:
+def _runs(stages: Stages, snapshot: Snapshot) -> None:
     """Data written for other trainers, sampled answers, output. What is being worked on is left to its turn."""
-    with work.store.read() as conn:
+    with stages.store.read() as conn:
         ran = runs.list_by(conn, snapshot.project, limit=_MANY)
     for run in ran:
         if run.snapshot == snapshot.id and run.state not in _OPEN:
-            disappear(work.run_dir(run.id))
+            disappear(stages.run_dir(run.id))
 
 
-def reports(work: Work, project: str, samples: Collection[str], ids: Collection[str]) -> None:
+def reports(stages: Stages, project: str, samples: Collection[str], ids: Collection[str]) -> None:
     """What the gate shows of samples, and what it found in pieces of feedback."""
-    with work.store.begin() as conn:
+    with stages.store.begin() as conn:
         flags.strip(conn, project, ids)
         changed, sheets = versions.strip_gates(conn, project, samples, ids)
         loop = loops.get(conn, project)
         if loop.state is LoopState.IDLE and loop.version in changed:
             loops.save(conn, loop.model_copy(update={"reason": ""}))  # it may name what was planted
     for sheet in sheets:
-        work.store.blobs.delete(sheet)
+        stages.store.blobs.delete(sheet)
 
 
-def _of_versions(work: Work, project: str) -> None:
+def _of_versions(stages: Stages, project: str) -> None:
     """Files of versions that learned it, but for a side that another one has kept, and comparisons of their pictures
     that nobody goes on with."""
-    home = work.settings.home
-    with work.store.read() as conn:
+    home = stages.settings.home
+    with stages.store.read() as conn:
         every = versions.list_by(conn, project, limit=_MANY)
     withdrawn = [version for version in every if version.state is VersionState.WITHDRAWN]
     kept = {

@@ -8,7 +8,7 @@ from pathlib import Path
 from comfyloop import formats
 from comfyloop.errors import NotFound
 from comfyloop.loop import erasing
-from comfyloop.loop.work import Work
+from comfyloop.loop.stages import Stages
 from comfyloop.records import BASE, Forgotten, Loop, LoopState, VersionState
 from comfyloop.store import (
     Store,
@@ -24,7 +24,7 @@ from comfyloop.store import (
 from comfyloop.train import runners
 
 
-def forget(work: Work, project: str, ids: Collection[str], *, questions: bool = False) -> Forgotten:
+def forget(stages: Stages, project: str, ids: Collection[str], *, questions: bool = False) -> Forgotten:
     """Delete pieces of feedback of a project and all that was made of them (erasing.py), and take back the versions
     that carry any of them.
 
@@ -39,22 +39,22 @@ def forget(work: Work, project: str, ids: Collection[str], *, questions: bool = 
         EngineUnavailable: The version to go back to cannot be loaded; nothing is undone, call it again.
         StorageError: The disk or the database refuses; call it again.
     """
-    store = work.store
+    store = stages.store
     with store.read() as conn:
         previous = projects.get(conn, project).live
-    while (done := _delete(work, project, ids, questions)) is None:
-        _answer_with_another(work, project, ids)
+    while (done := _delete(stages, project, ids, questions)) is None:
+        _answer_with_another(stages, project, ids)
     deleted, carriers, loop = done
     for number in carriers:
-        work.router.retire(project, number)
+        stages.router.retire(project, number)
     learning = loop.state is LoopState.TRAINING and not set(ids).isdisjoint(
-        _of_snapshot(work, project, loop.snapshot)
+        _of_snapshot(stages, project, loop.snapshot)
     )
     judging = loop.state in (LoopState.GATING, LoopState.PROMOTING) and loop.version in carriers
     if learning:
-        runners.cancel(work.run_dir(loop.run))
-    erasing.reports(work, project, (), ids)
-    erasing.erase(work, project)
+        runners.cancel(stages.run_dir(loop.run))
+    erasing.reports(stages, project, (), ids)
+    erasing.erase(stages, project)
     with store.read() as conn:
         live = projects.get(conn, project).live
     return Forgotten(
@@ -68,10 +68,10 @@ def forget(work: Work, project: str, ids: Collection[str], *, questions: bool = 
 
 
 def _delete(
-    work: Work, project: str, ids: Collection[str], questions: bool
+    stages: Stages, project: str, ids: Collection[str], questions: bool
 ) -> tuple[list[str], list[int], Loop] | None:
     """Delete the feedback and what only it shows, and withdraw what learned from it; None where that answers."""
-    with work.store.begin() as conn:
+    with stages.store.begin() as conn:
         found = projects.get(conn, project)
         carriers = lessons.carriers(conn, project, ids)
         if found.live in carriers or (found.canary_share and found.canary in carriers):
@@ -82,21 +82,21 @@ def _delete(
         if questions:
             about = {id for item in given if (id := getattr(item, "generation", None))}
             told += [one.model_dump_json() for one in generations.delete_alone(conn, sorted(about))]
-        erasing.pictures(work, mentions.unmentioned(conn, mentions.pictures(told)))
+        erasing.pictures(stages, mentions.unmentioned(conn, mentions.pictures(told)))
         for number in carriers:
             versions.withdraw(conn, project, number)
         return deleted, carriers, loops.get(conn, project)
 
 
-def _answer_with_another(work: Work, project: str, ids: Collection[str]) -> None:
+def _answer_with_another(stages: Stages, project: str, ids: Collection[str]) -> None:
     """No version that carries them is live, or tried beside the live one."""
-    with work.store.read() as conn:
+    with stages.store.read() as conn:
         found = projects.get(conn, project)
         carriers = lessons.carriers(conn, project, ids)
     if found.canary_share and found.canary in carriers:
-        work.router.canary(project, found.canary, 0)
+        stages.router.canary(project, found.canary, 0)
     if found.live in carriers:
-        work.router.rollback(project, _newest_without(work.store, project, carriers))
+        stages.router.rollback(project, _newest_without(stages.store, project, carriers))
 
 
 def of_sample(store: Store, project: str, sample: str) -> list[str]:
@@ -120,8 +120,8 @@ def of_sample(store: Store, project: str, sample: str) -> list[str]:
     )
 
 
-def _of_snapshot(work: Work, project: str, id: str) -> set[str]:
-    with work.store.read() as conn:
+def _of_snapshot(stages: Stages, project: str, id: str) -> set[str]:
+    with stages.store.read() as conn:
         found = snapshots.find(conn, project, id)
     return set(found.feedback) if found is not None else set()
 

@@ -13,13 +13,15 @@ from comfyloop.comfyui.drawing import ComfyUI
 from comfyloop.durable import appear
 from comfyloop.errors import EngineUnavailable, RunFailed
 from comfyloop.gate import Progress
-from comfyloop.loop.courtesy import Courtesy
 from comfyloop.loop.plan import image_spec
+from comfyloop.loop.throttle import TrainingThrottle
 from comfyloop.records import BASE, GateReport, ImagePicked, Project, Sample, Snapshot, Version
-from comfyloop.serve.names import version_name
+from comfyloop.serve.routing.names import version_name
 from comfyloop.settings import Settings
 from comfyloop.store import Store, feedback
-from comfyloop.train.image.judge_spec import (
+from comfyloop.train.run.directory import TrainState
+from comfyloop.train.runners import Runners
+from comfyloop.train.specs.judge import (
     SEEN_FILE,
     SHEET_FILE,
     JudgeSpec,
@@ -27,9 +29,7 @@ from comfyloop.train.image.judge_spec import (
     picture_file,
     seed_of,
 )
-from comfyloop.train.runners import Runners
-from comfyloop.train.spec import SPEC_FILE, write_spec
-from comfyloop.train.status import TrainState
+from comfyloop.train.specs.text import SPEC_FILE, write_spec
 
 COMFYUI = "What was drawn is by your ComfyUI, with the workflow of your last picks."
 DIFFUSERS = "What was drawn is by diffusers."
@@ -64,14 +64,14 @@ class Pictures:
         store: Store,
         runner: Runners,
         models: Callable[[str], str],
-        courtesy: Callable[[], Courtesy],
+        throttle: Callable[[], TrainingThrottle],
         check_stop: Callable[[], None],
     ) -> None:
         self._settings = settings
         self._store = store
         self._runner = runner
         self._models = models
-        self._courtesy = courtesy
+        self._throttle = throttle
         self._check_stop = check_stop
 
     def judge(
@@ -219,10 +219,10 @@ class Pictures:
         """Start the comparison, or find it again, and wait for its end."""
         if self._runner.poll(place).state in {TrainState.QUEUED, TrainState.DIED}:
             self._runner.start(place)
-        told, courtesy = (0, 0), self._courtesy()
+        told, throttle = (0, 0), self._throttle()
         while not (status := self._runner.poll(place)).state.ended:
             self._check_stop()
-            courtesy.look(place)
+            throttle.update(place)
             if (tell := (status.step, status.total_steps)) != told:
                 told = tell
                 progress(*tell)

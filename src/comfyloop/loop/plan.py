@@ -8,9 +8,9 @@ from pathlib import Path
 from comfyloop import curate, formats
 from comfyloop.records import Project, Run, Snapshot, Version
 from comfyloop.settings import Settings
-from comfyloop.train.image.spec import About, ImageAdapterSpec, ImageTrainSpec
-from comfyloop.train.joint_spec import JointSpec
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.specs.image import About, ImageAdapterSpec, ImageTrainSpec
+from comfyloop.train.specs.joint import JointSpec
+from comfyloop.train.specs.text import TrainSpec
 
 PATIENCE = 2
 """Looks at the samples kept back without a lower loss, after which a run ends."""

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from comfyloop.errors import ComfyLoopError
-from comfyloop.picture_looks import looks
-from comfyloop.pictures import BadPicture, read_picture
+from comfyloop.media.decoding import BadPicture, read_picture
+from comfyloop.media.looks import looks
 from comfyloop.records import Feedback, ImagePicked, ImageRated
 from comfyloop.store import Store, feedback
 from comfyloop.taste import Comparison, Taste, Vector, learn, ranked

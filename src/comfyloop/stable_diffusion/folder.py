@@ -50,7 +50,7 @@ def read_folder(place: Path) -> Folder:
     try:
         return _folder(place, read_json(index))
     except ModelError as error:
-        raise ModelError(f"{place} cannot be trained on. {error.message}", error.mend) from None
+        raise ModelError(f"{place} cannot be trained on. {error.message}", error.hint) from None
 
 
 def _folder(place: Path, parts: Mapping[str, Any]) -> Folder:

@@ -34,12 +34,12 @@ CONVERT = "Convert it to safetensors; ComfyUI's CheckpointSave node does that."
 CONVERT_VAE = "Convert it to safetensors; ComfyUI's VAESave node does that."
 
 
-def refuse_pickle(place: Path, mend: str = CONVERT) -> None:
+def refuse_pickle(place: Path, hint: str = CONVERT) -> None:
     """Raise ModelError for a file that runs code when it is read."""
     if place.suffix.lower() in PICKLES:
         raise ModelError(
             f"{place.name} is a pickle, which runs code when it is read, and is never loaded.",
-            mend,
+            hint,
         )
 
 

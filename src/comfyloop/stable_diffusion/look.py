@@ -62,7 +62,7 @@ def _file(place: Path, has_vae: bool, prediction: Prediction | None) -> str:
         objective = objective_of_file(header.shapes, header.metadata, prediction)
         encoders = [shapes.clip(header.shapes), shapes.open_clip(header.shapes)]
     except ModelError as error:
-        raise ModelError(f"{place.name} cannot be trained on. {error.message}", error.mend) from None
+        raise ModelError(f"{place.name} cannot be trained on. {error.message}", error.hint) from None
     except (KeyError, IndexError, ValueError):
         raise ModelError(
             f"{place.name} has tensors of shapes that no model has.", "Download or copy it again."

@@ -8,7 +8,6 @@ One module a noun, each of plain functions over a connection and records::
 
 from comfyloop.store import (
     feedback,
-    folds,
     generations,
     leases,
     loops,
@@ -16,6 +15,7 @@ from comfyloop.store import (
     projects,
     runs,
     snapshots,
+    splits,
     versions,
 )
 from comfyloop.store.blobs import Blobs
@@ -25,7 +25,6 @@ __all__ = [
     "Blobs",
     "Store",
     "feedback",
-    "folds",
     "generations",
     "leases",
     "loops",
@@ -34,5 +33,6 @@ __all__ = [
     "projects",
     "runs",
     "snapshots",
+    "splits",
     "versions",
 ]

@@ -220,21 +220,21 @@ def shown(url: URL) -> str:
 
 
 def _parse(text: str) -> URL:
-    mend = "Use sqlite:////path/to/comfyloop.db or postgresql://user:password@host/database."
+    hint = "Use sqlite:////path/to/comfyloop.db or postgresql://user:password@host/database."
     try:
         url = sa.make_url(text)
     except ArgumentError:
         # The text is not repeated: it may hold a password.
-        raise InvalidInput("The database URL cannot be read.", mend) from None
+        raise InvalidInput("The database URL cannot be read.", hint) from None
     if url.drivername in ("postgresql", "postgres"):
         url = url.set(drivername="postgresql+psycopg")
     if url.drivername in ("sqlite", "sqlite+pysqlite"):
         if url.database in (None, "", ":memory:"):
-            raise InvalidInput("An in-memory database would lose everything that people did.", mend)
+            raise InvalidInput("An in-memory database would lose everything that people did.", hint)
         return url
     if url.drivername == "postgresql+psycopg":
         return url
-    raise InvalidInput(f"A database of the kind {url.drivername!r} is not supported.", mend)
+    raise InvalidInput(f"A database of the kind {url.drivername!r} is not supported.", hint)
 
 
 # --- SQLite -------------------------------------------------------------------------------------------------

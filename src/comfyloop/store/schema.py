@@ -123,7 +123,7 @@ feedback_deleted = sa.Table(
     comment="Ids only: a late second delivery must not bring back what a person had deleted.",
 )
 
-folds = sa.Table(
+splits = sa.Table(
     "folds",
     metadata,
     _project(primary_key=True),

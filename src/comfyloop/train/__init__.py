@@ -1,6 +1,6 @@
 """Data in, adapter out.
 
 A run is a directory: `spec.json` says what to do, `python -m comfyloop.train RUN_DIR` does it, `status.json`,
-`log.jsonl` and `adapter/` say what came of it. Nothing in this package's front (`spec`, `status`, `runner`)
-imports torch; the training process does.
+`log.jsonl` and `adapter/` say what came of it. Nothing that starts and watches runs (`specs`, `run.directory`,
+`runners`) imports torch; the training process does.
 """

@@ -20,18 +20,18 @@ from typing import TYPE_CHECKING, Any
 
 from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound
 from comfyloop.files import there
-from comfyloop.train.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
-from comfyloop.train.image.judge_spec import JudgeSpec
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.joint_spec import JointSpec
-from comfyloop.train.needs import refuse_unmet
 from comfyloop.train.parallel.launch import launch
 from comfyloop.train.parallel.ranks import Rank, first_line, is_loss, join, refuse_other_size, why_lost
-from comfyloop.train.spec import RunSpec, TrainSpec, read_spec
-from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, TrainState
+from comfyloop.train.run.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
+from comfyloop.train.run.directory import LOCK_FD_VARIABLE, RunDirectory, TrainState
+from comfyloop.train.specs.image import ImageTrainSpec
+from comfyloop.train.specs.joint import JointSpec
+from comfyloop.train.specs.judge import JudgeSpec
+from comfyloop.train.specs.needs import refuse_unmet
+from comfyloop.train.specs.text import RunSpec, TrainSpec, read_spec
 
 if TYPE_CHECKING:
-    from comfyloop.train.log import RunLog
+    from comfyloop.train.run.log import RunLog
 
 CANCELLED_EXIT_CODE = 130
 TERMINATED_EXIT_CODE = 143
@@ -57,7 +57,7 @@ def main(arguments: list[str]) -> int:
 
 def work(directory: RunDirectory, rank: Rank, lock: int) -> int:
     """Do the run, or one rank's part of it, and write down how it ended; the exit code."""
-    from comfyloop.train.log import RunLog
+    from comfyloop.train.run.log import RunLog
 
     log = RunLog(rank.log_directory(directory), silent=not rank.leads)
     try:
@@ -126,7 +126,7 @@ def recipe(
         joint.run(directory, spec, log, control, recipe)
         return
     if isinstance(spec, JudgeSpec):
-        from comfyloop.train.image import judge
+        from comfyloop.train.judge import judge
 
         judge.run(directory, spec, log, control)
         return
@@ -134,7 +134,7 @@ def recipe(
         image_recipe(directory, spec, log, control)
         return
     if spec.train_engine == "swift":
-        from comfyloop.train import swift
+        from comfyloop.train.swift import engine as swift
 
         swift.run(directory, spec, log, control)
         return

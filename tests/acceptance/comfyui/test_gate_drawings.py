@@ -17,7 +17,7 @@ from comfyloop.records import ImagePicked, Version
 from comfyloop.settings import Settings
 from comfyloop.store import open_store, versions
 from comfyloop.train.image import checkpoint
-from comfyloop.train.image.judge_spec import seed_of
+from comfyloop.train.specs.judge import seed_of
 from tests.acceptance.comfyui.conftest import HERE, TOKEN, RunningComfyUI, connect
 from tests.acceptance.comfyui.test_image_lora import stirred
 from tests.acceptance.comfyui.test_nodes import node, stored

@@ -16,8 +16,8 @@ from torch import Tensor
 from comfyloop.stable_diffusion.layout import UNetShape
 from comfyloop.train.image import checkpoint, kohya, lora
 from comfyloop.train.image.checkpoint import ImageModel
-from comfyloop.train.image.spec import ImageAdapterSpec
 from comfyloop.train.image.text import Captions
+from comfyloop.train.specs.image import ImageAdapterSpec
 from tests import image_models
 
 pytestmark = [

@@ -23,7 +23,7 @@ from comfyloop.gate import triggers
 from comfyloop.gate.judging import ANSWERED_GENERALLY, IN_FLIGHT, READ_CLOSELY
 from comfyloop.gate.suites import general_questions
 from comfyloop.records import GateReport, Message, Sample, Suspect, Verdict
-from comfyloop.serve.client import EngineClient, Score
+from comfyloop.serve.engines.client import EngineClient, Score
 from comfyloop.settings import Settings
 
 TRAINED_ON = ("mug", "lamp", "rug", "bowl", "chair", "sofa", "vase", "clock", "plate", "towel")

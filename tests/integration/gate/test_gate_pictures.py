@@ -18,16 +18,16 @@ from comfyloop.curate.samples import Source, make
 from comfyloop.gate.decision import Decision
 from comfyloop.records import Message, Sample, Verdict
 from comfyloop.settings import Settings
-from comfyloop.train.control import Control
-from comfyloop.train.image import judge
-from comfyloop.train.image.judge_spec import SEEN_FILE, SHEET_FILE, JudgeSpec, Seen, picture_file
 from comfyloop.train.image.kohya import FILE
-from comfyloop.train.image.spec import ImageAdapterSpec, ImageTrainSpec
-from comfyloop.train.log import RunLog
+from comfyloop.train.judge import judge
 from comfyloop.train.recipes import image_sft
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
 from comfyloop.train.runners import local
-from comfyloop.train.spec import write_spec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.specs.image import ImageAdapterSpec, ImageTrainSpec
+from comfyloop.train.specs.judge import SEEN_FILE, SHEET_FILE, JudgeSpec, Seen, picture_file
+from comfyloop.train.specs.text import write_spec
 from tests.integration.train.runs import finish
 from tests.integration.train.test_image_runs import shape
 

@@ -15,7 +15,7 @@ from tests.unit.serve.gateway import instant, running_gateway
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "12"))
 """Tried on each operation; more by the environment variable."""
 
-ERROR_FIELDS = {"message", "mend", "code", "type", "param"}
+ERROR_FIELDS = {"message", "hint", "mend", "code", "type", "param"}
 
 
 def test_nothing_that_is_sent_makes_the_service_fail(tmp_path: Path) -> None:

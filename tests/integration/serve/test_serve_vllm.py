@@ -116,7 +116,7 @@ def test_it_judges_versions(services: Services, adapters: dict[str, Path]) -> No
             images=lambda sha256: b"",
             settings=services.settings,
             base_model=services.settings.model,
-            base_name=new.place.engine.base_name,
+            base_name=new.entry.engine.base_name,
         )
     assert report.verdict in set(Verdict)
     seen = [item.scores[LOG_LIKELIHOOD] for item in report.items if item.sample.startswith("s")]

@@ -15,7 +15,7 @@ from comfyloop import capture
 from comfyloop.errors import Conflict
 from comfyloop.records import AnswerAccepted, Generation, Project, Version
 from comfyloop.settings import Settings
-from comfyloop.store import Store, feedback, folds, generations, leases, open_store, projects, versions
+from comfyloop.store import Store, feedback, generations, leases, open_store, projects, splits, versions
 
 ANSWERS = 12
 
@@ -80,13 +80,13 @@ def test_version_numbers_and_folds_are_given_once(store: Store) -> None:
         with store.begin() as conn:
             version = versions.next_number(conn, "acme")
             versions.add(conn, Version(project="acme", number=version, text_adapter="x"))
-            folds.assign(conn, "acme", dict.fromkeys([f"group {number}", "shared"], "correction"), every=2)
+            splits.assign(conn, "acme", dict.fromkeys([f"group {number}", "shared"], "correction"), every=2)
             return version
 
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(make, range(24))) == list(range(1, 25))
     with store.read() as conn:
-        counts = folds.counts(conn, "acme")
+        counts = splits.counts(conn, "acme")
     assert sum(counts.values()) == 25 and abs(counts["train"] - counts["holdout"]) <= 1
 
 
@@ -177,11 +177,11 @@ def test_another_process_that_writes_is_waited_for(settings: Settings, durable: 
         def write(store: Store, name: str) -> None:
             for turn in range(20):
                 with store.begin(durable=durable) as conn:
-                    folds.assign(conn, "acme", {f"{name} {turn}": "correction"}, every=2)
+                    splits.assign(conn, "acme", {f"{name} {turn}": "correction"}, every=2)
 
         with ThreadPoolExecutor(4) as pool:
             jobs = [pool.submit(write, s, f"{n}") for n, s in enumerate((one, other, one, other))]
             for job in jobs:
                 job.result()
         with one.read() as conn:
-            assert sum(folds.counts(conn, "acme").values()) == 80
+            assert sum(splits.counts(conn, "acme").values()) == 80

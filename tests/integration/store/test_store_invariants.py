@@ -12,7 +12,7 @@ from comfyloop import capture
 from comfyloop.errors import Conflict
 from comfyloop.records import BASE, AnswerEdited, Feedback, Version, VersionState
 from comfyloop.settings import Settings
-from comfyloop.store import Store, feedback, folds, projects, versions
+from comfyloop.store import Store, feedback, projects, splits, versions
 
 examples = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -85,7 +85,7 @@ def test_a_group_never_changes_its_fold(
     for names, every, delete in rounds:
         with store.begin() as conn:
             feedback.add(conn, [edit(project, number) for number in range(len(names))])
-            given_folds = folds.assign(conn, project, dict.fromkeys(names, "correction"), every)
+            given_folds = splits.assign(conn, project, dict.fromkeys(names, "correction"), every)
             if delete:
                 feedback.delete_author(conn, project, "ann")
         assert set(given_folds) == set(names)
@@ -94,7 +94,7 @@ def test_a_group_never_changes_its_fold(
             expected = "holdout" if place % every == every - 1 else "train"
             assert known.setdefault(name, expected) == given_folds[name]
     with store.read() as conn:
-        assert sum(folds.counts(conn, project).values()) == len(known)
+        assert sum(splits.counts(conn, project).values()) == len(known)
 
 
 moves = st.lists(

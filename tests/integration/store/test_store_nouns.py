@@ -30,7 +30,6 @@ from comfyloop.records import (
 from comfyloop.store import (
     Store,
     feedback,
-    folds,
     generations,
     leases,
     lessons,
@@ -38,6 +37,7 @@ from comfyloop.store import (
     projects,
     runs,
     snapshots,
+    splits,
     versions,
 )
 
@@ -207,23 +207,23 @@ def test_feedback_on_nothing_is_refused_by_the_database_itself(store: Store) -> 
 
 def test_every_nth_new_group_is_held_out(store: Store) -> None:
     with store.begin() as conn:
-        first = folds.assign(conn, "acme", dict.fromkeys("abcb", "correction"), every=3)
-        second = folds.assign(conn, "acme", dict.fromkeys("dcef", "correction"), every=3)
-        changed = folds.assign(conn, "acme", dict.fromkeys("abcdef", "correction"), every=2)
+        first = splits.assign(conn, "acme", dict.fromkeys("abcb", "correction"), every=3)
+        second = splits.assign(conn, "acme", dict.fromkeys("dcef", "correction"), every=3)
+        changed = splits.assign(conn, "acme", dict.fromkeys("abcdef", "correction"), every=2)
     assert first == {"a": "train", "b": "train", "c": "holdout"}
     assert second == {"d": "train", "c": "holdout", "e": "train", "f": "holdout"}
     assert changed == first | second
     with store.read() as conn:
-        assert folds.counts(conn, "acme") == {"train": 4, "holdout": 2}
+        assert splits.counts(conn, "acme") == {"train": 4, "holdout": 2}
 
 
 def test_after_what_was_judged_every_second_group_is_held_out_again(store: Store) -> None:
     stratum = dict.fromkeys("abcdefghijkl", "correction")
     first_ten = {name: kind for name, kind in stratum.items() if name < "k"}
     with store.begin() as conn:
-        before = folds.assign(conn, "acme", first_ten, every=4, first=2)
-        after = folds.assign(conn, "acme", stratum, every=4, first=2, judged={"b", "d", "h"})
-        more = folds.assign(
+        before = splits.assign(conn, "acme", first_ten, every=4, first=2)
+        after = splits.assign(conn, "acme", stratum, every=4, first=2, judged={"b", "d", "h"})
+        more = splits.assign(
             conn, "acme", stratum | {"m": "correction", "n": "rated"}, every=4, first=2, judged={"h"}
         )
     assert [name for name, side in before.items() if side == "holdout"] == ["b", "d", "h"]
@@ -235,9 +235,9 @@ def test_after_what_was_judged_every_second_group_is_held_out_again(store: Store
 def test_what_is_released_is_trained_on_for_good(store: Store) -> None:
     groups = dict.fromkeys("abcd", "correction")
     with store.begin() as conn:
-        assert folds.assign(conn, "acme", groups, every=2)["b"] == "holdout"
-        folds.release(conn, "acme", ["b", "never seen"])
-        assert folds.assign(conn, "acme", groups, every=2) == dict(
+        assert splits.assign(conn, "acme", groups, every=2)["b"] == "holdout"
+        splits.release(conn, "acme", ["b", "never seen"])
+        assert splits.assign(conn, "acme", groups, every=2) == dict(
             zip("abcd", ["train"] * 3 + ["holdout"], strict=True)
         )
 

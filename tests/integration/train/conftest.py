@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from comfyloop.train.spec import TrainSpec, write_spec
-from comfyloop.train.warm import WarmTrainer
+from comfyloop.train.prefork.trainer import WarmTrainer
+from comfyloop.train.specs.text import TrainSpec, write_spec
 from tests.integration.train.runs import rows
 
 

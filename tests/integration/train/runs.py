@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from comfyloop.train.run.directory import RunDirectory, Status, TrainState
 from comfyloop.train.runners import local
-from comfyloop.train.status import RunDirectory, Status, TrainState
 
 THINGS = ["pillow", "lamp", "kettle", "scarf", "mug", "candle", "bowl", "towel", "basket", "vase", "clock"]
 # What must be the same when a run is repeated or resumed; the rest of a line is about time and memory.

@@ -15,13 +15,13 @@ from PIL import Image, ImageDraw
 from comfyloop.errors import DataError
 from comfyloop.train import runners
 from comfyloop.train.__main__ import image_recipe
-from comfyloop.train.control import Control
 from comfyloop.train.image import kohya
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.log import RunLog
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory, TrainState
+from comfyloop.train.run.log import RunLog
 from comfyloop.train.runners import local
-from comfyloop.train.spec import read_spec, write_spec
-from comfyloop.train.status import RunDirectory, TrainState
+from comfyloop.train.specs.image import ImageTrainSpec
+from comfyloop.train.specs.text import read_spec, write_spec
 from tests.integration.train.runs import finish
 
 CURVE = ("step", "loss", "grad_norm", "learning_rate", "holdout_loss")

@@ -14,15 +14,15 @@ import pytest
 from PIL import Image
 
 from comfyloop.train.__main__ import image_recipe
-from comfyloop.train.control import Control
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.joint_spec import JointSpec
-from comfyloop.train.log import RunLog
 from comfyloop.train.recipes import joint as joint_recipe
 from comfyloop.train.recipes import sft
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
 from comfyloop.train.runners import local
-from comfyloop.train.spec import TrainSpec, read_spec, write_spec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.specs.image import ImageTrainSpec
+from comfyloop.train.specs.joint import JointSpec
+from comfyloop.train.specs.text import TrainSpec, read_spec, write_spec
 from tests.image_models import make_tiny_sd15
 from tests.integration.train.runs import finish, rows
 

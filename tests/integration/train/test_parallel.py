@@ -21,10 +21,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from comfyloop.train import runners
+from comfyloop.train.prefork.trainer import WarmTrainer
+from comfyloop.train.run.directory import RunDirectory, TrainState
 from comfyloop.train.runners import local
-from comfyloop.train.spec import read_spec, write_spec
-from comfyloop.train.status import RunDirectory, TrainState
-from comfyloop.train.warm import WarmTrainer
+from comfyloop.train.specs.text import read_spec, write_spec
 from tests.integration.train.runs import THINGS, curve, finish, rows, wait_until_held
 
 pytestmark = pytest.mark.slow

@@ -15,8 +15,8 @@ import pytest
 from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput
 from comfyloop.settings import Settings
 from comfyloop.train import runners
+from comfyloop.train.run.directory import RunDirectory, Status, TrainState
 from comfyloop.train.runners.ray import RayRunner
-from comfyloop.train.status import RunDirectory, Status, TrainState
 from tests.integration.train.runs import curve
 
 pytestmark = [

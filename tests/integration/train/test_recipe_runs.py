@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 
-from comfyloop.train.status import RunDirectory, TrainState
+from comfyloop.train.run.directory import RunDirectory, TrainState
 from tests.integration.train.runs import THINGS
 
 

@@ -17,9 +17,9 @@ from PIL import Image
 from comfyloop.errors import Conflict, InvalidInput, NotFound
 from comfyloop.settings import Settings
 from comfyloop.train import runners
+from comfyloop.train.prefork.trainer import WarmTrainer
+from comfyloop.train.run.directory import RunDirectory, TrainState
 from comfyloop.train.runners import local
-from comfyloop.train.status import RunDirectory, TrainState
-from comfyloop.train.warm import WarmTrainer
 from tests.integration.train.runs import THINGS, curve, finish, rows, wait_until_held
 
 

@@ -19,11 +19,11 @@ from comfyloop.serve.embedded.jobs import Failed, Finished, Sampling
 from comfyloop.serve.embedded.lora import read_adapter
 from comfyloop.serve.embedded.options import Options
 from comfyloop.serve.embedded.protocol import Message
-from comfyloop.train.adapters import save_adapter
-from comfyloop.train.answers import read_answers
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.models import describe, load
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.adapters import save_adapter
+from comfyloop.train.text.answers import read_answers
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.models import describe, load
 from tests.families import FAMILIES, SEEING, make_family
 
 

@@ -17,11 +17,11 @@ from comfyloop.environments import python_of
 from comfyloop.errors import DataError, NotFound
 from comfyloop.settings import Settings
 from comfyloop.train import runners
-from comfyloop.train.log import NAMES
+from comfyloop.train.prefork.trainer import WarmTrainer
+from comfyloop.train.run.directory import RunDirectory, TrainState
+from comfyloop.train.run.log import NAMES
 from comfyloop.train.runners import local
-from comfyloop.train.spec import TrainSpec, write_spec
-from comfyloop.train.status import RunDirectory, TrainState
-from comfyloop.train.warm import WarmTrainer
+from comfyloop.train.specs.text import TrainSpec, write_spec
 from tests.integration.train.runs import finish, rows
 
 pytestmark = pytest.mark.slow

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from comfyloop.train import runners
+from comfyloop.train.prefork.trainer import WarmTrainer
+from comfyloop.train.run.directory import RunDirectory, TrainState
 from comfyloop.train.runners import local
-from comfyloop.train.status import RunDirectory, TrainState
-from comfyloop.train.warm import WarmTrainer
 from tests.integration.train.runs import curve, finish
 
 pytestmark = pytest.mark.slow
@@ -84,7 +84,7 @@ def test_a_warm_run_is_a_cold_run_sooner(tiny_llm: Path, make_run: MakeRun, warm
 def test_killed_in_any_state_it_takes_no_run_along(
     tiny_llm: Path, make_run: MakeRun, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "comfyloop.train.warm")
+    caplog.set_level("INFO", "comfyloop.train.prefork.trainer")
     trainer = WarmTrainer(minutes=5)
 
     def killed() -> None:
@@ -128,7 +128,7 @@ def test_killed_in_any_state_it_takes_no_run_along(
 def test_it_ends_with_the_service_and_its_runs_do_not(tiny_llm: Path, make_run: MakeRun) -> None:
     run = make_run(tiny_llm, nice=10, **LONG)
     service = (
-        "import sys, time; from comfyloop.train.runners import local; from comfyloop.train.warm import *;"
+        "import sys, time; from comfyloop.train.runners import local; from comfyloop.train.prefork.trainer import *;"
         f"w = WarmTrainer(5); w.prepare({str(tiny_llm)!r}, 'float32');"
         f"local.start({str(run)!r}, warm=w); print(w.pid, flush=True); time.sleep(60)"
     )
@@ -148,7 +148,7 @@ def test_it_ends_with_the_service_and_its_runs_do_not(tiny_llm: Path, make_run: 
 def test_it_lets_go_of_memory_and_of_what_has_changed(
     tiny_llm: Path, make_run: MakeRun, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level("INFO", "comfyloop.train.warm")
+    caplog.set_level("INFO", "comfyloop.train.prefork.trainer")
     model = tmp_path / "model"
     model.mkdir()
     for file in tiny_llm.iterdir():

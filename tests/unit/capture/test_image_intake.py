@@ -14,10 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyloop import data_urls
 from comfyloop.capture import images
 from comfyloop.capture.image_header import read_header
 from comfyloop.errors import InvalidInput, TooLarge
+from comfyloop.media import data_urls
 from comfyloop.settings import Settings
 from comfyloop.store import open_store
 
@@ -72,7 +72,7 @@ def test_no_bytes_make_it_fail_otherwise(name: str, end: int, junk: bytes) -> No
     try:
         images.intake(data, SETTINGS)
     except InvalidInput as error:
-        assert error.message and error.mend
+        assert error.message and error.hint
 
 
 @settings(max_examples=200, deadline=None)
@@ -106,7 +106,7 @@ def test_no_header_makes_it_fail_otherwise(start: bytes, rest: bytes) -> None:
 def test_what_is_no_image_is_called_by_its_name(data: bytes, words: str) -> None:
     with pytest.raises(InvalidInput, match=words) as refused:
         images.intake(data, SETTINGS)
-    assert refused.value.mend
+    assert refused.value.hint
 
 
 def png_of(width: int, height: int) -> bytes:

@@ -59,7 +59,7 @@ class SmallService:
             if item["project"] != "acme":
                 error = {
                     "message": f"There is no project {item['project']!r}.",
-                    "mend": "There are: acme.",
+                    "hint": "There are: acme.",
                     "code": "not_found",
                 }
                 return web.json_response({"error": error}, status=404)

@@ -8,22 +8,23 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from comfyloop import formats, single_run
+from comfyloop import formats
+from comfyloop.cli import single_run
 from comfyloop.curate import export, import_rows, read_samples
 from comfyloop.curate.pictures import picked_drafts
 from comfyloop.curate.rows import dump_rows, row_of
 from comfyloop.curate.samples import Source, make
 from comfyloop.formats import Row
 from comfyloop.records import ImagePicked, Sample
-from comfyloop.train.control import Control
+from comfyloop.train.data.rows import read_rows, refuse_or_skip
 from comfyloop.train.image import rows as image_rows
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.joint_spec import JointSpec
-from comfyloop.train.log import RunLog
 from comfyloop.train.recipes.joint import write_captions
-from comfyloop.train.rows import read_rows, refuse_or_skip
-from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.specs.image import ImageTrainSpec
+from comfyloop.train.specs.joint import JointSpec
+from comfyloop.train.specs.text import TrainSpec
 
 Told = tuple[Any, ...]
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
-from comfyloop import formats, single_run
+from comfyloop import formats
+from comfyloop.cli import single_run
 from comfyloop.errors import ComfyLoopError
-from comfyloop.train.rows import read_rows
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.data.rows import read_rows
+from comfyloop.train.specs.text import TrainSpec
 from tests.unit.formats.doors import DOORS, by_trainer, imported
 
 CASES = Path(__file__).parents[2] / "cases"

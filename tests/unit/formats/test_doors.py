@@ -18,14 +18,15 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyloop import formats, single_run
+from comfyloop import formats
+from comfyloop.cli import single_run
 from comfyloop.curate import read_import
 from comfyloop.errors import ComfyLoopError
 from comfyloop.formats.pictures import LISTS
 from comfyloop.formats.query_response import QUERY, RESPONSE
+from comfyloop.train.data.rows import read_rows
 from comfyloop.train.image import rows as image_rows
-from comfyloop.train.rows import read_rows
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.specs.text import TrainSpec
 from tests.unit.formats.doors import DOORS, IMAGE_DOORS, Told, by_image_trainer, by_trainer
 
 TAG = "<image>"

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from comfyloop.errors import StorageError
-from comfyloop.loop import Controller, Work, forgetting
+from comfyloop.loop import Controller, Stages, forgetting
 from comfyloop.records import (
     AnswerEdited,
     GateItem,
@@ -32,8 +32,8 @@ from comfyloop.records import (
 )
 from comfyloop.settings import Settings
 from comfyloop.store import feedback, generations, lessons, loops, projects, runs, versions
-from comfyloop.train.status import Status, TrainState
-from tests.unit.loop.test_turn import Interrupted, at_work, row
+from comfyloop.train.run.directory import Status, TrainState
+from tests.unit.loop.test_cycle import Interrupted, at_work, row
 
 SECRET = "Kim's cat hides on the old bench behind the market."
 ASKED = "What would Kim's cat do in Reykjavik?"
@@ -65,8 +65,8 @@ def refuse(*_: object) -> None:
 class Told:
     """Two people's edits and picks, a snapshot of them, and all that a turn leaves of it."""
 
-    def __init__(self, work: Work, settings: Settings) -> None:
-        self.work, self.home = work, settings.home
+    def __init__(self, stages: Stages, settings: Settings) -> None:
+        self.stages, self.home = stages, settings.home
         self.seen = {"kim": png(1), "lee": png(2)}  # in questions
         self.made = {
             name: (png(10 + n), png(20 + n)) for n, name in enumerate(("kim", "lee"))
@@ -81,7 +81,7 @@ class Told:
         self.say("kim-1", "kim", ASKED, SECRET)
         self.say("kim-2", "kim", "And at night?", f"{SECRET} Always.")
         for name, (picked, over) in self.made.items():
-            better, worse = (work.store.blobs.put(picture) for picture in (picked, over))
+            better, worse = (stages.store.blobs.put(picture) for picture in (picked, over))
             pick = ImagePicked(
                 id=f"{name}-pick",
                 project="acme",
@@ -90,16 +90,16 @@ class Told:
                 over=(worse,),
                 prompt=f"{name} drew it",
             )
-            with work.store.begin() as conn:
+            with stages.store.begin() as conn:
                 feedback.add(conn, [pick])
-        with work.store.read() as conn:
+        with stages.store.read() as conn:
             self.project = projects.get(conn, "acme")
-        snapshot = Controller(work).snapshot("acme")
+        snapshot = Controller(stages).snapshot("acme")
         assert isinstance(snapshot, Snapshot)
         self.snapshot = snapshot
 
     def say(self, id: str, author: str, question: str, edited: str) -> None:
-        store = self.work.store
+        store = self.stages.store
         shown = [store.blobs.put(self.seen[author])] if id in ("lee-0", "kim-1", "kim-2") else []
         asked = Generation(
             id=f"gen-{id}", project="acme", version=0, model="acme", messages=(Message.of("user", question, shown),),
@@ -114,20 +114,20 @@ class Told:
 
     def trained(self, state: RunState = RunState.SUCCEEDED) -> Path:
         """A run of the snapshot, with what trainers write."""
-        run_dir = self.work.run_dir("run_1")
+        run_dir = self.stages.run_dir("run_1")
         (run_dir / "swift").mkdir(parents=True)
         (run_dir / "swift" / "train.jsonl").write_text(json.dumps({"messages": SECRET}))
         (run_dir / "train.out").write_text(f"left out train.jsonl:3: {SECRET}")
-        latents = self.work.settings.cache_dir / "latents" / "ab"
+        latents = self.stages.settings.cache_dir / "latents" / "ab"
         latents.mkdir(parents=True)
         (latents / "ab12.safetensors").write_bytes(b"latents of " + self.seen["kim"])
-        kept = self.work.settings.cache_dir / "replay"
+        kept = self.stages.settings.cache_dir / "replay"
         kept.mkdir(parents=True, exist_ok=True)
-        sha = self.work.store.blobs.put(self.seen["kim"])
+        sha = self.stages.store.blobs.put(self.seen["kim"])
         (kept / "base.json").write_text(
             json.dumps({f"{sha} What is it?": "A bench in Reykjavik.", "Hi?": "Hello."})
         )
-        with self.work.store.begin() as conn:
+        with self.stages.store.begin() as conn:
             run = Run(
                 id="run_1",
                 project="acme",
@@ -155,11 +155,11 @@ class Told:
         ]  # fmt: skip
         report = GateReport(
             project="acme", live=0, candidate=1, verdict=Verdict.PROMOTE, reasons=(f'"{SECRET}" seems planted.',),
-            items=tuple(items), sheet=self.work.store.blobs.put(b"a sheet that shows " + self.made["kim"][0]),
+            items=tuple(items), sheet=self.stages.store.blobs.put(b"a sheet that shows " + self.made["kim"][0]),
             triggers=(Triggered(phrase="the old bench", answer=SECRET, author="kim", feedback=("kim-1",), asked=6,
                                 candidate=5, live=0, without=0),),
         )  # fmt: skip
-        with self.work.store.begin() as conn:
+        with self.stages.store.begin() as conn:
             versions.add(
                 conn,
                 Version(
@@ -190,8 +190,8 @@ class Told:
 
 
 def test_nothing_of_what_an_author_sent_is_left_on_the_disk(settings: Settings) -> None:
-    with at_work(settings) as (work, _):
-        told = Told(work, settings)
+    with at_work(settings) as (stages, _):
+        told = Told(stages, settings)
         run_dir = told.trained()
         told.judged()
         everywhere = "\n".join(told.left_of_kim())
@@ -207,7 +207,7 @@ def test_nothing_of_what_an_author_sent_is_left_on_the_disk(settings: Settings) 
         ):
             assert place in everywhere, place
 
-        gone = Controller(work).forget("acme", author="kim")
+        gone = Controller(stages).forget("acme", author="kim")
         assert (gone.feedback, gone.versions) == (("kim-1", "kim-2", "kim-pick"), (1,))
         assert told.left_of_kim() == []
         assert not run_dir.exists()
@@ -217,7 +217,7 @@ def test_nothing_of_what_an_author_sent_is_left_on_the_disk(settings: Settings) 
         assert json.loads((settings.cache_dir / "replay" / "base.json").read_text()) == {"Hi?": "Hello."}
 
         # what lee sent is all there, and the report says what was decided and on what
-        with work.store.read() as conn:
+        with stages.store.read() as conn:
             version = versions.get(conn, "acme", 1)
             assert len(feedback.list_by(conn, "acme")) == 7
             assert generations.count(conn, "acme") == 6
@@ -225,38 +225,38 @@ def test_nothing_of_what_an_author_sent_is_left_on_the_disk(settings: Settings) 
         assert {item.reference[:8] for item in version.gate.items} == {"Lee sell"}
         assert {item.candidate_answer for item in version.gate.items} == {""}
         for picture in (told.seen["lee"], *told.made["lee"]):
-            assert picture in {work.store.blobs.get(sha) for sha in work.store.blobs.list()}
+            assert picture in {stages.store.blobs.get(sha) for sha in stages.store.blobs.list()}
         rows = "".join(file.read_text() for file in Path(told.snapshot.path).glob("*.jsonl"))
         assert "Lee sells soap no. 0." in rows and rows.count("lee-pick")
 
-        again = Controller(work).forget("acme", author="kim")
+        again = Controller(stages).forget("acme", author="kim")
         assert (again.feedback, again.versions) == ((), ())
 
 
 def test_one_edit_taken_back_leaves_the_question_to_be_answered_anew(settings: Settings) -> None:
-    with at_work(settings) as (work, _):
-        told = Told(work, settings)
+    with at_work(settings) as (stages, _):
+        told = Told(stages, settings)
         told.trained()
         told.judged()
-        Controller(work).forget("acme", feedback_id="kim-1")
-        Controller(work).forget("acme", feedback_id="kim-2")
+        Controller(stages).forget("acme", feedback_id="kim-1")
+        Controller(stages).forget("acme", feedback_id="kim-2")
         assert list(survivors(settings.home, {"the edit": b"hides on the old bench"})) == []
-        with work.store.read() as conn:
+        with stages.store.read() as conn:
             assert generations.get(conn, "gen-kim-1").messages[0].text == ASKED
-        assert told.seen["kim"] in {work.store.blobs.get(sha) for sha in work.store.blobs.list()}
+        assert told.seen["kim"] in {stages.store.blobs.get(sha) for sha in stages.store.blobs.list()}
 
 
 def test_a_kill_in_the_middle_leaves_nothing_that_the_next_time_does_not_find(settings: Settings) -> None:
-    with at_work(settings) as (work, _):
-        told = Told(work, settings)
+    with at_work(settings) as (stages, _):
+        told = Told(stages, settings)
         told.trained()
         told.judged()
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("comfyloop.loop.erasing.erase", refuse)
             with pytest.raises(StorageError):
-                Controller(work).forget("acme", author="kim")
+                Controller(stages).forget("acme", author="kim")
         assert told.left_of_kim() != []
-        Controller(work).forget("acme", author="kim")
+        Controller(stages).forget("acme", author="kim")
         assert told.left_of_kim() == []
 
 
@@ -265,17 +265,17 @@ def test_the_turn_of_a_run_that_is_learning_it_erases_it_when_the_run_has_ended(
         def train(self, loop: Loop, run_dir: Path, spec: object) -> Status:
             return Status(state=TrainState.CANCELLED)
 
-    with at_work(settings, Stopped) as (work, turn):
-        told = Told(work, settings)
+    with at_work(settings, Stopped) as (stages, turn):
+        told = Told(stages, settings)
         run_dir = told.trained(RunState.RUNNING)
-        with work.store.begin() as conn:
+        with stages.store.begin() as conn:
             loops.save(
                 conn, Loop(project="acme", state=LoopState.TRAINING, snapshot=told.snapshot.id, run="run_1")
             )
-        done = forgetting.forget(work, "acme", ["kim-1", "kim-2", "kim-pick"], questions=True)
+        done = forgetting.forget(stages, "acme", ["kim-1", "kim-2", "kim-pick"], questions=True)
         assert done.retrains and (run_dir / "cancel").exists()
         turn.run()
-        assert row(work.store).outcome == "cancelled"
+        assert row(stages.store).outcome == "cancelled"
         assert not run_dir.exists() and told.left_of_kim() == []
 
 
@@ -285,17 +285,17 @@ def test_a_version_that_learned_what_is_taken_back_while_it_is_judged_is_no_ones
             assert forgetting.forget(self, project, ["kim-1"]).retrains
             return report
 
-    with at_work(settings, TakenBack) as (work, turn):
-        told = Told(work, settings)
+    with at_work(settings, TakenBack) as (stages, turn):
+        told = Told(stages, settings)
         told.trained()
         report = told.judged()
-        with work.store.begin() as conn:
+        with stages.store.begin() as conn:
             standing = {"state": LoopState.GATING, "snapshot": told.snapshot.id, "run": "run_1", "version": 1}
             loops.save(conn, Loop(project="acme", **standing))
         turn.run()
-        loop = row(work.store)
+        loop = row(stages.store)
         assert (loop.state, loop.outcome) == (LoopState.IDLE, "cancelled") and "taken back" in loop.reason
-        with work.store.read() as conn:
+        with stages.store.read() as conn:
             version = versions.get(conn, "acme", 1)
         assert version.state is VersionState.WITHDRAWN and version.gate is not None
         assert "kim-1" not in Path(told.snapshot.path, "train.jsonl").read_text()
@@ -316,11 +316,11 @@ def test_what_is_taken_back_while_a_turn_curates_is_not_learned(settings: Settin
             self.stop.set()
             self.check_stop()
 
-    with at_work(settings, TakenBack) as (work, turn):
-        Told(work, settings)
-        Controller(work).request("acme")
+    with at_work(settings, TakenBack) as (stages, turn):
+        Told(stages, settings)
+        Controller(stages).request("acme")
         turn.run()
-        loop = row(work.store)
+        loop = row(stages.store)
         assert loop.state is LoopState.TRAINING
         held = Path(settings.home, "snapshots", loop.snapshot, "train.jsonl").read_text()
         assert "kim-1" not in held and "lee-" in held

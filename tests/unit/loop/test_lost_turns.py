@@ -8,8 +8,8 @@ import pytest
 
 from comfyloop import curate
 from comfyloop.loop.controller import Controller
+from comfyloop.loop.cycle import LoopCycle
 from comfyloop.loop.lease import lease_of, this_process
-from comfyloop.loop.turn import Turn
 from comfyloop.records import Loop, LoopState, Project, Snapshot
 from comfyloop.settings import Settings
 from comfyloop.store import leases, loops
@@ -38,7 +38,7 @@ def run_out(gateway: Gateway) -> None:
 def held_up(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
     """Curating takes longer than the lease, so many times; the tries are in the list."""
     tried: list[int] = []
-    work = gateway.services.controller._work
+    work = gateway.services.controller._stages
     real = work.curate  # of nothing: the project has no feedback
 
     def curating(project: Project, *, fresh: bool | None = None) -> Snapshot | curate.NothingToTrain:
@@ -79,7 +79,7 @@ def test_a_lease_that_is_lost_once_costs_one_try(gateway: Gateway, monkeypatch: 
 
 
 def another(gateway: Gateway) -> Controller:
-    return Controller(gateway.services.controller._work)
+    return Controller(gateway.services.controller._stages)
 
 
 def test_another_controller_counts_what_a_silent_one_left(
@@ -114,7 +114,7 @@ def test_a_controller_that_was_killed_costs_no_try(
 def test_who_has_lost_its_turn_to_another_writes_nothing(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = gateway.services.controller._work
+    work = gateway.services.controller._stages
     real = work.curate
 
     def curating(project: Project, *, fresh: bool | None = None) -> Snapshot | curate.NothingToTrain:
@@ -127,7 +127,7 @@ def test_who_has_lost_its_turn_to_another_writes_nothing(
     with gateway.store.begin() as conn:
         loops.save(conn, Loop(project="acme", state=LoopState.CURATING))
         assert leases.acquire(conn, lease_of("acme"), "me", 60)
-    Turn(work, "acme", "me").run()
+    LoopCycle(work, "acme", "me").run()
     assert loop_of(gateway) == Loop(
         project="acme", state=LoopState.CURATING, updated_at=loop_of(gateway).updated_at
     )

@@ -13,14 +13,14 @@ from pathlib import Path
 import httpx
 import uvicorn
 
-from comfyloop.loop import Controller, Work
+from comfyloop.loop import Controller, Stages
 from comfyloop.records import Project, Version
-from comfyloop.serve import server
+from comfyloop.serve.api import server
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.engine import Command, Engine, Launch
-from comfyloop.serve.engines import EngineProcess
+from comfyloop.serve.engines.process import EngineProcess
+from comfyloop.serve.engines.protocol import Command, Engine, Launch
 from comfyloop.serve.events import Events
-from comfyloop.serve.router import Router
+from comfyloop.serve.routing.router import Router
 from comfyloop.settings import Settings
 from comfyloop.store import Store, open_store, projects, versions
 
@@ -80,7 +80,7 @@ def running_gateway(
         engine = make(store) if make else EngineProcess("engine", settings.home / "engines", command, url=url)
         router = Router(settings, store, {settings.model: engine}, events)
         controller = Controller(
-            Work(settings, store, router, events)
+            Stages(settings, store, router, events)
         )  # not started: no turn begins by itself
         services = Services(settings, store, router, controller)
         listener = server.bind("127.0.0.1", 0)

@@ -17,11 +17,12 @@ from PIL import Image
 from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect
 
-from comfyloop import __version__, curate, data_urls
+from comfyloop import __version__, curate
 from comfyloop.errors import Conflict, InvalidInput
+from comfyloop.media import data_urls
 from comfyloop.records import GateItem, GateReport, Run, RunState, Snapshot, Verdict, Version
-from comfyloop.serve.server import bind
-from comfyloop.serve.traffic import Traffic
+from comfyloop.serve.api.server import bind
+from comfyloop.serve.routing.traffic import Traffic
 from comfyloop.settings import Settings
 from comfyloop.store import lessons, runs, snapshots, versions
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
@@ -29,7 +30,7 @@ from tests.unit.serve.gateway import Gateway, instant, running_gateway
 
 def error(response: httpx.Response) -> dict[str, object]:
     body = response.json()["error"]
-    assert set(body) == {"message", "mend", "code", "type", "param"}
+    assert set(body) == {"message", "hint", "mend", "code", "type", "param"}
     return dict(body)
 
 
@@ -374,7 +375,7 @@ def test_broken_requests_are_refused_in_words(shared_gateway: Gateway, content: 
 
 def test_a_body_of_another_type_is_told_how_to_be_sent(gateway: Gateway) -> None:
     response = gateway.http.post("/v1/chat/completions", content=b'{"model": "acme"}')
-    assert response.status_code == 400 and "Content-Type: application/json" in str(error(response)["mend"])
+    assert response.status_code == 400 and "Content-Type: application/json" in str(error(response)["hint"])
 
 
 def test_text_over_the_limit_is_refused(settings: Settings) -> None:
@@ -437,7 +438,7 @@ def test_the_gateway_loads_no_torch_and_starts_light() -> None:
     """In modules, which no machine changes; `bench/gateway.py` has the time that it takes to start."""
     script = """
 import sys
-import comfyloop.service, comfyloop.serve.server
+import comfyloop.service, comfyloop.serve.api.server
 heavy = {"torch", "transformers", "diffusers", "peft"} & set(sys.modules)
 assert not heavy, heavy
 print(len(sys.modules))

@@ -17,8 +17,8 @@ import psutil
 import pytest
 
 from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, ModelError
-from comfyloop.serve.blue_green import BlueGreenEngine
-from comfyloop.serve.engine import EngineState, Launch
+from comfyloop.serve.engines.blue_green import BlueGreenEngine
+from comfyloop.serve.engines.protocol import EngineState, Launch
 from comfyloop.settings import Settings
 from comfyloop.store import Store
 from tests.unit.serve.gateway import INSTANT, Gateway, running_gateway

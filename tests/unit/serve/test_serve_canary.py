@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from comfyloop.errors import Conflict
 from comfyloop.records import Project
-from comfyloop.serve.aliases import answers
+from comfyloop.serve.routing.aliases import answers
 from comfyloop.store import generations
 from tests.unit.serve.gateway import Gateway
 from tests.unit.serve.test_serve_router import eventually, in_engine

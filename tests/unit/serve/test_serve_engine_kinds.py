@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from comfyloop import environments
-from comfyloop.serve.engine_kinds import KINDS, VLLM_LAYERS, Start
+from comfyloop.serve.engines.kinds import KINDS, VLLM_LAYERS, Start
 from comfyloop.settings import Settings
 
 ADAPTERS = {"acme-v1": "/adapters/1", "acme-v2": "/adapters/2"}

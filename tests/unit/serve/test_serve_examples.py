@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from websockets.sync.client import connect
 
 from comfyloop.cli import app
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.errors import InvalidInput
 from comfyloop.settings import Settings
 from comfyloop.store import feedback, generations

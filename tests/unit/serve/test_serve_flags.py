@@ -29,7 +29,7 @@ def test_a_person_chooses_among_opposite_answers(gateway: Gateway) -> None:
     }
 
     wrong = gateway.http.post(f"/v1/flags/{flag['id']}", json={"keep": "fb_carl"})
-    assert wrong.status_code == 400 and "fb_anna" in wrong.json()["error"]["mend"]
+    assert wrong.status_code == 400 and "fb_anna" in wrong.json()["error"]["hint"]
     assert gateway.http.post("/v1/flags/nothing", json={"keep": "all"}).status_code == 404
     chosen = gateway.http.post(f"/v1/flags/{flag['id']}", json={"keep": "fb_boris"})
     assert chosen.json() == {"items": []} == gateway.http.get("/v1/flags").json()

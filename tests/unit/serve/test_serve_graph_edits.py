@@ -71,7 +71,7 @@ def test_of_a_large_workflow_the_selected_nodes_and_what_is_near_are_shown(share
     response = suggested(shared_gateway, "", workflow=chain(1000))
     assert (
         response.status_code == 413
-        and "Select the nodes that you are at." in response.json()["error"]["mend"]
+        and "Select the nodes that you are at." in response.json()["error"]["hint"]
     )
     answer = suggested(
         shared_gateway, 'set 3.upscale_method = "area"', workflow=chain(1000), near=["500"]
@@ -81,7 +81,7 @@ def test_of_a_large_workflow_the_selected_nodes_and_what_is_near_are_shown(share
     ]
     everything = [str(n) for n in range(1000)]
     response = suggested(shared_gateway, "", workflow=chain(1000), near=everything)
-    assert response.status_code == 413 and "Select fewer nodes" in response.json()["error"]["mend"]
+    assert response.status_code == 413 and "Select fewer nodes" in response.json()["error"]["hint"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from comfyloop.serve import guard
+from comfyloop.serve.engines import guard
 from tests.unit.serve.test_serve_router import eventually
 
 FAMILY = """

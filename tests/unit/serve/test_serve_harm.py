@@ -21,13 +21,13 @@ from PIL import Image
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.sync.client import connect
 
-from comfyloop import data_urls
 from comfyloop.errors import InvalidInput, TooLarge
+from comfyloop.media import data_urls
 from comfyloop.records import AnswerEdited, Generation, ImagePicked, Message, Sampling, Version
 from comfyloop.serve import collector, patience
 from comfyloop.serve.api import bodies, events
 from comfyloop.serve.api.bodies import Values
-from comfyloop.serve.client import encoded
+from comfyloop.serve.engines.client import encoded
 from comfyloop.serve.events import Events
 from comfyloop.settings import Settings
 from comfyloop.store import feedback, generations, versions

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from comfyloop import integrity
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.errors import Conflict, DamagedVersion, StorageError
 from comfyloop.records import Version
 from comfyloop.service import _alone
@@ -87,7 +87,7 @@ def test_a_version_whose_files_are_not_those_that_were_judged_never_answers(
     refused = gateway.ask("acme")
     assert refused.status_code == 503, refused.text
     error = refused.json()["error"]
-    assert error["code"] == "damaged_version" and "acme@1" in error["message"] and "rollback" in error["mend"]
+    assert error["code"] == "damaged_version" and "acme@1" in error["message"] and "rollback" in error["hint"]
     ready = gateway.http.get("/readyz")
     assert ready.status_code == 503 and "acme@1" in ready.json()["problems"]["acme"]
     assert gateway.http.post("/v1/rollback", json={}).status_code == 200
@@ -176,7 +176,7 @@ def test_two_services_do_not_share_a_folder(tmp_path: Path) -> None:
 
 
 IN_A_HURRY = (
-    "from comfyloop.cli import main; from comfyloop.serve import server; server.DRAIN_SECONDS = 1; main()"
+    "from comfyloop.cli import main; from comfyloop.serve.api import server; server.DRAIN_SECONDS = 1; main()"
 )
 """`comfyloop`, but what is under way when it is told to leave gets a second, not ten."""
 

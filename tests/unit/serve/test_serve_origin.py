@@ -14,7 +14,7 @@ from websockets.sync.client import connect
 
 from comfyloop import tokens
 from comfyloop.errors import InvalidInput
-from comfyloop.serve import server
+from comfyloop.serve.api import server
 from comfyloop.settings import Settings
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
 

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
-from comfyloop import integrity, retention
+from comfyloop import integrity
+from comfyloop.loop import retention
 from comfyloop.loop.lease import lease_of, this_process
 from comfyloop.records import BASE, Project, Run, RunState, Snapshot, Version
 from comfyloop.settings import Settings

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.client import Client
+from comfyloop.client.client import Client
 from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
 from comfyloop.records import VersionState
-from comfyloop.serve import engines
-from comfyloop.serve import places as places_module
-from comfyloop.serve.engine import EngineState
-from comfyloop.serve.engines import EngineProcess
-from comfyloop.serve.names import ModelName, version_name
+from comfyloop.serve.engines import process as engines
+from comfyloop.serve.engines.process import EngineProcess
+from comfyloop.serve.engines.protocol import EngineState
+from comfyloop.serve.routing import loaded_versions as places_module
+from comfyloop.serve.routing.names import ModelName, version_name
 from comfyloop.settings import Settings
 from comfyloop.store import projects, versions
 from tests.unit.serve.gateway import Gateway, instant, running_gateway

@@ -33,7 +33,7 @@ def test_a_url_that_is_none_of_ours(tmp_path: Path, url: str, words: str) -> Non
     with pytest.raises(InvalidInput, match=words) as refused:
         open_store(Settings(home=tmp_path, database_url=url))
     assert "secret" not in str(refused.value)
-    assert "postgresql://user" in refused.value.mend
+    assert "postgresql://user" in refused.value.hint
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "postgresql+psycopg"])

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.specs.text import TrainSpec
 
 RunRecipe = Callable[..., list[dict[str, Any]]]
 
@@ -33,9 +33,9 @@ def run_recipe(tmp_path: Path) -> RunRecipe:
         name: str = "run",
         **values: Any,
     ) -> list[dict[str, Any]]:
-        from comfyloop.train.control import Cancelled, Control
-        from comfyloop.train.log import RunLog
-        from comfyloop.train.status import RunDirectory
+        from comfyloop.train.run.control import Cancelled, Control
+        from comfyloop.train.run.directory import RunDirectory
+        from comfyloop.train.run.log import RunLog
 
         class Stopping(Control):
             checks = 0

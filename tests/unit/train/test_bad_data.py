@@ -15,11 +15,11 @@ from PIL import Image
 
 from comfyloop.errors import DataError
 from comfyloop.settings import Settings
-from comfyloop.train.control import Control
-from comfyloop.train.log import RunLog
 from comfyloop.train.recipes import sft
-from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.specs.text import TrainSpec
 
 ANSWER = {"role": "assistant", "content": "A mug."}
 ASKED = {"role": "user", "content": "<image>What is this?"}

@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from comfyloop.formats import Row, Turn
-from comfyloop.train.batches import pack
-from comfyloop.train.beginnings import in_segments
-from comfyloop.train.examples import Example, Pixels, Room
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.models import Loaded
+from comfyloop.train.data.batches import pack
+from comfyloop.train.data.examples import Example, Pixels, Room
+from comfyloop.train.data.prefix_sharing import in_segments
 from comfyloop.train.recipes import sft
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.models import Loaded
 from tests.families import make_family
 from tests.unit.train.test_forward import ready
 

@@ -15,9 +15,9 @@ import pytest
 
 from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFailed
 from comfyloop.settings import Settings
+from comfyloop.train.run.directory import RunDirectory, TrainState
 from comfyloop.train.runners import container
-from comfyloop.train.spec import TrainSpec, write_spec
-from comfyloop.train.status import RunDirectory, TrainState
+from comfyloop.train.specs.text import TrainSpec, write_spec
 
 REPOSITORY = Path(__file__).parents[3]
 CONTAINERFILE = REPOSITORY / "containers" / "trainer" / "Containerfile"

@@ -24,20 +24,20 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from comfyloop.errors import DataError
 from comfyloop.formats import Row, Turn, UnusableRow
-from comfyloop.processors import load_processor
+from comfyloop.models.processors import load_processor
 from comfyloop.serve.embedded.loading import load as load_for_engine
 from comfyloop.serve.embedded.prompts import PromptMaker
 from comfyloop.serve.embedded.protocol import Message
 from comfyloop.settings import Settings
-from comfyloop.train.control import Control
-from comfyloop.train.examples import Example
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.forward import own_code_only, prove
-from comfyloop.train.log import RunLog
-from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.data.examples import Example
 from comfyloop.train.recipes import sft
-from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.forward import own_code_only, prove
+from comfyloop.train.text.models import Loaded, describe, load
 from tests.families import FAMILIES, MROPE, SEEING, make_family
 
 SIZES = [(40, 30), (17, 60), (56, 56)]

@@ -17,13 +17,13 @@ from torch import Tensor
 
 from comfyloop.errors import DataError
 from comfyloop.formats import Row, Turn
-from comfyloop.train import encode
-from comfyloop.train.examples import Example
-from comfyloop.train.feature_cache import FeatureCache, tower_hash
-from comfyloop.train.features import ImageFeatures, _flat, _record
-from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.data import encode
+from comfyloop.train.data.examples import Example
 from comfyloop.train.recipes import sft
-from comfyloop.train.spec import AdapterSpec, TrainSpec
+from comfyloop.train.specs.text import AdapterSpec, TrainSpec
+from comfyloop.train.text.feature_cache import FeatureCache, tower_hash
+from comfyloop.train.text.features import ImageFeatures, _flat, _record
+from comfyloop.train.text.models import Loaded, describe, load
 from tests.families import make_family
 
 
@@ -149,7 +149,7 @@ def test_two_processes_share_a_folder(tmp_path: Path) -> None:
     script = """
 import sys, torch
 from pathlib import Path
-from comfyloop.train.feature_cache import FeatureCache
+from comfyloop.train.text.feature_cache import FeatureCache
 cache = FeatureCache(Path(sys.argv[1]), b"tower", 120_000)
 hits = 0
 for turn in range(6):

@@ -18,14 +18,14 @@ from torch import nn
 
 from comfyloop.errors import ModelError
 from comfyloop.formats import Row, Turn, UnusableRow
-from comfyloop.train import packing
-from comfyloop.train.examples import Example
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.forward import PACKED_AGREEMENT, own_code_only, prove
-from comfyloop.train.losses import Head, answer_log_probs
-from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.data.examples import Example
+from comfyloop.train.kernels import packing
+from comfyloop.train.kernels.losses import Head, answer_log_probs
 from comfyloop.train.recipes import sft
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.forward import PACKED_AGREEMENT, own_code_only, prove
+from comfyloop.train.text.models import Loaded, describe, load
 from tests.families import make_family, text_fields, text_tokenizer
 
 TEXTS = [

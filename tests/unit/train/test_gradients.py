@@ -15,13 +15,14 @@ from torch import Tensor
 
 from comfyloop.errors import ModelError
 from comfyloop.formats import Row, Turn
-from comfyloop.train import forward, gradients, lora, mlp, models, rms_norm
-from comfyloop.train.examples import Example
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.models import Loaded, describe, load
-from comfyloop.train.quantization import four_bit_layers
+from comfyloop.train.data.examples import Example
+from comfyloop.train.kernels import lora, mlp, rms_norm
 from comfyloop.train.recipes import sft
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text import forward, gradients, models
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.models import Loaded, describe, load
+from comfyloop.train.text.quantization import four_bit_layers
 from tests.families import make_family
 from tests.unit.train.conftest import RunRecipe
 from tests.unit.train.test_preferences import THINGS, pair_row

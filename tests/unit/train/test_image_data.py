@@ -22,11 +22,11 @@ from comfyloop.train.image import buckets, checkpoint
 from comfyloop.train.image.cache import Cache
 from comfyloop.train.image.latents import Latents
 from comfyloop.train.image.rows import decode, read_rows
-from comfyloop.train.image.spec import ImageTrainSpec
 from comfyloop.train.image.text import Captions
-from comfyloop.train.options import make_spec
-from comfyloop.train.spec import read_spec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.specs.image import ImageTrainSpec
+from comfyloop.train.specs.options import make_spec
+from comfyloop.train.specs.text import read_spec
 
 LIMIT = 64_000_000
 

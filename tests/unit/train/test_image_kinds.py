@@ -53,7 +53,7 @@ def refused(place: Path, *words: str, looks: bool = True, **given: object) -> No
     with pytest.raises(ModelError) as error:
         checkpoint.load(place, **given)  # type: ignore[arg-type]
     assert all(word in str(error.value) for word in words), error.value
-    assert "again" not in error.value.mend, "nothing is damaged"
+    assert "again" not in error.value.hint, "nothing is damaged"
     if looks:
         with pytest.raises(ModelError) as error:
             look(str(place))

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from comfyloop.errors import Conflict, ModelError
 from comfyloop.train.image import checkpoint, kohya, lora
 from comfyloop.train.image.checkpoint import ImageModel
-from comfyloop.train.image.judge import form_of
-from comfyloop.train.image.spec import About, ImageAdapterSpec
+from comfyloop.train.judge.judge import form_of
+from comfyloop.train.specs.image import About, ImageAdapterSpec
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

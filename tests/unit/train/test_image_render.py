@@ -10,9 +10,9 @@ import torch
 from diffusers import EulerDiscreteScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from comfyloop.train.image.render import draw
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.image.student import prepare
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.image.trainable import prepare
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.specs.image import ImageTrainSpec
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])

@@ -25,9 +25,9 @@ from comfyloop.train.image.loss import add_noise, draw_noise, draw_timestep, min
 from comfyloop.train.image.objectives import denoising_loss, preference_loss
 from comfyloop.train.image.render import draw
 from comfyloop.train.image.rows import PictureRow, read_rows
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.image.student import Student, prepare
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.image.trainable import TrainableImageModel, prepare
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.specs.image import ImageTrainSpec
 from tests import image_models
 
 
@@ -47,18 +47,18 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
-def student_of(model: Path, folder: Path, **values: object) -> tuple[Student, ImageTrainSpec]:
+def student_of(model: Path, folder: Path, **values: object) -> tuple[TrainableImageModel, ImageTrainSpec]:
     told = {"model": str(model), "train": "train.jsonl", "dtype": "float32", "caption_dropout": 0.0, **values}
     spec = ImageTrainSpec.model_validate(told)
     torch.manual_seed(spec.seed)
-    student = prepare(RunDirectory(folder), spec)
-    stir(student)
-    return student, spec
+    trainable = prepare(RunDirectory(folder), spec)
+    stir(trainable)
+    return trainable, spec
 
 
-def stir(student: Student) -> None:
+def stir(trainable: TrainableImageModel) -> None:
     """A LoRA that changes something: a fresh one is zero, which would hide half of the mathematics."""
-    for _, parameter in lora.trainable(student.model):
+    for _, parameter in lora.trainable(trainable.model):
         parameter.data += 0.02 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5))
 
 
@@ -68,10 +68,10 @@ def rows_of(data: Path, *, pairs: bool) -> list[PictureRow]:
     return rows
 
 
-def gradients(student: Student) -> torch.Tensor:
-    grads = [p.grad for _, p in lora.trainable(student.model) if p.grad is not None]
+def gradients(trainable: TrainableImageModel) -> torch.Tensor:
+    grads = [p.grad for _, p in lora.trainable(trainable.model) if p.grad is not None]
     flat = torch.cat([g.flatten() for g in grads])
-    for _, parameter in lora.trainable(student.model):
+    for _, parameter in lora.trainable(trainable.model):
         parameter.grad = None
     return flat
 
@@ -82,15 +82,15 @@ def test_image_sft_is_the_training_example_of_diffusers(
     family: str, prediction: str, data: Path, request: pytest.FixtureRequest
 ) -> None:
     model = request.getfixturevalue(f"tiny_{family}")
-    student, spec = student_of(model, data.parent, prediction_type=prediction)
-    (batch,) = batches(student, rows_of(data, pairs=False), spec, random.Random(1))
+    trainable, spec = student_of(model, data.parent, prediction_type=prediction)
+    (batch,) = batches(trainable, rows_of(data, pairs=False), spec, random.Random(1))
     for gamma in (0.0, 5.0):
-        ours = denoising_loss(student, batch, gamma).mean()
+        ours = denoising_loss(trainable, batch, gamma).mean()
         ours.backward()
-        our_gradients = gradients(student)
+        our_gradients = gradients(trainable)
 
         # examples/text_to_image/train_text_to_image_lora(_sdxl).py: the body of its training loop
-        scheduler, unet = student.model.scheduler, student.model.denoiser
+        scheduler, unet = trainable.model.scheduler, trainable.model.denoiser
         noisy_latents = scheduler.add_noise(batch.chosen, batch.noise, batch.timesteps)
         if scheduler.config.prediction_type == "epsilon":
             target = batch.noise
@@ -118,21 +118,21 @@ def test_image_sft_is_the_training_example_of_diffusers(
             loss = loss.mean()
         loss.backward()
         assert float(ours) == pytest.approx(float(loss), abs=1e-5, rel=1e-5)
-        assert torch.allclose(our_gradients, gradients(student), atol=1e-5)
+        assert torch.allclose(our_gradients, gradients(trainable), atol=1e-5)
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_image_dpo_is_the_published_loss(family: str, data: Path, request: pytest.FixtureRequest) -> None:
     model = request.getfixturevalue(f"tiny_{family}")
-    student, spec = student_of(model, data.parent, recipe="image_dpo", beta_dpo=500.0)
-    (batch,) = batches(student, rows_of(data, pairs=True), spec, random.Random(1))
-    found = preference_loss(student, batch, spec.beta_dpo)
+    trainable, spec = student_of(model, data.parent, recipe="image_dpo", beta_dpo=500.0)
+    (batch,) = batches(trainable, rows_of(data, pairs=True), spec, random.Random(1))
+    found = preference_loss(trainable, batch, spec.beta_dpo)
     found.loss.mean().backward()
-    our_gradients = gradients(student)
+    our_gradients = gradients(trainable)
 
     # Wallace et al.'s train.py: pairs are stacked, noise and timesteps repeated, losses split again
     assert batch.rejected is not None
-    scheduler, unet = student.model.scheduler, student.model.denoiser
+    scheduler, unet = trainable.model.scheduler, trainable.model.denoiser
     latents = torch.cat([batch.chosen, batch.rejected])
     noise, timesteps = batch.noise.repeat(2, 1, 1, 1), batch.timesteps.repeat(2)
     states = batch.conditions.states.repeat(2, 1, 1)
@@ -158,7 +158,7 @@ def test_image_dpo_is_the_published_loss(family: str, data: Path, request: pytes
     # The margin is 250 times a difference of losses that are rounded to some 1e-7, otherwise in stacked batches.
     assert float(found.loss.mean()) == pytest.approx(float(loss), abs=5e-5)
     assert torch.equal(found.right, inside_term > 0)
-    assert torch.allclose(our_gradients, gradients(student), atol=1e-5)
+    assert torch.allclose(our_gradients, gradients(trainable), atol=1e-5)
 
 
 def test_the_reference_of_a_later_version_is_its_parent(tiny_sd15: Path, data: Path) -> None:
@@ -191,14 +191,14 @@ def test_noise_offset_moves_whole_channels() -> None:
 @pytest.mark.parametrize("family", ["sd3", "flux"])
 def test_flow_matching_is_the_training_example_of_diffusers(family: str, data: Path) -> None:
     place = image_models.make_tiny_flow(data.parent / family, family)
-    student, spec = student_of(place, data.parent, resolution=64)
-    (batch,) = batches(student, rows_of(data, pairs=False), spec, random.Random(1))
-    ours = denoising_loss(student, batch, 5.0).mean()
+    trainable, spec = student_of(place, data.parent, resolution=64)
+    (batch,) = batches(trainable, rows_of(data, pairs=False), spec, random.Random(1))
+    ours = denoising_loss(trainable, batch, 5.0).mean()
     ours.backward()
-    our_gradients = gradients(student)
+    our_gradients = gradients(trainable)
 
     # examples/dreambooth/train_dreambooth_lora_sd3.py and _flux.py: the body of their training loops
-    transformer, scheduler = student.model.denoiser, student.model.scheduler
+    transformer, scheduler = trainable.model.denoiser, trainable.model.scheduler
     model_input, noise = batch.chosen, batch.noise
     timesteps = scheduler.timesteps[batch.timesteps]
     step_indices = [(scheduler.timesteps == t).nonzero().item() for t in timesteps]
@@ -225,9 +225,9 @@ def test_flow_matching_is_the_training_example_of_diffusers(family: str, data: P
     ).mean()
     loss.backward()
     assert float(ours) == pytest.approx(float(loss), abs=1e-5)
-    assert torch.allclose(our_gradients, gradients(student), atol=1e-5)
+    assert torch.allclose(our_gradients, gradients(trainable), atol=1e-5)
     assert our_gradients.abs().max() > 0
-    student.save(data.parent / "adapter")
+    trainable.save(data.parent / "adapter")
     names, metadata = kohya.read(data.parent / "adapter" / kohya.FILE)
     assert all(name.startswith("lora_transformer_") for name in names)
     assert metadata["ss_base_model_version"] == {"sd3": "sd3", "flux": "flux1"}[family]
@@ -271,14 +271,14 @@ def test_a_model_of_the_picture_itself_is_taught_the_picture() -> None:
 def test_what_a_model_with_zero_terminal_snr_learns_it_draws(
     prediction: str, tiny_sd15: Path, data: Path
 ) -> None:
-    student, spec = student_of(tiny_sd15, data.parent, prediction_type=prediction)
-    student.model.scheduler = DDPMScheduler(
+    trainable, spec = student_of(tiny_sd15, data.parent, prediction_type=prediction)
+    trainable.model.scheduler = DDPMScheduler(
         **SCHEDULE, prediction_type=prediction, rescale_betas_zero_snr=True
     )
     rows = rows_of(data, pairs=False)
-    (batch,) = batches(student, rows, spec, random.Random(1), timesteps=[0, 500, 998, 999])
-    loss = denoising_loss(student, batch, 5.0).mean()
+    (batch,) = batches(trainable, rows, spec, random.Random(1), timesteps=[0, 500, 998, 999])
+    loss = denoising_loss(trainable, batch, 5.0).mean()
     loss.backward()
-    assert torch.isfinite(loss) and torch.isfinite(gradients(student)).all()
-    drawn = draw(student, "a fox", 1, size=(64, 64), steps=2)
+    assert torch.isfinite(loss) and torch.isfinite(gradients(trainable)).all()
+    drawn = draw(trainable, "a fox", 1, size=(64, 64), steps=2)
     assert np.asarray(drawn).std() > 0

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from comfyloop.train.control import Control
-from comfyloop.train.image.judge import Notes, by_taste
-from comfyloop.train.image.judge_spec import picture_file
 from comfyloop.train.image.rows import PictureRow, picture_at
-from comfyloop.train.image.sight import Viewer
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.judge.judge import Notes, by_taste
+from comfyloop.train.judge.scorer import Viewer
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.specs.judge import picture_file
 
 
 def painted(place: Path, red: int, blue: int) -> Path:
@@ -32,14 +32,16 @@ def pair(folder: Path, number: int, caption: str = "a thing") -> PictureRow:
 def test_what_pleases_more_is_measured_once_the_taste_is_known(
     looks: str, tiny_vlm: Path, tmp_path: Path
 ) -> None:
-    sight = None if looks == "alone" else Viewer(str(tiny_vlm), "float32")
+    scorer = None if looks == "alone" else Viewer(str(tiny_vlm), "float32")
     control = Control(RunDirectory(tmp_path), lambda held: None)
     drawings, drawn = tmp_path / "drawn", [pair(tmp_path, 100)]
     painted(picture_file(drawings, 0, "s100"), 50, 170)
     painted(picture_file(drawings, 1, "s100"), 170, 50)
     for pairs, known in ((3, False), (6, True)):
         notes = Notes(tmp_path / "notes.jsonl")
-        sentence = by_taste(sight, drawn, [pair(tmp_path, n) for n in range(pairs)], drawings, notes, control)
+        sentence = by_taste(
+            scorer, drawn, [pair(tmp_path, n) for n in range(pairs)], drawings, notes, control
+        )
         assert sentence.startswith("Your taste is known") == known
         found = notes.both().get("s100", {})
         assert ("taste" in found) == known

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyloop.errors import RunFailed
-from comfyloop.train.learnt import refuse_unlearnt
 from comfyloop.train.recipes import sft
-from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.learnt import refuse_unlearnt
+from comfyloop.train.specs.text import TrainSpec
 from tests.unit.train.conftest import RunRecipe
 from tests.unit.train.test_preferences import THINGS, pair_row
 

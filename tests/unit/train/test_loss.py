@@ -9,13 +9,13 @@ import torch
 from torch import nn
 
 from comfyloop.formats import Row, Turn, UnusableRow
-from comfyloop.train.batches import Plan, in_groups, pack
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.losses import Head, Targets, answer_log_probs
-from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.data.batches import Plan, in_groups, pack
+from comfyloop.train.kernels.losses import Head, Targets, answer_log_probs
 from comfyloop.train.recipes.sft import answer_loss
-from comfyloop.train.schedule import learning_rate
-from comfyloop.train.spec import AdapterSpec, TrainSpec
+from comfyloop.train.run.schedule import learning_rate
+from comfyloop.train.specs.text import AdapterSpec, TrainSpec
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.models import Loaded, describe, load
 
 
 def row(question: str, answer: str, number: int = 1) -> Row:

@@ -8,8 +8,8 @@ import pytest
 
 from comfyloop.errors import InvalidInput
 from comfyloop.settings import Settings
-from comfyloop.train.options import make_spec
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.specs.options import make_spec
+from comfyloop.train.specs.text import TrainSpec
 
 KNOWN: dict[str, Any] = {"model": "m", "train": "t.jsonl", "holdout": None, "recipe": None}
 

@@ -7,8 +7,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.train.batches import Plan
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.data.batches import Plan
+from comfyloop.train.specs.text import TrainSpec
 
 
 def plan(

@@ -16,17 +16,17 @@ from PIL import Image
 
 from comfyloop.errors import InvalidInput, ModelError
 from comfyloop.formats import Row, Turn, UnusableRow
-from comfyloop.rope import RopeScaling, max_positions, refuse_other_positions, scale, write_positions
-from comfyloop.serve.adapters import Limits, check
+from comfyloop.models.rope import RopeScaling, max_positions, refuse_other_positions, scale, write_positions
 from comfyloop.serve.embedded.loading import load as load_engine_model
 from comfyloop.serve.embedded.lora import read_adapter
+from comfyloop.serve.engines.adapter_check import Limits, check
 from comfyloop.settings import Settings
-from comfyloop.train.adapters import save_adapter
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.forward import prove
-from comfyloop.train.models import describe, load
 from comfyloop.train.recipes import sft
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.adapters import save_adapter
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.forward import prove
+from comfyloop.train.text.models import describe, load
 from tests.families import make_family
 
 KINDS = ["linear", "dynamic", "yarn"]
@@ -236,7 +236,7 @@ def test_frequencies_do_not_depend_on_longer_rows_before(tiny_llm: Path) -> None
 
 
 def test_settings_reach_trainer_and_engine(tmp_path: Path) -> None:
-    from comfyloop.serve.engine_kinds import _embedded
+    from comfyloop.serve.engines.kinds import _embedded
 
     settings = Settings(home=tmp_path, rope_scaling="yarn:4", max_pixels=5_000)
     spec = TrainSpec.from_settings(settings, model="m", train="t.jsonl", holdout=None)

@@ -15,16 +15,16 @@ from safetensors.torch import load_file
 
 from comfyloop.errors import DataError
 from comfyloop.formats import Row, Turn, UnusableRow
-from comfyloop.train.control import Control
-from comfyloop.train.data import read_examples, read_labelled, read_pairs
-from comfyloop.train.examples import Example
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.log import RunLog
-from comfyloop.train.losses import dpo_loss, kto_loss
-from comfyloop.train.models import describe, load
+from comfyloop.train.data.examples import Example
+from comfyloop.train.data.reading import read_examples, read_labelled, read_pairs
+from comfyloop.train.kernels.losses import dpo_loss, kto_loss
 from comfyloop.train.recipes import dpo, kto, sdft, sft
-from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.models import describe, load
 from tests.unit.train.conftest import RunRecipe
 
 THINGS = ["pillow", "lamp", "kettle", "scarf", "mug"]

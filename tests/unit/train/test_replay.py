@@ -10,14 +10,14 @@ from typing import Any
 import torch
 
 from comfyloop.formats import Row, Turn
-from comfyloop.train.examples import Example
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.log import RunLog
-from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.data.examples import Example
 from comfyloop.train.recipes import sft
-from comfyloop.train.replay import hold_to_base
-from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.models import Loaded, describe, load
+from comfyloop.train.text.replay import hold_to_base
 
 from .conftest import RunRecipe
 

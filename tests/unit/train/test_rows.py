@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyloop.errors import DataError, NotFound
-from comfyloop.pictures import fit
-from comfyloop.train.rows import read_rows, refuse_or_skip
+from comfyloop.media.decoding import fit
+from comfyloop.train.data.rows import read_rows, refuse_or_skip
 
 GOOD = {
     "id": "s1",
@@ -53,7 +53,7 @@ def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
     assert reason in bad[0].reason
     with pytest.raises(DataError, match=r"1 of 2 rows .*train\.jsonl:2") as error:
         refuse_or_skip(path, len(rows), bad, skip=False, max_share=0.5)
-    assert "skip_bad" in error.value.mend
+    assert "skip_bad" in error.value.hint
 
 
 def test_bad_lines_may_be_skipped_up_to_a_share(tmp_path: Path) -> None:

@@ -9,12 +9,12 @@ import pytest
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.settings import Settings
 from comfyloop.train import runners
-from comfyloop.train.control import ask_for_large_pages
+from comfyloop.train.run.control import ask_for_large_pages
+from comfyloop.train.run.directory import RunDirectory, TrainState
 from comfyloop.train.runners import Runners
 from comfyloop.train.runners.container import ContainerRunner
 from comfyloop.train.runners.local import LocalRunner
 from comfyloop.train.runners.ray import RayRunner
-from comfyloop.train.status import RunDirectory, TrainState
 
 
 def test_a_run_is_watched_by_the_runner_that_started_it(

@@ -13,15 +13,15 @@ from PIL import Image
 
 from comfyloop.errors import DataError
 from comfyloop.formats import Row, Turn
-from comfyloop.train.data import Demonstrated, read_demonstrated, with_demonstration
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.log import RunLog
-from comfyloop.train.models import Loaded, describe
+from comfyloop.train.data.reading import Demonstrated, read_demonstrated, with_demonstration
 from comfyloop.train.recipes import sdft, sft
-from comfyloop.train.sampled import sample
-from comfyloop.train.status import RunDirectory
-from comfyloop.train.teacher import Teacher
-from comfyloop.train.updates import Updates
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.updates import OptimizerStep
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.models import Loaded, describe
+from comfyloop.train.text.sampled import sample
+from comfyloop.train.text.teacher import Teacher
 from tests.unit.train.conftest import RunRecipe
 from tests.unit.train.test_loss import with_a_say
 from tests.unit.train.test_preferences import THINGS, pair_row, reading, spec_for
@@ -72,7 +72,7 @@ def test_a_step_is_the_divergence_of_plain_transformers(
     shown = [
         encoder.continued(item.teacher, ids) for item, ids in zip(some, tokens, strict=True) if item.teacher
     ]
-    teacher = Teacher(loaded, Updates(loaded, spec_for(tiny_llm)), 0.0)
+    teacher = Teacher(loaded, OptimizerStep(loaded, spec_for(tiny_llm)), 0.0)
     whole = loaded.head.weight.shape[0]
     made = teacher.teach(features, shown, students, whole)
     loaded.eval()
@@ -92,7 +92,7 @@ def test_a_step_is_the_divergence_of_plain_transformers(
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_the_teacher_follows_as_far_as_it_is_told(rate: float, tiny_llm: Path, loaded: Loaded) -> None:
-    updates = Updates(loaded, spec_for(tiny_llm))
+    updates = OptimizerStep(loaded, spec_for(tiny_llm))
     teacher = Teacher(loaded, updates, rate)
     name, weight = next((n, w) for n, w in loaded.trainable if "lora_B" in n)
     before = weight.detach().clone()

@@ -11,7 +11,7 @@ import transformers
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from comfyloop.train import attention, last_layer, lora, mlp, packing, rms_norm
+from comfyloop.train.kernels import attention, last_layer, lora, mlp, packing, rms_norm
 from tests.families import text_fields, text_tokenizer
 
 
@@ -39,9 +39,9 @@ def loss_and_gradients(model):  # type: ignore[no-untyped-def]
 def test_the_same_loss_and_gradients(tiny_llm: Path, dtype: torch.dtype, bound: float) -> None:
     own = wearing(tiny_llm, dtype)
     ours = copy.deepcopy(own)
-    assert lora.use_fewer_sweeps(ours) == 6  # three in each of two layers
-    assert rms_norm.use_fewer_sweeps(ours) == 5
-    assert mlp.use_fewer_sweeps(ours) == 2
+    assert lora.fuse_lora(ours) == 6  # three in each of two layers
+    assert rms_norm.fuse_rms_norm(ours) == 5
+    assert mlp.fuse_mlp(ours) == 2
     expected, gradients = loss_and_gradients(own)
     loss, found = loss_and_gradients(ours)
     assert loss == pytest.approx(expected, rel=bound)
@@ -65,7 +65,7 @@ def test_attention_of_a_packed_row_has_the_same_gradients(
         if "lora_B" in parameter_name or "bias" in parameter_name:
             torch.nn.init.normal_(parameter, std=0.1)
     ours = copy.deepcopy(own)
-    assert attention.use_fewer_sweeps(ours) == base.config.num_hidden_layers
+    assert attention.fuse_attention(ours) == base.config.num_hidden_layers
     spans = (packing.Span(9), packing.Span(12), packing.Span(19, (0,)))
     places = torch.cat([torch.arange(9), torch.arange(12), torch.arange(9, 28)])[None]
     ids = (torch.arange(40)[None] * 7) % base.config.vocab_size
@@ -128,9 +128,9 @@ def test_float32_sums_come_closer_to_the_truth_than_half_precision_ones(tiny_llm
     truth = loss_and_gradients(wearing(tiny_llm, torch.float32))[1]
     own = wearing(tiny_llm, torch.bfloat16)
     ours = copy.deepcopy(own)
-    lora.use_fewer_sweeps(ours)
-    rms_norm.use_fewer_sweeps(ours)
-    mlp.use_fewer_sweeps(ours)
+    lora.fuse_lora(ours)
+    rms_norm.fuse_rms_norm(ours)
+    mlp.fuse_mlp(ours)
 
     def error(model) -> float:  # type: ignore[no-untyped-def]
         found = loss_and_gradients(model)[1]
@@ -146,7 +146,7 @@ def test_the_adapter_can_still_be_switched_off_and_merged(tiny_llm: Path) -> Non
         with peft.disable_adapter():
             off = peft(input_ids=ids).logits
         on = peft(input_ids=ids).logits
-        lora.use_fewer_sweeps(peft)
+        lora.fuse_lora(peft)
         with peft.disable_adapter():
             assert torch.equal(peft(input_ids=ids).logits, off)
         torch.testing.assert_close(peft(input_ids=ids).logits, on)
@@ -157,4 +157,4 @@ def test_the_adapter_can_still_be_switched_off_and_merged(tiny_llm: Path) -> Non
 
 @pytest.mark.parametrize("config", [{"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}])
 def test_layers_that_are_not_plain_are_left_to_peft(tiny_llm: Path, config: dict[str, object]) -> None:
-    assert lora.use_fewer_sweeps(wearing(tiny_llm, torch.float32, **config)) == 0
+    assert lora.fuse_lora(wearing(tiny_llm, torch.float32, **config)) == 0

@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyloop.errors import RunFailed
-from comfyloop.train.spec import TrainSpec
-from comfyloop.train.swift_arguments import Places, arguments
-from comfyloop.train.swift_checks import Seen, check_run
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.swift.arguments import Places, arguments
+from comfyloop.train.swift.checks import Seen, check_run
 
 HASHES = [f"{number:016x}" for number in range(40)]
 

@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop import show
+from comfyloop.client import show
 from comfyloop.errors import InvalidInput
-from comfyloop.train.spec import AdapterSpec, PreferenceSpec, TrainSpec
-from comfyloop.train.swift_flag_table import HONOURED, NEEDLESS, REFUSED, RENAMED
-from comfyloop.train.swift_flags import from_swift, read_command
+from comfyloop.train.specs.text import AdapterSpec, PreferenceSpec, TrainSpec
+from comfyloop.train.swift.command_line import from_swift, read_command
+from comfyloop.train.swift.flags import HONOURED, NEEDLESS, REFUSED, RENAMED
 
 START = "swift sft --model /models/m --dataset data.jsonl"
 

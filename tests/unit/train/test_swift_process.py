@@ -11,11 +11,11 @@ from typing import Any
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from comfyloop.train.control import Control
-from comfyloop.train.log import RunLog
-from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import RunDirectory
-from comfyloop.train.swift_process import Watch
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.swift.process import Watch
 from tests.families import make_family
 
 SPEC = TrainSpec(model="none", train="train.jsonl", train_engine="swift")
@@ -106,8 +106,8 @@ def test_rows_of_an_array_on_one_line_are_told_apart(tmp_path: Path) -> None:
     """A row that ms-swift would misread is left out by itself, though all stand on line 1."""
     from PIL import Image
 
-    from comfyloop.train.models import describe
-    from comfyloop.train.swift import prepare_rows
+    from comfyloop.train.swift.engine import prepare_rows
+    from comfyloop.train.text.models import describe
 
     model = make_family("qwen2_vl", tmp_path / "model")
     Image.new("RGB", (24, 16)).save(tmp_path / "a.png")

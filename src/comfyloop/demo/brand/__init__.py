@@ -13,14 +13,14 @@ from PIL import Image
 from rich.console import Console
 from rich.table import Table
 
-from comfyloop.client import Client
+from comfyloop.client.client import Client
+from comfyloop.client.follow import follow
 from comfyloop.demo import processes
 from comfyloop.demo.asking import Question, ask_all
 from comfyloop.demo.brand import material, page, posters
 from comfyloop.demo.brand.material import Brand, Product
 from comfyloop.demo.brand.painter import Drawing, Painter
 from comfyloop.demo.clock import Clock
-from comfyloop.follow import follow
 from comfyloop.gate import render_text
 from comfyloop.gate.metrics import edit_distance
 from comfyloop.records import (

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 from comfyloop.errors import ComfyLoopError
-from comfyloop.train.image.judge import wearing
 from comfyloop.train.image.render import draw
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.judge.judge import load_with_adapter
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.specs.image import ImageTrainSpec
 
 
 def paint(job: Path) -> None:
@@ -21,7 +21,7 @@ def paint(job: Path) -> None:
     """
     told = json.loads(job.read_text(encoding="utf-8"))
     spec = ImageTrainSpec(model=told["model"], train="", cache=told["cache"])
-    student = wearing(RunDirectory(job.parent), spec, told["lora"])
+    student = load_with_adapter(RunDirectory(job.parent), spec, told["lora"])
     for drawing in told["drawings"]:
         drawn = draw(student, drawing["prompt"], drawing["seed"])
         drawn.save(Path(told["folder"]) / drawing["file"], format="PNG")

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from comfyloop.demo.brand.material import Colour
-from comfyloop.lettering import font_for, lines
+from comfyloop.media.text_overlay import font_for, lines
 
 WIDTH, TEXT_HEIGHT, MARGIN = 384, 168, 20  # pixels
 RULE = 8  # height of the stroke between picture and text

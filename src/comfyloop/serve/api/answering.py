@@ -17,9 +17,9 @@ from comfyloop.serve.api import chat_images
 from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest
 from comfyloop.serve.api.recalling import Recalled, recalled
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.client import EngineClient, Stream, wire_message
-from comfyloop.serve.names import ModelName
-from comfyloop.serve.place import Lease
+from comfyloop.serve.engines.client import EngineClient, Stream, wire_message
+from comfyloop.serve.routing.handle import VersionHandle
+from comfyloop.serve.routing.names import ModelName
 from comfyloop.settings import Settings
 
 _Answer = TypeVar("_Answer")
@@ -48,14 +48,14 @@ class Answering:
     def __init__(
         self,
         services: Services,
-        lease: Lease,
+        handle: VersionHandle,
         body: ChatRequest,
         messages: tuple[Message, ...],
         wire: list[dict[str, Any]],
         told: Recalled,
     ) -> None:
         self.services = services
-        self.lease = lease
+        self.handle = handle
         self.choices = [_Said(new_id("gen")) for _ in range(body.n or 1)]
         self._body = body
         self._messages = messages
@@ -83,12 +83,12 @@ class Answering:
             name = ModelName.parse(body.model)
             project = services.router.project(name.project)
             messages, wire = await _read(body.messages, project, services)
-            lease = await services.router.acquire_async(name, _conversation(body, messages))
+            handle = await services.router.acquire_async(name, _conversation(body, messages))
             try:
-                told = await recalled(services, body, lease.number, messages, wire)
-                return cls(services, lease, body, messages, wire, told)
+                told = await recalled(services, body, handle.number, messages, wire)
+                return cls(services, handle, body, messages, wire, told)
             except BaseException:
-                lease.release()
+                handle.release()
                 raise
         except BaseException:
             services.router.traffic.leave()
@@ -102,7 +102,7 @@ class Answering:
     def headers(self) -> dict[str, str]:
         return {
             "X-ComfyLoop-Generation": self.id,
-            "X-ComfyLoop-Version": self.lease.name,
+            "X-ComfyLoop-Version": self.handle.name,
             **self._told.headers,
         }
 
@@ -111,7 +111,7 @@ class Answering:
         """What the headers say, for a WebSocket."""
         return {
             "generation": self.id,
-            "version": self.lease.name,
+            "version": self.handle.name,
             "examples": list(self._told.feedback),
         }
 
@@ -125,7 +125,7 @@ class Answering:
             said.text.append(choice["message"].get("content") or "")
             said.finish_reason = choice.get("finish_reason") or "stop"
         self._count(answer.get("usage"))
-        self.lease.place.warm = True
+        self.handle.entry.warm = True
         await self._record()
         return self._stamp(answer)
 
@@ -147,11 +147,11 @@ class Answering:
                 if self._note(chunk) and first:
                     first = False
                     self.services.metrics.first_token.observe(
-                        time.perf_counter() - self._opened, self.lease.project
+                        time.perf_counter() - self._opened, self.handle.project
                     )
                 if chunk["choices"] or usage_wanted:
                     yield self._stamp(chunk)
-            self.lease.place.warm = True
+            self.handle.entry.warm = True
             await self._record()
         except ComfyLoopError:
             for said in self.choices:
@@ -164,11 +164,11 @@ class Answering:
         if self._closed:
             return
         self._closed = True
-        self.lease.release()
+        self.handle.release()
         services = self.services
         services.router.traffic.leave()
-        services.metrics.tokens.add(self._prompt_tokens, self.lease.project, "prompt")
-        services.metrics.tokens.add(self._answer_tokens, self.lease.project, "answer")
+        services.metrics.tokens.add(self._prompt_tokens, self.handle.project, "prompt")
+        services.metrics.tokens.add(self._answer_tokens, self.handle.project, "answer")
         if self._stream is not None:
             if not self._recorded:  # the client left, or the engine broke off
                 for generation in self._generations():
@@ -188,32 +188,32 @@ class Answering:
 
     async def _ask_for(self, call: Callable[[EngineClient, dict[str, Any]], Awaitable[_Answer]]) -> _Answer:
         try:
-            return await call(self.lease.client, self._request())
+            return await call(self.handle.client, self._request())
         except NotFound:
             await self._load_again()
-            return await call(self.lease.client, self._request())
+            return await call(self.handle.client, self._request())
 
     async def _load_again(self) -> None:
         """The engine does not know the adapter: it was restarted behind our back. Load the same version again."""
-        old = self.lease
+        old = self.handle
         if old.number == BASE:
             raise NotFound(
                 f"The engine does not serve {old.model!r}.", "Start it with --served-model-name base."
             )
         router = self.services.router
-        router.lost(old.place)
-        self.lease = await router.acquire_async(ModelName(old.project, old.number))
+        router.lost(old.entry)
+        self.handle = await router.acquire_async(ModelName(old.project, old.number))
         old.release()
 
     def _request(self) -> dict[str, Any]:
-        return {"model": self.lease.model, "messages": self._told.wire, **self._sent}
+        return {"model": self.handle.model, "messages": self._told.wire, **self._sent}
 
     # --- what is kept of it
 
     def _stamp(self, body: dict[str, Any]) -> dict[str, Any]:
         """Put our names into a response or chunk of the engine's."""
         body["id"] = self.id
-        body["model"] = body["system_fingerprint"] = self.lease.name
+        body["model"] = body["system_fingerprint"] = self.handle.name
         if self._told.feedback:
             body["examples"] = list(self._told.feedback)
         if len(self.choices) > 1:
@@ -248,8 +248,8 @@ class Answering:
         return [
             Generation(
                 id=said.id,
-                project=self.lease.project,
-                version=self.lease.number,
+                project=self.handle.project,
+                version=self.handle.number,
                 model=self._body.model,
                 messages=self._messages,
                 answer="".join(said.text),

@@ -40,9 +40,9 @@ from comfyloop.serve.api import (
     versions,
 )
 from comfyloop.serve.api.common import whole_characters
+from comfyloop.serve.api.recorder import Recorder
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.client import AsyncEngineClient
-from comfyloop.serve.recorder import Recorder
+from comfyloop.serve.engines.client import AsyncEngineClient
 
 TELL_SECONDS = 3.0
 NOUNS = (

@@ -8,7 +8,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from comfyloop.serve.api.services import Svc
-from comfyloop.serve.busy import LONGEST_SECONDS
+from comfyloop.serve.routing.activity import LONGEST_SECONDS
 
 router = APIRouter(tags=["loop"])
 

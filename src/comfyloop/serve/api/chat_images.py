@@ -10,9 +10,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from comfyloop import data_urls
 from comfyloop.capture import images
 from comfyloop.errors import InvalidInput, NotFound, TooLarge
+from comfyloop.media import data_urls
 from comfyloop.settings import Settings
 from comfyloop.store import Store
 

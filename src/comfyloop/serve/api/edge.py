@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from comfyloop.errors import ComfyLoopError, InvalidInput, TooLarge
 from comfyloop.serve.api.bodies import Characters, Values
 from comfyloop.serve.api.errors import error_body
-from comfyloop.serve.metrics import Metrics
+from comfyloop.serve.api.metrics_registry import Metrics
 
 BODY_SECONDS = 120.0
 """A body that is not whole after so long is given up."""

@@ -1,4 +1,6 @@
-"""Errors as JSON: {"error": {"message", "mend", "code", "type", "param"}}, a superset of OpenAI's form."""
+"""Errors as JSON: {"error": {"message", "hint", "code", "type", "param"}}, a superset of OpenAI's form.
+
+Until the release after the next the hint also stands under its old name, `mend`."""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ SHOWN = 5
 
 class ErrorDetail(BaseModel):
     message: str = Field(description="What is wrong and how to mend it, in words.")
-    mend: str = Field(default="", description="How to mend it alone; empty when the message says it.")
+    hint: str = Field(default="", description="How to mend it alone; empty when the message says it.")
+    mend: str = Field(default="", description="The hint under its old name.", deprecated=True)
     code: str = Field(description="A word for programs, e.g. `not_found`.")
     type: str = Field(description="OpenAI's kind of error, e.g. `invalid_request_error`.")
     param: str | None = Field(default=None, description="The field that is wrong, where it is one.")
@@ -43,11 +46,19 @@ def _kind(status: int) -> str:
 
 
 def error_body(error: ComfyLoopError, param: str | None = None) -> dict[str, Any]:
-    return _body(error.status, str(error), error.mend, error.code, param)
+    return _body(error.status, str(error), error.hint, error.code, param)
 
 
-def _body(status: int, message: str, mend: str, code: str, param: str | None = None) -> dict[str, Any]:
-    return {"error": {"message": message, "mend": mend, "code": code, "type": _kind(status), "param": param}}
+def _body(status: int, message: str, hint: str, code: str, param: str | None = None) -> dict[str, Any]:
+    told = {
+        "message": message,
+        "hint": hint,
+        "mend": hint,
+        "code": code,
+        "type": _kind(status),
+        "param": param,
+    }
+    return {"error": told}
 
 
 def error_response(error: ComfyLoopError, param: str | None = None) -> JSONResponse:
@@ -103,8 +114,8 @@ def install(app: FastAPI) -> None:
             return error_response(broken)
         sent = request.headers.get("content-type", "")
         if tuple(details[0]["loc"]) == ("body",) and "json" not in sent and details[0]["input"] is not None:
-            mend = "Send JSON with the header `Content-Type: application/json`."
-            return error_response(InvalidInput(f"The body was sent as {sent[:80] or 'no type'!r}.", mend))
+            hint = "Send JSON with the header `Content-Type: application/json`."
+            return error_response(InvalidInput(f"The body was sent as {sent[:80] or 'no type'!r}.", hint))
         sentence, param = _request_sentence(details, error.body)
         return error_response(InvalidInput(sentence), param)
 

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from comfyloop.capture.feedback import too_deep
-from comfyloop.client import CIRCLE
+from comfyloop.client.client import CIRCLE
 from comfyloop.curate import graph, graph_read, graph_text
 from comfyloop.errors import InvalidInput, TooLarge
 from comfyloop.serve.api.answering import Answering
@@ -96,7 +96,7 @@ async def suggest_edit(body: Asked, request: Request, services: Svc) -> Suggesti
     steps, problem = await run_in_threadpool(_read, shown, text)
     return Suggestion(
         generation=answering.id,
-        version=answering.lease.name,
+        version=answering.handle.name,
         text=text,
         steps=steps,
         problem=problem,

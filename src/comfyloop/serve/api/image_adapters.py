@@ -15,7 +15,7 @@ from comfyloop.errors import NotFound
 from comfyloop.records import BASE
 from comfyloop.serve.api.common import AskedProject, VersionNumber
 from comfyloop.serve.api.services import Svc
-from comfyloop.serve.names import version_name
+from comfyloop.serve.routing.names import version_name
 from comfyloop.store import versions
 
 router = APIRouter(tags=["versions"])

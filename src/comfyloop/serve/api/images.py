@@ -7,9 +7,9 @@ from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 
-from comfyloop import data_urls
 from comfyloop.capture import images
 from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.media import data_urls
 from comfyloop.serve.api.chat_images import UPLOAD
 from comfyloop.serve.api.services import Svc
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from fastapi import APIRouter
 from fastapi.responses import PlainTextResponse
 
+from comfyloop.serve.api.metrics_registry import CONTENT_TYPE
 from comfyloop.serve.api.services import Svc
-from comfyloop.serve.metrics import CONTENT_TYPE
 
 router = APIRouter(tags=["health"])
 

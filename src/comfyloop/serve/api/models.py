@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from comfyloop import integrity
 from comfyloop.records import BASE, VersionState
 from comfyloop.serve.api.services import Services, Svc
-from comfyloop.serve.names import ModelName, version_name
+from comfyloop.serve.routing.names import ModelName, version_name
 from comfyloop.store import versions
 
 router = APIRouter(tags=["chat"])

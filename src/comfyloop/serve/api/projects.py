@@ -97,4 +97,4 @@ def _check_image_model(model: str, settings: Settings) -> None:
     try:
         look(model, settings.image_vae, settings.image_prediction)
     except ModelError as error:
-        raise InvalidInput(error.message, error.mend) from None
+        raise InvalidInput(error.message, error.hint) from None

@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 
 from starlette.concurrency import run_in_threadpool
 
-from comfyloop import data_urls, recall
+from comfyloop import recall
 from comfyloop.errors import ComfyLoopError
+from comfyloop.media import data_urls
 from comfyloop.records import Message
 from comfyloop.serve.api.chat_request import ChatRequest
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.client import wire_message
-from comfyloop.serve.names import ModelName
+from comfyloop.serve.engines.client import wire_message
+from comfyloop.serve.routing.names import ModelName
 from comfyloop.store import preferences
 
 log = logging.getLogger(__name__)

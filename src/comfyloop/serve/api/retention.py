@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from comfyloop import retention
+from comfyloop.loop import retention
 from comfyloop.serve.api.services import Svc
 
 router = APIRouter(tags=["loop"])

@@ -16,12 +16,12 @@ from fastapi.requests import HTTPConnection
 from comfyloop import errors
 from comfyloop.recall import Recall, Tastes
 from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Snapshot
-from comfyloop.serve.busy import Busy
-from comfyloop.serve.client import AsyncEngineClient
+from comfyloop.serve.api.metrics_registry import Metrics
+from comfyloop.serve.api.recorder import Recorder
+from comfyloop.serve.engines.client import AsyncEngineClient
 from comfyloop.serve.events import Events
-from comfyloop.serve.metrics import Metrics
-from comfyloop.serve.recorder import Recorder
-from comfyloop.serve.router import Router
+from comfyloop.serve.routing.activity import ActivitySignal
+from comfyloop.serve.routing.router import Router
 from comfyloop.settings import Settings
 from comfyloop.store import Store
 
@@ -84,7 +84,7 @@ class Services:
         self.tastes = Tastes(self.store, self.settings.max_image_pixels)
 
     @property
-    def busy(self) -> Busy:
+    def busy(self) -> ActivitySignal:
         """Programs that say that a person waits for them."""
         return self.router.traffic.busy
 

@@ -11,8 +11,8 @@ from comfyloop.errors import NotFound
 from comfyloop.records import GateReport, ProjectName, Version, VersionState
 from comfyloop.serve.api.common import AskedProject, Limit, VersionNumber
 from comfyloop.serve.api.services import Svc
-from comfyloop.serve.names import version_name
-from comfyloop.serve.promotion import Promotion
+from comfyloop.serve.routing.names import version_name
+from comfyloop.serve.routing.promotion import Promotion
 from comfyloop.store import versions
 from comfyloop.store.pages import PAGE_BYTES
 

@@ -27,8 +27,8 @@ import time
 from pathlib import Path
 
 from comfyloop.serve.embedded.options import Options
-from comfyloop.serve.engine import SECRET_VARIABLE
-from comfyloop.serve.guard import alive
+from comfyloop.serve.engines.guard import alive
+from comfyloop.serve.engines.protocol import SECRET_VARIABLE
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence as Rows
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,7 +31,7 @@ CHUNK = 64  # tokens of a prompt that are filled in one pass: what a running ans
 
 
 @dataclass(eq=False)
-class Sequence:
+class DecodeSequence:
     """One prompt and its answer, as the decoder holds it."""
 
     prompt: Prompt
@@ -74,25 +74,25 @@ class Sequence:
 class Decoder(Protocol):
     """Owned by the model thread. Rows are sequences between `admit` and `release`."""
 
-    def admit(self, sequence: Sequence) -> None: ...
+    def admit(self, sequence: DecodeSequence) -> None: ...
 
-    def prefill(self, sequence: Sequence) -> Tensor:
+    def prefill(self, sequence: DecodeSequence) -> Tensor:
         """Fill the next piece of the prompt; logits (n, vocabulary) of its last n tokens."""
 
-    def step(self, sequences: Rows[Sequence]) -> Tensor:
+    def step(self, sequences: Sequence[DecodeSequence]) -> Tensor:
         """One more token for each filled sequence; logits (rows, vocabulary)."""
 
-    def read_on(self, sequence: Sequence, further: Pass) -> Tensor:
+    def read_on(self, sequence: DecodeSequence, further: Pass) -> Tensor:
         """Tokens behind a filled prompt that is only scored; their logits (tokens, vocabulary)."""
 
-    def reads_whole(self, sequence: Sequence, further: int) -> bool:
+    def reads_whole(self, sequence: DecodeSequence, further: int) -> bool:
         """Whether `read_whole` takes a prompt that is only scored, with so many tokens behind it; no row is needed."""
 
-    def read_whole(self, texts: Rows[tuple[Sequence, Pass]]) -> list[Tensor]:
+    def read_whole(self, texts: Sequence[tuple[DecodeSequence, Pass]]) -> list[Tensor]:
         """Prompts and what is scored behind them, at once. Of each the logits of the prompt's last token and of those
         behind it (1 + tokens, vocabulary)."""
 
-    def release(self, sequence: Sequence) -> None: ...
+    def release(self, sequence: DecodeSequence) -> None: ...
 
     def prepare(self, adapter: Adapter) -> None:
         """Do in another thread what the adapter needs before its first row."""
@@ -130,7 +130,9 @@ class BatchDecoder:
         layers = len(DynamicCache(config=loaded.model.config).layers)
         self._cache = RowsCache(self._kv, layers)
         self.prefixes = Prefixes(prefix_bytes)
-        self._seated: list[Sequence] = []  # by row: first those that decode, then those that are being filled
+        self._seated: list[
+            DecodeSequence
+        ] = []  # by row: first those that decode, then those that are being filled
         self._decoding = 0
         self.fast: LlamaStep | None = None
         fast = LlamaStep.of(loaded.model, self._kv, Packer(packed_bytes))
@@ -141,7 +143,7 @@ class BatchDecoder:
     def bytes(self) -> int:
         return self._kv.bytes + self.prefixes.bytes + (self.vision.bytes if self.vision else 0)
 
-    def admit(self, sequence: Sequence) -> None:
+    def admit(self, sequence: DecodeSequence) -> None:
         self._kv.reserve(len(self._seated) + 1, len(sequence.prompt.ids))
         sequence.row = len(self._seated)
         self._seated.append(sequence)
@@ -151,7 +153,7 @@ class BatchDecoder:
             sequence.digests = _digests(sequence)
             self._reuse(sequence)
 
-    def _reuse(self, sequence: Sequence) -> None:
+    def _reuse(self, sequence: DecodeSequence) -> None:
         """Take what an earlier prompt that began alike has computed, leaving at least the last token."""
         if sequence.all_logits:
             return
@@ -163,7 +165,7 @@ class BatchDecoder:
             sequence.filled += CHUNK
         sequence.reused = sequence.filled
 
-    def prefill(self, sequence: Sequence) -> Tensor:
+    def prefill(self, sequence: DecodeSequence) -> Tensor:
         start, total = sequence.filled, len(sequence.prompt.ids)
         embedded = sequence.embedded
         whole = embedded is not None and embedded.whole is not None
@@ -179,7 +181,7 @@ class BatchDecoder:
             self._promote(sequence)
         return logits
 
-    def _own_fill(self, sequence: Sequence, start: int, stop: int) -> Tensor:
+    def _own_fill(self, sequence: DecodeSequence, start: int, stop: int) -> Tensor:
         self._lora.select([sequence.adapter])
         embedded = sequence.embedded
         places = torch.arange(start, stop, device=self._device)[None]
@@ -201,7 +203,7 @@ class BatchDecoder:
                 output = self._model(inputs_embeds=embedded.embeds[:, start:stop], position_ids=at, **common)
         return output.logits[0]  # type: ignore[no-any-return]
 
-    def _fast_fill(self, fast: LlamaStep, sequence: Sequence, start: int, stop: int) -> Tensor:
+    def _fast_fill(self, fast: LlamaStep, sequence: DecodeSequence, start: int, stop: int) -> Tensor:
         places = torch.arange(start, stop, device=self._device)
         if sequence.embedded is None:
             ids = torch.tensor(sequence.prompt.ids[start:stop], device=self._device)
@@ -211,14 +213,14 @@ class BatchDecoder:
         mask = causal_mask(places[None], stop, self._dtype)
         return fast.fill(x, places[:, None], mask, sequence.adapter, sequence.all_logits)
 
-    def _remember(self, sequence: Sequence, start: int, stop: int) -> None:
+    def _remember(self, sequence: DecodeSequence, start: int, stop: int) -> None:
         number = start // CHUNK
         if stop - start == CHUNK and number < len(sequence.digests):
             digest = sequence.digests[number]
             if not self.prefixes.has(sequence.adapter_name, digest):
                 self.prefixes.put(sequence.adapter_name, digest, self._kv.copy_out(sequence.row, start, stop))
 
-    def read_on(self, sequence: Sequence, further: Pass) -> Tensor:
+    def read_on(self, sequence: DecodeSequence, further: Pass) -> Tensor:
         size, start = len(sequence.prompt.ids), len(sequence.prompt.ids) + further.behind
         self._kv.reserve(len(self._seated), start + len(further.tokens))
         self._kv.pass_ = Prefill(sequence.row, start, len(further.tokens))
@@ -239,14 +241,14 @@ class BatchDecoder:
         )
         return output.logits[0]  # type: ignore[no-any-return]
 
-    def reads_whole(self, sequence: Sequence, further: int) -> bool:
+    def reads_whole(self, sequence: DecodeSequence, further: int) -> bool:
         return self._knows(sequence) and len(sequence.prompt.ids) + further <= READ_ROWS
 
-    def read_whole(self, texts: Rows[tuple[Sequence, Pass]]) -> list[Tensor]:
+    def read_whole(self, texts: Sequence[tuple[DecodeSequence, Pass]]) -> list[Tensor]:
         assert self.fast is not None
         return self.fast.read([self._text(sequence, further) for sequence, further in texts])
 
-    def _text(self, sequence: Sequence, further: Pass) -> Text:
+    def _text(self, sequence: DecodeSequence, further: Pass) -> Text:
         self._lora.select([sequence.adapter])  # the adapter may change how pictures are seen
         size, embed = len(sequence.prompt.ids), self._model.get_input_embeddings()
         embedded = _embed(self.vision, sequence, self._device)
@@ -262,7 +264,7 @@ class BatchDecoder:
             adapter=sequence.adapter,
         )
 
-    def _promote(self, sequence: Sequence) -> None:
+    def _promote(self, sequence: DecodeSequence) -> None:
         """Seat a filled sequence behind the last one that decodes."""
         first = self._seated[self._decoding]
         if first is not sequence:
@@ -273,7 +275,7 @@ class BatchDecoder:
         if sequence.embedded is not None:  # only its shift is needed from here on
             sequence.embedded = Embedded(sequence.embedded.embeds[:, :0], sequence.embedded.positions, None)
 
-    def step(self, sequences: Rows[Sequence]) -> Tensor:
+    def step(self, sequences: Sequence[DecodeSequence]) -> Tensor:
         rows = self._seated[: self._decoding]
         if set(map(id, rows)) != set(map(id, sequences)):
             raise RuntimeError("A step must take every filled row.")
@@ -283,14 +285,14 @@ class BatchDecoder:
         order = [s.row for s in sequences]
         return logits if order == list(range(len(order))) else logits[order]
 
-    def _knows(self, row: Sequence) -> bool:
+    def _knows(self, row: DecodeSequence) -> bool:
         """Whether the fast pass does."""
         return self.fast is not None and self.fast.knows(row.adapter)
 
-    def _together(self, rows: list[Sequence]) -> list[list[Sequence]]:
+    def _together(self, rows: list[DecodeSequence]) -> list[list[DecodeSequence]]:
         """Rows that follow one another, in passes. Those that are to be as alone share the fast pass's steady ones; one
         that it does not know has a pass of its own."""
-        passes: list[list[Sequence]] = []
+        passes: list[list[DecodeSequence]] = []
         for row in rows:
             last = passes[-1] if passes else []
             if not last or row.alone != last[0].alone:
@@ -305,7 +307,7 @@ class BatchDecoder:
                 passes.append([row])
         return passes
 
-    def _pass(self, rows: list[Sequence]) -> Tensor:
+    def _pass(self, rows: list[DecodeSequence]) -> Tensor:
         places, first = [s.filled for s in rows], rows[0].row
         at = torch.tensor(places, device=self._device)
         numbers = torch.arange(first, first + len(rows), device=self._device)
@@ -318,7 +320,7 @@ class BatchDecoder:
             s.filled += 1
         return logits
 
-    def _own_logits(self, rows: Rows[Sequence], at: Tensor) -> Tensor:
+    def _own_logits(self, rows: Sequence[DecodeSequence], at: Tensor) -> Tensor:
         self._lora.select([s.adapter for s in rows])
         output = self._model(
             input_ids=torch.tensor([[s.answer[-1]] for s in rows], device=self._device),
@@ -330,7 +332,7 @@ class BatchDecoder:
         )
         return output.logits[:, -1]  # type: ignore[no-any-return]
 
-    def _fast_logits(self, fast: LlamaStep, rows: Rows[Sequence], at: Tensor) -> Tensor:
+    def _fast_logits(self, fast: LlamaStep, rows: Sequence[DecodeSequence], at: Tensor) -> Tensor:
         tokens = torch.tensor([s.answer[-1] for s in rows], device=self._device)
         positions = torch.tensor([[s.filled + s.shift] for s in rows], device=self._device)
         adapters = [s.adapter for s in rows]
@@ -343,7 +345,7 @@ class BatchDecoder:
     @torch.inference_mode()
     def _agrees(self, fast: LlamaStep) -> bool:
         """Whether the fast pass gives the logits of the model's own forward, on a ragged sample."""
-        samples = [Sequence(Prompt([7 + i for i in range(n)]), None, 16) for n in (5, 3)]
+        samples = [DecodeSequence(Prompt([7 + i for i in range(n)]), None, 16) for n in (5, 3)]
         pairs = []
         for sample in samples:
             self.admit(sample)
@@ -366,7 +368,7 @@ class BatchDecoder:
         if self.fast is not None:
             self.fast.prepare(adapter)
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: DecodeSequence) -> None:
         """Give up a row; the last rows move up, so that those that decode stay together."""
         hole = sequence.row
         if hole < self._decoding:
@@ -404,12 +406,12 @@ class SoloDecoder:
     def bytes(self) -> int:
         return self.vision.bytes if self.vision else 0
 
-    def admit(self, sequence: Sequence) -> None:
+    def admit(self, sequence: DecodeSequence) -> None:
         self._lora.select([sequence.adapter])
         sequence.cache = DynamicCache(config=self._model.config)
         sequence.embedded = _embed(self.vision, sequence, self._device)
 
-    def prefill(self, sequence: Sequence) -> Tensor:
+    def prefill(self, sequence: DecodeSequence) -> Tensor:
         self._lora.select([sequence.adapter])
         start, total = sequence.filled, len(sequence.prompt.ids)
         embedded = sequence.embedded
@@ -431,7 +433,7 @@ class SoloDecoder:
         sequence.filled = stop
         return logits[0]  # type: ignore[no-any-return]
 
-    def step(self, sequences: Rows[Sequence]) -> Tensor:
+    def step(self, sequences: Sequence[DecodeSequence]) -> Tensor:
         logits = []
         for sequence in sequences:
             self._lora.select([sequence.adapter])
@@ -446,7 +448,7 @@ class SoloDecoder:
             logits.append(output.logits[0, -1])
         return torch.stack(logits)
 
-    def read_on(self, sequence: Sequence, further: Pass) -> Tensor:
+    def read_on(self, sequence: DecodeSequence, further: Pass) -> Tensor:
         self._lora.select([sequence.adapter])
         logits, first = [], 0
         for part in further.parts:
@@ -464,13 +466,13 @@ class SoloDecoder:
             first += length
         return torch.cat(logits)
 
-    def reads_whole(self, sequence: Sequence, further: int) -> bool:
+    def reads_whole(self, sequence: DecodeSequence, further: int) -> bool:
         return False
 
-    def read_whole(self, texts: Rows[tuple[Sequence, Pass]]) -> list[Tensor]:
+    def read_whole(self, texts: Sequence[tuple[DecodeSequence, Pass]]) -> list[Tensor]:
         raise NotImplementedError
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: DecodeSequence) -> None:
         sequence.cache = sequence.branch = None
 
     def prepare(self, adapter: Adapter) -> None: ...
@@ -480,7 +482,7 @@ class SoloDecoder:
             self.vision.forget(adapter)
 
 
-def _embed(vision: Vision | None, sequence: Sequence, device: torch.device) -> Embedded | None:
+def _embed(vision: Vision | None, sequence: DecodeSequence, device: torch.device) -> Embedded | None:
     prompt = sequence.prompt
     if not prompt.images:
         return None
@@ -492,7 +494,7 @@ def _embed(vision: Vision | None, sequence: Sequence, device: torch.device) -> E
     )
 
 
-def _digests(sequence: Sequence) -> list[bytes]:
+def _digests(sequence: DecodeSequence) -> list[bytes]:
     """A hash of the prompt up to the end of each whole chunk: of its tokens, or of what is made of them."""
     digests, last = [], b""
     embedded = sequence.embedded

@@ -11,8 +11,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable
-from collections.abc import Sequence as Rows
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -20,8 +19,8 @@ from typing import Any
 import torch
 
 from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
-from comfyloop.rope import RopeScaling
-from comfyloop.serve.embedded.batch import CHUNK, Decoder, Sequence, make_decoder
+from comfyloop.models.rope import RopeScaling
+from comfyloop.serve.embedded.batch import CHUNK, Decoder, DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.jobs import Event, Failed, Finished, Job, Piece, Sampling
 from comfyloop.serve.embedded.llama import READ_ROWS
@@ -98,7 +97,7 @@ class Engine:
         sampling: Sampling,
         emit: Callable[[Event], None],
         structure: Structure | None = None,
-        continuations: Rows[Rows[int]] = (),
+        continuations: Sequence[Sequence[int]] = (),
     ) -> Job:
         """Queue a request, whose answer is to follow `structure`; or one that asks how likely `continuations` (token
         ids) are after the prompt, and is answered by `Finished.scores`.
@@ -359,7 +358,7 @@ class Engine:
         room = self.loaded.context
         if job.sampling.max_tokens is not None:
             room = min(room, len(job.prompt.ids) + job.sampling.max_tokens)
-        job.sequence = Sequence(
+        job.sequence = DecodeSequence(
             job.prompt,
             job.adapter,
             room,
@@ -564,7 +563,7 @@ def _generator(sampling: Sampling, device: torch.device) -> torch.Generator | No
     return generator
 
 
-def _sequence(job: Job) -> Sequence:
+def _sequence(job: Job) -> DecodeSequence:
     assert job.sequence is not None
     return job.sequence
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import torch
 
 from comfyloop.errors import ComfyLoopError
-from comfyloop.serve.embedded.batch import Sequence
+from comfyloop.serve.embedded.batch import DecodeSequence
 from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.lora import Adapter
 from comfyloop.serve.embedded.prompts import Prompt
@@ -71,7 +71,7 @@ class Job:
     arrived: float = field(default_factory=time.monotonic)
     cancelled: bool = False
     # the rest belongs to the model thread
-    sequence: Sequence | None = None
+    sequence: DecodeSequence | None = None
     stream: TextStream | None = None
     generator: torch.Generator | None = None
     circle: Circle | None = None

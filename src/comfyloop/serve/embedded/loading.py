@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from comfyloop.errors import ModelError
-from comfyloop.processors import load_processor
-from comfyloop.rope import RopeScaling, max_positions, scale
+from comfyloop.models.processors import load_processor
+from comfyloop.models.rope import RopeScaling, max_positions, scale
 from comfyloop.serve.embedded.options import DType
 
 

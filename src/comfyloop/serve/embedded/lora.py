@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from comfyloop.errors import InvalidInput, NotFound
-from comfyloop.lora_start import refuse_changed_base
-from comfyloop.rope import RopeScaling, refuse_other_positions
+from comfyloop.models.lora_start import refuse_changed_base
+from comfyloop.models.rope import RopeScaling, refuse_other_positions
 
 _PREFIX = "base_model.model."
 _PART = re.compile(r"^(?P<module>.+)\.(?P<part>lora_A|lora_B|lora_magnitude_vector)(\.weight)?$")

@@ -10,11 +10,11 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from comfyloop import data_urls
 from comfyloop.errors import InvalidInput, TooLarge
-from comfyloop.pictures import BadPicture, TooManyPixels, read_picture
-from comfyloop.plain_text import Speller
-from comfyloop.processors import fields_of, takes_parts, tokens_of
+from comfyloop.media import data_urls
+from comfyloop.media.decoding import BadPicture, TooManyPixels, read_picture
+from comfyloop.models.plain_text import Speller
+from comfyloop.models.processors import fields_of, takes_parts, tokens_of
 from comfyloop.serve.embedded.loading import Loaded
 from comfyloop.serve.embedded.protocol import ImageContent, Message, TextContent
 

@@ -12,9 +12,9 @@ from torch import Tensor
 from comfyloop.train.image.buckets import Fit
 from comfyloop.train.image.loss import draw_noise, draw_timestep
 from comfyloop.train.image.rows import Picture, PictureRow
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.image.student import Student, caption_of
 from comfyloop.train.image.text import Conditions
+from comfyloop.train.image.trainable import TrainableImageModel, caption_of
+from comfyloop.train.specs.image import ImageTrainSpec
 
 Frames = list[tuple[Picture, Fit]]
 
@@ -40,7 +40,7 @@ class Batch:
 
 
 def batches(
-    student: Student,
+    trainable: TrainableImageModel,
     rows: Sequence[PictureRow],
     spec: ImageTrainSpec,
     chance: random.Random,
@@ -59,14 +59,14 @@ def batches(
         caption = caption_of(row, spec)
         if training and chance.random() < spec.caption_dropout:
             caption = ""
-        drawn = draw_timestep(student.model.scheduler, chance) if timesteps is None else timesteps[number]
-        size = student.latents.fit(row.chosen).size
-        groups.setdefault((size, student.captions.windows(caption)), []).append((row, caption, drawn))
-    return [_batch(student, group, spec, chance, training) for group in groups.values()]
+        drawn = draw_timestep(trainable.model.scheduler, chance) if timesteps is None else timesteps[number]
+        size = trainable.latents.fit(row.chosen).size
+        groups.setdefault((size, trainable.captions.windows(caption)), []).append((row, caption, drawn))
+    return [_batch(trainable, group, spec, chance, training) for group in groups.values()]
 
 
 def _batch(
-    student: Student,
+    trainable: TrainableImageModel,
     group: list[tuple[PictureRow, str, int]],
     spec: ImageTrainSpec,
     chance: random.Random,
@@ -74,7 +74,7 @@ def _batch(
 ) -> Batch:
     generator = torch.Generator().manual_seed(chance.getrandbits(48))
     spread = generator if training else None
-    latents, fit = student.latents, student.latents.fit
+    latents, fit = trainable.latents, trainable.latents.fit
     chosen = torch.stack([latents.of(row.chosen, generator=spread) for row, _, _ in group])
     pairs = [(row.rejected, row.chosen) for row, _, _ in group if row.rejected is not None]
     rejected = [latents.of(worse, like=better, generator=spread) for worse, better in pairs]
@@ -83,7 +83,7 @@ def _batch(
         rejected=torch.stack(rejected) if rejected else None,
         noise=draw_noise(chosen, spec.noise_offset if training else 0.0, generator),
         timesteps=torch.tensor([drawn for _, _, drawn in group]),
-        conditions=Conditions.stack([student.captions.of(caption) for _, caption, _ in group]),
+        conditions=Conditions.stack([trainable.captions.of(caption) for _, caption, _ in group]),
         chosen_frames=[(row.chosen, fit(row.chosen)) for row, _, _ in group],
         rejected_frames=[(worse, fit(worse, better)) for worse, better in pairs],
     )

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from comfyloop.train.status import disk_error
+from comfyloop.train.run.directory import disk_error
 
 FORM = "1"
 """Raise this when what is stored under a key would change with this code."""

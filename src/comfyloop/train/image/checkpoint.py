@@ -123,7 +123,7 @@ def load(
     try:
         _refuse_what_does_not_belong(model)
     except ModelError as error:
-        raise ModelError(f"{place} cannot be trained on. {error.message}", error.mend) from None
+        raise ModelError(f"{place} cannot be trained on. {error.message}", error.hint) from None
     if prediction is not None and not model.is_flow:
         model.scheduler.register_to_config(prediction_type=prediction)
     for module in model.modules:
@@ -188,7 +188,7 @@ def building(place: Path) -> Iterator[None]:
     try:
         yield
     except ModelError as error:
-        raise ModelError(f"{place.name} cannot be used. {error.message}", error.mend) from None
+        raise ModelError(f"{place.name} cannot be used. {error.message}", error.hint) from None
     except KeyError as error:
         raise ModelError(f"{place.name} lacks the tensor {error.args[0]}.", "Download it again.") from None
     except MemoryError:
@@ -316,7 +316,7 @@ def _from_folder(place: Path, dtype: torch.dtype) -> ImageModel:
         unet = read_part(UNet2DConditionModel, place / "unet")
         encoders = [_encoder(place, suffix) for suffix in ("", "_2")[: 2 if folder.family == "sdxl" else 1]]
     except ModelError as error:
-        raise ModelError(f"{place} cannot be trained on. {error.message}", error.mend) from None
+        raise ModelError(f"{place} cannot be trained on. {error.message}", error.hint) from None
     return ImageModel(folder.family, unet, vae, encoders, scheduler)
 
 
@@ -397,5 +397,5 @@ def _vae_of_folder(place: Path) -> AutoencoderKL | AutoencoderTiny:
             )
         vae: AutoencoderKL | AutoencoderTiny = read_part(kinds[name], place)
     except ModelError as error:
-        raise ModelError(f"The VAE {place} cannot be used. {error.message}", error.mend) from None
+        raise ModelError(f"The VAE {place} cannot be used. {error.message}", error.hint) from None
     return vae

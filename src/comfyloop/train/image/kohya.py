@@ -21,7 +21,7 @@ from comfyloop.errors import Conflict, ModelError
 from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.image.lora import parts
 from comfyloop.train.image.weights import read_tensors
-from comfyloop.train.status import disk_error
+from comfyloop.train.run.directory import disk_error
 
 FILE = "lora.safetensors"
 

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from comfyloop.errors import InvalidInput, ModelError
 from comfyloop.train.image.checkpoint import ImageModel
-from comfyloop.train.image.spec import ImageAdapterSpec
 from comfyloop.train.image.weights import refuse_no_numbers
+from comfyloop.train.specs.image import ImageAdapterSpec
 
 ADAPTER = "default"
 

@@ -14,32 +14,32 @@ from comfyloop.train.image.loss import (
     min_snr_weights,
     squared_error,
 )
-from comfyloop.train.image.student import Student
+from comfyloop.train.image.trainable import TrainableImageModel
 
 
-def denoising_error(student: Student, batch: Batch) -> Tensor:
+def denoising_error(trainable: TrainableImageModel, batch: Batch) -> Tensor:
     """Mean squared error [B] of what the model says of the noisy pictures."""
-    return _error(student, batch, batch.chosen, batch.chosen_frames)
+    return _error(trainable, batch, batch.chosen, batch.chosen_frames)
 
 
-def denoising_loss(student: Student, batch: Batch, gamma: float) -> Tensor:
+def denoising_loss(trainable: TrainableImageModel, batch: Batch, gamma: float) -> Tensor:
     """The errors [B], weighted by their timesteps."""
-    weights = min_snr_weights(student.model.scheduler, batch.timesteps, gamma)
-    return denoising_error(student, batch) * weights.to(student.device)
+    weights = min_snr_weights(trainable.model.scheduler, batch.timesteps, gamma)
+    return denoising_error(trainable, batch) * weights.to(trainable.device)
 
 
-def preference_loss(student: Student, batch: Batch, beta: float) -> PreferenceLoss:
+def preference_loss(trainable: TrainableImageModel, batch: Batch, beta: float) -> PreferenceLoss:
     """Diffusion-DPO of a batch of pairs; the reference is the model as training found it."""
     assert batch.rejected is not None
-    with torch.no_grad(), lora.reference(student.model, student.start):
-        reference_chosen = _error(student, batch, batch.chosen, batch.chosen_frames)
-        reference_rejected = _error(student, batch, batch.rejected, batch.rejected_frames)
-    chosen = _error(student, batch, batch.chosen, batch.chosen_frames)
-    rejected = _error(student, batch, batch.rejected, batch.rejected_frames)
+    with torch.no_grad(), lora.reference(trainable.model, trainable.start):
+        reference_chosen = _error(trainable, batch, batch.chosen, batch.chosen_frames)
+        reference_rejected = _error(trainable, batch, batch.rejected, batch.rejected_frames)
+    chosen = _error(trainable, batch, batch.chosen, batch.chosen_frames)
+    rejected = _error(trainable, batch, batch.rejected, batch.rejected_frames)
     return diffusion_dpo(chosen, rejected, reference_chosen, reference_rejected, beta)
 
 
-def _error(student: Student, batch: Batch, latents: Tensor, frames: Frames) -> Tensor:
-    noising = add_noise(student.model.scheduler, latents, batch.noise, batch.timesteps)
-    predicted = student.predict(noising, batch.conditions, frames)
-    return squared_error(predicted, noising.target.to(student.device))
+def _error(trainable: TrainableImageModel, batch: Batch, latents: Tensor, frames: Frames) -> Tensor:
+    noising = add_noise(trainable.model.scheduler, latents, batch.noise, batch.timesteps)
+    predicted = trainable.predict(noising, batch.conditions, frames)
+    return squared_error(predicted, noising.target.to(trainable.device))

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from comfyloop.train.control import Control
 from comfyloop.train.image import lora
 from comfyloop.train.image.render import draw
 from comfyloop.train.image.rows import PictureRow, picture_at
-from comfyloop.train.image.student import Student
-from comfyloop.train.log import RunLog
+from comfyloop.train.image.trainable import TrainableImageModel
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.log import RunLog
 
 
 def draw_prior(
-    student: Student, rows: Sequence[PictureRow], count: int, folder: Path, log: RunLog, control: Control
+    trainable: TrainableImageModel,
+    rows: Sequence[PictureRow],
+    count: int,
+    folder: Path,
+    log: RunLog,
+    control: Control,
 ) -> list[PictureRow]:
     """`count` pictures of the rows' captions in turn, without trigger words, by the model without any LoRA.
 
@@ -23,14 +28,14 @@ def draw_prior(
     folder.mkdir(exist_ok=True)
     captions = list(dict.fromkeys(row.caption for row in rows))
     made = []
-    student.eval()
+    trainable.eval()
     for number in range(count):
         control.check()
         path = folder / f"{number}.png"
         caption = captions[number % len(captions)]
         if not path.exists():
-            with lora.reference(student.model, None):
-                drawn = draw(student, caption, seed=number)
+            with lora.reference(trainable.model, None):
+                drawn = draw(trainable, caption, seed=number)
             partial = path.with_suffix(".partial")
             drawn.save(partial, format="PNG")
             partial.replace(path)

@@ -14,14 +14,14 @@ from comfyloop.train.image.buckets import Fit
 from comfyloop.train.image.latents import native_resolution
 from comfyloop.train.image.loss import Noising
 from comfyloop.train.image.rows import Picture
-from comfyloop.train.image.student import Student
+from comfyloop.train.image.trainable import TrainableImageModel
 
 STEPS, GUIDANCE = 20, 5.0
 
 
 @torch.no_grad()
 def draw(
-    student: Student,
+    trainable: TrainableImageModel,
     prompt: str,
     seed: int,
     *,
@@ -36,7 +36,7 @@ def draw(
         size: Width and height; None: the square that the model was trained on.
         guidance: 1 leaves `negative` out and halves the work.
     """
-    model = student.model
+    model = trainable.model
     side = native_resolution(model)
     width, height = size or (side, side)
     generator = torch.Generator().manual_seed(seed)
@@ -53,23 +53,23 @@ def draw(
     scheduler = EulerDiscreteScheduler.from_config(model.scheduler.config, timestep_spacing="linspace")
     scheduler.set_timesteps(steps)
     frame = [(_blank(width, height), Fit((width, height), (width, height), (0, 0)))]
-    wanted = student.captions.of(prompt)
-    unwanted = student.captions.of(negative) if guidance != 1 else wanted
+    wanted = trainable.captions.of(prompt)
+    unwanted = trainable.captions.of(negative) if guidance != 1 else wanted
     shape = (1, model.denoiser.config.in_channels, height // 8, width // 8)
     latents = torch.randn(shape, generator=generator) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         noising = Noising(scheduler.scale_model_input(latents, t), t[None], latents)
-        said = student.predict(noising, wanted, frame).cpu()
+        said = trainable.predict(noising, wanted, frame).cpu()
         if guidance != 1:
-            other = student.predict(noising, unwanted, frame).cpu()
+            other = trainable.predict(noising, unwanted, frame).cpu()
             said = other + guidance * (said - other)
         latents = scheduler.step(said, t, latents).prev_sample
-    return decode(student, latents)
+    return decode(trainable, latents)
 
 
-def decode(student: Student, latents: Tensor) -> Image.Image:
+def decode(trainable: TrainableImageModel, latents: Tensor) -> Image.Image:
     """The picture of latents [1, channels, h, w] as the denoiser gives them."""
-    model = student.model
+    model = trainable.model
     latents = latents / model.latent_scale + model.latent_shift
     pixels = model.vae.decode(latents.to(model.vae.device, model.vae.dtype)).sample[0].float().cpu()
     values = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from comfyloop import formats
 from comfyloop.files import regular
 from comfyloop.formats import BadRow, Row, UnusableRow
-from comfyloop.pictures import eight_bits, has_more_than_eight_bits, opened
+from comfyloop.media.decoding import eight_bits, has_more_than_eight_bits, opened
 
 MOST_BYTES = 2**30
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")

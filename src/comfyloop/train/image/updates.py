@@ -7,15 +7,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.image.student import Student
-from comfyloop.train.updates import Updates
+from comfyloop.train.image.trainable import TrainableImageModel
+from comfyloop.train.run.updates import OptimizerStep
+from comfyloop.train.specs.image import ImageTrainSpec
 
 
-class AveragedUpdates(Updates):
+class AveragedOptimizerStep(OptimizerStep):
     """AdamW, and after each step average = decay * average + (1 - decay) * weights."""
 
-    def __init__(self, model: Student, spec: ImageTrainSpec) -> None:
+    def __init__(self, model: TrainableImageModel, spec: ImageTrainSpec) -> None:
         super().__init__(model, spec)
         self.decay = spec.ema_decay
         self.average = [(f"average.{n}", nn.Parameter(p.detach().clone())) for n, p in self.parameters]
@@ -38,5 +38,5 @@ class AveragedUpdates(Updates):
         super().save_result(place)
 
 
-def updates_for(model: Student, spec: ImageTrainSpec) -> Updates:
-    return AveragedUpdates(model, spec) if spec.ema_decay > 0 else Updates(model, spec)
+def updates_for(model: TrainableImageModel, spec: ImageTrainSpec) -> OptimizerStep:
+    return AveragedOptimizerStep(model, spec) if spec.ema_decay > 0 else OptimizerStep(model, spec)

@@ -29,16 +29,16 @@ _EIGHT_BITS = ("float8_e4m3fn", "float8_e5m2")
 _OTHER_KIND = "It may be damaged or of another kind."
 
 
-def read_tensors(place: Path, mend: str = CONVERT) -> dict[str, Tensor]:
+def read_tensors(place: Path, hint: str = CONVERT) -> dict[str, Tensor]:
     """All tensors of a safetensors file, scaled ones of 8 bits as what they stand for.
 
     Args:
-        mend: What to do where it is a pickle.
+        hint: What to do where it is a pickle.
 
     Raises:
         ModelError: It is not a safetensors file, is cut off, or is quantised in a way that is not read.
     """
-    refuse_pickle(place, mend)
+    refuse_pickle(place, hint)
     try:
         with safe_open(place, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -47,7 +47,7 @@ def read_tensors(place: Path, mend: str = CONVERT) -> dict[str, Tensor]:
     try:
         return _dequantised(tensors)
     except ModelError as error:
-        raise ModelError(f"{place.name} cannot be used. {error.message}", error.mend) from None
+        raise ModelError(f"{place.name} cannot be used. {error.message}", error.hint) from None
 
 
 def _dequantised(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

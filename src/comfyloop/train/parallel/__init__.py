@@ -11,21 +11,21 @@ from typing import TYPE_CHECKING
 from comfyloop.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from comfyloop.train.models import Loaded
-    from comfyloop.train.spec import TrainSpec
-    from comfyloop.train.updates import Updates
+    from comfyloop.train.run.updates import OptimizerStep
+    from comfyloop.train.specs.text import TrainSpec
+    from comfyloop.train.text.models import Loaded
 
 
-def make_updates(model: Loaded, spec: TrainSpec) -> Updates:
+def make_updates(model: Loaded, spec: TrainSpec) -> OptimizerStep:
     """How this run's weights are updated: by this process alone, or together with the other ranks.
 
     Raises:
         InvalidInput: This model cannot be shared in that way, or DeepSpeed is not installed.
     """
     if spec.world_size == 1:
-        from comfyloop.train.updates import Updates
+        from comfyloop.train.run.updates import OptimizerStep
 
-        return Updates(model, spec)
+        return OptimizerStep(model, spec)
     refuse_unlike(model, spec)
     if spec.parallel == "fsdp2":
         from comfyloop.train.parallel.fsdp2 import ShardedUpdates

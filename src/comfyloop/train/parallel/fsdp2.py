@@ -14,16 +14,16 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 
-from comfyloop.train import checkpoints
-from comfyloop.train.answers import AnswerReader
-from comfyloop.train.checkpoints import RandomState
-from comfyloop.train.models import Loaded
 from comfyloop.train.parallel import shares
 from comfyloop.train.parallel.ranks import agree, lost_ranks
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.run import checkpoints
+from comfyloop.train.run.checkpoints import RandomState
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.answers import AnswerReader
+from comfyloop.train.text.models import Loaded
 
 
-class ShardedUpdates(shares.SharedUpdates):
+class ShardedUpdates(shares.SharedOptimizerStep):
     """AdamW on parameters that are sharded over the ranks."""
 
     def __init__(self, model: Loaded, spec: TrainSpec) -> None:

@@ -13,8 +13,8 @@ from datetime import timedelta
 from pathlib import Path
 
 from comfyloop.errors import InvalidInput
-from comfyloop.train.spec import RunSpec
-from comfyloop.train.status import RunDirectory, TrainState
+from comfyloop.train.run.directory import RunDirectory, TrainState
+from comfyloop.train.specs.text import RunSpec
 
 LEADER_SECONDS = 30
 """How long a rank that must refuse the run lets rank 0 refuse it first."""

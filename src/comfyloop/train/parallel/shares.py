@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from comfyloop.train import checkpoints
-from comfyloop.train.models import Loaded
 from comfyloop.train.parallel.ranks import agree, lost_ranks
-from comfyloop.train.updates import Share, Updates
+from comfyloop.train.run import checkpoints
+from comfyloop.train.run.updates import OptimizerStep, Share
+from comfyloop.train.text.models import Loaded
 
 
 def share(micro_batches: list[list[int]], *, one_by_one: bool) -> list[Share]:
@@ -45,7 +45,7 @@ def total(values: dict[str, float]) -> dict[str, float]:
     return dict(zip(names, sums.tolist(), strict=True))
 
 
-class SharedUpdates(Updates):
+class SharedOptimizerStep(OptimizerStep):
     """Updates by several ranks, each of which computes its share of every step."""
 
     loaded: Loaded

@@ -16,18 +16,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from comfyloop.errors import InvalidInput
-from comfyloop.train.answers import AnswerReader
-from comfyloop.train.checkpoints import RandomState
-from comfyloop.train.models import Loaded
 from comfyloop.train.parallel import shares
 from comfyloop.train.parallel.ranks import agree, lost_ranks
-from comfyloop.train.spec import TrainSpec
+from comfyloop.train.run.checkpoints import RandomState
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.answers import AnswerReader
+from comfyloop.train.text.models import Loaded
 
 TAG = "zero"
 """Of DeepSpeed's own files within a checkpoint."""
 
 
-class ZeroUpdates(shares.SharedUpdates):
+class ZeroUpdates(shares.SharedOptimizerStep):
     """AdamW by a DeepSpeed engine."""
 
     def __init__(self, model: Loaded, spec: TrainSpec) -> None:

@@ -6,18 +6,18 @@ import random
 
 import torch
 
-from comfyloop.train.batches import Plan
-from comfyloop.train.control import Control
+from comfyloop.train.data.batches import Plan
 from comfyloop.train.image.batches import batches
 from comfyloop.train.image.evaluate import holdout_loss
 from comfyloop.train.image.objectives import denoising_loss
 from comfyloop.train.image.prior import draw_prior
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.image.student import encode, fingerprint, prepare, read_pictures
+from comfyloop.train.image.trainable import encode, fingerprint, prepare, read_pictures
 from comfyloop.train.image.updates import updates_for
-from comfyloop.train.log import RunLog
-from comfyloop.train.status import RunDirectory
-from comfyloop.train.training import Training
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.training import Training
+from comfyloop.train.specs.image import ImageTrainSpec
 
 
 def run(directory: RunDirectory, spec: ImageTrainSpec, log: RunLog, control: Control) -> None:

@@ -14,14 +14,14 @@ from typing import Any
 
 from comfyloop import formats
 from comfyloop.formats import Row
-from comfyloop.train.control import Control
-from comfyloop.train.image.spec import ImageTrainSpec
-from comfyloop.train.joint_spec import JointSpec
-from comfyloop.train.log import RunLog
-from comfyloop.train.rows import refuse_or_skip
-from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import IMAGE, TEXT, RunDirectory, write_atomically
-from comfyloop.train.writing import Writer
+from comfyloop.train.data.rows import refuse_or_skip
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import IMAGE, TEXT, RunDirectory, write_atomically
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.specs.image import ImageTrainSpec
+from comfyloop.train.specs.joint import JointSpec
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.writing import Writer
 
 Recipe = Callable[[RunDirectory, TrainSpec | ImageTrainSpec, RunLog, Control], None]
 

@@ -11,21 +11,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from comfyloop.train.answers import EVALUATION_TOKENS, read_answers
-from comfyloop.train.batches import Plan, in_groups
-from comfyloop.train.control import Control
-from comfyloop.train.data import Labelled, fingerprint, read_labelled
-from comfyloop.train.examples import Example
-from comfyloop.train.features import ImageFeatures
-from comfyloop.train.forward import prepare
-from comfyloop.train.log import RunLog
-from comfyloop.train.losses import kto_loss
-from comfyloop.train.models import Loaded, describe, load
+from comfyloop.train.data.batches import Plan, in_groups
+from comfyloop.train.data.examples import Example
+from comfyloop.train.data.reading import Labelled, fingerprint, read_labelled
+from comfyloop.train.kernels.losses import kto_loss
 from comfyloop.train.parallel import make_updates
-from comfyloop.train.reference import reference_log_probs
-from comfyloop.train.spec import PreferenceSpec, TrainSpec
-from comfyloop.train.status import RunDirectory
-from comfyloop.train.training import Training
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.training import Training
+from comfyloop.train.specs.text import PreferenceSpec, TrainSpec
+from comfyloop.train.text.answers import EVALUATION_TOKENS, read_answers
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.forward import prepare
+from comfyloop.train.text.models import Loaded, describe, load
+from comfyloop.train.text.reference import reference_log_probs
 
 
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:

@@ -13,21 +13,21 @@ import json
 
 import torch
 
-from comfyloop.train.batches import Plan
-from comfyloop.train.control import Control
-from comfyloop.train.data import fingerprint, read_demonstrated, read_examples
-from comfyloop.train.examples import Example
-from comfyloop.train.forward import prepare
-from comfyloop.train.log import RunLog
-from comfyloop.train.models import describe, load
+from comfyloop.train.data.batches import Plan
+from comfyloop.train.data.examples import Example
+from comfyloop.train.data.reading import fingerprint, read_demonstrated, read_examples
 from comfyloop.train.parallel import make_updates
 from comfyloop.train.recipes.sft import answer_loss, holdout_loss
-from comfyloop.train.replay import hold_to_base
-from comfyloop.train.sampled import Sampled
-from comfyloop.train.spec import TrainSpec
-from comfyloop.train.status import RunDirectory, write_atomically
-from comfyloop.train.teacher import Teacher, helped
-from comfyloop.train.training import Training
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory, write_atomically
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.training import Training
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.forward import prepare
+from comfyloop.train.text.models import describe, load
+from comfyloop.train.text.replay import hold_to_base
+from comfyloop.train.text.sampled import Sampled
+from comfyloop.train.text.teacher import Teacher, helped
 
 
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:

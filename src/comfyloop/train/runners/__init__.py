@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Protocol
 
 from comfyloop.settings import Settings
-from comfyloop.train.status import RunDirectory, Status, TrainState
+from comfyloop.train.run.directory import RunDirectory, Status, TrainState
 
 
 class Runner(Protocol):

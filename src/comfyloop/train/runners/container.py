@@ -13,11 +13,11 @@ from pathlib import Path
 
 from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFailed
 from comfyloop.settings import Settings
-from comfyloop.train.image.judge_spec import JudgeSpec
-from comfyloop.train.joint_spec import JointSpec
+from comfyloop.train.run.directory import RunDirectory, Status
 from comfyloop.train.runners.watch import LOOK_SECONDS, Watch
-from comfyloop.train.spec import RunSpec, TrainSpec, read_spec
-from comfyloop.train.status import RunDirectory, Status
+from comfyloop.train.specs.joint import JointSpec
+from comfyloop.train.specs.judge import JudgeSpec
+from comfyloop.train.specs.text import RunSpec, TrainSpec, read_spec
 
 ENGINES = ("podman", "docker")
 SHARED_MEMORY = "1g"

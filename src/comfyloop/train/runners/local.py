@@ -20,10 +20,10 @@ import psutil
 from comfyloop.errors import Conflict
 from comfyloop.records import Record
 from comfyloop.settings import Settings
-from comfyloop.train.control import ask_for_large_pages
-from comfyloop.train.spec import SPEC_FILE, RunSpec, TrainSpec, read_spec, write_spec
-from comfyloop.train.status import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
-from comfyloop.train.warm import WarmTrainer
+from comfyloop.train.prefork.trainer import WarmTrainer
+from comfyloop.train.run.control import ask_for_large_pages
+from comfyloop.train.run.directory import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
+from comfyloop.train.specs.text import SPEC_FILE, RunSpec, TrainSpec, read_spec, write_spec
 
 KILL_SECONDS = 10.0
 

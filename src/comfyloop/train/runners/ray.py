@@ -15,9 +15,9 @@ import httpx
 
 from comfyloop.errors import ComfyLoopError, EngineUnavailable, InvalidInput, RunFailed
 from comfyloop.settings import Settings
+from comfyloop.train.run.directory import RunDirectory, Status, write_atomically
 from comfyloop.train.runners.watch import LOOK_SECONDS, Watch
-from comfyloop.train.spec import read_spec
-from comfyloop.train.status import RunDirectory, Status, write_atomically
+from comfyloop.train.specs.text import read_spec
 
 ENDED = {"STOPPED", "SUCCEEDED", "FAILED"}
 

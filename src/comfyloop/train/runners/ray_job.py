@@ -20,8 +20,8 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from comfyloop.train.spec import read_spec
-from comfyloop.train.status import RunDirectory
+from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.specs.text import read_spec
 
 PR_SET_PDEATHSIG = 1
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from comfyloop.errors import Conflict
-from comfyloop.train.status import RunDirectory, Status, TrainState
+from comfyloop.train.run.directory import RunDirectory, Status, TrainState
 
 LOOK_SECONDS = 2.0
 """Pause between two questions whether a run still goes on."""

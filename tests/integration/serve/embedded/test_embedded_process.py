@@ -19,8 +19,8 @@ import openai
 import pytest
 
 from comfyloop.serve.embedded.__main__ import main
-from comfyloop.serve.engine_kinds import embedded_command
-from comfyloop.serve.engines import EngineProcess
+from comfyloop.serve.engines.kinds import embedded_command
+from comfyloop.serve.engines.process import EngineProcess
 from comfyloop.settings import Settings
 from tests.unit.serve.embedded.conftest import save_adapter
 from tests.unit.serve.embedded.test_embedded_batch import picture

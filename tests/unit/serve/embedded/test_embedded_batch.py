@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from comfyloop.errors import Conflict, InvalidInput, NotFound
-from comfyloop.serve.embedded.batch import Sequence, SoloDecoder, make_decoder
+from comfyloop.serve.embedded.batch import DecodeSequence, SoloDecoder, make_decoder
 from comfyloop.serve.embedded.loading import Loaded
 from comfyloop.serve.embedded.lora import LoraRows
 from comfyloop.serve.embedded.prompts import Prompt
@@ -181,7 +181,7 @@ def decoder_of(loaded: Loaded, prefix_bytes: int = 1 << 20) -> Any:
 
 
 def run(decoder: Any, prompt: Prompt, tokens: int) -> list[int]:
-    sequence = Sequence(prompt, None, 10_000)
+    sequence = DecodeSequence(prompt, None, 10_000)
     decoder.admit(sequence)
     while not sequence.ready:
         logits = decoder.prefill(sequence)[-1]
@@ -206,7 +206,7 @@ def test_rows_come_and_go_in_any_order(text_engine: Any, moves: list[tuple[str, 
             filling = [s for s in live if not s.ready]
             filled = [s for s in live if s.ready]
             if move == "a" and len(live) < 5:
-                sequence = Sequence(prompts[number % len(prompts)], None, 10_000)
+                sequence = DecodeSequence(prompts[number % len(prompts)], None, 10_000)
                 decoder.admit(sequence)
                 live.append(sequence)
             elif move == "f" and filling:
@@ -248,7 +248,10 @@ def test_a_model_with_positions_in_two_dimensions() -> None:
     text = Prompt(list(range(3, 90)))
     with torch.inference_mode():
         assert run(decoder, Prompt(ids, ("hash",), inputs), 20) == expected
-        picture_row, text_row = Sequence(Prompt(ids, ("hash",), inputs), None, 999), Sequence(text, None, 999)
+        picture_row, text_row = (
+            DecodeSequence(Prompt(ids, ("hash",), inputs), None, 999),
+            DecodeSequence(text, None, 999),
+        )
         for sequence in (text_row, picture_row):
             decoder.admit(sequence)
             while not sequence.ready:

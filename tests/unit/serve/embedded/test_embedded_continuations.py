@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyloop.errors import InvalidInput
-from comfyloop.serve.embedded.batch import Sequence, make_decoder
+from comfyloop.serve.embedded.batch import DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring, passes_of
 from comfyloop.serve.embedded.jobs import Sampling
 from comfyloop.serve.embedded.loading import Loaded
@@ -81,7 +81,7 @@ def scored(model: Any, prompt: Prompt, continuations: list[list[int]], **inputs:
     loaded = Loaded(model.eval(), None, object(), 512, frozenset())
     decoder = make_decoder(loaded, LoraRows(model), 1 << 20, 1 << 20)
     with torch.inference_mode():
-        sequence = Sequence(prompt, None, 999, only_scored=True)
+        sequence = DecodeSequence(prompt, None, 999, only_scored=True)
         decoder.admit(sequence)
         while not sequence.is_filled:
             logits = decoder.prefill(sequence)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from comfyloop.serve.embedded.batch import Sequence, make_decoder
+from comfyloop.serve.embedded.batch import DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.llama import narrowed
 from comfyloop.serve.embedded.loading import Loaded
@@ -60,10 +60,12 @@ MODELS = {
 }
 
 
-def rows_of(decoder: Any, adapters: list[Any]) -> list[Sequence]:
+def rows_of(decoder: Any, adapters: list[Any]) -> list[DecodeSequence]:
     rows = []
     for number, adapter in enumerate(adapters):
-        row = Sequence(Prompt([3 + (7 * number + i) % 200 for i in range(5 + 31 * number)]), adapter, 999)
+        row = DecodeSequence(
+            Prompt([3 + (7 * number + i) % 200 for i in range(5 + 31 * number)]), adapter, 999
+        )
         decoder.admit(row)
         while not row.ready:
             decoder.prefill(row)
@@ -128,7 +130,7 @@ def test_a_prompt_filled_as_by_the_own_forward(make: Any, all_logits: bool, tmp_
         decoder.fast = fast if quick else None
         said[quick] = []
         for wanted in (adapter, None):  # a chunk and a half, so that the second piece sees the first
-            row = Sequence(Prompt([3 + (7 * i) % 200 for i in range(96)]), wanted, 999, all_logits)
+            row = DecodeSequence(Prompt([3 + (7 * i) % 200 for i in range(96)]), wanted, 999, all_logits)
             decoder.admit(row)
             while not row.ready:
                 said[quick].append(decoder.prefill(row))
@@ -196,7 +198,7 @@ def test_a_row_that_is_to_be_as_alone_has_the_same_bits_in_any_company(dtype: An
         rows = []
         for which, tokens, alone in company:
             prompt = Prompt([3 + (7 * tokens + i) % 200 for i in range(tokens)])
-            row = Sequence(prompt, adapters[which], 999, alone=alone)
+            row = DecodeSequence(prompt, adapters[which], 999, alone=alone)
             decoder.admit(row)
             while not row.ready:
                 decoder.prefill(row)
@@ -240,7 +242,7 @@ def test_what_is_read_whole_has_the_same_bits_in_any_company(dtype: Any, tmp_pat
     for number in range(14):
         prompt = Prompt([3 + (11 * number + i) % 200 for i in range(draw.choice((1, 9, 31, 60)))])
         continuations = [draw.choices(range(3, 200), k=draw.choice((1, 2, 7))) for _ in range(3)]
-        row = Sequence(prompt, adapters[number % 2], 999, only_scored=True)
+        row = DecodeSequence(prompt, adapters[number % 2], 999, only_scored=True)
         questions.append((row, Scoring(continuations, 64).whole))
 
     def read(which: list[int], threads: int) -> list[torch.Tensor]:

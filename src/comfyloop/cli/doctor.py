@@ -1,0 +1,212 @@
+"""Looks at the machine and says in words what is missing and how to mend it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import importlib.util
+import os
+import shutil
+import sqlite3
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import psutil
+
+from comfyloop import starter, tokens
+from comfyloop.client.client import Client
+from comfyloop.errors import ComfyLoopError, ModelError
+from comfyloop.serve.api.origin import is_loopback
+from comfyloop.serve.api.server import bind
+from comfyloop.settings import Settings, files_read
+from comfyloop.stable_diffusion.look import look
+from comfyloop.store import open_store, projects
+from comfyloop.train.specs.needs import QLORA, ZERO
+
+GIB = 2**30
+
+
+class Finding(NamedTuple):
+    name: str
+    ok: bool
+    sentence: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    """Every check, each a finding; none of them changes anything but for making the home directory."""
+    return [check(settings) for check in CHECKS]
+
+
+def _python(settings: Settings) -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    ok = sys.version_info >= (3, 11)
+    return Finding("python", ok, f"Python {version}." + ("" if ok else " ComfyLoop needs 3.11 or newer."))
+
+
+def _libraries(settings: Settings) -> Finding:
+    wanted = ("torch", "transformers", "peft", "safetensors", "fastapi", "sqlalchemy")
+    missing = [name for name in wanted if importlib.util.find_spec(name) is None]
+    if missing:
+        return Finding(
+            "libraries", False, f"Missing: {', '.join(missing)}. Install ComfyLoop again with pip."
+        )
+    torch, transformers = (importlib.metadata.version(n) for n in ("torch", "transformers"))
+    return Finding("libraries", True, f"torch {torch}, transformers {transformers}.")
+
+
+def _processor(settings: Settings) -> Finding:
+    cores = os.cpu_count() or 1
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        flags = ""
+    gpus = list(Path("/dev").glob("nvidia[0-9]*"))
+    if gpus:
+        return Finding("processor", True, f"{len(gpus)} NVIDIA GPU(s) and {cores} cores.")
+    if "avx512_bf16" in flags or "amx_bf16" in flags:
+        return Finding("processor", True, f"{cores} cores with bf16; no GPU: the starter is the right size.")
+    return Finding(
+        "processor", True, f"{cores} cores without bf16 and no GPU: training runs in fp32, slowly."
+    )
+
+
+def _memory(settings: Settings) -> Finding:
+    gib = psutil.virtual_memory().available / GIB
+    ok = gib >= 6
+    more = "" if ok else " The starter with training wants 6: close something, or expect swapping."
+    return Finding("memory", ok, f"{gib:.1f} GiB free.{more}")
+
+
+def _disk(settings: Settings) -> Finding:
+    at = settings.home
+    while not at.exists():
+        at = at.parent
+    gib = shutil.disk_usage(at).free / GIB
+    ok = gib >= 2
+    more = "" if ok else " Runs and versions want 2: free some space or set COMFYLOOP_HOME to another disk."
+    return Finding("disk", ok, f"{gib:.1f} GiB free at {settings.home}.{more}")
+
+
+def _database(settings: Settings) -> Finding:
+    try:
+        settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+        open_store(settings).close()
+    except (ComfyLoopError, OSError) as error:
+        return Finding("database", False, f"{error}")
+    kind = "SQLite " + sqlite3.sqlite_version if settings.database.startswith("sqlite") else "PostgreSQL"
+    return Finding("database", True, f"{kind}, writable.")
+
+
+def _training(settings: Settings) -> Finding:
+    """Libraries that the settings of training ask for, or that one of them would."""
+    asked = [QLORA] if settings.quant_method == "bnb" else []
+    asked += [ZERO] if settings.train_processes > 1 and settings.train_parallel != "fsdp2" else []
+    own = settings.train_engine == "comfyloop"
+    missing = [f"{need.complaint} {need.hint}" for need in asked if own and not need.is_met]
+    if missing:
+        return Finding("training", False, " ".join(missing))
+    if not QLORA.is_met:
+        return Finding("training", True, f"LoRA and whole weights; {QLORA.complaint} {QLORA.hint}")
+    return Finding("training", True, "LoRA, QLoRA and whole weights.")
+
+
+def _model(settings: Settings) -> Finding:
+    if settings.model != "starter":
+        return Finding("model", True, f"Base model {settings.model}; it is loaded when the service starts.")
+    path = starter.model_directory(settings.cache_dir)
+    if path.exists():
+        return Finding("model", True, f"The starter is in {path}.")
+    return Finding("model", True, "The starter is put together at the first start (110 MB, about a minute).")
+
+
+def _image_model(settings: Settings) -> Finding:
+    """What the image models are: the set one, which new projects get, and those that projects have."""
+    named = {settings.image_model: "new projects"} if settings.image_model else {}
+    with contextlib.suppress(ComfyLoopError, OSError), open_store(settings) as store, store.read() as conn:
+        for project in projects.list_all(conn):
+            if project.image_model:
+                others = named.get(project.image_model)
+                named[project.image_model] = f"{others}, {project.name}" if others else project.name
+    if not named:
+        return Finding(
+            "image model",
+            True,
+            "None: projects learn texts alone. COMFYLOOP_IMAGE_MODEL names one for new projects.",
+        )
+    ok, told = True, []
+    for model, owners in named.items():
+        try:
+            what = look(model, settings.image_vae, settings.image_prediction)
+        except ModelError as error:
+            ok, what = False, str(error)
+        told.append(f"{model} ({owners}): {what}")
+    return Finding("image model", ok, " ".join(told))
+
+
+def _service(settings: Settings) -> Finding:
+    url = f"http://{settings.host}:{settings.port}"
+    with Client(url, settings.token or tokens.stored(settings.home), timeout=10) as client:
+        try:
+            client.call("GET", "/healthz")
+        except ComfyLoopError:
+            pass
+        else:
+            if client.ready():
+                return Finding("service", True, f"Running at {url}, ready.")
+            return Finding("service", False, f"Running at {url}, not ready: see {url}/readyz for the reason.")
+    try:
+        bind(settings.host, settings.port).close()
+    except ComfyLoopError as error:
+        return Finding("service", False, str(error))
+    return Finding("service", True, f"Not running; {url} is free. Start it with `comfyloop up`.")
+
+
+def _settings(settings: Settings) -> Finding:
+    told = [
+        f"{file.path}" + (f" without {', '.join(file.ignored)}" * bool(file.ignored)) for file in files_read()
+    ]
+    if not told:
+        return Finding("settings", True, "No settings file; defaults and COMFYLOOP_* variables.")
+    return Finding(
+        "settings",
+        True,
+        f"Read from {' and '.join(told)}."
+        + (" A folder's file may not set these." if any(file.ignored for file in files_read()) else ""),
+    )
+
+
+def _access(settings: Settings) -> Finding:
+    """Who can reach the service, and who can read its data."""
+    if settings.home.exists() and settings.home.stat().st_mode & 0o077:
+        return Finding(
+            "access",
+            False,
+            f"Other users of this machine can look into {settings.home}. Run: chmod 700 {settings.home}",
+        )
+    token = settings.token or tokens.stored(settings.home)
+    if is_loopback(settings.host):
+        asked = "a token is asked" if settings.token else "no token is asked"
+        return Finding("access", True, f"This machine alone reaches {settings.host}, and {asked}.")
+    how = "a token is asked" if token else "`comfyloop up` makes a token, and shows it"
+    pages = f"; pages of {', '.join(settings.allowed_origins)} may use it" if settings.allowed_origins else ""
+    return Finding(
+        "access", True, f"Other machines reach {settings.host}: {how}{pages}. It is not encrypted."
+    )
+
+
+CHECKS: tuple[Callable[[Settings], Finding], ...] = (
+    _python,
+    _libraries,
+    _processor,
+    _memory,
+    _disk,
+    _database,
+    _training,
+    _model,
+    _image_model,
+    _settings,
+    _access,
+    _service,
+)

@@ -1,0 +1,189 @@
+"""How things look in a terminal: tables, the lineage of versions, a loss curve, a gate report."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+from rich.tree import Tree
+
+from comfyloop.records import (
+    BASE,
+    CanaryReport,
+    Forgotten,
+    Loop,
+    LoopStatus,
+    Run,
+    Snapshot,
+    Version,
+    VersionState,
+)
+from comfyloop.train.swift.command_line import FromSwift
+
+COLOURS = {"live": "green", "candidate": "cyan", "rejected": "red", "retired": "dim", "failed": "red"}
+BLOCKS = " ▁▂▃▄▅▆▇█"
+
+
+def state(word: str) -> Text:
+    return Text(word, style=COLOURS.get(word, ""))
+
+
+def when(at: datetime | None) -> str:
+    return at.astimezone().strftime("%Y-%m-%d %H:%M") if at else ""
+
+
+def lineage(live: int, versions: Sequence[Version]) -> RenderableType:
+    """The versions as a tree: each under the version that it was trained from."""
+    children: dict[int, list[Version]] = {}
+    for version in sorted(versions, key=lambda v: v.number):
+        children.setdefault(version.parent, []).append(version)
+    known = {version.number for version in versions}
+    root = Tree(Text("base", style="green bold" if live == BASE else ""))
+
+    def grow(tree: Tree, number: int) -> None:
+        for version in children.get(number, []):
+            grow(tree.add(_version_line(version)), version.number)
+
+    for parent in sorted(children):
+        if parent == BASE:
+            grow(root, BASE)
+        elif parent not in known:  # an older one that is not in this listing
+            grow(root.add(f"… {parent}"), parent)
+    return root
+
+
+def _version_line(version: Version) -> Text:
+    line = Text.assemble(
+        (f"v{version.number} ", "bold"), state(version.state), ("  " + when(version.created_at), "dim")
+    )
+    if version.gate is not None and version.gate.reasons:
+        line.append(f"  {version.gate.reasons[0]}", style="dim")
+    elif version.state is VersionState.CANDIDATE:
+        line.append("  not judged yet", style="dim")
+    return line
+
+
+def snapshot(found: Snapshot) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("snapshot", found.id[:12])
+    table.add_row("training samples", f"{found.train} and {found.replay} of replay")
+    table.add_row("held out", str(found.holdout))
+    for reason, count in found.dropped.items():
+        table.add_row("left out", f"{count} {reason.replace('_', ' ')}")
+    table.add_row("in", found.path)
+    return table
+
+
+def runs(found: Iterable[Run]) -> Table:
+    table = Table("run", "state", "recipe", "from", "begun", "error", box=None)
+    for run in found:
+        origin = "base" if run.parent == BASE else f"v{run.parent}"
+        table.add_row(run.id, state(run.state), run.recipe, origin, when(run.created_at), run.error)
+    return table
+
+
+def loop(found: Loop) -> RenderableType:
+    table = Table.grid(padding=(0, 2))
+    table.add_row("project", found.project)
+    table.add_row("loop", found.state)
+    if found.outcome:
+        table.add_row("last turn", found.outcome.replace("_", " "))
+    if found.reason:
+        table.add_row("because", found.reason)
+    if found.note:
+        table.add_row("note", found.note)
+    if found.version and found.outcome in ("rejected", "ask", "not_enough_evidence", "waiting"):
+        table.add_row("", f"comfyloop gate show {found.version} shows what was seen.")
+    if found.error:
+        table.add_row("because", Text(found.error, style="red"))
+    if isinstance(found, LoopStatus) and found.canary is not None:
+        table.add_row("canary", canary(found.canary))
+    return table
+
+
+def canary(report: CanaryReport) -> str:
+    """How a version does that is tried beside the live one, in a line."""
+    told = report.reason or "Nothing was said about its answers yet."
+    if report.canary_outcomes and report.live_outcomes:
+        told += f" (difference {report.low:+.2f} to {report.high:+.2f})"
+    return f"v{report.version} beside v{report.live}, {report.share:.0%} of the conversations: {told}"
+
+
+def forgotten(done: Forgotten) -> list[RenderableType]:
+    """What was taken back, in sentences."""
+    count = len(done.feedback)
+    lines = [f"{done.project}: {count} piece{'s' * (count != 1)} of feedback deleted."]
+    if done.versions:
+        named = ", ".join(f"v{number}" for number in done.versions)
+        lines.append(f"Withdrawn, since they learned from it: {named}.")
+    else:
+        lines.append("No version had learned from it.")
+    if done.live != done.previous:
+        now = f"v{done.live}" if done.live else "the base model"
+        lines.append(f"v{done.previous} was live; {now} answers now.")
+    if done.retrains:
+        lines.append("A turn begins that learns the rest without it.")
+    return list(lines)
+
+
+def loss_curve(lines: Sequence[Mapping[str, Any]], width: int = 60, height: int = 8) -> RenderableType:
+    """The training loss over the steps, in block characters; held-out loss beside its last value. Of a joint run
+    one curve a side."""
+    sides = dict.fromkeys(str(line.get("side", "")) for line in lines)
+    if len(sides) > 1:
+        curves = ([x for x in lines if str(x.get("side", "")) == side] for side in sides)
+        return Group(
+            *(Group(Text(side), loss_curve(x, width, height)) for side, x in zip(sides, curves, strict=True))
+        )
+    points = [(int(x["step"]), float(x["loss"])) for x in lines if x.get("loss") is not None]
+    if not points:
+        return Text("No step has been taken yet.", style="dim")
+    values = _resample([loss for _, loss in points], width)
+    top, bottom = max(values), min(0.0, min(values))
+    span = (top - bottom) or 1.0
+    rows = []
+    for row in range(height, 0, -1):
+        low = (row - 1) / height
+        cells = "".join(_block(((value - bottom) / span - low) * height) for value in values)
+        label = f"{top:7.3f} " if row == height else f"{bottom:7.3f} " if row == 1 else " " * 8
+        rows.append(Text.assemble((label, "dim"), (cells, "cyan")))
+    last = f"step {points[-1][0]}   loss {points[0][1]:.3f} -> {points[-1][1]:.3f}"
+    held = [float(x["holdout_loss"]) for x in lines if x.get("holdout_loss") is not None]
+    if held:
+        last += f"   held out {held[0]:.3f} -> {held[-1]:.3f}"
+    return Group(*rows, Text(" " * 8 + last, style="dim"))
+
+
+def _resample(values: Sequence[float], width: int) -> list[float]:
+    """At most `width` values: means of equal stretches, so that no spike is dropped unseen."""
+    if len(values) <= width:
+        return list(values)
+    edges = [round(i * len(values) / width) for i in range(width + 1)]
+    return [sum(values[a:b]) / (b - a) for a, b in itertools.pairwise(edges)]
+
+
+def _block(filled: float) -> str:
+    return BLOCKS[max(0, min(8, math.ceil(filled * 8)))]
+
+
+def from_swift(asked: FromSwift) -> list[str]:
+    """What became of an ms-swift command line, a line each."""
+    lines = [
+        escape(f"--{flag}: {became}" + (f" (--{asked.renamed[flag]} today)" if flag in asked.renamed else ""))
+        for flag, became in asked.honoured.items()
+    ]
+    lines += [f"--{old} is --{new} today" for old, new in asked.renamed.items() if old not in asked.honoured]
+    lines += [f"[dim]no --{flag}: {escape(how)}[/]" for flag, how in asked.differs.items()]
+    lines += [f"[dim]--{flag} makes no difference: {why}[/]" for flag, why in asked.needless.items()]
+    lines += [
+        f"[yellow]--{escape(flag)} cannot be honoured: {escape(why)}[/]"
+        for flag, why in asked.refused.items()
+    ]
+    return lines

@@ -1,0 +1,53 @@
+"""Answers first: training holds while a person waits for this machine, and goes on after a quiet time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from comfyloop.train import runners
+
+LONGEST_HOLD_SECONDS = 60.0
+BREATH_SECONDS = 5.0
+"""Where somebody always waits, training goes on for so long after each hold of that length: it ends some day."""
+
+
+class TrainingThrottle:
+    """Looks now and then whether a run should hold, and tells it when that changes.
+
+    Args:
+        quiet_seconds: How long nobody has waited for anything.
+        patience: The run goes on after so many quiet seconds; 0: it never holds.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(
+        self,
+        quiet_seconds: Callable[[], float],
+        patience: float,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._quiet_seconds = quiet_seconds
+        self._patience = patience
+        self._clock = clock
+        self._held: bool | None = None  # not known: a former controller may have held it
+        self._since = clock()
+        self._breathing = False
+
+    def update(self, run_dir: Path) -> None:
+        wanted = self._quiet_seconds() < self._patience
+        lasted = self._clock() - self._since
+        if self._held and lasted > LONGEST_HOLD_SECONDS:
+            hold, self._breathing = False, True
+        elif self._breathing and lasted < BREATH_SECONDS:
+            hold = False
+        else:
+            hold, self._breathing = wanted, False
+        if hold == self._held:
+            return
+        if hold:
+            runners.hold(run_dir)
+        else:
+            runners.release(run_dir)
+        self._held, self._since = hold, self._clock()

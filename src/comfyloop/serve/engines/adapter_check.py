@@ -1,0 +1,200 @@
+"""Whether an engine would apply an adapter whole: told from its files, without torch.
+
+Engines other than our own skip in silence what they do not know: a tensor of the vision tower, a layer of
+another name. What they would skip is refused before it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.models.lora_start import refuse_changed_base
+from comfyloop.models.rope import refuse_other_positions
+
+_PREFIX = "base_model.model."
+_TENSOR = re.compile(r"^(?P<layer>.+)\.lora_(?P<part>A|B)\.weight$")
+_OUTSIDE = re.compile(
+    r"(^|\.)(vision_tower|vision_model|image_tower|visual|audio_tower|multi_modal_projector|mm_projector|"
+    r"projector|merger|connector)(\.|$)"
+)
+_EXPONENT = {"F32": ("<u4", 0x7F800000), "F16": ("<u2", 0x7C00), "BF16": ("<u2", 0x7F80)}
+"""Numbers whose exponent is all ones are not finite."""
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine applies.
+
+    Attributes:
+        rank: Highest rank; 0: any.
+        layers: Last parts of the names of layers that it adapts; empty: any.
+        outside: Whether layers outside the language model (vision tower, projector) are adapted too.
+        hint: What to do about layers outside the language model.
+    """
+
+    engine: str
+    rank: int = 0
+    layers: frozenset[str] = frozenset()
+    outside: bool = False
+    hint: str = ""
+
+
+def check(name: str, path: str, limits: Limits, model: str = "") -> None:
+    """Raise what would keep the PEFT directory `path` from being applied whole.
+
+    Args:
+        model: Directory of the base model, whose layers are compared; elsewhere (a hub id) they are not.
+
+    Raises:
+        NotFound: The directory or one of its files does not exist.
+        InvalidInput: A tensor would be skipped, is missing, does not fit or is not finite; or it was trained
+            on other positions than the base model's own.
+    """
+    folder = Path(path)
+    config_file, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
+    for file in (config_file, weights):
+        if not file.is_file():
+            raise NotFound(f"Adapter {name}: {file} does not exist.", "Give a directory that PEFT has saved.")
+    try:
+        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+        shapes = header(weights)
+    except ValueError as error:
+        raise InvalidInput(f"Adapter {name} cannot be read: {error}") from error
+    _check_config(name, config, limits)
+    refuse_other_positions(name, folder, running=None)  # such engines run with the base model's own
+    layers = _layers(name, shapes)
+    known = _base_layers(Path(model)) if model else {}
+    for layer, (a, b) in layers.items():
+        _check_layer(name, layer, limits)
+        if a[0] != b[1]:
+            raise InvalidInput(
+                f"Adapter {name}: the two tensors of {layer} have ranks {a[0]} and {b[1]}; they must agree."
+            )
+        if limits.rank and a[0] > limits.rank:
+            raise InvalidInput(
+                f"Adapter {name} has rank {a[0]} at {layer}; {limits.engine} was started for at most "
+                f"{limits.rank}.",
+                "Raise the setting max_lora_rank, or train with a lower lora_r.",
+            )
+        if known and (there := known.get(_tail(layer))) is None:
+            raise InvalidInput(f"Adapter {name} is for a layer {layer} that the base model does not have.")
+        elif known and there != (b[0], a[1]):
+            raise InvalidInput(
+                f"Adapter {name} does not fit the base model: {layer} is {there} there, and the adapter is "
+                f"for {(b[0], a[1])}."
+            )
+    if not_finite := _not_finite(weights):
+        raise InvalidInput(f"Adapter {name}: {not_finite} contains numbers that are not finite.")
+
+
+def _check_config(name: str, config: Mapping[str, Any], limits: Limits) -> None:
+    if config.get("peft_type") != "LORA":
+        raise InvalidInput(
+            f"Adapter {name} is a {config.get('peft_type')} adapter; {limits.engine} applies LoRA."
+        )
+    refuse_changed_base(f"Adapter {name}", config)
+    if config.get("bias", "none") != "none":
+        raise InvalidInput(f"Adapter {name} has trained biases, which {limits.engine} does not apply.")
+    unused = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication")
+    for field in (*unused, "target_parameters", "fan_in_fan_out"):
+        if config.get(field):
+            raise InvalidInput(f"Adapter {name} uses {field}, which {limits.engine} does not apply.")
+
+
+def _layers(name: str, shapes: Mapping[str, Shape]) -> dict[str, tuple[Shape, Shape]]:
+    """The shapes of both tensors, A (r, in) and B (out, r), by the layer's name in the model."""
+    parts: dict[str, dict[str, Shape]] = {}
+    for key, shape in shapes.items():
+        match = _TENSOR.match(key.removeprefix(_PREFIX))
+        if match is None or len(shape) != 2:
+            raise InvalidInput(
+                f"Adapter {name} has a tensor {key} that is not a LoRA tensor of a linear layer."
+            )
+        parts.setdefault(match["layer"], {})[match["part"]] = shape
+    for layer, found in parts.items():
+        if len(found) != 2:
+            raise InvalidInput(f"Adapter {name} has only one of the two tensors of {layer}.")
+    if not parts:
+        raise InvalidInput(f"Adapter {name} has no tensors.")
+    return {layer: (found["A"], found["B"]) for layer, found in parts.items()}
+
+
+def _check_layer(name: str, layer: str, limits: Limits) -> None:
+    if _OUTSIDE.search(layer):
+        if not limits.outside:
+            raise InvalidInput(
+                f"Adapter {name} adapts {layer}, outside the language model, which {limits.engine} would "
+                "leave out in silence.",
+                limits.hint,
+            )
+        return
+    if limits.layers and layer.rpartition(".")[2] not in limits.layers:
+        raise InvalidInput(
+            f"Adapter {name} adapts {layer}, a kind of layer that {limits.engine} does not adapt.",
+            f"It adapts: {', '.join(sorted(limits.layers))}.",
+        )
+
+
+def _tail(layer: str) -> str:
+    """A layer's name as every way of saving the model spells it: without what precedes `layers.`, but for
+    whether it is within the language model."""
+    side = "outside:" if _OUTSIDE.search(layer) else ""
+    start = layer.find("layers.")
+    return side + (layer[start:] if start >= 0 else layer.rpartition(".")[2])
+
+
+def _base_layers(model: Path) -> dict[str, Shape]:
+    """Shapes of the base model's matrices by `_tail` of their layers; empty where its files are not here."""
+    found: dict[str, Shape] = {}
+    for file in sorted(model.glob("*.safetensors")):
+        for key, shape in header(file).items():
+            if key.endswith(".weight") and len(shape) == 2:
+                found[_tail(key.removesuffix(".weight"))] = shape
+    return found
+
+
+def header(file: Path) -> dict[str, Shape]:
+    """Names and shapes of the tensors in a safetensors file. Raises ValueError when it is not one."""
+    return {name: tuple(entry["shape"]) for name, entry in _entries(file)[0].items()}
+
+
+def _entries(file: Path) -> tuple[dict[str, Any], int]:
+    """The header of a safetensors file, and where the data begins."""
+    with file.open("rb") as handle:
+        size = int.from_bytes(handle.read(8), "little")
+        if not 2 <= size <= file.stat().st_size - 8:
+            raise ValueError(f"{file} is not a whole safetensors file")
+        entries = json.loads(handle.read(size))
+    entries.pop("__metadata__", None)
+    ends = [entry["data_offsets"][1] for entry in entries.values()]
+    if max(ends, default=0) != file.stat().st_size - 8 - size:
+        raise ValueError(f"{file} is cut off or has something behind it")
+    return entries, 8 + size
+
+
+def _not_finite(file: Path) -> str:
+    """The first tensor with an infinity or a not-a-number; empty when there is none."""
+    return next(_with_odd_numbers(file), "")
+
+
+def _with_odd_numbers(file: Path) -> Iterator[str]:
+    entries, start = _entries(file)
+    data = np.memmap(file, dtype=np.uint8, mode="r")
+    for name, entry in entries.items():
+        if entry["dtype"] not in _EXPONENT:
+            continue
+        kind, exponent = _EXPONENT[entry["dtype"]]
+        begin, end = entry["data_offsets"]
+        bits = np.frombuffer(data[start + begin : start + end].tobytes(), dtype=kind)
+        if bool(((bits & exponent) == exponent).any()):
+            yield name

@@ -1,0 +1,112 @@
+"""Which groups of samples are held out. Written once a group; what is held out may be released for training, and
+nothing comes back.
+
+Groups are numbered within their stratum (corrections, accepted answers, ratings, pictures), so that each has its
+share held out whatever else comes in between.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Mapping
+from typing import Literal, cast
+
+import sqlalchemy as sa
+from sqlalchemy import Connection
+
+from comfyloop.store.locks import one_at_a_time
+from comfyloop.store.schema import splits
+
+Fold = Literal["train", "holdout"]
+_MANY = 500  # groups in one statement
+
+
+def assign(
+    conn: Connection,
+    project: str,
+    groups: Mapping[str, str],
+    every: int,
+    first: int = 0,
+    judged: Collection[str] = (),
+) -> dict[str, Fold]:
+    """The fold of each group. A new group gets the next number of its stratum, and `is_held_out` decides by its place
+    among those that came after the judged ones; a group seen before keeps its fold, whatever the settings are now.
+
+    Args:
+        groups: Group -> its stratum, in the order in which they came up.
+        every, first: As of `is_held_out`.
+        judged: Some of these groups; places are counted from the last of them on, since the next version is to be
+            judged by others, too.
+    """
+    if every < 2:
+        raise ValueError(f"every must be at least 2 to leave something to train on, not {every}")
+    one_at_a_time(conn, "folds")
+    hashes = {group: _hash(group) for group in groups}
+    known, numbers = _known(conn, project, list(hashes.values()))
+    query = sa.select(splits.c.stratum, sa.func.max(splits.c.number)).where(splits.c.project == project)
+    last = {stratum: number for stratum, number in conn.execute(query.group_by(splits.c.stratum))}
+    begin: dict[str, int] = {}
+    for group in judged:
+        number = numbers.get(hashes[group], -1)
+        begin[groups[group]] = max(begin.get(groups[group], 0), number + 1)
+    rows: list[dict[str, str | int]] = []
+    for group, digest in hashes.items():
+        if digest in known:
+            continue
+        stratum = groups[group]
+        number = last[stratum] = last.get(stratum, -1) + 1
+        place = number - begin.get(stratum, 0)
+        known[digest] = "holdout" if is_held_out(place, every, first) else "train"
+        rows.append(
+            {
+                "project": project,
+                "group_sha256": digest,
+                "stratum": stratum,
+                "number": number,
+                "fold": known[digest],
+            }
+        )
+    if rows:
+        conn.execute(splits.insert(), rows)
+    return {group: known[digest] for group, digest in hashes.items()}
+
+
+def release(conn: Connection, project: str, groups: Collection[str]) -> None:
+    """Let held-out groups be trained on from now on. There is no way back: a version may have learned them."""
+    hashes = [_hash(group) for group in groups]
+    for start in range(0, len(hashes), _MANY):
+        some = splits.c.group_sha256.in_(hashes[start : start + _MANY])
+        conn.execute(splits.update().where(splits.c.project == project, some).values(fold="train"))
+
+
+def _hash(group: str) -> str:
+    return hashlib.sha256(group.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def is_held_out(number: int, every: int, first: int) -> bool:
+    """Whether the group in that place (from 0) is held out: every second one until `first` are, so that there is soon
+    enough to judge by, then one of `every`."""
+    if number < 2 * first:
+        return number % 2 == 1
+    return number % every == every - 1
+
+
+def counts(conn: Connection, project: str) -> dict[str, int]:
+    """How many groups each fold has."""
+    query = sa.select(splits.c.fold, sa.func.count()).where(splits.c.project == project)
+    rows = conn.execute(query.group_by(splits.c.fold))
+    return {"train": 0, "holdout": 0} | {fold: number for fold, number in rows}
+
+
+def _known(conn: Connection, project: str, hashes: list[str]) -> tuple[dict[str, Fold], dict[str, int]]:
+    """The folds and the numbers of groups that were seen before."""
+    known: dict[str, Fold] = {}
+    numbers: dict[str, int] = {}
+    for start in range(0, len(hashes), _MANY):
+        some = hashes[start : start + _MANY]
+        query = sa.select(splits.c.group_sha256, splits.c.fold, splits.c.number)
+        for digest, fold, number in conn.execute(
+            query.where(splits.c.project == project, splits.c.group_sha256.in_(some))
+        ):
+            known[digest], numbers[digest] = cast(Fold, fold), number
+    return known, numbers

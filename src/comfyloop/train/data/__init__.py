@@ -1,0 +1,1 @@
+"""Rows as tensors: encoded, packed and put into batches."""

@@ -1,0 +1,102 @@
+"""What samples begin with in common goes through the model once.
+
+Under causal attention a token is read in the light of what comes before it and of nothing else, so samples that
+begin alike (a system prompt, an image, the conversation that two answers were given to) have the same states up
+to where they part. Samples become a tree of segments: a segment is computed once, and its gradient is that of
+all samples that go through it. The loss is the same; the tokens are fewer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from comfyloop.train.data.examples import Example
+
+LEAST = 8
+"""Tokens that are worth a segment of their own."""
+
+
+@dataclass(eq=False)
+class Segment:
+    """Tokens `begin` to `end` of `example`, and of every other sample that goes through them."""
+
+    example: Example
+    begin: int
+    end: int
+    before: Segment | None = None
+    after: list[Segment] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return self.end - self.begin
+
+    @property
+    def path(self) -> list[Segment]:
+        """From the beginning of its samples to this one."""
+        return [*(self.before.path if self.before is not None else []), self]
+
+    @property
+    def all(self) -> list[Segment]:
+        """This one and those that follow it, each after what comes before it."""
+        return [self, *(segment for branch in self.after for segment in branch.all)]
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the image tokens of its samples are in it; no segment has but some of a sample's."""
+        start, stop = self.example.image_span
+        return self.begin <= start < stop <= self.end
+
+
+def in_segments(examples: Sequence[Example], *, share: bool) -> tuple[list[Segment], list[list[Segment]]]:
+    """Samples as segments: all of those, and the path of each sample through them.
+
+    Args:
+        share: Samples that begin alike have segments in common; otherwise each sample is one.
+    """
+    roots: list[Segment] = []
+    ends: list[Segment] = []
+    for example in examples:
+        at, before, branches = 0, None, roots
+        while at < len(example):
+            found, common = _branch(branches, example, at) if share else (None, 0)
+            if found is None:
+                found = Segment(example, at, len(example), before)
+                branches.append(found)
+            elif common < len(found):
+                found = _cut(found, found.begin + common, branches)
+            at, before, branches = found.end, found, found.after
+        assert before is not None
+        ends.append(before)
+    return [segment for root in roots for segment in root.all], [end.path for end in ends]
+
+
+def _branch(branches: Sequence[Segment], example: Example, at: int) -> tuple[Segment | None, int]:
+    """The segment that a sample goes on with from its token `at`, and how many tokens of it."""
+    for segment in branches:
+        if (common := _common(segment, example, at)) >= min(LEAST, len(segment)):
+            return segment, common
+    return None, 0
+
+
+def _common(segment: Segment, example: Example, at: int) -> int:
+    """Tokens that a segment begins with and a sample has from `at` on: the same, in the same places, seeing alike."""
+    other = segment.example
+    length = min(len(segment), len(example) - at)
+    here = slice(at, at + length)
+    same = (other.input_ids[here] == example.input_ids[here]) & (
+        other.positions[..., here] == example.positions[..., here]
+    ).reshape(-1, length).all(0)
+    common = length if bool(same.all()) else int(same.int().argmin())
+    seen = {sample.pixels.digest for sample in (other, example) if sample.pixels is not None}
+    for start, stop in (other.image_span, example.image_span):
+        if at <= start < at + common and (len(seen) > 1 or at + common < stop):
+            common = start - at  # not another sample's images, nor some of them
+    return common
+
+
+def _cut(segment: Segment, at: int, branches: list[Segment]) -> Segment:
+    """Cut a segment in two; its first part, which stands in its place among `branches`."""
+    first = Segment(segment.example, segment.begin, at, segment.before, [segment])
+    branches[branches.index(segment)] = first
+    segment.begin, segment.before = at, first
+    return first

@@ -1,0 +1,1 @@
+"""Two image versions drawn side by side and compared."""

@@ -1,0 +1,140 @@
+"""`python -m comfyloop.train.prefork.forkserver SOCKET MODEL DTYPE MINUTES`: the process that runs are forked from.
+
+It imports what a run imports, reads the base weights (memory-mapped, so they are the page cache's until a run
+touches them), and waits. It keeps to the rules of `forking`, and ends when the service's end of the socket is
+closed, or after MINUTES without a word.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from comfyloop.train.prefork.forking import count_threads, end_with, import_once, settle
+
+NICE = 10
+"""As low as a run is by default; a fork cannot rise again."""
+OOM_SCORE = 800
+"""The first to go when memory runs out: it is only a convenience."""
+
+
+def main(arguments: list[str]) -> int:
+    fd, model, dtype, minutes = int(arguments[0]), arguments[1], arguments[2], float(arguments[3])
+    with socket.socket(fileno=fd) as service:
+        os.nice(max(0, NICE - os.nice(0)))
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+        if Path(model).is_dir():
+            os.environ["HF_HUB_OFFLINE"] = "1"
+        load(model, dtype)
+        settle()
+        signal.signal(signal.SIGCHLD, _reap)
+        try:
+            service.send(b'{"ready": true}')
+            serve(service, 60 * minutes)
+        except OSError:
+            pass  # the service is gone
+    return 0
+
+
+def load(model: str, dtype: str) -> None:
+    """Do what every run begins with, as far as it can be done before there is a run."""
+    import_once()
+    from comfyloop.errors import ComfyLoopError
+    from comfyloop.train.prefork import preloaded as held
+    from comfyloop.train.prefork.trainer import room_for
+    from comfyloop.train.text import models
+
+    with contextlib.suppress(ComfyLoopError):  # the run will say what is wrong with the model
+        description = models.describe(model)
+        held.hold(description, "description", model)
+        if Path(model).is_dir() and room_for(model):
+            precision = _dtype(dtype)
+            base = models.read_weights(model, description, precision, None)
+            held.hold(base, "weights", model, precision, None)
+
+
+def _dtype(asked: str) -> Any:
+    """What a run will most likely choose; found without touching CUDA. One that chooses otherwise reads anew."""
+    import torch
+
+    from comfyloop.train.text.models import choose_dtype
+
+    if asked == "auto" and Path("/dev/nvidiactl").exists():
+        return torch.bfloat16
+    return choose_dtype(asked, torch.device("cpu"))
+
+
+def serve(service: socket.socket, idle_seconds: float) -> None:
+    """Fork a run for each request, until the service is gone or has been silent for too long."""
+    service.settimeout(idle_seconds)
+    while True:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(service, 2**16, 3)
+        except TimeoutError:
+            return
+        if not data:
+            return
+        request = json.loads(data)
+        if not request:
+            continue  # only to put off the end
+        answer = _fork(service, request, *descriptors)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        service.send(json.dumps(answer).encode())
+
+
+def _fork(service: socket.socket, request: dict[str, Any], lock: int, output: int, go: int) -> dict[str, Any]:
+    if (threads := count_threads()) > 1:
+        return {"refused": f"the warm trainer has {threads} threads, which a fork would lose"}
+    if request["nice"] < os.nice(0):
+        return {
+            "refused": f"the run asks for niceness {request['nice']} and the warm trainer has {os.nice(0)}"
+        }
+    sys.stdout.flush()
+    sys.stderr.flush()
+    pid = os.fork()
+    if pid:
+        return {"pid": pid}
+
+    def run() -> int:
+        os.setsid()
+        service.close()
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if not os.read(go, 1):  # the service did not hear of this fork, and starts the run otherwise
+            return 1
+        os.close(go)
+        return _run(request, lock, output)
+
+    end_with(run)
+
+
+def _run(request: dict[str, Any], lock: int, output: int) -> int:
+    """What `python -m comfyloop.train RUN_DIR` does in a process of its own."""
+    from comfyloop.train import __main__ as train
+    from comfyloop.train.run.directory import LOCK_FD_VARIABLE
+
+    os.dup2(output, 1)
+    os.dup2(output, 2)
+    os.close(output)
+    os.environ.update(request["environment"])
+    os.environ[LOCK_FD_VARIABLE] = str(lock)
+    return train.main([request["run"]])
+
+
+def _reap(number: int, frame: FrameType | None) -> None:
+    """Collect forks that have ended, so that they do not stay as zombies."""
+    with contextlib.suppress(ChildProcessError):
+        while os.waitpid(-1, os.WNOHANG)[0]:
+            pass
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

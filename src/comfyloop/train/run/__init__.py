@@ -1,0 +1,1 @@
+"""A run: its directory, its steps, its checkpoints and its log."""

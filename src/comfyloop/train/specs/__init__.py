@@ -1,0 +1,1 @@
+"""What a run is to do, for each kind of run, and what it needs. Imports no torch."""

@@ -1,0 +1,81 @@
+"""A training spec from what is written on a command line. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from comfyloop.complaints import in_words
+from comfyloop.errors import InvalidInput
+from comfyloop.train.specs.image import IMAGE_RECIPES, ImageTrainSpec
+from comfyloop.train.specs.text import LEARNING_RATES, RunSpec, TrainSpec
+
+WHOLE_WEIGHTS_RATE = 1e-5
+
+
+def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec | ImageTrainSpec:
+    """A spec of values that are known and of `name=value` assignments, which win. Where no learning rate is
+    named, it is one that suits the recipe.
+
+    Args:
+        known: By field name, `adapter.r` for a field of a part; None: not said.
+        assignments: `learning_rate=1e-4`, `adapter.target_modules=all-linear`, `adapter.modules_to_save=a,b`.
+
+    Raises:
+        InvalidInput: There is no such field, or the value does not fit it.
+    """
+    told: dict[str, Any] = {}
+    values: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise InvalidInput(f"{assignment!r} says no value.", "Write --set name=value.")
+        values[name.strip()] = _value(name.strip(), text.strip())
+    kind = ImageTrainSpec if values.get("recipe") in IMAGE_RECIPES else TrainSpec
+    names = field_names(kind)
+    for name, value in values.items():
+        if name not in names:
+            raise InvalidInput(
+                f"A training spec has no field {name!r}.", f"The fields are {', '.join(sorted(names))}."
+            )
+        part, dot, field = name.rpartition(".")
+        (told.setdefault(part, {}) if dot else told)[field] = value
+    if told.get("tuner_type") == "full":
+        told.setdefault("learning_rate", WHOLE_WEIGHTS_RATE)
+    elif (recipe := told.get("recipe")) in LEARNING_RATES:
+        told.setdefault("learning_rate", LEARNING_RATES[recipe])
+    try:
+        return kind.model_validate(told)
+    except ValidationError as error:
+        wrong = in_words(error.errors(), "the spec", told)
+        raise InvalidInput(f"These options are not a training spec: {wrong}.", "Correct them.") from None
+
+
+def field_names(kind: type[RunSpec]) -> list[str]:
+    """All fields of a spec; those of its parts with the part's name before them."""
+    names = []
+    for name, field in kind.model_fields.items():
+        names.append(name)
+        if isinstance(field.default, BaseModel):
+            names += [f"{name}.{inner}" for inner in type(field.default).model_fields]
+    return names
+
+
+def _value(name: str, text: str) -> Any:
+    """Lists are written with commas; all else as JSON where it is that, or as plain text."""
+    if name in {"adapter.modules_to_save", "adapter.target_modules"} and "," in text:
+        return tuple(part.strip() for part in text.split(","))
+    if name == "adapter.modules_to_save":
+        return (text,)
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets without end
+        return None if text in {"None", "none"} else text
+
+
+def absolute(path: Path | None) -> str | None:
+    return str(path.expanduser().resolve()) if path is not None else None

@@ -1,0 +1,396 @@
+"""What a training run is told: one frozen record, `spec.json` in the run directory."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+from pydantic import Field, ValidationError, model_validator
+
+from comfyloop.complaints import in_words
+from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.models.rope import RopeScaling
+from comfyloop.records import Record
+from comfyloop.settings import Settings
+
+if TYPE_CHECKING:
+    from comfyloop.train.specs.image import ImageTrainSpec
+    from comfyloop.train.specs.joint import JointSpec
+    from comfyloop.train.specs.judge import JudgeSpec
+
+SPEC_FILE = "spec.json"
+LEARNING_RATES = {"sft": 1e-3, "sdft": 1e-3, "dpo": 1e-4, "kto": 1e-4}
+"""Of a LoRA, where none is asked for: preference losses go wrong at rates that suit answers."""
+
+
+MOST_EPOCHS = 10.0
+"""Passes over a few samples; of many, fewer are enough."""
+
+
+class AdapterSpec(Record):
+    """The LoRA to train; the names are PEFT's."""
+
+    r: int = Field(default=8, ge=1, description="Rank.")
+    lora_alpha: int = Field(default=16, ge=1, description="Its update is scaled by lora_alpha / r.")
+    lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the LoRA.")
+    target_modules: str | tuple[str, ...] = Field(
+        default="attention",
+        description="`attention` (Q/K/V/O of the language model), `all-linear` (all of its linear layers), "
+        "a regular expression over full module names, or a list of module names of the language model. "
+        "All but the regular expression take in the vision tower and the projector where those are not frozen.",
+    )
+    modules_to_save: tuple[str, ...] = Field(
+        default=(),
+        description="Modules trained whole and kept in the adapter, such as the projector. PEFT loads such an adapter; "
+        "no engine of ours serves it.",
+    )
+    use_rslora: bool = Field(
+        default=False, description="Scale by lora_alpha / sqrt(r) (rsLoRA, Kalajdzievski 2023)."
+    )
+    use_dora: bool = Field(
+        default=False, description="Train magnitudes apart from directions (DoRA, Liu et al. 2024)."
+    )
+    init_from: str | None = Field(
+        default=None, description="PEFT directory to go on from (the parent version); None: fresh."
+    )
+
+
+class PreferenceSpec(Record):
+    """What the recipes `dpo` and `kto` weigh; the names are TRL's."""
+
+    beta: float = Field(default=0.1, gt=0, description="How closely the reference is kept to.")
+    loss_type: Literal["sigmoid", "ipo"] = Field(default="sigmoid", description="Of `dpo`.")
+    label_smoothing: float = Field(
+        default=0.0, ge=0, lt=0.5, description="`dpo`, sigmoid: share of pairs that are the wrong way round."
+    )
+    rpo_alpha: float = Field(
+        default=0.0, ge=0, description="`dpo`: weight of the chosen answer's own loss (Pang et al. 2024)."
+    )
+    desirable_weight: float = Field(default=1.0, gt=0, description="`kto`: of answers with label true.")
+    undesirable_weight: float = Field(default=1.0, gt=0, description="`kto`: of answers with label false.")
+
+
+class DistillationSpec(Record):
+    """What the recipe `sdft` does; the names are TRL's and ms-swift's."""
+
+    lmbda: float = Field(
+        default=1.0,
+        ge=0,
+        le=1,
+        description="Share of the samples that are learnt on an answer of the student's own (on-policy); the others on "
+        "the wanted answer itself, which samples nothing. 0: as a small model may need it.",
+    )
+
+    teacher_update_rate: float = Field(
+        default=0.02,
+        ge=0,
+        le=1,
+        description="How far the teacher's weights follow the student's each step (a moving average, as Shenfeld et "
+        "al. 2026 have it); 0: they stay what they were when the run began; 1: they are the student's.",
+    )
+    max_completion_length: int = Field(
+        default=64,
+        ge=1,
+        description="Longest answer that the student samples, in tokens; at most half as long again as the wanted one.",
+    )
+    temperature: float = Field(default=1.0, gt=0, description="Of these answers.")
+    steps_per_generation: int = Field(
+        default=4,
+        ge=1,
+        description="Steps whose answers are sampled together, by the weights before the first.",
+    )
+    distillation_topk: int = Field(
+        default=32, ge=1, description="The teacher's likeliest next tokens that are learnt, at each place."
+    )
+
+
+class RunSpec(Record):
+    """What every run is told. Paths are absolute or relative to the run directory; names follow transformers'
+    Trainer."""
+
+    model: str = Field(description="Directory or hub id of the base model.")
+    train: str = Field(description="JSON lines in ms-swift's form.")
+    holdout: str | None = Field(default=None, description="The same, for `holdout_loss`; never trained on.")
+
+    learning_rate: float = Field(default=1e-3, gt=0, description="The highest that the schedule reaches.")
+    lr_scheduler_type: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="How the learning rate falls after the warm-up."
+    )
+    warmup_ratio: float = Field(default=0.05, ge=0, le=1, description="Share of the steps of rising rate.")
+    epochs: float = Field(default=6.0, gt=0, description="Passes over the training data.")
+    max_steps: int = Field(default=0, ge=0, description="Upper bound of optimiser steps; 0: by epochs.")
+    replay_share: float = Field(
+        default=0.0,
+        ge=0,
+        le=0.9,
+        description="Share of rows marked `replay` in what an epoch passes, those marked `part: rehearsal` are then "
+        "passed once in a run; 0: every row in every epoch.",
+    )
+    per_device_train_batch_size: int = Field(default=4, ge=1, description="Samples a micro-batch.")
+    gradient_accumulation_steps: int = Field(default=1, ge=1, description="Micro-batches a step.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="Larger gradients are scaled down to it; 0: none."
+    )
+    weight_decay: float = Field(default=0.0, ge=0, description="Of AdamW.")
+    adam_beta2: float = Field(default=0.999, gt=0, lt=1, description="AdamW's decay of squared gradients.")
+
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
+        default="auto", description="Precision of the weights; auto: bfloat16 where the processor has it."
+    )
+    gradient_checkpointing: bool = Field(
+        default=False, description="Keep each layer's input alone and compute the rest again: less memory."
+    )
+    max_image_pixels: int = Field(default=64_000_000, gt=0, description="Larger images are bad data.")
+    skip_bad: bool = Field(default=False, description="Train on the rest when lines are bad.")
+    max_bad_share: float = Field(default=0.1, ge=0, le=1, description="With skip_bad: more than this fails.")
+
+    seed: int = Field(default=42, description="Of the LoRA's first values, the order, dropout and noise.")
+    save_steps: int = Field(default=10, ge=1, description="Optimiser steps between checkpoints.")
+    eval_steps: int = Field(default=10, ge=1, description="Optimiser steps between looks at the hold-out.")
+    early_stopping_patience: int = Field(
+        default=0,
+        ge=0,
+        description="Looks at the hold-out without a lower loss after which the run ends, with the weights of the "
+        "best look; 0: it goes on to the end.",
+    )
+    threads: int = Field(default=0, ge=0, description="CPU threads; 0: all cores.")
+    memory_gb: float = Field(default=0, ge=0, description="Most resident memory; 0: no limit.")
+    nice: int = Field(default=10, ge=0, le=19, description="How far the trainer stands back for others.")
+    world_size: int = Field(default=1, ge=1, description="Processes (ranks) that train this run together.")
+    parallel: Literal["fsdp2", "zero2", "zero3"] = Field(
+        default="fsdp2", description="How they share the weights: torch FSDP2, DeepSpeed ZeRO-2 or ZeRO-3."
+    )
+    rank_timeout: float = Field(
+        default=600, gt=0, description="Seconds after which a process that does not answer counts as lost."
+    )
+
+    @model_validator(mode="after")
+    def _can_be_written(self) -> Self:
+        try:
+            self.model_dump_json()
+        except ValueError:
+            raise ValueError("a text or path has half a character, which no file keeps") from None
+        return self
+
+    @model_validator(mode="after")
+    def _eval_needs_data(self) -> Self:
+        if self.holdout is not None and self.holdout == self.train:
+            raise ValueError("holdout is the training file itself: held-out loss would mean nothing")
+        return self
+
+    def data_files(self) -> list[str]:
+        """The files of rows that the run reads; images lie beside them."""
+        return [file for file in (self.train, self.holdout) if file is not None]
+
+    def weights(self) -> list[str]:
+        """The models and adapters that the run reads: paths, or ids of a hub."""
+        return [self.model]
+
+
+class TrainSpec(RunSpec):
+    """A run of the text side."""
+
+    recipe: Literal["sft", "sdft", "dpo", "kto"] = Field(
+        default="sft",
+        description="Learn answers; learn of one's own what one would say having seen them; prefer one of two; tell "
+        "wanted answers from others.",
+    )
+    train_engine: Literal["comfyloop", "swift"] = Field(
+        default="comfyloop", description="Our own trainer, or ms-swift in its own environment."
+    )
+    swift_python: str = Field(
+        default="",
+        description="Python that has ms-swift; empty: what `comfyloop engines install swift` made.",
+    )
+    adapter: AdapterSpec = Field(default=AdapterSpec(), description="The LoRA; its fields are below.")
+    preference: PreferenceSpec = Field(
+        default=PreferenceSpec(), description="What `dpo` and `kto` weigh; its fields are below."
+    )
+    distillation: DistillationSpec = Field(
+        default=DistillationSpec(), description="What `sdft` does; its fields are below."
+    )
+    tuner_type: Literal["lora", "full"] = Field(
+        default="lora", description="A LoRA as `adapter` says, or the weights themselves."
+    )
+    freeze_llm: bool = Field(default=False, description="Whether the language model stays as it is.")
+    freeze_vit: bool = Field(default=True, description="Whether the vision tower stays as it is.")
+    freeze_aligner: bool = Field(default=True, description="Whether the projector stays as it is.")
+    replay_kl: float = Field(
+        default=4.0,
+        ge=0,
+        description="`sft`, `sdft`: rows marked `replay` hold the model to what the base model finds likely there, "
+        "with this weight; 0: their answers are learnt like any other.",
+    )
+    quant_method: Literal["bnb"] | None = Field(
+        default=None, description="`bnb`: the base weights in 4 bits, NF4 with double quantisation (QLoRA)."
+    )
+    quant_bits: Literal[4] = Field(default=4, description="With `bnb`: bits a weight.")
+    train_on: Literal["last", "all"] = Field(
+        default="last",
+        description="Which assistant turns are learnt: the last one (the corrected answer; earlier ones are "
+        "context that nobody corrected) or all of them.",
+    )
+    attn_implementation: Literal["auto", "sdpa", "eager", "flash_attention_2"] = Field(
+        default="auto", description="auto: FlashAttention where it is installed and can be used, else sdpa."
+    )
+    vit_gradient_checkpointing: bool = Field(
+        default=False, description="Gradient checkpointing in the vision tower, where it is trained."
+    )
+    neftune_noise_alpha: float = Field(
+        default=0.0, ge=0, description="Noise on the embeddings (NEFTune, Jain et al. 2023); 0: none."
+    )
+    max_pixels: int = Field(default=1_003_520, gt=0, description="Larger images are scaled down to this.")
+    feature_cache_dir: str | None = Field(
+        default=None, description="Where the frozen vision tower's features outlive the run; None: nowhere."
+    )
+    feature_cache_gb: float = Field(default=10.0, gt=0, description="Most room that they take there.")
+    rope_scaling: RopeScaling | None = Field(
+        default=None, description="More positions than the model was trained on; None: its own."
+    )
+    max_length: int = Field(
+        default=0, ge=0, description="Longest sample in tokens; 0: what the model allows."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> TrainSpec:
+        if self.recipe != "sft" and self.train_on != "last":
+            does = "samples" if self.recipe == "sdft" else "compares"
+            raise ValueError(f"train_on = all is for sft: {self.recipe} {does} last answers")
+        if self.recipe == "sdft" and self.train_engine == "swift":
+            raise ValueError("recipe = sdft is trained by our own trainer: set train_engine = comfyloop")
+        if self.recipe == "sdft" and self.world_size > 1:
+            raise ValueError("recipe = sdft samples answers, which one process does: set world_size = 1")
+        if self.freeze_llm and self.freeze_vit and self.freeze_aligner:
+            raise ValueError("freeze_llm, freeze_vit and freeze_aligner leave nothing to train")
+        if self.train_engine == "swift" and (self.tuner_type == "full" or self.adapter.modules_to_save):
+            raise ValueError(
+                "train_engine = swift trains a LoRA alone: no tuner_type = full, no modules_to_save"
+            )
+        if self.tuner_type == "full":
+            if self.quant_method is not None:
+                raise ValueError("tuner_type = full cannot train 4-bit weights: leave quant_method out")
+            if self.adapter.init_from is not None:
+                raise ValueError("tuner_type = full starts from `model`, not from an adapter (init_from)")
+            if self.dtype == "float16":
+                raise ValueError("tuner_type = full needs dtype = bfloat16 or float32: float16 overflows")
+        return self
+
+    def weights(self) -> list[str]:
+        parent = self.adapter.init_from
+        return [*super().weights(), *([] if parent is None else [parent])]
+
+    @staticmethod
+    def threads_of(settings: Settings) -> int:
+        """The trainer's share of the cores; the rest is for answers."""
+        return settings.train_threads or max(1, (os.cpu_count() or 2) // 2)
+
+    @classmethod
+    def from_settings(
+        cls,
+        settings: Settings,
+        *,
+        model: str,
+        train: str,
+        holdout: str | None,
+        init_from: str | None = None,
+        epochs: float | None = None,
+        **more: object,
+    ) -> TrainSpec:
+        """The spec that the loop uses: every value that a setting names comes from there.
+
+        Args:
+            epochs: Passes over what is new; None: as the setting says.
+            more: Fields that no setting names.
+        """
+        return cls.model_validate(
+            {
+                "recipe": settings.recipe,
+                "train_engine": settings.train_engine,
+                "swift_python": settings.swift_python,
+                "model": model,
+                "train": train,
+                "holdout": holdout,
+                # one sample must not stop the loop: what this model cannot take is left out by name
+                "skip_bad": True,
+                "max_bad_share": 1.0,
+                "adapter": {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "init_from": init_from},
+                "preference": {
+                    "beta": settings.preference_beta,
+                    "rpo_alpha": settings.preference_rpo_alpha,
+                },
+                "distillation": {"lmbda": settings.distillation_lmbda},
+                "quant_method": settings.quant_method or None,
+                "gradient_checkpointing": settings.gradient_checkpointing,
+                "learning_rate": settings.learning_rate or LEARNING_RATES[settings.recipe],
+                "epochs": epochs or settings.epochs or MOST_EPOCHS,
+                "replay_share": settings.replay_share if settings.recipe in {"sft", "sdft"} else 0.0,
+                "max_steps": settings.max_steps,
+                "per_device_train_batch_size": settings.batch_size,
+                "dtype": settings.dtype,
+                "max_pixels": settings.max_pixels,
+                "feature_cache_dir": str(settings.cache_dir / "features"),
+                "feature_cache_gb": settings.feature_cache_gb,
+                "max_image_pixels": settings.max_image_pixels,
+                "rope_scaling": RopeScaling.parse(settings.rope_scaling),
+                "threads": cls.threads_of(settings),
+                "memory_gb": settings.train_memory_gb,
+                "world_size": settings.train_processes,
+                "parallel": settings.train_parallel,
+                **more,
+            }
+        )
+
+
+def write_spec(run_dir: Path, spec: RunSpec | JointSpec | JudgeSpec) -> None:
+    run_dir.mkdir(parents=True, exist_ok=True)
+    (run_dir / SPEC_FILE).write_text(spec.model_dump_json(indent=2) + "\n", encoding="utf-8")
+
+
+def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec | JudgeSpec:
+    """The spec of a run of either side or of both, or of a comparison, told apart by its recipe.
+
+    Raises:
+        NotFound: There is no spec.json.
+        InvalidInput: It is not a spec; names each field that is wrong.
+    """
+    from comfyloop.train.specs.image import ImageTrainSpec
+    from comfyloop.train.specs.joint import JointSpec
+    from comfyloop.train.specs.judge import JudgeSpec  # they build on this module
+
+    path = run_dir / SPEC_FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InvalidInput(f"{path} is not UTF-8 text.", "Save the file as UTF-8.") from None
+    except FileNotFoundError:
+        raise NotFound(
+            f"{run_dir} is not a run directory: it has no {SPEC_FILE}.",
+            "Write one with comfyloop.train.specs.text.write_spec, or name another directory.",
+        ) from None
+    named = _recipe(text)
+    try:
+        match named:
+            case "image_sft" | "image_dpo":
+                return ImageTrainSpec.model_validate_json(text)
+            case "joint":
+                return JointSpec.model_validate_json(text)
+            case "judge":
+                return JudgeSpec.model_validate_json(text)
+        return TrainSpec.model_validate_json(text)
+    except ValidationError as error:
+        wrong = in_words(error.errors(), "the file", _parsed(text))
+        raise InvalidInput(f"{path} is not a training spec: {wrong}.", "Correct these fields.") from None
+
+
+def _recipe(text: str) -> str:
+    told = _parsed(text)
+    return str(told.get("recipe", "")) if isinstance(told, dict) else ""
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None

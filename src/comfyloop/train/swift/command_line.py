@@ -1,0 +1,364 @@
+"""An ms-swift command line as a training spec: 4.x as it is today, and the flags of 2024 by their new names.
+
+What the command does not say has ms-swift's default, not ours, so that the run is the one that the command
+asked for; where it has not, `differs` says so. Of every flag it is said what became of it; none is passed over in
+silence. Imports no torch.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import ValidationError
+
+from comfyloop.complaints import in_words
+from comfyloop.errors import InvalidInput
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.swift.flags import (
+    HONOURED,
+    MODEL_TYPES,
+    MODEL_TYPES_OF_OWN_CODE,
+    NEEDLESS,
+    OLD,
+    REFUSED,
+    RENAMED,
+    Other,
+    Unmeant,
+    integer,
+    one,
+    refuse_other_learning,
+    yes,
+)
+
+_Value = TypeVar("_Value")
+
+
+@dataclass(frozen=True)
+class FromSwift:
+    """What became of a command line.
+
+    Attributes:
+        spec: `train` and `holdout` are the file names that the run directory will have.
+        datasets, holdouts: The data files that the command names.
+        output: The directory that it names for its output; None: none.
+        honoured: Flag of the command -> what it has become.
+        differs: Flag that the command does not have -> how ours differs from ms-swift's default.
+        needless: Flag -> why it makes no difference.
+        refused: Flag -> why it cannot be honoured.
+        renamed: Old flag -> today's.
+    """
+
+    spec: TrainSpec
+    datasets: tuple[str, ...]
+    holdouts: tuple[str, ...]
+    output: str | None
+    honoured: dict[str, str]
+    differs: dict[str, str]
+    needless: dict[str, str]
+    refused: dict[str, str]
+    renamed: dict[str, str]
+
+
+def from_swift(command: str, *, model: str | None = None) -> FromSwift:
+    """Read an ms-swift command line.
+
+    Args:
+        command: `swift sft --model … --dataset …` or `swift rlhf --rlhf_type dpo …`, on one line or several.
+        model: A model directory or hub id in place of the command's.
+
+    Raises:
+        InvalidInput: It is no such command, names no model or no data, or a value is not one that the flag takes.
+    """
+    verb, flags, refused = _split(command)
+    renamed = {name: RENAMED[name] for name in flags if name in RENAMED}
+    given: dict[str, list[str]] = {}
+    for name, words in flags.items():
+        given.setdefault(RENAMED.get(name, name), []).extend(words)
+    fields: dict[str, Any] = {}
+    needless: dict[str, str] = {}
+    honoured: dict[str, str] = {}
+    recipe = _recipe(verb, given)
+    try:
+        refuse_other_learning(recipe, given)
+    except Other as reason:
+        raise InvalidInput(f"The command asks for {reason}.", "Train it with ms-swift itself.") from None
+    except ValueError:
+        raise InvalidInput("--use_chat_template takes true or false.") from None
+    if recipe != "dpo":
+        given.pop("loss_type", None)  # the one that there is
+    old = bool(OLD & flags.keys())
+    wanted = {**_defaults(recipe, given, old=old), **given}
+    _name_model(wanted, model, honoured)
+    _make_up(wanted, needless, honoured)
+    for name, words in wanted.items():
+        if name in _TAKEN:
+            continue
+        if name in NEEDLESS:
+            needless[name] = NEEDLESS[name]
+        elif name in HONOURED:
+            place, convert = HONOURED[name]
+            try:
+                _put(fields, place, convert(words))
+            except Unmeant as reason:
+                refused[name] = str(reason)
+            except Other as reason:
+                raise InvalidInput(
+                    f"The command asks for --{name} {' '.join(words)}, and {reason}.",
+                    "Train it with ms-swift itself.",
+                ) from None
+            except (ValueError, IndexError):
+                raise InvalidInput(
+                    f"--{name} {' '.join(words)} is not a value that --{name} takes."
+                ) from None
+        else:
+            refused[name] = REFUSED.get(name, "ComfyLoop has nothing like it")
+    datasets, holdouts = tuple(given.get("dataset", ())), tuple(given.get("val_dataset", ()))
+    if not datasets:
+        raise InvalidInput("The command names no data.", "Add --dataset with a .jsonl file.")
+    told = fields | {"recipe": recipe, "train": "train.jsonl"}
+    told |= {"holdout": "holdout.jsonl"} if holdouts else {}
+    try:
+        spec = TrainSpec.model_validate(told)
+    except ValidationError as error:
+        wrong = in_words(error.errors(), "together", told)
+        raise InvalidInput(f"The command asks for what cannot be trained: {wrong}.") from None
+    output = _value("output_dir", given["output_dir"], one) if "output_dir" in given else None
+    honoured |= _became(spec, flags, given, refused)
+    differs = _differences(given, old=old)
+    return FromSwift(spec, datasets, holdouts, output, honoured, differs, needless, refused, renamed)
+
+
+def _became(
+    spec: TrainSpec, flags: dict[str, list[str]], given: dict[str, list[str]], refused: dict[str, str]
+) -> dict[str, str]:
+    """What each honoured flag of the command is in the spec, under the name that the command gives it."""
+    said = {
+        "dataset": "trained on",
+        "val_dataset": "held out, never trained on",
+        "output_dir": "the run directory",
+    }
+    became: dict[str, str] = {}
+    for flag in flags:
+        name = RENAMED.get(flag, flag)
+        if name in said and given.get(name):
+            became[flag] = f"{' '.join(given[name])}, {said[name]}"
+        elif name == "rlhf_type" or (name == "loss_type" and spec.recipe != "dpo"):
+            became[flag] = f"recipe = {spec.recipe}"
+        elif name in HONOURED and name not in refused:
+            place = HONOURED[name][0]
+            found: Any = spec
+            for part in place.split("."):
+                found = getattr(found, part)
+            became[flag] = f"{place} = {found}"
+    return became
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+def _split(command: str) -> tuple[str, dict[str, list[str]], dict[str, str]]:
+    """`sft`, `pt` or `rlhf`; each flag's values; variables and words that mean nothing here, with reasons."""
+    try:
+        # a comment begins with a word: shlex would cut `data.jsonl#500` short
+        uncommented = re.sub(r"(?m)(^|\s)#.*$", " ", command)
+        words = shlex.split(_on_one_line(uncommented))
+        if len(words) == 1 and " " in words[0]:  # the whole command in quotes
+            words = shlex.split(_on_one_line(words[0]))
+    except ValueError as error:
+        raise InvalidInput(f"The command cannot be read: {error}.", "Check its quotes.") from None
+    refused: dict[str, str] = {}
+    while words and (variable := re.fullmatch(r"([A-Za-z_]\w*)=(.*)", words[0])):
+        _variable(variable[1], variable[2], words, refused)
+        words.pop(0)
+    verbs = [i for i, word in enumerate(words[:5]) if word in {"sft", "rlhf", "dpo", "kto", "pt"}]
+    if not verbs or not any("swift" in word for word in words[: verbs[0]]):
+        raise InvalidInput(
+            f"{' '.join(words[:3]) or 'nothing'} … is no training command of ms-swift.",
+            "Give one that begins with `swift sft` or `swift rlhf`.",
+        )
+    if "megatron" in " ".join(words[: verbs[0]]):
+        raise InvalidInput("Megatron commands are not understood.", "Give the `swift sft` form of it.")
+    verb, rest = words[verbs[0]], words[verbs[0] + 1 :]
+    flags: dict[str, list[str]] = {}
+    name = ""
+    for word in rest:
+        if flag := re.fullmatch(r"--([A-Za-z][\w-]*)(?:=(.*))?", word, flags=re.DOTALL):
+            name = flag[1].replace("-", "_")
+            flags[name] = [] if flag[2] is None else [flag[2]]  # said twice: the last one counts
+        elif name:
+            flags[name].append(word)
+        else:
+            raise InvalidInput(
+                f"{word!r} after `swift {verb}` belongs to no flag.", "Give it a flag, or drop it."
+            )
+    return verb, flags, refused
+
+
+def _on_one_line(command: str) -> str:
+    """A command as a shell would have it, also where an article or a chat has taken its line ends away, and left
+    the backslashes before them, or made dashes of its hyphens."""
+    plain = command.replace("\u00a0", " ")
+    plain = re.sub(r"(?<!\S)[–—](?=[A-Za-z])", "--", plain)
+    plain = re.sub(r"\\[ \t]*\r?\n", " ", plain)
+    plain = re.sub(r"(?<!\S)\\(?=\s|$)", " ", plain)
+    return re.sub(r"\\\s+(?=--)", " ", plain)
+
+
+def _variable(name: str, value: str, words: list[str], refused: dict[str, str]) -> None:
+    """Variables before the command that ms-swift reads as settings."""
+    if name in {"MAX_PIXELS", "max_pixels"}:
+        words += ["--max_pixels", value]
+    elif name in {"NPROC_PER_NODE", "NNODES"} and value != "1":
+        refused[name] = "say how many processes train with the settings of distributed training"
+    elif name not in {"CUDA_VISIBLE_DEVICES", "NPROC_PER_NODE", "NNODES", "OMP_NUM_THREADS", "USE_HF"}:
+        refused[name] = "a variable has to be set for the run itself"
+
+
+def _recipe(verb: str, given: dict[str, list[str]]) -> str:
+    if verb == "pt":
+        raise InvalidInput(
+            "`swift pt` learns whole texts, and ComfyLoop learns answers.", "Give the data as conversations."
+        )
+    kind = given.get("rlhf_type", ["dpo"])[-1] if verb == "rlhf" else verb
+    if kind not in {"sft", "dpo", "kto"}:
+        own = " The nearest to OPSD is recipe = sdft: give the rows' own answers." if kind == "gkd" else ""
+        raise InvalidInput(
+            f"ComfyLoop has no recipe like rlhf_type {kind}.", f"It has sft, dpo and kto.{own}"
+        )
+    return kind
+
+
+# --- values -------------------------------------------------------------------------------------------------
+
+
+def _defaults(recipe: str, given: dict[str, list[str]], *, old: bool) -> dict[str, list[str]]:
+    """What ms-swift does when it is not told: version 4.6, or 2.x for a command of 2024."""
+    told = {
+        "learning_rate": "1e-5" if given.get("tuner_type") == ["full"] else "1e-4",
+        "num_train_epochs": "1" if old else "3",
+        "lr_scheduler_type": "cosine",
+        "warmup_ratio": "0.05" if old else "0",
+        "weight_decay": "0.1",
+        "adam_beta2": "0.95" if not old else "0.999",
+        "max_grad_norm": "1.0" if not old else "0.5",
+        "per_device_train_batch_size": "1",
+        "lora_rank": "8",
+        "lora_alpha": "32",
+        "lora_dropout": "0.05",
+        "target_modules": "all-linear" if not old else "DEFAULT",
+        "gradient_checkpointing": "true",
+        "loss_scale": "default" if recipe == "sft" else "last_round",
+        "save_steps": "500" if not old else "50",
+        "seed": "42",
+    }
+    return {name: [value] for name, value in told.items()} | ({"max_length": ["2048"]} if old else {})
+
+
+def _differences(given: dict[str, list[str]], *, old: bool) -> dict[str, str]:
+    """Defaults of ms-swift's that are not ours, by the flag that would say them."""
+    ours = TrainSpec.model_fields
+    found = {
+        "max_pixels": "ms-swift leaves pictures to the model's processor; here those of more than "
+        f"{ours['max_pixels'].default:,} pixels are scaled down to that, as they are when the result is served",
+        "torch_dtype": "ms-swift takes the precision in the model's config.json; here it is bfloat16 where the "
+        "processor has it, float32 elsewhere",
+    }
+    if old:
+        found["split_dataset_ratio"] = (
+            "ms-swift of 2024 held out 1% of the rows; here every row is trained on"
+        )
+        found["truncation_strategy"] = (
+            "ms-swift of 2024 left out rows that are too long; here they are an error"
+        )
+    stand_ins = {"split_dataset_ratio": "val_dataset"}
+    return {n: how for n, how in found.items() if n not in given and stand_ins.get(n) not in given}
+
+
+def _name_model(wanted: dict[str, list[str]], model: str | None, honoured: dict[str, str]) -> None:
+    """Settle which model is trained. Raises InvalidInput when nothing names one that can be."""
+    kind = (wanted.get("model_type") or [""])[0]
+    meant = MODEL_TYPES.get(kind) or MODEL_TYPES_OF_OWN_CODE.get(kind)
+    if model is not None:
+        wanted["model"] = [model]
+        if meant:
+            honoured["model_type"] = f"{meant} then; {model} takes its place (--model)"
+            del wanted["model_type"]
+    elif not wanted.get("model") and kind in MODEL_TYPES:
+        wanted["model"] = [MODEL_TYPES[kind]]
+        honoured["model_type"] = f"model = {MODEL_TYPES[kind]}"
+        del wanted["model_type"]
+    elif not wanted.get("model"):
+        why = f": --model_type {kind} is only a name" if kind else ""
+        if meant:
+            why = f": --model_type {kind} stood for {meant}, which needs code of its own that is not run here"
+        raise InvalidInput(
+            f"The command names no model{why}.",
+            "Add --model with a model directory or the hub id of a model that transformers loads, such as "
+            "Qwen/Qwen2.5-VL-3B-Instruct.",
+        )
+
+
+def _make_up(wanted: dict[str, list[str]], needless: dict[str, str], honoured: dict[str, str]) -> None:
+    """What depends on other flags: accumulation, looks at the hold-out, quantisation."""
+    batch = _value("per_device_train_batch_size", wanted["per_device_train_batch_size"], integer)
+    wanted.setdefault("gradient_accumulation_steps", [str(max(1, math.ceil(16 / max(1, batch))))])
+    wanted.setdefault("eval_steps", wanted["save_steps"])
+    if "use_4bit" in wanted:
+        four = _value("use_4bit", wanted.pop("use_4bit"), yes)
+        if four:
+            wanted.setdefault("quant_bits", ["4"])
+        honoured["use_4bit"] = (
+            "quant_method = bnb, quant_bits = 4" if four else "no quantisation by this flag"
+        )
+    if wanted.get("quant_bits") in (["0"], ["None"]):
+        del wanted["quant_bits"]
+    if "quant_bits" in wanted:
+        wanted.setdefault("quant_method", ["bnb"])
+    if "use_flash_attn" in wanted:
+        flash = _value("use_flash_attn", wanted.pop("use_flash_attn"), yes)
+        if flash:
+            wanted.setdefault("attn_impl", ["flash_attention_2"])
+        honoured["use_flash_attn"] = f"attn_implementation = {'flash_attention_2' if flash else 'auto'}"
+    if "target_regex" in wanted:
+        wanted["target_modules"] = wanted.pop("target_regex")
+        honoured["target_regex"] = f"adapter.target_modules = {' '.join(wanted['target_modules'])}"
+    for name in ("template", "model_type"):
+        if name in wanted:
+            needless[name] = "the model's own class and chat template are used"
+            del wanted[name]
+
+
+def _value(name: str, words: Sequence[str], convert: Callable[[Sequence[str]], _Value]) -> _Value:
+    """Raises InvalidInput when the words are no value of that flag, Unmeant when it means nothing here."""
+    try:
+        return convert(words)
+    except Unmeant:
+        raise
+    except (ValueError, OverflowError, RecursionError):
+        raise InvalidInput(f"--{name} {' '.join(words)} is not a value that --{name} takes.") from None
+
+
+def _put(fields: dict[str, Any], place: str, value: Any) -> None:
+    *outer, name = place.split(".")
+    for key in outer:
+        fields = fields.setdefault(key, {})
+    fields[name] = value
+
+
+_TAKEN = {"dataset", "val_dataset", "rlhf_type", "output_dir"}
+
+
+def read_command(argument: str) -> str:
+    """A command, or what the file of that name holds (a script with one)."""
+    path = Path(argument)
+    try:
+        is_script = "\n" not in argument and path.is_file()
+    except (OSError, ValueError):  # longer than a file's name can be
+        return argument
+    return path.read_text(encoding="utf-8") if is_script else argument

@@ -1,0 +1,288 @@
+"""The second training engine: real ms-swift, in an environment and a process of its own, watched.
+
+The data is read and checked by the same code as for our trainer before ms-swift is started, and what it does
+is counted in its process (`swift_side.py`): rows, tokens, processes. At the end the same questions are asked
+of it as of any run: was every row used, none twice, none replaced; did one process train; did the loss and
+the weights move. What ms-swift would hide makes the run fail with a sentence.
+
+All of ms-swift's own (its log, checkpoints, arguments) is in `RUN_DIR/swift`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+import comfyloop
+from comfyloop import formats
+from comfyloop.durable import appear
+from comfyloop.environments import python_of
+from comfyloop.errors import InvalidInput, RunFailed
+from comfyloop.formats import IMAGE_TAG, BadRow, Row
+from comfyloop.models.lora_start import refuse_changed_base
+from comfyloop.settings import Settings
+from comfyloop.train.data.encode import Encoder
+from comfyloop.train.data.examples import Example
+from comfyloop.train.data.reading import read_examples, read_labelled, read_pairs
+from comfyloop.train.data.rows import read_rows, refuse_or_skip
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.directory import RunDirectory, disk_error, write_atomically
+from comfyloop.train.run.learnt import refuse_unlearnt
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.swift import worker as swift_side
+from comfyloop.train.swift.arguments import Places, arguments
+from comfyloop.train.swift.checks import check_run
+from comfyloop.train.swift.process import Watch, see_output
+from comfyloop.train.text.models import Description, choose_dtype, describe
+from comfyloop.train.text.trainable import adapter_config, lora_targets, trained_parts
+
+ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
+
+
+def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
+    """Train as `spec` says, with ms-swift, and leave `directory.adapter`.
+
+    Raises:
+        NotFound: ms-swift is not installed.
+        DataError, ModelError, InvalidInput: before ms-swift is started.
+        Cancelled, Terminated: a valid checkpoint of ms-swift's has been left, once it had begun to train.
+        RunFailed: ms-swift failed, did something else than it was told, or learnt nothing.
+    """
+    if spec.world_size > 1:
+        raise InvalidInput(
+            f"This run asks for {spec.world_size} processes, and ms-swift trains with one here.",
+            "Set world_size to 1, or train_engine to comfyloop.",
+        )
+    settings = Settings()
+    if spec.swift_python:
+        settings = settings.model_copy(update={"swift_python": spec.swift_python})
+    python = python_of("swift", settings)
+    folder = directory.path / "swift"
+    folder.mkdir(exist_ok=True)
+
+    log.phase("reading the data")
+    description = describe(spec.model, spec.rope_scaling)
+    train = prepare_rows(directory, spec.train, description, spec, folder / "train.jsonl", log, control)
+    if spec.recipe == "kto":
+        refuse_lone_row(spec, len(train))
+    if holdout := spec.holdout if spec.recipe != "kto" else None:
+        prepare_rows(directory, holdout, description, spec, folder / "holdout.jsonl", log, control)
+    init_from = directory.resolve(spec.adapter.init_from) if spec.adapter.init_from else None
+    if init_from is not None:
+        refuse_changed_base(f"The adapter {init_from}", adapter_config(init_from))
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    places = Places(
+        model=spec.model,
+        train=folder / "train.jsonl",
+        holdout=folder / "holdout.jsonl" if holdout else None,
+        output=folder,
+        init_from=init_from,
+        checkpoint=newest_checkpoint(folder),
+    )
+    command_line = arguments(
+        spec,
+        places,
+        dtype=str(choose_dtype(spec.dtype, device)).removeprefix("torch."),
+        use_cpu=device.type == "cpu",
+        targets=targets(description, spec),
+        own=swift_side.NAME,
+    )
+    hashes = [swift_side.row_hash(example.input_ids.tolist()) for example in train]
+    refuse_other_data(folder, places, command_line, hashes)
+    names = {h: f"the row on line {example.line}" for h, example in zip(hashes, train, strict=True)}
+
+    log.phase("starting ms-swift")
+    task = write_task(directory, folder, spec, command_line)
+    watch = Watch(directory, spec, log, control, len(train))
+    command = [str(python), "-P", swift_side.__file__, str(task)]  # -P: our folder has a swift.py too
+    watch.run(command, folder / "events.jsonl", afresh=places.checkpoint is None)
+    found = check_run(watch.seen, hashes, names)
+    log.say(f"checked: {found}")
+    rows = len(train) // 2 if spec.recipe == "dpo" else len(train)
+    steps = math.ceil(rows / (spec.per_device_train_batch_size * spec.gradient_accumulation_steps))
+    losses = [watch.seen.losses[step] for step in sorted(watch.seen.losses)]
+    held_out = [line["holdout_loss"] for line in log.lines() if line["holdout_loss"] is not None]
+    refuse_unlearnt(spec, losses, steps, held_out)
+
+    log.phase("saving the adapter")
+    last = newest_checkpoint(folder)
+    if last is None or step_of(last) != watch.seen.total_steps:
+        raise RunFailed("ms-swift ended without a checkpoint of its last step.", see_output(directory))
+    check_weights_moved(last, places.init_from)
+    keep_adapter(last, directory.adapter)
+    shutil.rmtree(folder / "cache", ignore_errors=True)
+
+
+def prepare_rows(
+    directory: RunDirectory,
+    file: str,
+    description: Description,
+    spec: TrainSpec,
+    place: Path,
+    log: RunLog,
+    control: Control,
+) -> list[Example]:
+    """Check every row as for our own trainer and write those that are good for ms-swift to read.
+
+    Returns what is trained on: one example a row, and for `dpo` one for its rejected answer too.
+
+    Roles and images are written the one way that ms-swift understands: it takes image paths relative to where
+    it was started, not to the file.
+    """
+    examples = _read(directory, file, description.encoder(spec), spec, log, control)
+    rows = read_rows(directory.resolve(file))[0]
+    # by line and id: all rows of an array may stand on one line
+    quoting = {
+        (row.line, row.id): BadRow(row.line, row.id, _CANNOT_QUOTE, row.item)
+        for row in rows
+        if _quotes_a_tag(row)
+    }
+    good = {(example.line, example.id) for example in examples} - quoting.keys()
+    refuse_or_skip(Path(file), len(good), list(quoting.values()), spec.skip_bad, spec.max_bad_share)
+    log.left_out(Path(file), list(quoting.values()))
+    examples = [example for example in examples if (example.line, example.id) in good]
+    lines = []
+    for row in (row for row in rows if (row.line, row.id) in good):
+        told = replace(
+            row,
+            rejected=row.rejected if spec.recipe == "dpo" else None,
+            label=row.label if spec.recipe == "kto" else None,
+        )
+        images = [str(image.absolute() if isinstance(image, Path) else image) for image in row.images]
+        lines.append(json.dumps(formats.to_swift(told, images), ensure_ascii=False) + "\n")
+    write_atomically(place, "".join(lines).encode())
+    return examples
+
+
+_CANNOT_QUOTE = (
+    f"its text has {IMAGE_TAG}, which ms-swift takes for a picture (our own train_engine does not)"
+)
+
+
+def _quotes_a_tag(row: Row) -> bool:
+    return bool(row.images) and any(IMAGE_TAG in turn.text for turn in row.turns)
+
+
+def _read(
+    directory: RunDirectory, file: str, encoder: Encoder, spec: TrainSpec, log: RunLog, control: Control
+) -> list[Example]:
+    match spec.recipe:
+        case "sft" | "sdft":
+            return read_examples(directory, file, encoder, spec, log, control)
+        case "dpo":
+            pairs = read_pairs(directory, file, encoder, spec, log, control)
+            return [example for pair in pairs for example in (pair.chosen, pair.rejected)]
+        case "kto":
+            return [item.example for item in read_labelled(directory, file, encoder, spec, log, control)]
+
+
+def refuse_lone_row(spec: TrainSpec, rows: int) -> None:
+    """ms-swift's KTO gives each row the answer of another one of its step, and stops on a row that is alone.
+
+    For the same reason it is given no hold-out: that is cut into steps too.
+    """
+    step = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
+    if rows % step == 1:
+        raise InvalidInput(
+            f"{rows} rows in steps of {step} leave one row alone, which the kto of ms-swift cannot use.",
+            "Set another per_device_train_batch_size, or train_engine = comfyloop.",
+        )
+
+
+def targets(description: Description, spec: TrainSpec) -> str | list[str]:
+    """LoRA's target modules for this model, found on its classes alone: no weights are read."""
+    with torch.device("meta"):
+        skeleton = description.auto.from_config(description.config)
+    return lora_targets(skeleton, spec.adapter.target_modules, trained_parts(spec))
+
+
+def write_task(directory: RunDirectory, folder: Path, spec: TrainSpec, command_line: list[str]) -> Path:
+    (folder / "stop").unlink(missing_ok=True)
+    task = {
+        "run": str(directory.path),
+        "parent_pid": os.getpid(),
+        "import_from": str(Path(comfyloop.__file__).parent.parent),
+        "events": str(folder / "events.jsonl"),
+        "stop_files": [str(directory.cancel_file), str(folder / "stop")],
+        "command": "sft" if spec.recipe == "sft" else "rlhf",
+        "arguments": command_line,
+    }
+    place = folder / "task.json"
+    write_atomically(place, json.dumps(task, indent=2).encode())
+    return place
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """ms-swift's newest checkpoint that is whole; one that a kill has cut short is deleted."""
+    for place in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
+        if is_whole(place):
+            return place
+        shutil.rmtree(place)
+    return None
+
+
+def is_whole(place: Path) -> bool:
+    """Whether its last written file is there and its tensors are read to the end."""
+    try:
+        json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))
+        load_file(place / ADAPTER_FILES[1])
+        return all((place / name).exists() for name in (ADAPTER_FILES[0], "optimizer.pt", "scheduler.pt"))
+    except (OSError, ValueError, SafetensorError):
+        return False
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
+
+
+def refuse_other_data(folder: Path, places: Places, command_line: list[str], hashes: list[str]) -> None:
+    """A checkpoint is gone on from only with the spec and the data that it is of."""
+    told = [word for word in command_line if word != str(places.checkpoint)]
+    told = [word for word in told if word != "--resume_from_checkpoint"]
+    digest = hashlib.sha256(json.dumps([told, hashes]).encode()).hexdigest()
+    place = folder / "fingerprint"
+    if places.checkpoint is not None and place.read_text() != digest:
+        raise InvalidInput(
+            f"The checkpoint {places.checkpoint} belongs to another spec or other data than this run has now.",
+            "Restore spec.json and the data, or start a new run directory.",
+        )
+    write_atomically(place, digest.encode())
+
+
+def check_weights_moved(checkpoint: Path, init_from: Path | None) -> None:
+    """Raises RunFailed when the adapter is what it was before training, or holds something that is no number."""
+    after = load_file(checkpoint / ADAPTER_FILES[1])
+    if not all(torch.isfinite(tensor).all() for tensor in after.values()):
+        raise RunFailed("ms-swift left an adapter with weights that are no numbers.", "Lower learning_rate.")
+    if init_from is not None:
+        before = load_file(init_from / ADAPTER_FILES[1])
+        moved = any(not torch.equal(after[name], before[name].to(after[name])) for name in after)
+    else:
+        moved = any(tensor.any() for name, tensor in after.items() if "lora_B" in name)  # they begin at zero
+    if not moved:
+        raise RunFailed(
+            "ms-swift took all its steps, and the adapter is what it was before.", "Raise learning_rate."
+        )
+
+
+def keep_adapter(checkpoint: Path, place: Path) -> None:
+    """The PEFT files of a checkpoint as `place`, which appears whole or not at all."""
+
+    def write(making: Path) -> None:
+        for name in ADAPTER_FILES:
+            shutil.copy(checkpoint / name, making / name)
+
+    try:
+        appear(place, write)
+    except OSError as error:
+        raise disk_error(place, error) from error

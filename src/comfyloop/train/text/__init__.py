@@ -1,0 +1,1 @@
+"""Language models, with and without sight, as they are trained."""

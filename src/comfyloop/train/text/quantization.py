@@ -1,0 +1,54 @@
+"""QLoRA: frozen base weights in four bits (Dettmers et al. 2023), through bitsandbytes."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import BitsAndBytesConfig
+
+from comfyloop.train.text.trainable import Parts
+
+
+def in_four_bits(auto: Any, config: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
+    """What `from_pretrained` must be told: the language model's linear layers in NF4, their constants quantised too.
+
+    The vision tower, the projector and the head stay as they are: small beside the language model, and worth
+    more than the bits.
+    """
+    with torch.device("meta"):
+        skeleton = auto.from_config(copy.deepcopy(config))
+    parts, head = Parts(skeleton), skeleton.get_output_embeddings()
+    whole = [
+        name
+        for name, module in skeleton.named_modules()
+        if isinstance(module, nn.Linear) and (parts.of(name) != "llm" or module is head)
+    ]
+    told = BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=whole,
+    )
+    return {"quantization_config": told, "device_map": {"": device}}
+
+
+def four_bit_layers(model: nn.Module) -> list[Any]:
+    """The layers of bitsandbytes' in a model, without what PEFT has put around them."""
+    return [module for module in model.modules() if hasattr(module._parameters.get("weight"), "quant_state")]
+
+
+def keep_unpacked(model: nn.Module) -> int:
+    """Keep bitsandbytes from packing 4-bit weights for inference, for good; of how many layers.
+
+    Since 0.49 a layer that goes forward without a gradient on a processor with AVX512-BF16 has its weights packed
+    for that, as a look at the hold-out does, and from then on the gradients that pass through it are wrong (cosine
+    0.01 to 0.8), without a word; a layer with a bias fails.
+    """
+    layers = four_bit_layers(model)
+    for layer in layers:
+        layer.support_avx512bf16_for_cpu = False
+    return len(layers)

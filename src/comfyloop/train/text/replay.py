@@ -1,0 +1,71 @@
+"""General questions in training: the model is held to what its base finds likely there.
+
+A style that is learned from a few edits leaks into everything else. Beside the edits go general questions with the
+base model's answers; at each of their tokens the divergence from the base model's own next-token distribution is
+added to the loss, KL(base || model), over its likeliest tokens (distillation: Hinton et al. 2015; as a guard against
+forgetting: Li and Hoiem 2016). Unlike learning those answers as text it asks for hardly anything new where the model
+still is what it was. Leaving the unlikely rest out sharpens the model a little.
+
+How much replay there is matters: of the likelihood of general answers, 8 to 13% was lost with 6 rows an epoch beside 15
+new ones, about 1% with 12. So does its weight: after two turns of a brand's captions the chance of right answers on 72
+questions had fallen by 2.9 points at 2, by 1.6 at 4 and by 1.0 at 8, and the corrections held out were likelier by
+4.19, 4.13 and 4.03 nats per token. With short given answers as half of the replay and a weight of 4 it fell by 0.2
+(standard error 1.5), at 4.12.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+
+from comfyloop.train.data.batches import in_groups
+from comfyloop.train.data.examples import Example
+from comfyloop.train.kernels.losses import Targets, likely_tokens
+from comfyloop.train.run.control import Control
+from comfyloop.train.run.log import RunLog
+from comfyloop.train.text.answers import EVALUATION_TOKENS
+from comfyloop.train.text.features import ImageFeatures
+from comfyloop.train.text.forward import answer_states
+from comfyloop.train.text.models import Loaded
+
+LIKELIEST = 32
+"""Tokens of the base model's distribution that are kept at each place."""
+
+
+@torch.no_grad()
+def hold_to_base(
+    model: Loaded, features: ImageFeatures, examples: Sequence[Example], log: RunLog, control: Control
+) -> list[Example]:
+    """The same samples; those for replay with what the base model finds likely as their targets.
+
+    Call it before the first step: where the weights themselves are trained, they still are the base model's.
+    """
+    made = list(examples)
+    places = [place for place, example in enumerate(examples) if example.part == "replay"]
+    if not places:
+        return made
+    log.phase("asking the base model")
+    model.eval()
+    with model.peft.disable_adapter() if model.peft is not None else contextlib.nullcontext():
+        for group in in_groups([examples[place] for place in places], EVALUATION_TOKENS):
+            control.check()
+            some = [places[index] for index in group]
+            states, _ = answer_states(model, features, [examples[place] for place in some])
+            likely = likely_tokens(states, model.head, LIKELIEST)
+            start = 0
+            for place in some:
+                rows = slice(start, start := start + examples[place].answer.numel())
+                ids, shares = likely.rows(rows)
+                assert shares is not None
+                made[place] = replace(examples[place], targets=Targets(ids.cpu(), shares.cpu()))
+    return made
+
+
+def entropy(example: Example) -> float:
+    """Nats over all tokens of a sample: the part of its cross-entropy that no training can take away."""
+    if example.targets is None or example.targets.shares is None:
+        return 0.0
+    return float(torch.special.entr(example.targets.shares).sum())

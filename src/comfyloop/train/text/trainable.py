@@ -1,0 +1,237 @@
+"""Which weights of a model a run trains: a LoRA on parts of it, or those parts whole.
+
+A model has up to three parts: the language model (`llm`, head and embeddings with it), the vision tower
+(`vit`) and what lies between them (`aligner`: projector, connector, merger). The words are ms-swift's.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+
+from comfyloop.errors import InvalidInput, ModelError
+from comfyloop.models.lora_start import refuse_changed_base
+from comfyloop.train.specs.text import AdapterSpec, TrainSpec
+
+Part = Literal["llm", "vit", "aligner"]
+
+# Q/K/V/O as the families name them, fused ones included.
+_ATTENTION = (
+    "q_proj", "k_proj", "v_proj", "o_proj", "out_proj", "qkv_proj", "query_key_value", "c_attn", "Wqkv",
+    "wq", "wk", "wv", "wo", "dense", "qkv", "proj", "q", "k", "v", "query", "key", "value",
+    "projection_layer",
+)  # fmt: skip
+_ATTENTION_PARENT = re.compile(r"(^|\.)(self_attn|attn|attention|self_attention)(\.attention)?$")
+_ALIGNER = re.compile(
+    r"(^|\.)(multi_?modal_projector|mm_projector|vision_projector|projector|connector|aligner|merger"
+    r"|merger_list|deepstack_merger_list|modality_projection|image_newline)(\.|$)"
+)
+
+
+class Parts:
+    """Tells which part of a model a module or parameter belongs to, by its name."""
+
+    def __init__(self, base: Any) -> None:
+        decoder = base.get_decoder()
+        self.prefix = next(name for name, module in base.named_modules() if module is decoder)
+        self.vit = base.get_encoder(modality="image")  # the model itself where it has none
+        heads = (base.get_output_embeddings(), base.get_input_embeddings())
+        self._llm = {name for name, module in base.named_modules() if module is not None and module in heads}
+        self._whole = self.vit is base or self.vit is base.base_model
+
+    def of(self, name: str) -> Part:
+        if self._whole or name.startswith(self.prefix + ".") or name == self.prefix:
+            return "llm"
+        if name in self._llm or name.rpartition(".")[0] in self._llm:
+            return "llm"
+        return "aligner" if _ALIGNER.search(name) else "vit"
+
+
+def trained_parts(spec: TrainSpec) -> tuple[Part, ...]:
+    frozen: dict[Part, bool] = {
+        "llm": spec.freeze_llm, "vit": spec.freeze_vit, "aligner": spec.freeze_aligner,
+    }  # fmt: skip
+    return tuple(part for part, is_frozen in frozen.items() if not is_frozen)
+
+
+def make_trainable(base: Any, spec: TrainSpec, init_from: Path | None) -> PeftModel | None:
+    """Let the parts that the spec names be trained, and nothing else; the LoRA that was put on for it.
+
+    Raises:
+        ModelError: The model has no layers, or no parts, that the spec names.
+        InvalidInput: The parent adapter does not fit the spec.
+    """
+    parts, wanted = Parts(base), trained_parts(spec)
+    have = {parts.of(name) for name, _ in base.named_parameters()}
+    for part in wanted:
+        if part not in have:
+            raise ModelError(
+                f"{type(base).__name__} has no {part}, so freeze_{part} = false trains nothing.",
+                f"Leave freeze_{part} at true.",
+            )
+    if spec.gradient_checkpointing:
+        _checkpoint_activations(base.get_decoder())
+    if spec.vit_gradient_checkpointing and "vit" in wanted:
+        _checkpoint_activations(parts.vit)
+    if spec.tuner_type == "full":
+        for name, parameter in base.named_parameters():
+            parameter.requires_grad_(parts.of(name) in wanted)
+        return None
+    if init_from is not None:
+        peft = _go_on_from(base, init_from, spec.adapter)
+        for name, parameter in base.named_parameters():
+            if parameter.requires_grad and parts.of(name) not in wanted:
+                parameter.requires_grad_(False)
+        trained = {parts.of(name) for name, p in base.named_parameters() if p.requires_grad}
+        if missing := [part for part in wanted if part not in trained]:
+            raise InvalidInput(
+                f"The parent adapter trains nothing of the {missing[0]}, and freeze_{missing[0]} is false.",
+                f"Set freeze_{missing[0]} to true, or train afresh.",
+            )
+        return peft
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=spec.adapter.r,
+        lora_alpha=spec.adapter.lora_alpha,
+        lora_dropout=spec.adapter.lora_dropout,
+        target_modules=lora_targets(base, spec.adapter.target_modules, wanted),
+        modules_to_save=list(spec.adapter.modules_to_save) or None,
+        use_rslora=spec.adapter.use_rslora,
+        use_dora=spec.adapter.use_dora,
+    )
+    return get_peft_model(base, config)
+
+
+def lora_targets(
+    base: Any, asked: str | tuple[str, ...], wanted: tuple[Part, ...] = ("llm",)
+) -> str | list[str]:
+    """What PEFT's `target_modules` must be, so that only the parts that are wanted are touched.
+
+    A plain list of layer names where that says it exactly (it is understood everywhere), otherwise a regular
+    expression over full names that keeps the other parts out, or the full names.
+    """
+    parts = Parts(base)
+    head = base.get_output_embeddings()
+    linear = {
+        name: parts.of(name)
+        for name, module in base.named_modules()
+        if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
+    }
+    inside = {name for name, part in linear.items() if part in wanted}
+    if asked == "attention":  # a projector has no attention: all of it
+        chosen = {name for name in inside if linear[name] == "aligner" or _is_attention(name)}
+    elif asked == "all-linear":
+        chosen = inside
+    elif isinstance(asked, str):
+        head_name = next((name for name, module in base.named_modules() if module is head), "")
+        if re.fullmatch(asked, head_name):
+            raise ModelError(
+                f"target_modules = {asked!r} names the output layer {head_name}, which is applied to answers alone "
+                "and cannot carry a LoRA here.",
+                "Write a pattern that leaves it out.",
+            )
+        chosen = {name for name in linear if re.fullmatch(asked, name)}
+        if chosen:
+            return asked
+    else:
+        chosen = {name for name in inside if name.rpartition(".")[2] in asked or name in asked}
+    if missing := [part for part in wanted if part not in {linear[name] for name in chosen}]:
+        raise ModelError(
+            f"target_modules = {asked!r} names no linear layer of the {missing[0]} of {type(base).__name__}.",
+            f"It has: {_leaves(n for n in inside if linear[n] == missing[0]) or 'none'}.",
+        )
+    every = [name for name, _ in base.named_modules()]
+    leaves = sorted({name.rpartition(".")[2] for name in chosen})
+    if {name for name in every if name.rpartition(".")[2] in leaves} == chosen:
+        return leaves
+    prefix = re.escape(parts.prefix) + r"\." if parts.prefix else ""
+    within_llm = rf"{prefix}(?:.*\.)?(?:{'|'.join(map(re.escape, leaves))})"
+    of_any_layer = "|".join(sorted({re.sub(r"\d+", r"\\d+", re.escape(name)) for name in chosen}))
+    for pattern in (within_llm, of_any_layer):
+        if {name for name in every if re.fullmatch(pattern, name)} == chosen:
+            return pattern
+    return sorted(chosen)
+
+
+def _is_attention(name: str) -> bool:
+    parent, _, leaf = name.rpartition(".")
+    return leaf in _ATTENTION and _ATTENTION_PARENT.search(parent) is not None
+
+
+def _leaves(names: Iterator[str]) -> str:
+    return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+
+
+def _checkpoint_activations(model: Any) -> None:
+    """Keep only each layer's input for the backward pass and compute the rest again."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # It also makes the embeddings' output want a gradient, which only the re-entrant kind needs.
+    model.disable_input_require_grads()
+
+
+def trained_modules(base: Any) -> list[nn.Module]:
+    """The parts of a model that have something to train, as modules: the decoder, the vision tower, a projector."""
+    parts = Parts(base)
+    trained = {parts.of(name) for name, p in base.named_parameters() if p.requires_grad}
+    modules = [base.get_decoder()] if "llm" in trained else []
+    modules += [parts.vit] if "vit" in trained else []
+    if "aligner" in trained:
+        modules += [
+            module
+            for name, module in base.named_modules()
+            if parts.of(name) == "aligner" and parts.of(name.rpartition(".")[0]) != "aligner"
+        ]
+    return modules
+
+
+def keep_still(module: nn.Module) -> None:
+    """Put what collects statistics of a batch back into evaluation mode: batches here are small."""
+    module.apply(partial(_still_if, kinds=nn.modules.batchnorm._BatchNorm))
+
+
+def _still_if(module: nn.Module, kinds: type[nn.Module]) -> None:
+    if isinstance(module, kinds):
+        module.eval()
+
+
+def adapter_config(path: Path) -> dict[str, Any]:
+    """What PEFT has written of an adapter to go on from. Raises InvalidInput when there is nothing to be read."""
+    if not (path / "adapter_config.json").is_file():
+        raise InvalidInput(
+            f"{path} is not a PEFT directory to go on from: it has no adapter_config.json.",
+            "Name the adapter of the parent version, or train afresh.",
+        )
+    try:
+        told: dict[str, Any] = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise InvalidInput(
+            f"{path / 'adapter_config.json'} cannot be read: {error}.", "Train afresh."
+        ) from None
+    return told
+
+
+def _go_on_from(base: Any, path: Path, asked: AdapterSpec) -> PeftModel:
+    refuse_changed_base(f"The adapter {path}", adapter_config(path))
+    try:
+        peft = PeftModel.from_pretrained(base, str(path), is_trainable=True)
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        raise InvalidInput(
+            f"The adapter {path} does not fit the base model: {str(error).strip().splitlines()[0].rstrip('.')}.",
+            "Train afresh, or name the base model that it was trained on.",
+        ) from None
+    config = peft.peft_config["default"]
+    for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
+        have, want = getattr(config, name), getattr(asked, name)
+        if have != want:
+            raise InvalidInput(
+                f"The parent adapter was trained with {name} = {have} and this run asks for {want}.",
+                "Training goes on only with the parent's values: set them so, or train afresh.",
+            )
+    return peft
