@@ -179,7 +179,7 @@ def _asked(sample: Sample) -> tuple[tuple[str, ...], str]:
 def _shipped_answers(base_model: str) -> dict[str, str]:
     """What a base model that everybody has said when it was asked here, by the same keys: nobody need wait for it.
 
-    Made by `python -m comfyloop.starter.train.answers`.
+    Made by `tools/replay_answers.py`.
     """
     shipped = files("comfyloop.curate").joinpath("replay_answers.json").read_text(encoding="utf-8")
     answers: dict[str, str] = json.loads(shipped).get(base_model, {})
