@@ -22,7 +22,8 @@ from typing import Any
 from comfyloop.service import model_path
 from comfyloop.settings import Settings
 from comfyloop.train.run.directory import RunDirectory
-from comfyloop.train.specs.text import TrainSpec, write_spec
+from comfyloop.train.specs.files import write_spec
+from comfyloop.train.specs.text import TrainSpec
 
 CHECKPOINTING = 0.65
 QLORA = 0.45

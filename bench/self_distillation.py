@@ -38,7 +38,8 @@ from comfyloop.formats import Row, Turn
 from comfyloop.settings import Settings
 from comfyloop.train.data.examples import Example
 from comfyloop.train.run.directory import RunDirectory
-from comfyloop.train.specs.text import LEARNING_RATES, AdapterSpec, TrainSpec, write_spec
+from comfyloop.train.specs.files import write_spec
+from comfyloop.train.specs.text import LEARNING_RATES, AdapterSpec, TrainSpec
 from comfyloop.train.text.answers import read_answers
 from comfyloop.train.text.features import ImageFeatures
 from comfyloop.train.text.models import Loaded, choose_dtype, describe, read_weights

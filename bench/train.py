@@ -49,7 +49,8 @@ from comfyloop.settings import Settings
 from comfyloop.starter import packages
 from comfyloop.train.prefork.trainer import WarmTrainer
 from comfyloop.train.runners import local
-from comfyloop.train.specs.text import AdapterSpec, TrainSpec, write_spec
+from comfyloop.train.specs.files import write_spec
+from comfyloop.train.specs.text import AdapterSpec, TrainSpec
 
 HERE = Path(__file__).parent
 BATCH = 4

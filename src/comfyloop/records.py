@@ -538,6 +538,16 @@ class Forgotten(Record):
     retrains: bool = False  # a turn begins that learns the rest anew
 
 
+class Pruned(Record):
+    """What was removed, or would be: versions by name, runs and snapshots by id."""
+
+    versions: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+    snapshots: tuple[str, ...] = ()
+    bytes: int = 0
+    busy: tuple[str, ...] = ()  # projects that were left alone, since a turn of theirs is under way
+
+
 class LoopStatus(Loop):
     """Where a loop stands, and how much waits for its next turn."""
 

@@ -12,7 +12,8 @@ from comfyloop.errors import DataError
 from comfyloop.formats import Picture
 from comfyloop.train.run.directory import Status
 from comfyloop.train.runners import local
-from comfyloop.train.specs.text import TrainSpec, write_spec
+from comfyloop.train.specs.files import write_spec
+from comfyloop.train.specs.text import TrainSpec
 
 
 def prepare(

@@ -12,10 +12,8 @@ import hashlib
 import heapq
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from comfyloop.curate.graph import Workflow
+from comfyloop.curate.workflow import Workflow
 
 THOROUGH = 60
 """Nodes up to which all is tried; beyond, the work grows with the workflow and not with its square."""

@@ -7,8 +7,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from comfyloop.curate.graph import MOST_STEPS, Edge, GraphDiff, Node, ValueChange, Workflow
+from comfyloop.curate.graph import MOST_STEPS, GraphDiff, ValueChange
 from comfyloop.curate.graph_text import hidden, numbering
+from comfyloop.curate.workflow import Edge, Node, Workflow
 
 _REMOVE = re.compile(r"remove (\S+)")
 _ADD = re.compile(r"add (\+\S+) (\S.*)")

@@ -21,8 +21,9 @@ import heapq
 import re
 from collections.abc import Mapping
 
-from comfyloop.curate.graph import Edge, GraphDiff, Node, Workflow
+from comfyloop.curate.graph import GraphDiff
 from comfyloop.curate.graph_match import links
+from comfyloop.curate.workflow import Edge, Node, Workflow
 
 CHANCE = frozenset({"seed", "noise_seed"})
 """Widgets that ComfyUI changes by itself after a run: no edit of the person."""

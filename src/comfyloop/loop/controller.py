@@ -10,12 +10,22 @@ from datetime import timedelta
 
 from comfyloop import curate
 from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput
-from comfyloop.loop import forgetting
+from comfyloop.loop import forgetting, retention
 from comfyloop.loop.canary import Canaries
 from comfyloop.loop.cycle import LoopCycle
 from comfyloop.loop.lease import LeaseKeeper, is_dead, lease_of, this_process
 from comfyloop.loop.stages import Stages
-from comfyloop.records import Forgotten, GateReport, Loop, LoopState, LoopStatus, Project, Snapshot, now
+from comfyloop.records import (
+    Forgotten,
+    GateReport,
+    Loop,
+    LoopState,
+    LoopStatus,
+    Project,
+    Pruned,
+    Snapshot,
+    now,
+)
 from comfyloop.serve.routing.names import version_name
 from comfyloop.store import feedback, leases, loops, projects, snapshots, versions
 from comfyloop.train import runners
@@ -109,6 +119,10 @@ class Controller:
         if done.retrains:
             self.request(project)
         return done
+
+    def prune(self, *, dry_run: bool = False) -> Pruned:
+        """Remove what the settings `keep_versions` and `keep_runs` let go; see `retention`."""
+        return retention.prune(self.store, self.settings, dry_run=dry_run)
 
     def cancel(self, project: str) -> Loop:
         """Stop the present run within a step; its last checkpoint stays.

@@ -21,6 +21,7 @@ from comfyloop.settings import Settings
 from comfyloop.store import Store, feedback
 from comfyloop.train.run.directory import TrainState
 from comfyloop.train.runners import Runners
+from comfyloop.train.specs.files import SPEC_FILE, write_spec
 from comfyloop.train.specs.judge import (
     SEEN_FILE,
     SHEET_FILE,
@@ -29,7 +30,6 @@ from comfyloop.train.specs.judge import (
     picture_file,
     seed_of,
 )
-from comfyloop.train.specs.text import SPEC_FILE, write_spec
 
 COMFYUI = "What was drawn is by your ComfyUI, with the workflow of your last picks."
 DIFFUSERS = "What was drawn is by diffusers."

@@ -17,7 +17,7 @@ from comfyloop.durable import disappear
 from comfyloop.errors import ComfyLoopError
 from comfyloop.loop.lease import lease_of, this_process
 from comfyloop.loop.stages import REMEMBERED
-from comfyloop.records import BASE, LoopState, Record, RunState, Version
+from comfyloop.records import BASE, LoopState, Pruned, RunState, Version
 from comfyloop.settings import Settings
 from comfyloop.store import Store, leases, loops, projects, runs, snapshots, versions
 
@@ -27,16 +27,6 @@ FIRST_SECONDS, EVERY_SECONDS = 300.0, 3600.0
 LEASE_SECONDS = 600.0
 MANY = 1_000_000
 _OPEN = {RunState.QUEUED, RunState.RUNNING}
-
-
-class Pruned(Record):
-    """What was removed, or would be: versions by name, runs and snapshots by id."""
-
-    versions: tuple[str, ...] = ()
-    runs: tuple[str, ...] = ()
-    snapshots: tuple[str, ...] = ()
-    bytes: int = 0
-    busy: tuple[str, ...] = ()  # projects that were left alone, since a turn of theirs is under way
 
 
 def prune(store: Store, settings: Settings, *, dry_run: bool = False) -> Pruned:

@@ -27,8 +27,9 @@ from comfyloop.settings import Settings
 from comfyloop.store import Store, lessons, projects, runs, versions
 from comfyloop.train.run.directory import TEXT, RunDirectory, Status, TrainState
 from comfyloop.train.runners import Runners
+from comfyloop.train.specs.files import write_spec
 from comfyloop.train.specs.joint import JointSpec
-from comfyloop.train.specs.text import TrainSpec, write_spec
+from comfyloop.train.specs.text import TrainSpec
 
 log = logging.getLogger(__name__)
 

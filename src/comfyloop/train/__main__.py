@@ -24,11 +24,13 @@ from comfyloop.train.parallel.launch import launch
 from comfyloop.train.parallel.ranks import Rank, first_line, is_loss, join, refuse_other_size, why_lost
 from comfyloop.train.run.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
 from comfyloop.train.run.directory import LOCK_FD_VARIABLE, RunDirectory, TrainState
+from comfyloop.train.specs.base import RunSpec
+from comfyloop.train.specs.files import read_spec
 from comfyloop.train.specs.image import ImageTrainSpec
 from comfyloop.train.specs.joint import JointSpec
 from comfyloop.train.specs.judge import JudgeSpec
 from comfyloop.train.specs.needs import refuse_unmet
-from comfyloop.train.specs.text import RunSpec, TrainSpec, read_spec
+from comfyloop.train.specs.text import TrainSpec
 
 if TYPE_CHECKING:
     from comfyloop.train.run.log import RunLog

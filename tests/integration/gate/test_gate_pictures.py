@@ -25,9 +25,9 @@ from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.log import RunLog
 from comfyloop.train.runners import local
+from comfyloop.train.specs.files import write_spec
 from comfyloop.train.specs.image import ImageAdapterSpec, ImageTrainSpec
 from comfyloop.train.specs.judge import SEEN_FILE, SHEET_FILE, JudgeSpec, Seen, picture_file
-from comfyloop.train.specs.text import write_spec
 from tests.integration.train.runs import finish
 from tests.integration.train.test_image_runs import shape
 

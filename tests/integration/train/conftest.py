@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from comfyloop.train.prefork.trainer import WarmTrainer
-from comfyloop.train.specs.text import TrainSpec, write_spec
+from comfyloop.train.specs.files import write_spec
+from comfyloop.train.specs.text import TrainSpec
 from tests.integration.train.runs import rows
 
 

@@ -20,8 +20,8 @@ from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory, TrainState
 from comfyloop.train.run.log import RunLog
 from comfyloop.train.runners import local
+from comfyloop.train.specs.files import read_spec, write_spec
 from comfyloop.train.specs.image import ImageTrainSpec
-from comfyloop.train.specs.text import read_spec, write_spec
 from tests.integration.train.runs import finish
 
 CURVE = ("step", "loss", "grad_norm", "learning_rate", "holdout_loss")

@@ -20,9 +20,10 @@ from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.log import RunLog
 from comfyloop.train.runners import local
+from comfyloop.train.specs.files import read_spec, write_spec
 from comfyloop.train.specs.image import ImageTrainSpec
 from comfyloop.train.specs.joint import JointSpec
-from comfyloop.train.specs.text import TrainSpec, read_spec, write_spec
+from comfyloop.train.specs.text import TrainSpec
 from tests.image_models import make_tiny_sd15
 from tests.integration.train.runs import finish, rows
 

@@ -24,7 +24,7 @@ from comfyloop.train import runners
 from comfyloop.train.prefork.trainer import WarmTrainer
 from comfyloop.train.run.directory import RunDirectory, TrainState
 from comfyloop.train.runners import local
-from comfyloop.train.specs.text import read_spec, write_spec
+from comfyloop.train.specs.files import read_spec, write_spec
 from tests.integration.train.runs import THINGS, curve, finish, rows, wait_until_held
 
 pytestmark = pytest.mark.slow

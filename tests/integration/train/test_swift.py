@@ -21,7 +21,8 @@ from comfyloop.train.prefork.trainer import WarmTrainer
 from comfyloop.train.run.directory import RunDirectory, TrainState
 from comfyloop.train.run.log import NAMES
 from comfyloop.train.runners import local
-from comfyloop.train.specs.text import TrainSpec, write_spec
+from comfyloop.train.specs.files import write_spec
+from comfyloop.train.specs.text import TrainSpec
 from tests.integration.train.runs import finish, rows
 
 pytestmark = pytest.mark.slow

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from comfyloop.curate import graph, graph_read, graph_text
+from comfyloop.curate.workflow import Workflow
 
 WORKFLOW: dict[str, Any] = {
     "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "v1-5.safetensors"}},
@@ -213,7 +214,7 @@ set {sampler}.steps = 30.0
 ```"""
 
 
-def numbers(before: graph.Workflow) -> dict[str, str]:
+def numbers(before: Workflow) -> dict[str, str]:
     names = {"3": "sampler", "5": "latent", "6": "fox", "7": "blurry", "8": "decode"}
     return {names[key]: number for key, number in graph_text.numbering(before).items() if key in names}
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from comfyloop import integrity
 from comfyloop.loop import retention
 from comfyloop.loop.lease import lease_of, this_process
-from comfyloop.records import BASE, Project, Run, RunState, Snapshot, Version
+from comfyloop.records import BASE, Project, Pruned, Run, RunState, Snapshot, Version
 from comfyloop.settings import Settings
 from comfyloop.store import Store, leases, open_store, projects, runs, snapshots, versions
 from tests.unit.serve.gateway import Gateway
@@ -73,7 +73,7 @@ def test_whatever_was_promoted_and_rolled_back_everything_in_use_stays(
                     versions.rollback(conn, "acme")
         would = retention.prune(store, settings, dry_run=True)
         assert retention.prune(store, settings) == would
-        assert retention.prune(store, settings) == retention.Pruned()
+        assert retention.prune(store, settings) == Pruned()
         with store.read() as conn:
             found = projects.get(conn, "acme")
             every = {version.number: version for version in versions.list_by(conn, "acme")}
@@ -101,7 +101,8 @@ def test_it_is_asked_for_over_http_and_what_is_gone_is_said_to_be(gateway: Gatew
         turn(gateway.store, home, number, 0)
     gateway.services.router.promote("acme", 1)
     few = {"keep_versions": 1, "keep_runs": 2}
-    gateway.services.settings = gateway.services.settings.model_copy(update=few)
+    controller = gateway.services.controller
+    controller.settings = controller.settings.model_copy(update=few)
     would = gateway.http.post("/v1/prune", params={"dry_run": True}).json()
     assert would["versions"] == ["acme@2", "acme@3", "acme@4"] and (home / "runs" / "run_1").exists()
     owner = this_process()

@@ -17,7 +17,8 @@ from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFaile
 from comfyloop.settings import Settings
 from comfyloop.train.run.directory import RunDirectory, TrainState
 from comfyloop.train.runners import container
-from comfyloop.train.specs.text import TrainSpec, write_spec
+from comfyloop.train.specs.files import write_spec
+from comfyloop.train.specs.text import TrainSpec
 
 REPOSITORY = Path(__file__).parents[3]
 CONTAINERFILE = REPOSITORY / "containers" / "trainer" / "Containerfile"

@@ -24,9 +24,9 @@ from comfyloop.train.image.latents import Latents
 from comfyloop.train.image.rows import decode, read_rows
 from comfyloop.train.image.text import Captions
 from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.specs.files import read_spec
 from comfyloop.train.specs.image import ImageTrainSpec
 from comfyloop.train.specs.options import make_spec
-from comfyloop.train.specs.text import read_spec
 
 LIMIT = 64_000_000
 

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from comfyloop.capture.feedback import too_deep
 from comfyloop.client.client import CIRCLE
 from comfyloop.curate import graph, graph_read, graph_text
+from comfyloop.curate.workflow import Workflow
 from comfyloop.errors import InvalidInput, TooLarge
 from comfyloop.serve.api.answering import Answering
 from comfyloop.serve.api.chat import unless_gone
@@ -104,7 +105,7 @@ async def suggest_edit(body: Asked, request: Request, services: Svc) -> Suggesti
     )
 
 
-def _question(body: Asked) -> tuple[graph.Workflow, str]:
+def _question(body: Asked) -> tuple[Workflow, str]:
     """The workflow as it is shown, and the question, in the words of the rows that are trained on."""
     if too_deep(body.workflow, DEEPEST):
         raise InvalidInput(f"The workflow has values nested more than {DEEPEST} deep.")
@@ -128,7 +129,7 @@ def _question(body: Asked) -> tuple[graph.Workflow, str]:
     )
 
 
-def _read(shown: graph.Workflow, text: str) -> tuple[list[Step] | None, str]:
+def _read(shown: Workflow, text: str) -> tuple[list[Step] | None, str]:
     try:
         change = graph_read.read(shown, text)
     except ValueError as error:

@@ -15,7 +15,7 @@ from fastapi.requests import HTTPConnection
 
 from comfyloop import errors
 from comfyloop.recall import Recall, Tastes
-from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Snapshot
+from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Pruned, Snapshot
 from comfyloop.serve.api.metrics_registry import Metrics
 from comfyloop.serve.api.recorder import Recorder
 from comfyloop.serve.engines.client import AsyncEngineClient
@@ -36,6 +36,9 @@ class Controller(Protocol):
     def events(self) -> Events: ...
 
     def status(self, project: str) -> LoopStatus: ...
+
+    def prune(self, *, dry_run: bool = False) -> Pruned:
+        """Remove what the settings `keep_versions` and `keep_runs` let go."""
 
     def request(self, project: str, *, consolidate: bool = False) -> Loop | None:
         """Start a turn by hand."""

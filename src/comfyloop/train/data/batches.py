@@ -14,7 +14,7 @@ from comfyloop.formats import Part
 from comfyloop.train.data.examples import Example
 from comfyloop.train.data.prefix_sharing import Segment, in_segments
 from comfyloop.train.kernels.packing import Span
-from comfyloop.train.specs.text import RunSpec
+from comfyloop.train.specs.base import RunSpec
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from types import FrameType
 from comfyloop.train.parallel.ranks import why_lost
 from comfyloop.train.prefork.forking import end_with, import_once, settle
 from comfyloop.train.run.directory import LOCK_FD_VARIABLE, RunDirectory, TrainState
-from comfyloop.train.specs.text import RunSpec
+from comfyloop.train.specs.base import RunSpec
 
 GRACE_SECONDS = 10.0
 """For the other ranks to end by themselves once one has ended."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from comfyloop.errors import InvalidInput
 from comfyloop.train.run.directory import RunDirectory, TrainState
-from comfyloop.train.specs.text import RunSpec
+from comfyloop.train.specs.base import RunSpec
 
 LEADER_SECONDS = 30
 """How long a rank that must refuse the run lets rank 0 refuse it first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from comfyloop.train.specs.text import RunSpec
+from comfyloop.train.specs.base import RunSpec
 
 
 def learning_rate(step: int, total: int, spec: RunSpec) -> float:

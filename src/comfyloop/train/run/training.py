@@ -26,7 +26,8 @@ from comfyloop.train.run.learnt import refuse_unlearnt
 from comfyloop.train.run.log import RunLog
 from comfyloop.train.run.schedule import learning_rate
 from comfyloop.train.run.updates import OptimizerStep
-from comfyloop.train.specs.text import RunSpec, TrainSpec
+from comfyloop.train.specs.base import RunSpec
+from comfyloop.train.specs.text import TrainSpec
 
 Look = Callable[[], dict[str, float]]
 """Measures the model on the hold-out: values for the log, `holdout_loss` among them."""

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from comfyloop.errors import RunFailed
 from comfyloop.train.run import checkpoints
 from comfyloop.train.run.checkpoints import RandomState
-from comfyloop.train.specs.text import RunSpec
+from comfyloop.train.specs.base import RunSpec
 
 SMALLEST_SCALE = 2.0**-10
 """A float16 run whose gradients overflow even at this loss scale has diverged."""

@@ -15,9 +15,11 @@ from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFaile
 from comfyloop.settings import Settings
 from comfyloop.train.run.directory import RunDirectory, Status
 from comfyloop.train.runners.watch import LOOK_SECONDS, Watch
+from comfyloop.train.specs.base import RunSpec
+from comfyloop.train.specs.files import read_spec
 from comfyloop.train.specs.joint import JointSpec
 from comfyloop.train.specs.judge import JudgeSpec
-from comfyloop.train.specs.text import RunSpec, TrainSpec, read_spec
+from comfyloop.train.specs.text import TrainSpec
 
 ENGINES = ("podman", "docker")
 SHARED_MEMORY = "1g"

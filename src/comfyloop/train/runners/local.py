@@ -23,7 +23,9 @@ from comfyloop.settings import Settings
 from comfyloop.train.prefork.trainer import WarmTrainer
 from comfyloop.train.run.control import ask_for_large_pages
 from comfyloop.train.run.directory import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
-from comfyloop.train.specs.text import SPEC_FILE, RunSpec, TrainSpec, read_spec, write_spec
+from comfyloop.train.specs.base import RunSpec
+from comfyloop.train.specs.files import SPEC_FILE, read_spec, write_spec
+from comfyloop.train.specs.text import TrainSpec
 
 KILL_SECONDS = 10.0
 

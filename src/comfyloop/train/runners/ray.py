@@ -17,7 +17,7 @@ from comfyloop.errors import ComfyLoopError, EngineUnavailable, InvalidInput, Ru
 from comfyloop.settings import Settings
 from comfyloop.train.run.directory import RunDirectory, Status, write_atomically
 from comfyloop.train.runners.watch import LOOK_SECONDS, Watch
-from comfyloop.train.specs.text import read_spec
+from comfyloop.train.specs.files import read_spec
 
 ENDED = {"STOPPED", "SUCCEEDED", "FAILED"}
 

@@ -21,7 +21,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from comfyloop.train.run.directory import RunDirectory
-from comfyloop.train.specs.text import read_spec
+from comfyloop.train.specs.files import read_spec
 
 PR_SET_PDEATHSIG = 1
 

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from comfyloop.records import Record
-from comfyloop.train.specs.text import RunSpec
+from comfyloop.train.specs.base import RunSpec
 
 IMAGE_RECIPES = ("image_sft", "image_dpo")
 

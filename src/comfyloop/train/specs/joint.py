@@ -7,8 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from comfyloop.records import Record
+from comfyloop.train.specs.base import RunSpec
 from comfyloop.train.specs.image import ImageTrainSpec
-from comfyloop.train.specs.text import RunSpec, TrainSpec
+from comfyloop.train.specs.text import TrainSpec
 
 
 class JointSpec(Record):

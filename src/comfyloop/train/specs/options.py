@@ -11,8 +11,9 @@ from pydantic import BaseModel, ValidationError
 
 from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput
+from comfyloop.train.specs.base import RunSpec
 from comfyloop.train.specs.image import IMAGE_RECIPES, ImageTrainSpec
-from comfyloop.train.specs.text import LEARNING_RATES, RunSpec, TrainSpec
+from comfyloop.train.specs.text import LEARNING_RATES, TrainSpec
 
 WHOLE_WEIGHTS_RATE = 1e-5
 

@@ -47,7 +47,8 @@ def work(task: dict[str, Any], tell: Callable[..., None]) -> None:
     tell(event="importing")
     from swift import rlhf_main, sft_main
 
-    from comfyloop.train.specs.text import TrainSpec, read_spec
+    from comfyloop.train.specs.files import read_spec
+    from comfyloop.train.specs.text import TrainSpec
     from comfyloop.train.text.models import describe
 
     spec = read_spec(Path(task["run"]))
