@@ -7,8 +7,8 @@ from pathlib import Path
 
 from sqlalchemy import Connection
 
-from comfyloop.errors import DamagedVersion, NotFound
-from comfyloop.records import BASE, Version
+from comfyloop.errors import Conflict, DamagedVersion, NotFound
+from comfyloop.records import BASE, Version, VersionState
 from comfyloop.store import versions
 
 _PRUNED = "pruned.txt"
@@ -50,8 +50,14 @@ def check(conn: Connection, version: Version) -> None:
     Raises:
         DamagedVersion: One is gone, or is not what was trained and judged.
         NotFound: They were pruned.
+        Conflict: It learned from feedback that was taken back, and its files went with that.
     """
     for owner in owners(conn, version):
+        if owner.state is VersionState.WITHDRAWN:
+            raise Conflict(
+                f"{owner.project}@{owner.number} learned from feedback that was taken back.",
+                "Start a turn: it learns the rest without it.",
+            )
         for side in _own(owner, None):
             if pruned(Path(side).parent) or pruned(Path(side).parent.parent):
                 raise NotFound(

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from comfyloop.errors import StorageError
+from comfyloop import integrity
+from comfyloop.errors import Conflict, StorageError
 from comfyloop.loop import Controller, Stages, forgetting
 from comfyloop.records import (
     AnswerEdited,
@@ -221,6 +222,8 @@ def test_nothing_of_what_an_author_sent_is_left_on_the_disk(settings: Settings) 
             version = versions.get(conn, "acme", 1)
             assert len(feedback.list_by(conn, "acme")) == 7
             assert generations.count(conn, "acme") == 6
+            with pytest.raises(Conflict, match="was taken back"):  # the reason that its files are gone for
+                integrity.check(conn, version)
         assert version.state is VersionState.WITHDRAWN and version.gate is not None
         assert {item.reference[:8] for item in version.gate.items} == {"Lee sell"}
         assert {item.candidate_answer for item in version.gate.items} == {""}
