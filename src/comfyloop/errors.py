@@ -7,9 +7,9 @@ Every message is a sentence that says what is wrong, followed by how to mend it:
     │   └── TooLarge            413  more bytes, pixels or items than the limit
     ├── NotFound                404  a project, generation, version, run ... that does not exist
     ├── Conflict                409  it exists already, or its state does not allow this
-    ├── Busy                    429  the queue is full; try again later
+    ├── QueueFull               429  the queue is full; try again later
     ├── EngineUnavailable       503  the inference engine is down or restarting
-    ├── DamagedVersion        503  a version's files are gone, or not those that were judged
+    ├── DamagedVersion          503  a version's files are gone, or not those that were judged
     ├── StorageError            507  the database or the disk refused
     │   └── DamagedBlob      507  stored bytes are not those that were put
     ├── StarterError            500  the embedded starter cannot be put together
@@ -58,7 +58,7 @@ class Conflict(ComfyLoopError):
     status, code, exit_code = 409, "conflict", 4
 
 
-class Busy(ComfyLoopError):
+class QueueFull(ComfyLoopError):
     status, code, exit_code = 429, "busy", 5
 
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from comfyloop.errors import Busy, InvalidInput, TooLarge
+from comfyloop.errors import InvalidInput, QueueFull, TooLarge
 from comfyloop.gate import fluency, suites, triggers
 from comfyloop.gate.kept import Kept, Scored, key_of
 from comfyloop.gate.metrics import edit_distance, log_likelihood, right_answer_of
@@ -294,6 +294,6 @@ def patient(call: Callable[[], _T]) -> _T:
     for _ in range(_BUSY_TRIES):
         try:
             return call()
-        except Busy as busy:
+        except QueueFull as busy:
             time.sleep(min(busy.retry_after or 1.0, 5.0))
     return call()

@@ -21,7 +21,7 @@ from typing import Any
 from sqlalchemy import Connection
 
 from comfyloop import curate, gate
-from comfyloop.errors import Busy, ComfyLoopError, EngineUnavailable, RunFailed
+from comfyloop.errors import ComfyLoopError, EngineUnavailable, QueueFull, RunFailed
 from comfyloop.integrity import hash_of
 from comfyloop.loop import erasing
 from comfyloop.loop.lease import lease_of
@@ -125,7 +125,7 @@ class LoopCycle:
                 states[loop.state](loop)
         except (LeaseLost, Stopping):
             raise
-        except (EngineUnavailable, Busy) as error:
+        except (EngineUnavailable, QueueFull) as error:
             # Not the state's fault, and no try of it: the engine comes back, or a person mends it.
             self._waiting(loop, error)
         except Exception as error:

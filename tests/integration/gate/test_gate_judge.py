@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from comfyloop import gate
-from comfyloop.errors import Busy, EngineUnavailable, NotFound
+from comfyloop.errors import EngineUnavailable, NotFound, QueueFull
 from comfyloop.gate import triggers
 from comfyloop.gate.judging import ANSWERED_GENERALLY, IN_FLIGHT, READ_CLOSELY
 from comfyloop.gate.suites import general_questions
@@ -111,7 +111,7 @@ class Counting:
         with self._lock:
             if self.busy:
                 self.busy -= 1
-                raise Busy("The queue is full.", retry_after=0.01)
+                raise QueueFull("The queue is full.", retry_after=0.01)
             into.append(model)
             self.at_once += 1
             self.most_at_once = max(self.most_at_once, self.at_once)

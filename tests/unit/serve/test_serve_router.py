@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyloop.client.client import Client
-from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
+from comfyloop.errors import ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound, QueueFull
 from comfyloop.records import VersionState
 from comfyloop.serve.engines import process as engines
 from comfyloop.serve.engines.process import EngineProcess
@@ -152,7 +152,7 @@ def test_no_room_at_all_is_a_busy_with_a_sentence(
             router.holding("acme", 1),
             router.holding("acme", 2),
             router.holding("acme", 3),
-            pytest.raises(Busy, match="max_loras"),
+            pytest.raises(QueueFull, match="max_loras"),
         ):
             router.acquire("acme@4")
         with router.acquire("acme@4") as lease:

@@ -76,7 +76,7 @@ class Answering:
 
         Raises:
             NotFound, InvalidInput, TooLarge: What is wrong with the request.
-            EngineUnavailable, Busy: It cannot be answered now.
+            EngineUnavailable, QueueFull: It cannot be answered now.
         """
         services.router.traffic.enter()
         try:

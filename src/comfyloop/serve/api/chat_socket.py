@@ -25,7 +25,7 @@ from fastapi import APIRouter, WebSocket
 from fastapi.websockets import WebSocketDisconnect
 from pydantic import ValidationError
 
-from comfyloop.errors import Busy, ComfyLoopError, Conflict, InvalidInput, TooLarge
+from comfyloop.errors import ComfyLoopError, Conflict, InvalidInput, QueueFull, TooLarge
 from comfyloop.serve.api import bodies
 from comfyloop.serve.api.answering import Answering
 from comfyloop.serve.api.chat_request import ChatRequest
@@ -91,9 +91,13 @@ class _Conversation:
                     f"The request {request_id!r} is still being answered.", "Use another request_id."
                 )
             if len(self._running) >= MOST_AT_ONCE:
-                raise Busy(f"{MOST_AT_ONCE} requests of this connection are being answered.", retry_after=1)
+                raise QueueFull(
+                    f"{MOST_AT_ONCE} requests of this connection are being answered.", retry_after=1
+                )
             if self._bytes + len(text) > self._services.settings.max_body_bytes:
-                raise Busy("The requests of this connection are as large as one body may be.", retry_after=1)
+                raise QueueFull(
+                    "The requests of this connection are as large as one body may be.", retry_after=1
+                )
             body = ChatRequest.model_validate({**sent, "stream": True})
         except ValidationError as error:
             sentence, param = validation_sentence(error.errors(), sent)

@@ -96,12 +96,12 @@ class Services:
         """Hold one of the few places for work that keeps a thread and the disk busy for long.
 
         Raises:
-            errors.Busy: The same is being done, or all places are taken.
+            errors.QueueFull: The same is being done, or all places are taken.
         """
         with self._heavy_lock:
             if what in self._heavy or len(self._heavy) >= MOST_HEAVY:
                 doing = f"{what} is under way" if what in self._heavy else "Other such work is under way"
-                raise errors.Busy(
+                raise errors.QueueFull(
                     f"{doing[0].upper()}{doing[1:]}.", "Try again when it has ended.", retry_after=5
                 )
             self._heavy.add(what)

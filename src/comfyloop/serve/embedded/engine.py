@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound
+from comfyloop.errors import ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound, QueueFull
 from comfyloop.models.rope import RopeScaling
 from comfyloop.serve.embedded.batch import CHUNK, Decoder, DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring
@@ -105,7 +105,7 @@ class Engine:
         Raises:
             NotFound: `model` is neither the base nor a loaded adapter.
             InvalidInput: prompt and answer do not fit into the context.
-            Busy: `max_queue` requests wait already.
+            QueueFull: `max_queue` requests wait already.
             EngineUnavailable: the model is not loaded, or the engine is leaving.
         """
         self._check_room(prompt, sampling, max(map(len, continuations), default=0))
@@ -115,7 +115,7 @@ class Engine:
                 raise EngineUnavailable("The engine is shutting down.", retry_after=2)
             if self._waiting >= self.options.max_queue:
                 self.metrics.refused += 1
-                raise Busy(
+                raise QueueFull(
                     f"{self._waiting} requests wait already.",
                     "Send it again later.",
                     retry_after=self._patience(),

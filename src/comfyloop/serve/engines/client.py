@@ -2,7 +2,7 @@
 
 `EngineClient` is for threads (the loop, the gate, the router), `AsyncEngineClient` for the gateway. Both
 raise the errors of `comfyloop.errors` with the engine's own sentence: NotFound for a model name that it does
-not serve, Busy when its queue is full, InvalidInput for a request that it refuses, EngineUnavailable when it
+not serve, QueueFull when its queue is full, InvalidInput for a request that it refuses, EngineUnavailable when it
 does not answer or breaks off.
 """
 
@@ -19,12 +19,12 @@ import httpcore
 import httpx
 
 from comfyloop.errors import (
-    Busy,
     ComfyLoopError,
     Conflict,
     EngineUnavailable,
     InvalidInput,
     NotFound,
+    QueueFull,
     TooLarge,
 )
 from comfyloop.records import Message, TextPart
@@ -112,7 +112,7 @@ def error_of(status: int, body: bytes, retry_after: str | None = None) -> ComfyL
     if status == 413:
         return TooLarge(message)
     if status == 429:
-        return Busy(message, retry_after=seconds or 1.0)
+        return QueueFull(message, retry_after=seconds or 1.0)
     if 400 <= status < 500:
         return InvalidInput(message)
     return EngineUnavailable(f"The engine failed: {message}", retry_after=seconds or 2.0)

@@ -14,7 +14,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from comfyloop import integrity
-from comfyloop.errors import Busy, ComfyLoopError, Conflict, EngineUnavailable, ModelError, NotFound
+from comfyloop.errors import ComfyLoopError, Conflict, EngineUnavailable, ModelError, NotFound, QueueFull
 from comfyloop.media import data_urls
 from comfyloop.records import BASE, Message, Project
 from comfyloop.serve.engines.client import wire_message
@@ -111,7 +111,7 @@ class LoadedVersions:
         Raises:
             NotFound: No such version.
             EngineUnavailable: The engine is starting, restarting or down.
-            Busy: All places for adapters are in use.
+            QueueFull: All places for adapters are in use.
         """
         engine = self.engine_of(project)
         if engine.state is not EngineState.READY:
@@ -160,7 +160,7 @@ class LoadedVersions:
                         break
                 if evicted is None:
                     if time.monotonic() > deadline:
-                        raise Busy(
+                        raise QueueFull(
                             f"All places for adapters are in use, {version_name(project, number)} cannot be "
                             "loaded now.",
                             "Try again, or raise the setting max_loras.",

@@ -69,7 +69,7 @@ class Router:
         Raises:
             NotFound: No such project or version.
             EngineUnavailable: The engine is starting, restarting or down.
-            Busy: All places for adapters are in use.
+            QueueFull: All places for adapters are in use.
         """
         name = ModelName.parse(name) if isinstance(name, str) else name
         return self._take(name) or self._loaded.load(self.project(name.project), self.number_of(name))
