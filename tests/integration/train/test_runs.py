@@ -259,7 +259,7 @@ def test_what_cannot_start(
     for name in ("config.json", "model.safetensors"):
         (toothless / name).write_bytes((tiny_llm / name).read_bytes())
     bare = make_run(toothless, "bare")
-    small = make_run(tiny_llm, "small", memory_gb=0.3)
+    small = make_run(tiny_llm, "small", memory_gb=0.3, max_steps=100_000, epochs=100_000)
     for run in (missing, bare, small):
         local.start(run, warm=warm)
     assert "There is no model directory" in finish(missing, TrainState.FAILED).error
