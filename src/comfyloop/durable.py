@@ -55,3 +55,15 @@ def disappear(place: Path) -> None:
     if place.is_dir():
         going = place.rename(place.with_name(f".{place.name}.part"))
         shutil.rmtree(going)
+
+
+def write_whole(file: Path, text: str, encoding: str = "utf-8") -> None:
+    """Write a file that is there whole, or as it was. It is not pushed to the disk: for what can be made again.
+
+    Raises:
+        OSError: The disk refuses.
+    """
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_suffix(f".{os.getpid()}.part")
+    part.write_text(text, encoding=encoding)
+    part.replace(file)

@@ -354,6 +354,11 @@ class RunState(StrEnum):
     FAILED = "failed"  # `error` says why
     CANCELLED = "cancelled"  # stopped by a person; its last checkpoint is valid
 
+    @property
+    def is_open(self) -> bool:
+        """Whether the run is still to end."""
+        return self in (RunState.QUEUED, RunState.RUNNING)
+
 
 class Run(Record):
     id: Id

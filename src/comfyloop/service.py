@@ -19,7 +19,7 @@ from comfyloop.loop import Controller, Stages
 from comfyloop.loop.retention import Keeper
 from comfyloop.records import BASE, Project, Version
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.engines import adapter_check as adapters
+from comfyloop.serve.engines import adapter_check
 from comfyloop.serve.engines.blue_green import BlueGreenEngine
 from comfyloop.serve.engines.kinds import KINDS, Start
 from comfyloop.serve.engines.process import EngineProcess
@@ -131,7 +131,7 @@ def _engine(settings: Settings, store: Store, model: str, events: Events) -> Eng
 
     def check(adapter: str, path: str) -> None:
         if kind.limits is not None:
-            adapters.check(adapter, path, kind.limits(settings), model_path(settings, model))
+            adapter_check.check(adapter, path, kind.limits(settings), model_path(settings, model))
 
     if settings.engine_url and model == settings.model:
         return EngineProcess(name, directory, url=settings.engine_url, check=check)

@@ -52,16 +52,17 @@ def _copy(snapshot: Path, out: Path) -> Exported:
         found = formats.read(file, may_be_empty=True)
         if any(row.is_of_a_picture for row in found.good):
             continue  # the image model's data is no chat
-        quoting = [(row, tag) for row in found.good if (tag := formats.quoted_tag(row))]
+        tags = [formats.quoted_tag(row) for row in found.good]
         left_out += [
             f"{file.name}:{bad.where} (sample {bad.id}) is left out: {bad.reason}." for bad in found.bad
         ]
         left_out += [
             f"{file.name}:{row.where} (sample {row.id}) is left out: its text has {tag}, which ms-swift would "
             "take for the place of something else."
-            for row, tag in quoting
+            for row, tag in zip(found.good, tags, strict=True)
+            if tag
         ]
-        rows = [row for row in found.good if not formats.quoted_tag(row)]
+        rows = [row for row, tag in zip(found.good, tags, strict=True) if not tag]
         target = out / file.name
         target.write_text(dump_rows([_row(row, snapshot, out) for row in rows]), encoding="utf-8")
         written.append(target)

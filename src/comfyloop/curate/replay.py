@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.resources import files
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from comfyloop.curate.groups import group_of
 from comfyloop.curate.samples import Source, make
+from comfyloop.durable import write_whole
 from comfyloop.records import Message, Sample
 
 Ask = Callable[[Sequence[str]], Sequence[str]]
@@ -195,7 +195,4 @@ def _load(cache: Path) -> dict[str, str]:
 
 
 def _save(cache: Path, answers: dict[str, str]) -> None:
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    part = cache.with_suffix(f".{os.getpid()}.part")
-    part.write_text(json.dumps(answers, indent=1), encoding="ascii")  # half characters, too
-    part.replace(cache)
+    write_whole(cache, json.dumps(answers, indent=1), "ascii")  # half characters, too

@@ -9,7 +9,6 @@ from __future__ import annotations
 import functools
 import json
 import logging
-import os
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from comfyloop.durable import write_whole
 from comfyloop.errors import DamagedBlob, NotFound
 from comfyloop.media.decoding import BadPicture, opened, read_picture, too_narrow
 from comfyloop.store import Blobs
@@ -164,9 +164,7 @@ def _load(file: Path) -> dict[str, _Seen]:
 
 
 def _rewrite(file: Path, known: dict[str, _Seen]) -> None:
-    part = file.with_suffix(f".{os.getpid()}.part")
-    part.write_text("".join(_line(sha, seen) for sha, seen in known.items()), encoding="ascii")
-    part.replace(file)
+    write_whole(file, "".join(_line(sha, seen) for sha, seen in known.items()), "ascii")
 
 
 def _line(sha: str, seen: _Seen) -> str:

@@ -197,27 +197,26 @@ class Asker:
     def control(self) -> float:
         """By how much likelier the base model finds plain sentences than their words shuffled, on the mean."""
         prompt = [{"role": "user", "content": "Write one sentence."}]
-        gaps = [self._order(prompt, text) for text in suites.CONTROL if fluency.shuffled(text) is not None]
+        gaps = []
+        for text in suites.CONTROL:
+            if (mixed := fluency.shuffled(text)) is not None:
+                right, wrong = self._scores(self._base, prompt, (text.strip(), mixed), general=True)
+                gaps.append(right.mean - wrong.mean)
         return math.fsum(gaps) / len(gaps) if gaps else 0.0
 
     def _language(self, prompt: Sequence[WireMessage], live: str, candidate: str, wanted: str) -> Language:
+        mixed = {text: other for text in (candidate, wanted) if (other := fluency.shuffled(text)) is not None}
         whole = [text for text in (live, candidate, wanted) if text.strip()]
-        ordered = [text for text in (candidate, wanted) if fluency.shuffled(text) is not None]
-        texts = dict.fromkeys([*whole, *(t for text in ordered for t in _both_orders(text))])
+        texts = dict.fromkeys(
+            [*whole, *(one for text, other in mixed.items() for one in (text.strip(), other))]
+        )
         scores = self._scores(self._base, prompt, list(texts))
         of = dict(zip(texts, (score.mean for score in scores), strict=True))
 
         def order(text: str) -> float | None:
-            if text not in ordered:
-                return None
-            right, wrong = _both_orders(text)
-            return of[right] - of[wrong]
+            return of[text.strip()] - of[mixed[text]] if text in mixed else None
 
         return Language(of.get(live), of.get(candidate), of.get(wanted), order(candidate), order(wanted))
-
-    def _order(self, prompt: Sequence[WireMessage], text: str) -> float:
-        right, wrong = self._scores(self._base, prompt, _both_orders(text), general=True)
-        return right.mean - wrong.mean
 
     def _chance(self, name: str, prompt: Sequence[WireMessage], question: Question) -> float:
         right, *wrong = self._scores(name, prompt, [question.right, *question.wrong], general=True)
@@ -255,13 +254,6 @@ class Asker:
             with self._lock:
                 self.general.append(key)
         return key
-
-
-def _both_orders(text: str) -> tuple[str, str]:
-    """A text, and its words shuffled."""
-    mixed = fluency.shuffled(text)
-    assert mixed is not None
-    return text.strip(), mixed
 
 
 def wire(message: Message, images: Callable[[str], bytes]) -> dict[str, Any]:

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from comfyloop.durable import write_whole
 
 _FORMAT = 2
 
@@ -87,11 +88,7 @@ class Kept:
                 },
                 ensure_ascii=False,
             )
-        file = _file(base_model, cache_dir)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}.part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(file)
+        write_whole(_file(base_model, cache_dir), text)
 
 
 def key_of(messages: Sequence[Mapping[str, Any]], answer: str | int) -> str:

@@ -359,7 +359,7 @@ class LoopCycle:
             if attempts < self.settings.max_attempts and not self._is_final(loop):
                 move(state=loop.state, attempts=attempts, error=error)
                 return
-            if loop.run and runs.get(move.conn, loop.run).state in {RunState.QUEUED, RunState.RUNNING}:
+            if loop.run and runs.get(move.conn, loop.run).state.is_open:
                 runs.set_state(move.conn, loop.run, RunState.FAILED, error)
             # What led to this waits for the next turn; that one waits for news, which keeps a broken set-up from
             # training in circles.

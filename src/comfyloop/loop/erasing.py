@@ -14,12 +14,11 @@ from comfyloop import curate, integrity
 from comfyloop.durable import disappear
 from comfyloop.errors import StorageError
 from comfyloop.loop.stages import Stages
-from comfyloop.records import LoopState, RunState, Snapshot, VersionState
+from comfyloop.records import LoopState, Snapshot, VersionState
 from comfyloop.store import feedback, flags, loops, runs, snapshots, versions
 from comfyloop.train.run.directory import RunDirectory
 
 _MANY = 1_000_000
-_OPEN = {RunState.QUEUED, RunState.RUNNING}
 
 
 def erase(stages: Stages, project: str) -> None:
@@ -87,7 +86,7 @@ def _runs(stages: Stages, snapshot: Snapshot) -> None:
     with stages.store.read() as conn:
         ran = runs.list_by(conn, snapshot.project, limit=_MANY)
     for run in ran:
-        if run.snapshot == snapshot.id and run.state not in _OPEN:
+        if run.snapshot == snapshot.id and not run.state.is_open:
             disappear(stages.run_dir(run.id))
 
 

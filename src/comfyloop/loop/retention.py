@@ -17,7 +17,7 @@ from comfyloop.durable import disappear
 from comfyloop.errors import ComfyLoopError
 from comfyloop.loop.lease import lease_of, this_process
 from comfyloop.loop.stages import REMEMBERED
-from comfyloop.records import BASE, LoopState, Pruned, RunState, Version
+from comfyloop.records import BASE, LoopState, Pruned, Version
 from comfyloop.settings import Settings
 from comfyloop.store import Store, leases, loops, projects, runs, snapshots, versions
 
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 FIRST_SECONDS, EVERY_SECONDS = 300.0, 3600.0
 LEASE_SECONDS = 600.0
 MANY = 1_000_000
-_OPEN = {RunState.QUEUED, RunState.RUNNING}
 
 
 def prune(store: Store, settings: Settings, *, dry_run: bool = False) -> Pruned:
@@ -76,7 +75,7 @@ def _spent(store: Store, settings: Settings, project: str) -> list[tuple[str, st
         for number in list(kept & every.keys()):
             kept |= {owner.number for owner in integrity.owners(conn, every[number])}
     newest = len(ran) if not settings.keep_runs else settings.keep_runs
-    runs_kept = {run.id for n, run in enumerate(ran) if n < newest or run.state in _OPEN} | {loop.run}
+    runs_kept = {run.id for n, run in enumerate(ran) if n < newest or run.state.is_open} | {loop.run}
     # the next turn reads there how hard samples were
     runs_kept |= {every[number].run for number in _line(every, found.live)[:REMEMBERED]}
     data_kept = {snapshot.id for n, snapshot in enumerate(made) if n < newest or not settings.keep_runs}

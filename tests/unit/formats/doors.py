@@ -52,15 +52,20 @@ def by_swift_command(file: Path, folder: Path) -> list[Told]:
     return found
 
 
-def by_import(file: Path, folder: Path) -> list[Told]:
-    """Through feedback and a snapshot to what a trainer reads, and to what the gate does."""
+def through_feedback(file: Path, folder: Path) -> Path:
+    """What a snapshot has of a file that was fed back, as a trainer and the gate read it."""
     samples, images = imported(file)
     for sha, data in images.items():
         (folder / f"{sha}.png").write_bytes(data)
     written = folder / "train.jsonl"
     written.write_text(dump_rows([row_of(s, lambda sha: f"{sha}.png") for s in samples]), encoding="utf-8")
     assert read_samples(written, "acme") == samples
-    return by_trainer(written, folder)
+    return written
+
+
+def by_import(file: Path, folder: Path) -> list[Told]:
+    """Through feedback and a snapshot to what a trainer reads, and to what the gate does."""
+    return by_trainer(through_feedback(file, folder), folder)
 
 
 def by_export(file: Path, folder: Path) -> list[Told]:
@@ -150,13 +155,7 @@ def by_joint_run(file: Path, folder: Path) -> list[Told]:
 
 def by_image_import(file: Path, folder: Path) -> list[Told]:
     """Through feedback and a snapshot to what the image trainer reads, and to what the gate does."""
-    samples, images = imported(file)
-    for sha, data in images.items():
-        (folder / f"{sha}.png").write_bytes(data)
-    written = folder / "train.jsonl"
-    written.write_text(dump_rows([row_of(s, lambda sha: f"{sha}.png") for s in samples]), encoding="utf-8")
-    assert read_samples(written, "acme") == samples
-    return by_image_trainer(written, folder)
+    return by_image_trainer(through_feedback(file, folder), folder)
 
 
 def by_image_swift_command(file: Path, folder: Path) -> list[Told]:

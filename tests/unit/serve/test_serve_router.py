@@ -18,7 +18,7 @@ from comfyloop.records import VersionState
 from comfyloop.serve.engines import process as engines
 from comfyloop.serve.engines.process import EngineProcess
 from comfyloop.serve.engines.protocol import EngineState
-from comfyloop.serve.routing import loaded_versions as places_module
+from comfyloop.serve.routing import loaded_versions
 from comfyloop.serve.routing.names import ModelName, version_name
 from comfyloop.settings import Settings
 from comfyloop.store import projects, versions
@@ -143,7 +143,7 @@ def test_idle_versions_make_room_and_the_live_one_never_does(settings: Settings)
 def test_no_room_at_all_is_a_busy_with_a_sentence(
     settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(places_module, "ROOM_SECONDS", 0.2)
+    monkeypatch.setattr(loaded_versions, "ROOM_SECONDS", 0.2)
     with running_gateway(settings.model_copy(update={"max_loras": 2}), instant()) as gateway:
         for number in (1, 2, 3, 4):
             gateway.add_version(number)

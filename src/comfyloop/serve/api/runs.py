@@ -100,7 +100,7 @@ def cancel_run(id: str, services: Svc) -> RunDetail:
     """It stops within one step; its last checkpoint is valid."""
     with services.store.read() as conn:
         run = runs.get(conn, id)
-    if run.state not in (RunState.QUEUED, RunState.RUNNING):
+    if not run.state.is_open:
         raise Conflict(f"The run {id!r} is over: it is {run.state}.", "There is nothing to cancel.")
     if services.controller.status(run.project).run == run.id:
         services.controller.cancel(run.project)

@@ -48,17 +48,17 @@ def load(model: str, dtype: str) -> None:
     """Do what every run begins with, as far as it can be done before there is a run."""
     import_once()
     from comfyloop.errors import ComfyLoopError
-    from comfyloop.train.prefork import preloaded as held
+    from comfyloop.train.prefork import preloaded
     from comfyloop.train.prefork.trainer import room_for
     from comfyloop.train.text import models
 
     with contextlib.suppress(ComfyLoopError):  # the run will say what is wrong with the model
         description = models.describe(model)
-        held.hold(description, "description", model)
+        preloaded.hold(description, "description", model)
         if Path(model).is_dir() and room_for(model):
             precision = _dtype(dtype)
             base = models.read_weights(model, description, precision, None)
-            held.hold(base, "weights", model, precision, None)
+            preloaded.hold(base, "weights", model, precision, None)
 
 
 def _dtype(asked: str) -> Any:

@@ -39,7 +39,7 @@ from comfyloop.train.run.directory import RunDirectory, disk_error, write_atomic
 from comfyloop.train.run.learnt import refuse_unlearnt
 from comfyloop.train.run.log import RunLog
 from comfyloop.train.specs.text import TrainSpec
-from comfyloop.train.swift import worker as swift_side
+from comfyloop.train.swift import worker
 from comfyloop.train.swift.arguments import Places, arguments
 from comfyloop.train.swift.checks import check_run
 from comfyloop.train.swift.process import Watch, see_output
@@ -95,16 +95,16 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
         dtype=str(choose_dtype(spec.dtype, device)).removeprefix("torch."),
         use_cpu=device.type == "cpu",
         targets=targets(description, spec),
-        own=swift_side.NAME,
+        own=worker.NAME,
     )
-    hashes = [swift_side.row_hash(example.input_ids.tolist()) for example in train]
+    hashes = [worker.row_hash(example.input_ids.tolist()) for example in train]
     refuse_other_data(folder, places, command_line, hashes)
     names = {h: f"the row on line {example.line}" for h, example in zip(hashes, train, strict=True)}
 
     log.phase("starting ms-swift")
     task = write_task(directory, folder, spec, command_line)
     watch = Watch(directory, spec, log, control, len(train))
-    command = [str(python), "-P", swift_side.__file__, str(task)]  # -P: our folder has a swift.py too
+    command = [str(python), "-P", worker.__file__, str(task)]  # -P: our folder has a swift.py too
     watch.run(command, folder / "events.jsonl", afresh=places.checkpoint is None)
     found = check_run(watch.seen, hashes, names)
     log.say(f"checked: {found}")

@@ -29,7 +29,7 @@ from comfyloop.train.data.encode import Encoder
 from comfyloop.train.data.positions import positions_of
 from comfyloop.train.kernels import attention, last_layer, lora, mlp, packing, rms_norm
 from comfyloop.train.kernels.losses import Head
-from comfyloop.train.prefork import preloaded as held
+from comfyloop.train.prefork import preloaded
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.adapters import save_adapter, save_model
 from comfyloop.train.text.neftune import noise
@@ -75,7 +75,7 @@ def describe(model: str, rope_scaling: RopeScaling | None = None) -> Description
         ModelError: It does not exist, lacks its configuration, tokenizer or processor, or its positions cannot
             be scaled so.
     """
-    if rope_scaling is None and (kept := held.take("description", model)) is not None:
+    if rope_scaling is None and (kept := preloaded.take("description", model)) is not None:
         return kept  # type: ignore[no-any-return]
     if Path(model).is_absolute() and not Path(model).is_dir():
         raise ModelError(f"There is no model directory {model}.", "Name a directory or a hub id that exists.")
@@ -224,7 +224,7 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
     dtype = choose_dtype(spec.dtype, device)
     implementation = choose_attention(spec.attn_implementation, device, dtype)
     kept = spec.quant_method is None and spec.rope_scaling is None
-    base = held.take("weights", spec.model, dtype, implementation) if kept else None
+    base = preloaded.take("weights", spec.model, dtype, implementation) if kept else None
     if base is None:
         quantised = (
             in_four_bits(description.auto, description.config, dtype, device) if spec.quant_method else {}
