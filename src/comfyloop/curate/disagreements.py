@@ -1,10 +1,11 @@
 """Claims that cannot both be learnt: opposite answers wanted to the same question about the same pictures. Pure.
 
-Of one person the newest claim counts: he changed his mind. Two people who disagree are both left out, and a person is
-asked; what was answered once holds for these two claims. Questions are the same whatever their small words and marks;
-answers are opposite where most of the shorter one's words are not in the other, where they say other numbers, or where
-a short one denies what the other says. An answer that somebody accepted need not be the only good one, so it is opposed
-only by who rewrote or rated badly an answer like it.
+Of one person the newest claim counts: he changed his mind. Samples that one person uploads may say other things of the
+same picture, as captions do, and only take each other back where they say other numbers or deny each other. Two people
+who disagree are both left out, and a person is asked; what was answered once holds for these two claims. Questions are
+the same whatever their small words and marks; answers are opposite where most of the shorter one's words are not in the
+other, where they say other numbers, or where a short one denies what the other says. An answer that somebody accepted
+need not be the only good one, so it is opposed only by who rewrote or rated badly an answer like it.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
@@ -56,12 +57,12 @@ class Text:
 
     def opposes(self, other: Text) -> bool:
         one, two = self.words, other.words
-        fewer = min(len(one), len(two))
-        if len(one & two) < KEPT * fewer:
-            return True
+        return len(one & two) < KEPT * min(len(one), len(two)) or self.contradicts(other)
+
+    def contradicts(self, other: Text) -> bool:
         if self.numbers and other.numbers and self.numbers != other.numbers:
             return True
-        return self.denies is not other.denies and fewer <= _SHORT
+        return self.denies is not other.denies and min(len(self.words), len(other.words)) <= _SHORT
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Claim:
         wants: The answer that was wanted; None: only that another one was not.
         against: The answer that was rewritten, or rated badly.
         only: It was written by the person, so that an opposite one is not wanted.
+        uploaded: It came as a sample of its own, not as what somebody did to an answer.
         drafts: The samples that would be made of it.
     """
 
@@ -81,10 +83,17 @@ class Claim:
     wants: Text | None
     against: Text | None
     only: bool
+    uploaded: bool
     drafts: tuple[int, ...] = field(compare=False)
 
     def opposes(self, other: Claim) -> bool:
         return self._denies(other) or other._denies(self)
+
+    def takes_back(self, earlier: Claim) -> bool:
+        """As the newer one of the same person."""
+        if self.uploaded and earlier.uploaded and self.wants and earlier.wants:
+            return self.wants.contradicts(earlier.wants)
+        return self.opposes(earlier)
 
     def _denies(self, other: Claim) -> bool:
         if other.wants is None:
@@ -189,19 +198,20 @@ def _claim(place: int, draft: Draft, when: Mapping[str, tuple[datetime, int]]) -
     about = (sample.feedback[-1], sample.author, max(when[id] for id in sample.feedback))
     if sample.kind == "image_pair":
         assert sample.picked is not None and sample.over is not None
-        return Claim(*about, Text(sample.picked), Text(sample.over), False, (place,))
+        return Claim(*about, Text(sample.picked), Text(sample.over), False, False, (place,))
     if sample.kind == "captioned_image":
         return None
+    uploaded = sample.origin == "sample_uploaded"
     if sample.label is False:
-        return Claim(*about, None, Text(sample.answer), False, (place,))
+        return Claim(*about, None, Text(sample.answer), False, uploaded, (place,))
     written = sample.label is None and sample.origin != "answer_accepted"
     against = sample.rejected if sample.rejected is not None else draft.replaces
-    return Claim(*about, Text(sample.answer), Text(against) if against else None, written, (place,))
+    return Claim(*about, Text(sample.answer), Text(against) if against else None, written, uploaded, (place,))
 
 
 def _joined(one: Claim, other: Claim) -> Claim:
     against = one.against or other.against
-    return Claim(one.feedback, one.author, one.at, one.wants, against, one.only, (*one.drafts, *other.drafts))
+    return replace(one, against=against, drafts=(*one.drafts, *other.drafts))
 
 
 def _question(prompt: Sequence[Message], same: Callable[[str], str]) -> str:
@@ -220,7 +230,7 @@ def _own_last_words(claims: Sequence[Claim]) -> Iterator[tuple[Claim, Claim | No
             last[claim.author] = claim
     for claim in claims:
         newest = last[claim.author]
-        yield claim, newest if newest is not claim and newest.opposes(claim) else None
+        yield claim, newest if newest is not claim and newest.takes_back(claim) else None
 
 
 def _opposed(claims: Sequence[Claim]) -> list[tuple[Claim, Claim]]:

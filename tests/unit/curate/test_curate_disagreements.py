@@ -102,6 +102,21 @@ def test_of_one_person_the_newest_holds_whatever_arrived_first() -> None:
         assert not settled.flags
 
 
+def test_captions_that_one_person_uploads_for_a_picture_stand_beside_each_other() -> None:
+    def caption(id: str, text: str, minute: int) -> tuple[Feedback, None]:
+        messages = (Message.of("user", "What is in it?", (RED,)), Message.of("assistant", text))
+        at = BEGAN + timedelta(minutes=minute)
+        return SampleUploaded(id=id, project="acme", messages=messages, created_at=at), None
+
+    settled = told(
+        caption("a", "A man rides a wave.", 0),
+        caption("b", "Somebody on a surfboard in the ocean.", 1),
+        caption("c", "There are 3 surfers.", 2),
+        caption("d", "There are 2 surfers.", 3),
+    )
+    assert reasons(settled) == {"c": "superseded"}, "numbers that differ cannot both be so"
+
+
 def test_a_changed_mind_is_not_held_against_somebody_else() -> None:
     said = (edit("a1", "anna", PLAIN), edit("b", "boris", GRAND), edit("a2", "anna", GRAND, minute=9, nth=1))
     settled = told(*said)
