@@ -39,7 +39,7 @@ def _default_cache() -> Path:
 
 FOLDER_MAY_SET = frozenset(
     (
-        *("project", "holdout_every", "replay_share", "max_answer_chars"),
+        *("project", "holdout_every", "holdout_first", "holdout_kept", "replay_share", "max_answer_chars"),
         *(
             "recipe",
             "distillation_lmbda",
@@ -213,6 +213,12 @@ class Settings(BaseSettings):
         default=6,
         ge=0,
         description="Until so many are that no promoted version was judged by, each second one is.",
+    )
+    holdout_kept: int = Field(
+        default=12,
+        ge=0,
+        description="Held-out corrections that a promoted version was judged by go on judging the next, the newest "
+        "so many; the others are trained on.",
     )
     replay_share: float = Field(
         default=0.5, ge=0, le=0.9, description="Share of general questions in what a run passes."

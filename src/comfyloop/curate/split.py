@@ -38,8 +38,9 @@ def split(
     """Splits samples (in order of arrival) by the fold of their group; replay always trains.
 
     Of what came after a version was judged, again every second correction is held out until there are
-    `settings.holdout_first`: what it has mastered cannot show that the next one is better. What is held out beyond the
-    newest `settings.gate_max_items` judges nothing any more, and is trained on from then on.
+    `settings.holdout_first`: what it has mastered cannot show that the next one is better. A correction is held out to
+    judge by, not to be lost: of those that judged the live version the newest `settings.holdout_kept` go on judging,
+    the others are trained on from now on, and so is what is beyond the newest `settings.gate_max_items`.
 
     Args:
         judged: Ids of the samples by which the live version was judged.
@@ -54,20 +55,29 @@ def split(
     old = {s.group for s in samples if s.id in judged and groups.get(s.group, ACCEPTED) != ACCEPTED}
     with store.begin() as connection:
         side = splits.assign(connection, project, groups, settings.holdout_every, settings.holdout_first, old)
-        over = _beyond([group for group in groups if side[group] == "holdout"], groups, settings)
+        held = [group for group in groups if side[group] == "holdout"]
+        over = _beyond(held, groups, settings) | _done(held, groups, old, settings)
         splits.release(connection, project, over)
     side |= dict.fromkeys(over, "train")
-    held = [not sample.replay and side[sample.group] == "holdout" for sample in samples]
+    left_out = [not sample.replay and side[sample.group] == "holdout" for sample in samples]
     return Split(
-        train=tuple(sample for sample, out in zip(samples, held, strict=True) if not out),
-        holdout=tuple(sample for sample, out in zip(samples, held, strict=True) if out),
+        train=tuple(sample for sample, out in zip(samples, left_out, strict=True) if not out),
+        holdout=tuple(sample for sample, out in zip(samples, left_out, strict=True) if out),
     )
 
 
-def _beyond(held: Sequence[str], groups: Mapping[str, str], settings: Settings) -> list[str]:
+def _beyond(held: Sequence[str], groups: Mapping[str, str], settings: Settings) -> set[str]:
     """Held-out groups of each stratum beyond the newest that the gate looks at."""
-    over: list[str] = []
+    over: set[str] = set()
     for stratum in (CORRECTION, ACCEPTED, RATED):
         own = [group for group in held if groups[group] == stratum]
-        over += own[: -settings.gate_max_items]
+        over.update(own[: -settings.gate_max_items])
     return over
+
+
+def _done(
+    held: Sequence[str], groups: Mapping[str, str], judged: Collection[str], settings: Settings
+) -> set[str]:
+    """Held-out corrections that judged a promoted version and are not needed to judge the next one."""
+    own = [group for group in held if group in judged and groups[group] == CORRECTION]
+    return set(own[: max(len(own) - settings.holdout_kept, 0)])

@@ -511,6 +511,29 @@ def test_each_version_is_judged_by_new_corrections_too(store: Store, settings: S
         live_version(store, turn, held)
 
 
+def test_a_correction_that_has_judged_is_learned_and_the_newest_judge_on(
+    store: Store, settings: Settings
+) -> None:
+    shop = Shop(store)
+    settings = settings.model_copy(update={"holdout_every": 2, "holdout_first": 6, "holdout_kept": 4})
+
+    def turn(number: int) -> tuple[list[Sample], list[Sample]]:
+        for place in range(12):
+            shop.corrects(f"Turn {number}, caption {place}, please.", f"Meet mug {place} of {number}.")
+        made = built(store, settings, turn=curate.Turn(frozenset()))
+        return [*rows(made, "train.jsonl"), *rows(made, "dev.jsonl")], rows(made, "holdout.jsonl")
+
+    _, first = turn(1)
+    assert len(first) == 6
+    _, second = turn(2)
+    assert len(second) == 12, "nobody promoted what the first ones judged: they have not judged yet"
+    live_version(store, 1, second)
+    trained, third = turn(3)
+    answers = [sample.answer for sample in second]
+    assert [sample.answer for sample in third[:4]] == answers[-4:] and len(third) == 4 + 6
+    assert set(answers[:-4]) <= {sample.answer for sample in trained}
+
+
 def test_what_is_too_old_to_judge_is_learned(store: Store, settings: Settings) -> None:
     shop = Shop(store)
     for number in range(12):
