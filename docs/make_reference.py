@@ -46,6 +46,15 @@ IMAGE_SPEC = """
 | field | default | what it is |
 |---|---|---|
 """
+FILTERS = """\
+# The filters
+
+What is left out of training data, mended or shown to a person, in the order in which filters are asked. What is set of
+one stands in `comfyloop.toml` under `[filters.NAME]`. Written by `make docs`.
+
+| filter | what it says of a sample | options |
+|---|---|---|
+"""
 COMMANDS = """\
 # The commands
 
@@ -100,6 +109,20 @@ def spec_page() -> str:
     return text + IMAGE_SPEC + "".join(rows + parts)
 
 
+def filters_page() -> str:
+    from comfyloop.curate.filters import in_order
+
+    rows = []
+    for filter in in_order():
+        options = [
+            f"`{name}` = `{str(field.default).lower() if isinstance(field.default, bool) else field.default}`: "
+            f"{field.description or ''}"
+            for name, field in filter.options.model_fields.items()
+        ]
+        rows.append(_row(f"`{filter.name}`", filter.sentence, "<br>".join(options)))
+    return FILTERS + "".join(rows)
+
+
 def api_page() -> str:
     from comfyloop.serve.api.app import NOUNS, create_app
     from comfyloop.serve.api.services import Services
@@ -141,6 +164,7 @@ def _row(*cells: str) -> str:
 PAGES = {
     "settings.md": settings_page,
     "training-spec.md": spec_page,
+    "filters.md": filters_page,
     "api.md": api_page,
     "commands.md": commands_page,
 }

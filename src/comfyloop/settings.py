@@ -247,6 +247,10 @@ class Settings(BaseSettings):
     )
     max_answer_chars: int = Field(default=8_000, gt=0, description="Longer edits are dropped with a reason.")
 
+    filters: dict[str, dict[str, Any]] = Field(
+        default={},
+        description="What is set of filters of samples, by their names: `[filters.NAME]` in the file.",
+    )
     learn_graph_edits: bool = Field(
         default=False,
         description="Train on edits of workflows too, for *Suggest the next edit* in ComfyUI. Their rows are long.",

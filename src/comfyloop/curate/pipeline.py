@@ -10,11 +10,14 @@ from typing import Literal
 
 from comfyloop.curate import corrections, disagreements, filters, triggers
 from comfyloop.curate import replay as replays
+from comfyloop.curate.filters import untrainable
 from comfyloop.curate.groups import Pictures, group_of
 from comfyloop.curate.lesson import Lesson, choose, epochs_of
+from comfyloop.curate.measurements import Measurements
 from comfyloop.curate.pictures import picked_drafts, rated_drafts
 from comfyloop.curate.prompts import prompt_drafts
 from comfyloop.curate.report import CurationReport, report_of
+from comfyloop.curate.rulings import Ground
 from comfyloop.curate.samples import Draft, drafts_of, newest
 from comfyloop.curate.seen import Seen
 from comfyloop.curate.snapshot import IMAGE_RECIPE_KINDS, RECIPE_KINDS, write
@@ -129,7 +132,17 @@ def build(
     def report_with(chosen: Sequence[Sample], wanted: int) -> CurationReport:
         left_out = (*dropped, *refused)
         return report_of(
-            project, len(items), sides, lesson, chosen, left_out, settings, wanted, flags=sound.flags
+            project,
+            len(items),
+            sides,
+            lesson,
+            chosen,
+            left_out,
+            settings,
+            wanted,
+            flags=sound.flags,
+            unsure=sound.unsure,
+            unmeasured=sound.unmeasured,
         )
 
     # The base model is asked for its answers only where there will be a run.
@@ -153,7 +166,7 @@ def build(
     if about:  # mixed, since an epoch takes a piece of the whole
         chosen = tuple(sorted((*chosen, *about), key=lambda sample: sample.id))
     # a model may answer with anything, also what no row can hold
-    chosen = tuple(sample for sample in chosen if not filters.untrainable.why(sample))
+    chosen = tuple(sample for sample in chosen if not untrainable.why(sample))
     report = report_with(chosen, min(wanted, replays.most()))
     id, path = write(
         settings.home, project, lesson, sides.holdout, chosen, report, store.blobs, looked_at.form
@@ -233,6 +246,8 @@ class _Sound:
     kept: list[Draft]
     dropped: list[Dropped]
     flags: list[Flag]
+    unsure: list[Dropped]
+    unmeasured: dict[str, int]
 
 
 def _sound(
@@ -248,15 +263,16 @@ def _sound(
         projects.get(conn, project)
         answers, found = stored_flags.answers(conn, project), stored_flags.found(conn, project)
     drafts, dropped = _drafts(items, made, settings)
-    kept, refused = filters.apply(drafts, settings, store.blobs.exists, lambda sha: bool(seen.form(sha)))
+    filtered = filters.apply(drafts, Ground(settings, seen, Measurements(settings.cache_dir)))
+    kept = filtered.kept
     when = {item.id: (item.created_at, place) for place, item in enumerate(items)}
     settled = disagreements.settle(kept, when, answers, pictures.same)
     kept, asked = settled.kept, settled.flags
-    dropped = [*dropped, *refused, *settled.dropped]
+    dropped = [*dropped, *filtered.dropped, *settled.dropped]
     if settings.look_for_triggers:
         kept, planted, flagged = triggers.find(kept, answers, found)
         dropped, asked = [*dropped, *planted], [*asked, *flagged]
-    return _Sound(kept, dropped, asked)
+    return _Sound(kept, dropped, asked, filtered.unsure, filtered.unmeasured)
 
 
 def _lesson(sides: Split, kinds: tuple[str, str], turn: Turn | None, settings: Settings) -> Lesson:

@@ -52,6 +52,12 @@ class CurationReport(Record):
         default_factory=dict,
         description="Author -> pieces of feedback that are more than one may have in a turn.",
     )
+    unsure: tuple[Dropped, ...] = Field(
+        default=(), description="What filters are unsure of: it is learned, and a person should look at it."
+    )
+    unmeasured: dict[str, int] = Field(
+        default_factory=dict, description="Filter -> samples that it could not measure."
+    )
     notes: tuple[str, ...] = ()  # what the turn's account tells a person, as sentences
 
     def text(self) -> str:
@@ -69,6 +75,11 @@ class CurationReport(Record):
         if self.dropped:
             lines.append("Left out:")
             lines += [f"  {n:>5}  {reason}: {REASONS[reason]}" for reason, n in self.dropped.items()]
+        if self.unsure:
+            lines.append("To be looked at:")
+            unsure = _count(item.reason for item in self.unsure)
+            lines += [f"  {n:>5}  {reason}: {REASONS[reason]}" for reason, n in unsure.items()]
+        lines += [f"Not measured: {name}, {n} samples." for name, n in self.unmeasured.items()]
         lines += [f"Note: {note}" for note in (*self.warnings, *self.notes)]
         return "\n".join(lines) + "\n"
 
@@ -84,6 +95,8 @@ def report_of(
     replay_wanted: int,
     *,
     flags: Sequence[Flag] = (),
+    unsure: Sequence[Dropped] = (),
+    unmeasured: Mapping[str, int] | None = None,
 ) -> CurationReport:
     both = (*split.train, *split.holdout)
     waiting = _waiting(lesson)
@@ -101,6 +114,8 @@ def report_of(
         replay=len(replay),
         dropped=_count(item.reason for item in dropped),
         details=tuple(dropped),
+        unsure=tuple(unsure),
+        unmeasured=dict(unmeasured or {}),
         warnings=tuple(_warnings(split, replay, settings, replay_wanted)),
         notes=tuple(_notes(waiting, flags, settings)),
     )

@@ -58,6 +58,16 @@ class Seen:
         self._new: set[str] = set()
         self._checked: set[str] = set()  # files that were looked for: once a curation
 
+    def exists(self, sha: str) -> bool:
+        return self._blobs.exists(sha)
+
+    def is_whole(self, sha: str) -> bool:
+        return bool(self.form(sha))
+
+    def read(self, sha: str) -> bytes:
+        """Raises NotFound, DamagedBlob."""
+        return self._blobs.get(sha)
+
     def form(self, sha: str) -> str:
         """How a file of the picture's format ends ("png"); empty where its bytes are not those that were stored, or no
         picture that processors take: it would end every run."""

@@ -158,9 +158,12 @@ def strip(path: Path, ids: Collection[str]) -> None:
         report = path / "report.json"
         if report.exists():
             told = CurationReport.model_validate_json(report.read_bytes())
-            details = tuple(item for item in told.details if item.feedback not in ids)
-            if details != told.details:
-                _replace(report, told.model_copy(update={"details": details}).model_dump_json(indent=1))
+            left = {
+                name: tuple(item for item in getattr(told, name) if item.feedback not in ids)
+                for name in ("details", "unsure")
+            }
+            if left != {name: getattr(told, name) for name in left}:
+                _replace(report, told.model_copy(update=left).model_dump_json(indent=1))
         for image in lost:
             (path / image).unlink(missing_ok=True)
         sync(path)

@@ -44,6 +44,7 @@ def pictures(stages: Stages, hashes: Collection[str]) -> None:
         stages.store.blobs.delete(sha)
     try:
         curate.seen.forget(stages.settings.cache_dir, hashes)
+        curate.measurements.forget(stages.settings.cache_dir, hashes)
         curate.replay.forget(stages.settings.cache_dir, hashes)
     except OSError as error:
         raise _refused(error) from error

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from comfyloop.curate import filters
 from comfyloop.curate.pictures import picked_drafts, rated_drafts
 from comfyloop.curate.prompts import prompt_drafts
+from comfyloop.curate.rulings import Ground
 from comfyloop.curate.samples import WRITE_PROMPT, Draft, drafts_of, group_of, newest
 from comfyloop.records import (
     AnswerAccepted,
@@ -45,6 +46,19 @@ def said(kind: type, id: str, minute: int = 0, author: str = "ada", **more: Any)
     return kind(id=id, project="acme", author=author, created_at=at, **more)
 
 
+class Stored:
+    """Pictures of which all but OTHER are there and whole."""
+
+    def exists(self, sha: str) -> bool:
+        return sha != OTHER
+
+    def is_whole(self, sha: str) -> bool:
+        return True
+
+    def read(self, sha: str) -> bytes:
+        return sha.encode()
+
+
 def drafts(item: Feedback) -> list[Draft]:
     found, dropped = drafts_of(item, MADE)
     assert dropped is None
@@ -52,8 +66,8 @@ def drafts(item: Feedback) -> list[Draft]:
 
 
 def filtered(items: Sequence[Draft], **more: Any) -> tuple[list[Draft], dict[str, str]]:
-    kept, dropped = filters.apply(items, Settings(**more), lambda sha: sha != OTHER)
-    return kept, {item.feedback: item.reason for item in dropped}
+    found = filters.apply(items, Ground(Settings(**more), Stored()))
+    return found.kept, {item.feedback: item.reason for item in found.dropped}
 
 
 def test_an_edit_is_an_answer_to_learn_and_a_preference_over_the_models() -> None:
@@ -378,11 +392,12 @@ def test_everyday_words_are_no_secrets(text: str) -> None:
 def test_a_secret_in_the_question_counts_and_is_not_repeated_in_the_report() -> None:
     token = "ghp_" + "a1B2" * 9
     messages = (Message.of("user", f"Why does {token} fail?"), Message.of("assistant", "It expired."))
-    kept, dropped = filters.apply(
-        drafts(said(SampleUploaded, "fb_1", messages=messages)), Settings(), lambda sha: True
+    found = filters.apply(
+        drafts(said(SampleUploaded, "fb_1", messages=messages)), Ground(Settings(), Stored())
     )
-    assert not kept and dropped[0].reason == "secret" and token not in dropped[0].model_dump_json()
-    assert dropped[0].detail == "a GitHub token"
+    (dropped,) = found.dropped
+    assert not found.kept and dropped.reason == "secret" and token not in dropped.model_dump_json()
+    assert dropped.detail == "a GitHub token"
 
 
 def test_a_second_copy_is_left_out_and_names_the_first() -> None:
@@ -390,9 +405,11 @@ def test_a_second_copy_is_left_out_and_names_the_first() -> None:
         said(AnswerEdited, "fb_1", edited="A tabby."),
         said(AnswerEdited, "fb_2", author="bob", edited="A  tabby."),
     ]
-    kept, dropped = filters.apply([d for i in items for d in drafts(i)], Settings(), lambda sha: True)
-    assert [d.sample.feedback for d in kept] == [("fb_1",), ("fb_1",)]
-    assert [(d.feedback, d.reason, d.detail) for d in dropped] == [("fb_2", "duplicate", "same as fb_1")]
+    found = filters.apply([d for i in items for d in drafts(i)], Ground(Settings(), Stored()))
+    assert [d.sample.feedback for d in found.kept] == [("fb_1",), ("fb_1",)]
+    assert [(d.feedback, d.reason, d.detail) for d in found.dropped] == [
+        ("fb_2", "duplicate", "same as fb_1")
+    ]
 
 
 def test_feedback_of_which_one_sample_stays_is_not_called_left_out() -> None:

@@ -1,61 +1,119 @@
-"""What is left out of training data, one file a reason.
-
-A filter looks at all drafts at once and yields the index of each one it leaves out, with a detail for the
-report (which never repeats a secret). `REASON` is the word it is counted under, `SENTENCE` says it in full.
-"""
+"""What is left out of training data, mended or shown to a person; one file a filter, each declaring its `FILTER`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
-from comfyloop.curate.filters import (
-    duplicate,
-    empty,
-    missing_image,
-    secret,
-    too_long,
-    unchanged,
-    untrainable,
-)
+from pydantic import ValidationError
+
+from comfyloop.curate.rulings import KEEP, Filter, Ground, Options, Ruling
 from comfyloop.curate.samples import Draft
+from comfyloop.declared import declared
+from comfyloop.errors import InvalidInput
 from comfyloop.records import Dropped
 from comfyloop.settings import Settings
 
-Find = Callable[[Sequence[Draft], Settings], Iterator[tuple[int, str]]]
+FILTERS: dict[str, Filter] = declared(__name__, Filter)
 
-SENTENCES: dict[str, str] = {
-    module.REASON: module.SENTENCE
-    for module in (empty, unchanged, untrainable, too_long, secret, missing_image, duplicate)
-}
+SENTENCES: dict[str, str] = {name: filter.sentence for name, filter in FILTERS.items()}
 
 
-def apply(
-    drafts: Sequence[Draft],
-    settings: Settings,
-    has_image: Callable[[str], bool],
-    is_whole: Callable[[str], bool] = lambda sha: True,
-) -> tuple[list[Draft], list[Dropped]]:
-    """The drafts that pass every filter, and the feedback of which not a single draft did.
-
-    The first filter that refuses a draft gives the reason; `duplicate` comes last, so that a copy of a good
-    draft is never preferred to it.
+@dataclass(frozen=True)
+class Filtered:
     """
-    filters: tuple[tuple[str, Find], ...] = (
-        (empty.REASON, empty.find),
-        (unchanged.REASON, unchanged.find),
-        (untrainable.REASON, untrainable.find),
-        (too_long.REASON, too_long.find),
-        (secret.REASON, secret.find),
-        (missing_image.REASON, missing_image.finder(has_image, is_whole)),
-        (duplicate.REASON, duplicate.find),
-    )
+    Attributes:
+        kept: The drafts that no filter refuses, mended where one could; also those that one is unsure of.
+        dropped: The feedback of which not a single draft is kept, with the first filter that refused one.
+        unsure: Feedback of which a draft is kept that a person should look at, with the filter that is unsure of it.
+        unmeasured: Filter -> how many drafts it could not measure.
+    """
+
+    kept: list[Draft]
+    dropped: list[Dropped]
+    unsure: list[Dropped]
+    unmeasured: dict[str, int]
+
+
+def apply(drafts: Sequence[Draft], ground: Ground) -> Filtered:
+    """What every filter says of the drafts, the later ones of what the earlier ones have kept.
+
+    Those that compare come last, so that a copy of a good draft is never preferred to it.
+
+    Raises:
+        InvalidInput: The settings name no such filter, or set of one what it does not have.
+    """
+    chosen = options_of(ground.settings)
     kept = list(drafts)
     refused: dict[str, Dropped] = {}
-    for reason, find in filters:
-        out = dict(find(kept, settings))
-        for index, detail in out.items():
-            for feedback in kept[index].sample.feedback:
-                refused.setdefault(feedback, Dropped(feedback=feedback, reason=reason, detail=detail))
-        kept = [draft for index, draft in enumerate(kept) if index not in out]
+    unsure: dict[tuple[str, str], Dropped] = {}
+    unmeasured: Counter[str] = Counter()
+    for filter in in_order():
+        if not (options := chosen[filter.name]).on:
+            continue
+        judged, kept = list(zip(kept, filter.judge(kept, ground, options), strict=True)), []
+        for draft, ruling in judged:
+            told = _told(filter, draft, ruling)
+            if ruling.says == "drop":
+                for item in told:
+                    refused.setdefault(item.feedback, item)
+                continue
+            if ruling.says == "unsure":
+                unsure |= {(item.feedback, filter.name): item for item in told}
+            if ruling.says == "unmeasured":
+                unmeasured[filter.name] += 1
+            kept.append(_mended(draft, ruling))
     used = {feedback for draft in kept for feedback in draft.sample.feedback}
-    return kept, [dropped for feedback, dropped in refused.items() if feedback not in used]
+    return Filtered(
+        kept,
+        [dropped for feedback, dropped in refused.items() if feedback not in used],
+        [asked for (feedback, _), asked in unsure.items() if feedback in used],
+        dict(unmeasured),
+    )
+
+
+def in_order() -> list[Filter]:
+    return sorted(FILTERS.values(), key=lambda filter: (filter.compares, filter.rank, filter.name))
+
+
+def options_of(settings: Settings) -> Mapping[str, Options]:
+    """What is set of each filter, and the rest as it declares it.
+
+    Raises:
+        InvalidInput: There is no such filter, or it has no such option.
+    """
+    if strange := sorted(settings.filters.keys() - FILTERS.keys()):
+        raise InvalidInput(
+            f"The settings name a filter {strange[0]!r}, which there is not.",
+            f"[filters.NAME] takes one of {', '.join(FILTERS)}.",
+        )
+    chosen: dict[str, Options] = {}
+    for name, filter in FILTERS.items():
+        try:
+            chosen[name] = filter.options.model_validate(settings.filters.get(name, {}))
+        except ValidationError as error:
+            (first, *_) = error.errors()
+            where = ".".join(str(part) for part in first["loc"])
+            raise InvalidInput(
+                f"The setting filters.{name}.{where} cannot be used: {first['msg']}.",
+                f"It has {', '.join(filter.options.model_fields)}: see docs/reference/filters.md.",
+            ) from error
+    return chosen
+
+
+def _told(filter: Filter, draft: Draft, ruling: Ruling) -> list[Dropped]:
+    return [
+        Dropped(feedback=feedback, reason=filter.name, detail=ruling.reason)
+        for feedback in draft.sample.feedback
+    ]
+
+
+def _mended(draft: Draft, ruling: Ruling) -> Draft:
+    if ruling.says != "mend":
+        return draft
+    assert ruling.mended is not None
+    return Draft(ruling.mended, draft.replaces)
+
+
+__all__ = ["FILTERS", "KEEP", "SENTENCES", "Filtered", "apply", "in_order", "options_of"]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from comfyloop.curate.rulings import KEEP, Filter, Ground, Options, Ruling
 from comfyloop.curate.samples import Draft
-from comfyloop.settings import Settings
-
-REASON = "empty"
-SENTENCE = "there was no text to learn from"
 
 
-def find(drafts: Sequence[Draft], settings: Settings) -> Iterator[tuple[int, str]]:
-    for index, draft in enumerate(drafts):
+def judge(drafts: Sequence[Draft], ground: Ground, options: Options) -> Iterator[Ruling]:
+    for draft in drafts:
         last = draft.sample.messages[-1]
         if not last.text.strip():
-            yield index, f"the {last.role}'s text is empty"
+            yield Ruling("drop", f"the {last.role}'s text is empty")
         elif draft.sample.kind in ("sft", "preference", "labelled") and last.role != "assistant":
-            yield index, f"the last message is the {last.role}'s, not the assistant's"
+            yield Ruling("drop", f"the last message is the {last.role}'s, not the assistant's")
+        else:
+            yield KEEP
+
+
+FILTER = Filter("empty", "there was no text to learn from", judge, rank=10)

@@ -5,12 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
+from comfyloop.curate.rulings import KEEP, Filter, Ground, Options, Ruling
 from comfyloop.curate.samples import Draft
 from comfyloop.records import Sample
-from comfyloop.settings import Settings
-
-REASON = "secret"
-SENTENCE = "the text looks as if it held a key, token or password"
 
 # Each takes time in proportion to the text, whatever is in it: a part that repeats has a bound, or begins after
 # something that the part before it cannot hold, so that no two tries go over the same characters.
@@ -35,15 +32,21 @@ PATTERNS: dict[str, re.Pattern[str]] = {
 }
 
 
-def find(drafts: Sequence[Draft], settings: Settings) -> Iterator[tuple[int, str]]:
-    """The detail names the kind of secret, never the secret."""
-    for index, draft in enumerate(drafts):
+def judge(drafts: Sequence[Draft], ground: Ground, options: Options) -> Iterator[Ruling]:
+    """The reason names the kind of secret, never the secret."""
+    for kind in ground.measurements.of_samples("secret/1", drafts, _kinds):
+        yield Ruling("drop", kind) if kind else KEEP
+
+
+def _kinds(drafts: Sequence[Draft]) -> Iterator[str]:
+    for draft in drafts:
         texts = _texts(draft.sample)
-        for name, pattern in PATTERNS.items():
-            if any(pattern.search(text) for text in texts):
-                yield index, name
-                break
+        hits = (name for name, pattern in PATTERNS.items() if any(pattern.search(text) for text in texts))
+        yield next(hits, "")
 
 
 def _texts(sample: Sample) -> list[str]:
     return [*(message.text for message in sample.messages), sample.rejected or ""]
+
+
+FILTER = Filter("secret", "the text looks as if it held a key, token or password", judge, rank=50)

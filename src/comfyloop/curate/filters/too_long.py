@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from comfyloop.curate.rulings import KEEP, Filter, Ground, Options, Ruling
 from comfyloop.curate.samples import Draft
-from comfyloop.settings import Settings
-
-REASON = "too_long"
-SENTENCE = "the text is longer than max_answer_chars"
 
 
-def find(drafts: Sequence[Draft], settings: Settings) -> Iterator[tuple[int, str]]:
-    for index, draft in enumerate(drafts):
+def judge(drafts: Sequence[Draft], ground: Ground, options: Options) -> Iterator[Ruling]:
+    most = ground.settings.max_answer_chars
+    for draft in drafts:
         longest = max(len(draft.sample.answer), len(draft.sample.rejected or ""))
-        if longest > settings.max_answer_chars:
-            yield index, f"{longest} characters, {settings.max_answer_chars} are allowed"
+        if longest > most:
+            yield Ruling("drop", f"{longest} characters, {most} are allowed", longest)
+        else:
+            yield KEEP
+
+
+FILTER = Filter("too_long", "the text is longer than max_answer_chars", judge, rank=40)

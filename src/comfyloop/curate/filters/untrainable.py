@@ -10,20 +10,20 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from comfyloop import formats
+from comfyloop import __version__, formats
 from comfyloop.curate.rows import row_of
+from comfyloop.curate.rulings import KEEP, Filter, Ground, Options, Ruling
 from comfyloop.curate.samples import Draft
 from comfyloop.records import Sample
-from comfyloop.settings import Settings
-
-REASON = "untrainable"
-SENTENCE = "no trainer can use it as it is"
 
 
-def find(drafts: Sequence[Draft], settings: Settings) -> Iterator[tuple[int, str]]:
-    for index, draft in enumerate(drafts):
-        if reason := why(draft.sample):
-            yield index, reason
+def judge(drafts: Sequence[Draft], ground: Ground, options: Options) -> Iterator[Ruling]:
+    for reason in ground.measurements.of_samples(f"untrainable/{__version__}", drafts, _reasons):
+        yield Ruling("drop", reason) if reason else KEEP
+
+
+def _reasons(drafts: Sequence[Draft]) -> Iterator[str]:
+    return (why(draft.sample) for draft in drafts)
 
 
 def why(sample: Sample) -> str:
@@ -34,3 +34,6 @@ def why(sample: Sample) -> str:
     except formats.UnusableRow as error:
         return str(error)
     return ""
+
+
+FILTER = Filter("untrainable", "no trainer can use it as it is", judge, rank=30)
