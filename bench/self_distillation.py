@@ -35,11 +35,12 @@ from bench.simulated.users import MAKERS, person
 from bench.simulated.words import GENERAL
 from comfyloop import curate, starter
 from comfyloop.formats import Row, Turn
+from comfyloop.recipes import RECIPES
 from comfyloop.settings import Settings
 from comfyloop.train.data.examples import Example
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.specs.files import write_spec
-from comfyloop.train.specs.text import LEARNING_RATES, AdapterSpec, TrainSpec
+from comfyloop.train.specs.text import AdapterSpec, TrainSpec
 from comfyloop.train.text.answers import read_answers
 from comfyloop.train.text.features import ImageFeatures
 from comfyloop.train.text.models import Loaded, choose_dtype, describe, read_weights
@@ -116,7 +117,7 @@ def play(who: Person, name: str, given: argparse.Namespace, base: Json, model: s
         spec = TrainSpec.model_validate(
             {
                 "model": model, "train": "train.jsonl", "epochs": given.epochs, "threads": 1, "nice": 0,
-                "learning_rate": LEARNING_RATES[arm["recipe"]], "replay_share": given.replay_share,
+                "learning_rate": RECIPES[arm["recipe"]].learning_rate, "replay_share": given.replay_share,
                 "adapter": AdapterSpec(init_from=str(parent) if parent else None), **arm,
             }
         )  # fmt: skip

@@ -55,6 +55,26 @@ one stands in `comfyloop.toml` under `[filters.NAME]`. Written by `make docs`.
 | filter | what it says of a sample | options |
 |---|---|---|
 """
+RECIPES = """\
+# The recipes
+
+What a run learns from, and what its rows have beside `messages` and `images`; more in [train.md](../train.md). Written
+by `make docs`.
+"""
+RECIPES_OF = {
+    "text": """
+## Of the text side
+
+| `recipe` | learns from | rows also have | the loop uses it with | learning rate of a LoRA | ms-swift |
+|---|---|---|---|---|---|
+""",
+    "image": """
+## Of the image side
+
+| `recipe` | learns from | rows also have | the loop uses it with | learning rate of a LoRA | ms-swift |
+|---|---|---|---|---|---|
+""",
+}
 COMMANDS = """\
 # The commands
 
@@ -123,6 +143,25 @@ def filters_page() -> str:
     return FILTERS + "".join(rows)
 
 
+def recipes_page() -> str:
+    from comfyloop.recipes import Recipe, of_side
+
+    def command(recipe: Recipe) -> str:
+        if recipe.swift is None:
+            return ""
+        return "`swift sft`" if recipe.swift.command == "sft" else f"`swift rlhf --rlhf_type {recipe.name}`"
+
+    def told(recipe: Recipe) -> str:
+        rate = f"{recipe.learning_rate:.0e}".replace("e-0", "e-")
+        cells = recipe.learns_from, recipe.rows, recipe.source, f"`{rate}`", command(recipe)
+        return _row(f"`{recipe.name}`", *cells)
+
+    text = RECIPES
+    for side in ("text", "image"):
+        text += RECIPES_OF[side] + "".join(map(told, of_side(side).values()))
+    return text
+
+
 def api_page() -> str:
     from comfyloop.serve.api.app import NOUNS, create_app
     from comfyloop.serve.api.services import Services
@@ -165,6 +204,7 @@ PAGES = {
     "settings.md": settings_page,
     "training-spec.md": spec_page,
     "filters.md": filters_page,
+    "recipes.md": recipes_page,
     "api.md": api_page,
     "commands.md": commands_page,
 }

@@ -23,6 +23,7 @@ from pydantic_settings import (
 )
 
 from comfyloop.errors import InvalidInput
+from comfyloop.recipes import ImageRecipe, TextRecipe, listed, of_side
 
 FILE = "comfyloop.toml"
 IMAGE_STARTER = "starter-image"
@@ -257,9 +258,9 @@ class Settings(BaseSettings):
     )
 
     # training
-    recipe: Literal["sft", "sdft", "dpo", "kto"] = Field(
+    recipe: TextRecipe = Field(
         default="sft",
-        description="Recipe of the text side: learn edits, distil them (sdft), prefer them, or learn from ratings.",
+        description=f"Recipe of the text side: {listed(of_side('text'))}; reference/recipes.md tells them.",
     )
     warm_start: bool = Field(
         default=True, description="Go on from the live version, not from the base model."
@@ -276,9 +277,11 @@ class Settings(BaseSettings):
         default="auto",
         description="What a UNet predicts, for checkpoints that do not say it themselves; `auto`: what they say.",
     )
-    image_recipe: Literal["image_sft", "image_dpo"] = Field(
+    image_recipe: ImageRecipe = Field(
         default="image_sft",
-        description="Recipe of the image side: draw what was kept, or prefer what was picked.",
+        description="Recipe of the image side: "
+        + ", or ".join(f"{recipe.does} ({name})" for name, recipe in of_side("image").items())
+        + ".",
     )
     image_min_samples: int = Field(
         default=4, ge=1, description="Fewer kept pictures (or pairs) train no image side."
@@ -300,9 +303,7 @@ class Settings(BaseSettings):
     )
     lora_r: int = Field(default=8, ge=1, description="LoRA rank.")
     lora_alpha: int = Field(default=16, ge=1, description="LoRA alpha.")
-    learning_rate: float = Field(
-        default=0, ge=0, description="Peak learning rate; 0: 1e-3 for sft and sdft, 1e-4 for dpo and kto."
-    )
+    learning_rate: float = Field(default=0, ge=0, description="Peak learning rate; 0: the recipe's own.")
     preference_beta: float = Field(
         default=0.1, gt=0, description="How closely dpo and kto keep to the model that they begin with."
     )

@@ -15,6 +15,7 @@ from comfyloop.client import show
 from comfyloop.client.client import Client
 from comfyloop.client.follow import follow
 from comfyloop.errors import InvalidInput
+from comfyloop.recipes import RECIPES, listed, of_side
 from comfyloop.records import GateReport, Run, Verdict, Version
 from comfyloop.settings import IMAGE_STARTER
 
@@ -92,9 +93,7 @@ def train(
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
-    recipe: Annotated[
-        str | None, typer.Option(help="With DATA: sft, sdft, dpo, kto, image_sft or image_dpo.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Option(help=f"With DATA: {listed(RECIPES)}.")] = None,
     model: Annotated[
         str | None,
         typer.Option(help="With DATA: the base model; default: the setting. Or in place of ms-swift's."),
@@ -145,13 +144,12 @@ def _train_on(
 ) -> int:
     from comfyloop.service import model_path
     from comfyloop.train.runners.local import run_here
-    from comfyloop.train.specs.image import IMAGE_RECIPES
     from comfyloop.train.specs.needs import refuse_unmet
     from comfyloop.train.specs.options import absolute, make_spec
     from comfyloop.train.specs.text import TrainSpec
 
     settings = settings_of()
-    images = recipe in IMAGE_RECIPES
+    images = recipe in of_side("image")
     base = model or (settings.image_model or IMAGE_STARTER if images else settings.model)
     cache = {"cache": "latents"} if images else {"feature_cache_dir": "features"}
     known = {

@@ -20,9 +20,10 @@ from comfyloop.curate.report import CurationReport, report_of
 from comfyloop.curate.rulings import Ground
 from comfyloop.curate.samples import Draft, drafts_of, newest
 from comfyloop.curate.seen import Seen
-from comfyloop.curate.snapshot import IMAGE_RECIPE_KINDS, RECIPE_KINDS, write
+from comfyloop.curate.snapshot import write
 from comfyloop.curate.split import ACCEPTED, Split, split, stratum_of
 from comfyloop.errors import DataError, InvalidInput
+from comfyloop.recipes import RECIPES, of_side
 from comfyloop.records import (
     Dropped,
     Feedback,
@@ -109,8 +110,8 @@ def build(
         NotFound: The project does not exist.
         StorageError: The disk or the database refuses.
     """
-    if settings.recipe not in RECIPE_KINDS:
-        known = ", ".join(RECIPE_KINDS)
+    if settings.recipe not in of_side("text"):
+        known = ", ".join(of_side("text"))
         raise DataError(f"{settings.recipe!r} is no recipe.", f"Set `recipe` to one of {known}.")
     seq, items, made = _read(store, project)
     looked_at = Seen(store.blobs, settings.cache_dir)
@@ -122,8 +123,9 @@ def build(
     train, holdout, shared = pictures_seen.apart(sides.train, sides.holdout, samples)
     looked_at.keep()
     sides, refused = Split(train, holdout), shared
-    kind = RECIPE_KINDS[settings.recipe]
-    image_kind = IMAGE_RECIPE_KINDS[settings.image_recipe] if images else ""
+    recipe = RECIPES[settings.recipe]
+    kind: str = recipe.kind
+    image_kind: str = RECIPES[settings.image_recipe].kind if images else ""
     lesson = _lesson(sides, (kind, image_kind), turn, settings)
     rows = sum(sample.kind == kind for sample in lesson.new)
     pictures = sum(sample.kind == image_kind for sample in lesson.new)
@@ -154,7 +156,7 @@ def build(
     if turn is not None and (missing := _missing(sides, kind, image_kind, bool(rows), settings)):
         return NothingToTrain(missing, report_with((), 0), "not_enough_feedback")
     passed = rows if turn is None else _passed(lesson, kind, settings)
-    wanted = replays.needed(passed, settings.replay_share) if kind == "sft" else 0
+    wanted = replays.needed(passed, settings.replay_share) if recipe.replays else 0
     seen = sum(sample.kind == kind and bool(sample.images) for sample in lesson.new)
     about: tuple[Sample, ...] = ()
     if rows and wanted and picture_replay is not None:

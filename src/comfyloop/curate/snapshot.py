@@ -34,12 +34,9 @@ from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import dump_rows, row_of
 from comfyloop.durable import sync
 from comfyloop.errors import DataError, StorageError
+from comfyloop.recipes import RECIPES
 from comfyloop.records import Sample
 from comfyloop.store import Blobs
-
-RECIPE_KINDS = {"sft": "sft", "sdft": "sft", "dpo": "preference", "kto": "labelled"}
-"""The kind of sample that each text recipe trains on."""
-IMAGE_RECIPE_KINDS = {"image_sft": "captioned_image", "image_dpo": "image_pair"}
 
 _ABANDONED_SECONDS = 3600.0
 
@@ -60,11 +57,10 @@ def data_files(path: Path, recipe: str) -> DataFiles:
     Raises:
         DataError: There is no such recipe.
     """
-    kinds = RECIPE_KINDS | IMAGE_RECIPE_KINDS
-    if recipe not in kinds:
-        known = ", ".join(kinds)
+    if recipe not in RECIPES:
+        known = ", ".join(RECIPES)
         raise DataError(f"There is no data for the recipe {recipe!r}.", f"The recipes are {known}.")
-    kind = kinds[recipe]
+    kind = RECIPES[recipe].kind
     return DataFiles(*(path / _file(side, kind) for side in DataFiles._fields))
 
 

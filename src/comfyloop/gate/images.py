@@ -35,6 +35,7 @@ from comfyloop.gate.metrics import (
 )
 from comfyloop.gate.pairs import Pairs, mean, things
 from comfyloop.gate.statistics import reduction
+from comfyloop.recipes import RECIPES
 from comfyloop.records import GateItem, Sample, Scores, Verdict
 from comfyloop.settings import Settings
 
@@ -165,7 +166,7 @@ def gate_items(
 
 
 def _verdict(evidence: ImageEvidence, settings: Settings) -> tuple[Verdict, str]:
-    confidence, picks = settings.gate_confidence, settings.image_recipe == "image_dpo"
+    confidence, picks = settings.gate_confidence, RECIPES[settings.image_recipe].kind == "image_pair"
     learnt, other = (evidence.margins, evidence.losses) if picks else (evidence.losses, evidence.margins)
     items = len(learnt.live) if learnt else 0
     if learnt is None or items < settings.gate_min_items:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound
 from comfyloop.files import there
+from comfyloop.train import recipes
 from comfyloop.train.parallel.launch import launch
 from comfyloop.train.parallel.ranks import Rank, first_line, is_loss, join, refuse_other_size, why_lost
 from comfyloop.train.run.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
@@ -132,10 +133,7 @@ def recipe(
 
         judge.run(directory, spec, log, control)
         return
-    if isinstance(spec, ImageTrainSpec):
-        image_recipe(directory, spec, log, control)
-        return
-    if spec.train_engine == "swift":
+    if isinstance(spec, TrainSpec) and spec.train_engine == "swift":
         from comfyloop.train.swift import engine as swift
 
         swift.run(directory, spec, log, control)
@@ -143,35 +141,7 @@ def recipe(
     if spec.world_size > 1:
         log.phase(f"meeting the other {spec.world_size - 1} processes")
         join(spec, Rank.here())
-    match spec.recipe:
-        case "sft":
-            from comfyloop.train.recipes import sft
-
-            sft.run(directory, spec, log, control)
-        case "sdft":
-            from comfyloop.train.recipes import sdft
-
-            sdft.run(directory, spec, log, control)
-        case "dpo":
-            from comfyloop.train.recipes import dpo
-
-            dpo.run(directory, spec, log, control)
-        case "kto":
-            from comfyloop.train.recipes import kto
-
-            kto.run(directory, spec, log, control)
-
-
-def image_recipe(directory: RunDirectory, spec: ImageTrainSpec, log: RunLog, control: Control) -> None:
-    match spec.recipe:
-        case "image_sft":
-            from comfyloop.train.recipes import image_sft
-
-            image_sft.run(directory, spec, log, control)
-        case "image_dpo":
-            from comfyloop.train.recipes import image_dpo
-
-            image_dpo.run(directory, spec, log, control)
+    recipes.run(directory, spec, log, control)
 
 
 def import_libraries(quantised: bool = False) -> None:

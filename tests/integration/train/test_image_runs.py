@@ -13,8 +13,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from comfyloop.errors import DataError
-from comfyloop.train import runners
-from comfyloop.train.__main__ import image_recipe
+from comfyloop.train import recipes, runners
 from comfyloop.train.image import kohya
 from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory, TrainState
@@ -72,7 +71,7 @@ def train_here(run: Path) -> None:
     directory, spec = RunDirectory(run), read_spec(run)
     assert isinstance(spec, ImageTrainSpec)
     log = RunLog(directory)
-    image_recipe(directory, spec, log, Control(directory, log.held))
+    recipes.run(directory, spec, log, Control(directory, log.held))
 
 
 def curve(run: Path) -> list[dict[str, Any]]:

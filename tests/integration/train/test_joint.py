@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from comfyloop.train.__main__ import image_recipe
+from comfyloop.train import recipes
 from comfyloop.train.recipes import joint as joint_recipe
 from comfyloop.train.recipes import sft
 from comfyloop.train.run.control import Control
@@ -69,7 +69,7 @@ def train_here(run: Path) -> None:
         directory: RunDirectory, spec: TrainSpec | ImageTrainSpec, log: RunLog, control: Control
     ) -> None:
         if isinstance(spec, ImageTrainSpec):
-            image_recipe(directory, spec, log, control)
+            recipes.run(directory, spec, log, control)
         else:
             sft.run(directory, spec, log, control)
 

@@ -126,7 +126,7 @@ def working_dtype(wanted: str, device: torch.device) -> torch.dtype:
 
 def read_pictures(directory: RunDirectory, file: str, spec: ImageTrainSpec, log: RunLog) -> list[PictureRow]:
     """All rows of a file. Raises DataError that names every line that cannot be trained on."""
-    pairs = spec.recipe == "image_dpo"
+    pairs = spec.compares
     path = directory.resolve(file)
     rows, bad = read_rows(path, pairs=pairs, max_image_pixels=spec.max_image_pixels, note=log.say)
     held_out = file == spec.holdout

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from statistics import fmean, pvariance
 
 from comfyloop.errors import RunFailed
+from comfyloop.recipes import RECIPES
 from comfyloop.train.specs.text import TrainSpec
 
 LOW = 0.1
@@ -47,7 +48,8 @@ def refuse_unlearnt(
     part = math.ceil(steps_per_pass) if passes >= 2 else steps // 4
     first, last = losses[:part], losses[-part:]
     before, after = fmean(first), fmean(last)
-    if spec.recipe == "sft" and before < LOW and after < LOW:
+    recipe = RECIPES[spec.recipe]
+    if recipe.kind == "sft" and not recipe.samples_answers and before < LOW and after < LOW:
         return
     if len(held_out) > 1:
         kept = min(held_out[1:]) if spec.early_stopping_patience else held_out[-1]
@@ -56,7 +58,7 @@ def refuse_unlearnt(
     if spec.adapter.init_from is not None and spec.replay_share > 0:
         return
     allowed = -ROUNDING * abs(before)
-    if spec.adapter.init_from is not None or spec.recipe == "sdft":
+    if spec.adapter.init_from is not None or recipe.samples_answers:
         allowed = max(RISE * abs(before), 2 * math.sqrt((pvariance(first) + pvariance(last)) / part))
     if after < before + allowed:
         return

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.recipes import of_side
 from comfyloop.train.specs.base import RunSpec
 from comfyloop.train.specs.image import ImageTrainSpec
 from comfyloop.train.specs.joint import JointSpec
@@ -43,9 +44,9 @@ def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec | JudgeSp
         ) from None
     named = _recipe(text)
     try:
+        if named in of_side("image"):
+            return ImageTrainSpec.model_validate_json(text)
         match named:
-            case "image_sft" | "image_dpo":
-                return ImageTrainSpec.model_validate_json(text)
             case "joint":
                 return JointSpec.model_validate_json(text)
             case "judge":

@@ -6,10 +6,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from comfyloop.recipes import RECIPES, ImageRecipe, of_side
 from comfyloop.records import Record
 from comfyloop.train.specs.base import RunSpec
-
-IMAGE_RECIPES = ("image_sft", "image_dpo")
 
 
 class ImageAdapterSpec(Record):
@@ -47,8 +46,9 @@ class ImageTrainSpec(RunSpec):
     prompt, the picture that was `chosen`, and the one that was `rejected` for pairs.
     """
 
-    recipe: Literal["image_sft", "image_dpo"] = Field(
-        default="image_sft", description="Draw what was kept; prefer what was picked (Diffusion-DPO)."
+    recipe: ImageRecipe = Field(
+        default="image_sft",
+        description="; ".join(f"`{name}`: {recipe.does}" for name, recipe in of_side("image").items()) + ".",
     )
     adapter: ImageAdapterSpec = ImageAdapterSpec()
     about: About = About()
@@ -107,13 +107,18 @@ class ImageTrainSpec(RunSpec):
     def _fits_together(self) -> ImageTrainSpec:
         if self.prior is not None and self.prior_images:
             raise ValueError("prior pictures are given (prior) or made (prior_images), not both")
-        if self.recipe == "image_dpo" and (self.prior is not None or self.prior_images):
+        if self.compares and (self.prior is not None or self.prior_images):
             raise ValueError(
-                "prior pictures are for image_sft; image_dpo has its reference against forgetting"
+                f"prior pictures are for image_sft; {self.recipe} has its reference against forgetting"
             )
         if self.world_size > 1:
             raise ValueError("runs of the image side train in one process: set world_size to 1")
         return self
+
+    @property
+    def compares(self) -> bool:
+        """Whether its rows are pairs of pictures."""
+        return RECIPES[self.recipe].kind == "image_pair"
 
     def data_files(self) -> list[str]:
         return [*super().data_files(), *([] if self.prior is None else [self.prior])]

@@ -11,9 +11,10 @@ from pydantic import BaseModel, ValidationError
 
 from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput
+from comfyloop.recipes import RECIPES
 from comfyloop.train.specs.base import RunSpec
-from comfyloop.train.specs.image import IMAGE_RECIPES, ImageTrainSpec
-from comfyloop.train.specs.text import LEARNING_RATES, TrainSpec
+from comfyloop.train.specs.image import ImageTrainSpec
+from comfyloop.train.specs.text import TrainSpec
 
 WHOLE_WEIGHTS_RATE = 1e-5
 
@@ -36,7 +37,8 @@ def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec
         if not equals:
             raise InvalidInput(f"{assignment!r} says no value.", "Write --set name=value.")
         values[name.strip()] = _value(name.strip(), text.strip())
-    kind = ImageTrainSpec if values.get("recipe") in IMAGE_RECIPES else TrainSpec
+    recipe = RECIPES.get(str(values.get("recipe")))
+    kind = ImageTrainSpec if recipe is not None and recipe.side == "image" else TrainSpec
     names = field_names(kind)
     for name, value in values.items():
         if name not in names:
@@ -47,8 +49,8 @@ def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec
         (told.setdefault(part, {}) if dot else told)[field] = value
     if told.get("tuner_type") == "full":
         told.setdefault("learning_rate", WHOLE_WEIGHTS_RATE)
-    elif (recipe := told.get("recipe")) in LEARNING_RATES:
-        told.setdefault("learning_rate", LEARNING_RATES[recipe])
+    elif recipe is not None:
+        told.setdefault("learning_rate", recipe.learning_rate)
     try:
         return kind.model_validate(told)
     except ValidationError as error:

@@ -8,13 +8,10 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from comfyloop.models.rope import RopeScaling
+from comfyloop.recipes import RECIPES, TextRecipe, listed, of_side
 from comfyloop.records import Record
 from comfyloop.settings import Settings
 from comfyloop.train.specs.base import RunSpec
-
-LEARNING_RATES = {"sft": 1e-3, "sdft": 1e-3, "dpo": 1e-4, "kto": 1e-4}
-"""Of a LoRA, where none is asked for: preference losses go wrong at rates that suit answers."""
-
 
 MOST_EPOCHS = 10.0
 """Passes over a few samples; of many, fewer are enough."""
@@ -100,10 +97,9 @@ class DistillationSpec(Record):
 class TrainSpec(RunSpec):
     """A run of the text side."""
 
-    recipe: Literal["sft", "sdft", "dpo", "kto"] = Field(
+    recipe: TextRecipe = Field(
         default="sft",
-        description="Learn answers; learn of one's own what one would say having seen them; prefer one of two; tell "
-        "wanted answers from others.",
+        description="; ".join(f"`{name}`: {recipe.does}" for name, recipe in of_side("text").items()) + ".",
     )
     train_engine: Literal["comfyloop", "swift"] = Field(
         default="comfyloop", description="Our own trainer, or ms-swift in its own environment."
@@ -163,13 +159,19 @@ class TrainSpec(RunSpec):
 
     @model_validator(mode="after")
     def _fits_together(self) -> TrainSpec:
-        if self.recipe != "sft" and self.train_on != "last":
-            does = "samples" if self.recipe == "sdft" else "compares"
-            raise ValueError(f"train_on = all is for sft: {self.recipe} {does} last answers")
-        if self.recipe == "sdft" and self.train_engine == "swift":
-            raise ValueError("recipe = sdft is trained by our own trainer: set train_engine = comfyloop")
-        if self.recipe == "sdft" and self.world_size > 1:
-            raise ValueError("recipe = sdft samples answers, which one process does: set world_size = 1")
+        recipe = RECIPES[self.recipe]
+        if self.train_on != "last" and not recipe.all_turns:
+            able = listed([name for name, other in of_side("text").items() if other.all_turns])
+            does = "samples" if recipe.samples_answers else "compares"
+            raise ValueError(f"train_on = all is for {able}: {self.recipe} {does} last answers")
+        if self.train_engine == "swift" and recipe.swift is None:
+            raise ValueError(
+                f"recipe = {self.recipe} is trained by our own trainer: set train_engine = comfyloop"
+            )
+        if self.world_size > 1 and recipe.samples_answers:
+            raise ValueError(
+                f"recipe = {self.recipe} samples answers, which one process does: set world_size = 1"
+            )
         if self.freeze_llm and self.freeze_vit and self.freeze_aligner:
             raise ValueError("freeze_llm, freeze_vit and freeze_aligner leave nothing to train")
         if self.train_engine == "swift" and (self.tuner_type == "full" or self.adapter.modules_to_save):
@@ -231,9 +233,9 @@ class TrainSpec(RunSpec):
                 "distillation": {"lmbda": settings.distillation_lmbda},
                 "quant_method": settings.quant_method or None,
                 "gradient_checkpointing": settings.gradient_checkpointing,
-                "learning_rate": settings.learning_rate or LEARNING_RATES[settings.recipe],
+                "learning_rate": settings.learning_rate or RECIPES[settings.recipe].learning_rate,
                 "epochs": epochs or settings.epochs or MOST_EPOCHS,
-                "replay_share": settings.replay_share if settings.recipe in {"sft", "sdft"} else 0.0,
+                "replay_share": settings.replay_share if RECIPES[settings.recipe].replays else 0.0,
                 "max_steps": settings.max_steps,
                 "per_device_train_batch_size": settings.batch_size,
                 "dtype": settings.dtype,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from comfyloop.recipes import RECIPES
 from comfyloop.train.specs.text import TrainSpec
 
 
@@ -106,23 +107,17 @@ def arguments(
 
 
 def _preference(spec: TrainSpec, places: Places) -> dict[str, Any]:
+    swift = RECIPES[spec.recipe].swift
+    assert swift is not None  # a spec of another recipe does not name this engine
+    if swift.command == "sft":
+        return {}
     told = spec.preference
     # the reference is the parent version, as in our own recipes; without one, the adapter switched off
     common = {"rlhf_type": spec.recipe, "beta": told.beta, "ref_adapters": places.init_from}
-    match spec.recipe:
-        case "sft" | "sdft":
-            return {}
-        case "dpo":
-            return common | {
-                "loss_type": told.loss_type,
-                "label_smoothing": told.label_smoothing,
-                "rpo_alpha": told.rpo_alpha or None,
-            }
-        case "kto":
-            return common | {
-                "desirable_weight": told.desirable_weight,
-                "undesirable_weight": told.undesirable_weight,
-            }
+    own = {name: getattr(told, name) for name in swift.flags}
+    if own.get("rpo_alpha") == 0:
+        del own["rpo_alpha"]  # by which it would still compute that loss
+    return common | own
 
 
 def _words(name: str, value: Any) -> list[str]:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput
+from comfyloop.recipes import RECIPES, listed
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.swift.flags import (
     HONOURED,
@@ -90,7 +91,7 @@ def from_swift(command: str, *, model: str | None = None) -> FromSwift:
         raise InvalidInput(f"The command asks for {reason}.", "Train it with ms-swift itself.") from None
     except ValueError:
         raise InvalidInput("--use_chat_template takes true or false.") from None
-    if recipe != "dpo":
+    if not _has_losses(recipe):
         given.pop("loss_type", None)  # the one that there is
     old = bool(OLD & flags.keys())
     wanted = {**_defaults(recipe, given, old=old), **given}
@@ -148,7 +149,7 @@ def _became(
         name = RENAMED.get(flag, flag)
         if name in said and given.get(name):
             became[flag] = f"{' '.join(given[name])}, {said[name]}"
-        elif name == "rlhf_type" or (name == "loss_type" and spec.recipe != "dpo"):
+        elif name == "rlhf_type" or (name == "loss_type" and not _has_losses(spec.recipe)):
             became[flag] = f"recipe = {spec.recipe}"
         elif name in HONOURED and name not in refused:
             place = HONOURED[name][0]
@@ -176,7 +177,7 @@ def _split(command: str) -> tuple[str, dict[str, list[str]], dict[str, str]]:
     while words and (variable := re.fullmatch(r"([A-Za-z_]\w*)=(.*)", words[0])):
         _variable(variable[1], variable[2], words, refused)
         words.pop(0)
-    verbs = [i for i, word in enumerate(words[:5]) if word in {"sft", "rlhf", "dpo", "kto", "pt"}]
+    verbs = [i for i, word in enumerate(words[:5]) if word in {"rlhf", "pt", *_RECIPES}]
     if not verbs or not any("swift" in word for word in words[: verbs[0]]):
         raise InvalidInput(
             f"{' '.join(words[:3]) or 'nothing'} … is no training command of ms-swift.",
@@ -220,16 +221,26 @@ def _variable(name: str, value: str, words: list[str], refused: dict[str, str]) 
         refused[name] = "a variable has to be set for the run itself"
 
 
+def _has_losses(recipe: str) -> bool:
+    """Whether ms-swift has more than one loss for it."""
+    swift = RECIPES[recipe].swift
+    return swift is not None and not swift.loss
+
+
+_RECIPES = {name: recipe for name, recipe in RECIPES.items() if recipe.swift is not None}
+"""Those that ms-swift has, too, by the same names."""
+
+
 def _recipe(verb: str, given: dict[str, list[str]]) -> str:
     if verb == "pt":
         raise InvalidInput(
             "`swift pt` learns whole texts, and ComfyLoop learns answers.", "Give the data as conversations."
         )
     kind = given.get("rlhf_type", ["dpo"])[-1] if verb == "rlhf" else verb
-    if kind not in {"sft", "dpo", "kto"}:
+    if kind not in _RECIPES:
         own = " The nearest to OPSD is recipe = sdft: give the rows' own answers." if kind == "gkd" else ""
         raise InvalidInput(
-            f"ComfyLoop has no recipe like rlhf_type {kind}.", f"It has sft, dpo and kto.{own}"
+            f"ComfyLoop has no recipe like rlhf_type {kind}.", f"It has {listed(_RECIPES, 'and')}.{own}"
         )
     return kind
 
@@ -253,7 +264,7 @@ def _defaults(recipe: str, given: dict[str, list[str]], *, old: bool) -> dict[st
         "lora_dropout": "0.05",
         "target_modules": "all-linear" if not old else "DEFAULT",
         "gradient_checkpointing": "true",
-        "loss_scale": "default" if recipe == "sft" else "last_round",
+        "loss_scale": "default" if RECIPES[recipe].all_turns else "last_round",
         "save_steps": "500" if not old else "50",
         "seed": "42",
     }

@@ -29,6 +29,7 @@ from comfyloop.environments import python_of
 from comfyloop.errors import InvalidInput, RunFailed
 from comfyloop.formats import IMAGE_TAG, BadRow, Row
 from comfyloop.models.lora_start import refuse_changed_base
+from comfyloop.recipes import RECIPES
 from comfyloop.settings import Settings
 from comfyloop.train.data.encode import Encoder
 from comfyloop.train.data.examples import Example
@@ -73,9 +74,11 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     log.phase("reading the data")
     description = describe(spec.model, spec.rope_scaling)
     train = prepare_rows(directory, spec.train, description, spec, folder / "train.jsonl", log, control)
-    if spec.recipe == "kto":
+    recipe = RECIPES[spec.recipe]
+    assert recipe.swift is not None  # a spec of another recipe does not name this engine
+    if recipe.swift.mixes_rows:
         refuse_lone_row(spec, len(train))
-    if holdout := spec.holdout if spec.recipe != "kto" else None:
+    if holdout := spec.holdout if not recipe.swift.mixes_rows else None:
         prepare_rows(directory, holdout, description, spec, folder / "holdout.jsonl", log, control)
     init_from = directory.resolve(spec.adapter.init_from) if spec.adapter.init_from else None
     if init_from is not None:
@@ -108,7 +111,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     watch.run(command, folder / "events.jsonl", afresh=places.checkpoint is None)
     found = check_run(watch.seen, hashes, names)
     log.say(f"checked: {found}")
-    rows = len(train) // 2 if spec.recipe == "dpo" else len(train)
+    rows = len(train) // 2 if recipe.kind == "preference" else len(train)
     steps = math.ceil(rows / (spec.per_device_train_batch_size * spec.gradient_accumulation_steps))
     losses = [watch.seen.losses[step] for step in sorted(watch.seen.losses)]
     held_out = [line["holdout_loss"] for line in log.lines() if line["holdout_loss"] is not None]
@@ -151,12 +154,12 @@ def prepare_rows(
     refuse_or_skip(Path(file), len(good), list(quoting.values()), spec.skip_bad, spec.max_bad_share)
     log.left_out(Path(file), list(quoting.values()))
     examples = [example for example in examples if (example.line, example.id) in good]
-    lines = []
+    lines, kind = [], RECIPES[spec.recipe].kind
     for row in (row for row in rows if (row.line, row.id) in good):
         told = replace(
             row,
-            rejected=row.rejected if spec.recipe == "dpo" else None,
-            label=row.label if spec.recipe == "kto" else None,
+            rejected=row.rejected if kind == "preference" else None,
+            label=row.label if kind == "labelled" else None,
         )
         images = [str(image.absolute() if isinstance(image, Path) else image) for image in row.images]
         lines.append(json.dumps(formats.to_swift(told, images), ensure_ascii=False) + "\n")
@@ -176,25 +179,24 @@ def _quotes_a_tag(row: Row) -> bool:
 def _read(
     directory: RunDirectory, file: str, encoder: Encoder, spec: TrainSpec, log: RunLog, control: Control
 ) -> list[Example]:
-    match spec.recipe:
-        case "sft" | "sdft":
-            return read_examples(directory, file, encoder, spec, log, control)
-        case "dpo":
+    match RECIPES[spec.recipe].kind:
+        case "preference":
             pairs = read_pairs(directory, file, encoder, spec, log, control)
             return [example for pair in pairs for example in (pair.chosen, pair.rejected)]
-        case "kto":
+        case "labelled":
             return [item.example for item in read_labelled(directory, file, encoder, spec, log, control)]
+    return read_examples(directory, file, encoder, spec, log, control)
 
 
 def refuse_lone_row(spec: TrainSpec, rows: int) -> None:
-    """ms-swift's KTO gives each row the answer of another one of its step, and stops on a row that is alone.
+    """Such a recipe (KTO) gives each row the answer of another one of its step, and stops on a row that is alone.
 
     For the same reason it is given no hold-out: that is cut into steps too.
     """
     step = spec.per_device_train_batch_size * spec.gradient_accumulation_steps
     if rows % step == 1:
         raise InvalidInput(
-            f"{rows} rows in steps of {step} leave one row alone, which the kto of ms-swift cannot use.",
+            f"{rows} rows in steps of {step} leave one row alone, which the {spec.recipe} of ms-swift cannot use.",
             "Set another per_device_train_batch_size, or train_engine = comfyloop.",
         )
 
@@ -208,13 +210,15 @@ def targets(description: Description, spec: TrainSpec) -> str | list[str]:
 
 def write_task(directory: RunDirectory, folder: Path, spec: TrainSpec, command_line: list[str]) -> Path:
     (folder / "stop").unlink(missing_ok=True)
+    swift = RECIPES[spec.recipe].swift
+    assert swift is not None
     task = {
         "run": str(directory.path),
         "parent_pid": os.getpid(),
         "import_from": str(Path(comfyloop.__file__).parent.parent),
         "events": str(folder / "events.jsonl"),
         "stop_files": [str(directory.cancel_file), str(folder / "stop")],
-        "command": "sft" if spec.recipe == "sft" else "rlhf",
+        "command": swift.command,
         "arguments": command_line,
     }
     place = folder / "task.json"

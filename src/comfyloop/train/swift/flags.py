@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from comfyloop.recipes import RECIPES
+
 RENAMED = {
     "train_dataset": "dataset",
     "custom_train_dataset_path": "dataset",
@@ -223,9 +225,10 @@ def refuse_other_learning(recipe: str, given: Mapping[str, Sequence[str]]) -> No
         raise Other(f"--task_type {' '.join(task)}: ComfyLoop learns answers (causal_lm)")
     if "use_chat_template" in given and not yes(given["use_chat_template"]):
         raise Other("--use_chat_template false: ComfyLoop learns the answers of conversations")
-    usual = {"sft": "cross_entropy", "kto": "kto"}.get(recipe)
+    swift = RECIPES[recipe].swift
+    usual = swift.loss if swift is not None else ""
     loss = list(given.get("loss_type", ()))
-    if usual is not None and loss and loss != [usual]:
+    if usual and loss and loss != [usual]:
         raise Other(f"--loss_type {' '.join(loss)}: the loss of {recipe} is {usual}")
 
 
