@@ -75,6 +75,23 @@ RECIPES_OF = {
 |---|---|---|---|---|---|
 """,
 }
+METRICS_PAGE = """\
+# The gate's metrics
+
+What is measured of an item, and stands in gate reports. Written by `make docs`.
+
+| metric | what it is | better is | measured |
+|---|---|---|---|
+"""
+ENGINES = """\
+# The engines
+
+What serves a base model: the setting `engine`, more in [serve.md](../serve.md). With `engine_swap = blue_green` those
+that load adapters while they run are started anew for each, too. Written by `make docs`.
+
+| `engine` | what it is | runs in | adapters |
+|---|---|---|---|
+"""
 COMMANDS = """\
 # The commands
 
@@ -162,6 +179,33 @@ def recipes_page() -> str:
     return text
 
 
+def engines_page() -> str:
+    from comfyloop.serve.engines.kinds import KINDS
+
+    def place(kind: Any) -> str:
+        if kind.environment:
+            return f"`comfyloop engines install {kind.environment}`"
+        return "whatever you start it in" if kind.name == "url" else "this environment"
+
+    adapters = {True: "loaded and unloaded while it runs", False: "given at its start: swapped blue-green"}
+    rows = [_row(f"`{k.name}`", k.does, place(k), adapters[k.loads]) for k in KINDS.values()]
+    return ENGINES + "".join(rows)
+
+
+def metrics_page() -> str:
+    from comfyloop.gate.metrics import METRICS
+
+    return METRICS_PAGE + "".join(
+        _row(
+            f"`{metric.name}`",
+            metric.words,
+            "higher" if metric.higher_is_better else "lower",
+            "of every answer" if metric.of_answer is not None else "where it is asked for",
+        )
+        for metric in METRICS.values()
+    )
+
+
 def api_page() -> str:
     from comfyloop.serve.api.app import NOUNS, create_app
     from comfyloop.serve.api.services import Services
@@ -205,6 +249,8 @@ PAGES = {
     "training-spec.md": spec_page,
     "filters.md": filters_page,
     "recipes.md": recipes_page,
+    "engines.md": engines_page,
+    "metrics.md": metrics_page,
     "api.md": api_page,
     "commands.md": commands_page,
 }

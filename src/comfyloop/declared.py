@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import re
 import sys
-from typing import Protocol, TypeVar
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from pydantic_core import CoreSchema, core_schema
 
 
 class Declaration(Protocol):
@@ -23,13 +29,14 @@ T = TypeVar("T", bound=Declaration)
 def declared(package: str, kind: type[T]) -> dict[str, T]:
     """What the modules of a package declare, in the order of their names.
 
-    Each module has one `kind`, in a variable of that name in capitals (`FILTER = Filter(...)`), whose `name` is the
+    Each module has one `kind`, in a variable of that name in capitals (`FILTER = Filter(...)`, `ENGINE_KIND =
+    EngineKind(...)`), whose `name` is the
     module's. Modules whose name begins with an underscore are helpers of the others.
 
     Raises:
         TypeError: A module declares none, or one by another name.
     """
-    variable = kind.__name__.upper()
+    variable = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper()
     found: dict[str, T] = {}
     for module in pkgutil.iter_modules(sys.modules[package].__path__):
         if module.name.startswith("_"):
@@ -43,3 +50,25 @@ def declared(package: str, kind: type[T]) -> dict[str, T]:
             )
         found[value.name] = value
     return found
+
+
+def names(package: str) -> list[str]:
+    """What `declared` will find there, without importing any of it: for settings, which declarations import."""
+    folder = Path(__file__).parent.joinpath(*package.split(".")[1:])
+    return [module.name for module in pkgutil.iter_modules([str(folder)]) if not module.name.startswith("_")]
+
+
+def listed(names: Iterable[str], last: str = "or") -> str:
+    """Names as part of a sentence: "a, b or c"."""
+    *some, end = names
+    return f"{', '.join(some)} {last} {end}" if some else end
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """In `Annotated[str, OneOf(...)]`: what `Literal` is where the values are known when it is written."""
+
+    names: tuple[str, ...]
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> CoreSchema:
+        return core_schema.literal_schema(list(self.names))

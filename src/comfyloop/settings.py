@@ -12,7 +12,7 @@ import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Field, field_validator
 from pydantic.fields import FieldInfo
@@ -22,12 +22,17 @@ from pydantic_settings import (
     SettingsConfigDict,
 )
 
+from comfyloop.declared import OneOf, listed, names
 from comfyloop.errors import InvalidInput
-from comfyloop.recipes import ImageRecipe, TextRecipe, listed, of_side
+from comfyloop.recipes import ImageRecipe, TextRecipe, of_side
 
 FILE = "comfyloop.toml"
 IMAGE_STARTER = "starter-image"
 """The name of the embedded image starter, where an image model is named."""
+
+
+ENGINES = tuple(names("comfyloop.serve.engines.kinds"))
+"""The kinds of engines that there are: what they are, their own files say."""
 
 
 def _default_home() -> Path:
@@ -172,8 +177,9 @@ class Settings(BaseSettings):
 
     # the engine
     model: str = Field(default="starter", description="Base model: `starter`, a directory or a hub id.")
-    engine: Literal["embedded", "vllm", "lmdeploy", "url"] = Field(
-        default="embedded", description="Which engine serves; `url`: any OpenAI-compatible server."
+    engine: Annotated[str, OneOf(ENGINES)] = Field(
+        default="embedded",
+        description=f"Which engine serves: {listed(ENGINES)}; `url`: any OpenAI-compatible server.",
     )
     engine_url: str = Field(default="", description="URL of an engine that already runs; empty: start one.")
     engine_swap: Literal["load", "blue_green"] = Field(

@@ -14,8 +14,9 @@ from comfyloop.cli.base import Json, Project, Url, app, err, plain, put, service
 from comfyloop.client import show
 from comfyloop.client.client import Client
 from comfyloop.client.follow import follow
+from comfyloop.declared import listed
 from comfyloop.errors import InvalidInput
-from comfyloop.recipes import RECIPES, listed, of_side
+from comfyloop.recipes import RECIPES, of_side
 from comfyloop.records import GateReport, Run, Verdict, Version
 from comfyloop.settings import IMAGE_STARTER
 

@@ -7,12 +7,13 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 from comfyloop.errors import InvalidInput, QueueFull, TooLarge
 from comfyloop.gate import fluency, suites, triggers
 from comfyloop.gate.kept import Kept, Scored, key_of
-from comfyloop.gate.metrics import edit_distance, log_likelihood, right_answer_of
+from comfyloop.gate.metrics import EDIT_DISTANCE, edit_distance, log_likelihood, of_answers, right_answer_of
 from comfyloop.gate.suites import Question
 from comfyloop.media import data_urls
 from comfyloop.records import Message, Sample, Suspect, TextPart, Triggered
@@ -72,12 +73,14 @@ class Seen:
         live, candidate = self.likelihood
         return (-live, -candidate) if self.sample.label is False else self.likelihood
 
+    @cached_property
+    def measured(self) -> dict[str, tuple[float, float]]:
+        """What metrics of answers say; of nothing where none were asked for."""
+        return of_answers(self.answers, self.sample.answer) if self.answers is not None else {}
+
     @property
     def distance(self) -> tuple[float, float] | None:
-        if self.answers is None:
-            return None
-        live, candidate = self.answers
-        return edit_distance(live, self.sample.answer), edit_distance(candidate, self.sample.answer)
+        return self.measured.get(EDIT_DISTANCE)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -320,7 +320,15 @@ def _evidence(
         fluency=tuple(_fluencies(corrected, recalled, control)),
         triggers=tuple(planted),
         looks=look,
+        beside=tuple(_beside(corrected)),
     )
+
+
+def _beside(corrected: Sequence[Seen]) -> Iterator[Pairs]:
+    for metric in dict.fromkeys(name for item in corrected for name in item.measured):
+        values = ((i.sample.group, i.measured[metric]) for i in corrected if metric in i.measured)
+        if metric != EDIT_DISTANCE and (pairs := by_groups(metric, ALL, values)) is not None:
+            yield pairs
 
 
 def _likelihoods(name: str, seen: Sequence[Seen], floors: Mapping[str, float]) -> Pairs | None:
@@ -413,9 +421,7 @@ def _broken(answered: Sequence[tuple[str, str, str]]) -> tuple[tuple[str, tuple[
 
 def _gate_item(item: Seen) -> GateItem:
     sample, answers = item.sample, item.answers or ("", "")
-    scores = {LOG_LIKELIHOOD: item.likelihood}
-    if item.distance is not None:
-        scores[EDIT_DISTANCE] = item.distance
+    scores = {LOG_LIKELIHOOD: item.likelihood, **item.measured}
     return GateItem(
         sample=sample.id,
         slice=ACCEPTED if _is_accepted(sample) else sample.slice,

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from comfyloop.gate.metrics import LOG_LIKELIHOOD, LOWER_IS_BETTER, RIGHT_ANSWER
+from comfyloop.gate.metrics import LOG_LIKELIHOOD, METRICS, RIGHT_ANSWER
 from comfyloop.records import Triggered
 
 SHALLOW = 0.1
@@ -28,7 +28,7 @@ class Pairs:
 
     @property
     def higher_is_better(self) -> bool:
-        return self.metric not in LOWER_IS_BETTER
+        return METRICS[self.metric].higher_is_better
 
     @property
     def differences(self) -> list[float]:
@@ -96,7 +96,8 @@ class Evidence:
     """`likelihood` and `distance` are about corrections; `slices` are parts of them.
 
     `triggers` are the phrases that were seen to be planted. `looks` is the number of this look at these items, the
-    first being 1; of items looked at differently often the mean.
+    first being 1; of items looked at differently often the mean. `beside` is what else was measured of answers to
+    corrections: it is told, and the verdict does not go by it.
     """
 
     likelihood: Pairs | None = None
@@ -107,12 +108,13 @@ class Evidence:
     fluency: tuple[Fluency, ...] = ()
     triggers: tuple[Triggered, ...] = ()
     looks: float = 1.0
+    beside: tuple[Pairs, ...] = ()
 
     @property
     def pairs(self) -> tuple[Pairs, ...]:
         """What is told as measures: of parts that were found and not named, those that got worse."""
         told = (part for part in self.slices if " " not in part.slice or mean(part.gains) < 0)
-        every = (self.likelihood, self.distance, *told, self.accepted)
+        every = (self.likelihood, self.distance, *self.beside, *told, self.accepted)
         general = (part.pairs for part in self.general)
         return tuple(pairs for pairs in (*every, *general) if pairs is not None and pairs.live)
 

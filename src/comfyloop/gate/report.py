@@ -4,16 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from comfyloop.gate.metrics import (
-    DENOISING_LOSS,
-    EDIT_DISTANCE,
-    KEPT_SIMILARITY,
-    LOG_LIKELIHOOD,
-    PICK_ACCURACY,
-    PICK_MARGIN,
-    RIGHT_ANSWER,
-    TEXT_SIMILARITY,
-)
+from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD, METRICS, RIGHT_ANSWER, Metric
 from comfyloop.records import BASE, GateItem, GateReport, Measure, Triggered, Verdict
 
 _VERDICTS = {
@@ -22,18 +13,6 @@ _VERDICTS = {
     Verdict.ASK: "ask a person",
     Verdict.NOT_ENOUGH_EVIDENCE: "not enough evidence",
 }
-_METRICS = {
-    LOG_LIKELIHOOD: "log-likelihood, nats per token",
-    EDIT_DISTANCE: "edit distance, 0 to 1",
-    RIGHT_ANSWER: "chance of the right answer",
-    DENOISING_LOSS: "denoising loss",
-    PICK_MARGIN: "margin of picks",
-    PICK_ACCURACY: "share of picks preferred",
-    TEXT_SIMILARITY: "drawing to prompt",
-    KEPT_SIMILARITY: "drawing to kept pictures",
-}
-
-_DIGITS = {DENOISING_LOSS: 4, PICK_MARGIN: 5}  # what changes there is small beside what stays
 _NOTHING = 1e-3
 """A change that is not worth showing."""
 
@@ -158,18 +137,17 @@ def _moved(item: GateItem) -> str:
     live, candidate = item.scores[metric]
     base = f"base {item.base[metric]:.2f}, " if metric in item.base else ""
     answer = f' -> "{_line(item.candidate_answer, 60)}"' if item.candidate_answer else ""
-    return (
-        f"{_line(item.question, 70)} ({base}live {live:.2f}, now {candidate:.2f}; {_METRICS[metric]}){answer}"
-    )
+    return f"{_line(item.question, 70)} ({base}live {live:.2f}, now {candidate:.2f}; {METRICS[metric].words}){answer}"
 
 
 def _row(m: Measure) -> str:
-    digits = _DIGITS.get(m.metric, 3)
+    metric = METRICS.get(m.metric, Metric(m.metric, m.metric))  # a report may be of another release
+    digits = metric.digits
     change = f"{m.low:+.{digits}f} to {m.high:+.{digits}f}"
     base = "" if m.base is None else f"; base {m.base:.{digits}f}"
     return (
         f"  {m.slice:<16} {m.items:>5} {m.live:>8.{digits}f} {m.candidate:>8.{digits}f}  {change:<20} "
-        f"{_METRICS.get(m.metric, m.metric)}, {'higher' if m.higher_is_better else 'lower'} is better{base}"
+        f"{metric.words}, {'higher' if m.higher_is_better else 'lower'} is better{base}"
     )
 
 

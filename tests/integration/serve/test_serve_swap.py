@@ -13,7 +13,7 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from comfyloop.serve.engines.kinds import embedded_command
+from comfyloop.serve.engines.kinds.embedded import embedded_command
 from comfyloop.settings import Settings
 from tests.unit.serve.embedded.conftest import save_adapter
 from tests.unit.serve.gateway import Gateway, running_gateway

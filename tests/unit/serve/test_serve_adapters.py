@@ -14,10 +14,10 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.serve.engines.adapter_check import Limits, check
-from comfyloop.serve.engines.kinds import VLLM_LAYERS
+from comfyloop.serve.engines.kinds._layers import LAYERS
 from tests.unit.serve.embedded.conftest import save_adapter
 
-VLLM = Limits("vLLM", rank=8, layers=VLLM_LAYERS, hint="Set tower_loras.")
+VLLM = Limits("vLLM", rank=8, layers=LAYERS, hint="Set tower_loras.")
 Tensors = dict[str, torch.Tensor]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from comfyloop import environments
-from comfyloop.serve.engines.kinds import KINDS, VLLM_LAYERS, Start
+from comfyloop.serve.engines.kinds import KINDS, Start
+from comfyloop.serve.engines.kinds._layers import LAYERS
 from comfyloop.settings import Settings
 
 ADAPTERS = {"acme-v1": "/adapters/1", "acme-v2": "/adapters/2"}
@@ -78,7 +79,7 @@ def test_vllm_reads_its_command_line_as_it_is_meant(settings: Settings) -> None:
     told = read("vllm", READ_VLLM, *argv[2:])
     assert told["model"] == "/models/base" and told["port"] == port and told["enable_lora"]
     assert told["lora_modules"] == ADAPTERS
-    assert set(told["lora_target_modules"]) == VLLM_LAYERS
+    assert set(told["lora_target_modules"]) == LAYERS
     assert (told["max_lora_rank"], told["max_loras"], told["max_model_len"]) == (64, settings.max_loras, 512)
 
 

@@ -236,12 +236,12 @@ def test_frequencies_do_not_depend_on_longer_rows_before(tiny_llm: Path) -> None
 
 
 def test_settings_reach_trainer_and_engine(tmp_path: Path) -> None:
-    from comfyloop.serve.engines.kinds import _embedded
+    from comfyloop.serve.engines.kinds.embedded import launch
 
     settings = Settings(home=tmp_path, rope_scaling="yarn:4", max_pixels=5_000)
     spec = TrainSpec.from_settings(settings, model="m", train="t.jsonl", holdout=None)
     assert spec.rope_scaling == RopeScaling(rope_type="yarn", factor=4)
     start = SimpleNamespace(model="m", port_file=tmp_path / "p", adapters={}, python="python")
-    command = _embedded(settings, start).argv  # type: ignore[arg-type]
+    command = launch(settings, start).argv  # type: ignore[arg-type]
     assert command[command.index("--rope-scaling") + 1] == "yarn:4"
     assert command[command.index("--max-pixels") + 1] == "5000"

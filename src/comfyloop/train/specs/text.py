@@ -7,8 +7,9 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from comfyloop.declared import listed
 from comfyloop.models.rope import RopeScaling
-from comfyloop.recipes import RECIPES, TextRecipe, listed, of_side
+from comfyloop.recipes import RECIPES, TextRecipe, of_side
 from comfyloop.records import Record
 from comfyloop.settings import Settings
 from comfyloop.train.specs.base import RunSpec

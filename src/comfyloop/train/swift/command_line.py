@@ -18,8 +18,9 @@ from typing import Any, TypeVar
 from pydantic import ValidationError
 
 from comfyloop.complaints import in_words
+from comfyloop.declared import listed
 from comfyloop.errors import InvalidInput
-from comfyloop.recipes import RECIPES, listed
+from comfyloop.recipes import RECIPES
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.swift.flags import (
     HONOURED,

@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from comfyloop.serve.embedded.__main__ import main
-from comfyloop.serve.engines.kinds import embedded_command
+from comfyloop.serve.engines.kinds.embedded import embedded_command
 from comfyloop.serve.engines.process import EngineProcess
 from comfyloop.settings import Settings
 from tests.unit.serve.embedded.conftest import save_adapter
