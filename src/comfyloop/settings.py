@@ -153,6 +153,11 @@ class Settings(BaseSettings):
         default="default", description="Project that is made on first start and used by default."
     )
     max_body_bytes: int = Field(default=32 * 2**20, gt=0, description="Largest request body.")
+    max_dataset_bytes: int = Field(
+        default=64 * 2**30,
+        gt=0,
+        description="Most bytes of a data set that is added, as sent and as unpacked.",
+    )
     max_json_values: int = Field(
         default=100_000, gt=0, description="Most values (lists, objects, members) in one JSON body."
     )

@@ -65,10 +65,16 @@ def check(store: Store, items: Sequence[Feedback], settings: Settings) -> None:
             f"The batch has {len(items)} pieces of feedback; {settings.max_feedback_items} are allowed.",
             "Send it in parts; the order does not matter.",
         )
+    if found := refused(store, items, settings):
+        raise _together(found, len(items))
+
+
+def refused(
+    store: Store, items: Sequence[Feedback], settings: Settings
+) -> list[tuple[int, Feedback, ComfyLoopError]]:
+    """The items of a batch that could not be stored, each with its place in the batch and the reason."""
     with store.read() as conn:
-        refused = _check(conn, store, items, settings)
-    if refused:
-        raise _together(refused, len(items))
+        return _check(conn, store, items, settings)
 
 
 def delete_author(store: Store, project: str | None, author: str) -> int:

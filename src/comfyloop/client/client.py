@@ -139,6 +139,12 @@ class Client:
         """Store an image; returns its SHA-256."""
         return str(self._send("POST", "/v1/images", content=data)["sha256"])
 
+    def put_bytes(self, path: str, data: bytes, **query: Any) -> Any:
+        """Send a piece of a file, about this client's project."""
+        if self.project is not None:
+            query["project"] = self.project
+        return self._send("PUT", path, content=data, params=query)
+
     def default_project(self) -> str:
         return str(self.call("GET", "/v1/loop", project=self.project)["project"])
 

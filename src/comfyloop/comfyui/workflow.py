@@ -73,6 +73,12 @@ def malformed(workflow: Any) -> str:
     return ""
 
 
+def shown_text(graph: Graph, shower: str) -> str | None:
+    """The text that the pictures of a node were made from, by the workflow alone; None where that does not tell."""
+    text: str | None = _roles().text_of_picture(graph, shower, "images", lambda _: None).text
+    return text
+
+
 def _shower(graph: Graph) -> str:
     """The node at which the person picked, or saved."""
     for wanted in (PICKER, "SaveImage", "PreviewImage"):

@@ -1,7 +1,7 @@
 """Feedback into training data: an immutable snapshot, with a report of what was left out and why."""
 
 from comfyloop.curate.export import export
-from comfyloop.curate.imports import import_rows, read_import
+from comfyloop.curate.imports import feedback_from, import_rows, read_import, unsayable
 from comfyloop.curate.lesson import epochs_of
 from comfyloop.curate.pipeline import NothingToTrain, Turn, answer_flag, build, flags
 from comfyloop.curate.report import CurationReport
@@ -20,6 +20,7 @@ __all__ = [
     "data_files",
     "epochs_of",
     "export",
+    "feedback_from",
     "feedback_of",
     "flag_of",
     "flags",
@@ -29,4 +30,5 @@ __all__ = [
     "read_samples",
     "strip",
     "suspects",
+    "unsayable",
 ]

@@ -50,7 +50,7 @@ def read_import(path: Path, project: str, author: str, put_image: Callable[[byte
         DataError: Rows or images cannot be used; each is named, and nothing is returned.
     """
     found = formats.read_whole(path, _NOTHING_IMPORTED)
-    unsaid = [f"{path}:{row.where}: {why}" for row in found.good if (why := _unsayable(row))]
+    unsaid = [f"{path}:{row.where}: {why}" for row in found.good if (why := unsayable(row))]
     if unsaid:
         raise DataError(
             f"{len(unsaid)} of {len(found.good)} rows cannot be fed back:\n{formats.listed(unsaid)}",
@@ -65,13 +65,13 @@ def read_import(path: Path, project: str, author: str, put_image: Callable[[byte
     items: list[Uploaded] = []
     places: dict[str, str] = {}
     for row in found.good:
-        item = _item(row, project, author, hashes)
+        item = feedback_from(row, project, author, hashes)
         places.setdefault(item.id, f"{path}:{row.where}")
         items.append(item)
     return Import(items, places, (*found.notes, *_lost(path, found.good)))
 
 
-def _unsayable(row: Row) -> str:
+def unsayable(row: Row) -> str:
     """What no feedback could keep of a row of the image model; "" where there is nothing."""
     if not row.is_of_a_picture:
         return ""
@@ -101,12 +101,19 @@ def _lost(path: Path, rows: Sequence[Row]) -> Iterator[str]:
         )
 
 
-def _item(row: Row, project: str, author: str, hashes: Mapping[str, str]) -> Uploaded:
+def feedback_from(row: Row, project: str, author: str, hashes: Mapping[str, str]) -> Uploaded:
+    """A row as the feedback that it stands for, its id made from the content.
+
+    Args:
+        hashes: Of each of the row's pictures, by its name as a string.
+    """
+    comment = str(row.extra.get("comment") or "")
+    more = [comment] if comment else []
     if row.is_of_a_picture:
         chosen, over = (
             [hashes[str(image)]] if image else [] for image in (row.chosen_image, row.rejected_image)
         )
-        content: list[object] = [project, author, row.answer, chosen, over]
+        content: list[object] = [project, author, row.answer, chosen, over, *more]
         return ImagePicked(
             id=_id_of(content),
             project=project,
@@ -114,16 +121,18 @@ def _item(row: Row, project: str, author: str, hashes: Mapping[str, str]) -> Upl
             picked=tuple(chosen),
             over=tuple(over),
             prompt=row.answer,
+            comment=comment,
         )
     messages = to_messages(row, [hashes[str(image)] for image in row.images])
-    content = [project, author, [m.model_dump(mode="json") for m in messages], row.rejected, row.label]
+    said = [m.model_dump(mode="json") for m in messages]
     return SampleUploaded(
-        id=_id_of(content),
+        id=_id_of([project, author, said, row.rejected, row.label, *more]),
         project=project,
         author=author,
         messages=messages,
         rejected=row.rejected,
         label=row.label,
+        comment=comment,
     )
 
 

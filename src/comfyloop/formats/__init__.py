@@ -10,7 +10,7 @@ which answer was wanted, image_rows which picture. To add one, declare its `Form
 make rows of records.
 """
 
-from comfyloop.formats.files import items, objects
+from comfyloop.formats.files import each, items, objects
 from comfyloop.formats.image_rows import paths_in
 from comfyloop.formats.record import (
     IMAGE_TAG,
@@ -39,6 +39,7 @@ __all__ = [
     "Rows",
     "Turn",
     "UnusableRow",
+    "each",
     "items",
     "listed",
     "objects",

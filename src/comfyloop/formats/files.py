@@ -7,17 +7,23 @@ like are text.
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from comfyloop.errors import DataError, NotFound, StorageError
 from comfyloop.files import regular
 from comfyloop.formats import tables
 from comfyloop.formats.record import Item, UnusableRow
 
-MOST_BYTES = 4 * 2**30
+MOST_BYTES, MOST_HELD = 2**40, 4 * 2**30
+"""Of a file that is read object by object, and of one that is held whole."""
+LONGEST = 64 * 2**20
+"""Characters of one object, pictures that stand in it included; of a longer one no more is read than this."""
+_HEAD, _PIECE = 4096, 2**18
+_TOO_LONG = f"it is longer than {LONGEST // 2**20} million characters"
 _SPACE = " \t\r\n\ufeff"
 _UNPACK = "Unpack it, and name the file that was in it."
 _NO_TEXT: tuple[tuple[bytes, str, str], ...] = (
@@ -47,13 +53,47 @@ def items(path: Path) -> list[Item]:
         StorageError: It cannot be read.
         DataError: It is no text of rows.
     """
-    data = _bytes(path)
-    if data.startswith(b"PAR1"):
-        return list(tables.of_parquet(path))
-    text = _text(data, path)
-    if path.suffix.lower() in tables.SUFFIXES and not text.lstrip(_SPACE).startswith(("[", "{")):
-        return list(tables.of_csv(text, path.name))
-    return list(_whole(text) if _is_whole(text) else _lines(text))
+    _regular(path, MOST_HELD)
+    return list(each(path))
+
+
+def each(path: Path, encoding: str = "") -> Iterator[Item]:
+    """`items` one after the other: of a file of any size no more than an object is held.
+
+    Args:
+        encoding: What the person says that its text is in; empty: UTF-8, and nothing is guessed.
+
+    Raises:
+        NotFound, StorageError, DataError: As `items`, before the first of them.
+    """
+    _regular(path, MOST_BYTES)
+    try:
+        with path.open("rb") as file:
+            head = file.read(_HEAD)
+        if head.startswith(b"PAR1"):
+            yield from tables.of_parquet(path)
+            return
+        encoding = _check_encoding(path, head, encoding)
+        yield from _of_text(path, encoding)
+    except OSError as error:
+        raise StorageError(f"{path} cannot be read: {error.strerror or error}.") from error
+
+
+def _of_text(path: Path, encoding: str) -> Iterator[Item]:
+    def opened(newline: str) -> TextIO:
+        return path.open(encoding=encoding, newline=newline)
+
+    if path.suffix.lower() in tables.SUFFIXES:
+        with opened("\n") as file:
+            is_table = not _Window(file).begins_with("[", "{")
+        if is_table:
+            with opened("") as file:
+                yield from tables.of_csv(file, path.name)
+            return
+    with opened("\n") as file:
+        whole = _is_whole(file)
+    with opened("\n") as file:
+        yield from _whole(file) if whole else _lines(file)
 
 
 def objects(path: Path) -> list[dict[str, Any]]:
@@ -72,11 +112,11 @@ def objects(path: Path) -> list[dict[str, Any]]:
     return [item.value for item in found if item.value is not None]
 
 
-def _bytes(path: Path) -> bytes:
+def _regular(path: Path, most: int) -> None:
     if any(part in ("http:", "https:") for part in path.parts):
         raise NotFound(f"{path.name} is named by a web address.", "Download it, and name the file.")
     try:
-        return regular(path, MOST_BYTES).read_bytes()
+        regular(path, most)
     except (FileNotFoundError, IsADirectoryError):
         raise NotFound(
             f"There is no data file {path}.", "Name a file of rows; data sets of a hub are not read."
@@ -85,32 +125,111 @@ def _bytes(path: Path) -> bytes:
         raise StorageError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def _text(data: bytes, path: Path) -> str:
+def _check_encoding(path: Path, head: bytes, encoding: str) -> str:
+    """The encoding to open a text with. Raises DataError where it is in no such one, with the line."""
     for begin, what, hint in _NO_TEXT:
-        if data.startswith(begin):
+        if head.startswith(begin):
             raise DataError(f"{path.name} is {what}, not rows.", hint)
-    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+    if not encoding and head.startswith((b"\xff\xfe", b"\xfe\xff")):
         raise DataError(f"{path.name}:1 is UTF-16 text, not UTF-8.", "Save the file as UTF-8.")
+    if not encoding or encoding.lower().replace("_", "-") in ("utf-8", "utf8"):
+        encoding = "utf-8-sig"
+    shown = encoding.upper().removesuffix("-SIG")
     try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise DataError(f"{path.name}:{line} is not UTF-8 text.", "Save the file as UTF-8.") from None
+        decoder = codecs.getincrementaldecoder(encoding)()
+    except LookupError:
+        raise DataError(f"There is no encoding {encoding!r}.", "Try gb18030, utf-16 or cp1252.") from None
+    line = 1
+    with path.open("rb") as file:
+        while True:
+            piece = file.read(_PIECE)
+            try:
+                line += decoder.decode(piece, not piece).count("\n")
+            except UnicodeError as error:
+                if isinstance(error, UnicodeDecodeError):
+                    line += error.object[: error.start].count(b"\n")
+                raise DataError(
+                    f"{path.name}:{line} is not {shown} text.", "Save the file as UTF-8."
+                ) from None
+            if not piece:
+                return encoding
 
 
-def _is_whole(text: str) -> bool:
+class _Window:
+    """A text of which no more is held than is looked at; `place` is where reading stands in what is held."""
+
+    def __init__(self, file: TextIO) -> None:
+        self.file, self.text, self.place = file, "", 0
+        self.line, self.column = 1, 0  # of the first character that is held; columns from 0
+
+    def more(self) -> bool:
+        """Hold more behind what is not yet read; False at the end of the file."""
+        gone = self.text[: self.place]
+        breaks = gone.count("\n")
+        self.line += breaks
+        self.column = len(gone) - gone.rfind("\n") - 1 + (0 if breaks else self.column)
+        left = self.text[self.place :]
+        piece = self.file.read(max(_PIECE, len(left)))
+        self.text, self.place = left + piece, 0
+        return bool(piece)
+
+    def skip(self, between: str) -> bool:
+        """Go on to the next character that is none of these; False where there is none."""
+        while True:
+            while self.place < len(self.text):
+                if self.text[self.place] not in between:
+                    return True
+                self.place += 1
+            if not self.more():
+                return False
+
+    def begins_with(self, *starts: str) -> bool:
+        return self.skip(_SPACE) and self.text[self.place] in starts
+
+    def value(self) -> tuple[Any, int]:
+        """The JSON value that begins here, and where it ends. Raises what the decoder raises."""
+        decoder = _decoder()
+        while True:
+            try:
+                value, end = decoder.raw_decode(self.text, self.place)
+                if end < len(self.text) or isinstance(value, dict | list) or not self.more():
+                    return value, end
+                continue  # a number may go on in what is read next
+            except (_Twice, RecursionError):
+                raise
+            except ValueError:
+                if len(self.text) - self.place > LONGEST or not self.more():
+                    raise
+
+    def at(self, place: int) -> int:
+        """The line of the file on which a place of what is held stands."""
+        return self.line + self.text.count("\n", 0, place)
+
+    def why(self, error: Exception) -> str:
+        if isinstance(error, json.JSONDecodeError):
+            here, column = self.at(error.pos), error.colno + (self.column if error.lineno == 1 else 0)
+            further = f", line {here}" if here != self.at(self.place) else ""
+            return f"it is not JSON ({error.msg} at column {column}{further})"
+        return _why(error, 1)
+
+
+def _is_whole(file: TextIO) -> bool:
     """Whether the file is an array, or objects that are spread over lines, rather than JSON lines."""
-    start = text.lstrip(_SPACE)
-    if start.startswith("["):
+    window = _Window(file)
+    if not window.begins_with("[", "{"):
+        return False
+    if window.text[window.place] == "[":
         return True
-    first = start.split("\n", 1)[0]
-    if not first.startswith("{") or _parses(first):
+    while "\n" not in window.text[window.place :] and len(window.text) <= LONGEST and window.more():
+        pass
+    first = window.text[window.place :].split("\n", 1)[0]
+    if _parses(first):
         return False
     try:  # a first line that is no object by itself: part of one, or a bad line among good ones
-        _, end = _decoder().raw_decode(start)
+        _, end = window.value()
     except (ValueError, RecursionError):
         return False
-    return end > len(first)
+    return end - window.place > len(first)
 
 
 def _parses(text: str) -> bool:
@@ -121,34 +240,38 @@ def _parses(text: str) -> bool:
     return True
 
 
-def _lines(text: str) -> Iterator[Item]:
-    for number, line in enumerate(text.split("\n"), start=1):
+def _lines(file: TextIO) -> Iterator[Item]:
+    number = 0
+    while line := file.readline(LONGEST):
+        number += 1
+        if len(line) == LONGEST and not line.endswith("\n"):
+            begin = line[:200]
+            while line and not line.endswith("\n"):
+                line = file.readline(_PIECE)
+            yield Item(number, begin, None, _TOO_LONG)
+            continue
         line = line.strip(_SPACE)
         if line:
             yield _item(number, line)
 
 
-def _whole(text: str) -> Iterator[Item]:
+def _whole(file: TextIO) -> Iterator[Item]:
     """An array's items, or objects one after the other; what cannot be read ends the search."""
-    decoder, place, number, counted, line = _decoder(), 0, 0, 0, 1
-    is_array = text.lstrip(_SPACE).startswith("[")
+    window, number = _Window(file), 0
+    is_array = window.begins_with("[")
     between = _SPACE + ("[]," if is_array else "")
-    while True:
-        while place < len(text) and text[place] in between:
-            place += 1
-        if place == len(text):
-            return
-        line += text.count("\n", counted, place)
-        counted = place
+    while window.skip(between):
         number += 1
         at = number if is_array else 0
         try:
-            value, end = decoder.raw_decode(text, place)
+            value, end = window.value()
         except (ValueError, RecursionError) as error:
-            yield Item(line, text[place : place + 200], None, _why(error, line), at)
+            here, text = window.at(window.place), window.text[window.place :]
+            why = _TOO_LONG if len(text) > LONGEST else window.why(error)
+            yield Item(here, text[:200], None, why, at)
             return
-        yield _checked(line, text[place:end], value, at)
-        place = end
+        yield _checked(window.at(window.place), window.text[window.place : end], value, at)
+        window.place = end
 
 
 def _item(line: int, text: str) -> Item:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import ast
 import csv
-import io
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from comfyloop.errors import DataError
 from comfyloop.formats.record import Item
@@ -21,26 +21,27 @@ from comfyloop.media import data_urls
 SUFFIXES = (".csv", ".tsv")
 _LISTS = frozenset(["images", "image", "image_path", "image_paths", "history"])
 _WORDS = frozenset(["label", "kto_tag", "weight", "loss", "replay"])
-_LONGEST_CELL = 2**31 - 1
+_LONGEST_CELL = 64 * 2**20
+_BATCH = 16
+"""Rows of Parquet that are held at a time: each may have pictures in it."""
 
 
-def of_csv(text: str, name: str) -> Iterator[Item]:
+def of_csv(file: TextIO, name: str) -> Iterator[Item]:
     """The rows of a table in CSV, with the line on which each begins; the first line names the columns.
 
     Raises:
         DataError: Two columns have one name.
     """
     csv.field_size_limit(_LONGEST_CELL)
-    reader = csv.reader(
-        io.StringIO(text, newline=""), delimiter=_delimiter(text.partition("\n")[0], name), strict=True
-    )
+    first = file.readline(_LONGEST_CELL)
+    reader = csv.reader(chain([first], _lines(file)), delimiter=_delimiter(first, name), strict=True)
     columns: list[str] = []
     while True:
         line = reader.line_num + 1
         try:
             cells = next(reader, None)
         except csv.Error as error:
-            yield Item(line, text[:200], None, f"it is not CSV ({error})")
+            yield Item(line, first[:200], None, f"it is not CSV ({error})")
             return
         if cells is None:
             return
@@ -55,6 +56,11 @@ def of_csv(text: str, name: str) -> Iterator[Item]:
                 )
             continue
         yield _row(line, columns, cells)
+
+
+def _lines(file: TextIO) -> Iterator[str]:
+    while line := file.readline(_LONGEST_CELL):
+        yield line
 
 
 def _row(line: int, columns: list[str], cells: list[str]) -> Item:
@@ -114,7 +120,7 @@ def of_parquet(path: Path) -> Iterator[Item]:
         ) from None
     number = 0
     try:
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=256):
+        for batch in parquet.ParquetFile(path).iter_batches(batch_size=_BATCH):
             for row in batch.to_pylist():
                 number += 1
                 yield _of_values(number, row)

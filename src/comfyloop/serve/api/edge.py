@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import re
 import time
 from typing import Any
 from urllib.parse import parse_qs
@@ -19,8 +20,8 @@ from comfyloop.serve.api.metrics_registry import Metrics
 
 BODY_SECONDS = 120.0
 """A body that is not whole after so long is given up."""
-BYTES_PATHS = {"/v1/images"}
-"""Where a body is a picture and no JSON."""
+_BYTES_PATHS = re.compile(r"/v1/images|/v1/datasets/[^/]+/files/.+", re.DOTALL)
+"""Where a body is a picture or a file, and no JSON."""
 OPEN_PATHS = {"/healthz"}
 """Answered without a token: a container's health check has none."""
 
@@ -108,7 +109,7 @@ class Limited:
                 await JSONResponse(body, 413, {"Connection": "close"})(scope, receive, send)
                 return
         received, whole = 0, False
-        is_json = scope["path"] not in BYTES_PATHS
+        is_json = _BYTES_PATHS.fullmatch(scope["path"]) is None
         values, characters = Values(self.max_values), Characters()
         deadline = time.monotonic() + self.seconds
 

@@ -14,6 +14,7 @@ from fastapi import Depends, WebSocket, WebSocketException
 from fastapi.requests import HTTPConnection
 
 from comfyloop import errors
+from comfyloop.datasets import Imports
 from comfyloop.recall import Recall, Tastes
 from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Pruned, Snapshot
 from comfyloop.serve.api.metrics_registry import Metrics
@@ -76,6 +77,7 @@ class Services:
     engines: AsyncEngineClient = field(init=False)
     recall: Recall = field(init=False)
     tastes: Tastes = field(init=False)
+    imports: Imports = field(init=False)
     sockets: Counter[str] = field(default_factory=Counter)
     """Open WebSockets by kind."""
     _heavy: set[str] = field(default_factory=set)
@@ -85,6 +87,7 @@ class Services:
     def __post_init__(self) -> None:
         self.recall = Recall(self.store)
         self.tastes = Tastes(self.store, self.settings.max_image_pixels)
+        self.imports = Imports(self.store, self.settings, self.controller.events.publish)
 
     @property
     def busy(self) -> ActivitySignal:

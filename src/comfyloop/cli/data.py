@@ -1,0 +1,269 @@
+"""Data from elsewhere: looked at, added, listed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from comfyloop.cli.base import Json, Project, Url, app, err, put, service
+from comfyloop.client.client import Client
+from comfyloop.errors import ComfyLoopError, DataError, InvalidInput
+
+data_app = typer.Typer(
+    help="Data from elsewhere: files, folders, archives, other tools' exports, built-in sets, hubs.",
+    no_args_is_help=True,
+)
+app.add_typer(data_app, name="data")
+
+What = Annotated[
+    str,
+    typer.Argument(
+        help="A file, folder or archive; a built-in set (comfyloop data list); hf:OWNER/NAME or ms:OWNER/NAME.",
+        show_default=False,
+    ),
+]
+
+
+@data_app.command("add")
+def add(
+    what: What,
+    author: Annotated[str, typer.Option(help="Whose samples these are.")] = "local",
+    map_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            "-m",
+            help="What a column is: query=question. More than once. docs/data.md has the names.",
+        ),
+    ] = None,
+    format: Annotated[str, typer.Option(help="What it is; default: found by looking.")] = "",
+    encoding: Annotated[str, typer.Option(help="Of its texts, such as gb18030; default: UTF-8.")] = "",
+    question: Annotated[
+        str,
+        typer.Option(
+            help="Captions are the answers to this, about their picture; default: prompts that drew it."
+        ),
+    ] = "",
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out rows that cannot be used, and tell.")
+    ] = False,
+    limit: Annotated[int, typer.Option(min=0, help="Take so many rows at most; 0: all.")] = 0,
+    licence: Annotated[str, typer.Option(help="Under which the data is, to be kept with it.")] = "",
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only show what it is and how it would be taken.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask whether a guess is right.")] = False,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Add a data set: all of its rows become feedback, or none. What was broken off goes on where it was."""
+    from comfyloop.sources import parse_map
+
+    request = {
+        "format": format, "map": parse_map(map_ or []), "encoding": encoding, "question": question,
+        "skip_bad": skip_bad, "limit": limit,
+    }  # fmt: skip
+    with service(url, project) as client:
+        done = run(client, what, request, author, licence, dry_run=dry_run, ask=not yes, quiet=as_json)
+    put(done, as_json, *_said(done))
+
+
+def run(
+    client: Client,
+    what: str,
+    request: dict[str, Any],
+    author: str,
+    licence: str = "",
+    *,
+    dry_run: bool = False,
+    ask: bool = False,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Send what is here, look at it, and have it taken. The data set, or its preview.
+
+    Raises:
+        DataError: Rows cannot be used; each is named, and nothing is stored.
+    """
+    from comfyloop.client import datasets
+    from comfyloop.sources import Options
+
+    id, source = "", _source(what)
+    with _progress(quiet) as tell:
+        if source == "upload":
+            path = Path(what).expanduser()
+            options = Options(request["map"], request["encoding"], request["question"])
+            started = datasets.begin(
+                client, path.name or what, source, author=author, licence=licence, key=datasets.key_of(path)
+            )
+            id = started["id"]
+            try:
+                datasets.send(client, id, path, options, request["format"], tell)
+            except ComfyLoopError:
+                _give_up_if_empty(client, id)
+                raise
+        else:
+            started = datasets.begin(client, what, source, author=author, licence=licence, key=what)
+            id = started["id"]
+        if dry_run or ask:
+            seen = client.call(
+                "POST", f"/v1/datasets/{id}/preview", {**request, "rows": 5}, project=client.project
+            )
+    if dry_run:
+        client.call("DELETE", f"/v1/datasets/{id}", project=client.project)
+        return dict(seen)
+    if ask and not quiet:
+        put(seen, False, *_said(seen))
+        if (
+            seen["guessed"]
+            and sys.stdin.isatty()
+            and not typer.confirm("Is this right?", default=True, err=True)
+        ):
+            raise InvalidInput(
+                "Nothing was added.", "Say what its columns are: --map query=..., --map response=...."
+            )
+    with _progress(quiet) as tell:
+        done = datasets.take(client, id, request, tell)
+    if done["state"] == "done":
+        return done
+    refused = done["state"] == "refused"
+    if refused:
+        client.call("DELETE", f"/v1/datasets/{id}", project=client.project)
+    again = "" if refused else " The same command goes on where it was."
+    raise DataError(f"{done['error']}{again}")
+
+
+def _give_up_if_empty(client: Client, id: str) -> None:
+    if not client.call("GET", f"/v1/datasets/{id}/files", project=client.project)["items"]:
+        client.call("DELETE", f"/v1/datasets/{id}", project=client.project)
+
+
+def _source(what: str) -> str:
+    """What names no file of this machine is a built-in set, or one of a hub."""
+    from comfyloop.files import there
+    from comfyloop.sources.builtin import BUILTIN
+    from comfyloop.sources.hubs import HUBS
+
+    if there(what) is not None:
+        return "upload"
+    if what in BUILTIN:
+        return f"builtin:{what}"
+    return what if what.partition(":")[0] in ("builtin", *HUBS) else "upload"
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Any]:
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.0f}"), TimeElapsedColumn(),
+        console=err, transient=True, disable=quiet or not err.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task("", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total or None
+        )
+
+
+def _said(found: dict[str, Any]) -> list[str]:
+    """A preview, or what a data set became."""
+    if "samples" not in found:
+        left = f", {found['bad']} left out" if found["bad"] else ""
+        said = f"{found['stored']} samples stored, {found['duplicates']} were there already{left}."
+        return [said, *map(escape, found["notes"]), *(map(escape, found["problems"]) if found["bad"] else ())]
+    lines = [f"[bold]{found['format']}[/]: {escape(found['what'])}"]
+    if found["mapping"]:
+        how = "guessed by their names" if found["guessed"] else "as you say"
+        mapped = ", ".join(f"{target}={column}" for target, column in found["mapping"].items())
+        lines.append(f"Columns, {how}: [bold]{escape(mapped)}[/]")
+        if found["left_out"]:
+            lines.append(escape(f"Columns that are left out: {', '.join(found['left_out'])}"))
+    for sample in found["samples"]:
+        lines.append(f"[dim]{escape(sample['place'])}[/]")
+        if sample["problem"]:
+            lines.append(f"  [red]{escape(sample['problem'])}[/]")
+        lines += [escape(f"  {name}") for name in sample["images"]]
+        lines += [f"  [dim]{turn['role']}[/] {escape(turn['text'])}" for turn in sample["messages"]]
+        if sample["rejected"]:
+            lines.append(f"  [dim]not[/] {escape(sample['rejected'])}")
+        if sample["label"] is not None:
+            lines.append(f"  [dim]{'wanted' if sample['label'] else 'not wanted'}[/]")
+    return lines
+
+
+@data_app.command("list")
+def list_(project: Project = None, url: Url = None, as_json: Json = False) -> None:
+    """The data sets that were added, and those that come with ComfyLoop: size, licence, modalities."""
+    with service(url, project) as client:
+        found = client.call("GET", "/v1/datasets", project=client.project)
+    put(found, as_json, *_tables(found))
+
+
+def _tables(found: dict[str, Any]) -> Iterator[Table]:
+    if found["items"]:
+        added = Table(
+            "id", "name", "state", "rows", "pictures", "licence", title="Added", title_justify="left"
+        )
+        for item in found["items"]:
+            rows = f"{item['stored'] + item['duplicates'] or item['rows']}"
+            added.add_row(
+                item["id"],
+                escape(item["name"]),
+                item["state"],
+                rows,
+                str(item["pictures"]),
+                escape(item["licence"]),
+            )
+        yield added
+    builtin = Table(
+        "name",
+        "what",
+        "rows",
+        "size",
+        "modalities",
+        "languages",
+        "licence",
+        title="Built in",
+        title_justify="left",
+    )
+    for one in found["builtin"]:
+        size = f"{one['bytes'] / 1e6:.1f} MB" if one["bytes"] >= 1e5 else f"{one['bytes'] / 1e3:.0f} kB"
+        words = (", ".join(one["modalities"]), ", ".join(one["languages"]), escape(one["licence"]))
+        builtin.add_row(one["name"], escape(one["what"]), str(one["rows"]), size, *words)
+    yield builtin
+
+
+@data_app.command("show")
+def show(
+    id: Annotated[str, typer.Argument(help="ds_...")],
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """One data set: how far it is, what it was found to be, what was wrong with it."""
+    with service(url, project) as client:
+        found = client.call("GET", f"/v1/datasets/{id}", project=client.project)
+    shown = [
+        f"{name}: {escape(str(value))}" for name, value in found.items() if value not in ("", 0, [], {}, None)
+    ]
+    put(found, as_json, *shown)
+
+
+@data_app.command("remove")
+def remove(
+    id: Annotated[str, typer.Argument(help="ds_...")],
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Give up a data set that is not stored yet, and leave nothing of it; of a stored one only the entry goes."""
+    with service(url, project) as client:
+        done = client.call("DELETE", f"/v1/datasets/{id}", project=client.project)
+    put(done, as_json, f"{id} is removed. What is feedback stays: comfyloop forget takes that back.")

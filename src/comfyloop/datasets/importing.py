@@ -1,0 +1,309 @@
+"""A data set read and stored: rows become feedback that is laid aside, and all of it is stored in one transaction."""
+
+from __future__ import annotations
+
+import json
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from comfyloop import capture, curate, formats
+from comfyloop.datasets.place import Place
+from comfyloop.datasets.record import DataSet, DataSetState, Preview, Request, SampleShown
+from comfyloop.errors import ComfyLoopError, DataError, InvalidInput
+from comfyloop.files import regular
+from comfyloop.formats import Row, UnusableRow
+from comfyloop.records import Feedback, feedback_adapter
+from comfyloop.settings import Settings
+from comfyloop.sources import TARGETS, Found, look, tree_of, unpack_all
+from comfyloop.sources.fetching import UPLOAD, fetch
+from comfyloop.store import Store, feedback, mentions
+
+BATCH = 64
+"""Rows that are checked, and marked as read, together."""
+SHOWN = 20
+"""Problems that are told; more are counted."""
+_TOGETHER = 500  # pieces of feedback in a statement
+_REMEMBERED = 1000  # pictures whose hashes are kept in mind
+_LONGEST_SHOWN = 300
+
+Tell = Callable[[DataSet], object]
+
+
+class Stopped(Exception):
+    """It was given up by a person."""
+
+
+@dataclass
+class Import:
+    """One data set being taken.
+
+    Args:
+        tell: Told how far it is; may raise Stopped.
+    """
+
+    store: Store
+    settings: Settings
+    place: Place
+    dataset: DataSet
+    tell: Tell
+    _hashes: OrderedDict[str, str] = field(default_factory=OrderedDict)
+    _fetched_notes: tuple[str, ...] = ()
+
+    def now(self, **what: Any) -> None:
+        self.dataset = self.dataset.model_copy(update=what)
+        self.tell(self.dataset)
+
+    def fetch(self) -> None:
+        """Raises ComfyLoopError: The hub or registry does not have it, or refuses."""
+        if self.dataset.source == UPLOAD:
+            return
+        self.now(state=DataSetState.FETCHING, total=0, progress=0)
+        fetched = fetch(
+            self.dataset.source,
+            self.place.files,
+            self.settings.cache_dir,
+            self.settings.max_dataset_bytes,
+            self.dataset.request.limit,
+            lambda done, total: self.now(progress=done, total=total),
+        )
+        self._fetched_notes = fetched.notes
+        self.now(licence=self.dataset.licence or fetched.licence)
+
+    def unpack(self) -> None:
+        self.now(state=DataSetState.UNPACKING, total=0, progress=0)
+        unpack_all(
+            self.place.files,
+            self.settings.max_dataset_bytes,
+            lambda name: self.now(progress=self.dataset.progress + 1),
+        )
+
+    # --- reading
+
+    def read(self) -> None:
+        """Lay all rows aside as feedback, going on where it was left.
+
+        Raises:
+            DataError: Rows cannot be used, and are not to be left out; or a file is no data.
+        """
+        cursor = self.place.cursor()
+        request = self.dataset.request
+        if cursor.get("request") != request.model_dump(mode="json"):
+            self.place.begin_again()
+            cursor = {}
+        done, size = int(cursor.get("rows", 0)), int(cursor.get("bytes", 0))
+        problems: list[str] = list(cursor.get("problems", []))
+        counts = {name: int(cursor.get(name, 0)) for name in ("bad", "pictures", "unlearnt")}
+        looked = look(tree_of(self.place.files), request.options, request.format)
+        self.now(
+            state=DataSetState.READING,
+            format=looked.source.name,
+            mapping=looked.reading.map,
+            rows=done,
+            problems=tuple(problems),
+            **{name: counts[name] for name in ("bad", "pictures")},
+        )
+        objects = islice(looked.objects, done, request.limit or None)
+        self.place.items.touch()
+        with self.place.items.open("r+b") as out:
+            out.truncate(size)
+            out.seek(size)
+            while batch := list(islice(objects, BATCH)):
+                kept: list[tuple[str, Feedback]] = []
+                bad: list[str] = []
+                for one in batch:
+                    try:
+                        row = looked.reading.row(one)
+                        kept.append((one.place, self._feedback(row)))
+                        counts["pictures"] += len(row.pictures)
+                        counts["unlearnt"] += sum(not turn.learn for turn in row.turns)
+                    except UnusableRow as error:
+                        bad.append(f"{one.place}: {error}")
+                kept, refused = self._checked(kept)
+                bad += refused
+                for place, item in kept:
+                    out.write(
+                        json.dumps({"place": place, "item": item.model_dump(mode="json")}).encode() + b"\n"
+                    )
+                out.flush()
+                done += len(batch)
+                counts["bad"] += len(bad)
+                problems += bad[: max(0, SHOWN - len(problems))]
+                self.place.mark(
+                    {
+                        "request": request.model_dump(mode="json"),
+                        "rows": done,
+                        "bytes": out.tell(),
+                        "problems": problems,
+                    }
+                    | counts
+                )
+                self.now(rows=done, bad=counts["bad"], pictures=counts["pictures"], problems=tuple(problems))
+        self._judge(done, counts)
+
+    def _judge(self, rows: int, counts: dict[str, int]) -> None:
+        dataset = self.dataset
+        if not rows:
+            raise DataError(f"{dataset.name} has no rows.", "Add at least one to train on.")
+        if dataset.bad and (not dataset.request.skip_bad or dataset.bad == rows):
+            more = dataset.bad - len(dataset.problems)
+            listed = "\n".join([*dataset.problems, *([f"... and {more} more"] if more else [])])
+            every = "" if dataset.request.skip_bad else ", or leave them out (--skip-bad)"
+            raise DataError(
+                f"{dataset.bad} of {rows} rows cannot be used:\n{listed}",
+                f"Mend them{every}; nothing was stored.",
+            )
+        notes = []
+        if counts["unlearnt"]:
+            notes.append(
+                f"{counts['unlearnt']} answers within conversations are not to be learnt (weight 0 or loss false). Of "
+                "what is fed back the last answer alone is learnt, so they are not."
+            )
+        if dataset.bad:
+            notes.append(f"{dataset.bad} of {rows} rows were left out.")
+        self.now(notes=(*self._fetched_notes, *notes))
+
+    def _feedback(self, row: Row) -> Feedback:
+        if why := curate.unsayable(row):
+            raise UnusableRow(why)
+        hashes = {str(picture): self._picture(picture) for picture in row.pictures}
+        return curate.feedback_from(row, self.dataset.project, self.dataset.author, hashes)
+
+    def _picture(self, picture: formats.Picture) -> str:
+        """The hash of a picture, which is stored if it is one."""
+        name = str(picture) if isinstance(picture, Path) else ""
+        if name and name in self._hashes:
+            return self._hashes[name]
+        try:
+            source = regular(picture, self.settings.max_image_bytes) if isinstance(picture, Path) else picture
+            data = source.read_bytes()
+            info = capture.images.intake(data, self.settings)
+        except OSError as error:
+            raise UnusableRow(f"its image {picture.name} cannot be read: {error.strerror}") from None
+        except ComfyLoopError as error:
+            raise UnusableRow(
+                f"its image {picture.name} cannot be used: {error.message.rstrip('.')}"
+            ) from None
+        if not self.store.blobs.exists(info.sha256):
+            with self.place.blobs.open(
+                "a", encoding="ascii"
+            ) as log:  # before it is stored: it may be taken back
+                log.write(info.sha256 + "\n")
+            self.store.blobs.put(data, info.media_type)
+        if name:
+            self._hashes[name] = info.sha256
+            if len(self._hashes) > _REMEMBERED:
+                self._hashes.popitem(last=False)
+        return info.sha256
+
+    def _checked(self, kept: list[tuple[str, Feedback]]) -> tuple[list[tuple[str, Feedback]], list[str]]:
+        """Without what the service would not store; and what is wrong with that."""
+        refused = {
+            number: error
+            for number, _, error in capture.feedback.refused(
+                self.store, [item for _, item in kept], self.settings
+            )
+        }
+        good = [one for number, one in enumerate(kept) if number not in refused]
+        return good, [
+            f"{kept[number][0]}: it cannot be stored: {error.message.rstrip('.')}"
+            for number, error in refused.items()
+        ]
+
+    # --- storing
+
+    def keep(self) -> None:
+        """All rows become feedback, or none."""
+        self.now(state=DataSetState.STORING, total=self.dataset.rows - self.dataset.bad, progress=0)
+        stored = duplicates = 0
+        with self.store.begin() as conn:
+            for items in _together(self.place.items):
+                new, known = feedback.add(conn, items)
+                stored, duplicates = stored + len(new), duplicates + len(known)
+        self.dataset = self.dataset.model_copy(
+            update={"state": DataSetState.DONE, "stored": stored, "duplicates": duplicates, "error": ""}
+        )
+
+
+def _together(path: Path) -> Iterator[list[Feedback]]:
+    with path.open(encoding="utf-8") as lines:
+        while batch := [
+            feedback_adapter.validate_python(json.loads(line)["item"]) for line in islice(lines, _TOGETHER)
+        ]:
+            yield batch
+
+
+def take_back(store: Store, place: Place) -> None:
+    """Pictures that were stored for a data set of which nothing is kept."""
+    if not place.blobs.exists():
+        return
+    hashes = {line for line in place.blobs.read_text("ascii").split() if len(line) == 64}
+    with store.read() as conn:
+        unwanted = mentions.unmentioned(conn, hashes)
+    for sha in unwanted:
+        store.blobs.delete(sha)
+    place.blobs.unlink(missing_ok=True)
+
+
+# --- looking ------------------------------------------------------------------------------------------------
+
+
+def preview(settings: Settings, place: Place, request: Request, rows: int) -> Preview:
+    """What a data set is found to be, and its first rows as they would be taken. Nothing is stored.
+
+    Of a hub only what so many rows need is fetched.
+
+    Raises:
+        InvalidInput, DataError: It is not known what it is, or cannot be read.
+    """
+    dataset = place.read()
+    if dataset.source != UPLOAD:
+        fetch(
+            dataset.source,
+            place.files,
+            settings.cache_dir,
+            settings.max_dataset_bytes,
+            rows,
+            lambda done, total: None,
+        )
+    most_bytes = settings.max_dataset_bytes
+    unpack_all(place.files, most_bytes)
+    looked = look(tree_of(place.files), request.options, request.format)
+    samples = tuple(_shown(looked.reading.row, one) for one in islice(looked.objects, rows))
+    if not samples:
+        raise InvalidInput("It has no rows.", "Add at least one to train on.")
+    reading = looked.reading
+    return Preview(
+        format=looked.source.name,
+        what=looked.source.what,
+        mapping=reading.map,
+        guessed=reading.guessed,
+        columns=reading.columns,
+        left_out=reading.left_out,
+        samples=samples,
+        targets=TARGETS,
+    )
+
+
+def _shown(read: Callable[[Found], Row], one: Found) -> SampleShown:
+    try:
+        row = read(one)
+        if why := curate.unsayable(row):
+            raise UnusableRow(why)
+    except UnusableRow as error:
+        return SampleShown(place=one.place, problem=str(error))
+    messages = [{"role": turn.role, "text": _short(turn.text)} for turn in row.turns]
+    return SampleShown(
+        place=one.place,
+        messages=messages,
+        images=[picture.name for picture in row.pictures],
+        rejected=_short(row.rejected) if row.rejected else None,
+        label=row.label,
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _LONGEST_SHOWN else f"{text[:_LONGEST_SHOWN]}…"

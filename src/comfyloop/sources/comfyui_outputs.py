@@ -1,0 +1,146 @@
+"""What ComfyUI saved: the workflow inside a PNG says by which prompt, seed and models it was made.
+
+Which text made the picture is told by following the workflow, as the node pack does for a pick.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from comfyloop.comfyui.workflow import malformed, shown_text
+from comfyloop.sources.captions import beside
+from comfyloop.sources.source import Found, Options, Source, found
+from comfyloop.sources.tree import Tree
+
+LONGEST = 16 * 2**20
+"""Bytes of a workflow."""
+_PNG = b"\x89PNG\r\n\x1a\n"
+_LOOKED_AT = 12
+_MODELS = re.compile(r"(ckpt|unet|model|lora|vae|clip)_name\d*$")
+_COUNTER = re.compile(r"_\d+_?$")
+_LONGEST_COMMENT = 1000
+
+
+def fits(tree: Tree) -> bool:
+    pngs = [name for name in tree.ending(".png") if beside(tree, name) is None]
+    return any(texts_of(tree.path(name)).get("prompt") for name in pngs[:_LOOKED_AT])
+
+
+def read(tree: Tree, options: Options) -> Iterator[Found]:
+    for name in tree.ending(".png"):
+        path = tree.path(name)
+        try:
+            value = _made_by(texts_of(path).get("prompt", ""), path.name)
+        except _Unknown as error:
+            yield found(None, name, path.parent, str(error))
+            continue
+        yield found({"image": path.name, **value}, name, path.parent)
+
+
+class _Unknown(Exception):
+    """Why it is not known what a picture was made by, as the end of a sentence about it."""
+
+
+def texts_of(path: Path) -> dict[str, str]:
+    """The texts in a PNG that ComfyUI puts there: ``prompt`` and ``workflow``; none where it is damaged."""
+    texts: dict[str, str] = {}
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_PNG)) != _PNG:
+                return texts
+            while len(head := file.read(8)) == 8:
+                length, kind = struct.unpack(">I4s", head)
+                if kind == b"IDAT" and texts:  # it writes them first
+                    break
+                if kind in (b"tEXt", b"iTXt", b"zTXt") and length <= LONGEST:
+                    word, _, rest = file.read(length).partition(b"\0")
+                    file.seek(4, 1)
+                    if word in (b"prompt", b"workflow"):
+                        texts[word.decode()] = _text(kind, rest)
+                else:
+                    file.seek(length + 4, 1)
+    except (OSError, ValueError, zlib.error):
+        return {}
+    return texts
+
+
+def _text(kind: bytes, rest: bytes) -> str:
+    if kind == b"tEXt":
+        return rest.decode("utf-8", "replace")
+    if kind == b"zTXt":
+        packed = True
+        rest = rest[1:]
+    else:
+        packed = rest[:1] == b"\1"
+        rest = rest[2:].split(b"\0", 2)[-1]
+    if packed:
+        unpacking = zlib.decompressobj()
+        rest = unpacking.decompress(rest, LONGEST)
+        if unpacking.unconsumed_tail:
+            raise ValueError("a workflow that is too long")
+    return rest.decode("utf-8", "replace")
+
+
+def _made_by(text: str, name: str) -> dict[str, Any]:
+    if not text:
+        raise _Unknown("it has no workflow in it, so it is not known by which prompt it was made")
+    try:
+        graph = json.loads(text.replace("NaN", "null"))  # of ComfyUI's is_changed
+    except (ValueError, RecursionError):
+        raise _Unknown("the workflow in it cannot be read") from None
+    if wrong := malformed(graph):
+        raise _Unknown(f"the workflow in it is none: {wrong}")
+    prompts = {prompt for shower in _showers(graph, name) if (prompt := shown_text(graph, shower))}
+    if len(prompts) != 1:
+        why = "it saves pictures of several prompts" if prompts else "no one text of it made the picture"
+        raise _Unknown(f"its prompt is not known from its workflow: {why}")
+    return {"caption": prompts.pop(), "comment": _comment(graph)}
+
+
+def _showers(graph: dict[str, Any], name: str) -> list[str]:
+    """The nodes that may have saved a picture: by the prefix of its name, where that tells."""
+    savers = [
+        key
+        for key, node in graph.items()
+        if "images" in node["inputs"] and ("Save" in node["class_type"] or "Preview" in node["class_type"])
+    ]
+    stem = _COUNTER.sub("", PurePosixPath(name).stem)
+    mine = [
+        key
+        for key in savers
+        if PurePosixPath(str(graph[key]["inputs"].get("filename_prefix", "")).replace("\\", "/")).name == stem
+    ]
+    return mine or savers
+
+
+def _comment(graph: dict[str, Any]) -> str:
+    """Seed and models, for a person to see."""
+    seeds = [
+        str(value)
+        for node in graph.values()
+        for name, value in node["inputs"].items()
+        if name in ("seed", "noise_seed") and isinstance(value, int)
+    ]
+    models = [
+        value
+        for node in graph.values()
+        for name, value in node["inputs"].items()
+        if _MODELS.search(name) and isinstance(value, str)
+    ]
+    said = [f"seed {', '.join(dict.fromkeys(seeds))}"] if seeds else []
+    said += [f"models {', '.join(dict.fromkeys(models))}"] if models else []
+    return "; ".join(said)[:_LONGEST_COMMENT]
+
+
+SOURCE = Source(
+    "comfyui",
+    "pictures that ComfyUI saved, each with the prompt, the seed and the models of the workflow inside",
+    fits,
+    read,
+)

@@ -1,0 +1,110 @@
+"""A folder of files as a source looks at it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from comfyloop import formats
+from comfyloop.errors import ComfyLoopError, InvalidInput
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
+OUTSIDE = ".outside"
+"""The folder of pictures that rows name by paths that lead out of the data."""
+_DESCRIBING = frozenset(
+    [
+        "dataset_info.json",
+        "dataset_infos.json",
+        "dataset_dict.json",
+        "state.json",
+        "package.json",
+        "index.json",
+    ]
+)
+_JUNK = frozenset(["__MACOSX", "Thumbs.db", "desktop.ini"])
+_LOOKED_AT = 4
+"""Files of rows into which is looked to tell what they are."""
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Files below a folder, by their names relative to it, with slashes."""
+
+    root: Path
+    files: tuple[str, ...]
+
+    def ending(self, *suffixes: str) -> tuple[str, ...]:
+        return tuple(name for name in self.files if PurePosixPath(name).suffix.lower() in suffixes)
+
+    def path(self, name: str) -> Path:
+        return self.root / name
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        return frozenset(self.files)
+
+    @cached_property
+    def pictures(self) -> tuple[str, ...]:
+        return self.ending(*PICTURES)
+
+    @cached_property
+    def rows(self) -> tuple[str, ...]:
+        """Files of rows; the only file there is may be called anything."""
+        found = tuple(n for n in self.ending(*ROWS) if PurePosixPath(n).name.lower() not in _DESCRIBING)
+        return found or (self.files if len(self.files) == 1 and not self.pictures else ())
+
+    @cached_property
+    def first_values(self) -> tuple[tuple[str, dict[str, Any]], ...]:
+        """The first object of each of the first files of rows, by the file's name."""
+        found = []
+        for name in self.rows[:_LOOKED_AT]:
+            try:
+                item = next(iter(formats.each(self.path(name), encoding_of(self.path(name)))), None)
+            except ComfyLoopError:
+                continue
+            if item is not None and item.value is not None:
+                found.append((name, item.value))
+        return tuple(found)
+
+
+def tree_of(path: Path) -> Tree:
+    """A folder, or one file as a folder of its own. What systems leave there, and links, are passed over.
+
+    Raises:
+        InvalidInput: There is nothing in it.
+    """
+    if not path.is_dir():
+        return Tree(path.parent, (path.name,))
+    files = tuple(sorted(_walk(path, "")))
+    if not files:
+        raise InvalidInput(f"There are no files in {path.name}.", "Name a folder with data in it.")
+    return Tree(path, files)
+
+
+def _walk(folder: Path, before: str) -> Iterator[str]:
+    for entry in os.scandir(folder):
+        if entry.name.startswith(".") or entry.name in _JUNK:
+            continue
+        if entry.is_dir(follow_symlinks=False):
+            yield from _walk(Path(entry.path), f"{before}{entry.name}/")
+        elif entry.is_file(follow_symlinks=False):
+            yield before + entry.name
+
+
+def outside_name(source: str) -> str:
+    """Where a picture lies that a row names by a path out of the data: whoever sends the data puts it there."""
+    suffix = PurePosixPath(source).suffix[:8]
+    return f"{OUTSIDE}/{hashlib.sha256(source.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}{suffix}"
+
+
+def encoding_of(path: Path) -> str:
+    """What the first bytes of a text say that it is in; empty where they say nothing."""
+    with path.open("rb") as file:
+        head = file.read(2)
+    return "utf-16" if head in (b"\xff\xfe", b"\xfe\xff") else ""

@@ -1,0 +1,63 @@
+"""WebDataset: tar shards in which the files of a sample share a name up to its first dot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from pathlib import PurePosixPath
+from typing import Any
+
+from comfyloop.sources.captions import words_of
+from comfyloop.sources.source import Found, Options, Source, found
+from comfyloop.sources.tree import PICTURES, Tree
+
+_TEXTS = (".txt", ".caption", ".text")
+
+
+def fits(tree: Tree) -> bool:
+    """Samples of several files each, below what was a tar."""
+    if not tree.files or not all(_in_tar(name) for name in tree.files):
+        return False
+    some = tree.files[:200]
+    samples = {_key(name) for name in some}
+    return len(samples) < len(some) and any(PurePosixPath(name).suffix.lower() in PICTURES for name in some)
+
+
+def _in_tar(name: str) -> bool:
+    return any(part.lower().endswith((".tar", ".tgz", ".tar.gz")) for part in PurePosixPath(name).parts[:-1])
+
+
+def _key(name: str) -> str:
+    folder, slash, base = name.rpartition("/")
+    return folder + slash + base.partition(".")[0]
+
+
+def read(tree: Tree, options: Options) -> Iterator[Found]:
+    for key, names in groupby(sorted(tree.files, key=lambda name: (_key(name), name)), key=_key):
+        yield _sample(tree, key, list(names), options)
+
+
+def _sample(tree: Tree, key: str, names: list[str], options: Options) -> Found:
+    folder = tree.path(key).parent
+    pictures = [PurePosixPath(name).name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
+    value: dict[str, Any] = {}
+    for name in names:
+        suffix = PurePosixPath(name).suffix.lower()
+        if suffix in (*_TEXTS, ".json"):
+            said, problem = words_of(tree.path(name), options)
+            if problem:
+                return found(None, name, folder, problem)
+            value = said | value if suffix == ".json" else value | said
+    if not value:
+        return found(
+            None, key, folder, "it has neither a .txt nor a .json, so nothing is said of its picture"
+        )
+    if pictures:
+        value = {key: inner for key, inner in value.items() if key not in ("image", "images", "file_name")}
+        value["image"] = pictures[0] if len(pictures) == 1 else pictures
+    return found(value, key, folder)
+
+
+SOURCE = Source(
+    "webdataset", "WebDataset shards: tars of samples, the files of each called alike", fits, read
+)
