@@ -11,7 +11,7 @@ import typer
 from rich.markup import escape
 
 from comfyloop.cli.base import Json, Project, Url, app, put, service
-from comfyloop.errors import ComfyLoopError, InvalidInput
+from comfyloop.errors import InvalidInput
 from comfyloop.records import Generation
 
 feedback_app = typer.Typer(help="What people did: list it, or bring it in from a file.", no_args_is_help=True)
@@ -92,17 +92,12 @@ def feedback_import(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Bring in training samples, in any of the forms that docs/train.md names. All are stored, or none."""
-    from comfyloop.curate import read_import
+    """Bring in training samples: the same as `comfyloop data add FILE`, which takes much else too."""
+    from comfyloop.cli import data
 
     with service(url, project) as client:
-        found = read_import(path, client.default_project(), author, client.upload_image)
-        try:
-            receipt = client.send_feedback(found.items)
-        except ComfyLoopError as error:
-            raise type(error)(found.with_lines(error.message), error.hint) from None
-    stored, known = len(receipt["stored"]), len(receipt["duplicates"])
-    put(receipt, as_json, f"{stored} samples stored, {known} were there already.", *found.notes)
+        done = data.run(client, str(path), {}, author, quiet=as_json)
+    put(done, as_json, *data.said(done))
 
 
 @feedback_app.command("flags")

@@ -74,7 +74,7 @@ def add(
     }  # fmt: skip
     with service(url, project) as client:
         done = run(client, what, request, author, licence, dry_run=dry_run, ask=not yes, quiet=as_json)
-    put(done, as_json, *_said(done))
+    put(done, as_json, *said(done))
 
 
 def run(
@@ -100,13 +100,15 @@ def run(
     with _progress(quiet) as tell:
         if source == "upload":
             path = Path(what).expanduser()
-            options = Options(request["map"], request["encoding"], request["question"])
+            options = Options(
+                request.get("map", {}), request.get("encoding", ""), request.get("question", "")
+            )
             started = datasets.begin(
                 client, path.name or what, source, author=author, licence=licence, key=datasets.key_of(path)
             )
             id = started["id"]
             try:
-                datasets.send(client, id, path, options, request["format"], tell)
+                datasets.send(client, id, path, options, request.get("format", ""), tell)
             except ComfyLoopError:
                 _give_up_if_empty(client, id)
                 raise
@@ -121,7 +123,7 @@ def run(
         client.call("DELETE", f"/v1/datasets/{id}", project=client.project)
         return dict(seen)
     if ask and not quiet:
-        put(seen, False, *_said(seen))
+        put(seen, False, *said(seen))
         if (
             seen["guessed"]
             and sys.stdin.isatty()
@@ -172,7 +174,7 @@ def _progress(quiet: bool) -> Iterator[Any]:
         )
 
 
-def _said(found: dict[str, Any]) -> list[str]:
+def said(found: dict[str, Any]) -> list[str]:
     """A preview, or what a data set became."""
     if "samples" not in found:
         left = f", {found['bad']} left out" if found["bad"] else ""

@@ -110,7 +110,7 @@ def words_of(path: Path, options: Options) -> tuple[dict[str, Any], str]:
 
 SOURCE = Source(
     "captions",
-    "pictures, each with a text beside it (.txt, .caption, .json), in kohya's 10_name folders, or told by metadata.jsonl",
+    "pictures with a text beside each (.txt, .caption, .json), in kohya's 10_name folders, or in metadata.jsonl",
     fits,
     read,
 )

@@ -17,7 +17,6 @@ from comfyloop.sources import rows
 from comfyloop.sources.source import Found, Options, Source
 from comfyloop.sources.tree import Tree
 
-
 _OF_TRACES = frozenset(
     ["traceId", "trace_id", "observations", "scores", "sessionId", "session_id", "projectId", "project_id"]
 )

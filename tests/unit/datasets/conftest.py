@@ -62,6 +62,13 @@ class Adding:
 
 
 @pytest.fixture
+def settings(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """The home lies beside the data of a test, not among it."""
+    folder = tmp_path_factory.mktemp("home")
+    return Settings(home=folder / "home", cache_dir=folder / "cache", project="acme", port=0)
+
+
+@pytest.fixture
 def adding(settings: Settings) -> Iterator[Adding]:
     with open_store(settings) as store:
         with store.begin() as conn:

@@ -100,7 +100,7 @@ ARCHIVES: dict[str, tuple[str, Callable[[Path], Path], str]] = {
     "no archive": ("a.tar", lambda p: (p.write_bytes(b"nothing" * 200) and p) or p, "damaged"),
     "nested": ("c.zip", nested, "archives within an archive"),
     "bomb": ("a.zip", lambda p: zipped(p, ("data.jsonl", b"0" * (65 * 2**20))), "made to fill the disk"),
-    "gzip bomb": ("a.csv.gz", lambda p: (p.write_bytes(gzip.compress(b"0" * (65 * 2**20))) and p) or p, "made to fill"),  # noqa: E501
+    "gzip bomb": ("a.csv.gz", lambda p: (p.write_bytes(gzip.compress(b"0" * (65 * 2**20))) and p) or p, "made to fill"),
 }  # fmt: skip
 
 
@@ -254,7 +254,7 @@ def test_other_encodings_are_read(adding: Adding, tmp_path: Path, encoding: str,
         (tmp_path / name).write_bytes(text.encode(encoding))
     done = adding.add(tmp_path, encoding=said)
     assert (done.state, done.error) == (DataSetState.DONE, "")
-    assert sorted(item.messages[-1].text for item in adding.stored()) == ["2" + words[1], words[1]]  # type: ignore[union-attr]  # noqa: E501
+    assert sorted(item.messages[-1].text for item in adding.stored()) == ["2" + words[1], words[1]]  # type: ignore[union-attr]
 
 
 def test_a_line_without_end_is_refused_and_those_after_it_are_read(
