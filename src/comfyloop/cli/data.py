@@ -178,8 +178,12 @@ def said(found: dict[str, Any]) -> list[str]:
     """A preview, or what a data set became."""
     if "samples" not in found:
         left = f", {found['bad']} left out" if found["bad"] else ""
-        said = f"{found['stored']} samples stored, {found['duplicates']} were there already{left}."
-        return [said, *map(escape, found["notes"]), *(map(escape, found["problems"]) if found["bad"] else ())]
+        sentence = f"{found['stored']} samples stored, {found['duplicates']} were there already{left}."
+        return [
+            sentence,
+            *map(escape, found["notes"]),
+            *(map(escape, found["problems"]) if found["bad"] else ()),
+        ]
     lines = [f"[bold]{found['format']}[/]: {escape(found['what'])}"]
     if found["mapping"]:
         how = "guessed by their names" if found["guessed"] else "as you say"

@@ -54,6 +54,8 @@ def send(client: Client, id: str, path: Path, options: Options, format: str, tel
         raise NotFound(
             f"There is no file or folder {path}.", "Name one, a built-in set, or one of a hub (hf:, ms:)."
         )
+    if not path.is_dir() and not path.is_file():
+        raise NotFound(f"{path} is no file but a pipe or a device.", "Name a file or folder.")
     there = {sent["path"]: sent for sent in _sent(client, id)}
     files = list(_files(path, options, format))
     total, done = sum(file.path.stat().st_size for file in files), 0

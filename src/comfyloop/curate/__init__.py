@@ -1,7 +1,7 @@
 """Feedback into training data: an immutable snapshot, with a report of what was left out and why."""
 
 from comfyloop.curate.export import export
-from comfyloop.curate.imports import feedback_from, import_rows, read_import, unsayable
+from comfyloop.curate.imports import Unkept, feedback_from, unsayable
 from comfyloop.curate.lesson import epochs_of
 from comfyloop.curate.pipeline import NothingToTrain, Turn, answer_flag, build, flags
 from comfyloop.curate.report import CurationReport
@@ -15,6 +15,7 @@ __all__ = [
     "DataFiles",
     "NothingToTrain",
     "Turn",
+    "Unkept",
     "answer_flag",
     "build",
     "data_files",
@@ -24,9 +25,7 @@ __all__ = [
     "feedback_of",
     "flag_of",
     "flags",
-    "import_rows",
     "made_of",
-    "read_import",
     "read_samples",
     "strip",
     "suspects",

@@ -96,7 +96,8 @@ class Import:
             cursor = {}
         done, size = int(cursor.get("rows", 0)), int(cursor.get("bytes", 0))
         problems: list[str] = list(cursor.get("problems", []))
-        counts = {name: int(cursor.get(name, 0)) for name in ("bad", "pictures", "unlearnt")}
+        counts = {name: int(cursor.get(name, 0)) for name in ("bad", "pictures")}
+        unkept = curate.Unkept.model_validate(cursor.get("unkept", {}))
         looked = look(tree_of(self.place.files), request.options, request.format)
         self.now(
             state=DataSetState.READING,
@@ -119,7 +120,7 @@ class Import:
                         row = looked.reading.row(one)
                         kept.append((one.place, self._feedback(row)))
                         counts["pictures"] += len(row.pictures)
-                        counts["unlearnt"] += sum(not turn.learn for turn in row.turns)
+                        unkept = unkept.and_of(row)
                     except UnusableRow as error:
                         bad.append(f"{one.place}: {error}")
                 kept, refused = self._checked(kept)
@@ -132,19 +133,17 @@ class Import:
                 done += len(batch)
                 counts["bad"] += len(bad)
                 problems += bad[: max(0, SHOWN - len(problems))]
-                self.place.mark(
-                    {
-                        "request": request.model_dump(mode="json"),
-                        "rows": done,
-                        "bytes": out.tell(),
-                        "problems": problems,
-                    }
-                    | counts
-                )
+                mark = {
+                    "rows": done,
+                    "bytes": out.tell(),
+                    "problems": problems,
+                    "unkept": unkept.model_dump(),
+                }
+                self.place.mark({"request": request.model_dump(mode="json"), **mark, **counts})
                 self.now(rows=done, bad=counts["bad"], pictures=counts["pictures"], problems=tuple(problems))
-        self._judge(done, counts)
+        self._judge(done, unkept)
 
-    def _judge(self, rows: int, counts: dict[str, int]) -> None:
+    def _judge(self, rows: int, unkept: curate.Unkept) -> None:
         dataset = self.dataset
         if not rows:
             raise DataError(f"{dataset.name} has no rows.", "Add at least one to train on.")
@@ -156,12 +155,7 @@ class Import:
                 f"{dataset.bad} of {rows} rows cannot be used:\n{listed}",
                 f"Mend them{every}; nothing was stored.",
             )
-        notes = []
-        if counts["unlearnt"]:
-            notes.append(
-                f"{counts['unlearnt']} answers within conversations are not to be learnt (weight 0 or loss false). Of "
-                "what is fed back the last answer alone is learnt, so they are not."
-            )
+        notes = list(unkept.sentences())
         if dataset.bad:
             notes.append(f"{dataset.bad} of {rows} rows were left out.")
         self.now(notes=(*self._fetched_notes, *notes))

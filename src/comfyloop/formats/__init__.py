@@ -24,7 +24,17 @@ from comfyloop.formats.record import (
     UnusableRow,
     picture_of,
 )
-from comfyloop.formats.rows import Rows, listed, part_of, read, read_whole, row_of
+from comfyloop.formats.rows import (
+    Rows,
+    is_tagged_text,
+    listed,
+    notes,
+    part_of,
+    read,
+    read_whole,
+    row_of,
+    unread_keys,
+)
 from comfyloop.formats.swift import of_swift, quoted_tag, to_swift
 from comfyloop.formats.writing import to_json
 
@@ -40,8 +50,10 @@ __all__ = [
     "Turn",
     "UnusableRow",
     "each",
+    "is_tagged_text",
     "items",
     "listed",
+    "notes",
     "objects",
     "of_swift",
     "part_of",
@@ -53,4 +65,5 @@ __all__ = [
     "row_of",
     "to_json",
     "to_swift",
+    "unread_keys",
 ]

@@ -25,7 +25,7 @@ SHOWN = 20
 _UNUSABLE = (
     "videos", "video", "audios", "audio", "tools", "functions", "objects", "rejected_images", "messages_rejected",
 )  # fmt: skip
-_OWN = ("id", "kind", "slice", "group", "replay", "part", "origin", "author", "feedback")
+_OWN = ("id", "kind", "slice", "group", "replay", "part", "origin", "author", "feedback", "comment")
 _TELLING = frozenset(
     {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "video", "videos", "audio"}
     | {"audios", "pixel", "pixels", "chosen", "reject", "rejected", "kto", "preferred", "preference", "tool"}
@@ -71,9 +71,19 @@ def read(path: Path, *, may_be_empty: bool = False) -> Rows:
             bad.append(BadRow(item.line, name, str(error), item.item))
             continue
         good.append(row)
-        unread.update(key for key in row.extra if key not in _OWN)
-        tagged += not row.images and any(IMAGE_TAG in turn.text for turn in row.turns)
-    return Rows(good, bad, tuple(_notes(path, unread, tagged)))
+        unread.update(unread_keys(row))
+        tagged += is_tagged_text(row)
+    return Rows(good, bad, tuple(f"{path.name}: {note}" for note in notes(unread, tagged)))
+
+
+def unread_keys(row: Row) -> Iterator[str]:
+    """The keys of a row that say nothing to training."""
+    return (key for key in row.extra if key not in _OWN)
+
+
+def is_tagged_text(row: Row) -> bool:
+    """Whether a row has an image tag in its text and no image beside it."""
+    return not row.images and any(IMAGE_TAG in turn.text for turn in row.turns)
 
 
 def read_whole(path: Path, hint: str, *, may_be_empty: bool = False) -> Rows:
@@ -99,13 +109,14 @@ def listed(sentences: Sequence[str]) -> str:
     return "\n".join([*sentences[:SHOWN], *more])
 
 
-def _notes(path: Path, unread: Counter[str], tagged: int) -> Iterator[str]:
+def notes(unread: Mapping[str, int], tagged: int) -> Iterator[str]:
+    """What a person should know of rows: keys that were not read, and tags that are text."""
     if unread:
         keys = ", ".join(f"{_shown(key)} ({n})" for key, n in sorted(unread.items()))
-        yield f"{path.name}: keys that say nothing to training, with their number of rows: {keys}."
+        yield f"keys that say nothing to training, with their number of rows: {keys}."
     if tagged:
         yield (
-            f"{path.name}: {tagged} row{'s' * (tagged != 1)} with {IMAGE_TAG} in the text and no image beside it; "
+            f"{tagged} row{'s' * (tagged != 1)} with {IMAGE_TAG} in the text and no image beside it; "
             "the tag is learnt as text."
         )
 

@@ -18,7 +18,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyloop import curate
+from comfyloop import curate, formats
 from comfyloop.curate import replay, snapshot
 from comfyloop.curate.authors import ALWAYS
 from comfyloop.errors import Conflict, DataError, InvalidInput, NotFound, StorageError
@@ -34,7 +34,6 @@ from comfyloop.records import (
     Message,
     Project,
     Sample,
-    SampleUploaded,
     Snapshot,
     Verdict,
     Version,
@@ -369,7 +368,12 @@ def test_exported_data_imports_to_the_same_samples(store: Store, settings: Setti
     with store.begin() as conn:
         projects.add(conn, Project(name="copy", base_model="starter"))
     for file in sorted((tmp_path / "out").glob("train*.jsonl")):
-        items: list[SampleUploaded] = curate.import_rows(file, "copy", "ada", store.blobs.put)
+        items = [
+            curate.feedback_from(
+                row, "copy", "ada", {str(p): store.blobs.put(p.read_bytes()) for p in row.pictures}
+            )
+            for row in formats.read_whole(file, "").good
+        ]
         with store.begin() as conn:
             feedback.add(conn, items)
     copy = curate.build(store, "copy", settings)

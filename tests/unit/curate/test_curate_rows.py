@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.curate import import_rows, made_of, read_samples, strip
+from comfyloop.curate import made_of, read_samples, strip
 from comfyloop.curate.rows import dump_rows, row_of, write_rows
 from comfyloop.curate.samples import Source, make
-from comfyloop.errors import DataError, InvalidInput, NotFound, StorageError
+from comfyloop.errors import DataError, NotFound, StorageError
 from comfyloop.formats import Row, read_whole
 from comfyloop.records import ImagePart, Message, Sample, TextPart
 
@@ -210,48 +210,9 @@ def test_a_file_that_is_no_text_or_not_there_is_said_to_be(tmp_path: Path) -> No
         read_rows(tmp_path / "b.jsonl")
 
 
-def test_import_stores_images_and_gives_the_same_ids_again(tmp_path: Path) -> None:
-    (tmp_path / "cat.png").write_bytes(b"cat")
-    row = chat(("user", "<image>What?"), ("assistant", "A cat."), images=["cat.png"])
-    inline = chat(("user", "And <image>?"), ("assistant", "A cat."), images=["data:image/png;base64,Y2F0"])
-    file = tmp_path / "data.jsonl"
-    file.write_text(json.dumps(row) + "\n" + json.dumps(inline))
-    stored: list[bytes] = []
-
-    def put(data: bytes) -> str:
-        stored.append(data)
-        return "a" * 64
-
-    first = import_rows(file, "acme", "ada", put)
-    assert stored == [b"cat", b"cat"]
-    assert first[0].messages[0] == Message.of("user", "What?", ["a" * 64])
-    assert [item.id for item in import_rows(file, "acme", "ada", put)] == [item.id for item in first]
-    assert len({item.id for item in [*first, *import_rows(file, "acme", "bob", put)]}) == 4
-
-
-def test_import_names_the_line_of_an_image_that_cannot_be_used(tmp_path: Path) -> None:
-    file = tmp_path / "data.jsonl"
-    file.write_text(json.dumps(chat(("user", "<image>"), ("assistant", "x"), images=["gone.png"])))
-    with pytest.raises(DataError, match=r"data.jsonl:1: the image gone.png cannot be read"):
-        import_rows(file, "acme", "ada", lambda data: "")
-
-    def refuse(data: bytes) -> str:
-        raise InvalidInput("These bytes are no image.")
-
-    (tmp_path / "gone.png").write_bytes(b"<html>")
-    with pytest.raises(DataError, match=r"data.jsonl:1: the image gone.png cannot be used: These bytes"):
-        import_rows(file, "acme", "ada", refuse)
-
-
 def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path) -> None:
     pipe = tmp_path / "rows.jsonl"
     os.mkfifo(pipe)
     for path in (pipe, Path("/dev/zero")):
         with pytest.raises(StorageError, match="no file but a pipe"):
             read_rows(path)
-    rows = tmp_path / "data.jsonl"
-    for image in ("rows.jsonl", "/dev/zero", "."):
-        row = {"messages": [{"role": "user", "content": "<image>?"}, {"role": "assistant", "content": "a"}]}
-        rows.write_text(json.dumps(row | {"images": [image]}) + "\n")
-        with pytest.raises(DataError, match="no file but a pipe"):
-            import_rows(rows, "acme", "ada", lambda data: "0" * 64)

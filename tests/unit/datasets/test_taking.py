@@ -106,6 +106,21 @@ def test_what_was_killed_goes_on_where_it_was(
     assert [item.messages[-1].text for item in adding.stored()] == [f"It is {n}." for n in range(7)]  # type: ignore[union-attr]
 
 
+def test_the_same_row_of_two_people_is_two(adding: Adding, tmp_path: Path) -> None:
+    adding.add(rows(tmp_path, 2))
+    place = adding.place(tmp_path)
+    place.write(place.read().model_copy(update={"author": "ada"}))
+    assert adding.take(place).stored == 2
+    assert len({item.id for item in adding.stored()}) == 4
+
+
+def test_what_feedback_does_not_keep_is_told(adding: Adding, tmp_path: Path) -> None:
+    row = {"query": "What?", "response": "A mug.", "topic": "mugs", "replay": True}
+    (tmp_path / "d.jsonl").write_text(json.dumps(row))
+    first, second = adding.add(tmp_path).notes
+    assert "topic (1)" in first and "1 rows were rehearsal or replay" in second
+
+
 def test_another_way_of_reading_begins_again(adding: Adding, tmp_path: Path) -> None:
     place = adding.place(rows(tmp_path, 4))
     work = Import(adding.store, adding.settings, place, place.read(), lambda known: None)

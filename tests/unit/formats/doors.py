@@ -10,7 +10,7 @@ from typing import Any
 
 from comfyloop import formats
 from comfyloop.cli import single_run
-from comfyloop.curate import export, import_rows, read_samples
+from comfyloop.curate import export, feedback_from, read_samples
 from comfyloop.curate.pictures import picked_drafts
 from comfyloop.curate.rows import dump_rows, row_of
 from comfyloop.curate.samples import Source, make
@@ -108,7 +108,8 @@ def imported(file: Path) -> tuple[list[Sample], dict[str, bytes]]:
         return sha
 
     samples = []
-    for item in import_rows(file, "acme", "ada", put):
+    for row in formats.read_whole(file, "").good:
+        item = feedback_from(row, "acme", "ada", {str(p): put(p.read_bytes()) for p in row.pictures})
         if isinstance(item, ImagePicked):
             drafts, dropped = picked_drafts(item, {})
             assert dropped is None

@@ -20,7 +20,7 @@ from PIL import Image
 
 from comfyloop import formats
 from comfyloop.cli import single_run
-from comfyloop.curate import read_import
+from comfyloop.curate import Unkept
 from comfyloop.errors import ComfyLoopError
 from comfyloop.formats.pictures import LISTS
 from comfyloop.formats.query_response import QUERY, RESPONSE
@@ -453,7 +453,7 @@ def test_a_key_that_no_door_understands_is_named_at_every_door(
     doors: list[Callable[[Callable[[str], object]], Any]] = [
         lambda note: read_rows(file, note)[1],
         lambda note: single_run.prepare(folder, spec, [str(file)], [], note=note),
-        lambda note: [*map(note, read_import(file, "acme", "ada", lambda data: "").notes)],
+        lambda note: [*map(note, unkept(file).sentences())],
         image_trainer,
     ]
     for door in doors:
@@ -471,6 +471,13 @@ def test_a_key_that_no_door_understands_is_named_at_every_door(
         assert any(f"{key} (1)" in one or f"the key {key}," in one or f"it has {key}," in one for one in said)
 
 
+def unkept(file: Path) -> Unkept:
+    found = Unkept()
+    for row in formats.read_whole(file, "").good:
+        found = found.and_of(row)
+    return found
+
+
 def test_what_feedback_does_not_keep_of_a_row_is_told(tmp_path: Path) -> None:
     said = [("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d")]
     messages: list[dict[str, Any]] = [{"role": role, "content": text} for role, text in said]
@@ -478,7 +485,7 @@ def test_what_feedback_does_not_keep_of_a_row_is_told(tmp_path: Path) -> None:
     file = lines(
         tmp_path, {"messages": messages, "replay": True}, {"messages": messages[2:], "part": "rehearsal"}
     )
-    notes = " ".join(read_import(file, "acme", "ada", lambda data: "").notes)
+    notes = " ".join(unkept(file).sentences())
     assert "1 answers within conversations are not to be learnt" in notes
     assert "2 rows were rehearsal or replay" in notes
 
