@@ -141,7 +141,8 @@ class Stages:
 
         def prepare() -> None:
             try:
-                self.runner.prepare(self.models(project.base_model), self.settings.dtype)
+                model = self.models(project.base_model)
+                self.runner.prepare(model, self.settings.dtype, images=bool(project.image_model))
             except ComfyLoopError as error:
                 log.warning("Nothing was prepared for the next run of %s: %s", project.name, error)
 

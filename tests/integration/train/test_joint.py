@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 
 from comfyloop.train import recipes
+from comfyloop.train.prefork.trainer import WarmTrainer
 from comfyloop.train.recipes import joint as joint_recipe
 from comfyloop.train.recipes import sft
 from comfyloop.train.run.control import Control
@@ -49,7 +51,7 @@ def joint(tiny_llm: Path, tmp_path: Path) -> Path:
     write_lines(data / "train.jsonl", rows())
     write_lines(data / "train.captioned_image.jsonl", pictures(data))
     checkpoint = make_tiny_sd15(tmp_path / "tiny.safetensors")
-    few: dict[str, Any] = {"max_steps": 3, "save_steps": 1, "threads": 1, "nice": 0, "dtype": "float32"}
+    few: dict[str, Any] = {"max_steps": 3, "save_steps": 1, "threads": 1, "nice": 10, "dtype": "float32"}
     text = TrainSpec(model=str(tiny_llm), train=str(data / "train.jsonl"), **few)
     image = ImageTrainSpec(
         model=str(checkpoint), train=str(data / "train.captioned_image.jsonl"), resolution=64, **few
@@ -92,9 +94,13 @@ def test_one_run_gives_both_adapters(joint: Path) -> None:
     assert len(trained) > len(own), "the text side wrote no prompt"
 
 
-def test_a_killed_run_goes_on_in_its_side(joint: Path) -> None:
+def test_a_killed_run_goes_on_in_its_side(joint: Path, tiny_llm: Path) -> None:
+    """Forked from a warm trainer, as in a loop."""
     checkpoints = RunDirectory(joint).side("image").checkpoints
-    process = local.start(joint)
+    warm = WarmTrainer(minutes=5)
+    warm.prepare(str(tiny_llm), "float32", images=True)
+    process = local.start(joint, warm=warm)
+    assert psutil.Process(process.pid).ppid() == warm.pid
     for _ in range(1200):
         if checkpoints.exists() and any(checkpoints.iterdir()):
             break
@@ -103,8 +109,9 @@ def test_a_killed_run_goes_on_in_its_side(joint: Path) -> None:
     local.wait(joint, timeout=30)
     text = joint / "text" / "adapter" / "adapter_model.safetensors"
     before = text.stat().st_mtime_ns
-    local.start(joint)
+    local.start(joint, warm=warm)
     finish(joint)
+    warm.close()
     assert text.stat().st_mtime_ns == before
     sides = [line.get("side") for line in RunDirectory(joint).log_lines()]
     assert sides == ["text"] * 3 + ["image"] * 3

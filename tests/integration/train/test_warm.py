@@ -18,6 +18,7 @@ from comfyloop.train import runners
 from comfyloop.train.prefork.trainer import WarmTrainer
 from comfyloop.train.run.directory import RunDirectory, TrainState
 from comfyloop.train.runners import local
+from comfyloop.train.specs.image import ImageTrainSpec
 from tests.integration.train.runs import curve, finish
 
 pytestmark = pytest.mark.slow
@@ -39,6 +40,19 @@ def seconds_to_step(run: Path, step: int = 1) -> float:
     began = time.monotonic()
     next(line for line in local.follow(run, interval=0.005) if line["step"] >= step)
     return time.monotonic() - began
+
+
+def test_a_run_with_an_image_side_needs_a_warm_trainer_that_has_one(
+    warm: WarmTrainer, tiny_llm: Path, tmp_path: Path
+) -> None:
+    spec = ImageTrainSpec(model="gone.safetensors", train="gone.jsonl")
+    assert warm.fork(RunDirectory(tmp_path), spec, 0, 0, {}) is None, "to be started cold"
+    for_texts = warm.pid
+    warm.prepare(str(tiny_llm), "float32", images=True)
+    for_both = warm.pid
+    assert for_both != for_texts
+    warm.prepare(str(tiny_llm), "float32")
+    assert warm.pid == for_both, "it can do what is asked, and more"
 
 
 def gone(pid: int, seconds: float = 10) -> bool:

@@ -41,6 +41,12 @@ def import_once(quantised: bool = False) -> None:
     tqdm.tqdm.monitor_interval = 0  # a progress bar would start a thread that watches it
 
 
+def import_image_side() -> None:
+    """Import, after `import_once`, what runs with an image side and comparisons of image versions need besides."""
+    from comfyloop.train.judge import judge  # noqa: F401
+    from comfyloop.train.recipes import image_dpo, image_sft, joint  # noqa: F401
+
+
 def settle() -> None:
     """Call it before the first fork: a collection in a fork would write to, and so copy, every page."""
     gc.collect()

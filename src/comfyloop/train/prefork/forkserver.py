@@ -1,8 +1,8 @@
-"""`python -m comfyloop.train.prefork.forkserver SOCKET MODEL DTYPE MINUTES`: the process that runs are forked from.
+"""`python -m comfyloop.train.prefork.forkserver SOCKET MODEL DTYPE SIDES MINUTES`: what runs are forked from.
 
-It imports what a run imports, reads the base weights (memory-mapped, so they are the page cache's until a run
-touches them), and waits. It keeps to the rules of `forking`, and ends when the service's end of the socket is
-closed, or after MINUTES without a word.
+It imports what a run imports (SIDES is `text` or `text+image`), reads the base weights of the text side (memory-mapped,
+so they are the page cache's until a run touches them), and waits. It keeps to the rules of `forking`, and ends when the
+service's end of the socket is closed, or after MINUTES without a word.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from comfyloop.train.prefork.forking import count_threads, end_with, import_once, settle
+from comfyloop.train.prefork.forking import count_threads, end_with, import_image_side, import_once, settle
 
 NICE = 10
 """As low as a run is by default; a fork cannot rise again."""
@@ -26,7 +26,8 @@ OOM_SCORE = 800
 
 
 def main(arguments: list[str]) -> int:
-    fd, model, dtype, minutes = int(arguments[0]), arguments[1], arguments[2], float(arguments[3])
+    fd, minutes = int(arguments[0]), float(arguments[4])
+    model, dtype, sides = arguments[1:4]
     with socket.socket(fileno=fd) as service:
         os.nice(max(0, NICE - os.nice(0)))
         with contextlib.suppress(OSError):
@@ -34,6 +35,8 @@ def main(arguments: list[str]) -> int:
         if Path(model).is_dir():
             os.environ["HF_HUB_OFFLINE"] = "1"
         load(model, dtype)
+        if "image" in sides:
+            import_image_side()
         settle()
         signal.signal(signal.SIGCHLD, _reap)
         try:

@@ -26,9 +26,14 @@ import psutil
 import comfyloop
 from comfyloop.train.run.control import ask_for_large_pages
 from comfyloop.train.run.directory import RunDirectory
+from comfyloop.train.specs.image import ImageTrainSpec
+from comfyloop.train.specs.joint import JointSpec
+from comfyloop.train.specs.judge import JudgeSpec
 from comfyloop.train.specs.text import TrainSpec
 
 log = logging.getLogger(__name__)
+
+AnySpec = TrainSpec | ImageTrainSpec | JointSpec | JudgeSpec
 
 LOADING_SECONDS = 120.0
 """How long a run waits for a warm trainer that is still loading: a cold start would load the same."""
@@ -54,24 +59,28 @@ class WarmTrainer:
         process = self._process
         return process.pid if process is not None and process.is_alive() else None
 
-    def prepare(self, model: str, dtype: str) -> None:
-        """Have a process warm for runs on a base model, in a precision as a spec names it. Returns at once."""
+    def prepare(self, model: str, dtype: str, images: bool = False) -> None:
+        """Have a process warm for runs on a base model, in a precision as a spec names it. Returns at once.
+
+        Args:
+            images: There will be runs with an image side, too.
+        """
         if not self._lock.acquire(blocking=False):
             return  # a run is being started from it now
         try:
             process = self._process
-            if process is not None and process.is_alive() and process.serves(model, dtype):
+            if process is not None and process.is_alive() and process.serves(model, dtype, images):
                 process.keep()
                 return
             self._drop()
-            self._process = _WarmProcess(model, dtype, self._minutes)
+            self._process = _WarmProcess(model, dtype, images, self._minutes)
         except OSError as error:
             log.warning("No warm trainer could be started (%s): runs start cold.", error)
         finally:
             self._lock.release()
 
     def fork(
-        self, run: RunDirectory, spec: TrainSpec, lock: int, output: int, environment: Mapping[str, str]
+        self, run: RunDirectory, spec: AnySpec, lock: int, output: int, environment: Mapping[str, str]
     ) -> int | None:
         """Start a run from the warm process.
 
@@ -88,7 +97,7 @@ class WarmTrainer:
             if process is None:
                 return None
             try:
-                if isinstance(spec, TrainSpec) and spec.quant_method is not None:
+                if _is_quantised(spec):  # PEFT was told that there is no bitsandbytes
                     raise NotWarm(
                         "its weights are quantised, and the warm trainer has not imported what that needs"
                     )
@@ -117,8 +126,8 @@ class NotWarm(Exception):
 class _WarmProcess:
     """One forkserver and the socket to it; it ends when the socket's other end is closed, by whatever death."""
 
-    def __init__(self, model: str, dtype: str, minutes: float) -> None:
-        self._model, self._dtype = model, dtype
+    def __init__(self, model: str, dtype: str, images: bool, minutes: float) -> None:
+        self._model, self._dtype, self._images = model, dtype, images
         self._stamp = stamp(model)
         self._ready = False
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -126,7 +135,7 @@ class _WarmProcess:
         with theirs:
             self._child = subprocess.Popen(
                 [sys.executable, "-m", "comfyloop.train.prefork.forkserver", str(theirs.fileno()), model, dtype,
-                 str(minutes)],
+                 "text+image" if images else "text", str(minutes)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=ask_for_large_pages(os.environ),
@@ -141,8 +150,9 @@ class _WarmProcess:
     def is_current(self) -> bool:
         return stamp(self._model) == self._stamp
 
-    def serves(self, model: str, dtype: str) -> bool:
-        return (model, dtype) == (self._model, self._dtype) and self.is_current()
+    def serves(self, model: str, dtype: str, images: bool) -> bool:
+        able = self._images or not images
+        return able and (model, dtype) == (self._model, self._dtype) and self.is_current()
 
     def keep(self) -> None:
         """Put off the moment at which it lets its memory go."""
@@ -150,9 +160,11 @@ class _WarmProcess:
             self._socket.send(b"{}", socket.MSG_DONTWAIT)
 
     def fork(
-        self, run: RunDirectory, spec: TrainSpec, lock: int, output: int, environment: Mapping[str, str]
+        self, run: RunDirectory, spec: AnySpec, lock: int, output: int, environment: Mapping[str, str]
     ) -> int:
         """Process id of the run. Raises NotWarm: then there is none, nor will be."""
+        if not self._images and not isinstance(spec, TrainSpec):
+            raise NotWarm("it has an image side, and the warm trainer has not imported what that needs")
         if not self.is_alive():
             raise NotWarm("the warm trainer has let its memory go, or was ended")
         if not self.is_current():
@@ -200,10 +212,15 @@ class _WarmProcess:
         self._child.wait()
 
 
+def _is_quantised(spec: AnySpec) -> bool:
+    text = spec.text if isinstance(spec, JointSpec) else spec
+    return isinstance(text, TrainSpec) and text.quant_method is not None
+
+
 def stamp(model: str) -> str:
     """What a warm process is made of: this package's code, the libraries, the model's files."""
     digest = hashlib.sha256()
-    for name in ("torch", "transformers", "peft", "tokenizers", "safetensors"):
+    for name in ("torch", "transformers", "peft", "tokenizers", "safetensors", "diffusers"):
         with contextlib.suppress(PackageNotFoundError):
             digest.update(f"{name} {version(name)}\n".encode())
     for file in (*_files(Path(comfyloop.__file__).parent.rglob("*.py")), *_files(Path(model).glob("*"))):

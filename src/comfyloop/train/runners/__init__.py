@@ -36,7 +36,7 @@ class Runner(Protocol):
         """Kill whatever works on the run; its last checkpoint is valid. Nothing does: no error."""
         ...
 
-    def prepare(self, model: str, dtype: str) -> None:
+    def prepare(self, model: str, dtype: str, images: bool = False) -> None:
         """A run on this base model, in this precision, will be asked for soon. Returns at once."""
         ...
 
@@ -84,8 +84,8 @@ class Runners:
             return False
         return time.time() - asked > self._settings.cancel_seconds
 
-    def prepare(self, model: str, dtype: str) -> None:
-        self._runner(self._settings.train_runner).prepare(model, dtype)
+    def prepare(self, model: str, dtype: str, images: bool = False) -> None:
+        self._runner(self._settings.train_runner).prepare(model, dtype, images)
 
     def close(self) -> None:
         for runner in self._made.values():

@@ -51,7 +51,7 @@ class ContainerRunner:
         subprocess.run([find_engine(self._asked), "kill", name(run)], capture_output=True)
         self._watch.started(run)
 
-    def prepare(self, model: str, dtype: str) -> None:
+    def prepare(self, model: str, dtype: str, images: bool = False) -> None:
         """Nothing can be prepared: a container has no memory of another one."""
 
     def close(self) -> None:

@@ -25,7 +25,6 @@ from comfyloop.train.run.control import ask_for_large_pages
 from comfyloop.train.run.directory import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
 from comfyloop.train.specs.base import RunSpec
 from comfyloop.train.specs.files import SPEC_FILE, read_spec, write_spec
-from comfyloop.train.specs.text import TrainSpec
 
 KILL_SECONDS = 10.0
 
@@ -53,9 +52,9 @@ class LocalRunner:
     def end(self, run_dir: Path) -> None:
         kill(run_dir, spare={self.warm.pid} if self.warm is not None else set())
 
-    def prepare(self, model: str, dtype: str) -> None:
+    def prepare(self, model: str, dtype: str, images: bool = False) -> None:
         if self.warm is not None:
-            self.warm.prepare(model, dtype)
+            self.warm.prepare(model, dtype, images)
 
     def close(self) -> None:
         if self.warm is not None:
@@ -83,8 +82,7 @@ def start(
     try:
         with run.output_file.open("ab") as output:
             pid = None
-            # It has read a model of the text side, and told PEFT that there is no bitsandbytes.
-            if warm is not None and isinstance(spec, TrainSpec) and spec.quant_method is None:
+            if warm is not None:
                 pid = warm.fork(run, spec, lock, output.fileno(), variables)
             if pid is None:
                 pid = _start_cold(run, lock, output, variables)

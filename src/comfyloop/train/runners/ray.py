@@ -57,7 +57,7 @@ class RayRunner:
             self._ask("POST", f"/api/jobs/{_job_file(run).read_text()}/stop")
         self._watch.started(run)
 
-    def prepare(self, model: str, dtype: str) -> None:
+    def prepare(self, model: str, dtype: str, images: bool = False) -> None:
         """Nothing can be prepared: which node a run will get is not known."""
 
     def close(self) -> None:
