@@ -1,10 +1,12 @@
-"""The nodes, one file each; what several need is in `shared.py`."""
+"""The nodes, one file each, which ends in `NODE = ` its class; what several need is in `shared.py`."""
 
-from .ask import Ask
-from .live_lora import LiveLora
-from .pick_images import PickImages
-from .review import Review
-from .save_sample import SaveSample
-from .write_prompt import WritePrompt
+from __future__ import annotations
 
-NODES = [Ask, WritePrompt, Review, PickImages, LiveLora, SaveSample]
+import pkgutil
+from importlib import import_module
+
+NODES: list[type] = [
+    import_module(f"{__name__}.{module.name}").NODE
+    for module in pkgutil.iter_modules(__path__)
+    if module.name != "shared"
+]

@@ -47,3 +47,6 @@ class Ask(io.ComfyNode):
         return io.NodeOutput(
             answer.text, handle, ui={"comfyloop_text": [answer.text], "comfyloop_version": [who_answered(answer)]}
         )
+
+
+NODE = Ask

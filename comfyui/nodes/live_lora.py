@@ -96,3 +96,6 @@ def _unknown_keys(tensors: dict[str, Any], model: Any, clip: Any) -> list[str]:
     }
     text_side = () if clip is not None else ("lora_te",)
     return [key for key in converted if key not in known and not key.startswith(text_side or ("\0",))]
+
+
+NODE = LiveLora

@@ -153,3 +153,6 @@ def _save(batches: list[Any]) -> tuple[list[dict[str, str]], dict[str, Path]]:
 def _found(workflow: dict[str, Any], plain: dict[str, Any], node: str, prompt_id: str) -> Text:
     host = pack.get().host
     return graph.text_of_images(workflow, plain, str(node), "images", host.define, host.heard(prompt_id))
+
+
+NODE = PickImages

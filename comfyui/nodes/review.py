@@ -54,3 +54,6 @@ class Review(io.ComfyNode):
         if answer.get("action") == "reject":  # what comes after is not run; it is no error either
             return io.NodeOutput(ExecutionBlocker(None), ui={"comfyloop_review": [{**shown, "note": "rejected"}]})
         return io.NodeOutput(answer["text"], ui={"comfyloop_review": [{**shown, "note": "done"}]})
+
+
+NODE = Review

@@ -68,3 +68,6 @@ def crop(images: Any, mask: Any) -> Any:
         )
     rows, columns = set_.any(dim=1).nonzero().flatten(), set_.any(dim=0).nonzero().flatten()
     return images[:, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+NODE = SaveSample

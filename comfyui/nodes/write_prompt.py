@@ -49,3 +49,6 @@ class WritePrompt(io.ComfyNode):
         return io.NodeOutput(
             prompt, handle, ui={"comfyloop_text": [prompt], "comfyloop_version": [who_answered(answer)]}
         )
+
+
+NODE = WritePrompt

@@ -35,9 +35,8 @@ const PANELS = {
   ComfyLoopWritePrompt: [textPanel, 90, 320],
   ComfyLoopReview: [reviewPanel, 150, 360],
   ComfyLoopPickImages: [pickPanel, 230, 400],
-  ComfyLoopLiveLora: [notePanel, 24, 300],
-  ComfyLoopSaveSample: [notePanel, 24, 320],
 };
+const PANEL = [notePanel, 24, 320]; // of every other node of ours: it shows what the node notes (`comfyloop_note`)
 
 // The panel of the node that an execution id means; ids inside subgraphs are paths like "12:3".
 function panelOf(id) {
@@ -116,9 +115,8 @@ app.registerExtension({
   name: "comfyloop",
 
   nodeCreated(node) {
-    const known = PANELS[node.comfyClass];
-    if (!known) return;
-    const [make, height, width] = known;
+    if (!node.comfyClass?.startsWith("ComfyLoop")) return;
+    const [make, height, width] = PANELS[node.comfyClass] ?? PANEL;
     const panel = make();
     node.comfyloopPanel = panel;
     const widget = node.addDOMWidget("comfyloop", "comfyloop", panel, {

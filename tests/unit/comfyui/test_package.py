@@ -23,6 +23,7 @@ FROM_SERVICE = {"idle", "curating", "training", "gating", "promoting"}
 FROM_SERVICE |= {"log_likelihood", "edit_distance", "all", "vision", "general", "prompt", "graph"}
 FROM_SERVICE |= {"wants", "does not want", "running", "worse", "no_worse", "ended"}
 FROM_SERVICE |= {"right_answer", "general picture", "accepted"}
+NODES = [file for file in sorted((PACK / "nodes").glob("*.py")) if file.stem not in ("__init__", "shared")]
 MODULES = sorted(PACK.rglob("*.py"))
 
 
@@ -34,7 +35,29 @@ def test_both_languages_name_the_same_things() -> None:
     def keys(value: object) -> object:
         return {k: keys(v) for k, v in value.items()} if isinstance(value, dict) else None
 
-    assert keys(en) == keys(zh) and len(en) == 6
+    assert keys(en) == keys(zh)
+    declared = {name: shown for module in NODES for name, shown in [_schema(module)]}
+    assert {name: told["display_name"] for name, told in en.items()} == declared
+
+
+@pytest.mark.parametrize("module", NODES, ids=lambda path: path.stem)
+def test_a_node_declares_itself_in_its_file(module: Path) -> None:
+    name, shown = _schema(module)
+    last = ast.parse(module.read_text("utf-8")).body[-1]
+    assert isinstance(last, ast.Assign) and ast.unparse(last).startswith("NODE = ")
+    assert name.startswith("ComfyLoop") and shown.endswith(" (ComfyLoop)")
+
+
+def _schema(module: Path) -> tuple[str, str]:
+    """A node's id and what it is called, as its file says: ComfyUI, which would read it, is not here."""
+    calls = [node for node in ast.walk(ast.parse(module.read_text("utf-8"))) if isinstance(node, ast.Call)]
+    (schema,) = (call for call in calls if ast.unparse(call.func) == "io.Schema")
+    told = {
+        word.arg: ast.literal_eval(word.value)
+        for word in schema.keywords
+        if word.arg in ("node_id", "display_name")
+    }
+    return told["node_id"], told["display_name"]
 
 
 def test_every_word_of_the_page_has_a_translation_and_every_translation_a_use() -> None:
