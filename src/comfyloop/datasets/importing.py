@@ -16,7 +16,7 @@ from comfyloop.datasets.record import DataSet, DataSetState, Preview, Request, S
 from comfyloop.errors import ComfyLoopError, DataError, InvalidInput
 from comfyloop.files import regular
 from comfyloop.formats import Row, UnusableRow
-from comfyloop.records import Feedback, feedback_adapter
+from comfyloop.records import Feedback
 from comfyloop.settings import Settings
 from comfyloop.sources import TARGETS, Found, look, tree_of, unpack_all
 from comfyloop.sources.fetching import UPLOAD, fetch
@@ -26,7 +26,6 @@ BATCH = 64
 """Rows that are checked, and marked as read, together."""
 SHOWN = 20
 """Problems that are told; more are counted."""
-_TOGETHER = 500  # pieces of feedback in a statement
 _REMEMBERED = 1000  # pictures whose hashes are kept in mind
 _LONGEST_SHOWN = 300
 
@@ -125,10 +124,8 @@ class Import:
                         bad.append(f"{one.place}: {error}")
                 kept, refused = self._checked(kept)
                 bad += refused
-                for place, item in kept:
-                    out.write(
-                        json.dumps({"place": place, "item": item.model_dump(mode="json")}).encode() + b"\n"
-                    )
+                for _, item in kept:
+                    out.write(json.dumps(feedback.body_of(item), ensure_ascii=False).encode() + b"\n")
                 out.flush()
                 done += len(batch)
                 counts["bad"] += len(bad)
@@ -212,22 +209,17 @@ class Import:
     def keep(self) -> None:
         """All rows become feedback, or none."""
         self.now(state=DataSetState.STORING, total=self.dataset.rows - self.dataset.bad, progress=0)
-        stored = duplicates = 0
         with self.store.begin() as conn:
-            for items in _together(self.place.items):
-                new, known = feedback.add(conn, items)
-                stored, duplicates = stored + len(new), duplicates + len(known)
+            stored, duplicates = feedback.add_made_of_content(conn, _laid_aside(self.place.items))
         self.dataset = self.dataset.model_copy(
             update={"state": DataSetState.DONE, "stored": stored, "duplicates": duplicates, "error": ""}
         )
 
 
-def _together(path: Path) -> Iterator[list[Feedback]]:
+def _laid_aside(path: Path) -> Iterator[feedback.Body]:
     with path.open(encoding="utf-8") as lines:
-        while batch := [
-            feedback_adapter.validate_python(json.loads(line)["item"]) for line in islice(lines, _TOGETHER)
-        ]:
-            yield batch
+        for line in lines:
+            yield feedback.Body(*json.loads(line))
 
 
 def take_back(store: Store, place: Place) -> None:

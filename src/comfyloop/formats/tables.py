@@ -60,6 +60,8 @@ def of_csv(file: TextIO, name: str) -> Iterator[Item]:
 
 def _lines(file: TextIO) -> Iterator[str]:
     while line := file.readline(_LONGEST_CELL):
+        if len(line) == _LONGEST_CELL:
+            raise csv.Error(f"a line of more than {_LONGEST_CELL // 2**20} million characters")
         yield line
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import gzip
 import lzma
+import re
 import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -25,6 +26,7 @@ _ALWAYS = 64 * 2**20
 """Bytes that may come of any archive, however small."""
 _PIECE = 2**20
 _TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+_CHINESE = re.compile(r"[\x20-\x7e\u2010-\u2027\u3000-\u9fff\uff00-\uffef]+")
 _PASSED_OVER = ("__MACOSX/", ".DS_Store", "Thumbs.db", "desktop.ini")
 
 
@@ -152,12 +154,12 @@ def _zip_name(entry: zipfile.ZipInfo) -> str:
         raw = entry.orig_filename.encode("cp437")
     except UnicodeEncodeError:
         return entry.filename
+    read = []
     for encoding in ("utf-8", "gb18030"):
-        try:
-            return raw.decode(encoding)
-        except UnicodeDecodeError:
-            continue
-    return entry.filename
+        with suppress(UnicodeDecodeError):
+            read.append(raw.decode(encoding))
+    # Two Chinese characters in GBK are often two letters of UTF-8 that nobody writes side by side.
+    return next((name for name in read if _CHINESE.fullmatch(name)), read[0] if read else entry.filename)
 
 
 def _tar(path: Path, shown: str, folder: Path, budget: _Budget) -> None:
@@ -182,7 +184,7 @@ def _tar(path: Path, shown: str, folder: Path, budget: _Budget) -> None:
             _write(source, target, shown, packed, budget, before)
             if target.stat().st_size != entry.size:
                 raise EOFError(f"{entry.name} is not whole")
-            archive.members = []  # the names of a million samples are not kept
+            archive.members = []  # type: ignore[attr-defined]  # the names of a million samples are not kept
 
 
 def _gzip(path: Path, shown: str, folder: Path, budget: _Budget) -> None:
@@ -192,7 +194,12 @@ def _gzip(path: Path, shown: str, folder: Path, budget: _Budget) -> None:
 
 
 def _write(
-    source: IO[bytes], target: Path, shown: str, packed: int, budget: _Budget, before: int | None = None
+    source: IO[bytes] | gzip.GzipFile,
+    target: Path,
+    shown: str,
+    packed: int,
+    budget: _Budget,
+    before: int | None = None,
 ) -> None:
     budget.another(shown)
     start = budget.used if before is None else before

@@ -60,14 +60,11 @@ def _row(completion: Any) -> dict[str, Any]:
             "it has no messages: the API keeps them apart, under /chat/completions/{id}/messages; put them beside it"
         )
     choices = completion.get("choices")
-    message = (
-        choices[0].get("message")
-        if isinstance(choices, list) and choices and isinstance(choices[0], dict)
-        else None
-    )
-    if not isinstance(message, dict):
+    choice = choices[0] if isinstance(choices, list) and choices else None
+    message = choice.get("message") if isinstance(choice, dict) else None
+    if not isinstance(choice, dict) or not isinstance(message, dict):
         raise UnusableRow("it has no choice with a message")
-    if choices[0].get("finish_reason") == "length":
+    if choice.get("finish_reason") == "length":
         raise UnusableRow("its answer was broken off (finish_reason length)")
     return {"id": str(completion.get("id", "")), "messages": [*map(_message, asked), _message(message)]}
 

@@ -283,6 +283,7 @@ def test_a_line_without_end_is_refused_and_those_after_it_are_read(
         st.dictionaries(
             st.text(max_size=8),
             st.text(max_size=30) | st.integers() | st.lists(st.integers(), max_size=3),
+            min_size=1,
             max_size=4,
         ),
         min_size=1,

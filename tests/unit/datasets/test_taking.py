@@ -50,21 +50,21 @@ def test_the_same_again_is_stored_once(adding: Adding, tmp_path: Path) -> None:
 def test_a_failure_in_the_middle_of_storing_stores_nothing(
     adding: Adding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(importing, "_TOGETHER", 2)
-    real, calls = feedback.add, []
+    real, left = feedback._insert, [1]
+    monkeypatch.setattr(feedback, "_MANY", 2)
 
-    def add(conn: Any, items: Any) -> Any:
-        calls.append(len(items))
-        if len(calls) == 2:
+    def insert(conn: Any, bodies: Any) -> None:
+        if not left:
             raise StorageError("The disk is full.", "Make room.")
-        return real(conn, items)
+        left.pop()
+        real(conn, bodies)
 
-    monkeypatch.setattr(importing.feedback, "add", add)
+    monkeypatch.setattr(feedback, "_insert", insert)
     place = adding.place(rows(tmp_path, 5))
     failed = adding.take(place)
     assert (failed.state, failed.error) == (DataSetState.FAILED, "The disk is full. Make room.")
     assert adding.stored() == []
-    monkeypatch.setattr(importing.feedback, "add", real)
+    monkeypatch.setattr(feedback, "_insert", real)
     assert adding.take(place).stored == 5
 
 

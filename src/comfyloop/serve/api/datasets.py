@@ -21,7 +21,7 @@ from comfyloop.errors import Conflict
 from comfyloop.records import Author, ProjectName
 from comfyloop.serve.api.common import AskedProject, Limit
 from comfyloop.serve.api.services import Services, Svc
-from comfyloop.sources.builtin import BUILTIN, Builtin
+from comfyloop.sources.builtin import BUILTIN
 from comfyloop.sources.fetching import check_source
 
 router = APIRouter(tags=["datasets"])
@@ -45,9 +45,22 @@ class NewDataSet(BaseModel):
     )
 
 
+class BuiltinSet(BaseModel):
+    """A data set that comes with ComfyLoop, or is put together from registry packages."""
+
+    model_config = ConfigDict(from_attributes=True)
+    name: str
+    what: str
+    licence: str
+    rows: int
+    bytes: int = Field(description="What is downloaded or copied for it, about.")
+    modalities: tuple[str, ...]
+    languages: tuple[str, ...]
+
+
 class DataSetList(BaseModel):
     items: list[DataSet]
-    builtin: list[Builtin]
+    builtin: list[BuiltinSet]
 
 
 class FileList(BaseModel):
@@ -74,7 +87,7 @@ def list_datasets(services: Svc, project: AskedProject) -> DataSetList:
     """Newest first."""
     found = [services.imports.state(place) for place in places(services.settings, project)]
     found.sort(key=lambda dataset: dataset.created_at, reverse=True)
-    return DataSetList(items=found, builtin=list(BUILTIN.values()))
+    return DataSetList(items=found, builtin=list(map(BuiltinSet.model_validate, BUILTIN.values())))
 
 
 @router.post("/v1/datasets", summary="Begin to add a data set", status_code=201)

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from pydantic import BaseModel, ConfigDict, Field
 
 import comfyloop
 
@@ -17,17 +16,16 @@ Make = Callable[[Path, Path], None]
 EXAMPLES = Path(comfyloop.__file__).parent / "demo" / "examples"
 
 
-class Builtin(BaseModel):
-    model_config = ConfigDict(frozen=True)
-
+@dataclass(frozen=True)
+class Builtin:
     name: str
     what: str
     licence: str
     rows: int
-    bytes: int = Field(description="What is downloaded or copied for it, about.")
+    bytes: int  # what is downloaded or copied for it, about
     modalities: tuple[str, ...]
     languages: tuple[str, ...]
-    make: Make = Field(exclude=True)
+    make: Make
 
 
 def write_rows(folder: Path, rows: Iterable[dict[str, Any]], name: str = "data.jsonl") -> None:
