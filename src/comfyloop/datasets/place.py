@@ -69,7 +69,16 @@ class Place:
             Conflict: The piece does not follow what has come so far.
             TooLarge: All files together are more than is allowed.
         """
-        target = self.files / _checked(path)
+        try:
+            return self._receive(path, self.files / _checked(path), data, offset, size, sha256, most)
+        except (NotADirectoryError, FileExistsError) as error:
+            raise Conflict(f"{path} would be a file and a folder.", "Name each otherwise.") from error
+        except OSError as error:
+            raise StorageError(f"{path} cannot be kept: {error.strerror or error}.", "Make room.") from error
+
+    def _receive(
+        self, path: str, target: Path, data: bytes, offset: int, size: int, sha256: str, most: int
+    ) -> SentFile:
         if target.is_file() and sha256_of(target) == sha256:
             return SentFile(path=path, bytes=size, sha256=sha256)
         part = target.with_name(target.name + _PART)
@@ -101,7 +110,10 @@ class Place:
             raise InvalidInput(
                 f"{path} did not arrive as it was sent (its SHA-256 is {found[:12]}…).", "Send it again."
             )
+        if target.is_dir():  # what an earlier archive of this name was unpacked to
+            shutil.rmtree(target)
         part.replace(target)
+        self.begin_again()
         sync(target.parent)
         with self._sent.open("a", encoding="utf-8") as log:
             line = {"path": path, "bytes": size, "sha256": sha256, "all": self._bytes() + size}
@@ -176,7 +188,7 @@ def _checked(path: str) -> PurePosixPath:
         or any(part in ("..", ".") or "\\" in part or ":" in part or "\0" in part for part in parts)
         or any(len(part.encode()) > 250 for part in parts)
         or parts[-1].endswith(_PART)
-        or any(part.startswith(".") for part in parts[1:] or parts if part != OUTSIDE)
+        or any(part.startswith(".") for part in (parts[1:] if parts[0] == OUTSIDE and parts[1:] else parts))
     ):
         raise InvalidInput(
             f"{path[:100]!r} is no file's name within the data.",

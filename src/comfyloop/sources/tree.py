@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -84,7 +85,19 @@ def tree_of(path: Path) -> Tree:
     files = tuple(sorted(_walk(path, "")))
     if not files:
         raise InvalidInput(f"There are no files in {path.name}.", "Name a folder with data in it.")
+    for name in files:
+        if not _is_text(name):
+            shown = name.encode("utf-8", "backslashreplace").decode()[:200]
+            raise InvalidInput(f"A file's name is no text: {shown}.", "Rename it.")
     return Tree(path, files)
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _walk(folder: Path, before: str) -> Iterator[str]:
@@ -99,7 +112,7 @@ def _walk(folder: Path, before: str) -> Iterator[str]:
 
 def outside_name(source: str) -> str:
     """Where a picture lies that a row names by a path out of the data: whoever sends the data puts it there."""
-    suffix = PurePosixPath(source).suffix[:8]
+    suffix = re.sub(r"[^.A-Za-z0-9]", "", PurePosixPath(source).suffix)[:8]
     return f"{OUTSIDE}/{hashlib.sha256(source.encode('utf-8', 'surrogatepass')).hexdigest()[:32]}{suffix}"
 
 

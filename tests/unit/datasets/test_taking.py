@@ -209,6 +209,9 @@ def test_what_arrives_otherwise_than_it_was_sent_is_not_kept(adding: Adding) -> 
     "path",
     [
         "../a",
+        ".git/config",
+        ".outside",
+        ".outside/.x",
         "/a",
         "a/../../b",
         "a\\b",

@@ -163,7 +163,8 @@ async def put_file(
 
     def receive() -> SentFile:
         place = _place(services, project, id)
-        if place.read().state in (DataSetState.DONE, DataSetState.READING, DataSetState.STORING):
+        state = services.imports.state(place).state
+        if state is DataSetState.DONE or state.is_under_way:
             raise Conflict(f"The data set {id} takes no more files.", "Add another one.")
         return place.receive(path, data, offset, size, sha256, services.settings.max_dataset_bytes)
 

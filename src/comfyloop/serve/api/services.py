@@ -87,7 +87,7 @@ class Services:
     def __post_init__(self) -> None:
         self.recall = Recall(self.store)
         self.tastes = Tastes(self.store, self.settings.max_image_pixels)
-        self.imports = Imports(self.store, self.settings, self.controller.events.publish)
+        self.imports = Imports(self.store, self.settings, lambda event: self.controller.events.publish(event))
 
     @property
     def busy(self) -> ActivitySignal:
