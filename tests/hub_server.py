@@ -214,7 +214,9 @@ class _Handler(BaseHTTPRequestHandler):
         self._json({"url": f"{self.hub.url}/{name}", "id": name}, 200 if new else 409)
 
     def hf_whoami(self) -> None:
-        self._json({"type": "user", "name": "someone", "orgs": [], "auth": {"accessToken": {"role": "write"}}})
+        self._json(
+            {"type": "user", "name": "someone", "orgs": [], "auth": {"accessToken": {"role": "write"}}}
+        )
 
     def hf_preupload(self, kind: str, repo: str, rev: str) -> None:
         files = self._files(f"{kind}/{repo}")
@@ -224,7 +226,9 @@ class _Handler(BaseHTTPRequestHandler):
         told = [
             {
                 "path": file["path"],
-                "uploadMode": "lfs" if file["path"].endswith((".safetensors", ".comfyloop", ".gguf")) else "regular",
+                "uploadMode": "lfs"
+                if file["path"].endswith((".safetensors", ".comfyloop", ".gguf"))
+                else "regular",
                 "shouldIgnore": False,
                 "oid": _git_hash(files[file["path"]]) if file["path"] in files else None,
             }
@@ -237,7 +241,12 @@ class _Handler(BaseHTTPRequestHandler):
         if files is not None:
             whole = f"{kind}/{repo}"
             siblings = [{"rfilename": path, "size": len(data)} for path, data in files.items()]
-            told = {"_id": whole, "id": repo, "sha": self._commit(whole), "private": whole in self.hub.private}
+            told = {
+                "_id": whole,
+                "id": repo,
+                "sha": self._commit(whole),
+                "private": whole in self.hub.private,
+            }
             self._json({**told, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 
     def hf_tree(self, kind: str, repo: str, rev: str) -> None:
@@ -283,7 +292,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def upload(self, oid: str) -> None:
         if _sha256(self.body) != oid:
-            self._json({"error": "the hash does not fit", "Code": 400, "Message": "the hash does not fit"}, 400)
+            self._json(
+                {"error": "the hash does not fit", "Code": 400, "Message": "the hash does not fit"}, 400
+            )
             return
         self.hub.blobs[oid] = self.body
         self._json({"Code": 200, "Success": True})
@@ -332,7 +343,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def ms_revisions(self, kind: str, repo: str) -> None:
         branch = {"Revision": "master"}
-        self._json({"Code": 200, "Success": True, "Data": {"RevisionMap": {"Branches": [branch], "Tags": []}}})
+        self._json(
+            {"Code": 200, "Success": True, "Data": {"RevisionMap": {"Branches": [branch], "Tags": []}}}
+        )
 
     def ms_commit(self, kind: str, repo: str, rev: str) -> None:
         files = self._files(f"{kind}/{repo}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 from pathlib import Path
 
 from sqlalchemy import Connection
@@ -28,8 +29,11 @@ def mark_pruned(folder: Path) -> None:
     (folder / _PRUNED).write_text("Removed by the settings keep_versions and keep_runs.\n")
 
 
-def hash_of(*adapters: Path) -> str:
+def hash_of(*adapters: Path, known: Mapping[Path, bytes] | None = None) -> str:
     """SHA-256 over the names and contents of adapters' files.
+
+    Args:
+        known: SHA-256 of files that were hashed just now: these are not read again.
 
     Raises:
         OSError: One of them cannot be read.
@@ -39,9 +43,13 @@ def hash_of(*adapters: Path) -> str:
         files = sorted(path for path in adapter.rglob("*") if path.is_file()) or [adapter]
         for file in files:
             digest.update(file.relative_to(adapter.parent).as_posix().encode() + b"\0")
-            with file.open("rb") as handle:
-                digest.update(hashlib.file_digest(handle, "sha256").digest())
+            digest.update((known or {}).get(file) or _sha256(file))
     return digest.hexdigest()
+
+
+def _sha256(file: Path) -> bytes:
+    with file.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").digest()
 
 
 def check(conn: Connection, version: Version) -> None:

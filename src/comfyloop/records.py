@@ -374,6 +374,28 @@ class Run(Record):
     finished_at: datetime | None = None
 
 
+class Ancestor(Record):
+    """One version that another went on from, by the hash of its content; with who made it, if that was elsewhere."""
+
+    version: Sha256
+    publisher: str = ""
+    key: str = ""  # that signed it
+
+
+class Origin(Record):
+    """Where a version came from that was made elsewhere."""
+
+    publisher: str  # as its bundle says
+    key: str  # that signed it
+    project: str  # what it was called there
+    number: int
+    version: Sha256  # what lineage calls it
+    lineage: tuple[Ancestor, ...] = ()
+    bundle: Sha256  # of the manifest
+    licence: str = ""
+    trigger_words: str = ""
+
+
 class VersionState(StrEnum):
     CANDIDATE = "candidate"  # trained, not judged or not promoted
     LIVE = "live"  # what the project's name answers with
@@ -395,6 +417,7 @@ class Version(Record):
     fresh: bool = False  # trained from the base models, not on from its parent's weights
     gate: GateReport | None = None
     canary: CanaryReport | None = None
+    origin: Origin | None = None  # it was imported
     created_at: Time = Field(default_factory=now)
     promoted_at: datetime | None = None
 

@@ -17,9 +17,10 @@ from comfyloop.errors import Conflict, DamagedVersion, InvalidInput, StorageErro
 from comfyloop.files import there
 from comfyloop.loop import Controller, Stages
 from comfyloop.loop.retention import Keeper
+from comfyloop.models import adapter_check
 from comfyloop.records import BASE, Project, Version
+from comfyloop.registry import hubs
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.engines import adapter_check
 from comfyloop.serve.engines.blue_green import BlueGreenEngine
 from comfyloop.serve.engines.kinds import KINDS, Start
 from comfyloop.serve.engines.process import EngineProcess
@@ -41,14 +42,14 @@ Progress = Callable[[str, float], None]
 
 
 def model_path(settings: Settings, model: str, progress: Progress | None = None) -> str:
-    """What is loaded for a base model as it is set: a starter's directory or file (built if need be), a
-    path, or a hub id as it is."""
+    """What is loaded for a base model as it is set: a starter's directory or file (built if need be), a path, or a hub
+    id; `ms:` ids are downloaded from ModelScope, `hf:` ids are Hugging Face's."""
     if model == STARTER:
         return str(starter.ensure(settings.cache_dir, progress))
     if model == IMAGE_STARTER:
         return str(image_starter.ensure(settings.cache_dir, progress))
     found = there(model)
-    return str(found.resolve()) if found is not None else model
+    return str(found.resolve()) if found is not None else hubs.base_model(model, settings.cache_dir) or model
 
 
 @contextmanager

@@ -161,6 +161,9 @@ class Settings(BaseSettings):
     max_json_values: int = Field(
         default=100_000, gt=0, description="Most values (lists, objects, members) in one JSON body."
     )
+    max_bundle_bytes: int = Field(
+        default=4 * 2**30, gt=0, description="Largest bundle that is taken in, packed and unpacked."
+    )
     max_chat_chars: int = Field(
         default=1_000_000, gt=0, description="Longest conversation, all messages together."
     )
@@ -181,7 +184,9 @@ class Settings(BaseSettings):
     )
 
     # the engine
-    model: str = Field(default="starter", description="Base model: `starter`, a directory or a hub id.")
+    model: str = Field(
+        default="starter", description="Base model: `starter`, a directory or a hub id (`ms:` ModelScope's)."
+    )
     engine: Annotated[str, OneOf(ENGINES)] = Field(
         default="embedded",
         description=f"Which engine serves: {listed(ENGINES)}; `url`: any OpenAI-compatible server.",
@@ -430,6 +435,13 @@ class Settings(BaseSettings):
     gate_clip: str = Field(
         default="",
         description="Directory of a CLIP that compares pictures and prompts; empty: the base model does.",
+    )
+
+    # sharing
+    publisher: str = Field(
+        default="",
+        pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._@-]{0,62})?$",
+        description="Name under which bundles are signed; empty: the project's.",
     )
 
     # loop

@@ -15,7 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
-from comfyloop.errors import ComfyLoopError, EngineUnavailable, error_for
+from comfyloop.errors import ComfyLoopError, EngineUnavailable, NotFound, StorageError, error_for
 from comfyloop.media import data_urls
 from comfyloop.records import Feedback, Forgotten, GateReport, Generation, LoopStatus, Snapshot, Version
 
@@ -82,6 +82,19 @@ class Client:
         if response.status_code >= 400:
             raise _error(response)
         return response
+
+    @contextlib.contextmanager
+    def _streamed(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
+        try:
+            with self._http.stream(method, path, **request) as response:
+                if response.status_code >= 400:
+                    response.read()
+                    raise _error(response)
+                yield response
+        except httpx.HTTPError as error:
+            raise EngineUnavailable(
+                f"The service at {self.url} broke off.", "Try again; `comfyloop status` says how it does."
+            ) from error
 
     # --- asking and correcting
 
@@ -222,6 +235,57 @@ class Client:
             "GET", f"/v1/versions/{number}/sheet", params={"project": self.project} if self.project else None
         )
         return found.content
+
+    def bundle_contents(self, number: int, wanted: dict[str, Any]) -> dict[str, Any]:
+        """What a bundle of a version would hold: `manifest`, and `files` with their sizes."""
+        told: dict[str, Any] = self.call(
+            "POST", f"/v1/versions/{number}/bundle/contents", wanted, project=self.project
+        )
+        return told
+
+    def export_bundle(self, number: int, target: Path, wanted: dict[str, Any]) -> None:
+        """Write a version as a bundle; the file is there whole, or not at all.
+
+        Raises:
+            StorageError: The disk refuses.
+        """
+        params = {"project": self.project} if self.project else {}
+        part = target.with_name(f".{target.name}.part")
+        try:
+            with (
+                self._streamed(
+                    "POST", f"/v1/versions/{number}/bundle", json=wanted, params=params
+                ) as response,
+                part.open("wb") as handle,
+            ):
+                for chunk in response.iter_raw(2**20):
+                    handle.write(chunk)
+            part.replace(target)
+        except OSError as error:
+            raise StorageError(f"{target} could not be written: {error.strerror or error}.") from error
+        finally:
+            with contextlib.suppress(OSError):
+                part.unlink(missing_ok=True)
+
+    def import_bundle(self, file: Path, *, trust_new_key: bool = False) -> dict[str, Any]:
+        """Take a bundle in as a candidate: `version`, `manifest`, and what is known of its key (`trust`).
+
+        Raises:
+            NotFound: There is no such file.
+        """
+        params = {"trust_new_key": str(trust_new_key).lower()}
+        params |= {"project": self.project} if self.project else {}
+        try:
+            handle = file.open("rb")
+        except OSError as error:
+            raise NotFound(f"{file} cannot be read: {error.strerror}.", "Name a .comfyloop file.") from None
+        with handle:
+            headers = {"content-type": "application/zip", "content-length": str(file.stat().st_size)}
+            chunks = iter(lambda: handle.read(2**20), b"")
+            taken: dict[str, Any] = self._send(
+                "POST", "/v1/bundles", content=chunks, params=params, headers=headers
+            )
+        return taken
 
     def promote(self, number: int, *, force: bool = False, canary: float | None = None) -> dict[str, Any]:
         """`canary`: for this share of the conversations only; 0 takes that back."""

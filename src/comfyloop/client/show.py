@@ -63,6 +63,8 @@ def _version_line(version: Version) -> Text:
     line = Text.assemble(
         (f"v{version.number} ", "bold"), state(version.state), ("  " + when(version.created_at), "dim")
     )
+    if (origin := version.origin) is not None:
+        line.append(f"  {origin.project}@{origin.number} of {origin.publisher}", style="magenta")
     if version.gate is not None and version.gate.reasons:
         line.append(f"  {version.gate.reasons[0]}", style="dim")
     elif version.state is VersionState.CANDIDATE:
@@ -131,6 +133,53 @@ def forgotten(done: Forgotten) -> list[RenderableType]:
     if done.retrains:
         lines.append("A turn begins that learns the rest without it.")
     return list(lines)
+
+
+def bundle(manifest: Mapping[str, Any], files: Mapping[str, int]) -> list[str]:
+    """What a bundle holds, a line each."""
+    bases = [manifest[side]["name"] for side in ("text_base", "image_base") if manifest[side]]
+    lines = [
+        f"{manifest['project']}@{manifest['number']} of {manifest['publisher']}, for {' and '.join(bases)}",
+        f"licence: {manifest['licence'] or 'none given'}",
+        *([f"trigger words: {manifest['trigger_words']}"] if manifest["trigger_words"] else []),
+        *(f"  {name:<34} {size:>12,} bytes{_NOTES.get(name, '')}" for name, size in files.items()),
+    ]
+    inside = [what for name, what in _PERSONAL.items() if name in files]
+    lines.append(
+        f"With {' and '.join(inside)}." if inside else "No prompts, answers or pictures, and no names."
+    )
+    return [escape(line) for line in lines]
+
+
+def index(entries: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
+    """The bundles of a community's index; the bad ones as such."""
+    if not entries:
+        return ["There are no bundles here yet."]
+    table = Table("version", "by", "for", "licence", "gate", "file", box=None)
+    for entry in entries:
+        if entry["problem"]:
+            table.add_row(
+                Text("bad", style="red"), "", "", "", "", Text(f"{entry['file']}: {entry['problem']}", "red")
+            )
+            continue
+        bases = " + ".join(entry[side]["name"] for side in ("text_base", "image_base") if entry[side])
+        told = (
+            entry["name"],
+            entry["publisher"],
+            bases,
+            entry["licence"] or "none",
+            entry["verdict"],
+            entry["file"],
+        )
+        table.add_row(*map(escape, told))
+    return [table]
+
+
+_PERSONAL = {
+    "contact-sheet.png": "pictures (the contact sheet)",
+    "examples.json": "prompts and answers (examples)",
+}
+_NOTES = {"gate.json": "  (verdict and measures)", "spec.json": "  (how it was trained)"}
 
 
 def loss_curve(lines: Sequence[Mapping[str, Any]], width: int = 60, height: int = 8) -> RenderableType:

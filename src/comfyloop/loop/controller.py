@@ -7,10 +7,11 @@ import math
 import threading
 import time
 from datetime import timedelta
+from pathlib import Path
 
 from comfyloop import curate
 from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput
-from comfyloop.loop import forgetting, retention
+from comfyloop.loop import forgetting, retention, sharing
 from comfyloop.loop.canary import Canaries
 from comfyloop.loop.cycle import LoopCycle
 from comfyloop.loop.lease import LeaseKeeper, is_dead, lease_of, this_process
@@ -24,8 +25,13 @@ from comfyloop.records import (
     Project,
     Pruned,
     Snapshot,
+    Version,
     now,
 )
+from comfyloop.registry.archive import Piece
+from comfyloop.registry.bundle import Imported
+from comfyloop.registry.contents import Wanted
+from comfyloop.registry.manifest import Manifest
 from comfyloop.serve.routing.names import version_name
 from comfyloop.store import feedback, leases, loops, projects, snapshots, versions
 from comfyloop.train import runners
@@ -152,14 +158,36 @@ class Controller:
         """Judge a version against the live one again, and keep the report with it."""
         with self.store.read() as conn:
             version = versions.get(conn, project, number)
-            snapshot = snapshots.get(conn, project, version.snapshot)
             live = projects.get(conn, project).live
         if live == number:
             raise InvalidInput(f"{version_name(project, number)} is live: it would be compared with itself.")
+        snapshot = self._to_judge_by(version)
         report = self._stages.judge(project, snapshot, live, number)
         with self.store.begin() as conn:
             versions.set_gate(conn, project, number, report)
         return report
+
+    def _to_judge_by(self, version: Version) -> Snapshot:
+        """The snapshot that a version was trained from; of one that was made elsewhere this project's newest."""
+        with self.store.read() as conn:
+            if version.origin is None:
+                return snapshots.get(conn, version.project, version.snapshot)
+            newest = snapshots.list_by(conn, version.project, limit=1)
+        return newest[0] if newest else self.snapshot(version.project)
+
+    # --- sharing
+
+    def gather(self, project: str, number: int, wanted: Wanted) -> tuple[Manifest, list[Piece]]:
+        """What a bundle of a version would hold; see `sharing`."""
+        return sharing.gather(self._stages, project, number, wanted)
+
+    def export(self, project: str, number: int, wanted: Wanted) -> Path:
+        """A bundle of a version, in a file that the caller removes."""
+        return sharing.export(self._stages, project, number, wanted)
+
+    def adopt(self, project: str, file: Path, *, trust_new_key: bool = False) -> Imported:
+        """Take a bundle in as a new candidate."""
+        return sharing.adopt(self._stages, project, file, trust_new_key=trust_new_key)
 
     # --- when a turn begins
 

@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD = "0006"
+HEAD = "0007"
 """The newest migration, written here too so that opening an up-to-date database need not import Alembic."""
 
 
@@ -182,6 +182,7 @@ versions = sa.Table(
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("promoted_at", Moment),
     sa.Column("fresh", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("origin", sa.Text),
 )
 
 lessons = sa.Table(

@@ -19,6 +19,7 @@ from comfyloop.records import (
     CanaryReport,
     CanaryVerdict,
     GateReport,
+    Origin,
     Project,
     Version,
     VersionState,
@@ -57,8 +58,8 @@ def add(conn: Connection, version: Version) -> None:
         get(conn, version.project, version.parent)
     if find(conn, version.project, version.number) is not None:
         raise Conflict(f"The project {version.project!r} has a version {version.number} already.")
-    row = version.model_dump(exclude={"gate", "canary"})
-    for name, report in (("gate", version.gate), ("canary", version.canary)):
+    row = version.model_dump(exclude={"gate", "canary", "origin"})
+    for name, report in (("gate", version.gate), ("canary", version.canary), ("origin", version.origin)):
         row[name] = None if report is None else report.model_dump_json()
     conn.execute(versions.insert().values(row))
 
@@ -222,11 +223,11 @@ def promote(conn: Connection, project: str, number: int, *, force: bool = False)
     """Make a version live, retiring the one that was. 0 is the base model. Already live: nothing changes.
 
     Args:
-        force: Promote also what the gate rejected.
+        force: Promote also what the gate rejected, or has not judged of what was imported.
 
     Raises:
         NotFound: There is no such project or version.
-        Conflict: The version was rejected, or has no adapter.
+        Conflict: The version was rejected, was imported and not judged here, or has no adapter.
     """
     _lock(conn, project)
     if number != BASE:
@@ -241,6 +242,8 @@ def promote(conn: Connection, project: str, number: int, *, force: bool = False)
                 f"The version {number} of {project!r} was rejected by the gate.",
                 "Read its gate report; promote it by force if you know better.",
             )
+        if not force:
+            _refuse_unjudged(version)
         if version.text_adapter is None and version.image_adapter is None:
             raise Conflict(f"The version {number} of {project!r} has no adapter.", "Train it again.")
     return _move(conn, project, number, rollback=False)
@@ -260,6 +263,8 @@ def set_canary(conn: Connection, project: str, number: int, share: float) -> Pro
             f"The version {number} of {project!r} is {version.state}, so that it cannot be a canary.",
             "Choose a candidate or one that was live before.",
         )
+    if share:
+        _refuse_unjudged(version)
     if version.text_adapter is None:
         raise Conflict(f"The version {number} of {project!r} has no text adapter.", "Promote it as a whole.")
     before = projects.get(conn, project)
@@ -270,6 +275,15 @@ def set_canary(conn: Connection, project: str, number: int, share: float) -> Pro
     values = {"canary": number if share else BASE, "canary_share": share}
     conn.execute(projects_table.update().where(projects_table.c.name == project).values(values))
     return projects.get(conn, project)
+
+
+def _refuse_unjudged(version: Version) -> None:
+    """What was judged elsewhere was judged on other people's corrections."""
+    if version.origin is not None and version.gate is None:
+        raise Conflict(
+            f"The version {version.number} of {version.project!r} came from elsewhere and was not judged here.",
+            f"Judge it first: comfyloop gate {version.number}.",
+        )
 
 
 def set_canary_report(conn: Connection, report: CanaryReport) -> None:
@@ -420,6 +434,6 @@ def _set(conn: Connection, project: str, number: int, **values: object) -> None:
 
 def _version(row: sa.Row[*tuple[Any, ...]]) -> Version:
     fields = dict(row._mapping)
-    for name, kind in (("gate", GateReport), ("canary", CanaryReport)):
+    for name, kind in (("gate", GateReport), ("canary", CanaryReport), ("origin", Origin)):
         fields[name] = None if fields[name] is None else kind.model_validate_json(fields[name])
     return Version.model_validate(fields)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from comfyloop.errors import InvalidInput, NotFound
-from comfyloop.serve.engines.adapter_check import Limits, check
+from comfyloop.models.adapter_check import Limits, check
 from comfyloop.serve.engines.kinds._layers import LAYERS
 from tests.unit.serve.embedded.conftest import save_adapter
 

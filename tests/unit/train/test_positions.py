@@ -16,10 +16,10 @@ from PIL import Image
 
 from comfyloop.errors import InvalidInput, ModelError
 from comfyloop.formats import Row, Turn, UnusableRow
+from comfyloop.models.adapter_check import Limits, check
 from comfyloop.models.rope import RopeScaling, max_positions, refuse_other_positions, scale, write_positions
 from comfyloop.serve.embedded.loading import load as load_engine_model
 from comfyloop.serve.embedded.lora import read_adapter
-from comfyloop.serve.engines.adapter_check import Limits, check
 from comfyloop.settings import Settings
 from comfyloop.train.recipes import sft
 from comfyloop.train.specs.text import TrainSpec

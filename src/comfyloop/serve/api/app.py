@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from comfyloop import __version__
 from comfyloop.serve.api import (
+    bundles,
     busy,
     chat,
     chat_socket,
@@ -64,6 +65,7 @@ NOUNS = (
     runs,
     versions,
     image_adapters,
+    bundles,
     loop,
     busy,
     events,
@@ -113,7 +115,12 @@ def create_app(services: Services) -> FastAPI:
         app.include_router(noun.router)
     errors.install(app)
     limits = services.settings
-    app.add_middleware(edge.Limited, max_bytes=limits.max_body_bytes, max_values=limits.max_json_values)
+    app.add_middleware(
+        edge.Limited,
+        max_bytes=limits.max_body_bytes,
+        max_values=limits.max_json_values,
+        max_file_bytes=limits.max_bundle_bytes,
+    )
     if services.settings.token:
         app.add_middleware(edge.Tokened, token=services.settings.token)
     app.add_middleware(origin.Guarded, settings=services.settings)

@@ -9,6 +9,7 @@ from fastapi.requests import HTTPConnection
 
 from comfyloop.errors import InvalidInput
 from comfyloop.records import ProjectName
+from comfyloop.serve.api.edge import FILE_PATHS
 from comfyloop.serve.api.services import Svc
 
 Limit = Annotated[int, Query(ge=1, le=1000, description="At most so many.")]
@@ -18,7 +19,7 @@ async def whole_characters(connection: HTTPConnection) -> None:
     """Refuse an address that is no text; that the body is one, `edge.Limited` sees while it is read."""
     if "\0" in connection.scope["path"] or any("\0" in value for value in connection.query_params.values()):
         raise InvalidInput("The address holds the character NUL.", "Leave it out.")
-    if isinstance(connection, Request) and connection.url.path != "/v1/images":
+    if isinstance(connection, Request) and connection.url.path not in ("/v1/images", *FILE_PATHS):
         await connection.body()
 
 

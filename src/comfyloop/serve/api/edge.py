@@ -20,8 +20,11 @@ from comfyloop.serve.api.metrics_registry import Metrics
 
 BODY_SECONDS = 120.0
 """A body that is not whole after so long is given up."""
-_BYTES_PATHS = re.compile(r"/v1/images|/v1/datasets/[^/]+/files/.+", re.DOTALL)
+BYTES_PATHS = re.compile(r"/v1/images|/v1/bundles|/v1/datasets/[^/]+/files/.+", re.DOTALL)
 """Where a body is a picture or a file, and no JSON."""
+FILE_PATHS = {"/v1/bundles"}
+"""Where it may be large, and take its time: it is bounded by `max_file_bytes`, and goes to the disk as it comes."""
+FILE_SECONDS = 3600.0
 OPEN_PATHS = {"/healthz"}
 """Answered without a token: a container's health check has none."""
 
@@ -96,22 +99,35 @@ class Limited:
     """Refuse a body over the limits while it is being read, whether its length was announced or not, and one
     that does not come to its end."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, max_values: int, seconds: float = BODY_SECONDS) -> None:
-        self.app, self.max_bytes, self.max_values, self.seconds = app, max_bytes, max_values, seconds
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_bytes: int,
+        max_values: int,
+        seconds: float = BODY_SECONDS,
+        *,
+        max_file_bytes: int = 0,
+    ) -> None:
+        self.app, self.max_values = app, max_values
+        self._json = (max_bytes, seconds)
+        self._file = (max_file_bytes or max_bytes, max(seconds, FILE_SECONDS))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        is_file = scope["path"] in FILE_PATHS
+        most, seconds = self._file if is_file else self._json
+        too_large = _too_large(most, "max_bundle_bytes" if is_file else "max_body_bytes")
         for name, value in scope["headers"]:
-            if name == b"content-length" and value.isdigit() and int(value) > self.max_bytes:
-                body: dict[str, Any] = error_body(self._too_large())
+            if name == b"content-length" and value.isdigit() and int(value) > most:
+                body: dict[str, Any] = error_body(too_large)
                 await JSONResponse(body, 413, {"Connection": "close"})(scope, receive, send)
                 return
         received, whole = 0, False
-        is_json = _BYTES_PATHS.fullmatch(scope["path"]) is None
+        is_json = BYTES_PATHS.fullmatch(scope["path"]) is None
         values, characters = Values(self.max_values), Characters()
-        deadline = time.monotonic() + self.seconds
+        deadline = time.monotonic() + seconds
 
         async def counted() -> Message:
             nonlocal received, whole
@@ -121,15 +137,15 @@ class Limited:
             try:
                 message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
             except TimeoutError:
-                sentence = f"The body did not come to its end within {self.seconds:.0f} seconds."
+                sentence = f"The body did not come to its end within {seconds:.0f} seconds."
                 raise HTTPException(408, sentence, {"Connection": "close"}) from None
             if message["type"] == "http.request":
                 piece = message.get("body", b"")
                 whole = not message.get("more_body", False)
                 received += len(piece)
                 try:
-                    if received > self.max_bytes:
-                        raise self._too_large()
+                    if received > most:
+                        raise too_large
                     if is_json:
                         values.add(piece)
                         characters.add(piece, last=whole)
@@ -139,8 +155,6 @@ class Limited:
 
         await self.app(scope, counted, send)
 
-    def _too_large(self) -> TooLarge:
-        return TooLarge(
-            f"The body is larger than {self.max_bytes} bytes.",
-            "Send less, or raise the setting max_body_bytes.",
-        )
+
+def _too_large(most: int, setting: str) -> TooLarge:
+    return TooLarge(f"The body is larger than {most} bytes.", f"Send less, or raise the setting {setting}.")

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 from fastapi import Depends, WebSocket, WebSocketException
@@ -17,6 +18,10 @@ from comfyloop import errors
 from comfyloop.datasets import Imports
 from comfyloop.recall import Recall, Tastes
 from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Pruned, Snapshot
+from comfyloop.registry.archive import Piece
+from comfyloop.registry.bundle import Imported
+from comfyloop.registry.contents import Wanted
+from comfyloop.registry.manifest import Manifest
 from comfyloop.serve.api.metrics_registry import Metrics
 from comfyloop.serve.api.recorder import Recorder
 from comfyloop.serve.engines.client import AsyncEngineClient
@@ -56,6 +61,15 @@ class Controller(Protocol):
 
     def cancel(self, project: str) -> Loop | None:
         """Stop the present turn; what was trained so far is kept."""
+
+    def gather(self, project: str, number: int, wanted: Wanted) -> tuple[Manifest, list[Piece]]:
+        """What a bundle of a version would hold."""
+
+    def export(self, project: str, number: int, wanted: Wanted) -> Path:
+        """A bundle of a version, in a file that the caller removes."""
+
+    def adopt(self, project: str, file: Path, *, trust_new_key: bool = False) -> Imported:
+        """Take a bundle in as a new candidate."""
 
     def snapshot(self, project: str) -> Snapshot:
         """Curate now, without a run. Blocks while it works."""

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from comfyloop.models.adapter_check import Limits
 from comfyloop.serve.engines import guard
-from comfyloop.serve.engines.adapter_check import Limits
 from comfyloop.serve.engines.protocol import Launch
 from comfyloop.settings import Settings
 

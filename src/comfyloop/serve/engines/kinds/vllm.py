@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from comfyloop.environments import clean_environ
-from comfyloop.serve.engines.adapter_check import Limits
+from comfyloop.models.adapter_check import Limits
 from comfyloop.serve.engines.kinds._kind import EngineKind, Start, free_port, guarded, new_secret
 from comfyloop.serve.engines.kinds._layers import LAYERS
 from comfyloop.serve.engines.protocol import BASE_NAME, Launch

@@ -1,4 +1,4 @@
-"""Whether an engine would apply an adapter whole: told from its files, without torch.
+"""Whether an adapter fits a base model and an engine would apply it whole: told from its files, without torch.
 
 Engines other than our own skip in silence what they do not know: a tensor of the vision tower, a layer of
 another name. What they would skip is refused before it is loaded.
@@ -17,10 +17,11 @@ import numpy as np
 
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.models.lora_start import refuse_changed_base
-from comfyloop.models.rope import refuse_other_positions
+from comfyloop.models.rope import RopeScaling, refuse_other_positions
 
 _PREFIX = "base_model.model."
 _TENSOR = re.compile(r"^(?P<layer>.+)\.lora_(?P<part>A|B)\.weight$")
+_MAGNITUDE = ".lora_magnitude_vector.weight"
 _OUTSIDE = re.compile(
     r"(^|\.)(vision_tower|vision_model|image_tower|visual|audio_tower|multi_modal_projector|mm_projector|"
     r"projector|merger|connector)(\.|$)"
@@ -39,6 +40,7 @@ class Limits:
         rank: Highest rank; 0: any.
         layers: Last parts of the names of layers that it adapts; empty: any.
         outside: Whether layers outside the language model (vision tower, projector) are adapted too.
+        dora: Whether DoRA's magnitudes are applied.
         hint: What to do about layers outside the language model.
     """
 
@@ -46,14 +48,18 @@ class Limits:
     rank: int = 0
     layers: frozenset[str] = frozenset()
     outside: bool = False
+    dora: bool = False
     hint: str = ""
 
 
-def check(name: str, path: str, limits: Limits, model: str = "") -> None:
+def check(
+    name: str, path: str, limits: Limits, model: str = "", *, positions: RopeScaling | None = None
+) -> None:
     """Raise what would keep the PEFT directory `path` from being applied whole.
 
     Args:
         model: Directory of the base model, whose layers are compared; elsewhere (a hub id) they are not.
+        positions: How the engine scales them; engines other than our own run with the base model's own.
 
     Raises:
         NotFound: The directory or one of its files does not exist.
@@ -71,8 +77,8 @@ def check(name: str, path: str, limits: Limits, model: str = "") -> None:
     except ValueError as error:
         raise InvalidInput(f"Adapter {name} cannot be read: {error}") from error
     _check_config(name, config, limits)
-    refuse_other_positions(name, folder, running=None)  # such engines run with the base model's own
-    layers = _layers(name, shapes)
+    refuse_other_positions(name, folder, running=positions)
+    layers = _layers(name, shapes, dora=limits.dora)
     known = _base_layers(Path(model)) if model else {}
     for layer, (a, b) in layers.items():
         _check_layer(name, layer, limits)
@@ -93,8 +99,8 @@ def check(name: str, path: str, limits: Limits, model: str = "") -> None:
                 f"Adapter {name} does not fit the base model: {layer} is {there} there, and the adapter is "
                 f"for {(b[0], a[1])}."
             )
-    if not_finite := _not_finite(weights):
-        raise InvalidInput(f"Adapter {name}: {not_finite} contains numbers that are not finite.")
+    if odd := not_finite(weights):
+        raise InvalidInput(f"Adapter {name}: {odd} contains numbers that are not finite.")
 
 
 def _check_config(name: str, config: Mapping[str, Any], limits: Limits) -> None:
@@ -105,16 +111,18 @@ def _check_config(name: str, config: Mapping[str, Any], limits: Limits) -> None:
     refuse_changed_base(f"Adapter {name}", config)
     if config.get("bias", "none") != "none":
         raise InvalidInput(f"Adapter {name} has trained biases, which {limits.engine} does not apply.")
-    unused = ("use_dora", "lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication")
-    for field in (*unused, "target_parameters", "fan_in_fan_out"):
+    unused = ("lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication")
+    for field in (*unused, "target_parameters", "fan_in_fan_out", *(() if limits.dora else ("use_dora",))):
         if config.get(field):
             raise InvalidInput(f"Adapter {name} uses {field}, which {limits.engine} does not apply.")
 
 
-def _layers(name: str, shapes: Mapping[str, Shape]) -> dict[str, tuple[Shape, Shape]]:
+def _layers(name: str, shapes: Mapping[str, Shape], *, dora: bool = False) -> dict[str, tuple[Shape, Shape]]:
     """The shapes of both tensors, A (r, in) and B (out, r), by the layer's name in the model."""
     parts: dict[str, dict[str, Shape]] = {}
     for key, shape in shapes.items():
+        if dora and key.endswith(_MAGNITUDE) and len(shape) == 1:
+            continue
         match = _TENSOR.match(key.removeprefix(_PREFIX))
         if match is None or len(shape) != 2:
             raise InvalidInput(
@@ -182,7 +190,7 @@ def _entries(file: Path) -> tuple[dict[str, Any], int]:
     return entries, 8 + size
 
 
-def _not_finite(file: Path) -> str:
+def not_finite(file: Path) -> str:
     """The first tensor with an infinity or a not-a-number; empty when there is none."""
     return next(_with_odd_numbers(file), "")
 
@@ -195,6 +203,11 @@ def _with_odd_numbers(file: Path) -> Iterator[str]:
             continue
         kind, exponent = _EXPONENT[entry["dtype"]]
         begin, end = entry["data_offsets"]
-        bits = np.frombuffer(data[start + begin : start + end].tobytes(), dtype=kind)
-        if bool(((bits & exponent) == exponent).any()):
+        whole = np.frombuffer(data[start + begin : start + end].data, dtype=kind)
+        blocks = (whole[at : at + _BLOCK] for at in range(0, len(whole), _BLOCK))
+        if any(int((block & exponent).max()) == exponent for block in blocks):
             yield name
+
+
+_BLOCK = 2**17
+"""Numbers looked at together: they stay in the processor's cache."""

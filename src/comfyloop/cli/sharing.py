@@ -1,0 +1,259 @@
+"""Versions that travel: out to others, and theirs in."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from comfyloop.cli.base import Json, Project, Url, app, out, plain, put, service, settings_of
+from comfyloop.client import show
+from comfyloop.client.client import Client
+from comfyloop.errors import InvalidInput, StorageError
+from comfyloop.records import Verdict, Version
+from comfyloop.registry.manifest import Include
+
+bundle_app = typer.Typer(
+    help="A version as one signed file: export, look into, import.", no_args_is_help=True
+)
+app.add_typer(bundle_app, name="bundle")
+
+NAME = re.compile(r"^(?:(?P<project>[a-z0-9][a-z0-9._-]*)@)?(?P<number>[1-9]\d{0,8})$")
+
+VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="acme@17, or 17.")]
+With = Annotated[
+    list[Include] | None,
+    typer.Option("--with", help="Pictures or prompts, which stay out unless they are named."),
+]
+Licence = Annotated[
+    str, typer.Option("--licence", help="SPDX id, such as apache-2.0, or a file with the text.")
+]
+TrustNewKey = Annotated[
+    bool, typer.Option("--trust-new-key", help="Take another key than the one that its publisher had before.")
+]
+Promote = Annotated[
+    bool, typer.Option("--promote", help="Make it live, without asking, if the gate says so.")
+]
+
+
+def version_of(name: str, project: str | None) -> tuple[str | None, int]:
+    """The project and number that `acme@17`, `17` or `v17` names."""
+    match = NAME.match(name.removeprefix("v"))
+    if match is None:
+        raise InvalidInput(f"{name!r} names no version.", "Write acme@17, or 17.")
+    return match["project"] or project, int(match["number"])
+
+
+def wanted_of(include: list[Include] | None, licence: str) -> dict[str, Any]:
+    text = ""
+    if licence and Path(licence).is_file():
+        text, licence = Path(licence).read_text("utf-8"), ""
+    return {"include": [one.value for one in include or ()], "licence": licence, "licence_text": text}
+
+
+@bundle_app.command("export")
+def export_bundle(
+    version: VersionName,
+    target: Annotated[Path, typer.Argument(help="File to write, such as acme-17.comfyloop.")],
+    include: With = None,
+    licence: Licence = "",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be in it.")] = False,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Write a version as a signed bundle, and say first what is in it."""
+    project, number = version_of(version, project)
+    if target.exists() and not dry_run:
+        raise InvalidInput(f"{target} is there already.", "Give another name.")
+    wanted = wanted_of(include, licence)
+    with service(url, project) as client:
+        told = client.bundle_contents(number, wanted)
+        if not as_json:
+            put(None, False, *show.bundle(told["manifest"], told["files"]))
+        if not dry_run:
+            client.export_bundle(number, target, wanted)
+    done = {**told, "written": None if dry_run else str(target)}
+    put(done, as_json, "Nothing was written." if dry_run else escape(f"Written to {target}."))
+
+
+@bundle_app.command("show")
+def show_bundle(
+    file: Annotated[Path, typer.Argument(help="A .comfyloop file.")],
+    as_json: Json = False,
+) -> None:
+    """Look into a bundle: what it is, who signed it, what it holds. Nothing is imported."""
+    from comfyloop.registry import bundle, keys
+
+    opened = bundle.look(file)
+    told = plain(opened.manifest)
+    files = {one["name"]: one["bytes"] for one in told["files"]}
+    signed = f"Signed by {opened.manifest.publisher} with the key {keys.short(opened.key)}."
+    put({"manifest": told, "key": opened.key}, as_json, *show.bundle(told, files), escape(signed))
+
+
+@bundle_app.command("import")
+def import_bundle(
+    file: Annotated[Path, typer.Argument(help="A .comfyloop file.")],
+    trust_new_key: TrustNewKey = False,
+    promote: Promote = False,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Take a bundle in as a candidate, judge it on this project's own held-out items, and offer to make it live."""
+    with service(url, project) as client:
+        raise typer.Exit(take_in(client, file, trust_new_key, promote, as_json))
+
+
+def take_in(client: Client, file: Path, trust_new_key: bool, promote: bool, as_json: bool) -> int:
+    """Import, judge, and promote if a person says so. The exit code: 1 unless the gate would promote it."""
+    from comfyloop.gate import render_text
+
+    taken = client.import_bundle(file, trust_new_key=trust_new_key)
+    version = Version.model_validate(taken["version"])
+    name = f"{version.project}@{version.number}"
+    if not as_json:
+        out.print(escape(taken["trust"]), highlight=False, soft_wrap=True)
+        out.print(
+            escape(f"It is {name} here, a candidate. Judging it on {version.project}'s own held-out items …")
+        )
+    report = client.gate(version.number)
+    if not as_json:
+        out.print(escape(render_text(report)), highlight=False)
+    good = report.verdict is Verdict.PROMOTE
+    if good and not promote and not as_json and sys.stdin.isatty():
+        promote = typer.confirm(f"Make {name} live?")
+    done = client.promote(version.number) if good and promote else None
+    told = {**taken, "gate": plain(report), "promoted": done}
+    if done is not None:
+        said = f"{done['project']}: v{done['previous']} -> v{done['number']}"
+    elif good:
+        said = f"To make it live: comfyloop promote {version.number}"
+    else:
+        said = f"{name} stays a candidate; comfyloop gate show {version.number} shows why."
+    put(told, as_json, escape(said))
+    return 0 if good else 1
+
+
+@app.command()
+def push(
+    version: VersionName,
+    place: Annotated[str, typer.Argument(help="hf:user/name or ms:user/name.")],
+    public: Annotated[
+        bool, typer.Option("--public", help="Make a new repository that everybody may see.")
+    ] = False,
+    include: With = None,
+    licence: Licence = "",
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Upload a version to Hugging Face or ModelScope: its adapters, card and gate report, signed."""
+    from comfyloop.registry import hubs
+
+    where = hubs.Place.parse(place)
+    project, number = version_of(version, project)
+    wanted = wanted_of(include, licence)
+    staging = _staging(where)
+    with service(url, project) as client:
+        told = client.bundle_contents(number, wanted)
+        if not as_json:
+            put(None, False, *show.bundle(told["manifest"], told["files"]))
+        file = staging / "out.comfyloop"
+        client.export_bundle(number, file, wanted)
+    hubs.push(file, where, staging, private=not public, quiet=as_json)
+    shutil.rmtree(staging)
+    put({**told, "pushed": str(where)}, as_json, escape(f"Pushed to {where}."))
+
+
+@app.command()
+def pull(
+    place: Annotated[str, typer.Argument(help="hf:user/name or ms:user/name.")],
+    trust_new_key: TrustNewKey = False,
+    promote: Promote = False,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Download a version that somebody pushed, take it in as a candidate, judge it here, and offer to make it live."""
+    from comfyloop.registry import hubs
+
+    where = hubs.Place.parse(place)
+    staging = _staging(where)
+    with service(url, project) as client:
+        client.loop()  # that it is there is better known before much is downloaded
+        file = hubs.pull(where, staging, quiet=as_json)
+        code = take_in(client, file, trust_new_key, promote, as_json)
+    shutil.rmtree(staging)
+    raise typer.Exit(code)
+
+
+index_app = typer.Typer(help="A community's bundles, listed.", no_args_is_help=True)
+app.add_typer(index_app, name="index")
+
+Where = Annotated[
+    str,
+    typer.Argument(metavar="PLACE", help="A folder, a git repository or a web address with an index.json."),
+]
+
+
+@index_app.command("build")
+def build_index(
+    folder: Annotated[Path, typer.Argument(help="The folder with the .comfyloop files.")],
+    as_json: Json = False,
+) -> None:
+    """Write index.json and a page beside the bundles in a folder, to be put on any web host or into a repository. Exit
+    code 1 when one of them is bad."""
+    from comfyloop.registry import index
+
+    built = index.build(folder)
+    put(built, as_json, *show.index(plain(built)["entries"]))
+    if any(entry.problem for entry in built.entries):
+        raise typer.Exit(1)
+
+
+@app.command()
+def browse(place: Where, as_json: Json = False) -> None:
+    """List the bundles of a community's index; what is not signed, or bad, is shown as such."""
+    from comfyloop.registry import index
+
+    found = index.read(place, settings_of().cache_dir)
+    put(found, as_json, *show.index(plain(found)["entries"]))
+
+
+@app.command()
+def adopt(
+    place: Where,
+    name: Annotated[str, typer.Argument(help="acme@17, or the name of its file.")],
+    trust_new_key: TrustNewKey = False,
+    promote: Promote = False,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Take a bundle of a community's index in as a candidate, judge it here, and offer to make it live."""
+    from comfyloop.registry import index
+
+    settings = settings_of()
+    with service(url, project) as client:
+        client.loop()
+        file = index.fetch(place, name, settings.cache_dir, settings.max_bundle_bytes)
+        code = take_in(client, file, trust_new_key, promote, as_json)
+    file.unlink()
+    raise typer.Exit(code)
+
+
+def _staging(place: object) -> Path:
+    """Where what goes over is kept until all has: what broke off goes on there."""
+    folder = settings_of().cache_dir / "hubs" / str(place).replace(":", "-").replace("/", "--")
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(f"{folder} cannot be made: {error.strerror}.") from error
+    return folder

@@ -1,0 +1,326 @@
+"""Export, look into and unpack bundles."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import ValidationError
+
+from comfyloop.complaints import in_words
+from comfyloop.durable import sync
+from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.models.rope import RopeScaling
+from comfyloop.records import Version
+from comfyloop.registry import archive, base_model, keys
+from comfyloop.registry.archive import ASK_AGAIN, Piece, Reader, Writer, disk_error, shown
+from comfyloop.registry.manifest import (
+    IMAGE_WEIGHTS,
+    KNOWN,
+    MANIFEST,
+    MOST_SHEET,
+    MOST_WORDS,
+    SHEET,
+    SIGNATURE,
+    SMALL,
+    TEXT_CONFIG,
+    TEXT_POSITIONS,
+    TEXT_WEIGHTS,
+    BaseModelOf,
+    Manifest,
+    Packed,
+)
+
+MOST_BYTES = 4 * 2**30
+
+
+class Opened(NamedTuple):
+    """A bundle whose manifest and signature were read and found good; the rest was not looked at."""
+
+    manifest: Manifest
+    key: str
+    sha256: str  # of the manifest
+
+
+class Imported(NamedTuple):
+    """A bundle that was taken in: the candidate that it became, and what is known of its key, in a sentence."""
+
+    version: Version
+    manifest: Manifest
+    trust: str
+
+
+class Sides(NamedTuple):
+    """Where the sides of an unpacked bundle lie, and what their files' SHA-256 is."""
+
+    text: Path | None
+    image: Path | None
+    hashes: dict[Path, bytes]
+
+
+def write(manifest: Manifest, pieces: Sequence[Piece], target: Path, home: Path) -> Manifest:
+    """Pack and sign. The file is there whole, or not at all.
+
+    Raises:
+        StorageError: The disk refuses, or the key cannot be used.
+    """
+    keys.needed()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    try:
+        with part.open("w+b") as handle:
+            packing = Writer(handle)
+            files = [packing.add(piece) for piece in pieces]
+            told = manifest.model_copy(update={"files": tuple(Packed(**file._asdict()) for file in files)})
+            body = (told.model_dump_json(indent=2) + "\n").encode()
+            packing.add(Piece(MANIFEST, body))
+            packing.add(Piece(SIGNATURE, keys.sign(home, body)))
+            packing.close()
+        sync(part)
+        part.replace(target)
+        sync(target.parent)
+    except OSError as error:
+        raise disk_error(target, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+    return told
+
+
+def look(file: Path) -> Opened:
+    """What a bundle says of itself, and who signed it; the weights are not read.
+
+    Raises:
+        NotFound: There is no such file.
+        InvalidInput: It is no bundle, or not as it was signed.
+    """
+    with _reading(file, MOST_BYTES) as reader:
+        return _open(reader)
+
+
+def unpack(
+    file: Path,
+    into: Path,
+    *,
+    text_base: BaseModelOf | None,
+    image_base: BaseModelOf | None,
+    text_place: str = "",
+    image_place: str = "",
+    positions: RopeScaling | None = None,
+    most_bytes: int = MOST_BYTES,
+) -> tuple[Opened, Sides]:
+    """Check all of a bundle against the base models of a project, and unpack it into the new folder `into`.
+
+    Args:
+        text_base, image_base: Of the project; None: it has none.
+        text_place, image_place: Where they lie.
+        positions: How the engine scales positions.
+
+    Raises:
+        NotFound: There is no such file.
+        InvalidInput: It is not taken; says why. Nothing stays of it.
+        StorageError: The disk refuses.
+    """
+    try:
+        with _reading(file, most_bytes) as reader:
+            opened = _open(reader)
+            _refuse_other_bases(opened.manifest, text_base, image_base)
+            sides = _write_out(reader, opened.manifest, into)
+        name = f"The bundle {file.name}"
+        if sides.text is not None:
+            base_model.check_text(name, sides.text, text_place, positions)
+        if sides.image is not None:
+            base_model.check_image(name, sides.image, image_place)
+    except OSError as error:
+        shutil.rmtree(into, ignore_errors=True)
+        raise disk_error(into, error) from error
+    except BaseException:
+        shutil.rmtree(into, ignore_errors=True)
+        raise
+    return opened, sides
+
+
+def verify(file: Path) -> Opened:
+    """`look`, and whether every file is what was signed."""
+    with _reading(file, MOST_BYTES) as reader:
+        opened = _open(reader)
+        signed = {one.name: one.sha256 for one in opened.manifest.files}
+        for one in reader.files:
+            digest = hashlib.sha256()
+            for chunk in reader.chunks(one):
+                digest.update(chunk)
+            if digest.hexdigest() != signed.get(one.name, digest.hexdigest()):
+                raise _other(one.name, reader.name)
+    return opened
+
+
+def unfold(file: Path, folder: Path) -> Opened:
+    """The files of a bundle, as they are, in the new folder `folder`; only hashes and the signature are looked at.
+
+    Raises:
+        NotFound, InvalidInput: As of `look`, or a file is not what was signed.
+        StorageError: The disk refuses.
+    """
+    try:
+        with _reading(file, MOST_BYTES) as reader:
+            opened = _open(reader)
+            signed = {one.name: one.sha256 for one in opened.manifest.files}
+            for one in reader.files:
+                target = folder / one.name
+                target.parent.mkdir(parents=True, exist_ok=True)
+                digest = _copy(reader, one, target)
+                if digest.hexdigest() != signed.get(one.name, digest.hexdigest()):
+                    raise _other(one.name, reader.name)
+    except OSError as error:
+        raise disk_error(folder, error) from error
+    return opened
+
+
+def fold(folder: Path, target: Path) -> Path:
+    """The bundle whose files lie in `folder`: byte for byte the one that they came from.
+
+    Raises:
+        NotFound: There is no manifest, or one of its files.
+        InvalidInput: A file is not what was signed. It is removed, so that it is fetched again.
+        StorageError: The disk refuses.
+    """
+    body, signature = folder / MANIFEST, folder / SIGNATURE
+    if not body.is_file() or not signature.is_file():
+        raise NotFound(f"{folder} has no manifest or no signature.")
+    try:
+        told = Manifest.model_validate_json(body.read_bytes())
+    except (ValidationError, RecursionError):
+        raise InvalidInput("The manifest cannot be read.", ASK_AGAIN) from None
+    for one in told.files:
+        if one.name not in KNOWN or (folder / one.name).is_symlink():
+            raise InvalidInput(f"{shown(one.name)} is no part of a bundle.", ASK_AGAIN)
+        if not (folder / one.name).is_file():
+            raise NotFound(f"{one.name} is missing.", ASK_AGAIN)
+    try:
+        with target.open("w+b") as handle:
+            packing = Writer(handle)
+            for one in told.files:
+                found = packing.add(Piece(one.name, path=folder / one.name))
+                if found.sha256 != one.sha256:
+                    (folder / one.name).unlink()
+                    raise _other(one.name, target.name)
+            packing.add(Piece(MANIFEST, path=body))
+            packing.add(Piece(SIGNATURE, path=signature))
+            packing.close()
+    except OSError as error:
+        target.unlink(missing_ok=True)
+        raise disk_error(target, error) from error
+    except InvalidInput:
+        target.unlink(missing_ok=True)
+        raise
+    return target
+
+
+def _copy(reader: Reader, file: archive.Packed, target: Path) -> hashlib._Hash:
+    digest = hashlib.sha256()
+    with target.open("xb") as handle:
+        for chunk in reader.chunks(file):
+            digest.update(chunk)
+            handle.write(chunk)
+    return digest
+
+
+def _other(file: str, bundle: str) -> InvalidInput:
+    return InvalidInput(f"{file} in {bundle} is not what was signed: its hash does not fit.", ASK_AGAIN)
+
+
+@contextlib.contextmanager
+def _reading(file: Path, most_bytes: int) -> Iterator[Reader]:
+    try:
+        handle = file.open("rb")
+    except OSError as error:
+        raise NotFound(f"{file} cannot be read: {error.strerror}.", "Name a .comfyloop file.") from None
+    with handle:
+        yield Reader(handle, file.name, most_bytes)
+
+
+def _open(reader: Reader) -> Opened:
+    files = {file.name: file for file in reader.files}
+    for name in files:
+        if name not in KNOWN:
+            raise InvalidInput(f"{reader.name} holds {shown(name)}, which is no part of a bundle.", ASK_AGAIN)
+    for name, what in ((MANIFEST, "no manifest"), (SIGNATURE, "no signature")):
+        if name not in files:
+            raise InvalidInput(f"{reader.name} has {what}: nobody answers for what is in it.", ASK_AGAIN)
+    body = reader.read(files[MANIFEST], MOST_WORDS)
+    key = keys.signer(reader.name, reader.read(files[SIGNATURE], MOST_WORDS), body)
+    try:
+        manifest = Manifest.model_validate_json(body)
+    except ValidationError as error:
+        wrong = in_words(error.errors(), "the manifest")
+        raise InvalidInput(f"{reader.name} has a manifest that cannot be read: {wrong}.", ASK_AGAIN) from None
+    except RecursionError:
+        raise InvalidInput(f"{reader.name} has a manifest that cannot be read.", ASK_AGAIN) from None
+    told = {file.name: (file.bytes, file.crc32) for file in manifest.files}
+    there = {
+        name: (file.bytes, file.crc32) for name, file in files.items() if name not in (MANIFEST, SIGNATURE)
+    }
+    if told != there or len(told) != len(manifest.files):
+        raise InvalidInput(f"{reader.name} does not hold the files that were signed.", ASK_AGAIN)
+    for file in manifest.files:
+        most = MOST_WORDS if file.name in SMALL else MOST_SHEET if file.name == SHEET else MOST_BYTES
+        if file.bytes > most:
+            raise InvalidInput(
+                f"{file.name} in {reader.name} has {file.bytes} bytes, more than {most}.", ASK_AGAIN
+            )
+    return Opened(manifest, key, hashlib.sha256(body).hexdigest())
+
+
+def _refuse_other_bases(manifest: Manifest, text: BaseModelOf | None, image: BaseModelOf | None) -> None:
+    names = {file.name for file in manifest.files}
+    sides = (
+        ("text", manifest.text_base, {TEXT_CONFIG, TEXT_WEIGHTS}),
+        ("image", manifest.image_base, {IMAGE_WEIGHTS}),
+    )
+    for side, made_for, needed in sides:
+        if (made_for is not None) != bool(needed & names) or (made_for is not None and not needed <= names):
+            raise InvalidInput(
+                f"The bundle does not say what its {side} side is, or lacks a part of it.", ASK_AGAIN
+            )
+    if manifest.text_base is None and manifest.image_base is None:
+        raise InvalidInput("The bundle has neither a text nor an image side.", ASK_AGAIN)
+    if TEXT_POSITIONS in names and manifest.text_base is None:
+        raise InvalidInput("The bundle does not say what its text side is, or lacks a part of it.", ASK_AGAIN)
+    what = f"{manifest.project}@{manifest.number}"
+    if manifest.text_base is not None and text is not None:
+        base_model.refuse_other_base(what, manifest.text_base, text)
+    if manifest.image_base is not None:
+        if image is None:
+            raise InvalidInput(
+                f"{what} has an image side, for {manifest.image_base.name}, and this project has no image model.",
+                "Import it into a project with that image model.",
+            )
+        base_model.refuse_other_base(what, manifest.image_base, image)
+
+
+def _write_out(reader: Reader, manifest: Manifest, into: Path) -> Sides:
+    """Each file whose hash is the signed one, under the name that is expected there and no other."""
+    hashes: dict[Path, bytes] = {}
+    packed = {file.name: file for file in reader.files}
+    for file in manifest.files:
+        target = into / (file.name if "/" in file.name else f"origin/{file.name}")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        digest = _copy(reader, packed[file.name], target)
+        if digest.hexdigest() != file.sha256:
+            raise _other(file.name, reader.name)
+        sync(target)
+        hashes[target] = digest.digest()
+    own = into / "origin" / MANIFEST
+    own.parent.mkdir(parents=True, exist_ok=True)
+    own.write_text(manifest.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    for folder in (into / "text", into / "image", into / "origin", into):
+        if folder.is_dir():
+            sync(folder)
+    text = into / "text" if manifest.text_base is not None else None
+    image = into / IMAGE_WEIGHTS if manifest.image_base is not None else None
+    return Sides(text, image, hashes)

@@ -1,0 +1,289 @@
+"""Versions on model hubs, Hugging Face's and ModelScope's, by their own clients.
+
+A repository holds the files of a bundle as they are, so that PEFT and diffusers load from it, and each file is stored
+once. As a bundle's bytes follow from its files, what is pulled is put together again to the very bundle that was
+pushed, and its signature holds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+from comfyloop.durable import write_whole
+from comfyloop.errors import (
+    ComfyLoopError,
+    EngineUnavailable,
+    InvalidInput,
+    NotFound,
+    QueueFull,
+    StorageError,
+)
+from comfyloop.registry import bundle
+from comfyloop.registry.archive import disk_error
+from comfyloop.registry.manifest import KNOWN
+
+_PLACE = re.compile(
+    r"^(?P<hub>hf|ms):(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[\w.-]{1,100}))?$"
+)
+_NAMES = {"hf": "Hugging Face", "ms": "ModelScope"}
+_LOGIN = {
+    "hf": "Log in with `hf auth login`, or set HF_TOKEN to a token that may do so.",
+    "ms": "Set MODELSCOPE_API_TOKEN to a token of https://modelscope.cn/my/myaccesstoken.",
+}
+
+
+class Place(NamedTuple):
+    """A repository on a hub: `hf:user/name`, `ms:user/name`, with `@revision` where one is wanted."""
+
+    hub: Literal["hf", "ms"]
+    repo: str
+    revision: str | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Place:
+        """Raises InvalidInput: It names no repository."""
+        match = _PLACE.match(text)
+        if match is None:
+            raise InvalidInput(
+                f"{text[:200]!r} names no place on a hub.", "Write hf:user/name or ms:user/name."
+            )
+        return cls("hf" if match["hub"] == "hf" else "ms", match["repo"], match["revision"])
+
+    def __str__(self) -> str:
+        return f"{self.hub}:{self.repo}" + (f"@{self.revision}" if self.revision else "")
+
+
+def push(file: Path, place: Place, staging: Path, *, private: bool, quiet: bool = False) -> None:
+    """Make the repository if need be, and upload what it lacks of a bundle's files.
+
+    Args:
+        staging: A folder that is kept between tries: an upload that broke off goes on.
+
+    Raises:
+        InvalidInput: The bundle is none, or the hub does not let this person do it.
+        EngineUnavailable, QueueFull, StorageError: See `_in_sentences`.
+    """
+    folder = staging / "files"
+    shutil.rmtree(folder, ignore_errors=True)
+    bundle.unfold(file, folder)
+    with _in_sentences(place), _quietly(quiet):
+        if place.hub == "hf":
+            _hf_push(folder, place, private)
+        else:
+            _ms_push(folder, place, private, staging / "uploaded", quiet)
+
+
+def pull(place: Place, folder: Path, *, quiet: bool = False) -> Path:
+    """The bundle that a repository holds, put together in `folder`, which is kept between tries.
+
+    Raises:
+        NotFound: There is no such repository, or it holds no version of ComfyLoop's.
+        InvalidInput: The hub does not let this person do it, or a file came otherwise than it was signed.
+        EngineUnavailable, QueueFull, StorageError: See `_in_sentences`.
+    """
+    files = folder / "files"
+    with _in_sentences(place), _quietly(quiet):
+        if place.hub == "hf":
+            _hf_pull(place, files, sorted(KNOWN))
+        else:
+            _ms_pull(place, files, sorted(KNOWN))
+    name = place.repo.rpartition("/")[2]
+    try:
+        return bundle.fold(files, folder / f"{name}.comfyloop")
+    except NotFound:
+        raise NotFound(
+            f"{place} holds no version of ComfyLoop's: it has no manifest.", "Name another repository."
+        ) from None
+
+
+def base_model(model: str, cache: Path) -> str | None:
+    """What is loaded for a base model that is named with its hub: a hub id for transformers, or a folder that
+    ModelScope's client has downloaded; None where no hub is named."""
+    if not model.startswith(("hf:", "ms:")):
+        return None
+    place = Place.parse(model)
+    if place.hub == "hf":
+        return place.repo
+    folder = cache / "modelscope" / place.repo.replace("/", "--")
+    whole = folder / ".whole.json"
+    if not whole.is_file():
+        with _in_sentences(place):
+            _ms_pull(place, folder, None)
+            write_whole(whole, json.dumps({"repo": place.repo, "revision": place.revision}) + "\n")
+    return str(folder)
+
+
+# --- Hugging Face
+
+
+def _hf_push(folder: Path, place: Place, private: bool) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    api.create_repo(place.repo, private=private, exist_ok=True)
+    told = f"{folder.name}: a version of ComfyLoop's"
+    api.upload_folder(repo_id=place.repo, folder_path=folder, revision=place.revision, commit_message=told)
+
+
+def _hf_pull(place: Place, into: Path, names: list[str]) -> None:
+    from huggingface_hub import HfApi
+
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    api.snapshot_download(
+        place.repo, revision=place.revision, local_dir=into, allow_patterns=names, max_workers=4
+    )
+
+
+# --- ModelScope
+
+
+def _ms_push(folder: Path, place: Place, private: bool, tracker: Path, quiet: bool) -> None:
+    api = _modelscope()
+    if not api.repo_exists(place.repo, "model"):
+        api.create_repo(place.repo, "model", visibility="private" if private else "public")
+    api.upload_folder(
+        place.repo, "model", folder, revision=place.revision, tracker_path=tracker, disable_tqdm=quiet
+    )
+
+
+def _ms_pull(place: Place, into: Path, names: list[str] | None) -> None:
+    _modelscope().download_repo(
+        place.repo, "model", revision=place.revision, local_dir=into, allow_patterns=names
+    )
+
+
+def _modelscope():  # type: ignore[no-untyped-def]
+    try:
+        from modelscope_hub import HubApi
+    except ImportError:
+        raise InvalidInput(
+            "ModelScope is reached by the package `modelscope-hub`, which is not installed.",
+            "pip install 'comfyloop[hubs]'",
+        ) from None
+    # Said each time: the client remembers what the environment said when it was first asked.
+    names = {"endpoint": "MODELSCOPE_ENDPOINT", "token": "MODELSCOPE_API_TOKEN"}
+    return HubApi(
+        **{name: os.environ[variable] for name, variable in names.items() if os.environ.get(variable)}
+    )
+
+
+# --- what goes wrong
+
+
+@contextlib.contextmanager
+def _quietly(quiet: bool) -> Iterator[None]:
+    """Progress is shown by the clients themselves, on standard error, unless nothing is to be."""
+    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    logging.getLogger("modelscope_hub").setLevel(logging.WARNING)
+    if not quiet or are_progress_bars_disabled():
+        yield
+        return
+    disable_progress_bars()
+    try:
+        yield
+    finally:
+        enable_progress_bars()
+
+
+@contextlib.contextmanager
+def _in_sentences(place: Place) -> Iterator[None]:
+    """The clients' many errors as ours.
+
+    Raises:
+        NotFound: There is no such repository or revision.
+        InvalidInput: The hub does not let this person do it.
+        QueueFull: It asks to wait.
+        EngineUnavailable: It cannot be reached, or the connection broke off.
+        StorageError: This machine's disk is full.
+    """
+    try:
+        yield
+    except ComfyLoopError:
+        raise
+    except Exception as error:
+        raise _sentence(place, error) from error
+
+
+def _sentence(place: Place, error: BaseException) -> ComfyLoopError:
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            return disk_error(Path(cause.filename or "."), cause)
+    status = next((found for cause in causes if (found := _status(cause))), 0)
+    hub = _NAMES[place.hub]
+    names = {type(cause).__name__ for cause in causes}
+    if status == 404 or names & {
+        "RepositoryNotFoundError",
+        "RevisionNotFoundError",
+        "NotExistError",
+        "NotFoundError",
+    }:
+        return NotFound(f"{hub} has no {place}, or not for you.", f"Look at the name. {_LOGIN[place.hub]}")
+    if status in (401, 403) or names & {
+        "AuthenticationError",
+        "PermissionDeniedError",
+        "LocalTokenNotFoundError",
+    }:
+        return InvalidInput(f"{hub} does not let you do this with {place}.", _LOGIN[place.hub])
+    if status == 429 or "RateLimitError" in names:
+        wait = next((after for cause in causes if (after := _wait(cause))), None)
+        told = f"in {wait:.0f} seconds" if wait else "in some minutes"
+        return QueueFull(
+            f"{hub} asks to wait: it was called too often.", f"Try again {told}.", retry_after=wait
+        )
+    if names & {"FileIntegrityError", "FileSizeMismatchError"} or any(
+        "onsistency check failed" in str(cause) for cause in causes
+    ):
+        return InvalidInput(f"A file of {place} came otherwise than {hub} says that it is.", "Do it again.")
+    if isinstance(error, OSError) and error.errno:
+        return StorageError(f"{error.filename} cannot be used: {error.strerror}.")
+    told = (
+        f"status {status}"
+        if status
+        else (str(causes[-1]) or type(causes[-1]).__name__).partition("\n")[0][:200]
+    )
+    return EngineUnavailable(
+        f"{hub} could not be reached, or the connection broke off ({told}).",
+        "Do it again: what has gone over stays there.",
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    waiting = [error]
+    while waiting:
+        found = waiting.pop(0)
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        yield found
+        failed = getattr(found, "failed_files", None)  # modelscope-hub's, of several files
+        waiting += [
+            *(failed.values() if isinstance(failed, dict) else ()),
+            found.__cause__,
+            found.__context__,
+        ]
+
+
+def _status(error: BaseException) -> int:
+    response = getattr(error, "response", None)
+    found = getattr(response, "status_code", None) or getattr(error, "status_code", None)
+    return int(found) if isinstance(found, int) else 0
+
+
+def _wait(error: BaseException) -> float | None:
+    headers = getattr(getattr(error, "response", None), "headers", None) or {}
+    try:
+        return float(headers.get("retry-after") or headers.get("Retry-After") or 0) or None
+    except (TypeError, ValueError):
+        return None
