@@ -1,4 +1,4 @@
-"""The walks of CONTRIBUTING.md, followed: what they add is found everywhere, and the tests of each area pass with it."""
+"""The walks of CONTRIBUTING.md, followed: what they add is found everywhere, and each area's tests pass with it."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from comfyloop.durable import write_whole
 from comfyloop.errors import (
@@ -161,7 +161,7 @@ def _ms_pull(place: Place, into: Path, names: list[str] | None) -> None:
     )
 
 
-def _modelscope():  # type: ignore[no-untyped-def]
+def _modelscope() -> Any:
     try:
         from modelscope_hub import HubApi
     except ImportError:
