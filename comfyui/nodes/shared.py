@@ -117,7 +117,7 @@ def sampling_inputs(max_tokens: int) -> list[Any]:
             "seed",
             default=0,
             min=0,
-            max=2**31 - 1,
+            max=2**64 - 1,  # as ComfyUI's own: a seed that is shared by link may be any of them
             control_after_generate=True,
             tooltip="Chance, where temperature is not 0.",
         ),

@@ -487,10 +487,6 @@ class Settings(BaseSettings):
         return folder.expanduser().absolute()
 
     @property
-    def database(self) -> str:
-        return self.database_url or f"sqlite:///{self.home / 'comfyloop.db'}"
-
-    @property
     def image_prediction(self) -> Literal["epsilon", "v_prediction", "sample"] | None:
         """What the person says that a UNet predicts; None: the model says it."""
         return None if self.image_prediction_type == "auto" else self.image_prediction_type

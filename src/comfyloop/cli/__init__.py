@@ -7,6 +7,7 @@ found, 4 conflict, 5 busy, 6 no service, 7 storage, 8 model, 9 data, 10 failed r
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import NoReturn
@@ -29,6 +30,10 @@ def main() -> NoReturn:
     """The entry point: errors become one sentence on standard error and an exit code."""
     # What we start with `python -m` would else import whatever lies in the working directory.
     os.environ.setdefault("PYTHONSAFEPATH", "1")
+    # Windows writes into files and pipes in a code page. What it lacks is escaped there, as on standard error; to
+    # refuse it would end the command with its work half told.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         sys.exit(app(standalone_mode=False) or 0)  # the exit code of a typer.Exit is returned
     except typer.Abort:

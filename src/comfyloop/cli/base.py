@@ -75,7 +75,8 @@ def service(url: str | None, project: str | None = None) -> Iterator[Client]:
 def put(data: Any, as_json: bool, *shown: Any) -> None:
     """Print a record or plain data as JSON, else what is shown of it to a person."""
     if as_json:
-        sys.stdout.write(json.dumps(plain(data), ensure_ascii=False, indent=2) + "\n")
+        escaped = not (sys.stdout.encoding or "utf-8").lower().startswith("utf")
+        sys.stdout.write(json.dumps(plain(data), ensure_ascii=escaped, indent=2) + "\n")
     else:
         for thing in shown or (plain(data),):
             out.print(thing, highlight=False)

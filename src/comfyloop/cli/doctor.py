@@ -22,7 +22,7 @@ from comfyloop.serve.api.origin import is_loopback
 from comfyloop.serve.api.server import bind
 from comfyloop.settings import Settings, files_read
 from comfyloop.stable_diffusion.look import look
-from comfyloop.store import open_store, projects
+from comfyloop.store import open_store, projects, url_of
 from comfyloop.train.specs.needs import QLORA, ZERO
 
 GIB = 2**30
@@ -95,7 +95,8 @@ def _database(settings: Settings) -> Finding:
         open_store(settings).close()
     except (ComfyLoopError, OSError) as error:
         return Finding("database", False, f"{error}")
-    kind = "SQLite " + sqlite3.sqlite_version if settings.database.startswith("sqlite") else "PostgreSQL"
+    sqlite = url_of(settings).get_backend_name() == "sqlite"
+    kind = "SQLite " + sqlite3.sqlite_version if sqlite else "PostgreSQL"
     return Finding("database", True, f"{kind}, writable.")
 
 

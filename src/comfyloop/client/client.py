@@ -15,7 +15,14 @@ from urllib.parse import quote
 
 import httpx
 
-from comfyloop.errors import ComfyLoopError, EngineUnavailable, NotFound, StorageError, error_for
+from comfyloop.errors import (
+    ComfyLoopError,
+    EngineUnavailable,
+    InvalidInput,
+    NotFound,
+    StorageError,
+    error_for,
+)
 from comfyloop.media import data_urls
 from comfyloop.records import Feedback, Forgotten, GateReport, Generation, LoopStatus, Snapshot, Version
 
@@ -71,6 +78,12 @@ class Client:
     def _ask(self, method: str, path: str, **request: Any) -> httpx.Response:
         try:
             response = self._http.request(method, path, **request)
+        except UnicodeEncodeError as error:
+            raise InvalidInput(
+                f"What is to be sent is no text: it has {error.object[error.start]!a}, "
+                "a byte that is not UTF-8 or half of a character.",
+                "Send whole Unicode characters; a file in another encoding is converted first.",
+            ) from error
         except httpx.TimeoutException as error:
             raise EngineUnavailable(
                 f"The service at {self.url} did not answer in time.", "Try again."

@@ -44,6 +44,11 @@ def decode(url: str, name: str = "The image") -> bytes:
         raise InvalidInput(f"{name} is not a data: URL.", "It reads data:image/png;base64,....")
     if not head.endswith(";base64"):
         return unquote_to_bytes(body)
+    # As browsers read it: in lines too, which `base64` and Python's encodebytes write, and without its padding.
+    for blank in " \t\r\n\f":
+        body = body.replace(blank, "")
+    if len(body) % 4:
+        body += "=" * (-len(body) % 4)
     try:
         if "=" in body[:-2]:
             raise ValueError("Excess data after padding")

@@ -19,7 +19,7 @@ from comfyloop.store import (
     versions,
 )
 from comfyloop.store.blobs import Blobs
-from comfyloop.store.db import Store, open_store
+from comfyloop.store.db import Store, open_store, url_of
 
 __all__ = [
     "Blobs",
@@ -34,5 +34,6 @@ __all__ = [
     "runs",
     "snapshots",
     "splits",
+    "url_of",
     "versions",
 ]

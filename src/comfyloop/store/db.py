@@ -160,7 +160,7 @@ def open_store(settings: Settings) -> Store:
         InvalidInput: The database URL is not one of SQLite or PostgreSQL.
         StorageError: The database cannot be reached or written, was emptied, or is newer than this ComfyLoop.
     """
-    url = _parse(settings.database)
+    url = url_of(settings)
     if url.get_backend_name() == "sqlite":
         _refuse_emptied(url, settings.home)
     engine = _sqlite_engine(url) if url.get_backend_name() == "sqlite" else _postgresql_engine(url)
@@ -217,6 +217,18 @@ def shown(url: URL) -> str:
     if url.get_backend_name() == "sqlite":
         return str(url.database)
     return url.render_as_string(hide_password=True)
+
+
+def url_of(settings: Settings) -> URL:
+    """Where the database is.
+
+    Raises:
+        InvalidInput: The database URL is not one of SQLite or PostgreSQL.
+    """
+    if settings.database_url:
+        return _parse(settings.database_url)
+    # Put together, not parsed: in a text, "what?/home" would be the file "what", and "100%20" another folder.
+    return URL.create("sqlite", database=str(settings.home / "comfyloop.db"))
 
 
 def _parse(text: str) -> URL:

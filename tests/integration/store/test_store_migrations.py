@@ -16,7 +16,7 @@ from alembic.script import ScriptDirectory
 from comfyloop.errors import StorageError
 from comfyloop.records import Project
 from comfyloop.settings import Settings
-from comfyloop.store import migrate, open_store, projects
+from comfyloop.store import migrate, open_store, projects, url_of
 from comfyloop.store.schema import HEAD, metadata
 
 UPGRADE = migrate.upgrade
@@ -30,8 +30,7 @@ def _each_time_anew(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def connected(settings: Settings) -> Iterator[sa.Connection]:
-    url = settings.database.replace("postgresql://", "postgresql+psycopg://")
-    engine = sa.create_engine(url)
+    engine = sa.create_engine(url_of(settings))
     with engine.begin() as conn:
         yield conn
     engine.dispose()

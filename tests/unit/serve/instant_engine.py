@@ -2,8 +2,8 @@
 
 It is a real server in a process of its own, so that what is tested or measured against it is all but the
 model. An answer says which adapter gave it, word by word: "acme-v3 acme-v3 acme-v3", as many words as
-max_tokens allows (8 at most, or the number in "say N words"). Told to "repeat what you read", it answers with all
-messages as JSON.
+max_tokens allows (8 at most, or the number in "say N words"); what asks for more than there is "room for N words" is
+refused. Told to "repeat what you read", it answers with all messages as JSON.
 
     python tests/unit/serve/instant_engine.py --port 0 --port-file F
 """
@@ -104,6 +104,10 @@ class InstantEngine:
         if "too long for me" in said:
             await fail(send, 400, "the prompt is longer than the context")
             return
+        room = re.search(r"room for (\d+) words", said)
+        if room and sent.get("max_tokens", 0) > int(room[1]):
+            await fail(send, 400, f"max_tokens is {sent['max_tokens']} and there is room for {room[1]}")
+            return
         if "think for ever" in said:  # nothing is answered, not even a status
             await asyncio.sleep(600)
         asked = re.search(r"say (\d+) words", said)
@@ -181,6 +185,8 @@ def _completion(sent: dict[str, Any], model: str, count: int, prompt: int) -> di
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         "usage": _usage(prompt, count),
     }
+    if "seed" in sent:
+        body["seed"] = sent["seed"]
     if sent.get("prompt_logprobs") is not None:
         entries = [{"7": {"logprob": -0.5, "rank": 1, "decoded_token": "x"}} for _ in range(prompt - 1)]
         body["prompt_logprobs"] = [None, *entries]

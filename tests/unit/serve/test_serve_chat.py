@@ -73,6 +73,26 @@ def test_a_stream_is_passed_on_and_recorded(gateway: Gateway, client: openai.Ope
     assert (stored.answer, stored.answer_tokens) == ("base base base base", 4)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_limit_that_nobody_asked_for_refuses_no_question(shared_gateway: Gateway, stream: bool) -> None:
+    """A prompt that leaves less of the context than our own default has what is left."""
+    body = {"model": "acme", "messages": [{"role": "user", "content": "room for 3 words"}], "stream": stream}
+    answer = shared_gateway.http.post("/v1/chat/completions", json=body)
+    assert answer.status_code == 200 and "base" in answer.text
+    asked = shared_gateway.http.post("/v1/chat/completions", json=body | {"max_tokens": 4})
+    assert asked.status_code == 400 and "max_tokens is 4" in asked.text
+
+
+def test_seeds_are_as_long_as_comfyuis(shared_gateway: Gateway) -> None:
+    body = {"model": "acme", "messages": [{"role": "user", "content": "hi"}]}
+    for seed, sent in ((2**64 - 1, -1), (1125899906842624, 1125899906842624), (-(2**63), -(2**63))):
+        answer = shared_gateway.http.post("/v1/chat/completions", json=body | {"seed": seed})
+        assert answer.status_code == 200, answer.text
+        assert recorded(shared_gateway, answer.json()["id"]).sampling.seed == seed
+        assert answer.json()["seed"] == sent  # what the engine was given: 64 bits with a sign
+    assert shared_gateway.http.post("/v1/chat/completions", json=body | {"seed": 2**64}).status_code == 400
+
+
 def test_usage_is_left_out_of_streams_that_did_not_ask(client: openai.OpenAI) -> None:
     stream = client.chat.completions.create(
         model="acme", messages=[{"role": "user", "content": "hi"}], stream=True

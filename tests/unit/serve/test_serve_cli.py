@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -48,6 +51,24 @@ def test_the_setting_project_says_which_one_a_command_is_about(
     monkeypatch.setenv("COMFYLOOP_PROJECT", "nowhere")
     with pytest.raises(ComfyLoopError, match="no project 'nowhere'"):
         told(two, "status")
+
+
+def test_what_is_no_text_is_said(two: Gateway) -> None:
+    with pytest.raises(
+        ComfyLoopError, match=r"is no text: it has '\\udce9'"
+    ):  # as a file in Latin-1 comes in
+        told(two, "ask", "caf\udce9")
+
+
+def test_a_code_page_that_lacks_a_character_ends_no_command(two: Gateway) -> None:
+    """As on Windows, where output goes into a file."""
+    words = [sys.executable, "-m", "comfyloop", "ask", "say word for word <<汉字 — é 😀>>", "--url", two.url]
+    page = os.environ | {"PYTHONUTF8": "0", "PYTHONIOENCODING": "cp1252"}
+    shown = subprocess.run(words, env=page, capture_output=True)
+    assert shown.returncode == 0, shown.stderr.decode()
+    assert "\\u6c49\\u5b57 — é \\U0001f600" in shown.stdout.decode("cp1252").replace("\r\n", "")
+    as_json = subprocess.run([*words, "--json"], env=page, capture_output=True, check=True)
+    assert "汉字 — é 😀" in json.loads(as_json.stdout)["text"]
 
 
 def test_a_settings_file_says_it_too(

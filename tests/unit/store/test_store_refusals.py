@@ -50,6 +50,16 @@ def test_a_file_that_is_no_database(tmp_path: Path) -> None:
         open_store(Settings(home=tmp_path))
 
 
+@pytest.mark.parametrize("name", ["what? now", "100%20 done", "#1 höme 汉字", "a&b;c@d:e"])
+def test_a_home_is_a_path_whatever_its_name_would_mean_in_a_url(tmp_path: Path, name: str) -> None:
+    settings = Settings(home=tmp_path / name)
+    with open_store(settings) as store:
+        sha = store.blobs.put(b"a picture")
+        assert store.blobs.get(sha) == b"a picture"
+    assert [place.name for place in tmp_path.iterdir()] == [name]
+    assert {"comfyloop.db", "blobs"} <= {place.name for place in settings.home.iterdir()}
+
+
 def test_a_home_that_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(StorageError, match=r"cannot be made.*COMFYLOOP_HOME"):

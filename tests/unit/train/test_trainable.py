@@ -85,6 +85,16 @@ def test_each_kind_of_adapter_in_plain_peft_is_what_was_trained(
     )
 
 
+@pytest.mark.parametrize("lost", ["embed_tokens", "lm_head", "qq_proj", "fc1"])
+def test_a_layer_that_would_be_passed_over_is_refused_by_name(
+    tiny_llm: Path, tiny_vlm: Path, lost: str
+) -> None:
+    """PEFT takes a list of which one name fits; `fc1` is a layer of the vision tower, which is frozen."""
+    for model in (tiny_llm, tiny_vlm):
+        with pytest.raises(ModelError, match=f"target_modules names '{lost}'"):
+            loaded(model, adapter={"target_modules": ["q_proj", lost]})
+
+
 @pytest.mark.parametrize("recipe", [sft, dpo])
 def test_whole_weights_become_a_model_directory(
     recipe: Any, tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path

@@ -176,15 +176,18 @@ class Answering:
             services.in_background(self._stream.close())
 
     async def _ask(self, call: Callable[[EngineClient, dict[str, Any]], Awaitable[_Answer]]) -> _Answer:
-        """The engine's answer. What it refuses with examples it is asked again without them: they may be what
-        is too long for it."""
-        try:
-            return await self._ask_for(call)
-        except InvalidInput:
-            if self._told.wire is self._wire:
-                raise
-            self._told = Recalled(self._wire)
-            return await self._ask_for(call)
+        """The engine's answer. What it refuses it is asked again without what the client did not send, which may be
+        too long for it: first the examples, then our own limit of the answer."""
+        while True:
+            try:
+                return await self._ask_for(call)
+            except InvalidInput:
+                if self._told.wire is not self._wire:
+                    self._told = Recalled(self._wire)
+                elif "max_tokens" in self._sent and not self._body.limited:
+                    del self._sent["max_tokens"]  # the answer has what the context leaves
+                else:
+                    raise
 
     async def _ask_for(self, call: Callable[[EngineClient, dict[str, Any]], Awaitable[_Answer]]) -> _Answer:
         try:
@@ -346,7 +349,8 @@ def _engine_body(body: ChatRequest, sampling: Sampling) -> dict[str, Any]:
     if sampling.stop:
         sent["stop"] = list(sampling.stop)
     if sampling.seed is not None:
-        sent["seed"] = sampling.seed
+        # Engines take 63 bits and a sign; ComfyUI draws 64 bits, which stay the same ones.
+        sent["seed"] = sampling.seed if sampling.seed < 2**63 else sampling.seed - 2**64
     if body.n and body.n > 1:
         sent["n"] = body.n
     if body.response_format is not None and body.response_format.type != "text":

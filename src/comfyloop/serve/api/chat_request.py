@@ -111,7 +111,12 @@ class ChatRequest(_Wire):
     max_tokens: int | None = Field(default=None, ge=1, le=32768, description="Default 256.")
     max_completion_tokens: int | None = Field(default=None, ge=1, le=32768)
     stop: str | list[str] | None = None
-    seed: int | None = Field(default=None, ge=-(2**31), lt=2**32)
+    seed: int | None = Field(
+        default=None,
+        ge=-(2**63),
+        lt=2**64,
+        description="As ComfyUI's, up to 2^64 - 1; OpenAI's end at 2^63 - 1.",
+    )
     logprobs: bool | None = None
     top_logprobs: int | None = Field(default=None, ge=0, le=20)
     stream: bool | None = False
@@ -146,6 +151,11 @@ class ChatRequest(_Wire):
         if len(stops) > 16 or any(not 0 < len(text) <= 256 for text in stops):
             raise ValueError("at most 16 stop strings of 1 to 256 characters")
         return stop
+
+    @property
+    def limited(self) -> bool:
+        """Whether the client says how long the answer may be."""
+        return self.max_completion_tokens is not None or self.max_tokens is not None
 
     @property
     def sampling(self) -> Sampling:

@@ -22,6 +22,7 @@ from comfyloop.serve.embedded.prompts import Prompt
 from comfyloop.serve.embedded.protocol import ChatRequest
 from comfyloop.serve.embedded.sampling import TokenLogprob
 from comfyloop.serve.embedded.structure import Structure
+from comfyloop.serve.embedded.text import bytes_of
 
 
 @dataclass
@@ -177,8 +178,9 @@ class Answer:
         return entries
 
     def _token(self, token: int) -> dict[str, Any]:
-        text = self._engine.loaded.tokenizer.decode([token])
-        return {"token": text, "bytes": list(text.encode())}
+        tokenizer = self._engine.loaded.tokenizer
+        text = tokenizer.decode([token])
+        return {"token": text, "bytes": list(bytes_of(text, tokenizer.convert_ids_to_tokens(token)))}
 
 
 class Likelihoods:

@@ -2,9 +2,33 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 REPLACEMENT = "\ufffd"  # what a decoder writes for bytes that are not (yet) a character
+
+
+_PRINTED = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+"""Bytes that byte-level vocabularies write as the character of that number; the others, in order, from U+0100 on."""
+_UNPRINTED = sorted(set(range(0x100)) - set(_PRINTED))
+_BYTES = {chr(n): n for n in _PRINTED} | {chr(0x100 + n): byte for n, byte in enumerate(_UNPRINTED)}
+_FALLBACK = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def bytes_of(text: str, piece: str) -> bytes:
+    """The bytes of a token, which need not be whole characters.
+
+    Args:
+        text: What it is decoded to, alone.
+        piece: How the vocabulary writes it: by bytes as GPT-2's does, or `<0xF0>` for a byte as SentencePiece's.
+    """
+    if REPLACEMENT not in text:
+        return text.encode()
+    if single := _FALLBACK.fullmatch(piece):
+        return bytes.fromhex(single[1])
+    if all(char in _BYTES for char in piece):
+        return bytes(_BYTES[char] for char in piece)
+    return text.encode()
 
 
 class TextStream:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -147,6 +147,14 @@ def lora_targets(
             f"target_modules = {asked!r} names no linear layer of the {missing[0]} of {type(base).__name__}.",
             f"It has: {_leaves(n for n in inside if linear[n] == missing[0]) or 'none'}.",
         )
+    if not isinstance(asked, str):
+        ends = {name.rpartition(".")[2] for name in inside}
+        if lost := [name for name in asked if name not in inside and name not in ends]:
+            raise ModelError(
+                f"target_modules names {lost[0]!r}, which is no linear layer of what is trained of "
+                f"{type(base).__name__}.",
+                f"It has: {_leaves(inside)}; embeddings and the output layer carry no LoRA here. Leave it out.",
+            )
     every = [name for name, _ in base.named_modules()]
     leaves = sorted({name.rpartition(".")[2] for name in chosen})
     if {name for name in every if name.rpartition(".")[2] in leaves} == chosen:
@@ -165,7 +173,7 @@ def _is_attention(name: str) -> bool:
     return leaf in _ATTENTION and _ATTENTION_PARENT.search(parent) is not None
 
 
-def _leaves(names: Iterator[str]) -> str:
+def _leaves(names: Iterable[str]) -> str:
     return ", ".join(sorted({name.rpartition(".")[2] for name in names}))
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.serve.embedded.text import REPLACEMENT, TextStream
+from comfyloop.serve.embedded.text import REPLACEMENT, TextStream, bytes_of
 from tests.models import make_tokenizer
 
 TOKENIZER = make_tokenizer()
@@ -68,3 +68,17 @@ def test_what_may_begin_a_stop_string_is_held_back() -> None:
 @pytest.mark.parametrize("text", ["naïve café", "漢字かな", "👩‍🚀 and 🇫🇷"])
 def test_real_text_arrives_whole(text: str) -> None:
     assert "".join(pieces(TOKENIZER(text, add_special_tokens=False)["input_ids"])) == text
+
+
+@given(st.text(max_size=60))
+def test_the_bytes_of_the_tokens_are_those_of_the_text(text: str) -> None:
+    """A character of several tokens is nobody's alone: OpenAI's clients put the bytes together."""
+    ids = TOKENIZER(text, add_special_tokens=False)["input_ids"]
+    told = [bytes_of(TOKENIZER.decode([i]), TOKENIZER.convert_ids_to_tokens(i)) for i in ids]
+    assert b"".join(told) == text.encode()
+
+
+def test_bytes_as_sentencepiece_writes_them() -> None:
+    pieces = ["\u2581a", "<0xF0>", "<0x9F>", "<0x98>", "<0x80>"]
+    texts = ["a", *[REPLACEMENT] * 4]
+    assert b"".join(map(bytes_of, texts, pieces)) == "a😀".encode()
