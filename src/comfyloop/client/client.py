@@ -15,6 +15,7 @@ from urllib.parse import quote
 
 import httpx
 
+from comfyloop import modalities
 from comfyloop.errors import (
     ComfyLoopError,
     EngineUnavailable,
@@ -125,10 +126,7 @@ class Client:
         Args:
             examples: Let past edits of near questions help, where the service is set to that.
         """
-        content: list[dict[str, Any]] = [
-            {"type": "image_url", "image_url": {"url": data_urls.encode(_bytes(image))}} for image in images
-        ]
-        content.append({"type": "text", "text": question})
+        content = modalities.asked(question, [data_urls.encode(_bytes(image)) for image in images])
         body = {
             "model": model or self.project or self.default_project(),
             "messages": [{"role": "user", "content": content}],

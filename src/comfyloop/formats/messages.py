@@ -7,10 +7,12 @@ be called ``from`` and a content ``value``, and an object may hold an exchange, 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 from comfyloop.formats.record import IMAGE_TAG, UnusableRow
+from comfyloop.modalities import TEXT, of_type
 
 ROLES = {
     "system": "system",
@@ -105,14 +107,14 @@ def _part(part: Any, number: int) -> Piece:
         return part
     if not isinstance(part, dict):
         raise UnusableRow(f"message {number} has a part of type {type(part).__name__}")
-    kind = part.get("type")
-    if kind in ("text", "input_text", "output_text") and isinstance(part.get("text"), str):
-        return str(part["text"])
-    if kind in ("image", "image_url", "input_image"):
-        sources = [part[key] for key in ("image_url", "image", "url", "path") if part.get(key) is not None]
-        source = sources[0] if sources else None
-        return Place(source.get("url", source) if isinstance(source, dict) else source)
-    raise UnusableRow(f"message {number} has a part of the type {kind!r}, which cannot be trained on")
+    modality = of_type(part.get("type"))
+    if modality is not None:
+        with suppress(KeyError, TypeError):
+            held = modality.read(part)
+            return str(held) if modality is TEXT else Place(held)
+    raise UnusableRow(
+        f"message {number} has a part of the type {part.get('type')!r}, which cannot be trained on"
+    )
 
 
 def _learn(message: dict[str, Any], role: str, number: int) -> bool:

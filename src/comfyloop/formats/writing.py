@@ -7,6 +7,7 @@ from typing import Any
 
 from comfyloop.formats.image_rows import as_json
 from comfyloop.formats.record import IMAGE_TAG, Row, Turn
+from comfyloop.modalities import slots
 
 
 def to_json(
@@ -38,7 +39,7 @@ def _message(turn: Turn) -> dict[str, Any]:
 def _content(parts: Sequence[str | None]) -> str | list[dict[str, str]]:
     if not any(part is not None and IMAGE_TAG in part for part in parts):
         return "".join(IMAGE_TAG if part is None else part for part in parts)
-    return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+    return slots(parts)
 
 
 def _rejected(text: str) -> str | list[dict[str, Any]]:

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
+from comfyloop import modalities
 from comfyloop.errors import InvalidInput, QueueFull, TooLarge
 from comfyloop.gate import fluency, suites, triggers
 from comfyloop.gate.kept import Kept, Scored, key_of
 from comfyloop.gate.metrics import EDIT_DISTANCE, edit_distance, log_likelihood, of_answers, right_answer_of
 from comfyloop.gate.suites import Question
 from comfyloop.media import data_urls
-from comfyloop.records import Message, Sample, Suspect, TextPart, Triggered
+from comfyloop.records import Message, Sample, Suspect, Triggered
+from comfyloop.wire import wire_message
 
 _BUSY_TRIES = 60
 _LONGEST_ANSWER = 512  # tokens
@@ -260,28 +262,14 @@ class Asker:
 
 
 def wire(message: Message, images: Callable[[str], bytes]) -> dict[str, Any]:
-    if not message.images:
-        return {"role": message.role, "content": message.text}
-    parts: list[dict[str, Any]] = [
-        {"type": "text", "text": part.text}
-        if isinstance(part, TextPart)
-        else {"type": "image_url", "image_url": {"url": data_urls.encode(images(part.sha256))}}
-        for part in message.content
-    ]
-    return {"role": message.role, "content": parts}
+    return wire_message(message, lambda sha: data_urls.encode(images(sha)))
 
 
 def _asked(question: Question) -> dict[str, Any]:
     if not question.picture:
         return {"role": "user", "content": question.question}
     url = data_urls.encode(suites.picture(question.picture))
-    return {
-        "role": "user",
-        "content": [
-            {"type": "image_url", "image_url": {"url": url}},
-            {"type": "text", "text": question.question},
-        ],
-    }
+    return {"role": "user", "content": modalities.asked(question.question, [url])}
 
 
 def patient(call: Callable[[], _T]) -> _T:

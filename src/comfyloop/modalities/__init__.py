@@ -1,4 +1,4 @@
-"""What a message may hold, and how each kind is written, sent and given to a chat template; one file a kind.
+"""What a message may hold, text and pictures: how each is written, sent and laid before a chat template. A file a kind.
 
 Everything that reads rows, sends messages to engines or lays them before a template asks here, so that what one door
 takes for a picture the others do, too.

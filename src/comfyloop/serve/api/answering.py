@@ -17,10 +17,11 @@ from comfyloop.serve.api import chat_images
 from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest
 from comfyloop.serve.api.recalling import Recalled, recalled
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.engines.client import EngineClient, Stream, wire_message
+from comfyloop.serve.engines.client import EngineClient, Stream
 from comfyloop.serve.routing.handle import VersionHandle
 from comfyloop.serve.routing.names import ModelName
 from comfyloop.settings import Settings
+from comfyloop.wire import wire_message
 
 _Answer = TypeVar("_Answer")
 

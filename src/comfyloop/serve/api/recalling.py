@@ -17,9 +17,9 @@ from comfyloop.media import data_urls
 from comfyloop.records import Message
 from comfyloop.serve.api.chat_request import ChatRequest
 from comfyloop.serve.api.services import Services
-from comfyloop.serve.engines.client import wire_message
 from comfyloop.serve.routing.names import ModelName
 from comfyloop.store import preferences
+from comfyloop.wire import wire_message
 
 log = logging.getLogger(__name__)
 

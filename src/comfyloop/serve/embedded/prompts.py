@@ -13,6 +13,7 @@ from torch import Tensor
 from comfyloop.errors import InvalidInput, TooLarge
 from comfyloop.media import data_urls
 from comfyloop.media.decoding import BadPicture, TooManyPixels, read_picture
+from comfyloop.modalities import slots
 from comfyloop.models.plain_text import Speller
 from comfyloop.models.processors import fields_of, takes_parts, tokens_of
 from comfyloop.serve.embedded.loading import Loaded
@@ -125,8 +126,7 @@ class PromptMaker:
         given = [content] if isinstance(content, str) else [_text_of(part) for part in content]
         parts = self._speller.quote_parts(given)
         if self._takes_parts:
-            told = [{"type": "image"} if p is None else {"type": "text", "text": p} for p in parts]
-            return {"role": message.role, "content": told}
+            return {"role": message.role, "content": slots(parts)}
         mark = getattr(self._loaded.processor, "image_token", "<image>")
         return {"role": message.role, "content": "".join(f"{mark}\n" if p is None else p for p in parts)}
 

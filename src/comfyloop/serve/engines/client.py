@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +27,6 @@ from comfyloop.errors import (
     QueueFull,
     TooLarge,
 )
-from comfyloop.records import Message, TextPart
 from comfyloop.serve.engines.connections import Connections, HttpError, Response
 
 WireMessage = Mapping[str, Any]
@@ -49,19 +48,6 @@ class Score:
     @property
     def mean(self) -> float:
         return sum(self.logprobs) / len(self.logprobs)
-
-
-def wire_message(message: Message, images: Callable[[str], str]) -> dict[str, Any]:
-    """A record as OpenAI's API spells it; `images` turns a SHA-256 into a URL that the engine can read."""
-    if not message.images:
-        return {"role": message.role, "content": message.text}
-    parts: list[dict[str, Any]] = [
-        {"type": "text", "text": part.text}
-        if isinstance(part, TextPart)
-        else {"type": "image_url", "image_url": {"url": images(part.sha256)}}
-        for part in message.content
-    ]
-    return {"role": message.role, "content": parts}
 
 
 _PUT_IN = re.compile(rb'"\\u0000(\d+)"')

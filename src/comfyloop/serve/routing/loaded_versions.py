@@ -17,7 +17,6 @@ from comfyloop import integrity
 from comfyloop.errors import ComfyLoopError, Conflict, EngineUnavailable, ModelError, NotFound, QueueFull
 from comfyloop.media import data_urls
 from comfyloop.records import BASE, Message, Project
-from comfyloop.serve.engines.client import wire_message
 from comfyloop.serve.engines.protocol import Engine, EngineState
 from comfyloop.serve.events import Events
 from comfyloop.serve.routing.aliases import Aliases
@@ -25,6 +24,7 @@ from comfyloop.serve.routing.handle import LoadedState, LoadedVersion, VersionHa
 from comfyloop.serve.routing.names import version_name
 from comfyloop.settings import Settings
 from comfyloop.store import Store, generations, versions
+from comfyloop.wire import wire_message
 
 log = logging.getLogger(__name__)
 

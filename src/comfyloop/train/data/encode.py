@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from comfyloop.errors import DataError, ModelError
 from comfyloop.formats import Picture, Row, Turn, UnusableRow
 from comfyloop.media.decoding import BadPicture, read_picture
+from comfyloop.modalities import slots
 from comfyloop.models.plain_text import Speller
 from comfyloop.models.processors import fields_of, takes_parts, tokens_of
 from comfyloop.train.data.examples import Example, Pixels, Room, digest_of
@@ -255,7 +256,7 @@ class Encoder:
     def _content(self, turn: Turn) -> str | list[dict[str, str]]:
         parts = self.speller.quote_parts(turn.parts)
         if self.takes_parts:
-            return [{"type": "image"} if part is None else {"type": "text", "text": part} for part in parts]
+            return slots(parts)
         mark = f"{self.processor.image_token}\n" if self.sees_images else ""
         return "".join(mark if part is None else part for part in parts)
 
