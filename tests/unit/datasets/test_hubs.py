@@ -41,7 +41,7 @@ def hub_server(
     }
     with serving(HubServer(files)) as server:
         if request.param == "hf":
-            constants = pytest.importorskip("huggingface_hub").constants
+            constants = pytest.importorskip("huggingface_hub.constants")
             monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
             monkeypatch.setenv("HF_ENDPOINT", server.url)
         else:

@@ -21,9 +21,11 @@ class HuggingFace:
         )  # read when it is imported; its servers are not everywhere
         try:
             import huggingface_hub
+            from huggingface_hub import errors
         except ImportError:
             raise InvalidInput("huggingface_hub is not installed.", "pip install 'comfyloop[hubs]'") from None
         self._hub: Any = huggingface_hub
+        self._errors: Any = errors
         self._endpoint = os.environ.get("HF_ENDPOINT") or None
         self._api = huggingface_hub.HfApi(endpoint=self._endpoint)
 
@@ -63,7 +65,7 @@ class HuggingFace:
         """What an error of the client is to us; itself where it is none of the hub's."""
         import httpx
 
-        errors = self._hub.errors
+        errors = self._errors
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(error, ComfyLoopError):
             return error
