@@ -14,7 +14,7 @@ from rich.markup import escape
 from comfyloop.cli.base import Json, Project, Url, app, out, plain, put, service, settings_of
 from comfyloop.client import show
 from comfyloop.client.client import Client
-from comfyloop.errors import InvalidInput, StorageError
+from comfyloop.errors import DataError, InvalidInput, StorageError
 from comfyloop.records import Verdict, Version
 from comfyloop.registry.manifest import Include
 
@@ -123,7 +123,12 @@ def take_in(client: Client, file: Path, trust_new_key: bool, promote: bool, as_j
         out.print(
             escape(f"It is {name} here, a candidate. Judging it on {version.project}'s own held-out items …")
         )
-    report = client.gate(version.number)
+    try:
+        report = client.gate(version.number)
+    except DataError as error:  # this project has no corrections yet
+        said = f"{name} cannot be judged yet: {error} Then: comfyloop gate {version.number}"
+        put({**taken, "gate": None, "promoted": None}, as_json, escape(said))
+        return 1
     if not as_json:
         out.print(escape(render_text(report)), highlight=False)
     good = report.verdict is Verdict.PROMOTE

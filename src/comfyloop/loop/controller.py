@@ -25,7 +25,9 @@ from comfyloop.records import (
     Project,
     Pruned,
     Snapshot,
+    Verdict,
     Version,
+    VersionState,
     now,
 )
 from comfyloop.registry.archive import Piece
@@ -165,6 +167,10 @@ class Controller:
         report = self._stages.judge(project, snapshot, live, number)
         with self.store.begin() as conn:
             versions.set_gate(conn, project, number, report)
+            if version.origin is not None and version.promoted_at is None:  # no turn of ours does this for it
+                rejected = report.verdict is Verdict.REJECT
+                state = VersionState.REJECTED if rejected else VersionState.CANDIDATE
+                versions.set_state(conn, project, number, state)
         return report
 
     def _to_judge_by(self, version: Version) -> Snapshot:

@@ -101,6 +101,18 @@ def test_an_imported_version_is_a_candidate_that_is_judged_here_before_it_goes_l
     assert shown["manifest"]["version"] == taken["manifest"]["version"]
 
 
+def test_where_nothing_was_corrected_yet_it_waits_to_be_judged(
+    maker: Gateway, other: Gateway, tmp_path: Path
+) -> None:
+    file = tmp_path / "acme-1.comfyloop"
+    with Client(maker.url) as client:
+        client.export_bundle(1, file, {})
+    said = " ".join(told(other, "bundle", "import", str(file)).split())
+    assert "acme@1 cannot be judged yet" in said and "comfyloop gate 1" in said
+    with Client(other.url) as client:
+        assert [version.state for version in client.versions()[1]] == ["candidate"]
+
+
 def test_what_is_refused_leaves_no_version_and_no_file(
     maker: Gateway, other: Gateway, tmp_path: Path
 ) -> None:
