@@ -10,7 +10,9 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
+from comfyloop.cli import sharing
 from comfyloop.cli.base import Json, Project, Url, app, err, plain, put, service, settings_of
+from comfyloop.cli.sharing import Form
 from comfyloop.client import show
 from comfyloop.client.client import Client
 from comfyloop.client.follow import follow
@@ -46,7 +48,23 @@ def prune(
 
 @app.command()
 def export(
-    target: Annotated[Path, typer.Argument(help="Directory to write; it must be new or empty.")],
+    target: Annotated[
+        Path,
+        typer.Argument(
+            help="Directory to write; it must be new or empty. With --to: the version, as acme@17."
+        ),
+    ],
+    into: Annotated[
+        Path | None, typer.Argument(help="With --to: where it is written; default: acme-17-peft and so on.")
+    ] = None,
+    to: Annotated[
+        Form | None,
+        typer.Option(
+            "--to",
+            help="A version's adapter for others: peft, comfyui (the image LoRA), or merged: the base model with the "
+            "text adapter in its weights.",
+        ),
+    ] = None,
     snapshot_id: Annotated[
         str | None, typer.Option("--snapshot", help="Which one; default: the newest.")
     ] = None,
@@ -55,9 +73,16 @@ def export(
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Write a snapshot's data for training elsewhere."""
+    """Write a snapshot's data for training elsewhere; with --to, a version for use elsewhere."""
     from comfyloop.curate import export as write
 
+    if to is not None:
+        put(*sharing.export_version(str(target), into, to, project, url, as_json))
+        return
+    if into is not None:
+        raise InvalidInput(
+            f"It is not said what {into} is for.", "With --to it is where a version is written."
+        )
     with service(url, project) as client:
         found = next(iter(client.pages("/v1/snapshots")), None)
         if snapshot_id is not None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import shutil
 import sys
+import tempfile
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +16,7 @@ from rich.markup import escape
 from comfyloop.cli.base import Json, Project, Url, app, out, plain, put, service, settings_of
 from comfyloop.client import show
 from comfyloop.client.client import Client
-from comfyloop.errors import DataError, InvalidInput, StorageError
+from comfyloop.errors import Conflict, DataError, InvalidInput, StorageError
 from comfyloop.records import Verdict, Version
 from comfyloop.registry.manifest import Include
 
@@ -39,6 +41,14 @@ TrustNewKey = Annotated[
 Promote = Annotated[
     bool, typer.Option("--promote", help="Make it live, without asking, if the gate says so.")
 ]
+
+
+class Form(StrEnum):
+    """What a version is written as, for use elsewhere."""
+
+    PEFT = "peft"
+    COMFYUI = "comfyui"
+    MERGED = "merged"
 
 
 def version_of(name: str, project: str | None) -> tuple[str | None, int]:
@@ -144,6 +154,50 @@ def take_in(client: Client, file: Path, trust_new_key: bool, promote: bool, as_j
         said = f"{name} stays a candidate; comfyloop gate show {version.number} shows why."
     put(told, as_json, escape(said))
     return 0 if good else 1
+
+
+def export_version(
+    version: str, into: Path | None, form: Form, project: str | None, url: str | None, as_json: bool
+) -> tuple[dict[str, str], bool, str]:
+    """Write a version's adapter, or the base model with it; what `put` is to show."""
+    from comfyloop.registry import bundle
+    from comfyloop.registry.manifest import IMAGE_WEIGHTS, TEXT_CONFIG
+
+    project, number = version_of(version, project)
+    with tempfile.TemporaryDirectory(prefix="comfyloop-") as temporary, service(url, project) as client:
+        file, files = Path(temporary) / "x.comfyloop", Path(temporary) / "files"
+        client.export_bundle(number, file, {})
+        manifest = bundle.unfold(file, files).manifest
+        name = f"{manifest.project}-{number}"
+        ending = ".safetensors" if form is Form.COMFYUI else f"-{form.value}"
+        target = into or Path(f"{name}{ending}")
+        if target.exists():
+            raise Conflict(f"{target} is there already.", "Give another name.")
+        needed = files / (IMAGE_WEIGHTS if form is Form.COMFYUI else TEXT_CONFIG)
+        if not needed.exists():
+            side = "image" if form is Form.COMFYUI else "text"
+            raise InvalidInput(
+                f"{manifest.project}@{number} has no {side} side, which --to {form.value} writes."
+            )
+        if form is Form.MERGED:
+            _merge(client, manifest.project, needed.parent, target)
+        else:
+            shutil.move(needed if form is Form.COMFYUI else needed.parent, target)
+    return {"version": f"{manifest.project}@{number}", "written": str(target)}, as_json, escape(str(target))
+
+
+def _merge(client: Client, project: str, adapter: Path, target: Path) -> None:
+    from comfyloop.registry import base_model, merge
+    from comfyloop.service import model_path
+
+    set_model = client.call("GET", f"/v1/projects/{project}")["base_model"]
+    place = base_model.local(model_path(settings_of(), set_model))
+    if place is None:
+        raise InvalidInput(
+            f"The base model {set_model} is not on this machine.",
+            "Export it where it is, or download it first.",
+        )
+    merge.merge(adapter, place, target)
 
 
 @app.command()

@@ -92,7 +92,7 @@ def check(
                 f"{limits.rank}.",
                 "Raise the setting max_lora_rank, or train with a lower lora_r.",
             )
-        if known and (there := known.get(_tail(layer))) is None:
+        if known and (there := known.get(tail(layer))) is None:
             raise InvalidInput(f"Adapter {name} is for a layer {layer} that the base model does not have.")
         elif known and there != (b[0], a[1]):
             raise InvalidInput(
@@ -153,7 +153,7 @@ def _check_layer(name: str, layer: str, limits: Limits) -> None:
         )
 
 
-def _tail(layer: str) -> str:
+def tail(layer: str) -> str:
     """A layer's name as every way of saving the model spells it: without what precedes `layers.`, but for
     whether it is within the language model."""
     side = "outside:" if _OUTSIDE.search(layer) else ""
@@ -162,12 +162,12 @@ def _tail(layer: str) -> str:
 
 
 def _base_layers(model: Path) -> dict[str, Shape]:
-    """Shapes of the base model's matrices by `_tail` of their layers; empty where its files are not here."""
+    """Shapes of the base model's matrices by `tail` of their layers; empty where its files are not here."""
     found: dict[str, Shape] = {}
     for file in sorted(model.glob("*.safetensors")):
         for key, shape in header(file).items():
             if key.endswith(".weight") and len(shape) == 2:
-                found[_tail(key.removesuffix(".weight"))] = shape
+                found[tail(key.removesuffix(".weight"))] = shape
     return found
 
 

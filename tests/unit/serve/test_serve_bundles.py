@@ -68,6 +68,21 @@ def test_it_says_what_is_in_a_bundle_before_it_writes(maker: Gateway, tmp_path: 
     assert shown["manifest"]["publisher"] == "Anna"
 
 
+def test_a_version_is_written_for_use_elsewhere(maker: Gateway, model: Path, tmp_path: Path) -> None:
+    told(maker, "export", "acme@1", str(tmp_path / "p"), "--to", "peft")
+    config = json.loads((tmp_path / "p" / "adapter_config.json").read_text())
+    assert (
+        config["base_model_name_or_path"] == model.name
+        and (tmp_path / "p" / "adapter_model.safetensors").exists()
+    )
+    told(maker, "export", "1", str(tmp_path / "m"), "--to", "merged")
+    assert (tmp_path / "m" / "config.json").exists() and (tmp_path / "m" / "model.safetensors").exists()
+    with pytest.raises(InvalidInput, match="no image side"):
+        told(maker, "export", "1", str(tmp_path / "c"), "--to", "comfyui")
+    with pytest.raises(Conflict, match="there already"):
+        told(maker, "export", "1", str(tmp_path / "m"), "--to", "merged")
+
+
 def test_an_imported_version_is_a_candidate_that_is_judged_here_before_it_goes_live(
     maker: Gateway, other: Gateway, tmp_path: Path
 ) -> None:
