@@ -15,7 +15,8 @@ from typing import Any
 
 import aiohttp
 
-VERSION = "0.1.0"
+_METADATA = Path(__file__).with_name("pyproject.toml").read_text("utf-8")  # no tomllib in Python 3.10
+VERSION = _METADATA.partition('\nversion = "')[2].partition('"')[0]
 """The pack's, which is ComfyLoop's: pack and service fit when the first two numbers are equal."""
 
 WRONG_TOKEN = "The service refused the token. Set the right one in ComfyLoop's sidebar."

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import re
 import sys
+from enum import Enum
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args, get_type_hints
 
 import typer
 from fastapi.routing import APIWebSocketRoute
 from pydantic_core import PydanticUndefined
 
 REFERENCE = Path(__file__).parent / "reference"
+
+ANNOTATION, UNQUOTED = re.compile(r"(?<=[:>] )'([^']*)'"), r"\1"
 
 SETTINGS = """\
 # Settings
@@ -91,6 +96,33 @@ that load adapters while they run are started anew for each, too. Written by `ma
 
 | `engine` | what it is | runs in | adapters |
 |---|---|---|---|
+"""
+PYTHON = """\
+# The Python interface
+
+What a program may import; [python.md](../python.md) shows how it is used. Written by `make docs`.
+
+`comfyloop.Client(url, token="", project=None, *, timeout=600.0)` is closed by `with` or `close()`;
+`comfyloop.AsyncClient`, whose methods are awaited, by `async with` or `aclose()`.
+
+| method | what it does |
+|---|---|
+"""
+RECORDS = """
+## Records
+
+In `comfyloop.records`: what the methods take and give, and what that is made of.
+
+| record | fields |
+|---|---|
+"""
+ERRORS = """
+## Errors
+
+In `comfyloop.errors`, each with `message`, `hint` and `retry_after`.
+
+| error | is a | code | HTTP status | exit code of a command |
+|---|---|---|---|---|
 """
 COMMANDS = """\
 # The commands
@@ -240,6 +272,55 @@ def commands_page() -> str:
     return COMMANDS + "".join(rows)
 
 
+def python_page() -> str:
+    from comfyloop import Answer, AsyncClient, Client, errors
+
+    methods = []
+    for name in sorted(name for name in vars(AsyncClient) if not name.startswith("_") and name != "aclose"):
+        signature = inspect.signature(getattr(Client, name))
+        named = signature.replace(parameters=list(signature.parameters.values())[1:])
+        summary = " ".join((getattr(Client, name).__doc__ or "").partition("\n\n")[0].split())
+        methods.append(_row(f"`{name}{ANNOTATION.sub(UNQUOTED, str(named))}`", summary))
+    records = [_row("`Answer` (of `comfyloop`)", ", ".join(f"`{field}`" for field in Answer._fields))]
+    records += [
+        _row(f"`{found.__name__}`", ", ".join(f"`{name}`" for name in fields))
+        for found, fields in sorted(_records().items(), key=lambda found: found[0].__name__)
+    ]
+    raised = [found for found in vars(errors).values() if inspect.isclass(found)]
+    failures = [
+        _row(f"`{e.__name__}`", f"`{e.__base__.__name__}`", f"`{e.code}`", str(e.status), str(e.exit_code))
+        for e in raised
+    ]
+    return PYTHON + "".join(methods) + RECORDS + "".join(records) + ERRORS + "".join(failures)
+
+
+def _records() -> dict[type, list[str]]:
+    """Those that the clients' calls name, and those that these are made of, with their fields or values."""
+    from pydantic import BaseModel
+
+    from comfyloop import records
+    from comfyloop.client import calls
+
+    found: dict[type, list[str]] = {}
+
+    def walk(kind: object) -> None:
+        if isinstance(kind, type) and kind.__module__ == records.__name__ and kind not in found:
+            if issubclass(kind, BaseModel):
+                found[kind] = list(kind.model_fields)
+                for hint in get_type_hints(kind).values():
+                    walk(hint)
+            elif issubclass(kind, Enum):
+                found[kind] = [str(member.value) for member in kind]
+        for part in get_args(kind):
+            walk(part)
+
+    for call in vars(calls).values():
+        if inspect.isfunction(call) and call.__module__ == calls.__name__:
+            for hint in get_type_hints(call).values():
+                walk(hint)
+    return found
+
+
 def _row(*cells: str) -> str:
     return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
 
@@ -253,6 +334,7 @@ PAGES = {
     "metrics.md": metrics_page,
     "api.md": api_page,
     "commands.md": commands_page,
+    "python.md": python_page,
 }
 
 if __name__ == "__main__":

@@ -232,16 +232,6 @@ def install(
     return _python(place)
 
 
-def remove(name: str, settings: Settings) -> bool:
-    """Delete the environment that `install` made; whether there was one."""
-    place = directory(name, settings)
-    if not place.exists():
-        return False
-    (place / MARKER).unlink(missing_ok=True)  # first, so that half an environment is never taken for one
-    shutil.rmtree(place)
-    return True
-
-
 def _make(wanted: Environment, place: Path, progress: Progress) -> None:
     (place / MARKER).unlink(missing_ok=True)
     free, needed = shutil.disk_usage(place.parent).free, int(1.5 * wanted.gigabytes * 2**30)

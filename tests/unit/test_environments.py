@@ -139,13 +139,6 @@ def test_an_unknown_engine_is_named_with_those_there_are(settings: Settings) -> 
         environments.install("nothing", settings)
 
 
-def test_an_environment_is_removed_whole(settings: Settings) -> None:
-    environments.install("tiny", settings)
-    assert environments.remove("tiny", settings)
-    assert not environments.directory("tiny", settings).exists()
-    assert not environments.remove("tiny", settings)
-
-
 @pytest.mark.parametrize("name", sorted(ENVIRONMENTS))
 def test_torch_is_pinned_and_comes_first(name: str) -> None:
     first, *others = ENVIRONMENTS[name].requirements

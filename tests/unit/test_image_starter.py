@@ -19,12 +19,12 @@ from comfyloop.errors import NotFound, StarterError
 from comfyloop.starter.image import __main__ as command
 from comfyloop.starter.image import cache, denoiser, text
 from comfyloop.starter.image.packing import pack, unpack
-from comfyloop.starter.image.train import export
-from comfyloop.starter.image.train.state import TrainingState
-from comfyloop.starter.image.train.unet import Prompts, make_unet, predict
-from comfyloop.starter.image.train.vae import unreadable_colours
 from comfyloop.train.image import checkpoint
 from comfyloop.train.image.text import Captions
+from tools.starter.image import export
+from tools.starter.image.state import TrainingState
+from tools.starter.image.unet import Prompts, make_unet, predict
+from tools.starter.image.vae import unreadable_colours
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,7 @@ import hashlib
 import pytest
 import torch
 
-from comfyloop.starter.train import data, photos, train
+from tools.starter import data, photos, train
 
 
 def concept(

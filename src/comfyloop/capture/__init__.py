@@ -1,8 +1,8 @@
-"""What happened, into the store: generations, feedback, images.
+"""What a person did, into the store: feedback, images.
 
-Nothing that a person did is lost: what a call here has returned for is on the disk.
+Nothing of it is lost: what a call here has returned for is on the disk.
 """
 
-from comfyloop.capture import feedback, generations, images
+from comfyloop.capture import feedback, images
 
-__all__ = ["feedback", "generations", "images"]
+__all__ = ["feedback", "images"]

@@ -77,20 +77,6 @@ def refused(
         return _check(conn, store, items, settings)
 
 
-def delete_author(store: Store, project: str | None, author: str) -> int:
-    """Delete what an author sent, in one project or (None) in all; returns how many pieces that were.
-
-    Snapshots made before keep the samples that they have.
-
-    Raises:
-        NotFound: There is no such project.
-    """
-    with store.begin() as conn:
-        if project is not None:
-            projects.get(conn, project)
-        return stored_feedback.delete_author(conn, project, author)
-
-
 def _check(
     conn: Connection, store: Store, items: Sequence[Feedback], settings: Settings
 ) -> list[tuple[int, Feedback, ComfyLoopError]]:

@@ -54,7 +54,7 @@ def feedback_list(
 ) -> None:
     """List what people did, oldest first."""
     with service(url, project) as client:
-        items = list(client.pages("/v1/feedback", "next_after", kind=kind, author=author))
+        items = list(client.pages("/v1/feedback", kind=kind, author=author))
     put(items, as_json, *([_feedback_line(item) for item in items] or ["No feedback yet."]))
 
 

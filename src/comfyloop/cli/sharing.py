@@ -14,7 +14,7 @@ import typer
 from rich.markup import escape
 
 from comfyloop.cli.base import Json, Project, Url, app, out, plain, put, service, settings_of
-from comfyloop.client import show
+from comfyloop.client import bundles, show
 from comfyloop.client.client import Client
 from comfyloop.errors import Conflict, DataError, InvalidInput, StorageError
 from comfyloop.records import Verdict, Version
@@ -83,11 +83,11 @@ def export_bundle(
         raise InvalidInput(f"{target} is there already.", "Give another name.")
     wanted = wanted_of(include, licence)
     with service(url, project) as client:
-        told = client.bundle_contents(number, wanted)
+        told = bundles.contents(client, number, wanted)
         if not as_json:
             put(None, False, *show.bundle(told["manifest"], told["files"]))
         if not dry_run:
-            client.export_bundle(number, target, wanted)
+            bundles.export(client, number, target, wanted)
     done = {**told, "written": None if dry_run else str(target)}
     put(done, as_json, "Nothing was written." if dry_run else escape(f"Written to {target}."))
 
@@ -125,7 +125,7 @@ def take_in(client: Client, file: Path, trust_new_key: bool, promote: bool, as_j
     """Import, judge, and promote if a person says so. The exit code: 1 unless the gate would promote it."""
     from comfyloop.gate import render_text
 
-    taken = client.import_bundle(file, trust_new_key=trust_new_key)
+    taken = bundles.take_in(client, file, trust_new_key=trust_new_key)
     version = Version.model_validate(taken["version"])
     name = f"{version.project}@{version.number}"
     if not as_json:
@@ -166,7 +166,7 @@ def export_version(
     project, number = version_of(version, project)
     with tempfile.TemporaryDirectory(prefix="comfyloop-") as temporary, service(url, project) as client:
         file, files = Path(temporary) / "x.comfyloop", Path(temporary) / "files"
-        client.export_bundle(number, file, {})
+        bundles.export(client, number, file, {})
         manifest = bundle.unfold(file, files).manifest
         name = f"{manifest.project}-{number}"
         ending = ".safetensors" if form is Form.COMFYUI else f"-{form.value}"
@@ -221,11 +221,11 @@ def push(
     wanted = wanted_of(include, licence)
     staging = _staging(where)
     with service(url, project) as client:
-        told = client.bundle_contents(number, wanted)
+        told = bundles.contents(client, number, wanted)
         if not as_json:
             put(None, False, *show.bundle(told["manifest"], told["files"]))
         file = staging / "out.comfyloop"
-        client.export_bundle(number, file, wanted)
+        bundles.export(client, number, file, wanted)
     hubs.push(file, where, staging, private=not public, quiet=as_json)
     shutil.rmtree(staging)
     put({**told, "pushed": str(where)}, as_json, escape(f"Pushed to {where}."))

@@ -75,10 +75,6 @@ def dump_rows(rows: Sequence[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def write_rows(path: Path, samples: Sequence[Sample], image_path: Callable[[str], str]) -> None:
-    path.write_text(dump_rows([row_of(sample, image_path) for sample in samples]), encoding="utf-8")
-
-
 # --- rows as records ----------------------------------------------------------------------------------------
 
 

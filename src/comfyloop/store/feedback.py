@@ -187,12 +187,6 @@ def existing(conn: Connection, ids: Sequence[str]) -> set[str]:
     return found
 
 
-def of_generation(conn: Connection, generation: str) -> list[tuple[int, Feedback]]:
-    """What people did with one answer, oldest first."""
-    query = sa.select(feedback.c.seq, feedback.c.body).where(feedback.c.generation == generation)
-    return _read(conn, query.order_by(feedback.c.seq))
-
-
 def count_after(conn: Connection, project: str, seq: int = 0) -> int:
     """How many pieces of feedback are newer than `seq`."""
     query = sa.select(sa.func.count()).select_from(feedback)
@@ -209,13 +203,6 @@ def oldest_after(conn: Connection, project: str, seq: int) -> datetime | None:
     """When the oldest feedback newer than `seq` was received; None when there is none."""
     query = sa.select(feedback.c.received_at).where(feedback.c.project == project, feedback.c.seq > seq)
     return conn.scalar(query.order_by(feedback.c.seq).limit(1))
-
-
-def counts(conn: Connection, project: str) -> dict[str, int]:
-    """How many pieces there are of each kind."""
-    query = sa.select(feedback.c.kind, sa.func.count()).where(feedback.c.project == project)
-    rows = conn.execute(query.group_by(feedback.c.kind).order_by(feedback.c.kind))
-    return {kind: number for kind, number in rows}
 
 
 def delete_author(conn: Connection, project: str | None, author: str) -> int:

@@ -93,8 +93,3 @@ def list_by(
         query = query.where(table.c.version == version)
     rows = within(conn, query.order_by(table.c.seq.desc()).limit(limit), "body", max_bytes)
     return [(seq, Generation.model_validate_json(body)) for seq, body in rows]
-
-
-def count(conn: Connection, project: str) -> int:
-    query = sa.select(sa.func.count()).select_from(generations).where(generations.c.project == project)
-    return conn.execute(query).scalar_one()

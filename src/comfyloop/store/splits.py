@@ -91,13 +91,6 @@ def is_held_out(number: int, every: int, first: int) -> bool:
     return number % every == every - 1
 
 
-def counts(conn: Connection, project: str) -> dict[str, int]:
-    """How many groups each fold has."""
-    query = sa.select(splits.c.fold, sa.func.count()).where(splits.c.project == project)
-    rows = conn.execute(query.group_by(splits.c.fold))
-    return {"train": 0, "holdout": 0} | {fold: number for fold, number in rows}
-
-
 def _known(conn: Connection, project: str, hashes: list[str]) -> tuple[dict[str, Fold], dict[str, int]]:
     """The folds and the numbers of groups that were seen before."""
     known: dict[str, Fold] = {}

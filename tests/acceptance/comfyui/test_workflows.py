@@ -13,7 +13,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from comfyloop.cli import app
-from comfyloop.client.client import CIRCLE
+from comfyloop.client.calls import CIRCLE
 from comfyloop.comfyui import pack_folder
 from comfyloop.starter.image import denoiser
 from tests.acceptance.comfyui.conftest import RunningComfyUI, connect

@@ -206,15 +206,6 @@ def test_a_batch_has_bounds(store: Store) -> None:
         capture.feedback.submit(store, six, LIMITS)
 
 
-def test_an_author_is_forgotten_in_one_project_or_in_all(store: Store) -> None:
-    items = [wrong(kind="answer_accepted", generation="gen_1", author="ann") for _ in range(3)]
-    capture.feedback.submit(store, items, LIMITS)
-    with pytest.raises(NotFound, match="no project 'nope'"):
-        capture.feedback.delete_author(store, "nope", "ann")
-    assert capture.feedback.delete_author(store, "acme", "ann") == 3
-    assert capture.feedback.delete_author(store, None, "ann") == 0
-
-
 @pytest.mark.parametrize("author", ["", "a\x00b", "new\nline", "x" * 201])
 def test_an_author_is_a_name(author: str) -> None:
     with pytest.raises(ValidationError):

@@ -16,6 +16,7 @@ from comfyloop.errors import Conflict
 from comfyloop.records import AnswerAccepted, Generation, Project, Version
 from comfyloop.settings import Settings
 from comfyloop.store import Store, feedback, generations, leases, open_store, projects, splits, versions
+from tests import counting
 
 ANSWERS = 12
 
@@ -26,7 +27,8 @@ def test_threads_write_and_read_without_being_refused(
     def client(number: int) -> None:
         for turn in range(ANSWERS):
             id = f"gen_{number}.{turn}"
-            capture.generations.record(store, generation("acme", id))
+            with store.begin(durable=False) as conn:
+                generations.add(conn, generation("acme", id))
             item = AnswerAccepted(project="acme", generation=id)
             assert capture.feedback.submit(store, [item], Settings()).stored == (item.id,)
             with store.read() as conn:
@@ -37,7 +39,7 @@ def test_threads_write_and_read_without_being_refused(
         list(pool.map(client, range(16)))
     with store.read() as conn:
         assert feedback.count_after(conn, "acme", 0) == 16 * ANSWERS
-        assert generations.count(conn, "acme") == 16 * ANSWERS + 1
+        assert counting.generations(conn, "acme") == 16 * ANSWERS + 1
 
 
 def test_a_reader_that_follows_the_numbers_misses_nothing(store: Store) -> None:
@@ -86,7 +88,7 @@ def test_version_numbers_and_folds_are_given_once(store: Store) -> None:
     with ThreadPoolExecutor(8) as pool:
         assert sorted(pool.map(make, range(24))) == list(range(1, 25))
     with store.read() as conn:
-        counts = splits.counts(conn, "acme")
+        counts = counting.groups(conn, "acme")
     assert sum(counts.values()) == 25 and abs(counts["train"] - counts["holdout"]) <= 1
 
 
@@ -184,4 +186,4 @@ def test_another_process_that_writes_is_waited_for(settings: Settings, durable: 
             for job in jobs:
                 job.result()
         with one.read() as conn:
-            assert sum(splits.counts(conn, "acme").values()) == 80
+            assert sum(counting.groups(conn, "acme").values()) == 80

@@ -13,6 +13,7 @@ from comfyloop.errors import Conflict
 from comfyloop.records import BASE, AnswerEdited, Feedback, Version, VersionState
 from comfyloop.settings import Settings
 from comfyloop.store import Store, feedback, projects, splits, versions
+from tests import counting
 
 examples = settings(
     max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -94,7 +95,7 @@ def test_a_group_never_changes_its_fold(
             expected = "holdout" if place % every == every - 1 else "train"
             assert known.setdefault(name, expected) == given_folds[name]
     with store.read() as conn:
-        assert sum(splits.counts(conn, project).values()) == len(known)
+        assert sum(counting.groups(conn, project).values()) == len(known)
 
 
 moves = st.lists(

@@ -20,7 +20,7 @@ from pathlib import Path
 from comfyloop import capture
 from comfyloop.records import AnswerAccepted, Generation, Message
 from comfyloop.settings import Settings
-from comfyloop.store import open_store
+from comfyloop.store import generations, open_store
 home, url, name = sys.argv[1:]
 settings = Settings(home=Path(home), database_url=url)
 store = open_store(settings)
@@ -31,7 +31,8 @@ def client(who):
         batch = f"{name}.{who}.{turn}"
         made = Generation(id=f"gen_{batch}", project="acme", version=0, model="acme",
                           messages=(Message.of("user", "q"),), answer="a")
-        capture.generations.record(store, made)
+        with store.begin(durable=False) as conn:
+            generations.add(conn, made)
         items = [AnswerAccepted(id=f"{batch}.{i}", project="acme", generation=made.id) for i in range(3)]
         receipt = capture.feedback.submit(store, items, settings)
         with lock:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyloop.curate import made_of, read_samples, strip
-from comfyloop.curate.rows import dump_rows, row_of, write_rows
+from comfyloop.curate.rows import dump_rows, row_of
 from comfyloop.curate.samples import Source, make
 from comfyloop.errors import DataError, NotFound, StorageError
 from comfyloop.formats import Row, read_whole
@@ -61,7 +61,9 @@ def test_written_samples_are_read_back_the_same(
     tmp_path_factory: pytest.TempPathFactory, made: list[Sample]
 ) -> None:
     file = tmp_path_factory.mktemp("rows") / "train.jsonl"
-    write_rows(file, made, lambda sha: f"images/{sha}.png")
+    file.write_text(
+        dump_rows([row_of(sample, lambda sha: f"images/{sha}.png") for sample in made]), encoding="utf-8"
+    )
     assert read_samples(file, "acme") == made
 
 
@@ -100,7 +102,7 @@ def test_rows_of_pictures_of_older_snapshots_are_read_and_taken_back(tmp_path: P
 def test_a_changed_row_is_noticed(tmp_path: Path) -> None:
     file = tmp_path / "holdout.jsonl"
     turns = [Message.of("user", "Hi"), Message.of("assistant", "Hello")]
-    write_rows(file, [make("sft", turns, SOURCE)], str)
+    file.write_text(dump_rows([row_of(make("sft", turns, SOURCE), str)]), encoding="utf-8")
     file.write_text(file.read_text().replace("Hello", "Goodbye"))
     with pytest.raises(DataError, match=r"holdout.jsonl:1: the row was changed"):
         read_samples(file, "acme")

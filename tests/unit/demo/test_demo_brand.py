@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from comfyloop.demo.brand import material, page, posters
-from comfyloop.starter.image.train.data import COMMON_NAMES
+from tools.starter.image.data import COMMON_NAMES
 
 BRAND = material.load()
 

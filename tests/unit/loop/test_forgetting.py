@@ -34,6 +34,7 @@ from comfyloop.records import (
 from comfyloop.settings import Settings
 from comfyloop.store import feedback, generations, lessons, loops, projects, runs, versions
 from comfyloop.train.run.directory import Status, TrainState
+from tests import counting
 from tests.unit.loop.test_cycle import Interrupted, at_work, row
 
 SECRET = "Kim's cat hides on the old bench behind the market."
@@ -221,7 +222,7 @@ def test_nothing_of_what_an_author_sent_is_left_on_the_disk(settings: Settings) 
         with stages.store.read() as conn:
             version = versions.get(conn, "acme", 1)
             assert len(feedback.list_by(conn, "acme")) == 7
-            assert generations.count(conn, "acme") == 6
+            assert counting.generations(conn, "acme") == 6
             with pytest.raises(Conflict, match="was taken back"):  # the reason that its files are gone for
                 integrity.check(conn, version)
         assert version.state is VersionState.WITHDRAWN and version.gate is not None

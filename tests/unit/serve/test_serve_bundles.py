@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from comfyloop import integrity
 from comfyloop.cli import app
+from comfyloop.client import bundles
 from comfyloop.client.client import Client
 from comfyloop.errors import Conflict, InvalidInput, TooLarge
 from comfyloop.records import Version
@@ -88,9 +89,9 @@ def test_an_imported_version_is_a_candidate_that_is_judged_here_before_it_goes_l
 ) -> None:
     file = tmp_path / "acme-1.comfyloop"
     with Client(maker.url) as client:
-        client.export_bundle(1, file, {})
+        bundles.export(client, 1, file, {})
     with Client(other.url) as client:
-        taken = client.import_bundle(file)
+        taken = bundles.take_in(client, file)
         assert "which was not met before" in taken["trust"]
         version = Version.model_validate(taken["version"])
         assert (version.number, version.state, version.parent) == (1, "candidate", 0)
@@ -108,10 +109,10 @@ def test_an_imported_version_is_a_candidate_that_is_judged_here_before_it_goes_l
         client.promote(1)
         assert other.said("acme", max_tokens=1) == "acme-v1"
         assert "Anna" in told(other, "versions")
-        again = client.import_bundle(file)  # its key is known by now; it is a version of its own
+        again = bundles.take_in(client, file)  # its key is known by now; it is a version of its own
         assert again["version"]["number"] == 2 and "is known here" in again["trust"]
         onward = tmp_path / "onward.comfyloop"
-        client.export_bundle(1, onward, {})
+        bundles.export(client, 1, onward, {})
     shown = json.loads(CliRunner().invoke(app, ["bundle", "show", str(onward), "--json"]).stdout)
     assert shown["manifest"]["version"] == taken["manifest"]["version"]
 
@@ -121,7 +122,7 @@ def test_where_nothing_was_corrected_yet_it_waits_to_be_judged(
 ) -> None:
     file = tmp_path / "acme-1.comfyloop"
     with Client(maker.url) as client:
-        client.export_bundle(1, file, {})
+        bundles.export(client, 1, file, {})
     said = " ".join(told(other, "bundle", "import", str(file)).split())
     assert "acme@1 cannot be judged yet" in said and "comfyloop gate 1" in said
     with Client(other.url) as client:
@@ -133,13 +134,13 @@ def test_what_is_refused_leaves_no_version_and_no_file(
 ) -> None:
     file = tmp_path / "x.comfyloop"
     with Client(maker.url) as client:
-        client.export_bundle(1, file, {})
+        bundles.export(client, 1, file, {})
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
     with Client(other.url) as client:
         with pytest.raises(InvalidInput, match="hash does not fit"):
-            client.import_bundle(file)
+            bundles.take_in(client, file)
         assert client.versions()[1] == []
     home = other.services.settings.home
     assert not list((home / "bundles").iterdir()) and not (home / "versions").exists()
@@ -151,7 +152,7 @@ def test_what_is_refused_leaves_no_version_and_no_file(
         Client(tight.url) as client,
         pytest.raises(TooLarge, match="max_bundle_bytes"),
     ):
-        client.import_bundle(file)
+        bundles.take_in(client, file)
 
 
 def test_another_key_of_the_same_publisher_is_refused_until_a_person_says_otherwise(
@@ -162,9 +163,9 @@ def test_another_key_of_the_same_publisher_is_refused_until_a_person_says_otherw
     keys.remember(other.services.settings.home, "Anna", "a" * 64)
     file = tmp_path / "x.comfyloop"
     with Client(maker.url) as client:
-        client.export_bundle(1, file, {})
+        bundles.export(client, 1, file, {})
     with Client(other.url) as client:
         with pytest.raises(Conflict, match="signed with the key"):
-            client.import_bundle(file)
+            bundles.take_in(client, file)
         assert client.versions()[1] == []
-        assert "in place of" in client.import_bundle(file, trust_new_key=True)["trust"]
+        assert "in place of" in bundles.take_in(client, file, trust_new_key=True)["trust"]

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from comfyloop.errors import Conflict, ModelError
+from comfyloop.errors import ModelError
 from comfyloop.train.image import checkpoint, kohya, lora
 from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.judge.judge import form_of
@@ -129,19 +129,3 @@ def test_a_judge_says_which_lora_is_none_of_ours(alpha: torch.Tensor | None, tmp
     save_file(told | ({} if alpha is None else {"lora_unet_a.alpha": alpha}), tmp_path / "v3.safetensors")
     with pytest.raises(ModelError, match=r"v3\.safetensors.*alpha"):
         form_of(tmp_path / "v3.safetensors")
-
-
-def test_a_published_file_is_never_written_over(tmp_path: Path) -> None:
-    one, other = tmp_path / "one.safetensors", tmp_path / "other.safetensors"
-    save_file({"a.lora_down.weight": torch.zeros(2)}, one)
-    save_file({"a.lora_down.weight": torch.ones(2)}, other)
-    folder = tmp_path / "loras" / "comfyloop"
-    target = kohya.publish(one, folder, "acme-v1")
-    before = target.stat()
-    assert kohya.publish(one, folder, "acme-v1") == target  # the same again is no error
-    with pytest.raises(Conflict, match="another LoRA already"):
-        kohya.publish(other, folder, "acme-v1")
-    assert target.stat().st_ino == before.st_ino and torch.equal(
-        load_file(target)["a.lora_down.weight"], torch.zeros(2)
-    )
-    assert [path.name for path in folder.iterdir()] == ["acme-v1.safetensors"]

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from starlette.concurrency import run_in_threadpool
 
 from comfyloop.capture.feedback import too_deep
-from comfyloop.client.client import CIRCLE
+from comfyloop.client.calls import CIRCLE
 from comfyloop.curate import graph, graph_read, graph_text
 from comfyloop.curate.workflow import Workflow
 from comfyloop.errors import InvalidInput, TooLarge

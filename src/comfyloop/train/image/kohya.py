@@ -6,8 +6,6 @@ own form lose most of their keys there, and without alpha the scale silently bec
 
 from __future__ import annotations
 
-import contextlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,8 +14,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from comfyloop.durable import appear, sync
-from comfyloop.errors import Conflict, ModelError
+from comfyloop.durable import appear
+from comfyloop.errors import ModelError
 from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.image.lora import parts
 from comfyloop.train.image.weights import read_tensors
@@ -81,38 +79,6 @@ def save(
         appear(place, write)
     except OSError as error:
         raise disk_error(place, error) from error
-
-
-def publish(lora: Path, folder: Path, name: str) -> Path:
-    """Copy a LoRA into ComfyUI's `models/loras/comfyloop` under the name of its version.
-
-    A file that exists is never touched: a running ComfyUI has it mapped into memory and would crash.
-
-    Raises:
-        Conflict: There is another LoRA of that name already.
-        StorageError: The disk refuses.
-    """
-    target = folder / f"{name}.safetensors"
-    data = lora.read_bytes()
-    temporary = folder / f".{name}.{os.getpid()}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary.write_bytes(data)
-        sync(temporary)
-        try:
-            os.link(temporary, target)  # unlike a rename, this fails when the name is taken
-        except FileExistsError:
-            if target.read_bytes() != data:
-                raise Conflict(
-                    f"{target} is another LoRA already, and files that ComfyUI may have open are never replaced.",
-                    "Remove it by hand while ComfyUI is stopped, or publish under another name.",
-                ) from None
-    except OSError as error:
-        raise disk_error(target, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-    return target
 
 
 def read(lora: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

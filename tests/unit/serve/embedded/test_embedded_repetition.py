@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from comfyloop.client.client import CIRCLE
+from comfyloop.client.calls import CIRCLE
 from comfyloop.serve.embedded.repetition import Circle, Repetition
 from tests.unit.serve.embedded.test_embedded_answers import chat, post
 

@@ -1,6 +1,6 @@
 """Vision features of every picture, computed once: the tower is frozen. Kept: the mean of its 1,280 channels.
 
-python -m comfyloop.starter.train.features --work DIR
+python -m tools.starter.features --work DIR
 """
 
 import argparse

@@ -107,21 +107,3 @@ def load(photo: Photo, work: Path) -> Image.Image:
             raw = np.frombuffer(bz2.decompress(file.read()), dtype=np.uint8)
             return Image.fromarray(raw.reshape(768, 1024, 3))
         return Image.open(file).convert("RGB")
-
-
-def choice_set(work: Path) -> list[tuple[str, tuple[str, ...], Image.Image]]:
-    """Cut-outs other than the twenty's, for choosing between training settings: name, words, picture."""
-    root = stamps(work)
-    taken = {photo.source.removeprefix("stamps/") for photo in TEST}
-    found = []
-    for path in sorted(path for folder in _CHOICE_FOLDERS for path in (root / folder).rglob("*.png")):
-        inside = path.relative_to(root)
-        sentence = path.with_suffix(".txt")
-        if {"cartoon", "toys"} & set(inside.parts) or str(inside) in taken or not sentence.exists():
-            continue
-        said = sentence.read_text(encoding="utf-8").splitlines()[0].lower()
-        words = "".join(c if c.isalpha() else " " for c in said).split()
-        found.append(
-            (str(inside), tuple(w for w in words if w not in {"a", "an", "the", "of"}), cut_out(path))
-        )
-    return found

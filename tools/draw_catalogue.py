@@ -1,6 +1,6 @@
 """Draw the brand's pictures: Noto's emoji (Google, Apache-2.0) in the brand's colours on its paper.
 
-python -m comfyloop.demo.brand.draw_catalogue --work DIR [--out DIR]
+python -m tools.draw_catalogue --work DIR [--out DIR]
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from PIL import Image
 
 from comfyloop.demo.brand import material
 from comfyloop.demo.brand.material import Colour
-from comfyloop.starter.train import data
+from tools.starter import data
 
 PACKAGES = {"noto": "@iconify-json/noto@1.2.9"}
 SIDE = 384  # pixels
@@ -43,9 +43,7 @@ def _in_palette(pixels: NDArray[np.uint8], palette: dict[str, Colour]) -> NDArra
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m comfyloop.demo.brand.draw_catalogue", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m tools.draw_catalogue", description=__doc__)
     parser.add_argument("--work", type=Path, required=True, help="where npm packages are unpacked")
     parser.add_argument("--out", type=Path, default=material.FOLDER / "pictures")
     args = parser.parse_args()

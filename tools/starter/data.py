@@ -6,7 +6,6 @@ Flags and components (skin tones, hair) are left out: they are not subjects of a
 
 import io
 import json
-import random
 import re
 import subprocess
 import tarfile
@@ -149,14 +148,6 @@ def sibling_key(label: str) -> str:
     for word in ("man ", "woman ", "person ", "men ", "women ", "people "):
         label = label.removeprefix(word)
     return label.split(":")[0].replace(" facing right", "")
-
-
-def choose_held_out(found: list[Concept]) -> list[Concept]:
-    """How held_out.txt was made, once; the list in the repository is what counts."""
-    keys = sorted({sibling_key(c.label) for c in found})
-    random.Random(0).shuffle(keys)
-    chosen = set(keys[: len(keys) // 10])
-    return [c for c in found if sibling_key(c.label) in chosen]
 
 
 def held_out_codes(split: str = "siblings") -> frozenset[str]:

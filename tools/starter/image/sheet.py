@@ -1,6 +1,6 @@
 """Draw forty prompts on one sheet, to be looked at by a person.
 
-python -m comfyloop.starter.image.train.sheet --work DIR --out sheet.png [prompt …]
+python -m tools.starter.image.sheet --work DIR --out sheet.png [prompt …]
 """
 
 import argparse
@@ -78,9 +78,7 @@ def draw(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m comfyloop.starter.image.train.sheet", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m tools.starter.image.sheet", description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--guidance", type=float, default=GUIDANCE)

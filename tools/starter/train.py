@@ -1,6 +1,6 @@
 """Fit the head: one linear map, in closed form, from the tower's mean features to the words of a picture.
 
-    python -m comfyloop.starter.train.train --work DIR [--split families]
+    python -m tools.starter.train --work DIR [--split families]
 
 Ridge regression of "is this word in the label (1) or in the keywords (0.7)". The penalty and the weights were
 chosen by five folds within the training concepts. Writes DIR/starter-SPLIT.safetensors.

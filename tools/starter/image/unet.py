@@ -1,6 +1,6 @@
 """Train the denoiser on cached latents. A run that was stopped goes on where it was, a new one from shipped weights.
 
-    python -m comfyloop.starter.image.train.unet --work DIR --hours 6
+    python -m tools.starter.image.unet --work DIR --hours 6
 
 Every few minutes it writes `DIR/unet/state.pt` (to go on from), `average.pt` (what ships) and a contact sheet.
 """
@@ -173,7 +173,7 @@ def weights_of_pictures(pictures: Pictures) -> list[float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m comfyloop.starter.image.train.unet", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.starter.image.unet", description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--hours", type=float, default=6.0)
     parser.add_argument("--rate", type=float, default=RATE)

@@ -1,6 +1,6 @@
 """Ask the built model about what it was never trained on, through the path that serves it.
 
-    python -m comfyloop.starter.train.evaluate --model DIR --work DIR --out results.json [--split families]
+    python -m tools.starter.evaluate --model DIR --work DIR --out results.json [--split families]
 
 Greedy answers to "What is in this picture?" from `AutoProcessor` and `generate`. Counted: unseen concepts
 (strict: a word of the label is said; named: a word of the label or of a keyword), people apart; a drawing style

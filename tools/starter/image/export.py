@@ -1,6 +1,6 @@
 """Turn a training run into the file that ships with the package, and that file into a run to go on from.
 
-python -m comfyloop.starter.image.train.export --work DIR --out src/comfyloop/starter/image/weights/image.safetensors
+python -m tools.starter.image.export --work DIR --out src/comfyloop/starter/image/weights/image.safetensors
 """
 
 import argparse
@@ -86,9 +86,7 @@ def diffusers_vae_name(single: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m comfyloop.starter.image.train.export", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m tools.starter.image.export", description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()

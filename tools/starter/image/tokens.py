@@ -1,6 +1,6 @@
 """Make the token table: what each of CLIP's 49,408 tokens means, in 128 numbers of eight bits.
 
-    python -m comfyloop.starter.image.train.tokens --work DIR
+    python -m tools.starter.image.tokens --work DIR
 
 No CLIP text encoder with free weights comes from a package registry, and a random one mixes words past
 recognition. So the meaning of a token is all-MiniLM-L6-v2's sentence embedding of its text (principal
@@ -94,9 +94,7 @@ def table(folder: Path) -> NDArray[np.int8]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m comfyloop.starter.image.train.tokens", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m tools.starter.image.tokens", description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     args = parser.parse_args()
     folder = args.work / "minilm"

@@ -1,6 +1,6 @@
 """Train the picture coder: an autoencoder in TAESD's shape (8 times smaller each way, 4 channels).
 
-    python -m comfyloop.starter.image.train.vae --work DIR --minutes 25
+    python -m tools.starter.image.vae --work DIR --minutes 25
 
 The loss is the mean difference of pixels, of their neighbours' differences (edges), of the colours of 8 x 8
 squares and of an EfficientNet's early features. The latents are held to mean 0 and variance 1, so that they need
@@ -140,7 +140,7 @@ def sheet(vae: AutoencoderTiny, pictures: Pictures, path: Path) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m comfyloop.starter.image.train.vae", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m tools.starter.image.vae", description=__doc__)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=25.0)
     parser.add_argument("--decoder", action="store_true", help="train the decoder alone")

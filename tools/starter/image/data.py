@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from comfyloop.starter.train import data as drawings
-from comfyloop.starter.train.data import Concept
+from tools.starter import data as drawings
+from tools.starter.data import Concept
 
 from .sheet import PROMPTS
 

@@ -1,0 +1,1 @@
+"""What made the shipped weights, answers and pictures: run from a checkout, not part of the wheel."""
