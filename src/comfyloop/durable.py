@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -57,13 +59,36 @@ def disappear(place: Path) -> None:
         shutil.rmtree(going)
 
 
-def write_whole(file: Path, text: str, encoding: str = "utf-8") -> None:
-    """Write a file that is there whole, or as it was. It is not pushed to the disk: for what can be made again.
+def write_whole(file: Path, content: str | bytes, encoding: str = "utf-8", *, durable: bool = False) -> None:
+    """Write a file that is there whole, or as it was, and its folder.
+
+    Args:
+        durable: Wait until the disk has it; not for what can be made again.
 
     Raises:
         OSError: The disk refuses.
     """
+    data = content.encode(encoding) if isinstance(content, str) else content
     file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_suffix(f".{os.getpid()}.part")
-    part.write_text(text, encoding=encoding)
-    part.replace(file)
+    replace_whole(file, lambda part: part.write_bytes(data), durable=durable)
+
+
+def replace_whole(file: Path, write: Callable[[Path], object], *, durable: bool = False) -> None:
+    """The same for what other writers write: `write` makes a file beside it, which then takes its name. The folder
+    is there already: one that was removed does not come back.
+
+    Raises:
+        OSError: The disk refuses. Whatever `write` raises goes on, too; nothing half made stays.
+    """
+    part = file.with_name(f".{file.name}.{os.getpid()}-{threading.get_ident():x}.part")
+    try:
+        write(part)
+        if durable:
+            sync(part)
+        part.replace(file)
+        if durable:
+            sync(file.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise

@@ -24,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from comfyloop.durable import write_whole
 from comfyloop.errors import Conflict, NotFound, StorageError, UnusableEnvironment
 from comfyloop.settings import Settings
 
@@ -262,9 +263,7 @@ def _make(wanted: Environment, place: Path, progress: Progress) -> None:
             "again, report it with this sentence.",
         )
     told = {"fingerprint": wanted.fingerprint, "versions": _versions(wanted, python), "removed": removed}
-    temporary = place / f".{MARKER}"
-    temporary.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    temporary.replace(place / MARKER)
+    write_whole(place / MARKER, json.dumps(told, indent=2) + "\n")
 
 
 def _python(place: Path) -> Path:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
+from comfyloop.durable import replace_whole
 from comfyloop.errors import StorageError
 
 NAME = "token"
@@ -30,13 +30,15 @@ def ensure(home: Path) -> str:
     token = secrets.token_urlsafe(24)
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)
-        draft = home / f".{NAME}.{os.getpid()}"
-        draft.touch(mode=0o600)
-        draft.write_text(token + "\n", "ascii")
-        draft.replace(home / NAME)
+        replace_whole(home / NAME, lambda draft: _write_for_owner(draft, token))
     except OSError as error:
         raise StorageError(
             f"No token can be written into {home}: {error.strerror}.",
             "Set COMFYLOOP_TOKEN, or mend that folder's rights.",
         ) from error
     return token
+
+
+def _write_for_owner(file: Path, token: str) -> None:
+    file.touch(mode=0o600)
+    file.write_text(token + "\n", "ascii")

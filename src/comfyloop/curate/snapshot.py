@@ -32,7 +32,7 @@ from comfyloop import formats
 from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import dump_rows, row_of
-from comfyloop.durable import sync
+from comfyloop.durable import sync, write_whole
 from comfyloop.errors import DataError, StorageError
 from comfyloop.recipes import RECIPES
 from comfyloop.records import Sample
@@ -150,7 +150,7 @@ def strip(path: Path, ids: Collection[str]) -> None:
         for file, found in rows.items():
             kept = [row for row in found if row["id"] not in gone and lost.isdisjoint(formats.paths_in(row))]
             if len(kept) < len(found):
-                _replace(file, dump_rows(kept))
+                write_whole(file, dump_rows(kept), durable=True)
         report = path / "report.json"
         if report.exists():
             told = CurationReport.model_validate_json(report.read_bytes())
@@ -159,7 +159,7 @@ def strip(path: Path, ids: Collection[str]) -> None:
                 for name in ("details", "unsure")
             }
             if left != {name: getattr(told, name) for name in left}:
-                _replace(report, told.model_copy(update=left).model_dump_json(indent=1))
+                write_whole(report, told.model_copy(update=left).model_dump_json(indent=1), durable=True)
         for image in lost:
             (path / image).unlink(missing_ok=True)
         sync(path)
@@ -188,12 +188,6 @@ def _out(rows: Sequence[_Row], ids: Collection[str]) -> tuple[list[_Row], set[st
         for image in formats.paths_in(row)
     }
     return out, {image for row in out for image in formats.paths_in(row)} - left
-
-
-def _replace(file: Path, text: str) -> None:
-    part = file.with_suffix(f".{secrets.token_hex(6)}.part")
-    _write(part, text.encode())
-    part.replace(file)
 
 
 def _images(sample: Sample) -> Iterator[str]:

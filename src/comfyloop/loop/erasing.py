@@ -16,16 +16,13 @@ from comfyloop.errors import StorageError
 from comfyloop.loop.stages import Stages
 from comfyloop.records import LoopState, Snapshot, VersionState
 from comfyloop.store import feedback, flags, loops, runs, snapshots, versions
+from comfyloop.store.pages import every
 from comfyloop.train.run.directory import RunDirectory
-
-_MANY = 1_000_000
 
 
 def erase(stages: Stages, project: str) -> None:
     """Raises StorageError: The disk or the database refuses. Done again, it goes on."""
-    with stages.store.read() as conn:
-        made = snapshots.list_by(conn, project, limit=_MANY)
-    for snapshot in made:
+    for snapshot in every(stages.store, snapshots.list_by, project, lambda made: made.id):
         of_snapshot(stages, snapshot)
     try:
         _of_versions(stages, project)
@@ -84,9 +81,7 @@ def taken_back(stages: Stages, snapshot: Snapshot) -> set[str]:
 
 def _runs(stages: Stages, snapshot: Snapshot) -> None:
     """Data written for other trainers, sampled answers, output. What is being worked on is left to its turn."""
-    with stages.store.read() as conn:
-        ran = runs.list_by(conn, snapshot.project, limit=_MANY)
-    for run in ran:
+    for run in every(stages.store, runs.list_by, snapshot.project, lambda ran: ran.id):
         if run.snapshot == snapshot.id and not run.state.is_open:
             disappear(stages.run_dir(run.id))
 
@@ -107,12 +102,11 @@ def _of_versions(stages: Stages, project: str) -> None:
     """Files of versions that learned it, but for a side that another one has kept, and comparisons of their pictures
     that nobody goes on with."""
     home = stages.settings.home
-    with stages.store.read() as conn:
-        every = versions.list_by(conn, project, limit=_MANY)
-    withdrawn = [version for version in every if version.state is VersionState.WITHDRAWN]
+    made = list(every(stages.store, versions.list_by, project, lambda version: version.number))
+    withdrawn = [version for version in made if version.state is VersionState.WITHDRAWN]
     kept = {
         Path(side)
-        for version in every
+        for version in made
         if version.state is not VersionState.WITHDRAWN
         for side in (version.text_adapter, version.image_adapter)
         if side

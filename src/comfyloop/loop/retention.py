@@ -17,15 +17,14 @@ from comfyloop.durable import disappear
 from comfyloop.errors import ComfyLoopError
 from comfyloop.loop.lease import lease_of, this_process
 from comfyloop.loop.stages import REMEMBERED
-from comfyloop.records import BASE, LoopState, Pruned, Version
+from comfyloop.records import BASE, LoopState, Pruned, Run, Snapshot, Version
 from comfyloop.settings import Settings
-from comfyloop.store import Store, leases, loops, projects, runs, snapshots, versions
+from comfyloop.store import Store, leases, loops, pages, projects, runs, snapshots, versions
 
 log = logging.getLogger(__name__)
 
 FIRST_SECONDS, EVERY_SECONDS = 300.0, 3600.0
 LEASE_SECONDS = 600.0
-MANY = 1_000_000
 
 
 def prune(store: Store, settings: Settings, *, dry_run: bool = False) -> Pruned:
@@ -61,10 +60,10 @@ def _spent(store: Store, settings: Settings, project: str) -> list[tuple[str, st
     with store.read() as conn:
         found = projects.get(conn, project)
         loop = loops.get(conn, project)
-        every = {version.number: version for version in versions.list_by(conn, project, limit=MANY)}
-        made = snapshots.list_by(conn, project, limit=MANY)
-        ran = runs.list_by(conn, project, limit=MANY)
         trail = set(versions.trail(conn, project))
+    every = {version.number: version for version in pages.every(store, versions.list_by, project, _number)}
+    made = list(pages.every(store, snapshots.list_by, project, _id))
+    ran = list(pages.every(store, runs.list_by, project, _id))
     if loop.state is not LoopState.IDLE:
         return []
     kept = {found.live, found.canary, loop.version, *trail, *_line(every, found.live)}
@@ -91,6 +90,14 @@ def _spent(store: Store, settings: Settings, project: str) -> list[tuple[str, st
     return [
         (kind, id, folder) for kind, id, folder in spent if folder.is_dir() and not integrity.pruned(folder)
     ]
+
+
+def _number(version: Version) -> int:
+    return version.number
+
+
+def _id(row: Run | Snapshot) -> str:
+    return row.id
 
 
 def _line(every: dict[int, Version], live: int) -> list[int]:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from comfyloop.durable import replace_whole
+
 
 class TrainingState:
     """One module, its masters, average and optimizer, and where the run stands.
@@ -96,9 +98,7 @@ class TrainingState:
             "chance": self.chance.getstate(),
             "torch": torch.get_rng_state(),
         }
-        partial = path.with_suffix(".partial")
-        torch.save(state, partial)
-        partial.replace(path)
+        replace_whole(path, lambda draft: torch.save(state, draft))
 
     def resume(self, path: Path) -> bool:
         if not path.exists():

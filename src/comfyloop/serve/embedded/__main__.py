@@ -26,6 +26,7 @@ import threading
 import time
 from pathlib import Path
 
+from comfyloop.durable import write_whole
 from comfyloop.serve.embedded.options import Options
 from comfyloop.serve.engines.guard import alive
 from comfyloop.serve.engines.protocol import SECRET_VARIABLE
@@ -130,10 +131,7 @@ def parse(arguments: list[str] | None = None) -> Options:
 def _announce(server: object, file: Path, port: int) -> None:
     while not getattr(server, "started", False):
         time.sleep(0.01)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f"{file.name}.{os.getpid()}")
-    draft.write_text(f"{port}\n")
-    draft.replace(file)
+    write_whole(file, f"{port}\n")
 
 
 def _watch_parent(pid: int, leave: object) -> None:

@@ -1,11 +1,11 @@
 """Write the image starter's checkpoint: `python -m comfyloop.starter.image [--cache-dir DIR] [--comfyui DIR]`."""
 
 import argparse
-import os
 import shutil
 import sys
 from pathlib import Path
 
+from comfyloop.durable import replace_whole
 from comfyloop.errors import ComfyLoopError, NotFound
 from comfyloop.settings import Settings
 
@@ -24,13 +24,15 @@ def place_in(comfyui: Path, checkpoint: Path) -> Path:
     folder.mkdir(exist_ok=True)  # a data folder gets its parts as they are needed
     target = folder / checkpoint.name
     if not target.exists():  # a running ComfyUI may have it open: one of that name is left alone
-        partial = folder / f".{checkpoint.name}.{os.getpid()}"
-        try:
-            os.link(checkpoint, partial)
-        except OSError:
-            shutil.copyfile(checkpoint, partial)
-        partial.replace(target)
+        replace_whole(target, lambda draft: _link_or_copy(checkpoint, draft))
     return target
+
+
+def _link_or_copy(checkpoint: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(checkpoint)
+    except OSError:
+        shutil.copyfile(checkpoint, target)
 
 
 def main() -> int:

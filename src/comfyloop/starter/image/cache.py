@@ -6,9 +6,11 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
+from comfyloop.durable import replace_whole, write_whole
 from comfyloop.errors import StarterError
 from comfyloop.starter.packages import disk_error, sha256
 
@@ -83,13 +85,12 @@ def _write(target: Path, report: Progress) -> None:
             "Free some space, or set another cache directory.",
         )
     report("Writing the image starter's checkpoint", 0.1)
-    # a name of its own, so that an unfinished file is never taken for a finished one
-    partial = target.with_suffix(".partial")
-    try:
-        build(WEIGHTS, partial)
-        partial.chmod(0o644)  # the writer of safetensors makes files that only their owner can read
-        facts = {"size": partial.stat().st_size, "sha256": sha256(partial), "made_from": sha256(WEIGHTS)}
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
-    _facts(target).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    facts: dict[str, Any] = {"made_from": sha256(WEIGHTS)}
+
+    def write(draft: Path) -> None:
+        build(WEIGHTS, draft)
+        draft.chmod(0o644)  # the writer of safetensors makes files that only their owner can read
+        facts.update(size=draft.stat().st_size, sha256=sha256(draft))
+
+    replace_whole(target, write)
+    write_whole(_facts(target), json.dumps(facts, indent=2) + "\n")

@@ -6,9 +6,7 @@ the text encoders' weights. So a second run computes nothing, and a changed pict
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from comfyloop.durable import replace_whole
 from comfyloop.train.run.directory import disk_error
 
 FORM = "1"
@@ -69,13 +68,9 @@ class Cache:
         return found
 
     def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file({n: t.detach().cpu().contiguous() for n, t in tensors.items()}, temporary)
-            temporary.replace(path)
+            replace_whole(path, lambda draft: save_file(kept, draft))
         except OSError as error:
             raise disk_error(path, error) from error
-        finally:
-            with contextlib.suppress(OSError):
-                temporary.unlink(missing_ok=True)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+from comfyloop.durable import replace_whole
 from comfyloop.train.image import lora
 from comfyloop.train.image.render import draw
 from comfyloop.train.image.rows import PictureRow, picture_at
@@ -36,9 +38,7 @@ def draw_prior(
         if not path.exists():
             with lora.reference(trainable.model, None):
                 drawn = draw(trainable, caption, seed=number)
-            partial = path.with_suffix(".partial")
-            drawn.save(partial, format="PNG")
-            partial.replace(path)
+            replace_whole(path, partial(drawn.save, format="PNG"))
             log.say(f"drew prior picture {number + 1} of {count}")
         made.append(PictureRow(number, f"prior {number}", caption, picture_at(path)))
     return made

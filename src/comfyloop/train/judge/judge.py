@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from comfyloop.durable import replace_whole
 from comfyloop.errors import ModelError
 from comfyloop.formats import UnusableRow
 from comfyloop.media.looks import looks
@@ -222,9 +223,7 @@ def drawing(version: Version, row: PictureRow) -> dict[str, float]:
         version.trainable, asked, seed_of(row.id), size=size, steps=spec.steps, guidance=spec.guidance
     )
     place.parent.mkdir(parents=True, exist_ok=True)
-    partial = place.with_suffix(".partial")
-    drawn.save(partial, format="PNG")
-    partial.replace(place)
+    replace_whole(place, lambda draft: drawn.save(draft, format="PNG"))
     return {}
 
 

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from comfyloop.complaints import in_words
-from comfyloop.durable import appear
+from comfyloop.durable import appear, replace_whole
 from comfyloop.errors import StorageError
 from comfyloop.records import Record, now
 
@@ -228,17 +228,9 @@ def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
 
     `durable` waits for the disk, so that a power cut does not undo it.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        temporary.replace(path)
+        replace_whole(path, lambda part: part.write_bytes(data), durable=durable)
     except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
         raise disk_error(path, error) from error
 
 

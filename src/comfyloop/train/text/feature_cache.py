@@ -19,6 +19,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from comfyloop.durable import replace_whole
+
 _LEFT = 0.9
 """Share of the limit that eviction leaves."""
 
@@ -59,16 +61,12 @@ class FeatureCache:
     def put(self, pixels: bytes, tensors: dict[str, Tensor]) -> None:
         """Keep tensors. A disk that refuses is no error: they are computed again another time."""
         path = self._path(pixels)
-        draft = path.with_name(f".{path.name}.{os.getpid()}")
         kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        try:
+        metadata = {"crc32": str(_crc32(kept))}
+        with contextlib.suppress(OSError, SafetensorError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            save_file(kept, draft, metadata={"crc32": str(_crc32(kept))})
-            draft.replace(path)
+            replace_whole(path, lambda draft: save_file(kept, draft, metadata=metadata))
             self._make_room(path.stat().st_size)
-        except (OSError, SafetensorError):
-            with contextlib.suppress(OSError):
-                draft.unlink()
 
     def _path(self, pixels: bytes) -> Path:
         name = hashlib.blake2b(pixels + self._tower, digest_size=20).hexdigest()
