@@ -1,7 +1,7 @@
 """Intervals and tests for paired differences with few items. NumPy only; seeded, and blind to item order.
 
-- Percentile bootstrap: B. Efron, "Bootstrap methods: another look at the jackknife", Annals of Statistics 7
-  (1979). Too narrow for few items.
+- Percentile bootstrap (of `reduction`): B. Efron, "Bootstrap methods: another look at the jackknife", Annals of
+  Statistics 7 (1979). Too narrow for few items.
 - BCa, bias-corrected and accelerated: B. Efron, "Better bootstrap confidence intervals", JASA 82 (1987).
   Better for skewed differences, still too narrow for fewer than about ten.
 - Sign flips: R. A. Fisher, "The Design of Experiments" (1935), ch. 3; E. J. G. Pitman, JRSS Supplement 4
@@ -12,6 +12,11 @@
 - Drawing stops early once chance has won often enough: J. Besag and P. Clifford, "Sequential Monte Carlo
   p-values", Biometrika 78 (1991). Their p, hits over draws, is as valid as that of all the draws.
 - Many questions of one set of numbers: S. Holm, Scandinavian Journal of Statistics 6 (1979).
+
+SciPy has the first three, and the tests hold ours against it. It is not called here: `stats.bootstrap` gives the same
+BCa bounds (to 4e-15, with our seed) but NaN where the differences are all but equal, as those of two versions that are
+the same; `stats.permutation_test` gives the same exact p, draws other signs beyond (0.0287 for 0.0303 at 40 items),
+cannot stop early, and took 3 to 85 times as long at 5 to 400 items. Importing it takes 63 MiB and 3 s of the service.
 
 The exact test keeps the promise about false promotions; the interval says how much, and decides nothing alone.
 """
@@ -44,25 +49,12 @@ class Interval(NamedTuple):
     high: float
 
 
-def percentile_interval(values: Sequence[float], confidence: float, seed: int = 0) -> Interval:
-    """Bootstrap interval of the mean: the quantiles of the resampled means.
+def bca_interval(values: Sequence[float], confidence: float, seed: int = 0) -> Interval:
+    """Bootstrap interval of the mean, corrected for bias and for a spread that changes with the mean.
 
     Args:
         values: One difference an independent item, at least 1. A single value is its own interval.
         confidence: For example 0.95, two-sided.
-    """
-    sample = _sorted(values)
-    if sample[0] == sample[-1]:
-        return Interval(float(sample[0]), float(sample[0]))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(_resampled(sample[:, None], seed)[:, 0], [tail, 1 - tail])
-    return Interval(float(low), float(high))
-
-
-def bca_interval(values: Sequence[float], confidence: float, seed: int = 0) -> Interval:
-    """Bootstrap interval of the mean, corrected for bias and for a spread that changes with the mean.
-
-    Args: as of `percentile_interval`.
     """
     sample = _sorted(values)
     if sample[0] == sample[-1]:

@@ -322,13 +322,11 @@ def test_without_a_true_difference_promotions_stay_at_the_nominal_rate(null: str
 
 def test_the_interval_alone_would_promote_too_often_with_few_items() -> None:
     # Why the exact test is asked for as well.
-    from comfyloop.gate.statistics import percentile_interval
+    from comfyloop.gate.statistics import bca_interval
 
     generator = np.random.default_rng(0)
     trials = 1000
-    by_interval = sum(
-        percentile_interval(generator.normal(0, 1, 5).tolist(), 0.95).low > 0 for _ in range(trials)
-    )
+    by_interval = sum(bca_interval(generator.normal(0, 1, 5).tolist(), 0.95).low > 0 for _ in range(trials))
     assert by_interval / trials > 0.05
 
 

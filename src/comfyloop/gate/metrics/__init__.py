@@ -8,7 +8,7 @@ from comfyloop.gate.metrics._metric import Metric
 METRICS: dict[str, Metric] = declared(__name__, Metric)
 
 # After the table, which imports the modules: these functions have the names of theirs.
-from comfyloop.gate.metrics.edit_distance import edit_distance, levenshtein  # noqa: E402
+from comfyloop.gate.metrics.edit_distance import edit_distance  # noqa: E402
 from comfyloop.gate.metrics.log_likelihood import log_likelihood  # noqa: E402
 from comfyloop.gate.metrics.right_answer import right_answer_of  # noqa: E402
 
@@ -40,7 +40,6 @@ __all__ = [
     "TEXT_SIMILARITY",
     "Metric",
     "edit_distance",
-    "levenshtein",
     "log_likelihood",
     "of_answers",
     "right_answer_of",

@@ -147,9 +147,8 @@ class Answering:
             async for chunk in self._stream:
                 if self._note(chunk) and first:
                     first = False
-                    self.services.metrics.first_token.observe(
-                        time.perf_counter() - self._opened, self.handle.project
-                    )
+                    seconds = time.perf_counter() - self._opened
+                    self.services.metrics.first_token.labels(self.handle.project).observe(seconds)
                 if chunk["choices"] or usage_wanted:
                     yield self._stamp(chunk)
             self.handle.entry.warm = True
@@ -168,8 +167,8 @@ class Answering:
         self.handle.release()
         services = self.services
         services.router.traffic.leave()
-        services.metrics.tokens.add(self._prompt_tokens, self.handle.project, "prompt")
-        services.metrics.tokens.add(self._answer_tokens, self.handle.project, "answer")
+        services.metrics.tokens.labels(self.handle.project, "prompt").inc(self._prompt_tokens)
+        services.metrics.tokens.labels(self.handle.project, "answer").inc(self._answer_tokens)
         if self._stream is not None:
             if not self._recorded:  # the client left, or the engine broke off
                 for generation in self._generations():

@@ -56,8 +56,8 @@ class Measured:
             await self.app(scope, receive, watched)
         finally:
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.add(1, route, str(status))
-            self.metrics.seconds.observe(time.perf_counter() - started, route)
+            self.metrics.requests.labels(route, str(status)).inc()
+            self.metrics.seconds.labels(route).observe(time.perf_counter() - started)
 
 
 class Tokened:

@@ -114,7 +114,7 @@ class Engine:
             if self._stopping:
                 raise EngineUnavailable("The engine is shutting down.", retry_after=2)
             if self._waiting >= self.options.max_queue:
-                self.metrics.refused += 1
+                self.metrics.refused.inc()
                 raise QueueFull(
                     f"{self._waiting} requests wait already.",
                     "Send it again later.",
@@ -276,7 +276,7 @@ class Engine:
             self._decoder.prepare(adapter)
             self._lora.attach(adapter)
             self._adapters[name], self._uses[name], self._seen[name] = adapter, 0, adapter.sha256
-        self.metrics.load_seconds = time.monotonic() - began
+        self.metrics.load_seconds.set(time.monotonic() - began)
         self.ready.set()
 
     def _jobs(self) -> list[Job]:
@@ -287,7 +287,7 @@ class Engine:
             self._take_messages()
             self._admit()
             self._advance()
-            self.metrics.kv_bytes = self._decoder.bytes
+            self.metrics.kv_bytes.set(self._decoder.bytes)
 
     def _advance(self) -> None:
         """A piece of one prompt, and a token for every answer. Nothing here keeps a job that is over."""
@@ -393,11 +393,11 @@ class Engine:
             return
         start = sequence.filled
         logits = self._decoder.prefill(sequence)
-        self.metrics.prompt_tokens += sequence.filled - start
+        self.metrics.prompt_tokens.inc(sequence.filled - start)
         if job.sampling.prompt_logprobs is not None:
             self._score(job, logits, start)
         if sequence.ready:
-            self.metrics.cached_tokens += sequence.reused
+            self.metrics.cached_tokens.inc(sequence.reused)
             self.metrics.first_token.observe(time.monotonic() - job.arrived)
             self._say(job, logits[-1])
         else:  # the next chunk is another's
@@ -438,7 +438,7 @@ class Engine:
         scored = [(job, job.scoring) for job in together if job.scoring is not None]
         read = self._decoder.read_whole([(_sequence(job), scoring.whole) for job, scoring in scored])
         for (job, scoring), logits in zip(scored, read, strict=True):
-            self.metrics.prompt_tokens += len(job.prompt.ids) + scoring.size
+            self.metrics.prompt_tokens.inc(len(job.prompt.ids) + scoring.size)
             scoring.take_whole(logits)
             self._leave(job)
             self._over(job, self._finished(job, "stop"))
@@ -449,12 +449,12 @@ class Engine:
         if len(sequence.prompt.ids) > sequence.filled:
             start = sequence.filled
             logits = self._decoder.prefill(sequence)
-            self.metrics.prompt_tokens += sequence.filled - start
+            self.metrics.prompt_tokens.inc(sequence.filled - start)
             if sequence.is_filled:
-                self.metrics.cached_tokens += sequence.reused
+                self.metrics.cached_tokens.inc(sequence.reused)
                 scoring.begin(logits[-1])
         elif further is not None:
-            self.metrics.prompt_tokens += len(further.tokens)
+            self.metrics.prompt_tokens.inc(len(further.tokens))
             scoring.take(self._decoder.read_on(sequence, further))
         if sequence.is_filled and scoring.next is None:
             self._leave(job)
@@ -495,7 +495,7 @@ class Engine:
         sequence.answer.append(token)
         if job.structure is not None:
             job.structure.push(token)
-        self.metrics.answer_tokens += 1
+        self.metrics.answer_tokens.inc()
         moment = time.monotonic()
         if job.last_token:
             self.metrics.between_tokens.observe(moment - job.last_token)
