@@ -21,9 +21,14 @@ ANNOTATION, UNQUOTED = re.compile(r"(?<=[:>] )'([^']*)'"), r"\1"
 SETTINGS = """\
 # Settings
 
-Each is a `COMFYLOOP_*` environment variable or a key of `comfyloop.toml` in the home directory; later ones win:
-default, file, environment, command line. A `comfyloop.toml` in the working directory sets those marked with a star, and
-nothing that runs a program, reads elsewhere or sends. Written by `make docs`.
+Each is a key in its table of `comfyloop.toml` in the home directory, or a `COMFYLOOP_*` environment variable; later
+ones win: default, file, environment, command line. In its table a setting may go without the table's name (`level` in
+`[gate]` is `gate_level`); at the top of the file, as before there were tables, it has its whole name. A
+`comfyloop.toml` in the working directory sets those marked with a star, and nothing that runs a program, reads
+elsewhere or sends. Written by `make docs`.
+"""
+SETTINGS_OF = """
+## `[{table}]`: {doc}
 
 | setting | variable | default | what it is |
 |---|---|---|---|
@@ -136,22 +141,22 @@ COMMANDS = """\
 
 
 def settings_page() -> str:
-    from comfyloop.settings import FOLDER_MAY_SET, Settings
+    from comfyloop.settings import FOLDER_MAY_SET, GROUPS, in_table
 
-    rows = []
-    for name, field in Settings.model_fields.items():
-        made = field.default is PydanticUndefined
-        value = field.default_factory() if made and field.default_factory else field.default  # type: ignore[call-arg]
-        shown = str(value).replace(str(Path.home()), "~") if value not in ("", ()) else ""
-        rows.append(
-            _row(
-                f"`{name}`{'*' if name in FOLDER_MAY_SET else ''}",
+    text = SETTINGS
+    for table, group in GROUPS.items():
+        text += SETTINGS_OF.format(table=table, doc=(group.__doc__ or "").rstrip(".").lower())
+        for name, field in group.model_fields.items():
+            made = field.default is PydanticUndefined
+            value = field.default_factory() if made and field.default_factory else field.default  # type: ignore[call-arg]
+            shown = str(value).replace(str(Path.home()), "~") if value not in ("", ()) else ""
+            text += _row(
+                f"`{in_table(table, name)}`{'*' if name in FOLDER_MAY_SET else ''}",
                 f"`COMFYLOOP_{name.upper()}`",
                 f"`{shown}`" if shown else "",
                 field.description or "",
             )
-        )
-    return SETTINGS + "".join(rows)
+    return text
 
 
 def spec_page() -> str:

@@ -1,5 +1,7 @@
 """Every setting once: name, default, one line of doc.
 
+A group of them is a class here and a table of `comfyloop.toml`; whole names at the top of that file are read, too.
+
 Read, later ones winning: the defaults below, `comfyloop.toml` in the home directory of ComfyLoop, that in the
 working directory, then `COMFYLOOP_*` environment variables (`COMFYLOOP_PORT=9000`). A folder may come from anyone,
 so its file sets how to learn (`FOLDER_MAY_SET`) and nothing that runs a program, reads elsewhere, or sends or opens
@@ -14,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import BaseModel, Field, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_settings import (
     BaseSettings,
@@ -101,39 +103,9 @@ def files_read() -> list[FileRead]:
     return [FileRead(path, tuple(ignored)) for path, _, ignored in _files()]
 
 
-def _files() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
-    trusted = home_folder() / FILE
-    here = Path.cwd() / FILE
-    for path in (trusted, here):
-        if not path.is_file() or (path is here and trusted.exists() and here.samefile(trusted)):
-            continue
-        try:
-            found = tomllib.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise InvalidInput(
-                f"The settings in {path} cannot be read: {error}.", "Mend that file."
-            ) from error
-        ignored = sorted(found.keys() - FOLDER_MAY_SET) if path is here else []
-        yield path, {name: value for name, value in found.items() if name not in ignored}, ignored
+class Data(BaseModel):
+    """Where things are."""
 
-
-class _Files(PydanticBaseSettingsSource):
-    """What the settings files say."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        said: dict[str, Any] = {}
-        for _, values, _ in _files():
-            said |= values
-        return said
-
-
-class Settings(BaseSettings):
-    model_config = SettingsConfigDict(env_prefix="COMFYLOOP_", extra="forbid", frozen=True)
-
-    # where things are
     home: Path = Field(
         default_factory=_default_home, description="Data: database, blobs, snapshots, runs, versions."
     )
@@ -143,7 +115,16 @@ class Settings(BaseSettings):
     database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in `home`.")
     blob_url: str = Field(default="", description="fsspec URL of the blob store; empty: a folder in `home`.")
 
-    # the service
+    @field_validator("home", "cache_dir")
+    @classmethod
+    def _absolute(cls, folder: Path) -> Path:
+        """Runs are computed by processes that have working directories of their own."""
+        return folder.expanduser().absolute()
+
+
+class Serve(BaseModel):
+    """The service and its engine."""
+
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
     port: int = Field(default=8265, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     token: str = Field(
@@ -183,7 +164,6 @@ class Settings(BaseSettings):
         default=(), description="Hosts from which image URLs are fetched."
     )
 
-    # the engine
     model: str = Field(
         default="starter", description="Base model: `starter`, a directory or a hub id (`ms:` ModelScope's)."
     )
@@ -214,7 +194,10 @@ class Settings(BaseSettings):
     max_queue: int = Field(default=64, ge=1, description="Requests that may wait; beyond it 429.")
     max_loras: int = Field(default=4, ge=2, description="Adapters kept loaded at once.")
 
-    # past edits in the prompt
+
+class Recall(BaseModel):
+    """Past edits in the prompt."""
+
     examples: Literal["auto", "on", "off"] = Field(
         default="auto",
         description="Near past edits in a question's prompt until they are learnt; `auto`: not where small models "
@@ -224,7 +207,10 @@ class Settings(BaseSettings):
         default=False, description="Put the preferences in words into the system prompt."
     )
 
-    # curation
+
+class Curate(BaseModel):
+    """What becomes training data."""
+
     holdout_every: int = Field(default=4, ge=2, description="Each n-th new group of samples is held out.")
     holdout_first: int = Field(
         default=6,
@@ -273,49 +259,16 @@ class Settings(BaseSettings):
         description="Train on edits of workflows too, for *Suggest the next edit* in ComfyUI. Their rows are long.",
     )
 
-    # training
+
+class Train(BaseModel):
+    """Runs, and what they do to the text side."""
+
     recipe: TextRecipe = Field(
         default="sft",
         description=f"Recipe of the text side: {listed(of_side('text'))}; reference/recipes.md tells them.",
     )
     warm_start: bool = Field(
         default=True, description="Go on from the live version, not from the base model."
-    )
-    image_model: str = Field(
-        default="",
-        description="Checkpoint or diffusers folder whose LoRA a new project trains too; empty: none.",
-    )
-    image_vae: str = Field(
-        default="",
-        description="VAE (folder or file) in place of the checkpoint's; empty: the checkpoint's own.",
-    )
-    image_prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = Field(
-        default="auto",
-        description="What a UNet predicts, for checkpoints that do not say it themselves; `auto`: what they say.",
-    )
-    image_recipe: ImageRecipe = Field(
-        default="image_sft",
-        description="Recipe of the image side: "
-        + ", or ".join(f"{recipe.does} ({name})" for name, recipe in of_side("image").items())
-        + ".",
-    )
-    image_min_samples: int = Field(
-        default=4, ge=1, description="Fewer kept pictures (or pairs) train no image side."
-    )
-    image_epochs: float = Field(default=10.0, gt=0, description="Passes over the pictures that are new.")
-    image_learning_rate: float = Field(default=1e-4, gt=0, description="Learning rate of the image side.")
-    image_lora_r: int = Field(default=16, ge=1, description="LoRA rank of the image side; alpha is the same.")
-    image_target_modules: Literal["attention", "all"] = Field(
-        default="attention",
-        description="Where that LoRA is; `all` adds feed-forward layers and a UNet's convolutions: a stronger style.",
-    )
-    image_resolution: int = Field(
-        default=0,
-        ge=0,
-        description="Side of a square of as many pixels as a picture has; 0: the model's own.",
-    )
-    trigger_words: str = Field(
-        default="", description="Put before every caption in training, and into the LoRA file for its users."
     )
     lora_r: int = Field(default=8, ge=1, description="LoRA rank.")
     lora_alpha: int = Field(default=16, ge=1, description="LoRA alpha.")
@@ -394,7 +347,51 @@ class Settings(BaseSettings):
         default=10, gt=0, description="Minutes without a run after which that process lets its memory go."
     )
 
-    # gate
+
+class Image(BaseModel):
+    """What they do to the image side."""
+
+    image_model: str = Field(
+        default="",
+        description="Checkpoint or diffusers folder whose LoRA a new project trains too; empty: none.",
+    )
+    image_vae: str = Field(
+        default="",
+        description="VAE (folder or file) in place of the checkpoint's; empty: the checkpoint's own.",
+    )
+    image_prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = Field(
+        default="auto",
+        description="What a UNet predicts, for checkpoints that do not say it themselves; `auto`: what they say.",
+    )
+    image_recipe: ImageRecipe = Field(
+        default="image_sft",
+        description="Recipe of the image side: "
+        + ", or ".join(f"{recipe.does} ({name})" for name, recipe in of_side("image").items())
+        + ".",
+    )
+    image_min_samples: int = Field(
+        default=4, ge=1, description="Fewer kept pictures (or pairs) train no image side."
+    )
+    image_epochs: float = Field(default=10.0, gt=0, description="Passes over the pictures that are new.")
+    image_learning_rate: float = Field(default=1e-4, gt=0, description="Learning rate of the image side.")
+    image_lora_r: int = Field(default=16, ge=1, description="LoRA rank of the image side; alpha is the same.")
+    image_target_modules: Literal["attention", "all"] = Field(
+        default="attention",
+        description="Where that LoRA is; `all` adds feed-forward layers and a UNet's convolutions: a stronger style.",
+    )
+    image_resolution: int = Field(
+        default=0,
+        ge=0,
+        description="Side of a square of as many pixels as a picture has; 0: the model's own.",
+    )
+    trigger_words: str = Field(
+        default="", description="Put before every caption in training, and into the LoRA file for its users."
+    )
+
+
+class Gate(BaseModel):
+    """How candidates are compared with what is live."""
+
     gate_min_items: int = Field(default=6, ge=2, description="Fewer held-out items are not enough evidence.")
     gate_level: float = Field(
         default=0.02,
@@ -437,14 +434,20 @@ class Settings(BaseSettings):
         description="Directory of a CLIP that compares pictures and prompts; empty: the base model does.",
     )
 
-    # sharing
+
+class Share(BaseModel):
+    """Versions that leave a service."""
+
     publisher: str = Field(
         default="",
         pattern=r"^([A-Za-z0-9][A-Za-z0-9 ._@-]{0,62})?$",
         description="Name under which bundles are signed; empty: the project's.",
     )
 
-    # loop
+
+class Loop(BaseModel):
+    """When a turn begins, and what is kept."""
+
     keep_versions: int = Field(
         default=20, ge=0, description="Newest versions whose files stay beside those in use; 0: all."
     )
@@ -480,11 +483,80 @@ class Settings(BaseSettings):
         default=True, description="Promote what the gate accepts; otherwise it waits for a person."
     )
 
-    @field_validator("home", "cache_dir")
-    @classmethod
-    def _absolute(cls, folder: Path) -> Path:
-        """Runs are computed by processes that have working directories of their own."""
-        return folder.expanduser().absolute()
+
+GROUPS: dict[str, type[BaseModel]] = {
+    "data": Data,
+    "serve": Serve,
+    "recall": Recall,
+    "curate": Curate,
+    "train": Train,
+    "image": Image,
+    "gate": Gate,
+    "loop": Loop,
+    "share": Share,
+}
+"""Tables of `comfyloop.toml`. There a setting may go without the table's name: `[gate] level` is `gate_level`."""
+
+
+def in_table(table: str, field: str) -> str:
+    """What a setting is called in its table."""
+    return field.removeprefix(f"{table}_")
+
+
+def _flat(read: dict[str, Any]) -> dict[str, Any]:
+    """What a file says by the names of the fields, whether it stands in a table or, as once everything, at the top.
+
+    Raises:
+        ValueError: A setting stands there twice.
+    """
+    flat = {name: value for name, value in read.items() if not _is_table(name, value)}
+    for table, group in GROUPS.items():
+        fields = {in_table(table, field): field for field in group.model_fields}
+        for name, value in read[table].items() if _is_table(table, read.get(table)) else ():
+            field = name if name in group.model_fields else fields.get(name, f"{table}.{name}")
+            if field in flat:
+                raise ValueError(f"{field} is set twice")
+            flat[field] = value
+    return flat
+
+
+def _is_table(name: str, value: Any) -> bool:
+    return name in GROUPS and isinstance(value, dict)
+
+
+def _files() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
+    trusted = home_folder() / FILE
+    here = Path.cwd() / FILE
+    for path in (trusted, here):
+        if not path.is_file() or (path is here and trusted.exists() and here.samefile(trusted)):
+            continue
+        try:
+            found = _flat(tomllib.loads(path.read_text("utf-8")))
+        except (OSError, ValueError) as error:
+            raise InvalidInput(
+                f"The settings in {path} cannot be read: {error}.", "Mend that file."
+            ) from error
+        ignored = sorted(found.keys() - FOLDER_MAY_SET) if path is here else []
+        yield path, {name: value for name, value in found.items() if name not in ignored}, ignored
+
+
+class _Files(PydanticBaseSettingsSource):
+    """What the settings files say."""
+
+    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
+        return None, field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        said: dict[str, Any] = {}
+        for _, values, _ in _files():
+            said |= values
+        return said
+
+
+class Settings(Share, Loop, Gate, Image, Train, Curate, Recall, Serve, Data, BaseSettings):
+    """All of them; of several bases pydantic takes the last one's fields first."""
+
+    model_config = SettingsConfigDict(env_prefix="COMFYLOOP_", extra="forbid", frozen=True)
 
     @property
     def image_prediction(self) -> Literal["epsilon", "v_prediction", "sample"] | None:

@@ -9,9 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from pydantic import ValidationError
 
 from comfyloop.errors import InvalidInput
-from comfyloop.settings import FOLDER_MAY_SET, Settings, files_read
+from comfyloop.settings import FOLDER_MAY_SET, GROUPS, Settings, files_read, in_table
 
 
 def test_folders_are_absolute_since_runs_have_working_directories_of_their_own(
@@ -93,3 +94,84 @@ def test_a_verb_says_what_it_read_and_runs_nothing_of_the_folder(tmp_path: Path)
     )
     assert "the folder ran" not in said.stderr and "but not engine_args, swift_python" in said.stderr, said
     assert json.loads(said.stdout)
+
+
+@pytest.fixture
+def home_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """`comfyloop.toml` in the home directory; the working directory has none."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.setenv("COMFYLOOP_HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    return tmp_path / "comfyloop.toml"
+
+
+OLD = """
+port = 9000
+engine = "url"
+learning_rate = 0.5
+train_threads = 3
+image_epochs = 2.0
+gate_min_items = 9
+trigger_samples = 5
+[filters.shouting]
+share = 0.5
+"""
+TABLES = """
+[serve]
+port = 9000
+engine = "url"
+[train]
+learning_rate = 0.5
+threads = 3
+[image]
+epochs = 2.0
+[gate]
+min_items = 9
+[loop]
+trigger_samples = 5
+[curate.filters.shouting]
+share = 0.5
+"""
+
+
+def test_settings_in_tables_are_those_that_stood_at_the_top(home_file: Path) -> None:
+    home_file.write_text(OLD)
+    old = Settings()
+    home_file.write_text(TABLES)
+    assert Settings() == old
+    assert (old.port, old.train_threads, old.image_epochs, old.epochs) == (9000, 3, 2.0, 0.0)
+    home_file.write_text(TABLES.replace("min_items", "gate_min_items"))  # with the table's name, too
+    assert Settings() == old
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("gate_level = 0.1\n[gate]\nlevel = 0.2\n", "gate_level is set twice"),
+        ("[gate]\nlevle = 0.2\n", r"gate\.levle"),
+        ("[gate]\nport = 1\n", r"gate\.port"),
+    ],
+)
+def test_a_setting_that_stands_twice_or_in_no_such_table_is_named(
+    home_file: Path, text: str, told: str
+) -> None:
+    home_file.write_text(text)
+    with pytest.raises((InvalidInput, ValidationError), match=told):
+        Settings()
+
+
+def test_a_folders_tables_are_held_to_the_same(home_file: Path) -> None:
+    Path("comfyloop.toml").write_text('[serve]\nhost = "0.0.0.0"\n[train]\nepochs = 3.0\nengine = "swift"\n')
+    assert (Settings().host, Settings().epochs, Settings().train_engine) == ("127.0.0.1", 3.0, "comfyloop")
+    assert files_read()[-1].ignored == ("host", "train_engine")
+
+
+def test_every_setting_is_in_one_table_under_one_name() -> None:
+    fields = [name for group in GROUPS.values() for name in group.model_fields]
+    assert sorted(fields) == sorted(Settings.model_fields)
+    for table, group in GROUPS.items():
+        names = [
+            *group.model_fields,
+            *(in_table(table, n) for n in group.model_fields if in_table(table, n) != n),
+        ]
+        assert len(names) == len(set(names)), table

@@ -1,20 +1,37 @@
-"""All rows of a listing, a page at a time."""
+"""Pages of a listing, bounded by bytes as well as by rows: a row may be as large as a request."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
+import sqlalchemy as sa
 from sqlalchemy import Connection
 
 from comfyloop.store.db import Store
 
+PAGE_BYTES = 4 * 2**20
+"""For what goes over HTTP: a page ends with the row that passes this."""
 PAGE = 200
+"""Rows of a page where all are gone through."""
 
 Row_co = TypeVar("Row_co", covariant=True)
 Mark_contra = TypeVar("Mark_contra", contravariant=True)
 Row = TypeVar("Row")
 Mark = TypeVar("Mark")
+
+
+def within(
+    conn: Connection, query: sa.Select[*tuple[Any, ...]], column: str, most: int | None = None
+) -> Iterator[Any]:
+    """The first rows of `query` whose texts in `column` have `most` characters together; one at least."""
+    size = 0
+    with conn.execute(query.execution_options(stream_results=True, max_row_buffer=16)) as rows:
+        for row in rows:
+            yield row
+            size += len(row._mapping[column] or "")
+            if most is not None and size >= most:
+                return
 
 
 class Listing(Protocol[Row_co, Mark_contra]):
