@@ -333,7 +333,7 @@ def _bytes(image: Path | bytes) -> bytes:
     return image.read_bytes() if isinstance(image, Path) else image
 
 
-def _error(response: httpx.Response) -> ComfyLoopError:
+def error_of(response: httpx.Response) -> ComfyLoopError:
     code, message, hint = "", f"The service answered with status {response.status_code}.", ""
     with contextlib.suppress(json.JSONDecodeError, KeyError, TypeError):
         body = response.json()

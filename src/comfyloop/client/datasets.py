@@ -84,7 +84,7 @@ def _send_file(client: Client, id: str, name: str, data: Any, offset: int, size:
 
 
 def _sent(client: Client, id: str) -> Iterator[dict[str, Any]]:
-    yield from client.pages(f"/v1/datasets/{id}/files", "next_after")
+    yield from client.pages(f"/v1/datasets/{id}/files")
 
 
 def _files(path: Path, options: Options, format: str) -> Iterator[Local]:

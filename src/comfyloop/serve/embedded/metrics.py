@@ -17,7 +17,7 @@ from prometheus_client import (
 _SECONDS = (0.005, 0.01, 0.02, 0.03, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _SEQUENCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
-disable_created_metrics()
+disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
 class Metrics:
