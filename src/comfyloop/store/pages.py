@@ -15,7 +15,6 @@ PAGE_BYTES = 4 * 2**20
 PAGE = 200
 """Rows of a page where all are gone through."""
 
-Row_co = TypeVar("Row_co", covariant=True)
 Mark_contra = TypeVar("Mark_contra", contravariant=True)
 Row = TypeVar("Row")
 Mark = TypeVar("Mark")
@@ -34,12 +33,12 @@ def within(
                 return
 
 
-class Listing(Protocol[Row_co, Mark_contra]):
+class Listing(Protocol[Row, Mark_contra]):
     """`list_by` of a noun, newest first."""
 
     def __call__(
         self, conn: Connection, project: str, /, *, before: Mark_contra | None = None, limit: int = ...
-    ) -> Sequence[Row_co]: ...
+    ) -> list[Row]: ...
 
 
 def every(
