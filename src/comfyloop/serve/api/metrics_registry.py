@@ -6,7 +6,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, disable_cre
 
 SECONDS = (0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 
-disable_created_metrics()  # a second series for every counter that says since when it counts
+disable_created_metrics()  # type: ignore[no-untyped-call]  # a second series for every counter that says since when it counts
 
 
 class Metrics:
