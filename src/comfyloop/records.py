@@ -240,6 +240,9 @@ feedback_adapter: TypeAdapter[Feedback] = TypeAdapter(Feedback)
 # --- what is trained on -------------------------------------------------------------------------------------
 
 
+SampleKind = Literal["sft", "preference", "labelled", "captioned_image", "image_pair"]
+
+
 class Sample(Record):
     """One training example. `messages` ends with the assistant's (chosen) answer.
 
@@ -249,7 +252,7 @@ class Sample(Record):
 
     id: str
     project: ProjectName
-    kind: Literal["sft", "preference", "labelled", "captioned_image", "image_pair"]
+    kind: SampleKind
     messages: tuple[Message, ...]
     rejected: str | None = None  # preference: the answer that was not wanted
     label: bool | None = None  # labelled: wanted or not (KTO)

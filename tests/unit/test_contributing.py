@@ -41,10 +41,10 @@ class Stored:
     exists = is_whole = read = lambda sha: None
 
 settings = Settings(recipe="gentle", engine="sglang")
-found = filters.apply([draft("a", "A CAT ON A MAT."), draft("b", "A cat.")], Ground(settings, Stored))
+found = filters.apply([draft("a", "A CAT SITS ON A MAT."), draft("b", "A cat.")], Ground(settings, Stored))
 assert [(d.feedback, d.reason) for d in found.dropped] == [("a", "shouting")], found
 lenient = settings.model_copy(update={"filters": {"shouting": {"on": False}}})
-assert not filters.apply([draft("a", "A CAT ON A MAT.")], Ground(lenient, Stored)).dropped
+assert not filters.apply([draft("a", "A CAT SITS ON A MAT.")], Ground(lenient, Stored)).dropped
 assert of_answers(("a dog", "a cat"), "A cat")["words_kept"] == (0.5, 1.0)
 
 pages = runpy.run_path("docs/make_reference.py")["PAGES"]

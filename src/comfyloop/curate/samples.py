@@ -22,7 +22,6 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from comfyloop.curate import graph, graph_text
 from comfyloop.curate.groups import group_of
@@ -40,14 +39,13 @@ from comfyloop.records import (
     Part,
     PromptEdited,
     Sample,
+    SampleKind,
     SampleUploaded,
     TextPart,
 )
 
 WRITE_PROMPT = "Write the prompt for an image model.\nBrief: {brief}"
 """What is asked when a prompt was edited that no model had written; the brief is the prompt before."""
-
-_Kind = Literal["sft", "preference", "labelled", "captioned_image", "image_pair"]
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ def canonical(message: Message) -> Message:
 
 
 def make(
-    kind: _Kind,
+    kind: SampleKind,
     messages: Iterable[Message],
     source: Source,
     *,
@@ -263,5 +261,7 @@ def _graph_edit(item: GraphEdited, source: Source) -> tuple[list[Draft], Dropped
 
 
 def _uploaded(item: SampleUploaded, source: Source) -> Sample:
-    kind: _Kind = "preference" if item.rejected is not None else "sft" if item.label is None else "labelled"
+    kind: SampleKind = (
+        "preference" if item.rejected is not None else "sft" if item.label is None else "labelled"
+    )
     return make(kind, item.messages, source, rejected=item.rejected, label=item.label)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from comfyloop.records import SampleKind
+
 
 @dataclass(frozen=True)
 class Swift:
@@ -44,7 +46,7 @@ class Recipe:
 
     name: str
     side: Literal["text", "image"]
-    kind: Literal["sft", "preference", "labelled", "captioned_image", "image_pair"]
+    kind: SampleKind
     does: str
     learns_from: str
     learning_rate: float
