@@ -13,7 +13,7 @@ from comfyloop.errors import InvalidInput, ModelError, NotFound
 from comfyloop.files import there
 from comfyloop.models.adapter_check import Limits, Shape, check
 from comfyloop.models.rope import RopeScaling
-from comfyloop.registry.manifest import BaseModelOf
+from comfyloop.registry.manifest import BaseModelOf, line
 from comfyloop.stable_diffusion import layout, shapes
 from comfyloop.stable_diffusion.folder import read_folder
 from comfyloop.stable_diffusion.header import read_header
@@ -32,8 +32,8 @@ _KEY = re.compile(
 def named(model: str) -> str:
     """A base model as others may be told of it: without the folders of this machine."""
     if there(model) is not None:
-        return Path(model).name[:200]
-    return model.removeprefix("hf:").removeprefix("ms:")[:200]
+        return line(Path(model).name)
+    return line(model.removeprefix("hf:").removeprefix("ms:"))
 
 
 def text_base(model: str, place: str) -> BaseModelOf:

@@ -8,7 +8,7 @@ from typing import Any
 
 from comfyloop.records import GateReport
 from comfyloop.registry.base_model import PUBLIC
-from comfyloop.registry.manifest import Manifest
+from comfyloop.registry.manifest import Manifest, Suite
 
 _METRICS = {
     "log_likelihood": "log-likelihood of corrections, nats per token",
@@ -24,7 +24,7 @@ def write(
     *,
     spec: Mapping[str, Any] | None = None,
     examples: Sequence[Mapping[str, str]] = (),
-    suites: Mapping[str, Any] | None = None,
+    suites: Sequence[Suite] = (),
 ) -> str:
     name = f"{manifest.project} {manifest.number}"
     lines = ["---", *_front_matter(manifest), "---", "", f"# {name}", "", _what(manifest), ""]
@@ -127,13 +127,9 @@ def _judged(report: GateReport) -> list[str]:
     return lines
 
 
-def _suites(suites: Mapping[str, Any]) -> list[str]:
+def _suites(suites: Sequence[Suite]) -> list[str]:
     lines = ["| suite | version | items | base | this version |", "|---|---|---|---|---|"]
-    lines += [
-        f"| {one['suite']} | {one['version']} | {one['items']} | {one['base']:.3f} | {one['this']:.3f} |"
-        for one in suites.get("suites", ())
-    ]
-    return lines
+    return lines + [f"| {s.suite} | {s.version} | {s.items} | {s.base:.3f} | {s.this:.3f} |" for s in suites]
 
 
 def _examples(examples: Sequence[Mapping[str, str]]) -> list[str]:

@@ -30,6 +30,8 @@ from comfyloop.registry.manifest import (
     TEXT_WEIGHTS,
     Include,
     Manifest,
+    Suite,
+    line,
 )
 
 
@@ -39,7 +41,7 @@ class Wanted(NamedTuple):
     include: Collection[Include] = ()
     licence: str = ""  # an SPDX id
     licence_text: str = ""
-    suites: Mapping[str, Any] | None = None  # what standard suites gave
+    suites: Sequence[Suite] = ()
 
 
 LOOKED_AT = 5
@@ -120,8 +122,8 @@ def gather(
         lineage=tuple(lineage),
         text_base=text_base,
         image_base=image_base,
-        licence=wanted.licence or ("see LICENCE.txt" if wanted.licence_text else licence),
-        trigger_words=trigger_words,
+        licence=line(wanted.licence) or ("see LICENCE.txt" if wanted.licence_text else licence),
+        trigger_words=line(trigger_words),
         verdict=report.verdict.value if report is not None else "",
         files=(),
     )
@@ -129,8 +131,8 @@ def gather(
         pieces.append(_json(SPEC, without_places(spec)))
     if report is not None:
         pieces.append(Piece(GATE, (report.model_dump_json(indent=2) + "\n").encode()))
-    if wanted.suites is not None:
-        pieces.append(_json(SUITES, wanted.suites))
+    if wanted.suites:
+        pieces.append(_json(SUITES, [suite.model_dump() for suite in wanted.suites]))
     if Include.SHEET in wanted.include:
         if sheet is None:
             raise InvalidInput(f"{version.project}@{version.number} has no contact sheet.", "Leave it out.")

@@ -27,6 +27,13 @@ KNOWN = SMALL | {MANIFEST, SIGNATURE, SHEET, TEXT_WEIGHTS, IMAGE_WEIGHTS}
 """All that a bundle may hold."""
 
 Line = Annotated[str, StringConstraints(max_length=400, pattern=r"^[^\x00-\x1f\x7f]*$")]
+
+
+def line(text: str) -> str:
+    """A text as a manifest takes it."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:400]
+
+
 Publisher = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,62}$")]
 
 
@@ -44,6 +51,16 @@ class Packed(Record):
     bytes: int = Field(ge=0)
     sha256: Sha256
     crc32: int = Field(ge=0, lt=2**32)
+
+
+class Suite(Record):
+    """What a version and its base model gave on a standard suite of questions."""
+
+    suite: Line
+    version: Line  # of the suite
+    items: int = Field(ge=1)
+    base: float
+    this: float
 
 
 class BaseModelOf(Record):

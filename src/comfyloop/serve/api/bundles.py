@@ -15,7 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from comfyloop.records import Version
 from comfyloop.registry.archive import disk_error
 from comfyloop.registry.contents import Wanted
-from comfyloop.registry.manifest import Include, Manifest
+from comfyloop.registry.manifest import Include, Manifest, Suite
 from comfyloop.serve.api.common import AskedProject, VersionNumber
 from comfyloop.serve.api.services import Svc
 
@@ -43,9 +43,7 @@ class BundleRequest(BaseModel):
     )
     licence: str = Field(default="", max_length=100, description="SPDX id, such as apache-2.0.")
     licence_text: str = Field(default="", max_length=200_000)
-    suites: dict[str, object] | None = Field(
-        default=None, description="What standard suites gave, for the card."
-    )
+    suites: tuple[Suite, ...] = Field(default=(), max_length=100, description="For the card.")
 
     @property
     def wanted(self) -> Wanted:
