@@ -17,7 +17,7 @@ from comfyloop.sources.tree import tree_of
 
 UPLOAD = "upload"
 _HUB = re.compile(
-    r"(?P<hub>[a-z]+):(?P<id>[\w.-]+(/[\w.-]+)?)(@(?P<revision>[\w./-]+))?(:(?P<under>[\w./ -]+))?"
+    r"(?P<hub>[a-z]+):(?P<id>\w[\w.-]*(/\w[\w.-]*)?)(@(?P<revision>[\w./-]+))?(:(?P<under>[\w./ -]+))?"
 )
 
 Tell = Callable[[int, int], object]
