@@ -55,7 +55,8 @@ def test_what_one_has_learned_another_uses_trains_on_and_gives_back(
     common = {
         "project": "acme", "model": tiny_llm, "trigger_samples": 1000, "holdout_every": 2, "replay_share": 0,
         "learning_rate": 1e-2, "epochs": 4, "gate_forgetting": 1000, "quiet_seconds": 0, "auto_promote": False,
-        "engine_threads": 1, "gate_min_items": 3, "examples": "off", "warm_trainer": False, "cache_dir": tmp_path / "cache",
+        "engine_threads": 1, "gate_min_items": 3, "examples": "off", "warm_trainer": False,
+        "cache_dir": tmp_path / "cache",
     }  # fmt: skip
     anna, bela = (make_service(publisher=name, **common) for name in ("Anna", "Bela"))
     with hub() as found:

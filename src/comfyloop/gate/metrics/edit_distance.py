@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from rapidfuzz.distance import Levenshtein
-
 from comfyloop.gate.metrics._metric import Metric
 
 
@@ -12,6 +10,8 @@ def edit_distance(answer: str, reference: str) -> float:
 
     White space at the ends does not count.
     """
+    from rapidfuzz.distance import Levenshtein  # not where the service starts: it brings all its kinds along
+
     first, second = answer.strip(), reference.strip()
     return Levenshtein.normalized_distance(first, second)
 
