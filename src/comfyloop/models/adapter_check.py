@@ -197,17 +197,21 @@ def not_finite(file: Path) -> str:
 
 def _with_odd_numbers(file: Path) -> Iterator[str]:
     entries, start = _entries(file)
-    data = np.memmap(file, dtype=np.uint8, mode="r")
-    for name, entry in entries.items():
-        if entry["dtype"] not in _EXPONENT:
-            continue
-        kind, exponent = _EXPONENT[entry["dtype"]]
-        begin, end = entry["data_offsets"]
-        whole = np.frombuffer(data[start + begin : start + end].data, dtype=kind)
-        blocks = (whole[at : at + _BLOCK] for at in range(0, len(whole), _BLOCK))
-        if any(int((block & exponent).max()) == exponent for block in blocks):
-            yield name
+    block = bytearray(_BLOCK)
+    with file.open("rb", buffering=0) as handle:
+        for name, entry in entries.items():
+            if entry["dtype"] not in _EXPONENT:
+                continue
+            kind, exponent = _EXPONENT[entry["dtype"]]
+            begin, left = entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0]
+            handle.seek(start + begin)
+            while left and (got := handle.readinto(memoryview(block)[: min(_BLOCK, left)])):
+                left -= got
+                bits = np.frombuffer(block, kind, got // np.dtype(kind).itemsize)
+                if int((bits & exponent).max(initial=0)) == exponent:
+                    yield name
+                    break
 
 
-_BLOCK = 2**17
-"""Numbers looked at together: they stay in the processor's cache."""
+_BLOCK = 2**19
+"""Bytes looked at together: they stay in the processor's cache."""

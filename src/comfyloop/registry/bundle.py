@@ -73,7 +73,7 @@ def write(manifest: Manifest, pieces: Sequence[Piece], target: Path, home: Path)
     target.parent.mkdir(parents=True, exist_ok=True)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
-        with part.open("w+b") as handle:
+        with part.open("wb") as handle:
             packing = Writer(handle)
             files = [packing.add(piece) for piece in pieces]
             told = manifest.model_copy(update={"files": tuple(Packed(**file._asdict()) for file in files)})
@@ -202,7 +202,7 @@ def fold(folder: Path, target: Path) -> Path:
         if not (folder / one.name).is_file():
             raise NotFound(f"{one.name} is missing.", ASK_AGAIN)
     try:
-        with target.open("w+b") as handle:
+        with target.open("wb") as handle:
             packing = Writer(handle)
             for one in told.files:
                 found = packing.add(Piece(one.name, path=folder / one.name))
