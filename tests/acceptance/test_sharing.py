@@ -27,7 +27,10 @@ def correct(client: Client, asked: str, wanted: str) -> None:
     client.send_feedback(
         [
             AnswerEdited(
-                id=f"{asked[:5].lower()}-{thing}", project="acme", generation=found.generation, edited=wanted
+                id=f"{asked.split()[0].lower()}-{thing}",
+                project="acme",
+                generation=found.generation,
+                edited=wanted,
             )
             for thing, found in answers.items()
         ]
