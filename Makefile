@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: demo test check bench docs setup clean
+.PHONY: demo test unit fix check bench docs setup clean
 
 setup: $(VENV)/installed
 
@@ -24,6 +24,14 @@ demo: setup
 # of the folders, acceptance first: the long files begin, and the many short ones fill up what is left of either worker.
 test: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# What runs without a trainer or a ComfyUI: for between two changes.
+unit: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit -m "not slow" -n 2 --dist loadfile
+
+fix: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
 
 check: setup
 	$(BIN)/ruff check .
