@@ -33,6 +33,9 @@ class Hub:
     url: str = ""
     token: str = ""  # asked for, where it is not empty
     repos: dict[str, Files] = field(default_factory=dict)  # "models/owner/name" -> files
+    cards: dict[str, dict[str, Any]] = field(
+        default_factory=dict
+    )  # what Hugging Face reads in a README's head
     private: set[str] = field(default_factory=set)
     blobs: Files = field(default_factory=dict)  # by their SHA-256
     commits: dict[str, int] = field(default_factory=dict)
@@ -246,6 +249,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "id": repo,
                 "sha": self._commit(whole),
                 "private": whole in self.hub.private,
+                "cardData": self.hub.cards.get(whole),
             }
             self._json({**told, "tags": [], "downloads": 0, "likes": 0, "siblings": siblings})
 

@@ -11,10 +11,11 @@ import pytest
 from comfyloop.datasets import DataSetState
 from comfyloop.errors import DataError, InvalidInput
 from comfyloop.sources.fetching import check_source
-from comfyloop.sources.hubs import HubFile, hub
+from comfyloop.sources.hubs import HubFile
+from comfyloop.sources.hubs import hub as waiting
 from comfyloop.sources.hubs.choosing import chosen
+from tests.hub_server import Fault, Hub, hub
 from tests.unit.datasets.conftest import Adding, picture
-from tests.unit.datasets.hub_server import HubServer, serving
 
 PAD = "x" * 20_000
 
@@ -27,92 +28,106 @@ def rows(words: str, many: int = 3) -> bytes:
 MAP = {"query": "frage", "response": "antwort"}
 
 
+SET = "datasets/ada/mugs"
+
+
 @pytest.fixture(params=["hf", "ms"])
-def hub_server(
+def reached(
     request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> Iterator[HubServer]:
-    monkeypatch.setattr(hub, "PAUSES", (0.0, 0.0, 0.0))
-    files = {
-        "README.md": b"---\nlicense: cc0-1.0\n---\n",
-        ".gitattributes": b"",
-        "data/train-00000.jsonl": rows("train"),
-        "data/train-00001.jsonl": rows("more"),
-        "data/test-00000.jsonl": rows("test"),
-    }
-    with serving(HubServer(files)) as server:
-        if request.param == "hf":
-            constants = pytest.importorskip("huggingface_hub.constants")
-            monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-            monkeypatch.setenv("HF_ENDPOINT", server.url)
-        else:
-            pytest.importorskip("modelscope_hub")
-            monkeypatch.setenv("MODELSCOPE_ENDPOINT", server.url)
-            monkeypatch.setenv("MODELSCOPE_CACHE", str(tmp_path / "ms"))
-        server.name = request.param  # type: ignore[attr-defined]
-        yield server
+) -> Iterator[tuple[str, Hub]]:
+    """A hub that the client of one kind goes to, and the name of its data set there."""
+    monkeypatch.setattr(waiting, "PAUSES", (0.0, 0.0, 0.0))
+    if request.param == "hf":
+        constants = pytest.importorskip("huggingface_hub.constants")
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    else:
+        pytest.importorskip("modelscope_hub")
+    with hub() as found:
+        found.put(
+            SET,
+            {
+                "README.md": b"---\nlicense: cc0-1.0\n---\n",
+                "data/train-00000.jsonl": rows("train"),
+                "data/train-00001.jsonl": rows("more"),
+                "data/test-00000.jsonl": rows("test"),
+            },
+        )
+        found.cards[SET] = {"license": "cc0-1.0"}
+        for name in ("HF_ENDPOINT", "MODELSCOPE_ENDPOINT"):
+            monkeypatch.setenv(name, found.url)
+        for name in ("MODELSCOPE_CACHE", "MODELSCOPE_HOME"):
+            monkeypatch.setenv(name, str(tmp_path / name))
+        yield f"{request.param}:ada/mugs", found
 
 
-def test_a_data_set_is_taken_by_its_id(adding: Adding, hub_server: HubServer) -> None:
-    kind = hub_server.name  # type: ignore[attr-defined]
-    done = adding.take(adding.place(source=f"{kind}:{hub_server.id}"), map=MAP)
-    assert (done.state, done.error) == (DataSetState.DONE, "")
-    assert done.stored == 6
-    assert done.licence == ("cc0-1.0" if kind == "hf" else "")
-    assert "1 files of its test and validation parts are left out" in done.notes[0]
-    assert not any("test" in path for _, path, _ in hub_server.asked if path.endswith(".jsonl"))
+def faults(*kinds: str) -> list[Fault]:
+    """Of the next downloads, one after the other."""
+    files = r"\.jsonl$|/repo$"
+    return [
+        Fault(files, cut=10_000, times=1)
+        if kind == "cut"
+        else Fault(files, status=int(kind), times=1, headers={"Retry-After": "0"})
+        for kind in kinds
+    ]
 
 
-@pytest.mark.parametrize("faults", [["429"], ["500", "429"], ["cut"], ["cut", "cut", "429"]])
-def test_faults_of_a_hub_are_waited_out(adding: Adding, hub_server: HubServer, faults: list[str]) -> None:
-    hub_server.faults[:] = faults
-    kind = hub_server.name  # type: ignore[attr-defined]
-    done = adding.take(adding.place(source=f"{kind}:{hub_server.id}"), map=MAP)
+def test_a_data_set_is_taken_by_its_id(adding: Adding, reached: tuple[str, Hub]) -> None:
+    source, _ = reached
+    done = adding.take(adding.place(source=source), map=MAP)
     assert (done.state, done.error, done.stored) == (DataSetState.DONE, "", 6)
-    assert hub_server.faults == []
+    assert done.licence == ("cc0-1.0" if source.startswith("hf") else "")
+    assert "1 files of its test and validation parts are left out" in done.notes[0]
 
 
-def test_what_has_come_is_not_fetched_again(adding: Adding, hub_server: HubServer) -> None:
-    kind = hub_server.name  # type: ignore[attr-defined]
-    hub_server.files["data/train-00001.jsonl"] = b""
-    del hub_server.files["data/train-00001.jsonl"]
-    hub_server.files["data/train-00002.jsonl"] = rows("last")
-    place = adding.place(source=f"{kind}:{hub_server.id}")
-    hub_server.faults[:] = ["", *["500"] * 60]
+@pytest.mark.parametrize("kinds", [["429"], ["500", "429"], ["cut"], ["cut", "cut", "429"]])
+def test_faults_of_a_hub_are_waited_out(adding: Adding, reached: tuple[str, Hub], kinds: list[str]) -> None:
+    source, found = reached
+    found.faults[:] = faults(*kinds)
+    done = adding.take(adding.place(source=source), map=MAP)
+    assert (done.state, done.error, done.stored) == (DataSetState.DONE, "", 6)
+    assert not any(fault.times for fault in found.faults)
+
+
+def test_what_has_come_is_not_fetched_again(adding: Adding, reached: tuple[str, Hub]) -> None:
+    source, found = reached
+    place = adding.place(source=source)
+    place.files.joinpath("data").mkdir()
+    place.files.joinpath("data/train-00000.jsonl").write_bytes(rows("train"))
+    found.faults[:] = [Fault(r"\.jsonl$|/repo$", status=500)]
     failed = adding.take(place, map=MAP)
-    assert failed.state is DataSetState.FAILED
-    assert "what has come stays" in failed.error
-    hub_server.faults.clear()
-    hub_server.asked.clear()
+    assert failed.state is DataSetState.FAILED and "what has come stays" in failed.error
+    found.faults.clear()
+    found.asked.clear()
     assert adding.take(place, map=MAP).stored == 6
-    fetched = [path for method, path, _ in hub_server.asked if method == "GET" and "train" in path]
-    assert not any("00000" in path for path in fetched)
+    assert not any("train-00000" in path for _, path in found.asked)
 
 
-def test_of_a_large_set_only_what_is_wanted_is_fetched(adding: Adding, hub_server: HubServer) -> None:
-    kind = hub_server.name  # type: ignore[attr-defined]
-    done = adding.take(adding.place(source=f"{kind}:{hub_server.id}"), map=MAP, limit=2)
+def test_of_a_large_set_only_what_is_wanted_is_fetched(adding: Adding, reached: tuple[str, Hub]) -> None:
+    source, found = reached
+    done = adding.take(adding.place(source=source), map=MAP, limit=2)
     assert done.stored == 2
-    assert not any("00001" in path for _, path, _ in hub_server.asked)
+    assert not any("00001" in path for _, path in found.asked)
 
 
-def test_what_a_hub_does_not_show_is_said(adding: Adding, hub_server: HubServer) -> None:
-    kind = hub_server.name  # type: ignore[attr-defined]
-    failed = adding.take(adding.place(source=f"{kind}:ada/nothing"), map=MAP)
+def test_what_a_hub_does_not_show_is_said(adding: Adding, reached: tuple[str, Hub]) -> None:
+    source, found = reached
+    failed = adding.take(adding.place(source=f"{source[:3]}ada/nothing"), map=MAP)
     assert failed.state is DataSetState.FAILED
     assert "has no data set ada/nothing, or does not show it. Check its id" in failed.error
-    hub_server.token = "secret"
-    failed = adding.take(adding.place(source=f"{kind}:{hub_server.id}"), map=MAP)
+    found.token = "secret"
+    failed = adding.take(adding.place(source=source), map=MAP)
     assert "or does not show it" in failed.error
 
 
-def test_pictures_of_parquet_are_taken(adding: Adding, hub_server: HubServer, tmp_path: Path) -> None:
+def test_pictures_of_parquet_are_taken(adding: Adding, reached: tuple[str, Hub], tmp_path: Path) -> None:
     arrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
     values = [{"bytes": picture(colour), "path": None} for colour in ("red", "blue")]
     parquet.write_table(arrow.table({"image": values, "text": ["red", "blue"]}), tmp_path / "a.parquet")
-    hub_server.files.clear()
-    hub_server.files["data/train-0.parquet"] = (tmp_path / "a.parquet").read_bytes()
-    kind = hub_server.name  # type: ignore[attr-defined]
-    done = adding.take(adding.place(source=f"{kind}:{hub_server.id}"))
+    source, found = reached
+    found.repos.clear()
+    found.put(SET, {"data/train-0.parquet": (tmp_path / "a.parquet").read_bytes()})
+    done = adding.take(adding.place(source=source))
     assert (done.stored, done.pictures, done.mapping) == (2, 2, {"images": "image", "caption": "text"})
 
 

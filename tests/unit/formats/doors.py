@@ -10,10 +10,11 @@ from typing import Any
 
 from comfyloop import formats
 from comfyloop.cli import single_run
-from comfyloop.curate import export, feedback_from, read_samples
+from comfyloop.curate import export, feedback_from, read_samples, unsayable
 from comfyloop.curate.pictures import picked_drafts
 from comfyloop.curate.rows import dump_rows, row_of
 from comfyloop.curate.samples import Source, make
+from comfyloop.errors import DataError
 from comfyloop.formats import Row
 from comfyloop.records import ImagePicked, Sample
 from comfyloop.train.data.rows import read_rows, refuse_or_skip
@@ -109,6 +110,8 @@ def imported(file: Path) -> tuple[list[Sample], dict[str, bytes]]:
 
     samples = []
     for row in formats.read_whole(file, "").good:
+        if why := unsayable(row):
+            raise DataError(f"{file}:{row.where}: {why}.")
         item = feedback_from(row, "acme", "ada", {str(p): put(p.read_bytes()) for p in row.pictures})
         if isinstance(item, ImagePicked):
             drafts, dropped = picked_drafts(item, {})
