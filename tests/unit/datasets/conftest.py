@@ -46,7 +46,7 @@ class Adding:
 
     def take(self, place: Place, **request: Any) -> DataSet:
         self.imports.start(place, Request(**request))
-        self.imports.wait(place.folder.name)
+        self.imports.wait(place.folder.name, 300)
         return self.imports.state(place)
 
     def add(self, path: Path, **request: Any) -> DataSet:

@@ -89,8 +89,11 @@ def test_faults_of_a_hub_are_waited_out(adding: Adding, reached: tuple[str, Hub]
     assert not any(fault.times for fault in found.faults)
 
 
-def test_what_has_come_is_not_fetched_again(adding: Adding, reached: tuple[str, Hub]) -> None:
+def test_what_has_come_is_not_fetched_again(
+    adding: Adding, reached: tuple[str, Hub], monkeypatch: pytest.MonkeyPatch
+) -> None:
     source, found = reached
+    monkeypatch.setattr(waiting, "PAUSES", ())  # ModelScope's client waits long enough by itself
     place = adding.place(source=source)
     place.files.joinpath("data").mkdir()
     place.files.joinpath("data/train-00000.jsonl").write_bytes(rows("train"))
