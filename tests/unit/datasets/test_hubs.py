@@ -42,7 +42,8 @@ def reached(
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
     else:
-        pytest.importorskip("modelscope_hub")
+        client = pytest.importorskip("modelscope_hub._download")
+        monkeypatch.setattr(client, "DOWNLOAD_RETRY_MAX_DELAY_SECONDS", 0)
     with hub() as found:
         found.put(
             SET,
@@ -93,7 +94,7 @@ def test_what_has_come_is_not_fetched_again(
     adding: Adding, reached: tuple[str, Hub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source, found = reached
-    monkeypatch.setattr(waiting, "PAUSES", ())  # ModelScope's client waits long enough by itself
+    monkeypatch.setattr(waiting, "PAUSES", ())
     place = adding.place(source=source)
     place.files.joinpath("data").mkdir()
     place.files.joinpath("data/train-00000.jsonl").write_bytes(rows("train"))
