@@ -23,6 +23,7 @@ from comfyloop.errors import ComfyLoopError, DataError, TooLarge
 from comfyloop.formats import files, tables
 from comfyloop.sources import archives, look, tree_of, unpack_all
 from comfyloop.sources.source import Options
+from tests.conftest import REPOSITORY
 from tests.unit.datasets.conftest import Adding, picture
 
 ROW = {"query": "What?", "response": "A mug."}
@@ -176,6 +177,13 @@ PICTURES = {
     "cut": (picture()[:-20], "damaged or broken off"),
     "text": (b"hello", "plain text"),
 }
+
+
+def test_all_pictures_that_are_missing_are_named_at_once(adding: Adding) -> None:
+    said = adding.add(REPOSITORY / "tests" / "cases" / "27-several-bad-images").error
+    for number in range(4):
+        assert f"rows.jsonl:{number + 1}:" in said and f"missing{number}.png is not in the data" in said
+    assert adding.stored() == []
 
 
 def test_all_pictures_that_cannot_be_used_are_named_at_once(adding: Adding, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from comfyloop.errors import Conflict, InvalidInput, TooLarge
 from comfyloop.records import Version
 from comfyloop.settings import Settings
 from comfyloop.store import versions
+from tests.acceptance.conftest import wait_for
 from tests.unit.registry.conftest import REPORT, save_model, save_text_adapter
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
 
@@ -64,7 +65,8 @@ def test_it_says_what_is_in_a_bundle_before_it_writes(maker: Gateway, tmp_path: 
     assert not target.exists()
     said = told(maker, "bundle", "export", "acme@1", str(target), "--with", "examples")
     assert said.index("With prompts and answers") < said.index("Written to")
-    assert target.exists() and not list((maker.services.settings.home / "bundles").iterdir())
+    assert target.exists()
+    wait_for(lambda: not list((maker.services.settings.home / "bundles").iterdir()), 30)  # once it is sent
     shown = json.loads(CliRunner().invoke(app, ["bundle", "show", str(target), "--json"]).stdout)
     assert shown["manifest"]["publisher"] == "Anna"
 

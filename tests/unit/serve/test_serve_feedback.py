@@ -37,7 +37,7 @@ def test_an_import_with_one_bad_row_stores_nothing_and_names_the_line(gateway: G
     assert "1 of 450 rows" in str(caught.value) and "rows.jsonl:431: it has no message of" in str(
         caught.value
     )
-    assert "nothing was imported" in str(caught.value)
+    assert "nothing was stored" in str(caught.value)
     assert stored(gateway) == 0
 
 
@@ -60,7 +60,7 @@ def test_what_only_the_service_refuses_is_named_by_its_line_too(tmp_path: Path) 
     with running_gateway(settings, instant()) as gateway:
         with pytest.raises(ComfyLoopError) as caught:
             told(gateway, "import", str(file))
-        assert f"{file}:450: Its message 2 has 91 characters" in str(caught.value)
+        assert "rows.jsonl:450: it cannot be stored: Its message 2 has 91 characters" in str(caught.value)
         assert stored(gateway) == 0
         file.write_text("\n".join(map(json.dumps, lines[:-1])))
         assert "449 samples stored, 0 were there already." in told(gateway, "import", str(file))

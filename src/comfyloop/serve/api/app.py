@@ -125,4 +125,12 @@ def create_app(services: Services) -> FastAPI:
         app.add_middleware(edge.Tokened, token=services.settings.token)
     app.add_middleware(origin.Guarded, settings=services.settings)
     app.add_middleware(edge.Measured, metrics=services.metrics)
+    _make_routes(app)
     return app
+
+
+def _make_routes(app: FastAPI) -> None:
+    """FastAPI makes all that it needs of a router's routes when it first looks for one: not while people wait."""
+    nowhere = {"type": "http", "method": "GET", "path": "/", "root_path": "", "headers": []}
+    for route in app.routes:
+        route.matches(dict(nowhere))
