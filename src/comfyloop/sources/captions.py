@@ -15,19 +15,21 @@ from typing import Any
 
 from comfyloop import formats
 from comfyloop.sources.source import Found, Options, Source, found
-from comfyloop.sources.tree import Tree, encoding_of
+from comfyloop.sources.tree import OTHER_PICTURES, Tree, encoding_of
 
 TEXTS = (".txt", ".caption")
 LONGEST = 2**20
 """Bytes of a text beside a picture."""
+NOT_TAKEN = "it is a picture of a kind that is not taken: save it as PNG, JPEG, WebP, GIF or BMP"
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _NAMED = ("file_name", "image_file", "image")
 _KOHYA = re.compile(r"(\d+)_(.+)")
 
 
 def fits(tree: Tree) -> bool:
-    return bool(tree.pictures) and (
-        bool(_metadata(tree)) or not tree.rows or any(beside(tree, name) for name in tree.pictures)
+    shown = tree.pictures or tree.other_pictures
+    return bool(shown) and (
+        bool(_metadata(tree)) or not tree.rows or any(beside(tree, name) for name in shown)
     )
 
 
@@ -36,7 +38,7 @@ def read(tree: Tree, options: Options) -> Iterator[Found]:
     for name in listed:
         yield from _of_metadata(tree, name, options)
     below = tuple(str(PurePosixPath(name).parent) for name in listed)
-    for name in tree.pictures:
+    for name in (*tree.pictures, *tree.other_pictures):
         folder = PurePosixPath(name).parent
         if any(root in (".", str(folder)) or folder.is_relative_to(root) for root in below):
             continue
@@ -58,13 +60,16 @@ def _of_metadata(tree: Tree, name: str, options: Options) -> Iterator[Found]:
 
 
 def beside(tree: Tree, picture: str) -> str | None:
-    """The text beside a picture: of the same name, with another ending."""
+    """The text beside a picture: of the same name, with another ending, which cameras and Windows write in capitals."""
     stem = picture.rpartition(".")[0]
-    return next((n for ending in (*TEXTS, ".json") if (n := stem + ending) in tree.names), None)
+    near = {name[len(stem) :].lower(): name for name in tree.by_stem.get(stem, ())}
+    return next((near[ending] for ending in (*TEXTS, ".json") if ending in near), None)
 
 
 def of_picture(tree: Tree, name: str, options: Options) -> Found:
     path = tree.path(name)
+    if path.suffix.lower() in OTHER_PICTURES:
+        return found(None, name, path.parent, NOT_TAKEN)
     text = beside(tree, name)
     if text is not None:
         value, problem = words_of(tree.path(text), options)

@@ -1,5 +1,7 @@
 """What ComfyUI saved: the workflow inside a PNG says by which prompt, seed and models it was made.
 
+Where a person has put a text beside a picture, that is said of it, and not its prompt.
+
 Which text made the picture is told by following the workflow, as the node pack does for a pick.
 """
 
@@ -14,9 +16,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from comfyloop.comfyui.workflow import malformed, shown_text
-from comfyloop.sources.captions import beside
+from comfyloop.sources.captions import TEXTS, beside, of_picture
 from comfyloop.sources.source import Found, Options, Source, found
-from comfyloop.sources.tree import Tree
+from comfyloop.sources.tree import OTHER_PICTURES, Tree
 
 LONGEST = 16 * 2**20
 """Bytes of a workflow."""
@@ -33,8 +35,15 @@ def fits(tree: Tree) -> bool:
 
 
 def read(tree: Tree, options: Options) -> Iterator[Found]:
-    for name in tree.ending(".png"):
+    for name in (*tree.pictures, *tree.other_pictures):
         path = tree.path(name)
+        if (beside(tree, name) or "").lower().endswith(TEXTS) or path.suffix.lower() in OTHER_PICTURES:
+            yield of_picture(tree, name, options)
+            continue
+        if path.suffix.lower() != ".png":
+            why = "it is no PNG, in which ComfyUI keeps the workflow, and there is no text beside it"
+            yield found(None, name, path.parent, why)
+            continue
         try:
             value = _made_by(texts_of(path).get("prompt", ""), path.name)
         except _Unknown as error:
@@ -91,7 +100,7 @@ def _made_by(text: str, name: str) -> dict[str, Any]:
     if not text:
         raise _Unknown("it has no workflow in it, so it is not known by which prompt it was made")
     try:
-        graph = json.loads(text.replace("NaN", "null"))  # of ComfyUI's is_changed
+        graph = json.loads(text, parse_constant=lambda _: None)  # ComfyUI's is_changed may be NaN
     except (ValueError, RecursionError):
         raise _Unknown("the workflow in it cannot be read") from None
     if wrong := malformed(graph):
@@ -125,7 +134,7 @@ def _comment(graph: dict[str, Any]) -> str:
         str(value)
         for node in graph.values()
         for name, value in node["inputs"].items()
-        if name in ("seed", "noise_seed") and isinstance(value, int)
+        if name in ("seed", "noise_seed") and isinstance(value, int) and not isinstance(value, bool)
     ]
     models = [
         value

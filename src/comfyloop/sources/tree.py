@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePosixPath
@@ -15,6 +15,8 @@ from comfyloop import formats
 from comfyloop.errors import ComfyLoopError, InvalidInput
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+OTHER_PICTURES = (".heic", ".heif", ".avif", ".tif", ".tiff", ".jxl", ".jp2", ".tga", ".psd", ".dng")
+"""Of kinds that are not taken; they are told of, and not passed over."""
 ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 OUTSIDE = ".outside"
 """The folder of pictures that rows name by paths that lead out of the data."""
@@ -53,6 +55,19 @@ class Tree:
     @cached_property
     def pictures(self) -> tuple[str, ...]:
         return self.ending(*PICTURES)
+
+    @cached_property
+    def other_pictures(self) -> tuple[str, ...]:
+        """Pictures of kinds that are not taken."""
+        return self.ending(*OTHER_PICTURES)
+
+    @cached_property
+    def by_stem(self) -> Mapping[str, tuple[str, ...]]:
+        """Files by their names without the ending."""
+        found: dict[str, list[str]] = {}
+        for name in self.files:
+            found.setdefault(name.rpartition(".")[0], []).append(name)
+        return {stem: tuple(names) for stem, names in found.items()}
 
     @cached_property
     def rows(self) -> tuple[str, ...]:

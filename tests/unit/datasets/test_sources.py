@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import math
+import shutil
 import tarfile
 import zipfile
 from collections.abc import Callable
@@ -298,6 +300,48 @@ def test_a_picture_of_comfyui_of_two_prompts_is_told_by_its_name(adding: Adding,
     done = adding.add(tmp_path, skip_bad=True)
     assert told(adding) == [("a blue cup", 1, 0)]
     assert "renamed.png: its prompt is not known from its workflow" in done.problems[0]
+
+
+def test_the_text_of_a_workflow_stays_as_it_is_beside_what_is_no_json(adding: Adding, tmp_path: Path) -> None:
+    """A node whose IS_CHANGED fails is written as NaN, which is no JSON; a prompt may have those letters in it."""
+    made = graph("BaNaNa bread, NaN") | {
+        "9": {"class_type": "Any", "inputs": {"x": 1.0}, "is_changed": [math.nan]}
+    }
+    made["5"]["inputs"]["cfg"] = math.inf
+    info = PngInfo()
+    info.add_text("prompt", json.dumps(made))
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "mug_00001_.png", pnginfo=info)
+    assert adding.add(tmp_path).state is DataSetState.DONE
+    assert told(adding) == [("BaNaNa bread, NaN", 1, 0)]
+
+
+def test_no_picture_is_passed_over_in_silence(adding: Adding, tmp_path: Path) -> None:
+    """Endings in capitals are the same; kinds that are not taken are told of, beside captions and workflows."""
+    (tmp_path / "a.JPG").write_bytes(picture(kind="JPEG"))
+    (tmp_path / "a.TXT").write_text("a red mug")
+    (tmp_path / "b.heic").write_bytes(b"ftypheic")
+    (tmp_path / "b.txt").write_text("a picture of a telephone")
+    done = adding.add(tmp_path, skip_bad=True)
+    assert told(adding) == [("a red mug", 1, 0)]
+    assert (
+        len(done.problems) == 1 and "b.heic: it is a picture of a kind that is not taken" in done.problems[0]
+    )
+    (tmp_path / "a.JPG").unlink()
+    refused = adding.add(tmp_path)
+    assert refused.state is DataSetState.REFUSED and "b.heic" in refused.error
+
+
+def test_a_persons_text_beside_a_picture_of_comfyui_is_what_is_said_of_it(
+    adding: Adding, tmp_path: Path
+) -> None:
+    comfyui(tmp_path)
+    shutil.copy(tmp_path / "mug_00001_.png", tmp_path / "mug_00002_.png")
+    (tmp_path / "mug_00002_.txt").write_text("a red mug on a shelf")
+    (tmp_path / "c.jpg").write_bytes(picture(kind="JPEG"))
+    (tmp_path / "d.tiff").write_bytes(b"II*\0")
+    done = adding.add(tmp_path, skip_bad=True)
+    assert told(adding) == [("a red mug", 1, 0), ("a red mug on a shelf", 1, 0)]
+    assert [problem.split(":")[0] for problem in done.problems] == ["c.jpg", "d.tiff"]
 
 
 def test_captions_answer_a_question_where_one_is_given(adding: Adding, tmp_path: Path) -> None:
