@@ -28,6 +28,7 @@ _TOOLS = ("tool", "function", "function_call", "tool_call", "tool_response", "ob
 _UNLEARNABLE = (  # what would be lost of a message
     "tool_calls", "tool_call_id", "function_call", "reasoning_content", "reasoning", "thinking", "refusal", "audio",
 )  # fmt: skip
+_PAIRED = ("system", "user", "human", "assistant", "gpt", "bot")
 _NAMES = ("role", "from", "content", "value", "weight", "loss", "name", *_UNLEARNABLE)
 
 
@@ -66,7 +67,7 @@ def messages(listed: Any, key: str) -> list[Said]:
         if "role" in message or "from" in message:
             said.append(_message(message, number))
         else:
-            pairs = [key for key in ("system", "user", "human", "assistant", "gpt", "bot") if key in message]
+            pairs = [key for key in _PAIRED if key in message]
             if not pairs:
                 raise UnusableRow(f"message {number} has no role")
             said += [said_by(key, message[key], number) for key in pairs]
@@ -138,6 +139,10 @@ def answer(value: Any, key: str) -> list[Said]:
     if isinstance(value, str):
         return [Said("assistant", (value,), tagged=True)]
     if isinstance(value, dict):
+        if not value.keys() & {"role", "from", *_PAIRED}:
+            raise UnusableRow(
+                f"its {key} is an object, not a text: write it as JSON in a text to have that learnt"
+            )
         value = [value]
     if not isinstance(value, list):
         raise UnusableRow(f"its {key} is a {type(value).__name__}, not an answer")

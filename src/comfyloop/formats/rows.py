@@ -30,6 +30,7 @@ _TELLING = frozenset(
     {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "video", "videos", "audio"}
     | {"audios", "pixel", "pixels", "chosen", "reject", "rejected", "kto", "preferred", "preference", "tool"}
     | {"tools", "function", "functions", "loss", "weight", "weights", "mask", "bbox"}
+    | {"neg", "negative", "negatives", "dispreferred", "unwanted", "worse"}
 )
 """Words in the name of a key that may change what is learnt."""
 _NAMING = frozenset(
@@ -240,7 +241,7 @@ def _extra(row: dict[str, Any]) -> dict[str, Any]:
     for key, value in row.items():
         if value in (None, "", [], {}) or key in _OWN or key in QUERY or key in RESPONSE:
             continue
-        if key in ("weight", "loss") and value in (1, True):
+        if (key in ("weight", "loss") and value in (1, True)) or key == "negative_prompt":
             continue
         words = re.split(r"[^a-z0-9]+", key.lower())
         if _TELLING.intersection(words) and words[-1] not in _NAMING:

@@ -42,6 +42,15 @@ def answered(answer: object, question: object = "Why?", **more: object) -> dict[
         (json.dumps(answered("It.", "<image>", images=[3])), "one of its images is a int"),
         (json.dumps(answered("It.", rejected_response=[1])), "message 1 is a int"),
         (json.dumps(answered("It.", label="yes")), "its label is 'yes'"),
+        (
+            json.dumps({"instruction": "Sum it up.", "output": {"net": 57, "tax": None}}),
+            "its output is an object",
+        ),
+        (
+            json.dumps({"prompt": "Why?", "chosen": {"text": "So."}, "rejected": "No."}),
+            "its chosen is an object",
+        ),
+        (json.dumps({"question": "Why?", "answer": "So.", "neg_answer": "No."}), "the key neg_answer, whose"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path: Path, line: str, reason: str) -> None:
