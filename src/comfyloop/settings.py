@@ -37,6 +37,10 @@ ENGINES = tuple(names("comfyloop.serve.engines.kinds"))
 """The kinds of engines that there are: what they are, their own files say."""
 
 
+_NO_SETTINGS = frozenset(["COMFYLOOP_URL", "COMFYLOOP_ENGINE_SECRET", "COMFYLOOP_RUN_LOCK_FD"])
+"""Variables of the node pack and of our own processes."""
+
+
 def _default_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "comfyloop"
 
@@ -101,6 +105,13 @@ def files_read() -> list[FileRead]:
         InvalidInput: One of them cannot be read, or is not TOML.
     """
     return [FileRead(path, tuple(ignored)) for path, _, ignored in _files()]
+
+
+def unknown_variables() -> list[str]:
+    """Variables of the environment that are called as settings are, and are none: a mistyped one, say."""
+    known = {f"COMFYLOOP_{field}".upper() for field in Settings.model_fields} | _NO_SETTINGS
+    names = (name for name in os.environ if name.upper().startswith("COMFYLOOP_"))
+    return sorted(name for name in names if name.upper() not in known)
 
 
 class Data(BaseModel):

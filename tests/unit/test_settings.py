@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 from pydantic import ValidationError
 
+from comfyloop.cli.base import settings_of
 from comfyloop.errors import InvalidInput
-from comfyloop.settings import FOLDER_MAY_SET, GROUPS, Settings, files_read, in_table
+from comfyloop.settings import FOLDER_MAY_SET, GROUPS, Settings, files_read, in_table, unknown_variables
 
 
 def test_folders_are_absolute_since_runs_have_working_directories_of_their_own(
@@ -94,6 +95,18 @@ def test_a_verb_says_what_it_read_and_runs_nothing_of_the_folder(tmp_path: Path)
     )
     assert "the folder ran" not in said.stderr and "but not engine_args, swift_python" in said.stderr, said
     assert json.loads(said.stdout)
+
+
+def test_a_variable_that_is_no_setting_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COMFYLOOP_IMAGE_MODLE", "x")
+    monkeypatch.setenv("COMFYLOOP_URL", "http://127.0.0.1:1")  # the node pack's
+    monkeypatch.setenv("comfyloop_port", "9000")  # pydantic takes it so
+    assert unknown_variables() == ["COMFYLOOP_IMAGE_MODLE"]
+    assert settings_of().port == 9000
+    told = "COMFYLOOP_IMAGE_MODLE is not used: there is no such setting; COMFYLOOP_IMAGE_MODEL is one."
+    assert told in capsys.readouterr().err
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import difflib
 import json
 import sys
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ from comfyloop import tokens
 from comfyloop.client.client import Client
 from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput
-from comfyloop.settings import FILE, FileRead, Settings, files_read, home_folder
+from comfyloop.settings import FILE, FileRead, Settings, files_read, home_folder, unknown_variables
 
 app = typer.Typer(
     name="comfyloop",
@@ -43,6 +44,8 @@ def settings_of(**given: Any) -> Settings:
         for file in files_read():
             if file.path.parent != home_folder():
                 err.print(settings_sentence(file), style="dim", highlight=False, soft_wrap=True)
+        for name in unknown_variables():
+            err.print(variable_sentence(name), style="dim", highlight=False, soft_wrap=True)
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
         raise InvalidInput(
@@ -58,6 +61,15 @@ def settings_sentence(file: FileRead) -> str:
     return (
         f"Settings of {file.path} are used, but not {', '.join(file.ignored)}: a folder's file may not set "
         f"what runs programs, reads elsewhere or sends. Put them into {home_folder() / FILE} if you want them."
+    )
+
+
+def variable_sentence(name: str) -> str:
+    """That a variable is no setting, and which one was meant by it."""
+    known = [f"COMFYLOOP_{field}".upper() for field in Settings.model_fields]
+    near = difflib.get_close_matches(name.upper(), known, n=1)
+    return (
+        f"The variable {name} is not used: there is no such setting{f'; {near[0]} is one' if near else ''}."
     )
 
 
