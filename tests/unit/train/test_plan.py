@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from comfyloop.train.data.batches import Plan
 from comfyloop.train.specs.text import TrainSpec
@@ -52,3 +54,16 @@ def test_a_turn_takes_hardly_more_steps_however_much_was_learned_before() -> Non
 def test_files_from_elsewhere_pass_every_row_in_every_epoch() -> None:
     assert set(passed(plan(10, 5, 3, share=0.0)).values()) == {6}
     assert set(passed(plan(0, 0, 8)).values()) == {6}
+
+
+@pytest.mark.parametrize("seed", [-(2**63), -1, 1125899906842624, 2**64 - 1])
+def test_seeds_are_as_long_as_comfyuis(seed: int) -> None:
+    spec = TrainSpec(model="m", train="t", seed=seed)
+    order = Plan.of(spec, 40).micro_batches(3)
+    assert (
+        order
+        == Plan.of(spec, 40).micro_batches(3)
+        != Plan.of(TrainSpec(model="m", train="t"), 40).micro_batches(3)
+    )
+    with pytest.raises(ValidationError, match="seed"):
+        TrainSpec(model="m", train="t", seed=2**64)

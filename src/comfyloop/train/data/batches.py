@@ -89,7 +89,7 @@ class Plan:
     def micro_batches(self, step: int) -> list[list[int]]:
         """Sample indices of each micro-batch of step `step` (from 0). Each epoch is a new shuffle."""
         epoch, within = divmod(step, self.steps_per_epoch)
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+        generator = torch.Generator().manual_seed((self.seed * 1_000_003 + epoch) % 2**64)
         passed = [
             *self._new,
             *_round(self.rehearsal, self._rehearsed, epoch),

@@ -49,7 +49,12 @@ class RunSpec(Record):
     skip_bad: bool = Field(default=False, description="Train on the rest when lines are bad.")
     max_bad_share: float = Field(default=0.1, ge=0, le=1, description="With skip_bad: more than this fails.")
 
-    seed: int = Field(default=42, description="Of the LoRA's first values, the order, dropout and noise.")
+    seed: int = Field(
+        default=42,
+        ge=-(2**63),
+        lt=2**64,
+        description="Of the LoRA's first values, the order, dropout and noise.",
+    )
     save_steps: int = Field(default=10, ge=1, description="Optimiser steps between checkpoints.")
     eval_steps: int = Field(default=10, ge=1, description="Optimiser steps between looks at the hold-out.")
     early_stopping_patience: int = Field(

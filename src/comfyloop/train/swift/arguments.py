@@ -59,7 +59,7 @@ def arguments(
         "lazy_tokenize": True,
         "dataloader_num_workers": 0,
         "dataset_num_proc": 1,
-        "data_seed": spec.seed,
+        "data_seed": spec.seed % 2**32,  # numpy's are no longer
         # what is trained
         "tuner_type": "lora",
         "lora_rank": lora.r,
@@ -75,7 +75,7 @@ def arguments(
         "quant_bits": spec.quant_bits if spec.quant_method else None,
         "adapters": places.init_from,
         # how
-        "seed": spec.seed,
+        "seed": spec.seed % 2**32,
         "learning_rate": spec.learning_rate,
         "lr_scheduler_type": spec.lr_scheduler_type,
         "warmup_ratio": min(spec.warmup_ratio, 0.99),

@@ -91,7 +91,7 @@ class Sampled:
         self._model.go_alone("it writes answers")
         try:
             for number, group in enumerate(together):
-                seed = (self._plan.seed * 1_000_003 + step) * 1_000 + number
+                seed = ((self._plan.seed * 1_000_003 + step) * 1_000 + number) % 2**64
                 most = max(self._most(index) for _, index in group)
                 answers = sample(
                     self._model,
