@@ -21,6 +21,11 @@ def test_a_url_without_base64_is_percent_encoded() -> None:
     assert data_urls.decode("data:image/gif,GIF%2089") == b"GIF 89"
 
 
+@pytest.mark.parametrize("head", ["DATA:image/PNG;BASE64,", "data:;Base64,", "Data:image/png;name=a;base64,"])
+def test_case_does_not_matter(head: str) -> None:
+    assert data_urls.is_one(head) and data_urls.decode(head + "R0lG") == b"GIF"
+
+
 @pytest.mark.parametrize("size", [0, 1, 56, 57, 58, 3000, data_urls.PIECE])
 def test_base64_in_lines_and_without_padding_is_read_as_browsers_do(size: int) -> None:
     data = bytes(range(256)) * (size // 256 + 1)

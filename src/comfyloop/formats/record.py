@@ -67,7 +67,7 @@ Picture = Path | Inline
 
 def picture_of(source: str, folder: Path = Path()) -> Picture:
     """A picture by its data: URL, or by its path, which may be relative to `folder`."""
-    return Inline(source) if source.startswith("data:") else folder / source
+    return Inline(source) if data_urls.is_one(source) else folder / source
 
 
 Part = Literal["new", "rehearsal", "replay"]

@@ -30,6 +30,11 @@ def encode(data: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode('ascii')}"
 
 
+def is_one(url: str) -> bool:
+    """Whether a text is a data: URL. Case does not matter in its scheme, nor in the word before its body."""
+    return url[:5].lower() == "data:"
+
+
 def decode(url: str, name: str = "The image") -> bytes:
     """The bytes in a data: URL; its declared type is not looked at.
 
@@ -40,9 +45,9 @@ def decode(url: str, name: str = "The image") -> bytes:
         InvalidInput: It is not a data: URL, or its base64 is broken.
     """
     head, comma, body = url.partition(",")
-    if not head.startswith("data:") or not comma:
+    if not is_one(url) or not comma:
         raise InvalidInput(f"{name} is not a data: URL.", "It reads data:image/png;base64,....")
-    if not head.endswith(";base64"):
+    if not head.lower().endswith(";base64"):
         return unquote_to_bytes(body)
     # As browsers read it: in lines too, which `base64` and Python's encodebytes write, and without its padding.
     for blank in " \t\r\n\f":

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from comfyloop.formats import UnusableRow
+from comfyloop.media import data_urls
 from comfyloop.sources import rows
 from comfyloop.sources.source import Found, Options, Source
 from comfyloop.sources.tree import Tree
@@ -102,7 +103,7 @@ def _message(message: Mapping[str, Any]) -> dict[str, Any]:
         for file in (files if isinstance(files, list) else [])
         if isinstance(file, dict) and file.get("type") == "image"
     ]
-    if any(not str(picture["image"]).startswith("data:") for picture in pictures):
+    if any(not data_urls.is_one(str(picture["image"])) for picture in pictures):
         raise UnusableRow("its picture is kept by Open WebUI, and is not in the export")
     text = {"type": "text", "text": _plain(message.get("content"))}
     return {"role": message.get("role"), "content": [*pictures, text]}

@@ -38,7 +38,7 @@ def take(url: str, store: Store, settings: Settings) -> tuple[str, str]:
             )
         data = store.blobs.get(sha256)
         return sha256, data_urls.encode(data)
-    if url.startswith("data:"):
+    if data_urls.is_one(url):
         data = data_urls.decode(url)
     elif url.startswith(("http://", "https://")):
         data = fetch(url, settings)
