@@ -7,6 +7,7 @@ another name. What they would skip is refused before it is loaded.
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -103,12 +104,28 @@ def check(
         raise InvalidInput(f"Adapter {name}: {odd} contains numbers that are not finite.")
 
 
+def refuse_no_effect(name: str, config: Mapping[str, Any]) -> None:
+    """Raise InvalidInput where the scale alpha / r is 0 or no number, as tools that convert adapters have left it: the
+    adapter would be taken and change nothing."""
+    for field, pattern, least in (("r", "rank_pattern", 1), ("lora_alpha", "alpha_pattern", -math.inf)):
+        said = {field: config.get(field, 8)}  # PEFT's own, where it is left out
+        said |= {f"{pattern} of {layer}": value for layer, value in (config.get(pattern) or {}).items()}
+        for what, value in said.items():
+            is_number = isinstance(value, int | float) and math.isfinite(value)
+            if not is_number or value == 0 or value < least:
+                raise InvalidInput(
+                    f"Adapter {name}: its {what} is {value}, so it would change nothing.",
+                    "Write the value that it was trained with into its adapter_config.json.",
+                )
+
+
 def _check_config(name: str, config: Mapping[str, Any], limits: Limits) -> None:
     if config.get("peft_type") != "LORA":
         raise InvalidInput(
             f"Adapter {name} is a {config.get('peft_type')} adapter; {limits.engine} applies LoRA."
         )
     refuse_changed_base(f"Adapter {name}", config)
+    refuse_no_effect(name, config)
     if config.get("bias", "none") != "none":
         raise InvalidInput(f"Adapter {name} has trained biases, which {limits.engine} does not apply.")
     unused = ("lora_bias", "modules_to_save", "trainable_token_indices", "layer_replication")

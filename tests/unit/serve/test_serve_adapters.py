@@ -80,6 +80,10 @@ def rename(old: str, new: str) -> Callable[[Tensors], None]:
         (lambda t: None, {"bias": "all"}, "biases"),
         (lambda t: None, {"peft_type": "IA3"}, "IA3"),
         (lambda t: None, {"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        (lambda t: None, {"lora_alpha": 0}, "its lora_alpha is 0, so it would change nothing"),
+        (lambda t: None, {"lora_alpha": None}, "its lora_alpha is None"),
+        (lambda t: None, {"r": 0}, "its r is 0"),
+        (lambda t: None, {"alpha_pattern": {"q_proj": 0.0}}, "its alpha_pattern of q_proj is 0.0"),
     ],
 )
 def test_what_would_be_left_out_is_refused(

@@ -95,6 +95,11 @@ def test_a_layer_that_would_be_passed_over_is_refused_by_name(
             loaded(model, adapter={"target_modules": ["q_proj", lost]})
 
 
+def test_a_module_to_save_that_would_be_passed_over_is_refused_by_name(tiny_llm: Path) -> None:
+    with pytest.raises(ModelError, match="modules_to_save names 'lm_haed'"):
+        loaded(tiny_llm, adapter={"modules_to_save": ["norm", "lm_haed"]})
+
+
 @pytest.mark.parametrize("recipe", [sft, dpo])
 def test_whole_weights_become_a_model_directory(
     recipe: Any, tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path

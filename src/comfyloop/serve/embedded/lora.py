@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from comfyloop.errors import InvalidInput, NotFound
+from comfyloop.models.adapter_check import refuse_no_effect
 from comfyloop.models.lora_start import refuse_changed_base
 from comfyloop.models.rope import RopeScaling, refuse_other_positions
 
@@ -117,6 +118,7 @@ def _refuse_what_is_not_applied(name: str, config: Mapping[str, Any]) -> None:
             f"Adapter {name} is a {config.get('peft_type')} adapter; this engine applies LoRA."
         )
     refuse_changed_base(f"Adapter {name}", config)
+    refuse_no_effect(name, config)
     if config.get("bias", "none") != "none" or config.get("lora_bias"):
         raise InvalidInput(f"Adapter {name} has trained biases, which this engine does not apply.")
     for field in ("modules_to_save", "target_parameters", "trainable_token_indices", "layer_replication"):

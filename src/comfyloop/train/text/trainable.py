@@ -96,6 +96,7 @@ def make_trainable(base: Any, spec: TrainSpec, init_from: Path | None) -> PeftMo
                 f"Set freeze_{missing[0]} to true, or train afresh.",
             )
         return peft
+    _refuse_lost(base, spec.adapter.modules_to_save)
     config = LoraConfig(
         task_type="CAUSAL_LM",
         r=spec.adapter.r,
@@ -166,6 +167,16 @@ def lora_targets(
         if {name for name in every if re.fullmatch(pattern, name)} == chosen:
             return pattern
     return sorted(chosen)
+
+
+def _refuse_lost(base: Any, saved: Iterable[str]) -> None:
+    """PEFT passes over names of `modules_to_save` that are none; they end as the full names of modules do."""
+    names = [name for name, _ in base.named_modules()]
+    if lost := [one for one in saved if not any(name.endswith(one) for name in names)]:
+        raise ModelError(
+            f"modules_to_save names {lost[0]!r}, and no module of {type(base).__name__} is called so.",
+            "Leave it out, or write it as the model does.",
+        )
 
 
 def _is_attention(name: str) -> bool:

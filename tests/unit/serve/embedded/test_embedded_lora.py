@@ -137,6 +137,8 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
     "not a linear layer": (_config(target_modules=["input_layernorm"]), "not a linear layer"),
     "another kind": (_config(peft_type="IA3"), "applies LoRA"),
     "biases": (_config(bias="all"), "trained biases"),
+    "no scale": (_config(lora_alpha=0), "its lora_alpha is 0, so it would change nothing"),
+    "no number for a scale": (_config(lora_alpha=None), "its lora_alpha is None"),
     "saved modules": (_config(modules_to_save=["lm_head"]), "modules_to_save"),
     "broken json": (lambda p: (p / "adapter_config.json").write_text("{") and None, "cannot be read"),
     "broken weights": (
