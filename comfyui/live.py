@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from .service import Service, ServiceError
 
@@ -65,7 +66,7 @@ class Live:
         return self.known(project)
 
     async def refresh(self, project: str) -> LiveVersion:
-        number = int((await self._service().get(f"/v1/projects/{project}"))["live"])
+        number = int((await self._service().get(f"/v1/projects/{quote(project, safe='')}"))["live"])
         found = LiveVersion(project, number, await self._file_name(project, number))
         before, self._known[project] = self._known.get(project), found
         if before != found:

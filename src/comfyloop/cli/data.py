@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.markup import escape
@@ -255,7 +256,7 @@ def show(
 ) -> None:
     """One data set: how far it is, what it was found to be, what was wrong with it."""
     with service(url, project) as client:
-        found = client.call("GET", f"/v1/datasets/{id}", project=client.project)
+        found = client.call("GET", f"/v1/datasets/{quote(id, safe='')}", project=client.project)
     shown = [
         f"{name}: {escape(str(value))}" for name, value in found.items() if value not in ("", 0, [], {}, None)
     ]
@@ -271,5 +272,5 @@ def remove(
 ) -> None:
     """Give up a data set that is not stored yet, and leave nothing of it; of a stored one only the entry goes."""
     with service(url, project) as client:
-        done = client.call("DELETE", f"/v1/datasets/{id}", project=client.project)
+        done = client.call("DELETE", f"/v1/datasets/{quote(id, safe='')}", project=client.project)
     put(done, as_json, f"{id} is removed. What is feedback stays: comfyloop forget takes that back.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 from rich.markup import escape
@@ -86,7 +87,7 @@ def export(
     with service(url, project) as client:
         found = next(iter(client.pages("/v1/snapshots")), None)
         if snapshot_id is not None:
-            found = client.call("GET", f"/v1/snapshots/{snapshot_id}", project=project)
+            found = client.call("GET", f"/v1/snapshots/{quote(snapshot_id, safe='')}", project=project)
         if found is None:
             found = client.snapshot().model_dump(mode="json")
     exported = write(Path(found["path"]), target, format)
@@ -379,7 +380,7 @@ def runs(
             found = [Run.model_validate(item) for item in client.pages("/v1/runs")]
             put(found, as_json, show.runs(found))
             return
-        detail = client.call("GET", f"/v1/runs/{run}")
+        detail = client.call("GET", f"/v1/runs/{quote(run, safe='')}")
         lines, offset = [], 0
         while page := client.run_log(run, offset):
             if not page[0]:
