@@ -284,7 +284,12 @@ def _run(command: list[str], wanted: Environment, progress: Progress) -> None:
     began = time.monotonic()
     errors: list[str] = []
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=clean_environ()
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        encoding="utf-8",
+        errors="replace",
+        env=clean_environ(),
     ) as process:
         assert process.stdout is not None
         try:
@@ -314,7 +319,8 @@ def _imports(python: Path, statements: str) -> str | None:
     done = subprocess.run(
         [str(python), "-c", statements],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
         env=clean_environ(),
         cwd=python.parent,
     )
@@ -340,6 +346,12 @@ def _versions(wanted: Environment, python: Path) -> dict[str, str]:
         "    except m.PackageNotFoundError: pass\n"
         "print(json.dumps(found))"
     )
-    done = subprocess.run([str(python), "-c", script], capture_output=True, text=True, env=clean_environ())
+    done = subprocess.run(
+        [str(python), "-c", script],
+        capture_output=True,
+        encoding="utf-8",
+        errors="replace",
+        env=clean_environ(),
+    )
     versions: dict[str, str] = json.loads(done.stdout) if done.returncode == 0 else {}
     return versions

@@ -26,7 +26,7 @@ def pruned(folder: Path) -> bool:
 
 
 def mark_pruned(folder: Path) -> None:
-    (folder / _PRUNED).write_text("Removed by the settings keep_versions and keep_runs.\n")
+    (folder / _PRUNED).write_text("Removed by the settings keep_versions and keep_runs.\n", "utf-8")
 
 
 def hash_of(*adapters: Path, known: Mapping[Path, bytes] | None = None) -> str:

@@ -59,7 +59,7 @@ def _libraries(settings: Settings) -> Finding:
 def _processor(settings: Settings) -> Finding:
     cores = os.cpu_count() or 1
     try:
-        flags = Path("/proc/cpuinfo").read_text()
+        flags = Path("/proc/cpuinfo").read_text("utf-8")
     except OSError:
         flags = ""
     gpus = list(Path("/dev").glob("nvidia[0-9]*"))

@@ -53,7 +53,7 @@ def up(
         )
     with assembly.running(settings) as services:
         if port_file is not None:
-            port_file.write_text(f"{bound}\n")
+            port_file.write_text(f"{bound}\n", "utf-8")
         err.print(f"ComfyLoop {__version__} on http://{settings.host}:{bound}  (data in {settings.home})")
         server.run(services, listener)
 

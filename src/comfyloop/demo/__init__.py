@@ -96,8 +96,10 @@ def run(
         and moved[-1] <= moved[0] / 2
     )
     report_dir.mkdir(parents=True, exist_ok=True)
-    (report_dir / "demo-report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    (report_dir / "demo-report.html").write_text(page.render(report, scenes.EXAMPLES / "pictures"))
+    (report_dir / "demo-report.json").write_text(
+        json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
+    (report_dir / "demo-report.html").write_text(page.render(report, scenes.EXAMPLES / "pictures"), "utf-8")
     _summary(console, report)
     return report
 

@@ -57,12 +57,12 @@ def service(settings: Settings, home: Path, trigger: int, project: str, **more: 
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=subprocess.STDOUT)
     try:
         deadline = time.monotonic() + 60
-        while not port_file.exists() or not port_file.read_text().endswith("\n"):
+        while not port_file.exists() or not port_file.read_text("utf-8").endswith("\n"):
             if process.poll() is not None or time.monotonic() > deadline:
-                last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
+                last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
                 raise EngineUnavailable(f"The demo's service did not start: {last}", f"Its log is {log}.")
             time.sleep(0.05)
-        yield Service(process, f"http://127.0.0.1:{port_file.read_text().strip()}", log)
+        yield Service(process, f"http://127.0.0.1:{port_file.read_text('utf-8').strip()}", log)
     finally:
         for run in (home / "runs").glob("*"):  # a trainer outlives its service on purpose; here it shall not
             (run / "cancel").touch()

@@ -215,7 +215,13 @@ def _folder(place: str, cache: Path) -> Path:
     ]
     try:
         done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=GIT_SECONDS, check=False
+            command,
+            env=environment,
+            capture_output=True,
+            encoding="utf-8",
+            errors="replace",
+            timeout=GIT_SECONDS,
+            check=False,
         )
     except FileNotFoundError:
         raise InvalidInput(

@@ -70,7 +70,7 @@ def merge(adapter: Path, model: Path, target: Path) -> None:
         raise InvalidInput(
             f"{model} has no safetensors to merge into.", "Convert the base model to safetensors."
         )
-    if (positions := adapter / "positions.json").is_file() and json.loads(positions.read_text())[
+    if (positions := adapter / "positions.json").is_file() and json.loads(positions.read_text("utf-8"))[
         "rope_scaling"
     ]:
         raise InvalidInput(

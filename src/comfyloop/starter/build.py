@@ -44,7 +44,7 @@ def config(language: LanguageFile, image_token_id: int, blocks: list[reader.Bloc
 
 
 def processor(language: LanguageFile) -> LlavaProcessor:
-    template = CHAT_TEMPLATE.read_text()
+    template = CHAT_TEMPLATE.read_text("utf-8")
     size = vision.IMAGE_SIZE
     images = CLIPImageProcessorPil(
         size={"shortest_edge": size},

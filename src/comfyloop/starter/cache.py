@@ -113,7 +113,11 @@ def _assemble(language: Path, vision: Path, made: Path, report: Progress) -> Non
     with (
         tempfile.TemporaryFile("w+") as complaints,
         subprocess.Popen(
-            [*command, *arguments], stdout=subprocess.PIPE, stderr=complaints, text=True
+            [*command, *arguments],
+            stdout=subprocess.PIPE,
+            stderr=complaints,
+            encoding="utf-8",
+            errors="replace",
         ) as process,
     ):
         assert process.stdout is not None

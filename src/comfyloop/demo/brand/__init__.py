@@ -328,8 +328,10 @@ def _write(folder: Path, report: dict[str, Any], studio: _Studio) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     sketches = studio.sketches()
     posters.contact_sheet(sketches).save(folder / "brand-sheet.png", optimize=True)
-    (folder / "brand-report.json").write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n")
-    (folder / "brand-report.html").write_text(page.render(report, [made for _, made in sketches]))
+    (folder / "brand-report.json").write_text(
+        json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8"
+    )
+    (folder / "brand-report.html").write_text(page.render(report, [made for _, made in sketches]), "utf-8")
 
 
 def _summary(console: Console, report: dict[str, Any]) -> None:

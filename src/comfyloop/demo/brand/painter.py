@@ -47,7 +47,7 @@ class Painter:
         told = {"lora": None if lora is None else str(lora), "drawings": [d._asdict() for d in drawings]}
         job.write_text(json.dumps(self._job | told), encoding="utf-8")
         command = [sys.executable, "-m", "comfyloop.demo.brand.paint", str(job)]
-        done = subprocess.run(command, capture_output=True, text=True)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode:
             last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise RunFailed(f"The pictures could not be drawn: {last}")

@@ -111,7 +111,7 @@ def cancel_run(id: str, services: Svc) -> RunDetail:
 
 def _status(run: Run) -> dict[str, Any] | None:
     try:
-        status = json.loads((Path(run.path) / "status.json").read_text())
+        status = json.loads((Path(run.path) / "status.json").read_text("utf-8"))
     except (OSError, ValueError):  # not started yet
         return None
     return status if isinstance(status, dict) else None

@@ -55,7 +55,7 @@ def get_snapshot_report(id: str, services: Svc, project: AskedProject) -> dict[s
         snapshot = snapshots.get(conn, project, id)
     path = Path(snapshot.path) / "report.json"
     try:
-        report: dict[str, Any] = json.loads(path.read_text())
+        report: dict[str, Any] = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise StorageError(
             f"The report of snapshot {id} cannot be read: {error}.", "Build it again."

@@ -151,7 +151,7 @@ def _fail(options: Options, sentence: str, code: int) -> int:
     print(sentence, file=sys.stderr)
     if options.port_file is not None:
         options.port_file.parent.mkdir(parents=True, exist_ok=True)
-        _error_file(options.port_file).write_text(sentence + "\n")
+        _error_file(options.port_file).write_text(sentence + "\n", "utf-8")
     return code
 
 

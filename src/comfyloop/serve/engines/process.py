@@ -309,7 +309,7 @@ class EngineProcess:
             )
         self.pid = self._process.pid
         while not launch.port:
-            text = port_file.read_text().strip() if port_file.exists() else ""
+            text = port_file.read_text("utf-8").strip() if port_file.exists() else ""
             if text.isdigit():
                 port_file.unlink(missing_ok=True)
                 return f"http://127.0.0.1:{text}", launch.secret

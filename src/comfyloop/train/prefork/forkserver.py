@@ -31,7 +31,7 @@ def main(arguments: list[str]) -> int:
     with socket.socket(fileno=fd) as service:
         os.nice(max(0, NICE - os.nice(0)))
         with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE))
+            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), "utf-8")
         if Path(model).is_dir():
             os.environ["HF_HUB_OFFLINE"] = "1"
         load(model, dtype)

@@ -97,7 +97,7 @@ def commit(making: Path, folder: Path, step: int, fingerprint: str, world_size: 
         files = sorted(file for file in making.rglob("*") if file.is_file())
         hashes = {str(file.relative_to(making)): _sha256(file) for file in files}
         state = {"step": step, "fingerprint": fingerprint, "world_size": world_size, "files": hashes}
-        (making / "state.json").write_text(json.dumps(state, indent=2))
+        (making / "state.json").write_text(json.dumps(state, indent=2), "utf-8")
         for path in (*making.rglob("*"), making):
             sync(path)
         shutil.rmtree(place, ignore_errors=True)
@@ -223,7 +223,7 @@ def _steps(folder: Path) -> list[int]:
 
 def _valid_state(place: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError, KeyError):
-        state: dict[str, Any] = json.loads((place / "state.json").read_text())
+        state: dict[str, Any] = json.loads((place / "state.json").read_text("utf-8"))
         if all(_sha256(place / name) == digest for name, digest in state["files"].items()):
             return state
     return None

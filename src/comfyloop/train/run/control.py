@@ -130,9 +130,9 @@ def step_back(nice: int) -> None:
     if os.getsid(0) == os.getpid():
         # Linux shares the processor out among sessions first, and niceness counts only within one.
         with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(nice))
+            Path("/proc/self/autogroup").write_text(str(nice), "utf-8")
     with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500")
+        Path("/proc/self/oom_score_adj").write_text("500", "utf-8")
 
 
 def watch_memory(limit_gb: float, on_exceeded: Callable[[str], None]) -> None:

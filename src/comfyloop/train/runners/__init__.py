@@ -55,13 +55,13 @@ class Runners:
     def start(self, run_dir: Path) -> None:
         name = self._settings.train_runner
         runner = self._runner(name)
-        RunDirectory(run_dir).runner_file.write_text(name + "\n")
+        RunDirectory(run_dir).runner_file.write_text(name + "\n", "utf-8")
         runner.start(run_dir)
 
     def poll(self, run_dir: Path) -> Status:
         name = ""
         with contextlib.suppress(FileNotFoundError):
-            name = RunDirectory(run_dir).runner_file.read_text().strip()
+            name = RunDirectory(run_dir).runner_file.read_text("utf-8").strip()
         runner = self._runner(name or self._settings.train_runner)
         status = runner.poll(run_dir)
         if status.state.ended or status.state is TrainState.QUEUED or not self._is_overdue(run_dir):

@@ -37,7 +37,9 @@ class ContainerRunner:
         spec = read_spec(run.path)
         engine = find_engine(self._asked)
         status = self._watch.take_up(run)
-        done = subprocess.run(command(engine, self._image, run, spec), capture_output=True, text=True)
+        done = subprocess.run(
+            command(engine, self._image, run, spec), capture_output=True, encoding="utf-8", errors="replace"
+        )
         self._watch.started(run)
         if done.returncode:
             run.write_status(status)
@@ -60,7 +62,7 @@ class ContainerRunner:
     def _runs(self, run: RunDirectory) -> bool:
         engine = find_engine(self._asked)
         asked = [engine, "inspect", "--type", "container", "--format", "{{.State.Running}}", name(run)]
-        done = subprocess.run(asked, capture_output=True, text=True)
+        done = subprocess.run(asked, capture_output=True, encoding="utf-8", errors="replace")
         if done.returncode == 0:
             return done.stdout.strip() == "true"
         if "no such" in done.stderr.lower():

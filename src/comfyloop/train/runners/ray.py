@@ -54,7 +54,7 @@ class RayRunner:
     def end(self, run_dir: Path) -> None:
         run = RunDirectory(run_dir)
         if self._runs(run):
-            self._ask("POST", f"/api/jobs/{_job_file(run).read_text()}/stop")
+            self._ask("POST", f"/api/jobs/{_job_file(run).read_text('utf-8')}/stop")
         self._watch.started(run)
 
     def prepare(self, model: str, dtype: str, images: bool = False) -> None:
@@ -65,7 +65,7 @@ class RayRunner:
 
     def _runs(self, run: RunDirectory) -> bool:
         try:
-            job = _job_file(run).read_text()
+            job = _job_file(run).read_text("utf-8")
         except FileNotFoundError:
             return False
         answer = self._ask("GET", f"/api/jobs/{job}")

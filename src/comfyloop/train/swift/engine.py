@@ -255,7 +255,7 @@ def refuse_other_data(folder: Path, places: Places, command_line: list[str], has
     told = [word for word in told if word != "--resume_from_checkpoint"]
     digest = hashlib.sha256(json.dumps([told, hashes]).encode()).hexdigest()
     place = folder / "fingerprint"
-    if places.checkpoint is not None and place.read_text() != digest:
+    if places.checkpoint is not None and place.read_text("utf-8") != digest:
         raise InvalidInput(
             f"The checkpoint {places.checkpoint} belongs to another spec or other data than this run has now.",
             "Restore spec.json and the data, or start a new run directory.",
