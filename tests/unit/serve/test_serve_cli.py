@@ -53,6 +53,24 @@ def test_the_setting_project_says_which_one_a_command_is_about(
         told(two, "status")
 
 
+def test_a_name_stays_one_part_of_a_path(two: Gateway) -> None:
+    """What follows a `?` or `#` would be no part of it, and another data set would be removed."""
+    sent = two.http.post("/v1/datasets", json={"name": "mugs", "source": "upload"})
+    id = sent.raise_for_status().json()["id"]
+    for words in (
+        ["data", "remove", f"{id}?x"],
+        ["data", "show", f"{id}#x"],
+        ["data", "remove", f"x/../{id}"],
+    ):
+        with pytest.raises(ComfyLoopError):
+            told(two, *words)
+    for words in (["runs", "none?x"], ["export", "nowhere", "--snapshot", "none?x"]):
+        with pytest.raises(ComfyLoopError, match=r"none\?x"):
+            told(two, *words)
+    assert told(two, "data", "show", id)["name"] == "mugs"
+    two.http.delete(f"/v1/datasets/{id}").raise_for_status()
+
+
 def test_what_is_no_text_is_said(two: Gateway) -> None:
     with pytest.raises(
         ComfyLoopError, match=r"is no text: it has '\\udce9'"
