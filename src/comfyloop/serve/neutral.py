@@ -78,7 +78,7 @@ MESSAGE: dict[str, Values] = {
     "refusal": ("",),
     "tool_calls": ([],),
 }
-PART: dict[str, Values] = {"cache_control": None, "prompt_cache_breakpoint": None}
+PART: dict[str, Values] = {"annotations": ([],), "cache_control": None, "prompt_cache_breakpoint": None}
 
 
 def without(sent: Mapping[str, Any], known: Mapping[str, Values]) -> dict[str, Any]:

@@ -385,7 +385,9 @@ def test_a_conversation_is_sent_back_as_the_client_dumps_it(gateway: Gateway) ->
             said,
             {
                 "role": "user",
-                "content": [{"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}}],
+                "content": [
+                    {"type": "text", "text": "hi", "cache_control": {"type": "ephemeral"}, "annotations": []}
+                ],
             },
         ]
         answer = client.chat.completions.create(model="acme", messages=messages)  # type: ignore[arg-type]
