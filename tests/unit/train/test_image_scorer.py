@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -18,6 +20,7 @@ from transformers import (
     CLIPVisionConfig,
 )
 
+from comfyloop import sight
 from comfyloop.errors import ModelError
 from comfyloop.formats import UnusableRow
 from comfyloop.stable_diffusion import tokenizer
@@ -70,6 +73,26 @@ def test_pictures_have_faces_and_fit_texts_more_or_less(
     fits = {eyes.score(place, text) for place in pictures for text in ("a red fox", "设计 " * 40)}
     assert len(fits) == 4 and all(fit < 1 for fit in fits)
     assert eyes.score(pictures[0], "a red fox") in fits
+
+
+def test_filters_get_the_same_vectors_from_a_process_of_its_own(
+    tiny_clip: Path, pictures: list[Path]
+) -> None:
+    told = sight.ask("clip", [pictures[0].read_bytes, b"no picture".strip, "a red fox"], str(tiny_clip))
+    eyes = scorer(clip=str(tiny_clip))
+    assert eyes is not None and told[1] is None
+    shown, said = (
+        np.frombuffer(base64.b64decode(one), "<f2").astype(np.float32) for one in (told[0], told[2])
+    )
+    assert shown @ eyes.embed(pictures[0]).numpy() == pytest.approx(1, abs=2e-3)
+    assert shown @ said == pytest.approx(eyes.score(pictures[0], "a red fox"), abs=5e-3)
+
+
+def test_a_program_that_cannot_start_answers_nothing_and_says_why(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert sight.ask("clip", ["a fox", "a cat"], str(tmp_path / "none")) == [None, None]
+    assert "cannot be used as CLIP" in caplog.text
 
 
 def test_what_is_too_long_is_cut_by_clip_and_refused_by_a_model(

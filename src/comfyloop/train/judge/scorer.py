@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers import AutoModel, AutoProcessor
 
@@ -70,15 +71,21 @@ class Clip:
                 "Set gate_clip to a CLIP's directory, or to nothing.",
             ) from None
 
-    @torch.no_grad()
     def score(self, picture: Picture, text: str) -> float:
-        tokens = self._processor(text=[text], return_tensors="pt", truncation=True)
-        return float(self.embed(picture) @ _unit(self._model.get_text_features(**tokens)))
+        return float(self.embed(picture) @ self.embed_text(text))
+
+    def embed(self, picture: Picture) -> Tensor:
+        return self.embed_image(decode(picture_at(picture)))
 
     @torch.no_grad()
-    def embed(self, picture: Picture) -> Tensor:
-        pixels = self._processor(images=decode(picture_at(picture)), return_tensors="pt")
+    def embed_image(self, image: Image.Image) -> Tensor:
+        pixels = self._processor(images=image, return_tensors="pt")
         return _unit(self._model.get_image_features(**pixels))
+
+    @torch.no_grad()
+    def embed_text(self, text: str) -> Tensor:
+        tokens = self._processor(text=[text], return_tensors="pt", truncation=True)
+        return _unit(self._model.get_text_features(**tokens))
 
 
 class Viewer:
