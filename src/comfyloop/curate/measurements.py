@@ -34,11 +34,13 @@ class Measurements:
 
     def __init__(self, folder: Path | None = None) -> None:
         self._file = folder / FILE if folder is not None else None
+        self._at_hand: dict[tuple[_About, str], dict[str, Any]] = {}  # several filters go by one measurement
 
     def of_samples(
         self, what: str, drafts: Sequence[Draft], measure: Callable[[Sequence[Draft]], Iterable[Any]]
     ) -> list[Any]:
-        """A value (JSON) a draft. Only those that are not known are measured, all at once.
+        """A value (JSON) a draft. Only those that are not known are measured, all at once; None, where that could not
+        be done, is not remembered.
 
         Args:
             what: What is measured, e.g. "secret/1"; its number changes when the method does.
@@ -61,11 +63,12 @@ class Measurements:
         keys: Sequence[str],
         measure: Callable[[Sequence[str]], Iterable[Any]],
     ) -> dict[str, Any]:
-        known = self._load(about, what, keys)
+        known = self._at_hand.setdefault((about, what), {})
+        known |= self._load(about, what, [key for key in keys if key not in known])
         new = [key for key in keys if key not in known]
         if new:
             found = dict(zip(new, measure(new), strict=True))
-            self._keep(about, what, found)
+            self._keep(about, what, {key: value for key, value in found.items() if value is not None})
             known |= found
         return known
 

@@ -10,6 +10,7 @@ from typing import Literal
 
 from comfyloop.curate import corrections, disagreements, filters, triggers
 from comfyloop.curate import replay as replays
+from comfyloop.curate.coverage import coverage
 from comfyloop.curate.filters import untrainable
 from comfyloop.curate.groups import Pictures, group_of
 from comfyloop.curate.lesson import Lesson, choose, epochs_of
@@ -145,6 +146,7 @@ def build(
             flags=sound.flags,
             unsure=sound.unsure,
             unmeasured=sound.unmeasured,
+            coverage=coverage(sound.kept, sound.ground),
         )
 
     # The base model is asked for its answers only where there will be a run.
@@ -250,6 +252,7 @@ class _Sound:
     flags: list[Flag]
     unsure: list[Dropped]
     unmeasured: dict[str, int]
+    ground: Ground
 
 
 def _sound(
@@ -265,7 +268,8 @@ def _sound(
         projects.get(conn, project)
         answers, found = stored_flags.answers(conn, project), stored_flags.found(conn, project)
     drafts, dropped = _drafts(items, made, settings)
-    filtered = filters.apply(drafts, Ground(settings, seen, Measurements(settings.cache_dir)))
+    ground = Ground(settings, seen, Measurements(settings.cache_dir))
+    filtered = filters.apply(drafts, ground)
     kept = filtered.kept
     when = {item.id: (item.created_at, place) for place, item in enumerate(items)}
     settled = disagreements.settle(kept, when, answers, pictures.same)
@@ -274,7 +278,7 @@ def _sound(
     if settings.look_for_triggers:
         kept, planted, flagged = triggers.find(kept, answers, found)
         dropped, asked = [*dropped, *planted], [*asked, *flagged]
-    return _Sound(kept, dropped, asked, filtered.unsure, filtered.unmeasured)
+    return _Sound(kept, dropped, asked, filtered.unsure, filtered.unmeasured, ground)
 
 
 def _lesson(sides: Split, kinds: tuple[str, str], turn: Turn | None, settings: Settings) -> Lesson:

@@ -166,6 +166,8 @@ def whole_sentences(text: str) -> str:
 
 def choose(replay: Sequence[Sample], others: Sequence[Sample], count: int) -> tuple[Sample, ...]:
     """The first `count` that no person has given another answer to, in training or in hold-out."""
+    if not replay or not count:
+        return ()
     asked = {_asked(sample) for sample in others}
     return tuple([sample for sample in replay if _asked(sample) not in asked][:count])
 

@@ -58,6 +58,9 @@ class CurationReport(Record):
     unmeasured: dict[str, int] = Field(
         default_factory=dict, description="Filter -> samples that it could not measure."
     )
+    coverage: tuple[str, ...] = Field(
+        default=(), description="What the set has much and little of, as sentences."
+    )
     notes: tuple[str, ...] = ()  # what the turn's account tells a person, as sentences
 
     def text(self) -> str:
@@ -80,6 +83,7 @@ class CurationReport(Record):
             unsure = _count(item.reason for item in self.unsure)
             lines += [f"  {n:>5}  {reason}: {REASONS[reason]}" for reason, n in unsure.items()]
         lines += [f"Not measured: {name}, {n} samples." for name, n in self.unmeasured.items()]
+        lines += [f"Coverage: {sentence}" for sentence in self.coverage]
         lines += [f"Note: {note}" for note in (*self.warnings, *self.notes)]
         return "\n".join(lines) + "\n"
 
@@ -97,6 +101,7 @@ def report_of(
     flags: Sequence[Flag] = (),
     unsure: Sequence[Dropped] = (),
     unmeasured: Mapping[str, int] | None = None,
+    coverage: Sequence[str] = (),
 ) -> CurationReport:
     both = (*split.train, *split.holdout)
     waiting = _waiting(lesson)
@@ -116,6 +121,7 @@ def report_of(
         details=tuple(dropped),
         unsure=tuple(unsure),
         unmeasured=dict(unmeasured or {}),
+        coverage=tuple(coverage),
         warnings=tuple(_warnings(split, replay, settings, replay_wanted)),
         notes=tuple(_notes(waiting, flags, settings)),
     )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from comfyloop.curate.measurements import Measurements
 from comfyloop.curate.samples import Draft
+from comfyloop.curate.seen import Look
 from comfyloop.records import Sample
 from comfyloop.settings import Settings
 
@@ -46,6 +47,18 @@ class Ruling:
 KEEP = Ruling("keep")
 
 
+def against(draft: Draft, reason: str, score: float | None = None) -> Ruling:
+    """What a filter of taste says of a draft that it does not like: too long, too dark, in another language.
+
+    Nobody is overruled by a measure: what a person did by hand, an edit, an accept, a pick, may well be meant as it is,
+    so a person is asked. Of what was uploaded nobody may have looked at every line: it is left out.
+    """
+    return Ruling("drop" if draft.sample.origin == UPLOADED else "unsure", reason, score)
+
+
+UPLOADED = "sample_uploaded"
+
+
 class StoredPictures(Protocol):
     """The pictures that samples name, by the hashes of their bytes."""
 
@@ -57,6 +70,10 @@ class StoredPictures(Protocol):
 
     def read(self, sha: str) -> bytes:
         """Raises NotFound, DamagedBlob."""
+        ...
+
+    def look(self, sha: str) -> Look | None:
+        """What tells it from others; None where it cannot be read."""
         ...
 
 

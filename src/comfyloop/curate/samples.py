@@ -22,6 +22,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from comfyloop.curate import graph, graph_text
 from comfyloop.curate.groups import group_of
@@ -54,6 +55,12 @@ class Draft:
 
     sample: Sample
     replaces: str | None = None
+
+    @cached_property
+    def pictures(self) -> tuple[str, ...]:
+        """The pictures that it teaches: those it asks about, and the one that a person picked."""
+        picked = (self.sample.picked,) if self.sample.picked else ()
+        return tuple(dict.fromkeys((*self.sample.images, *picked)))
 
 
 @dataclass(frozen=True)

