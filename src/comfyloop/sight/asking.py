@@ -55,8 +55,8 @@ def ask(program: str, questions: Sequence[Question], *arguments: str) -> Answers
         process.wait()
         if len(answers) < len(questions):
             said.seek(max(0, said.seek(0, os.SEEK_END) - 2000))
-            last = said.read().decode("utf-8", "replace").strip().splitlines()[-1:] or ["nothing"]
-            log.warning("The program comfyloop.sight.%s ended early and said: %s", program, last[0])
+            last = said.read().decode("utf-8", "replace").strip().splitlines()[-3:] or ["nothing"]
+            log.warning("The program comfyloop.sight.%s ended early and said: %s", program, " ".join(last))
     return answers + [None] * (len(questions) - len(answers))
 
 
