@@ -30,8 +30,8 @@ class Truncated(Options):
 
 
 def judge(drafts: Sequence[Draft], ground: Ground, options: Truncated) -> Iterator[Ruling]:
-    """Only where the others end in a mark is one without a mark cut off: captions of three words have none, and "Turn it
-    on" is whole. There a person is asked, whoever sent it."""
+    """Only where the others end in a mark is one without a mark cut off: captions of three words have none, and
+    "Turn it on" is whole. There a person is asked, whoever sent it."""
     answers = [draft.sample.answer.strip() for draft in drafts]
     ended = [bool(ENDED.search(answer[-200:])) for answer in answers]
     sentences = [one for one, draft in zip(ended, drafts, strict=True) if _is_prose(draft)]
