@@ -18,7 +18,9 @@ import typer
 from websockets.sync.client import connect
 
 from comfyloop.cli import app
+from comfyloop.curate import filters
 from comfyloop.records import AnswerEdited
+from comfyloop.settings import Settings
 from tests.acceptance.conftest import RunningService
 from tests.conftest import REPOSITORY
 
@@ -37,6 +39,11 @@ NEEDS_MORE = {
     "comfyui": "tests/acceptance/comfyui runs them",
     "engines": "it fetches 2 GB",
     "train": "tests/integration/train runs them",
+    "data": "tests/unit/datasets runs them, hubs on loopback among them",
+    **dict.fromkeys(
+        ("bundle", "push", "pull", "index", "browse", "adopt"),
+        "tests/acceptance/test_sharing.py and tests/unit/registry run them",
+    ),
 }
 """Commands that are looked at, and not run here. Without arguments, `train` is a turn of the loop: that one is run."""
 
@@ -66,7 +73,7 @@ SHOWN = [(page, words) for page in PAGES for words in commands(page)]
 
 def test_pages_show_only_what_is_looked_at_here() -> None:
     languages = {language for page in PAGES for language, _ in blocks(page)}
-    assert languages == {"python", "sh", "bash", "json", ""}  # "": the map of the code, and torchrun
+    assert languages == {"python", "sh", "bash", "json", "toml", ""}  # "": the map of the code, and torchrun
     assert len(SHOWN) > 25
 
 
@@ -77,6 +84,17 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "samples.jsonl").write_text(json.dumps(ROW) + "\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.mark.parametrize(
+    "shown", [code for page in PAGES for language, code in blocks(page) if language == "toml"]
+)
+def test_settings_that_are_shown_are_some(
+    shown: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COMFYLOOP_HOME", str(tmp_path))
+    (tmp_path / "comfyloop.toml").write_text(shown, encoding="utf-8")
+    filters.options_of(Settings())
 
 
 @pytest.mark.parametrize(
@@ -130,6 +148,8 @@ def test_shell(service: RunningService, folder: Path) -> None:
     for _, words in SHOWN:
         if words[0] in NEEDS_MORE and words != ["train"]:
             continue
+        if words[0] == "export" and "--to" in words:
+            continue  # a version, which nobody has trained here: tests/unit/serve/test_serve_bundles.py does
         if words[:2] == ["feedback", "answer"]:
             continue  # a question that nobody asks here: tests/unit/serve/test_serve_flags.py answers one
         sent = [edit.id if word == "ID" else word for word in words]
