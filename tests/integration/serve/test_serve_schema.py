@@ -15,6 +15,8 @@ from tests.unit.serve.gateway import instant, running_gateway
 EXAMPLES = int(os.environ.get("SCHEMA_EXAMPLES", "12"))
 """Tried on each operation; more by the environment variable."""
 
+schemathesis.serializer.alias("application/zip", "application/octet-stream")  # a bundle, as any other bytes
+
 ERROR_FIELDS = {"message", "hint", "mend", "code", "type", "param"}
 
 
