@@ -83,13 +83,21 @@ def export_bundle(
         raise InvalidInput(f"{target} is there already.", "Give another name.")
     wanted = wanted_of(include, licence)
     with service(url, project) as client:
-        told = bundles.contents(client, number, wanted)
-        if not as_json:
-            put(None, False, *show.bundle(told["manifest"], told["files"]))
-        if not dry_run:
-            bundles.export(client, number, target, wanted)
+        told = _say_and_write(client, number, wanted, None if dry_run else target, as_json)
     done = {**told, "written": None if dry_run else str(target)}
     put(done, as_json, "Nothing was written." if dry_run else escape(f"Written to {target}."))
+
+
+def _say_and_write(
+    client: Client, number: int, wanted: dict[str, Any], target: Path | None, as_json: bool
+) -> dict[str, Any]:
+    """Say what a bundle of a version holds, then write it, if there is where to; what was said."""
+    told = bundles.contents(client, number, wanted)
+    if not as_json:
+        put(None, False, *show.bundle(told["manifest"], told["files"]))
+    if target is not None:
+        bundles.export(client, number, target, wanted)
+    return told
 
 
 @bundle_app.command("show")
@@ -221,11 +229,8 @@ def push(
     wanted = wanted_of(include, licence)
     staging = _staging(where)
     with service(url, project) as client:
-        told = bundles.contents(client, number, wanted)
-        if not as_json:
-            put(None, False, *show.bundle(told["manifest"], told["files"]))
         file = staging / "out.comfyloop"
-        bundles.export(client, number, file, wanted)
+        told = _say_and_write(client, number, wanted, file, as_json)
     hubs.push(file, where, staging, private=not public, quiet=as_json)
     shutil.rmtree(staging)
     put({**told, "pushed": str(where)}, as_json, escape(f"Pushed to {where}."))

@@ -17,7 +17,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 PATIENCE = 300.0
-"""Seconds without an answer, a model's loading among them, after which a program hangs and is ended."""
+"""Seconds that pass once, at most twice, without an answer, a model's loading among them: then a program is ended."""
 
 NEEDS: dict[str, tuple[str, ...]] = {
     "clip": (),
@@ -52,21 +52,29 @@ def ask(program: str, questions: Sequence[Question], *arguments: str) -> Answers
         assert process.stdin is not None and process.stdout is not None
         feeder = threading.Thread(target=_feed, args=(process.stdin, questions), daemon=True)
         feeder.start()
-        watch = threading.Timer(PATIENCE, process.kill)
-        watch.start()
-        for line in process.stdout:
-            answers.append(json.loads(line))
-            watch.cancel()
-            watch = threading.Timer(PATIENCE, process.kill)
-            watch.start()
-        process.wait()
-        watch.cancel()
+        over = threading.Event()
+        threading.Thread(target=_watch, args=(process, answers, over), daemon=True).start()
+        try:
+            for line in process.stdout:
+                answers.append(json.loads(line))
+            process.wait()
+        finally:
+            over.set()
         feeder.join()
         if len(answers) < len(questions):
             said.seek(max(0, said.seek(0, os.SEEK_END) - 2000))
             last = said.read().decode("utf-8", "replace").strip().splitlines()[-3:] or ["nothing"]
             log.warning("The program comfyloop.sight.%s ended early and said: %s", program, " ".join(last))
     return answers + [None] * (len(questions) - len(answers))
+
+
+def _watch(process: subprocess.Popen[bytes], answers: Answers, over: threading.Event) -> None:
+    heard = -1
+    while not over.wait(PATIENCE):
+        if len(answers) == heard:
+            process.kill()
+            return
+        heard = len(answers)
 
 
 def _feed(pipe: Any, questions: Sequence[Question]) -> None:
