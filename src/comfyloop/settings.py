@@ -69,6 +69,7 @@ FOLDER_MAY_SET = frozenset(
             "trigger_words",
             "lora_r",
             "lora_alpha",
+            "lora_target_modules",
         ),
         *(
             "learning_rate",
@@ -283,6 +284,13 @@ class Train(BaseModel):
     )
     lora_r: int = Field(default=8, ge=1, description="LoRA rank.")
     lora_alpha: int = Field(default=16, ge=1, description="LoRA alpha.")
+    lora_target_modules: str = Field(
+        default="all-linear",
+        min_length=1,
+        description="Where the LoRA is: `all-linear` (all linear layers of the language model), `attention` (its "
+        "Q/K/V/O), or a regular expression over full module names. A version that goes on from another keeps to "
+        "that one's layers.",
+    )
     learning_rate: float = Field(default=0, ge=0, description="Peak learning rate; 0: the recipe's own.")
     preference_beta: float = Field(
         default=0.1, gt=0, description="How closely dpo and kto keep to the model that they begin with."

@@ -54,8 +54,9 @@ def learn(run: RunRecipe, recipe: ModuleType, model: Path, folder: Path, **value
     rows = [row(thing, folder, label) for thing, label in zip(THINGS, labels, strict=True)]
     held = [row(thing, folder, label) for thing, label in zip(UNSEEN, labels[1:], strict=False)]
     (folder / "held.jsonl").write_text("".join(json.dumps(each) + "\n" for each in held))
+    adapter = {"target_modules": "attention", **values.pop("adapter", {})}
     lines = run(
-        recipe, model, rows,
+        recipe, model, rows, adapter=adapter,
         **{"holdout": "../held.jsonl", "max_steps": 24, "epochs": 99, "learning_rate": 0.01, **values},
     )  # fmt: skip
     losses = [line["loss"] for line in lines if line["loss"] is not None]

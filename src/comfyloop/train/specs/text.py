@@ -25,8 +25,8 @@ class AdapterSpec(Record):
     lora_alpha: int = Field(default=16, ge=1, description="Its update is scaled by lora_alpha / r.")
     lora_dropout: float = Field(default=0.0, ge=0, lt=1, description="Dropout before the LoRA.")
     target_modules: str | tuple[str, ...] = Field(
-        default="attention",
-        description="`attention` (Q/K/V/O of the language model), `all-linear` (all of its linear layers), "
+        default="all-linear",
+        description="`all-linear` (all linear layers of the language model), `attention` (its Q/K/V/O), "
         "a regular expression over full module names, or a list of module names of the language model. "
         "All but the regular expression take in the vision tower and the projector where those are not frozen.",
     )
@@ -226,7 +226,12 @@ class TrainSpec(RunSpec):
                 # one sample must not stop the loop: what this model cannot take is left out by name
                 "skip_bad": True,
                 "max_bad_share": 1.0,
-                "adapter": {"r": settings.lora_r, "lora_alpha": settings.lora_alpha, "init_from": init_from},
+                "adapter": {
+                    "r": settings.lora_r,
+                    "lora_alpha": settings.lora_alpha,
+                    "target_modules": settings.lora_target_modules,
+                    "init_from": init_from,
+                },
                 "preference": {
                     "beta": settings.preference_beta,
                     "rpo_alpha": settings.preference_rpo_alpha,
