@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file, save_file
 
 from comfyloop.formats import Row, Turn
 from comfyloop.train.data.examples import Example
@@ -48,9 +50,16 @@ def replayed() -> list[dict[str, Any]]:
     return [line(10 + n, f"Question {n}?", text, replay=True) for n, text in enumerate(GENERAL)]
 
 
-def held(model_directory: Path, adapter: Path | None) -> tuple[Loaded, list[Example]]:
+def held(
+    model_directory: Path, adapter: Path | None, cache: Path | None = None, control: Any = None
+) -> tuple[Loaded, list[Example]]:
     """A model, and the general answers with what its base finds likely as their targets."""
-    spec = TrainSpec(model=str(model_directory), train="t", dtype="float32")
+    spec = TrainSpec(
+        model=str(model_directory),
+        train="t",
+        dtype="float32",
+        feature_cache_dir=None if cache is None else str(cache),
+    )
     description = describe(str(model_directory))
     model = load(spec, description, adapter)
     encoder = description.encoder(spec)
@@ -61,7 +70,8 @@ def held(model_directory: Path, adapter: Path | None) -> tuple[Loaded, list[Exam
     examples = [encoder.encode(row) for row in rows]
     with tempfile.TemporaryDirectory() as place:
         log = RunLog(RunDirectory(Path(place)), silent=True)
-        return model, hold_to_base(model, ImageFeatures(model), examples, log, Never())  # type: ignore[arg-type]
+        control = control or Never()
+        return model, hold_to_base(model, ImageFeatures(model), examples, spec, log, control)
 
 
 def divergence(model_directory: Path, adapter: Path | None) -> float:
@@ -81,6 +91,35 @@ def test_a_run_that_goes_on_is_held_to_the_base_and_not_to_its_parent(
         assert one.targets is not None and other.targets is not None
         assert torch.equal(one.targets.ids, other.targets.ids)
         torch.testing.assert_close(one.targets.shares, other.targets.shares)
+
+
+def test_what_the_base_finds_likely_is_asked_once(
+    tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path
+) -> None:
+    class Count:
+        groups = 0
+
+        def check(self) -> None:
+            self.groups += 1
+
+    run_recipe(sft, tiny_llm, learned(), epochs=1)
+    cache, first, second, other = tmp_path / "cache", Count(), Count(), Count()
+    _, asked = held(tiny_llm, None, cache, first)
+    _, remembered = held(tiny_llm, tmp_path / "run" / "adapter", cache, second)  # whatever LoRA is on it
+    assert first.groups > 0 and second.groups == 0
+    for one, again in zip(asked, remembered, strict=True):
+        assert one.targets is not None and again.targets is not None
+        assert (
+            torch.equal(one.targets.ids, again.targets.ids)
+            and one.targets.ids.dtype == again.targets.ids.dtype
+        )
+        assert one.targets.shares is not None and again.targets.shares is not None
+        assert torch.equal(one.targets.shares, again.targets.shares)
+    moved = shutil.copytree(tiny_llm, tmp_path / "moved")
+    weights = load_file(moved / "model.safetensors")
+    save_file({n: w + 1e-3 for n, w in weights.items()}, moved / "model.safetensors", {"format": "pt"})
+    held(moved, None, cache, other)
+    assert other.groups == first.groups  # another base model finds other things likely
 
 
 def test_replay_keeps_the_model_near_its_base(tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     plan = Plan.of(spec, len(train), [example.part for example in train])
     mark = fingerprint(spec, every)
     if spec.replay_kl:
-        train = hold_to_base(model, features, train, log, control)
+        train = hold_to_base(model, features, train, spec, log, control)
     tell_of_teacher(log, helped(model, features, items, control))
 
     def look() -> dict[str, float]:

@@ -49,7 +49,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     plan = Plan.of(spec, len(train), [example.part for example in train])
     told = fingerprint(spec, train)
     if spec.replay_kl:
-        train = hold_to_base(model, features, train, log, control)
+        train = hold_to_base(model, features, train, spec, log, control)
 
     def look() -> dict[str, float]:
         return {"holdout_loss": holdout_loss(model, features, holdout, control)}

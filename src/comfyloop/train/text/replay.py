@@ -16,8 +16,10 @@ questions had fallen by 2.9 points at 2, by 1.6 at 4 and by 1.0 at 8, and the co
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -26,7 +28,9 @@ from comfyloop.train.data.examples import Example
 from comfyloop.train.kernels.losses import Targets, likely_tokens
 from comfyloop.train.run.control import Control
 from comfyloop.train.run.log import RunLog
+from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.answers import EVALUATION_TOKENS
+from comfyloop.train.text.feature_cache import FeatureCache, tower_hash
 from comfyloop.train.text.features import ImageFeatures
 from comfyloop.train.text.forward import answer_states
 from comfyloop.train.text.models import Loaded
@@ -37,10 +41,16 @@ LIKELIEST = 32
 
 @torch.no_grad()
 def hold_to_base(
-    model: Loaded, features: ImageFeatures, examples: Sequence[Example], log: RunLog, control: Control
+    model: Loaded,
+    features: ImageFeatures,
+    examples: Sequence[Example],
+    spec: TrainSpec,
+    log: RunLog,
+    control: Control,
 ) -> list[Example]:
     """The same samples; those for replay with what the base model finds likely as their targets.
 
+    General questions come again turn after turn: what was found likely is kept on the disk, beside features of images.
     Call it before the first step: where the weights themselves are trained, they still are the base model's.
     """
     made = list(examples)
@@ -48,11 +58,18 @@ def hold_to_base(
     if not places:
         return made
     log.phase("asking the base model")
+    cache = _cache(model, features, spec) if spec.feature_cache_dir else None
+    asked = []
+    for place in places:
+        if (kept := _kept(cache, examples[place])) is not None:
+            made[place] = replace(examples[place], targets=kept)
+        else:
+            asked.append(place)
     model.eval()
     with model.peft.disable_adapter() if model.peft is not None else contextlib.nullcontext():
-        for group in in_groups([examples[place] for place in places], EVALUATION_TOKENS):
+        for group in in_groups([examples[place] for place in asked], EVALUATION_TOKENS):
             control.check()
-            some = [places[index] for index in group]
+            some = [asked[index] for index in group]
             states, _ = answer_states(model, features, [examples[place] for place in some])
             likely = likely_tokens(states, model.head, LIKELIEST)
             start = 0
@@ -60,8 +77,40 @@ def hold_to_base(
                 rows = slice(start, start := start + examples[place].answer.numel())
                 ids, shares = likely.rows(rows)
                 assert shares is not None
-                made[place] = replace(examples[place], targets=Targets(ids.cpu(), shares.cpu()))
+                targets = Targets(ids.cpu(), shares.cpu())
+                made[place] = replace(examples[place], targets=targets)
+                if cache is not None:
+                    cache.put(_key(examples[place]), {"ids": targets.ids.int(), "shares": shares})
+    log.say(f"general questions: {len(asked)} asked, {len(places) - len(asked)} remembered")
     return made
+
+
+def _cache(model: Loaded, features: ImageFeatures, spec: TrainSpec) -> FeatureCache:
+    """By all weights of the base model: the LoRA on it, and the names that it gives them, make no difference."""
+
+    def weights() -> Iterator[tuple[str, torch.Tensor]]:
+        for name, weight in model.whole.named_parameters():
+            if "lora_" not in name and ".modules_to_save." not in name:
+                yield name.replace(".base_layer", "").replace(".original_module", ""), weight
+
+    setting = f"likeliest {LIKELIEST} {features.setting()} {model.rope_scaling} {model.alone}"
+    limit = int(spec.feature_cache_gb * 2**30)
+    return FeatureCache(Path(str(spec.feature_cache_dir)), tower_hash(weights(), setting), limit)
+
+
+def _key(example: Example) -> bytes:
+    digest = hashlib.blake2b(digest_size=20)
+    for tensor in (example.input_ids, example.positions, example.answer):
+        digest.update(f"{tuple(tensor.shape)} ".encode() + tensor.contiguous().numpy().tobytes())
+    digest.update(example.pixels.digest if example.pixels is not None else b"")
+    return digest.digest()
+
+
+def _kept(cache: FeatureCache | None, example: Example) -> Targets | None:
+    found = cache.get(_key(example)) if cache is not None else None
+    if found is None or len(found["ids"]) != example.answer.numel():
+        return None
+    return Targets(found["ids"].long(), found["shares"])
 
 
 def entropy(example: Example) -> float:
