@@ -67,6 +67,8 @@ def test_settings_choose_recipe_and_start() -> None:
 
     assert spec().learning_rate == 1e-3
     assert spec(recipe="kto").learning_rate == 1e-4
+    assert spec().adapter.target_modules == "all-linear"
+    assert spec(lora_target_modules="attention").adapter.target_modules == "attention"
     told = spec(recipe="dpo", preference_beta=0.3, quant_method="bnb", learning_rate=0.1)
     assert (told.recipe, told.preference.beta, told.quant_method, told.learning_rate) == (
         "dpo", 0.3, "bnb", 0.1,
