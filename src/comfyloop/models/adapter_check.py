@@ -171,11 +171,14 @@ def _check_layer(name: str, layer: str, limits: Limits) -> None:
 
 
 def tail(layer: str) -> str:
-    """A layer's name as every way of saving the model spells it: without what precedes `layers.`, but for
-    whether it is within the language model."""
-    side = "outside:" if _OUTSIDE.search(layer) else ""
+    """A layer's name as every way of saving the model spells it: without what precedes `layers.`, or the part that
+    sees pictures, and with whether it is within the language model."""
+    outside = _OUTSIDE.search(layer)
+    side = "outside:" if outside else ""
     start = layer.find("layers.")
-    return side + (layer[start:] if start >= 0 else layer.rpartition(".")[2])
+    if start < 0:
+        start = outside.start(2) if outside else layer.rfind(".") + 1
+    return side + layer[start:]
 
 
 def _base_layers(model: Path) -> dict[str, Shape]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from safetensors.numpy import load_file, save_file
 
 from comfyloop.errors import Conflict, InvalidInput
@@ -37,6 +38,32 @@ def test_adapted_layers_change_by_the_adapter_and_the_others_not_at_all(
     assert (tmp_path / "merged" / "tokenizer.json").exists()
     with pytest.raises(Conflict, match="there already"):
         merge.merge(adapter, made.model, tmp_path / "merged")
+
+
+def test_each_block_that_sees_pictures_gets_its_own_change(tmp_path: Path) -> None:
+    names = [f"model.visual.blocks.{block}.attn.{part}" for block in range(2) for part in ("qkv", "proj")]
+    names += [f"model.visual.merger.mlp.{at}" for at in (0, 2)]
+    rng = np.random.default_rng(0)
+
+    def random(*shape: int) -> NDArray[np.float32]:
+        return rng.normal(size=shape).astype(np.float32)
+
+    model, adapter = tmp_path / "model", tmp_path / "adapter"
+    model.mkdir()
+    adapter.mkdir()
+    before = {f"{name}.weight": random(6, 4) for name in names}
+    lora = {f"base_model.model.{name}.lora_{part}.weight": random(*shape) for name in names
+            for part, shape in (("A", (2, 4)), ("B", (6, 2)))}  # fmt: skip
+    save_file(before, model / "model.safetensors")
+    save_file(lora, adapter / "adapter_model.safetensors")
+    told = {"peft_type": "LORA", "r": 2, "lora_alpha": 2, "target_modules": ["qkv", "proj", "0", "2"]}
+    (adapter / "adapter_config.json").write_text(json.dumps(told))
+    merge.merge(adapter, model, tmp_path / "merged")
+    after = load_file(tmp_path / "merged" / "model.safetensors")
+    for name in names:
+        stem = f"base_model.model.{name}"
+        change = lora[f"{stem}.lora_B.weight"] @ lora[f"{stem}.lora_A.weight"]
+        np.testing.assert_allclose(after[f"{name}.weight"], before[f"{name}.weight"] + change, rtol=1e-5)
 
 
 def test_bfloat16_is_rounded_once_to_the_nearest() -> None:
