@@ -13,7 +13,7 @@ import stat
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -154,6 +154,17 @@ class Reader:
                 raise InvalidInput(f"{self.name} is cut off.", ASK_AGAIN)
             left -= len(chunk)
             yield chunk
+
+    def whole(self, look: Callable[[Packed, bytes], object]) -> str:
+        """SHA-256 of the archive, told while each file's chunks are shown to `look`: read once."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(_local(file))
+            for chunk in self.chunks(file):
+                digest.update(chunk)
+                look(file, chunk)
+        digest.update(_index(self.files))
+        return digest.hexdigest()
 
     def read(self, file: Packed, most: int) -> bytes:
         """A small file, its checksum compared."""

@@ -145,18 +145,16 @@ def unpack(
     return opened, sides
 
 
-def verify(file: Path) -> Opened:
-    """`look`, and whether every file is what was signed."""
+def verify(file: Path) -> tuple[Opened, str]:
+    """`look`, and whether every file is what was signed; with the SHA-256 of the whole bundle, which is read once."""
     with _reading(file, MOST_BYTES) as reader:
         opened = _open(reader)
-        signed = {one.name: one.sha256 for one in opened.manifest.files}
-        for one in reader.files:
-            digest = hashlib.sha256()
-            for chunk in reader.chunks(one):
-                digest.update(chunk)
-            if digest.hexdigest() != signed.get(one.name, digest.hexdigest()):
-                raise _other(one.name, reader.name)
-    return opened
+        digests = {one.name: hashlib.sha256() for one in reader.files}
+        whole = reader.whole(lambda one, chunk: digests[one.name].update(chunk))
+        for signed in opened.manifest.files:
+            if digests[signed.name].hexdigest() != signed.sha256:
+                raise _other(signed.name, reader.name)
+    return opened, whole
 
 
 def unfold(file: Path, folder: Path) -> Opened:

@@ -90,15 +90,12 @@ def _entry(file: Path) -> Entry:
         raise InvalidInput(
             f"{file.name!r} cannot be listed.", "Use letters, digits, dots and dashes in names of files."
         )
-    with file.open("rb") as handle:
-        told: dict[str, Any] = {
-            "file": file.name,
-            "bytes": file.stat().st_size,
-            "sha256": hashlib.file_digest(handle, "sha256").hexdigest(),
-        }
+    told: dict[str, Any] = {"file": file.name, "bytes": file.stat().st_size}
     try:
-        opened = bundle.verify(file)
+        opened, told["sha256"] = bundle.verify(file)
     except ComfyLoopError as error:
+        with file.open("rb") as handle:
+            told["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
         return Entry(**told, problem=str(error)[:2000])
     manifest = opened.manifest
     return Entry(
