@@ -38,6 +38,8 @@ check: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	@if command -v node >/dev/null; then node --experimental-vm-modules --no-warnings tools/check_js.mjs; \
+	else echo "Node is not installed: the pages' JavaScript was not parsed."; fi
 
 bench: setup
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done
