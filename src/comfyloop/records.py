@@ -26,6 +26,9 @@ from pydantic import (
 BASE = 0
 """The version number of the untrained base model."""
 
+MOST_REVIEWED = 5000
+"""Items that one decision may be about."""
+
 ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
@@ -149,6 +152,12 @@ class _Feedback(Record):
     comment: str = Field(default="", max_length=4000)
 
 
+ToReview = Field(
+    default=False,
+    description="A model wrote it: it is learned only once a person has accepted or fixed it in the review queue.",
+)
+
+
 class AnswerEdited(_Feedback):
     """The person rewrote an answer: `edited` is what it should have been."""
 
@@ -178,6 +187,13 @@ class ImagePicked(_Feedback):
     over: tuple[Sha256, ...] = ()
     prompt: str = ""
     generation: Id | None = None  # the answer that wrote the prompt
+    repeats: int = Field(
+        default=1,
+        ge=1,
+        le=1000,
+        description="How often the image model passes it in an epoch, as kohya has it.",
+    )
+    to_review: bool = ToReview
     workflow: dict[str, Any] = Field(
         default={},
         description="What they were made by, in ComfyUI's API form: the gate draws with the newest.",
@@ -221,6 +237,37 @@ class SampleUploaded(_Feedback):
     messages: tuple[Message, ...] = Field(min_length=1)
     rejected: str | None = None
     label: bool | None = None
+    to_review: bool = ToReview
+
+
+class Answered(Record):
+    """An item of the review queue, and what had asked about it: that does not ask again about the same content."""
+
+    item: Id
+    filters: tuple[str, ...] = Field(
+        default=(), max_length=64, description="Empty: nothing asks about it again."
+    )
+
+
+class SampleReviewed(_Feedback):
+    """A person looked at items of the review queue: they are learned as they are, with other words, or not at all."""
+
+    kind: Literal["sample_reviewed"] = "sample_reviewed"
+    decision: Literal["accept", "fix", "reject", "undo"]
+    items: tuple[Answered, ...] = Field(default=(), max_length=MOST_REVIEWED)
+    text: str | None = Field(default=None, description="fix: what the answer, or prompt, is to be.")
+    undoes: Id | None = Field(default=None, description="undo: the decision that is taken back.")
+
+    @model_validator(mode="after")
+    def _is_whole(self) -> SampleReviewed:
+        undo, fix = self.decision == "undo", self.decision == "fix"
+        if undo is not (self.undoes is not None) or undo is bool(self.items):
+            raise ValueError("`undo` names the decision that it `undoes`, and the others name `items`")
+        if fix is not (self.text is not None) or (fix and len(self.items) != 1):
+            raise ValueError("`fix` names one item and gives its `text`, and the others give none")
+        if fix and not (self.text or "").strip():
+            raise ValueError("`text` is empty: reject what is not to be learned")
+        return self
 
 
 Feedback = Annotated[
@@ -231,7 +278,8 @@ Feedback = Annotated[
     | ImageRated
     | PromptEdited
     | GraphEdited
-    | SampleUploaded,
+    | SampleUploaded
+    | SampleReviewed,
     Field(discriminator="kind"),
 ]
 feedback_adapter: TypeAdapter[Feedback] = TypeAdapter(Feedback)
@@ -264,6 +312,7 @@ class Sample(Record):
     feedback: tuple[str, ...] = ()  # ids of the feedback it came from
     origin: str = ""  # the kind of that feedback: "answer_edited", "answer_accepted", ...
     author: str = "local"
+    repeats: int = 1  # image kinds: how often it is passed in an epoch
 
     @property
     def prompt(self) -> tuple[Message, ...]:
@@ -305,6 +354,48 @@ class Flag(Record):
     images: tuple[Sha256, ...] = ()
     phrase: str = ""  # trigger: what seems to call up one and the same answer
     choices: tuple[Choice, ...]
+
+
+class Reason(Record):
+    """Why a person should look at something: which filter asks, or the live version, and what it has seen."""
+
+    filter: str
+    sentence: str
+    detail: str = ""
+    score: float | None = None  # in the filter's own unit
+
+
+class Decided(Record):
+    """What was decided about an item of the review queue."""
+
+    id: Id  # of the decision
+    decision: Literal["accept", "fix", "reject"]
+    author: Author
+    text: str | None = None
+    at: Time
+
+
+class QueueItem(Record):
+    """Something that a person should look at, or has: samples of one content, of which `id` is a hash, and why."""
+
+    id: Id
+    project: ProjectName
+    state: Literal["waiting", "left_out", "decided"]
+    reasons: tuple[Reason, ...]
+    learned: bool  # as it stands: with a doubt, it is
+    kinds: tuple[SampleKind, ...]
+    messages: tuple[Message, ...]  # as it would be learned; the last one is what a fix replaces
+    picked: Sha256 | None = None
+    label: bool | None = None
+    rejected: tuple[str, ...] = ()  # answers over which it is preferred
+    feedback: tuple[str, ...]
+    author: str
+    origin: str
+    refused: float | None = (
+        None  # how likely people here refuse such answers, as the filter `learned` has learned it
+    )
+    loss: float | None = None  # how badly the live version does on it, in nats a token, where that is known
+    decided: Decided | None = None
 
 
 class Suspect(Record):

@@ -19,6 +19,7 @@ from comfyloop.records import (
     ImageRated,
     PromptEdited,
     Record,
+    SampleReviewed,
     SampleUploaded,
 )
 from comfyloop.settings import Settings
@@ -98,6 +99,8 @@ def _check(
             _check_lengths(item, settings)
             _check_generation(item, answers)
             _check_content(item)
+            if isinstance(item, SampleReviewed) and item.undoes is not None:
+                _check_undone(item, item.undoes, known.get(item.undoes) or _found(conn, item.undoes))
             for sha in dict.fromkeys(_images(item)):
                 if sha not in there:
                     there[sha] = store.blobs.exists(sha)
@@ -204,8 +207,20 @@ def _check_content(item: Feedback) -> None:
             )
 
 
+def _check_undone(item: SampleReviewed, undoes: str, undone: Feedback | None) -> None:
+    if not isinstance(undone, SampleReviewed) or undone.project != item.project:
+        raise NotFound(
+            f"The project {item.project!r} has no decision {undoes!r} to take back.",
+            "GET /v1/queue/decisions lists them.",
+        )
+
+
+def _found(conn: Connection, id: str) -> Feedback | None:
+    return stored_feedback.find_many(conn, [id]).get(id)
+
+
 def _generation(item: Feedback) -> str | None:
-    return None if isinstance(item, GraphEdited | SampleUploaded) else item.generation
+    return None if isinstance(item, GraphEdited | SampleUploaded | SampleReviewed) else item.generation
 
 
 def _texts(item: Feedback) -> Iterator[tuple[str, str]]:
@@ -221,6 +236,8 @@ def _texts(item: Feedback) -> Iterator[tuple[str, str]]:
         case SampleUploaded():
             yield from ((f"message {n}", message.text) for n, message in enumerate(item.messages, 1))
             yield "rejected", item.rejected or ""
+        case SampleReviewed():
+            yield "text", item.text or ""
 
 
 def _workflows(item: Feedback) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -205,6 +207,67 @@ def said(found: dict[str, Any]) -> list[str]:
     return lines
 
 
+@data_app.command("caption")
+def caption(
+    path: Annotated[Path, typer.Argument(help="A folder of pictures, or one.", exists=True)],
+    template: Annotated[
+        str,
+        typer.Option(help="What the model is asked of each; {name} stands for the words of the file's name."),
+    ] = "Describe this picture in one sentence.",
+    question: Annotated[
+        str, typer.Option(help="Captions are the answers to this; default: prompts, for the image side.")
+    ] = "",
+    model: Annotated[
+        str, typer.Option(help="Who writes them, e.g. acme@17; default: the live version.")
+    ] = "",
+    engine: Annotated[
+        str,
+        typer.Option(
+            help="Another OpenAI-compatible service that writes them, by its URL; its key is read from OPENAI_API_KEY."
+        ),
+    ] = "",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Longest caption in tokens.")] = 120,
+    review: Annotated[
+        bool, typer.Option(help="Learn each only once a person has accepted it (comfyloop queue).")
+    ] = True,
+    author: Annotated[str, typer.Option(help="In whose name they are stored.")] = "local",
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Write captions for pictures that have no text beside them; each is learned once a person has accepted it."""
+    from comfyloop.client import captioning
+
+    wanted = captioning.Wanted(template, question, model, max_tokens, author, review)
+    pictures = captioning.without_caption(path)
+    with ExitStack() as stack:
+        client = stack.enter_context(service(url, project))
+        other = None
+        if engine:
+            key = os.environ.get("OPENAI_API_KEY", "")
+            other = stack.enter_context(Client(engine.rstrip("/").removesuffix("/v1"), key))
+        tell = stack.enter_context(_progress(as_json))
+        written = list(
+            captioning.write(
+                client, pictures, wanted, other, lambda done, total: tell("captions", done, total)
+            )
+        )
+    new = [one for one in written if one.caption]
+    failed = [one for one in written if one.problem]
+    lines = [f"[dim]{escape(Path(one.picture).name)}[/]  {escape(one.caption)}" for one in new[:20]]
+    lines += [f"[red]{escape(Path(one.picture).name)}: {escape(one.problem)}[/]" for one in failed]
+    there = len(written) - len(new) - len(failed)
+    where = (
+        "They wait: comfyloop queue list --filter unreviewed." if review else "They are learned as they are."
+    )
+    lines.append(
+        f"{len(new)} captions were written, {there} were there already. {where if new else ''}".rstrip()
+    )
+    put([asdict(one) for one in written], as_json, *lines)
+    if failed:
+        raise typer.Exit(1)
+
+
 @data_app.command("list")
 def list_(project: Project = None, url: Url = None, as_json: Json = False) -> None:
     """The data sets that were added, and those that come with ComfyLoop: size, licence, modalities."""
@@ -266,11 +329,26 @@ def show(
 @data_app.command("remove")
 def remove(
     id: Annotated[str, typer.Argument(help="ds_...")],
+    samples: Annotated[
+        bool, typer.Option("--samples", help="Its samples, too: the next snapshot no longer holds them.")
+    ] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="Its samples, and every version that learned them.")
+    ] = False,
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
 ) -> None:
-    """Give up a data set that is not stored yet, and leave nothing of it; of a stored one only the entry goes."""
+    """Give up a data set that is not stored yet, and leave nothing of it; of a stored one the entry, or all of it."""
+    what = "forget" if forget else "delete" if samples else "keep"
     with service(url, project) as client:
-        done = client.call("DELETE", f"/v1/datasets/{quote(id, safe='')}", project=client.project)
-    put(done, as_json, f"{id} is removed. What is feedback stays: comfyloop forget takes that back.")
+        path = f"/v1/datasets/{quote(id, safe='')}"
+        done = client.call("DELETE", path, project=client.project, samples=what)
+    lines = [f"{id} is removed."]
+    if what == "keep":
+        lines.append("What is feedback stays: --samples takes it out, --forget what learned it, too.")
+    else:
+        lines.append(f"{done['deleted']} samples are deleted.")
+    if done["versions"]:
+        lines.append(f"Withdrawn, since they had learned them: {', '.join(map(str, done['versions']))}.")
+    put(done, as_json, " ".join(lines))

@@ -17,7 +17,17 @@ import httpx
 from comfyloop import modalities
 from comfyloop.errors import ComfyLoopError, EngineUnavailable, InvalidInput, error_for
 from comfyloop.media import data_urls
-from comfyloop.records import Feedback, Forgotten, GateReport, Generation, LoopStatus, Snapshot, Version
+from comfyloop.records import (
+    Feedback,
+    Forgotten,
+    GateReport,
+    Generation,
+    LoopStatus,
+    QueueItem,
+    Snapshot,
+    Version,
+    new_id,
+)
 
 CIRCLE = {"max_pattern_size": 32, "min_pattern_size": 2, "min_count": 12}
 """When an answer goes round in a circle and is ended: "a cat, a cat, a cat, …", and no list, table or code."""
@@ -188,6 +198,48 @@ def answer_flag(at: Service, id: str, keep: str) -> Call[list[dict[str, Any]]]:
     """`keep`: the id of the feedback whose claim holds, "all" or "none". What still is asked."""
     body = {"project": at.project, "keep": keep}
     return _items((yield from call(at, "POST", f"/v1/flags/{quote(id, safe='')}", body)))
+
+
+def queue(
+    at: Service, *, state: str = "waiting", filter: str | None = None, limit: int | None = None
+) -> Call[list[QueueItem]]:
+    """What a person should look at, first what is most in doubt. `state`: "waiting", "left_out" or "decided"; `filter`:
+    only what that one asks about; `limit`: the first so many."""
+    items: list[QueueItem] = []
+    after: str | None = None
+    while True:
+        most = min(1000, 1000 if limit is None else limit - len(items))
+        asked = {"project": at.project, "state": state, "filter": filter, "after": after, "limit": most}
+        found = yield from call(at, "GET", "/v1/queue", **asked)
+        items += [QueueItem.model_validate(item) for item in found["items"]]
+        after = found["next_after"]
+        if after is None or len(items) == limit:
+            return items
+
+
+def decide(
+    at: Service,
+    decision: str,
+    items: Sequence[str] = (),
+    *,
+    text: str | None = None,
+    undoes: str | None = None,
+    author: str = "local",
+    id: str | None = None,
+) -> Call[str]:
+    """Decide about items of the review queue: "accept", "reject", "fix" one with another `text`, or "undo" the decision
+    that is called `undoes`. Returns the decision's id, by which it can be taken back.
+
+    Args:
+        id: Its id; sending one twice decides once.
+    """
+    id = id or new_id("fb")
+    body = {
+        "id": id, "project": at.project, "author": author, "decision": decision, "items": list(items),
+        "text": text, "undoes": undoes,
+    }  # fmt: skip
+    yield from call(at, "POST", "/v1/queue/decisions", body)
+    return id
 
 
 # --- the loop

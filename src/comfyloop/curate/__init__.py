@@ -3,8 +3,9 @@
 from comfyloop.curate.export import export
 from comfyloop.curate.imports import Unkept, feedback_from, unsayable
 from comfyloop.curate.lesson import epochs_of
-from comfyloop.curate.pipeline import NothingToTrain, Turn, answer_flag, build, flags
+from comfyloop.curate.pipeline import NothingToTrain, Turn, answer_flag, build, flags, queue
 from comfyloop.curate.report import CurationReport
+from comfyloop.curate.reviews import standing
 from comfyloop.curate.rows import read_samples
 from comfyloop.curate.snapshot import REHEARSAL, DataFiles, data_files, feedback_of, made_of, strip
 from comfyloop.curate.triggers import flag_of, suspects
@@ -26,7 +27,9 @@ __all__ = [
     "flag_of",
     "flags",
     "made_of",
+    "queue",
     "read_samples",
+    "standing",
     "strip",
     "suspects",
     "unsayable",

@@ -38,11 +38,13 @@ def feedback_from(row: Row, project: str, author: str, hashes: Mapping[str, str]
         hashes: Of each of the row's pictures, by its name as a string.
     """
     comment = str(row.extra.get("comment") or "")
-    more = [comment] if comment else []
+    more: list[object] = [comment] if comment else []
     if row.is_of_a_picture:
         chosen, over = (
             [hashes[str(image)]] if image else [] for image in (row.chosen_image, row.rejected_image)
         )
+        repeats = _repeats(row)
+        more += [repeats] if repeats != 1 else []
         content: list[object] = [project, author, row.answer, chosen, over, *more]
         return ImagePicked(
             id=_id_of(content),
@@ -51,6 +53,7 @@ def feedback_from(row: Row, project: str, author: str, hashes: Mapping[str, str]
             picked=tuple(chosen),
             over=tuple(over),
             prompt=row.answer,
+            repeats=repeats,
             comment=comment,
         )
     messages = to_messages(row, [hashes[str(image)] for image in row.images])
@@ -64,6 +67,11 @@ def feedback_from(row: Row, project: str, author: str, hashes: Mapping[str, str]
         label=row.label,
         comment=comment,
     )
+
+
+def _repeats(row: Row) -> int:
+    told = row.extra.get("repeats")
+    return told if isinstance(told, int) and 1 <= told <= 1000 else 1
 
 
 def _id_of(content: list[object]) -> str:

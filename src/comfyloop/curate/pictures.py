@@ -22,7 +22,13 @@ def picked_drafts(
     if not prompt:
         return [], Dropped(feedback=item.id, reason="no_prompt", detail="")
     source, messages = Source.of(item), _messages(item, generations)
-    drafts = [Draft(make("captioned_image", messages, source, picked=image)) for image in item.picked]
+    drafts = [
+        Draft(
+            make("captioned_image", messages, source, picked=image, repeats=item.repeats),
+            to_review=item.to_review,
+        )
+        for image in item.picked
+    ]
     drafts += [
         Draft(make("image_pair", messages, source, picked=better, over=worse))
         for better in item.picked

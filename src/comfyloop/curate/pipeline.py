@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from comfyloop.curate import corrections, disagreements, filters, triggers
+from comfyloop.curate import corrections, disagreements, filters, review_queue, reviews, triggers
 from comfyloop.curate import replay as replays
 from comfyloop.curate.coverage import coverage
 from comfyloop.curate.filters import untrainable
@@ -34,7 +34,9 @@ from comfyloop.records import (
     ImagePicked,
     ImageRated,
     Message,
+    QueueItem,
     Sample,
+    SampleReviewed,
     Snapshot,
 )
 from comfyloop.settings import Settings
@@ -144,8 +146,8 @@ def build(
             settings,
             wanted,
             flags=sound.flags,
-            unsure=sound.unsure,
-            unmeasured=sound.unmeasured,
+            unsure=sound.filtered.unsure,
+            unmeasured=sound.filtered.unmeasured,
             coverage=coverage(sound.kept, sound.ground),
         )
 
@@ -211,6 +213,25 @@ def flags(store: Store, project: str, settings: Settings) -> list[Flag]:
     return found
 
 
+def queue(
+    store: Store, project: str, settings: Settings, losses: Mapping[str, float] | None = None
+) -> list[QueueItem]:
+    """What a person should look at, first what is most in doubt; then what filters left out, then what was decided.
+
+    Args:
+        losses: How badly the live version still does on samples, by their ids, as far as known; nats a token.
+
+    Raises:
+        NotFound: The project does not exist.
+        StorageError: The disk or the database refuses.
+    """
+    _, items, made = _read(store, project)
+    seen = Seen(store.blobs, settings.cache_dir)
+    sound = _sound(store, project, items, made, Pictures(seen.look), seen, settings)
+    seen.keep()
+    return review_queue.of(sound.reviewed, sound.filtered.doubts, sound.kept, losses or {}, sound.ground)
+
+
 def answer_flag(store: Store, flag: Flag, keep: str) -> None:
     """Write down what a person answered: the next turn goes by it.
 
@@ -250,8 +271,8 @@ class _Sound:
     kept: list[Draft]
     dropped: list[Dropped]
     flags: list[Flag]
-    unsure: list[Dropped]
-    unmeasured: dict[str, int]
+    reviewed: reviews.Reviewed
+    filtered: filters.Filtered
     ground: Ground
 
 
@@ -267,9 +288,9 @@ def _sound(
     with store.read() as conn:
         projects.get(conn, project)
         answers, found = stored_flags.answers(conn, project), stored_flags.found(conn, project)
-    drafts, dropped = _drafts(items, made, settings)
-    ground = Ground(settings, seen, Measurements(settings.cache_dir))
-    filtered = filters.apply(drafts, ground)
+    reviewed, dropped = _drafts(items, made, settings)
+    ground = Ground(settings, seen, Measurements(settings.cache_dir), reviewed.taught)
+    filtered = filters.apply(reviewed.drafts, ground)
     kept = filtered.kept
     when = {item.id: (item.created_at, place) for place, item in enumerate(items)}
     settled = disagreements.settle(kept, when, answers, pictures.same)
@@ -278,7 +299,7 @@ def _sound(
     if settings.look_for_triggers:
         kept, planted, flagged = triggers.find(kept, answers, found)
         dropped, asked = [*dropped, *planted], [*asked, *flagged]
-    return _Sound(kept, dropped, asked, filtered.unsure, filtered.unmeasured, ground)
+    return _Sound(kept, dropped, asked, reviewed, filtered, ground)
 
 
 def _lesson(sides: Split, kinds: tuple[str, str], turn: Turn | None, settings: Settings) -> Lesson:
@@ -347,9 +368,9 @@ def _judged(store: Store, project: str) -> frozenset[str]:
 
 def _drafts(
     items: Sequence[Feedback], made: dict[str, Generation], settings: Settings
-) -> tuple[list[Draft], list[Dropped]]:
-    """All drafts in the order in which their feedback arrived."""
-    standing, dropped = newest(items)
+) -> tuple[reviews.Reviewed, list[Dropped]]:
+    """All drafts in the order in which their feedback arrived, as people who looked at them want them."""
+    standing, dropped = newest([item for item in items if not isinstance(item, SampleReviewed)])
     lost_edits = corrections.unsure(standing)
     if not settings.learn_graph_edits:
         graphs = {item.id for item in standing if isinstance(item, GraphEdited)}
@@ -369,8 +390,13 @@ def _drafts(
     told = {id for draft in written for id in draft.sample.feedback}
     dropped += [lost for lost in lost_ratings if lost.feedback not in told]
     arrival = {item.id: place for place, item in enumerate(items)}
-    drafts += [*rated, *written]
-    return sorted(drafts, key=lambda draft: max(arrival[id] for id in draft.sample.feedback)), dropped
+
+    def arrived(draft: Draft) -> int:
+        return max(arrival[id] for id in draft.sample.feedback)
+
+    done = reviews.apply(sorted([*drafts, *rated, *written], key=arrived), reviews.verdicts_of(items))
+    done.drafts.sort(key=arrived)  # what was fixed came now
+    return done, [*dropped, *done.dropped]
 
 
 def _replayed(replay: Replay, samples: Sequence[Sample], wanted: int) -> tuple[Sample, ...]:

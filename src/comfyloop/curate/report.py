@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pydantic import Field
 
-from comfyloop.curate import disagreements, filters, groups, triggers
+from comfyloop.curate import disagreements, filters, groups, reviews, triggers
 from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.split import Split
 from comfyloop.records import Dropped, Flag, Record, Sample
@@ -18,6 +18,7 @@ REASONS: dict[str, str] = {
     groups.REASON: groups.SENTENCE,
     **disagreements.SENTENCES,
     triggers.REASON: triggers.SENTENCE,
+    reviews.REJECTED: reviews.SENTENCE,
     "superseded": "the same person said something newer about the same thing",
     "neutral": "a rating of 3 says neither yes nor no",
     "no_generation": "the answer it is about is no longer stored",
@@ -41,6 +42,9 @@ class CurationReport(Record):
     holdout: dict[str, int]
     slices: dict[str, int]  # over both sides
     authors: dict[str, int]
+    sources: dict[str, int] = Field(
+        default_factory=dict, description="What people did (`answer_edited`, ...) -> samples made of it."
+    )
     new: int = 0  # samples that this turn learns, of those in `train`
     rehearsal: int = 0  # learned before, and kept in practice
     dev: int = 0  # new, but kept back to tell when to stop
@@ -75,17 +79,29 @@ class CurationReport(Record):
             lines.append(f"Slices: {_counts(self.slices)}.")
         if len(self.authors) > 1:
             lines.append(f"Authors: {_counts(self.authors)}.")
+        if self.sources:
+            lines.append(f"Made of: {_counts(self.sources)}.")
         if self.dropped:
             lines.append("Left out:")
-            lines += [f"  {n:>5}  {reason}: {REASONS[reason]}" for reason, n in self.dropped.items()]
+            lines += _reasons(self.dropped, self.details)
         if self.unsure:
-            lines.append("To be looked at:")
-            unsure = _count(item.reason for item in self.unsure)
-            lines += [f"  {n:>5}  {reason}: {REASONS[reason]}" for reason, n in unsure.items()]
+            lines.append("To be looked at (comfyloop queue list):")
+            lines += _reasons(_count(item.reason for item in self.unsure), self.unsure)
         lines += [f"Not measured: {name}, {n} samples." for name, n in self.unmeasured.items()]
         lines += [f"Coverage: {sentence}" for sentence in self.coverage]
         lines += [f"Note: {note}" for note in (*self.warnings, *self.notes)]
         return "\n".join(lines) + "\n"
+
+
+EXAMPLES = 2
+"""Pieces of feedback that the text names for each reason; the JSON has them all."""
+
+
+def _reasons(counts: Mapping[str, int], items: Sequence[Dropped]) -> Iterator[str]:
+    for reason, n in counts.items():
+        yield f"  {n:>5}  {reason}: {REASONS[reason]}"
+        for item in [item for item in items if item.reason == reason][:EXAMPLES]:
+            yield f"         e.g. {item.feedback}{f': {item.detail}' if item.detail else ''}"
 
 
 def report_of(
@@ -112,6 +128,7 @@ def report_of(
         holdout=_count(sample.kind for sample in split.holdout),
         slices=_count(sample.slice for sample in both),
         authors=_count(sample.author for sample in both),
+        sources=_count(sample.origin for sample in both),
         new=len(lesson.new),
         rehearsal=len(lesson.rehearsal),
         dev=len(lesson.dev),

@@ -55,6 +55,7 @@ def row_of(sample: Sample, image_path: Callable[[str], str], *, extra: bool = Tr
             "origin": sample.origin,
             "author": sample.author,
             "feedback": list(sample.feedback),
+            **({"repeats": sample.repeats} if sample.repeats != 1 else {}),
         }
     return written
 
@@ -102,6 +103,7 @@ def read_samples(path: Path, project: str) -> list[Sample]:
                 over=_hash_of(row.rejected_image),
                 slice=extra["slice"],
                 replay=extra["replay"],
+                repeats=int(extra.get("repeats", 1)),
             )
         except (KeyError, TypeError, ValidationError) as error:
             raise DataError(f"{place}: this row was not written by a snapshot ({error}).") from error

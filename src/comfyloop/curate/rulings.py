@@ -14,15 +14,17 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field
 
 from comfyloop.curate.measurements import Measurements
+from comfyloop.curate.reviews import Taught
 from comfyloop.curate.samples import Draft
 from comfyloop.curate.seen import Look
 from comfyloop.records import Sample
 from comfyloop.settings import Settings
 
-Says = Literal["keep", "drop", "mend", "unsure", "unmeasured"]
+Says = Literal["keep", "drop", "ask", "mend", "unsure", "unmeasured"]
 """
 keep        nothing is wrong with it
 drop        it is not learned
+ask         it is not learned before a person has said so
 mend        `mended` is learned in its place
 unsure      it may be wrong, a person should look at it: it is learned, and named in the report
 unmeasured  what the filter needs is not installed or cannot be read: it is learned, and counted as not measured
@@ -53,7 +55,8 @@ def against(draft: Draft, reason: str, score: float | None = None) -> Ruling:
     Nobody is overruled by a measure: what a person did by hand, an edit, an accept, a pick, may well be meant as it is,
     so a person is asked. Of what was uploaded nobody may have looked at every line: it is left out.
     """
-    return Ruling("drop" if draft.sample.origin == UPLOADED else "unsure", reason, score)
+    looked_at = draft.sample.origin != UPLOADED or draft.answered is not None
+    return Ruling("unsure" if looked_at else "drop", reason, score)
 
 
 UPLOADED = "sample_uploaded"
@@ -84,6 +87,7 @@ class Ground:
     settings: Settings
     pictures: StoredPictures
     measurements: Measurements = field(default_factory=Measurements)
+    taught: Sequence[Taught] = ()
 
 
 class Options(BaseModel):
@@ -105,6 +109,7 @@ class Filter:
         rank: Of several that refuse a draft, the one of lowest rank is named.
         compares: It compares drafts with each other and needs all of them at once, after the others have spoken. The
             others may be given any part of the drafts, anywhere.
+        final: No person can take in what it refuses: there is nothing to train on.
         options: What can be set of it.
     """
 
@@ -113,4 +118,5 @@ class Filter:
     judge: Callable[[Sequence[Draft], Ground, Any], Iterable[Ruling]]
     rank: int = 100
     compares: bool = False
+    final: bool = False
     options: type[Options] = Options

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,8 @@ from typing import Any
 from comfyloop import capture, curate, formats
 from comfyloop.datasets.place import Place
 from comfyloop.datasets.record import DataSet, DataSetState, Preview, Request, SampleShown
-from comfyloop.errors import ComfyLoopError, DataError, InvalidInput
+from comfyloop.durable import write_whole
+from comfyloop.errors import ComfyLoopError, DataError, InvalidInput, NotFound
 from comfyloop.files import regular
 from comfyloop.formats import Row, UnusableRow
 from comfyloop.records import Feedback
@@ -209,6 +210,12 @@ class Import:
     def keep(self) -> None:
         """All rows become feedback, or none."""
         self.now(state=DataSetState.STORING, total=self.dataset.rows - self.dataset.bad, progress=0)
+        write_whole(
+            self.place.ids,
+            "".join(f"{body.id}\n" for body in _laid_aside(self.place.items)),
+            "ascii",
+            durable=True,
+        )
         with self.store.begin() as conn:
             stored, duplicates = feedback.add_made_of_content(conn, _laid_aside(self.place.items))
         self.dataset = self.dataset.model_copy(
@@ -232,6 +239,28 @@ def take_back(store: Store, place: Place) -> None:
     for sha in unwanted:
         store.blobs.delete(sha)
     place.blobs.unlink(missing_ok=True)
+
+
+def ids_of(place: Place, others: Iterable[Place]) -> list[str]:
+    """The feedback that a data set became, without what another one became, too.
+
+    Args:
+        others: Data sets of its project.
+
+    Raises:
+        NotFound: It was stored before this was written down.
+    """
+    if not place.ids.is_file():
+        raise NotFound(
+            f"It is not known which feedback the data set {place.folder.name} became: an older version stored it.",
+            "comfyloop forget --author takes back what was added in somebody's name.",
+        )
+    own = dict.fromkeys(place.ids.read_text("ascii").split())
+    for other in others:
+        if other.folder != place.folder and other.ids.is_file():
+            for id in other.ids.read_text("ascii").split():
+                own.pop(id, None)
+    return list(own)
 
 
 # --- looking ------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 ``dataset.json`` what is known of it; ``files/`` what was sent or fetched, beside each file that is not whole its
 ``.part``; ``sent.jsonl`` the hashes of what is whole; ``items.jsonl`` rows as feedback, laid aside; ``cursor.json`` how
-far reading has come; ``blobs.txt`` the pictures that were stored for it alone.
+far reading has come; ``blobs.txt`` the pictures that were stored for it alone; ``ids.txt`` the feedback that it became.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ class Place:
         self.folder = folder
         self.files = folder / "files"
         self.items, self.blobs = folder / "items.jsonl", folder / "blobs.txt"
+        self.ids = folder / "ids.txt"
         self._cursor, self._sent = folder / "cursor.json", folder / "sent.jsonl"
 
     # --- what is known of it

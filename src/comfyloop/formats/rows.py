@@ -25,7 +25,19 @@ SHOWN = 20
 _UNUSABLE = (
     "videos", "video", "audios", "audio", "tools", "functions", "objects", "rejected_images", "messages_rejected",
 )  # fmt: skip
-_OWN = ("id", "kind", "slice", "group", "replay", "part", "origin", "author", "feedback", "comment")
+_OWN = (
+    "id",
+    "kind",
+    "slice",
+    "group",
+    "replay",
+    "part",
+    "origin",
+    "author",
+    "feedback",
+    "comment",
+    "repeats",
+)
 _TELLING = frozenset(
     {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "video", "videos", "audio"}
     | {"audios", "pixel", "pixels", "chosen", "reject", "rejected", "kto", "preferred", "preference", "tool"}

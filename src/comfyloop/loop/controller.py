@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from comfyloop.loop import forgetting, retention, sharing
 from comfyloop.loop.canary import Canaries
 from comfyloop.loop.cycle import LoopCycle
 from comfyloop.loop.lease import LeaseKeeper, is_dead, lease_of, this_process
+from comfyloop.loop.queues import Queues
 from comfyloop.loop.stages import Stages
 from comfyloop.records import (
     Forgotten,
@@ -24,6 +26,7 @@ from comfyloop.records import (
     LoopStatus,
     Project,
     Pruned,
+    QueueItem,
     Snapshot,
     Verdict,
     Version,
@@ -61,6 +64,7 @@ class Controller:
         self._wake = threading.Event()
         self._turns: dict[str, threading.Thread] = {}
         self._canaries = Canaries(stages)
+        self._queues = Queues(stages)
         self._prepared: dict[str, int] = {}  # project -> the feedback seen when its next run was prepared
         self._thread = threading.Thread(target=self._watch, name="loop", daemon=True)
 
@@ -128,6 +132,13 @@ class Controller:
             self.request(project)
         return done
 
+    def forget_rows(self, project: str, ids: Sequence[str]) -> Forgotten:
+        """Take back what was added as a data set, which may be added anew."""
+        done = forgetting.forget(self._stages, project, ids, remember=False)
+        if done.retrains:
+            self.request(project)
+        return done
+
     def prune(self, *, dry_run: bool = False) -> Pruned:
         """Remove what the settings `keep_versions` and `keep_runs` let go; see `retention`."""
         return retention.prune(self.store, self.settings, dry_run=dry_run)
@@ -155,6 +166,10 @@ class Controller:
         if isinstance(snapshot, curate.NothingToTrain):
             raise DataError(snapshot.reason, "Correct or accept some answers first.")
         return snapshot
+
+    def queue(self, project: str) -> Sequence[QueueItem]:
+        """What a person should look at, first what is most in doubt. Blocks while it is made."""
+        return self._queues.of(project)
 
     def gate(self, project: str, number: int) -> GateReport:
         """Judge a version against the live one again, and keep the report with it."""

@@ -24,7 +24,9 @@ from comfyloop.store import (
 from comfyloop.train import runners
 
 
-def forget(stages: Stages, project: str, ids: Collection[str], *, questions: bool = False) -> Forgotten:
+def forget(
+    stages: Stages, project: str, ids: Collection[str], *, questions: bool = False, remember: bool = True
+) -> Forgotten:
     """Delete pieces of feedback of a project and all that was made of them (erasing.py), and take back the versions
     that carry any of them.
 
@@ -33,6 +35,7 @@ def forget(stages: Stages, project: str, ids: Collection[str], *, questions: boo
 
     Args:
         questions: What was asked and answered goes, too, unless others have said something about it.
+        remember: The same feedback does not come back when it is sent again.
 
     Raises:
         NotFound: There is no such project.
@@ -42,7 +45,7 @@ def forget(stages: Stages, project: str, ids: Collection[str], *, questions: boo
     store = stages.store
     with store.read() as conn:
         previous = projects.get(conn, project).live
-    while (done := _delete(stages, project, ids, questions)) is None:
+    while (done := _delete(stages, project, ids, questions, remember)) is None:
         _answer_with_another(stages, project, ids)
     deleted, carriers, loop = done
     for number in carriers:
@@ -68,7 +71,7 @@ def forget(stages: Stages, project: str, ids: Collection[str], *, questions: boo
 
 
 def _delete(
-    stages: Stages, project: str, ids: Collection[str], questions: bool
+    stages: Stages, project: str, ids: Collection[str], questions: bool, remember: bool
 ) -> tuple[list[str], list[int], Loop] | None:
     """Delete the feedback and what only it shows, and withdraw what learned from it; None where that answers."""
     with stages.store.begin() as conn:
@@ -77,7 +80,7 @@ def _delete(
         if found.live in carriers or (found.canary_share and found.canary in carriers):
             return None
         given = [item for item in feedback.find_many(conn, sorted(ids)).values() if item.project == project]
-        deleted = feedback.delete_some(conn, project, ids)
+        deleted = feedback.delete_some(conn, project, ids, remember=remember)
         told = [item.model_dump_json() for item in given]
         if questions:
             about = {id for item in given if (id := getattr(item, "generation", None))}

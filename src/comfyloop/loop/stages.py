@@ -98,9 +98,7 @@ class Stages:
         if fresh is not None:
             with self.store.read() as conn:
                 learned = lessons.learned(conn, project.name, project.live)
-                lineage = lessons.lineage(conn, project.name, project.live)[:REMEMBERED]
-                trained = [versions.get(conn, project.name, number).run for number in lineage]
-            turn = curate.Turn(frozenset(learned), fresh, self._losses(trained))
+            turn = curate.Turn(frozenset(learned), fresh, self.losses(project.name, project.live))
         with collector.young_only():
             return curate.build(
                 self.store,
@@ -112,8 +110,11 @@ class Stages:
                 turn=turn,
             )
 
-    def _losses(self, trained: Sequence[str]) -> dict[str, float]:
-        """How hard samples were when these runs last passed them, newest run first."""
+    def losses(self, project: str, number: int) -> dict[str, float]:
+        """How hard samples were when a version, and those that it went on from, last passed them in training."""
+        with self.store.read() as conn:
+            lineage = lessons.lineage(conn, project, number)[:REMEMBERED]
+            trained = [versions.get(conn, project, each).run for each in lineage]
         losses: dict[str, float] = {}
         for run in reversed(trained):
             directory = RunDirectory(self.run_dir(run))

@@ -2,7 +2,7 @@
 
 A file of captions is ``metadata.jsonl`` or ``metadata.csv`` with a ``file_name`` column, as Hugging Face's image
 folders have it; its other columns may be of any format. Where a picture has no words of its own, the name of its
-kohya folder is used, as kohya's scripts do.
+kohya folder is used, as kohya's scripts do; the number before it says how often they pass its pictures in an epoch.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from comfyloop.sources.tree import OTHER_PICTURES, Tree, encoding_of
 TEXTS = (".txt", ".caption")
 LONGEST = 2**20
 """Bytes of a text beside a picture."""
+MOST_REPEATS = 1000
 NOT_TAKEN = "it is a picture of a kind that is not taken: save it as PNG, JPEG, WebP, GIF or BMP"
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
 _NAMED = ("file_name", "image_file", "image")
-_KOHYA = re.compile(r"(\d+)_(.+)")
+_KOHYA = re.compile(r"(\d{1,9})_(.+)")
 
 
 def fits(tree: Tree) -> bool:
@@ -71,14 +72,17 @@ def of_picture(tree: Tree, name: str, options: Options) -> Found:
     if path.suffix.lower() in OTHER_PICTURES:
         return found(None, name, path.parent, NOT_TAKEN)
     text = beside(tree, name)
+    kohya = _KOHYA.fullmatch(path.parent.name)
+    repeats = {"repeats": min(int(kohya[1]), MOST_REPEATS)} if kohya and int(kohya[1]) > 1 else {}
     if text is not None:
         value, problem = words_of(tree.path(text), options)
         if problem:
             return found(None, text, path.parent, problem)
-        return found({"image": path.name, **value}, text, path.parent)
-    kohya = _KOHYA.fullmatch(path.parent.name)
+        return found({"image": path.name, **value, **repeats}, text, path.parent)
     if kohya:
-        return found({"image": path.name, "caption": kohya[2].replace("_", " ")}, name, path.parent)
+        return found(
+            {"image": path.name, "caption": kohya[2].replace("_", " "), **repeats}, name, path.parent
+        )
     return found(
         None, name, path.parent, f"there is no text beside it ({path.stem}.txt), so nothing is said of it"
     )

@@ -41,6 +41,8 @@ _WORDS = {
     "chosen": "chosen preferred better",
 }
 """By which names, written small and without signs, columns are known; the first that is there counts."""
+_KEPT = ("comment", "repeats")
+"""What a source adds of its own, whatever the columns are called."""
 _TRUE = ("true", "1", "yes", "good", "up", "like", "wanted")
 _FALSE = ("false", "0", "no", "bad", "down", "dislike", "unwanted", "-1")
 
@@ -118,7 +120,7 @@ class Reading:
     def left_out(self) -> tuple[str, ...]:
         """Columns that a map leaves out."""
         return (
-            tuple(c for c in self.columns if c not in self.map.values() and c != "comment")
+            tuple(c for c in self.columns if c not in self.map.values() and c not in _KEPT)
             if self.map
             else ()
         )
@@ -159,8 +161,7 @@ class Reading:
             row["chosen"] = present["chosen"]
         if present.get("label") is not None:
             row["label"] = _label(present["label"])
-        if value.get("comment"):
-            row["comment"] = value["comment"]
+        row |= {key: value[key] for key in _KEPT if value.get(key)}
         return row
 
     def _captioned(self, present: Mapping[str, Any], images: list[Any]) -> dict[str, Any]:

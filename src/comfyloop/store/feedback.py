@@ -229,8 +229,12 @@ def ids_of_author(conn: Connection, project: str, author: str) -> list[str]:
     )
 
 
-def delete_some(conn: Connection, project: str, ids: Collection[str]) -> list[str]:
-    """Delete pieces of a project; those that are gone are passed over. The ids alone are kept.
+def delete_some(conn: Connection, project: str, ids: Collection[str], *, remember: bool = True) -> list[str]:
+    """Delete pieces of a project; those that are gone are passed over.
+
+    Args:
+        remember: The ids are kept, so that a late second delivery does not bring the pieces back; else they may be
+            added anew.
 
     Returns:
         The ids of what was deleted now.
@@ -241,7 +245,7 @@ def delete_some(conn: Connection, project: str, ids: Collection[str]) -> list[st
     for start in range(0, len(wanted), _MANY):
         some = sa.and_(feedback.c.project == project, feedback.c.id.in_(wanted[start : start + _MANY]))
         deleted += conn.scalars(sa.select(feedback.c.id).where(some))
-        _delete(conn, some)
+        _delete(conn, some, remember)
     return deleted
 
 
@@ -256,9 +260,11 @@ def delete(conn: Connection, id: str) -> None:
         raise NotFound(f"There is no feedback {id!r}.", "GET /v1/feedback lists what there is.")
 
 
-def _delete(conn: Connection, which: sa.ColumnElement[bool]) -> int:
-    """Delete pieces, and keep their ids alone. How many there were."""
-    conn.execute(feedback_deleted.insert().from_select(["id"], sa.select(feedback.c.id).where(which)))
+def _delete(conn: Connection, which: sa.ColumnElement[bool], remember: bool = True) -> int:
+    """Delete pieces, and keep their ids alone, or nothing. How many there were."""
+    if remember:
+        gone = sa.select(feedback.c.id).where(which)
+        conn.execute(feedback_deleted.insert().from_select(["id"], gone))
     return conn.execute(feedback.delete().where(which)).rowcount
 
 

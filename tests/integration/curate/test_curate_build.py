@@ -24,6 +24,7 @@ from comfyloop.curate.authors import ALWAYS
 from comfyloop.errors import Conflict, DataError, InvalidInput, NotFound, StorageError
 from comfyloop.records import (
     AnswerAccepted,
+    Answered,
     AnswerEdited,
     AnswerRated,
     Feedback,
@@ -34,6 +35,7 @@ from comfyloop.records import (
     Message,
     Project,
     Sample,
+    SampleReviewed,
     Snapshot,
     Verdict,
     Version,
@@ -650,3 +652,35 @@ def test_a_turn_reads_the_pictures_that_are_new(
     assert made.dropped == {"missing_image": 1}
     report = json.loads((Path(made.path) / "report.json").read_text())
     assert shas[0] in report["details"][0]["detail"]
+
+
+def test_what_was_decided_in_the_queue_is_taken_in_by_the_next_snapshot(
+    store: Store, settings: Settings
+) -> None:
+    shop = Shop(store)
+    for number in range(6):
+        shop.corrects(f"mug {number}", f"Meet mug {number}.")
+    shop.corrects("cup", "TODO")
+    shop.corrects("bowl", "tbd")
+    before = built(store, settings)
+    waiting = {item.messages[-1].text: item for item in curate.queue(store, "acme", settings)}
+    assert set(waiting) == {"TODO", "tbd"}
+
+    def decides(decision: str, about: str, **more: object) -> SampleReviewed:
+        filters = tuple(reason.filter for reason in waiting[about].reasons)
+        items = (Answered(item=waiting[about].id, filters=filters),)
+        made = SampleReviewed(project="acme", decision=decision, items=items, **more)  # type: ignore[arg-type]
+        shop.says(made)
+        return made
+
+    fix, no = decides("fix", "TODO", text="A cup of clay."), decides("reject", "tbd")
+    after = built(store, settings)
+    assert after.id != before.id and after.dropped == {"rejected": 1}
+    every = [s for file in Path(after.path).glob("*.jsonl") for s in rows(after, file.name)]
+    assert not any("TODO" in s.answer or "tbd" in s.answer for s in every)
+    (cup,) = [s for s in every if s.answer == "A cup of clay." and s.kind == "sft"]
+    assert fix.id in cup.feedback and len(cup.feedback) == 2  # who takes either back, takes the sample back
+    assert [i.state for i in curate.queue(store, "acme", settings)] == ["decided", "decided"]
+
+    shop.says(*(SampleReviewed(project="acme", decision="undo", undoes=one.id) for one in (fix, no)))
+    assert built(store, settings).id == before.id

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import time
 from collections.abc import Sequence
 from datetime import timedelta
@@ -474,3 +476,11 @@ def test_every_pattern_of_the_tree_takes_time_in_proportion_to_the_text(text: st
         for _ in pattern.finditer(text[:200_000]):
             pass
         assert time.process_time() - began < 1.0, pattern  # tens of seconds where it is quadratic
+
+
+def test_an_id_is_the_hash_of_the_content_as_it_is_written() -> None:
+    """Ids outlive versions of this program: what was learned, and forgotten, is known by them."""
+    (draft, _), _ = drafts_of(said(AnswerEdited, "fb_1", edited="Ein Kätzchen 猫."), MADE)
+    sample = draft.sample
+    content = ["sft", [m.model_dump(mode="json") for m in sample.messages], None, None, None, None, False]
+    assert sample.id == hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]

@@ -279,6 +279,12 @@ def test_every_kind_is_found_by_looking(adding: Adding, tmp_path: Path, kind: st
     assert done.stored == len(wanted)
 
 
+def test_how_often_kohya_passes_a_picture_is_kept(adding: Adding, tmp_path: Path) -> None:
+    adding.add(kohya(tmp_path))
+    picked = [item for item in adding.stored() if isinstance(item, ImagePicked)]
+    assert {item.prompt: item.repeats for item in picked} == {"red mug": 10, "a blue square": 2}
+
+
 def test_a_picture_of_comfyui_keeps_its_seed_and_models(adding: Adding, tmp_path: Path) -> None:
     adding.add(comfyui(tmp_path))
     (item,) = adding.stored()

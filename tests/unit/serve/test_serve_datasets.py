@@ -115,7 +115,11 @@ def test_wrong_calls_are_answered_with_sentences(gateway: Gateway) -> None:
         answer = http.request(method, path, json=body)
         assert answer.status_code == status, (path, answer.text)
         assert answer.json()["error"]["message"].endswith(".")
-    assert http.delete(f"/v1/datasets/{id}?project=acme").json() == {"removed": id}
+    assert http.delete(f"/v1/datasets/{id}?project=acme").json() == {
+        "removed": id,
+        "deleted": 0,
+        "versions": [],
+    }
 
 
 def test_a_built_in_set_is_added_by_its_name(gateway: Gateway) -> None:
@@ -123,3 +127,25 @@ def test_a_built_in_set_is_added_by_its_name(gateway: Gateway) -> None:
     assert code == 0 and "30 samples stored" in shown, shown
     code, shown = cli(gateway, "data", "add", "nothing-of-that-name")
     assert code != 0 and "There is no file or folder nothing-of-that-name" in shown
+
+
+def test_a_stored_set_is_taken_back_and_may_be_added_anew(gateway: Gateway) -> None:
+    def add(name: str) -> str:
+        code, shown = cli(gateway, "data", "add", name, "--yes", "--json")
+        assert code == 0, shown
+        return str(json.loads(shown)["id"])
+
+    def there() -> int:
+        return len(samples(gateway))
+
+    english, first = add("questions-en"), add("questions-zh")
+    second = add("questions-zh")  # all of it was there
+    assert there() == 60
+    code, shown = cli(gateway, "data", "remove", first, "--samples")
+    assert code == 0 and "0 samples are deleted" in shown and there() == 60  # the other one has them, too
+    code, shown = cli(gateway, "data", "remove", second, "--forget")
+    assert code == 0 and "30 samples are deleted" in shown and there() == 30
+    code, shown = cli(gateway, "data", "remove", english)
+    assert code == 0 and "What is feedback stays" in shown and there() == 30
+    add("questions-zh")
+    assert there() == 60

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pydantic import ValidationError
 
@@ -21,23 +21,45 @@ SENTENCES: dict[str, str] = {name: filter.sentence for name, filter in FILTERS.i
 
 
 @dataclass(frozen=True)
+class Doubt:
+    """Something that a person may overrule: what a filter is unsure of, or left out."""
+
+    draft: Draft
+    filter: Filter
+    ruling: Ruling
+
+
+@dataclass(frozen=True)
 class Filtered:
     """
     Attributes:
         kept: The drafts that no filter refuses, mended where one could; also those that one is unsure of.
         dropped: The feedback of which not a single draft is kept, with the first filter that refused one.
-        unsure: Feedback of which a draft is kept that a person should look at, with the filter that is unsure of it.
+        doubts: What filters said of single drafts, those that are kept and those that are not.
         unmeasured: Filter -> how many drafts it could not measure.
     """
 
     kept: list[Draft]
     dropped: list[Dropped]
-    unsure: list[Dropped]
+    doubts: list[Doubt]
     unmeasured: dict[str, int]
+
+    @property
+    def unsure(self) -> list[Dropped]:
+        """Feedback of which a draft is kept that a person should look at, with the filter that is unsure of it."""
+        used = {feedback for draft in self.kept for feedback in draft.sample.feedback}
+        found = {
+            (item.feedback, doubt.filter.name): item
+            for doubt in self.doubts
+            if doubt.ruling.says == "unsure"
+            for item in _told(doubt.filter, doubt.draft, doubt.ruling)
+        }
+        return [asked for (feedback, _), asked in found.items() if feedback in used]
 
 
 def apply(drafts: Sequence[Draft], ground: Ground) -> Filtered:
-    """What every filter says of the drafts, the later ones of what the earlier ones have kept.
+    """What every filter says of the drafts, the later ones of what the earlier ones have kept. What a person has
+    answered to one, it does not say again.
 
     Those that compare come last, so that a copy of a good draft is never preferred to it.
 
@@ -47,19 +69,22 @@ def apply(drafts: Sequence[Draft], ground: Ground) -> Filtered:
     chosen = options_of(ground.settings)
     kept = list(drafts)
     refused: dict[str, Dropped] = {}
-    unsure: dict[tuple[str, str], Dropped] = {}
+    doubts: list[Doubt] = []
     unmeasured: Counter[str] = Counter()
     for filter in in_order():
         if not (options := chosen[filter.name]).on:
             continue
         judged, kept = list(zip(kept, filter.judge(kept, ground, options), strict=True)), []
         for draft, ruling in judged:
-            if ruling.says == "drop":
+            if ruling.says in ("drop", "ask", "unsure") and not filter.final:
+                if draft.is_answered(filter.name):
+                    kept.append(draft)
+                    continue
+                doubts.append(Doubt(draft, filter, ruling))
+            if ruling.says in ("drop", "ask"):
                 for item in _told(filter, draft, ruling):
                     refused.setdefault(item.feedback, item)
                 continue
-            if ruling.says == "unsure":
-                unsure |= {(item.feedback, filter.name): item for item in _told(filter, draft, ruling)}
             if ruling.says == "unmeasured":
                 unmeasured[filter.name] += 1
             kept.append(_mended(draft, ruling))
@@ -67,7 +92,7 @@ def apply(drafts: Sequence[Draft], ground: Ground) -> Filtered:
     return Filtered(
         kept,
         [dropped for feedback, dropped in refused.items() if feedback not in used],
-        [asked for (feedback, _), asked in unsure.items() if feedback in used],
+        doubts,
         dict(unmeasured),
     )
 
@@ -112,7 +137,7 @@ def _mended(draft: Draft, ruling: Ruling) -> Draft:
     if ruling.says != "mend":
         return draft
     assert ruling.mended is not None
-    return Draft(ruling.mended, draft.replaces)
+    return replace(draft, sample=ruling.mended, made_from=draft.made_from or draft.sample)
 
 
-__all__ = ["FILTERS", "KEEP", "SENTENCES", "Filtered", "apply", "in_order", "options_of"]
+__all__ = ["FILTERS", "KEEP", "SENTENCES", "Doubt", "Filtered", "apply", "in_order", "options_of"]

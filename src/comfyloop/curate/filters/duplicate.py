@@ -23,4 +23,4 @@ def _key(sample: Sample) -> object:
     return sample.kind, turns, rejected, sample.label, sample.picked, sample.over
 
 
-FILTER = Filter("duplicate", "the same example was there already", judge, compares=True)
+FILTER = Filter("duplicate", "the same example was there already", judge, compares=True, final=True)

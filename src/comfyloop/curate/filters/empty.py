@@ -19,4 +19,4 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: Options) -> Iterator
             yield KEEP
 
 
-FILTER = Filter("empty", "there was no text to learn from", judge, rank=10)
+FILTER = Filter("empty", "there was no text to learn from", judge, rank=10, final=True)

@@ -1,8 +1,9 @@
 """What this project's people take and refuse, learned: an answer that is like the refused ones is shown to a person.
 
 Taken are answers that somebody accepted, rated 4-5 or wrote, and prompts that were kept; refused are those that
-somebody rated 1-2 or rewrote. A logistic regression on words and length tells them apart; how well, it is asked on
-answers that it has not seen, and where that is little better than chance nothing is said.
+somebody rated 1-2 or rewrote; what was accepted, fixed or rejected in the review queue counts likewise. A logistic
+regression on words and length tells them apart; how well, it is asked on answers that it has not seen, and where that
+is little better than chance nothing is said.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from comfyloop.curate.filters import _texts
+from comfyloop.curate.reviews import Taught
 from comfyloop.curate.rulings import KEEP, UPLOADED, Filter, Ground, Options, Ruling
 from comfyloop.curate.samples import Draft
 
@@ -53,34 +55,52 @@ class Decisions:
 
 def judge(drafts: Sequence[Draft], ground: Ground, options: Learned) -> Iterator[Ruling]:
     """Of what was uploaded. The score is the chance that people would refuse it."""
-    decisions = decisions_of(drafts)
     asked = [draft.sample.origin == UPLOADED and draft.sample.label is None for draft in drafts]
-    few = min(decisions.taken.sum(), (1 - decisions.taken).sum()) < options.each
-    if few or not any(asked):
-        yield from (KEEP for _ in drafts)
-        return
-    seen = np.stack([features(text) for text in decisions.texts])
-    sure = auc(_out_of_fold(seen, decisions), decisions.taken)
-    if sure < options.least_auc:
-        reason = f"what people refuse cannot be told from what they take (AUC {sure:.2f})"
-        yield from (Ruling("unmeasured", reason) if one else KEEP for one in asked)
-        return
-    weights = fit(seen, decisions.taken)
+    taste = taste_of(drafts, ground, options) if any(asked) else None
     for draft, one in zip(drafts, asked, strict=True):
-        if not one:
+        if taste is None or not one:
             yield KEEP
-            continue
-        refused = 1 - float(chance(features(draft.sample.answer)[None], weights)[0])
-        if refused >= options.refused:
+        elif taste.auc < options.least_auc:
+            reason = f"what people refuse cannot be told from what they take (AUC {taste.auc:.2f})"
+            yield Ruling("unmeasured", reason)
+        elif (refused := taste.refused(draft.sample.answer)) >= options.refused:
             reason = (
-                f"{refused:.0%} likely to be refused (AUC {sure:.2f} on {len(decisions.texts)} decisions)"
+                f"{refused:.0%} likely to be refused (AUC {taste.auc:.2f} on {taste.decisions} decisions)"
             )
             yield Ruling("unsure", reason, round(refused, 3))
         else:
             yield Ruling("keep", score=round(refused, 3))
 
 
-def decisions_of(drafts: Sequence[Draft]) -> Decisions:
+@dataclass(frozen=True)
+class Taste:
+    """What was learned of decisions.
+
+    Attributes:
+        auc: How well it tells unseen ones apart.
+    """
+
+    decisions: int
+    auc: float
+    weights: Vectors
+
+    def refused(self, text: str) -> float:
+        """How likely people here refuse it."""
+        return 1 - float(chance(features(text)[None], self.weights)[0])
+
+
+def taste_of(drafts: Sequence[Draft], ground: Ground, options: Learned) -> Taste | None:
+    """None where there are too few decisions."""
+    decisions = decisions_of(drafts, ground.taught)
+    if min(decisions.taken.sum(), (1 - decisions.taken).sum()) < options.each:
+        return None
+    seen = np.stack([features(text) for text in decisions.texts])
+    sure = auc(_out_of_fold(seen, decisions), decisions.taken)
+    weights = fit(seen, decisions.taken) if sure >= options.least_auc else np.zeros(seen.shape[1])
+    return Taste(len(decisions.texts), sure, weights)
+
+
+def decisions_of(drafts: Sequence[Draft], taught: Sequence[Taught] = ()) -> Decisions:
     """Each answer once; one that was both taken and refused says nothing."""
     said: dict[str, set[bool]] = {}
     for draft in drafts:
@@ -93,6 +113,10 @@ def decisions_of(drafts: Sequence[Draft]) -> Decisions:
             said.setdefault(sample.answer, set()).add(True)
         if sample.rejected:
             said.setdefault(sample.rejected, set()).add(False)
+    for text, _ in taught:  # who looked at it in the queue has the last word
+        said.pop(text, None)
+    for text, taken in taught:
+        said.setdefault(text, set()).add(taken)
     clear = [(text, taken) for text, (taken, *more) in said.items() if not more][-MOST:]
     return Decisions([text for text, _ in clear], np.array([float(taken) for _, taken in clear]))
 

@@ -25,4 +25,6 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: Options) -> Iterator
             yield KEEP
 
 
-FILTER = Filter("missing_image", "an image of it is no longer stored, or is damaged", judge, rank=60)
+FILTER = Filter(
+    "missing_image", "an image of it is no longer stored, or is damaged", judge, rank=60, final=True
+)

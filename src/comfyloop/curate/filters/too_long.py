@@ -18,4 +18,4 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: Options) -> Iterator
             yield KEEP
 
 
-FILTER = Filter("too_long", "the text is longer than max_answer_chars", judge, rank=40)
+FILTER = Filter("too_long", "the text is longer than max_answer_chars", judge, rank=40, final=True)

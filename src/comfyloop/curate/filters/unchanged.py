@@ -15,4 +15,4 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: Options) -> Iterator
         yield Ruling("drop") if same else KEEP
 
 
-FILTER = Filter("unchanged", "the edit is the same as what was there before", judge, rank=20)
+FILTER = Filter("unchanged", "the edit is the same as what was there before", judge, rank=20, final=True)

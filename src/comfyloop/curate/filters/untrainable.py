@@ -36,4 +36,4 @@ def why(sample: Sample) -> str:
     return ""
 
 
-FILTER = Filter("untrainable", "no trainer can use it as it is", judge, rank=30)
+FILTER = Filter("untrainable", "no trainer can use it as it is", judge, rank=30, final=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from itertools import islice
 from secrets import token_hex
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query
 from fastapi import Request as HttpRequest
@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from comfyloop.datasets import DataSet, DataSetState, Place, Request, SentFile, open_place, places
-from comfyloop.datasets.importing import preview
+from comfyloop.datasets.importing import ids_of, preview
 from comfyloop.datasets.place import new_place
 from comfyloop.datasets.record import Preview
 from comfyloop.errors import Conflict
@@ -23,6 +23,7 @@ from comfyloop.serve.api.common import AskedProject, Limit
 from comfyloop.serve.api.services import Services, Svc
 from comfyloop.sources.builtin import BUILTIN
 from comfyloop.sources.fetching import check_source
+from comfyloop.store import feedback
 
 router = APIRouter(tags=["datasets"])
 
@@ -74,6 +75,8 @@ class PreviewRequest(Request):
 
 class Removed(BaseModel):
     removed: str
+    deleted: int = Field(default=0, description="Pieces of feedback.")
+    versions: list[int] = Field(default=[], description="Withdrawn: they had learned it.")
 
 
 def _place(services: Services, project: str, id: str) -> Place:
@@ -191,8 +194,31 @@ def import_dataset(id: str, body: Request, services: Svc, project: AskedProject)
     return services.imports.start(_place(services, project, id), body)
 
 
-@router.delete("/v1/datasets/{id}", summary="Give a data set up")
-def remove_dataset(id: str, services: Svc, project: AskedProject) -> Removed:
-    """Stops taking it, and leaves nothing of it. Of one that was stored only the entry goes: what is feedback stays."""
-    services.imports.remove(_place(services, project, id))
-    return Removed(removed=id)
+@router.delete("/v1/datasets/{id}", summary="Give a data set up, or take it back")
+def remove_dataset(
+    id: str,
+    services: Svc,
+    project: AskedProject,
+    samples: Annotated[
+        Literal["keep", "delete", "forget"],
+        Query(
+            description="Of a data set that was stored, what becomes of its samples: `keep`; `delete`: the next "
+            "snapshot no longer holds them; `forget`: versions that learned them are withdrawn, too."
+        ),
+    ] = "keep",
+) -> Removed:
+    """Stops taking it, and leaves nothing of it. One that was stored and is taken back may be added anew; samples that
+    another data set has, too, stay."""
+    place = _place(services, project, id)
+    removed = Removed(removed=id)
+    if samples != "keep" and services.imports.state(place).state is DataSetState.DONE:
+        ids = ids_of(place, places(services.settings, project))
+        if samples == "forget":
+            done = services.controller.forget_rows(project, ids)
+            removed = Removed(removed=id, deleted=len(done.feedback), versions=list(done.versions))
+        else:
+            with services.store.begin() as conn:
+                deleted = feedback.delete_some(conn, project, ids, remember=False)
+            removed = Removed(removed=id, deleted=len(deleted))
+    services.imports.remove(place)
+    return removed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
@@ -11,7 +12,7 @@ from comfyloop import capture
 from comfyloop.records import Feedback, ProjectName
 from comfyloop.serve.api.bodies import LargeBodies
 from comfyloop.serve.api.common import AskedProject, Limit, Seq
-from comfyloop.serve.api.services import Svc
+from comfyloop.serve.api.services import Services, Svc
 from comfyloop.store import feedback
 from comfyloop.store.pages import PAGE_BYTES
 
@@ -64,6 +65,11 @@ def send_feedback(
     if check:
         capture.feedback.check(services.store, items, services.settings)
         return Receipt(stored=[], duplicates=[])
+    return store(services, items)
+
+
+def store(services: Services, items: Sequence[Feedback]) -> Receipt:
+    """Take feedback in, and tell who listens."""
     receipt = capture.feedback.submit(services.store, items, services.settings)
     for item in items:
         if item.id in receipt.stored:

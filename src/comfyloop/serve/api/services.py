@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import Counter
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +17,7 @@ from fastapi.requests import HTTPConnection
 from comfyloop import errors
 from comfyloop.datasets import Imports
 from comfyloop.recall import Recall, Tastes
-from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Pruned, Snapshot
+from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Pruned, QueueItem, Snapshot
 from comfyloop.registry.archive import Piece
 from comfyloop.registry.bundle import Imported
 from comfyloop.registry.contents import Wanted
@@ -59,6 +59,9 @@ class Controller(Protocol):
     ) -> Forgotten:
         """Take feedback back, and the versions that learned from it."""
 
+    def forget_rows(self, project: str, ids: Sequence[str]) -> Forgotten:
+        """Take back what was added as a data set, which may be added anew."""
+
     def cancel(self, project: str) -> Loop | None:
         """Stop the present turn; what was trained so far is kept."""
 
@@ -73,6 +76,9 @@ class Controller(Protocol):
 
     def snapshot(self, project: str) -> Snapshot:
         """Curate now, without a run. Blocks while it works."""
+
+    def queue(self, project: str) -> Sequence[QueueItem]:
+        """What a person should look at. Blocks while it is made."""
 
     def gate(self, project: str, number: int) -> GateReport:
         """Judge a version against the live one again. Blocks while it works."""

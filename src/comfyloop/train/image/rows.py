@@ -39,6 +39,7 @@ class PictureRow:
     chosen: Picture
     rejected: Picture | None = None
     item: int = 0
+    repeats: int = 1  # how often it is passed in an epoch
 
 
 def read_rows(
@@ -75,7 +76,9 @@ def _row(row: Row, pairs: bool, max_image_pixels: int) -> PictureRow:
         rejected = _picture(row.rejected_image, "rejected", max_image_pixels)
         if rejected.sha256 == chosen.sha256:
             raise UnusableRow("its two pictures are the same, so nothing was preferred")
-    return PictureRow(row.line, row.id, caption, chosen, rejected, row.item)
+    repeats = row.extra.get("repeats")
+    often = repeats if isinstance(repeats, int) and repeats > 1 else 1
+    return PictureRow(row.line, row.id, caption, chosen, rejected, row.item, often)
 
 
 def _picture(source: formats.Picture | None, key: str, max_image_pixels: int) -> Picture:

@@ -132,8 +132,10 @@ def read_pictures(directory: RunDirectory, file: str, spec: ImageTrainSpec, log:
     held_out = file == spec.holdout
     refuse_or_skip(path, len(rows), bad, spec.skip_bad, spec.max_bad_share, may_be_none=held_out)
     log.left_out(path, bad)
-    log.say(f"{path.name}: {len(rows)} {'pairs' if pairs else 'pictures'}")
-    return rows
+    repeated = rows if held_out else [row for row in rows for _ in range(row.repeats)]
+    passed = f", passed {len(repeated)} times in an epoch" if len(repeated) > len(rows) else ""
+    log.say(f"{path.name}: {len(rows)} {'pairs' if pairs else 'pictures'}{passed}")
+    return repeated
 
 
 def encode(

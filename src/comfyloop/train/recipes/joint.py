@@ -98,4 +98,5 @@ def write_captions(
 def _with_names(row: Row) -> dict[str, Any]:
     """A row with its pictures by their absolute paths."""
     chosen, rejected = (str(one) if one else None for one in (row.chosen_image, row.rejected_image))
-    return formats.to_json(row, [str(image) for image in row.images], chosen, rejected)
+    named = formats.to_json(row, [str(image) for image in row.images], chosen, rejected)
+    return named | ({"repeats": row.extra["repeats"]} if "repeats" in row.extra else {})

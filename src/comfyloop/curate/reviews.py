@@ -1,0 +1,152 @@
+"""What people decided in the review queue, applied to the samples that it is about. Pure.
+
+A decision is about content, not about the feedback that it came from: whoever sends the same again is not asked
+again. Of several decisions about one content the newest counts, and one that was taken back as if it had not been made.
+A fix is an edit: the new text is learned, and preferred to the one before; what was decided about the new text holds,
+too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import NamedTuple
+
+from comfyloop.curate.samples import Draft, Source, make
+from comfyloop.records import Dropped, Feedback, Message, Sample, SampleReviewed
+
+REJECTED = "rejected"
+SENTENCE = "a person who looked at it did not want it learned"
+
+
+class Taught(NamedTuple):
+    """A text, and whether a person took it: what the filter `learned` learns from beside the samples."""
+
+    text: str
+    taken: bool
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What holds of an item.
+
+    Attributes:
+        answered: The filters whose doubts were answered; empty: all of them.
+    """
+
+    decision: SampleReviewed
+    answered: frozenset[str]
+
+
+@dataclass
+class Reviewed:
+    """
+    Attributes:
+        decided: The drafts as they were, with what was decided about them.
+    """
+
+    drafts: list[Draft] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
+    taught: list[Taught] = field(default_factory=list)
+    decided: list[tuple[Draft, SampleReviewed]] = field(default_factory=list)
+
+
+def apply(drafts: Sequence[Draft], verdicts: Mapping[str, Verdict]) -> Reviewed:
+    done = Reviewed()
+    rejected: dict[str, SampleReviewed] = {}
+    for draft in drafts:
+        done.drafts += _settled(draft, verdicts, done, rejected, ()) if verdicts else [draft]
+    used = {id for draft in done.drafts for id in draft.sample.feedback}
+    done.dropped = [
+        Dropped(feedback=id, reason=REJECTED, detail=f"by {decision.author} ({decision.id})")
+        for id, decision in rejected.items()
+        if id not in used
+    ]
+    done.taught = list(dict.fromkeys(done.taught))
+    return done
+
+
+def _settled(
+    draft: Draft,
+    verdicts: Mapping[str, Verdict],
+    done: Reviewed,
+    rejected: dict[str, SampleReviewed],
+    before: tuple[str, ...],
+) -> Iterator[Draft]:
+    """What becomes of a draft.
+
+    Args:
+        before: Items that it was before it was fixed: who changes a text back means the text as it was.
+    """
+    verdict = verdicts.get(draft.item)
+    if verdict is None or draft.item in before:
+        yield draft
+        return
+    decision, answered = verdict.decision, verdict.answered
+    done.decided.append((draft, decision))
+    if draft.answered is not None:
+        answered = answered | draft.answered if answered and draft.answered else frozenset()
+    match decision.decision:
+        case "reject":
+            done.taught.append(Taught(draft.sample.answer, False))
+            rejected.update(dict.fromkeys(draft.sample.feedback, decision))
+        case "accept":
+            done.taught.append(Taught(draft.sample.answer, draft.sample.label is not False))
+            yield replace(draft, answered=answered)
+        case "fix":
+            assert decision.text is not None
+            done.taught.append(Taught(draft.sample.answer, False))
+            for fixed in _fixed(draft, decision, decision.text.strip(), answered):
+                yield from _settled(fixed, verdicts, done, rejected, (*before, draft.item))
+
+
+def _fixed(draft: Draft, decision: SampleReviewed, text: str, answered: frozenset[str]) -> Iterator[Draft]:
+    sample = draft.sample
+    source = Source(sample.project, (*sample.feedback, decision.id), sample.origin, decision.author)
+    messages = (*sample.messages[:-1], Message.of(sample.messages[-1].role, text, sample.messages[-1].images))
+    was = sample.answer
+
+    def made(kind: Sample, replaces: str | None) -> Draft:
+        return Draft(kind, replaces, answered)
+
+    match sample.kind:
+        case "captioned_image" | "image_pair":
+            pictures = {"picked": sample.picked, "over": sample.over}
+            more = {**pictures, "repeats": sample.repeats}
+            yield made(make(sample.kind, messages, source, slice=sample.slice, **more), None)
+        case "preference":
+            yield made(
+                make("preference", messages, source, rejected=sample.rejected, slice=sample.slice),
+                sample.rejected,
+            )
+        case "sft" | "labelled":
+            yield made(make("sft", messages, source, slice=sample.slice), was)
+            yield made(make("preference", messages, source, rejected=was, slice=sample.slice), was)
+
+
+def verdicts_of(items: Sequence[Feedback]) -> dict[str, Verdict]:
+    """What holds of each item, of all feedback of a project in the order of its arrival."""
+    verdicts: dict[str, Verdict] = {}
+    for _, decision in sorted(
+        enumerate(standing([item for item in items if isinstance(item, SampleReviewed)])),
+        key=lambda placed: (placed[1].created_at, placed[0]),
+    ):
+        for item in decision.items:
+            now, earlier = frozenset(item.filters), verdicts.get(item.item)
+            if earlier is not None:
+                now = now | earlier.answered if now and earlier.answered else frozenset()
+            verdicts[item.item] = Verdict(decision, now)
+    return verdicts
+
+
+def standing(decisions: Sequence[SampleReviewed]) -> list[SampleReviewed]:
+    """Those that were not taken back, of decisions in the order of their arrival. Taking back can be taken back."""
+    undone: set[str] = set()
+    left: list[SampleReviewed] = []
+    for decision in reversed(decisions):
+        if decision.id in undone:
+            continue
+        left.append(decision)
+        if decision.undoes is not None:
+            undone.add(decision.undoes)
+    return left[::-1]

@@ -1,0 +1,56 @@
+"""The review queues of projects, kept until something changes: making one goes through all feedback of a project."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from comfyloop import curate
+from comfyloop.loop.stages import Stages
+from comfyloop.records import BASE, QueueItem
+from comfyloop.store import feedback, flags, projects, versions
+
+
+class Queues:
+    """Thread-safe; who asks for a queue that is being made waits for that one."""
+
+    def __init__(self, stages: Stages) -> None:
+        self._stages = stages
+        self._kept: dict[str, tuple[Any, list[QueueItem]]] = {}
+        self._locks: dict[str, threading.Lock] = {}
+
+    def of(self, project: str) -> Sequence[QueueItem]:
+        """Raises NotFound, StorageError."""
+        with self._locks.setdefault(project, threading.Lock()):
+            stamp = self._stamp(project)
+            known = self._kept.get(project)
+            if known is None or known[0] != stamp:
+                store, settings = self._stages.store, self._stages.settings
+                known = stamp, curate.queue(store, project, settings, self._losses(project))
+                self._kept[project] = known
+            return known[1]
+
+    def _stamp(self, project: str) -> Any:
+        """What a queue is made of, as far as it can change."""
+        with self._stages.store.read() as conn:
+            found = projects.get(conn, project)
+            return (
+                found.created_at,
+                found.live,
+                feedback.last_seq(conn, project),
+                feedback.count_after(conn, project),  # fewer: some was deleted
+                sorted(flags.answers(conn, project).items()),
+            )
+
+    def _losses(self, project: str) -> dict[str, float]:
+        """How badly the live version does, in nats a token: on what it last trained on, and on what judged it."""
+        with self._stages.store.read() as conn:
+            live = projects.get(conn, project).live
+            version = versions.find(conn, project, live) if live != BASE else None
+        judged = version.gate.items if version is not None and version.gate is not None else ()
+        return self._stages.losses(project, live) | {
+            item.sample: -item.scores["log_likelihood"][1]
+            for item in judged
+            if "log_likelihood" in item.scores
+        }
