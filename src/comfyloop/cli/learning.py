@@ -11,9 +11,7 @@ import typer
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from comfyloop.cli import sharing
 from comfyloop.cli.base import Json, Project, Url, app, err, plain, put, service, settings_of
-from comfyloop.cli.sharing import Form
 from comfyloop.client import show
 from comfyloop.client.client import Client
 from comfyloop.client.follow import follow
@@ -22,14 +20,6 @@ from comfyloop.errors import InvalidInput
 from comfyloop.recipes import RECIPES, of_side
 from comfyloop.records import GateReport, Run, Verdict, Version
 from comfyloop.settings import IMAGE_STARTER
-
-
-@app.command()
-def snapshot(project: Project = None, url: Url = None, as_json: Json = False) -> None:
-    """Curate what was fed back into a snapshot now, without training on it."""
-    with service(url, project) as client:
-        found = client.snapshot()
-    put(found, as_json, show.snapshot(found))
 
 
 @app.command()
@@ -45,55 +35,6 @@ def prune(
     counts = ", ".join(f"{len(done[kind])} {kind}" for kind in ("versions", "runs", "snapshots"))
     left = f"Left alone, since a turn is under way: {', '.join(done['busy'])}." if done["busy"] else ""
     put(done, as_json, f"{counts} {verb}: {done['bytes'] / 2**20:.1f} MB.", *([left] if left else []))
-
-
-@app.command()
-def export(
-    target: Annotated[
-        Path,
-        typer.Argument(
-            help="Directory to write; it must be new or empty. With --to: the version, as acme@17."
-        ),
-    ],
-    into: Annotated[
-        Path | None, typer.Argument(help="With --to: where it is written; default: acme-17-peft and so on.")
-    ] = None,
-    to: Annotated[
-        Form | None,
-        typer.Option(
-            "--to",
-            help="A version's adapter for others: peft, comfyui (the image LoRA), or merged: the base model with the "
-            "text adapter in its weights.",
-        ),
-    ] = None,
-    snapshot_id: Annotated[
-        str | None, typer.Option("--snapshot", help="Which one; default: the newest.")
-    ] = None,
-    format: Annotated[str, typer.Option(help="swift: messages + images JSON lines.")] = "swift",
-    project: Project = None,
-    url: Url = None,
-    as_json: Json = False,
-) -> None:
-    """Write a snapshot's data for training elsewhere; with --to, a version for use elsewhere."""
-    from comfyloop.curate import export as write
-
-    if to is not None:
-        put(*sharing.export_version(str(target), into, to, project, url, as_json))
-        return
-    if into is not None:
-        raise InvalidInput(
-            f"It is not said what {into} is for.", "With --to it is where a version is written."
-        )
-    with service(url, project) as client:
-        found = next(iter(client.pages("/v1/snapshots")), None)
-        if snapshot_id is not None:
-            found = client.call("GET", f"/v1/snapshots/{quote(snapshot_id, safe='')}", project=project)
-        if found is None:
-            found = client.snapshot().model_dump(mode="json")
-    exported = write(Path(found["path"]), target, format)
-    files = [str(path) for path in exported.files]
-    told = {"snapshot": found["id"], "files": files, "left_out": list(exported.left_out)}
-    put(told, as_json, *map(escape, [*files, *exported.left_out]))
 
 
 @app.command()

@@ -1,6 +1,7 @@
 """Feedback into training data: an immutable snapshot, with a report of what was left out and why."""
 
-from comfyloop.curate.export import export
+from comfyloop.curate.diff import SnapshotDiff, diff
+from comfyloop.curate.export import FORMATS, export
 from comfyloop.curate.imports import Unkept, feedback_from, unsayable
 from comfyloop.curate.lesson import epochs_of
 from comfyloop.curate.pipeline import NothingToTrain, Turn, answer_flag, build, flags, queue
@@ -11,15 +12,18 @@ from comfyloop.curate.snapshot import REHEARSAL, DataFiles, data_files, feedback
 from comfyloop.curate.triggers import flag_of, suspects
 
 __all__ = [
+    "FORMATS",
     "REHEARSAL",
     "CurationReport",
     "DataFiles",
     "NothingToTrain",
+    "SnapshotDiff",
     "Turn",
     "Unkept",
     "answer_flag",
     "build",
     "data_files",
+    "diff",
     "epochs_of",
     "export",
     "feedback_from",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import subprocess
@@ -18,7 +19,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyloop import curate, formats
+from comfyloop import curate, formats, sources
 from comfyloop.curate import replay, snapshot
 from comfyloop.curate.authors import ALWAYS
 from comfyloop.errors import Conflict, DataError, InvalidInput, NotFound, StorageError
@@ -684,3 +685,79 @@ def test_what_was_decided_in_the_queue_is_taken_in_by_the_next_snapshot(
 
     shop.says(*(SampleReviewed(project="acme", decision="undo", undoes=one.id) for one in (fix, no)))
     assert built(store, settings).id == before.id
+
+
+def told(row: formats.Row) -> str:
+    """What a row says, whatever its form."""
+    pictures = [hashlib.sha256(picture.read_bytes()).hexdigest() for picture in row.pictures]
+    said = [(turn.role, turn.parts) for turn in row.turns]
+    return repr((said, pictures, row.rejected, row.label, row.extra.get("repeats", 1)))
+
+
+def taken(folder: Path) -> list[formats.Row]:
+    """The rows of a folder as `comfyloop data add` takes them."""
+    looked = sources.look(sources.tree_of(folder), sources.Options())
+    return [looked.reading.row(one) for one in looked.objects]
+
+
+@pytest.mark.parametrize("format", ["swift", "sharegpt", "llava", "kohya"])
+def test_what_is_exported_is_read_to_the_same_rows(
+    store: Store, settings: Settings, tmp_path: Path, format: str
+) -> None:
+    red, blue, green = (store.blobs.put(picture(c)) for c in ("red", "blue", "#00ff00"))
+    shop = Shop(store)
+    shop.corrects("mug", "Meet the mug.\nIt is 见.", [red])
+    shop.corrects("both", "Two mugs.", [blue, green])
+    shop.corrects("cup", "Meet the cup.")
+    shop.corrects("tagged", "Write <image> where it goes.")
+    shop.says(AnswerRated(project="acme", generation=shop.asks("bowl"), rating=1))
+    shop.says(ImagePicked(project="acme", picked=(red,), over=(blue,), prompt="a red square", repeats=10))
+    shop.says(ImagePicked(project="acme", picked=(red,), prompt="red, all of it"))
+    made = built(store, settings.model_copy(update={"holdout_every": 1000}))
+    exported = curate.export(Path(made.path), tmp_path / "out", format)
+    assert all(file.is_file() for file in exported.files)
+
+    wanted = set()
+    for file in sorted(Path(made.path).glob("*.jsonl")):
+        for row in formats.read(file, may_be_empty=True).good:
+            chat = not row.is_of_a_picture and "tagged" not in row.turns[0].text
+            captioned = row.is_of_a_picture and row.rejected_image is None
+            judged = row.rejected is not None or row.label is not None
+            if captioned if format == "kohya" else chat and not (format == "llava" and judged):
+                wanted.add(told(row))
+    assert {told(row) for row in taken(tmp_path / "out")} == wanted
+    assert len(wanted) == {"swift": 7, "sharegpt": 7, "llava": 3, "kohya": 2}[format]
+    assert any("<image>" in sentence for sentence in exported.left_out) is (format != "kohya")
+    if format == "kohya":
+        assert sorted(path.name for path in (tmp_path / "out").glob("*/*")) == [
+            "10_captions",
+            "1_captions",
+        ]
+
+
+def test_snapshots_are_compared_sample_by_sample(store: Store, settings: Settings) -> None:
+    shop = Shop(store)
+    for number in range(6):
+        shop.corrects(f"mug {number}", f"Meet mug {number}.")
+    old = built(store, settings)
+    shop.corrects("cup", "Meet the cup.")
+    with store.begin() as conn:
+        first = feedback.list_by(conn, "acme", limit=1)[0][1]
+        feedback.delete(conn, first.id)
+    shop.says(AnswerRated(project="acme", generation=shop.asks("bowl"), rating=3))
+    new = built(store, settings)
+    found = curate.diff(Path(old.path), Path(new.path))
+    assert (found.added, found.removed, found.moved) == (2, 2, 0)  # the edit, and that it is preferred
+    assert {(c.was, c.now, c.answer) for c in found.changes} == {
+        ("train", "", "Meet mug 0."),
+        ("", "train", "Meet the cup."),
+    }
+    assert found.dropped == {"neutral": (0, 1)} and found.same == 10
+    text = found.text()
+    assert "2 added, 2 removed" in text and "+ sft (train)  cup => Meet the cup." in text
+    assert "left out, neutral: 0 -> 1" in text
+    assert curate.diff(Path(new.path), Path(new.path)).changes == ()
+    one = curate.diff(Path(old.path), Path(new.path), 1)
+    assert len(one.changes) == 1 and "... and 3 more" in one.text()
+    with pytest.raises(NotFound, match="is gone"):
+        curate.diff(Path(old.path) / "nowhere", Path(new.path))

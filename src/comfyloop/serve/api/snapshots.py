@@ -9,7 +9,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from comfyloop.errors import StorageError
+from comfyloop import curate
+from comfyloop.errors import NotFound, StorageError
 from comfyloop.records import Snapshot
 from comfyloop.serve.api.common import AskedProject, Limit
 from comfyloop.serve.api.services import Svc
@@ -46,6 +47,30 @@ def build_snapshot(services: Svc, project: AskedProject) -> Snapshot:
 def get_snapshot(id: str, services: Svc, project: AskedProject) -> Snapshot:
     with services.store.read() as conn:
         return snapshots.get(conn, project, id)
+
+
+@router.get("/v1/snapshots/{id}/diff", summary="Compare a snapshot with an earlier one")
+def diff_snapshots(
+    id: str,
+    services: Svc,
+    project: AskedProject,
+    old: Annotated[
+        str | None, Query(description="What it is compared with; default: the one made before it.")
+    ] = None,
+    limit: Limit = 100,
+) -> curate.SnapshotDiff:
+    """Samples that were added, removed, or moved between training and hold-out: how many, and the first `limit`."""
+    with services.store.read() as conn:
+        new = snapshots.get(conn, project, id)
+        if old is None:
+            before = snapshots.list_by(conn, project, before=id, limit=1)
+            if not before:
+                raise NotFound(f"No snapshot was made before {id}.", "Name the one to compare with: `old`.")
+            earlier = before[0]
+        else:
+            earlier = snapshots.get(conn, project, old)
+    with services.heavily(f"a comparison of snapshots of {project}"):
+        return curate.diff(Path(earlier.path), Path(new.path), limit)
 
 
 @router.get("/v1/snapshots/{id}/report", summary="Get a snapshot's report")
