@@ -28,7 +28,7 @@ def test_every_command_has_help_and_a_json_form() -> None:
     for name in commands:
         shown = CliRunner().invoke(app, [name, "--help"], env={"COLUMNS": "200"})
         assert shown.exit_code == 0, name
-        if name not in {"up", "version", "feedback", "data", "engines", "comfyui", "gate", "bundle", "index"}:
+        if not hasattr(commands[name], "commands") and name not in {"up", "version"}:
             assert "--json" in shown.output, name
 
 

@@ -84,9 +84,9 @@ def sampler(**values: Any) -> dict[str, Any]:
 def test_edits_of_workflows_are_trained_on_only_where_that_is_asked_for() -> None:
     item = GraphEdited(id="fb_1", project="acme", before=sampler(), after=sampler(cfg=5))
     found, dropped = _drafts([item], {}, Settings())
-    assert not found and [lost.reason for lost in dropped] == ["graph_edits_off"]
+    assert not found.drafts and [lost.reason for lost in dropped] == ["graph_edits_off"]
     found, dropped = _drafts([item], {}, Settings(learn_graph_edits=True))
-    assert [draft.sample.answer for draft in found] == ["set 1.cfg = 5"] and not dropped
+    assert [draft.sample.answer for draft in found.drafts] == ["set 1.cfg = 5"] and not dropped
 
 
 def chain(length: int) -> dict[str, Any]:
