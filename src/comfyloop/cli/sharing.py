@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import sys
@@ -47,8 +48,11 @@ class Form(StrEnum):
     """What a version is written as, for use elsewhere."""
 
     PEFT = "peft"
-    COMFYUI = "comfyui"
+    MS_SWIFT = "ms-swift"
     MERGED = "merged"
+    GGUF = "gguf"
+    COMFYUI = "comfyui"
+    COMFYUI_TEXT = "comfyui-text"
 
 
 def version_of(name: str, project: str | None) -> tuple[str | None, int]:
@@ -164,21 +168,41 @@ def take_in(client: Client, file: Path, trust_new_key: bool, promote: bool, as_j
     return 0 if good else 1
 
 
+class OutType(StrEnum):
+    """The numbers of a GGUF model's matrices, by llama.cpp's names."""
+
+    F16 = "f16"
+    BF16 = "bf16"
+    F32 = "f32"
+    Q8_0 = "q8_0"
+
+
+_ENDINGS = {Form.COMFYUI: ".safetensors", Form.COMFYUI_TEXT: "-text.safetensors"}
+"""Forms that are one file."""
+
+
 def export_version(
-    version: str, into: Path | None, form: Form, project: str | None, url: str | None, as_json: bool
-) -> tuple[dict[str, str], bool, str]:
+    version: str,
+    into: Path | None,
+    form: Form,
+    outtype: OutType | None,
+    project: str | None,
+    url: str | None,
+    as_json: bool,
+) -> tuple[dict[str, Any], bool, str]:
     """Write a version's adapter, or the base model with it; what `put` is to show."""
     from comfyloop.registry import bundle
     from comfyloop.registry.manifest import IMAGE_WEIGHTS, TEXT_CONFIG
 
+    if outtype is not None and form is not Form.GGUF:
+        raise InvalidInput("--outtype is for --to gguf.", "Leave it out.")
     project, number = version_of(version, project)
     with tempfile.TemporaryDirectory(prefix="comfyloop-") as temporary, service(url, project) as client:
         file, files = Path(temporary) / "x.comfyloop", Path(temporary) / "files"
         bundles.export(client, number, file, {})
         manifest = bundle.unfold(file, files).manifest
         name = f"{manifest.project}-{number}"
-        ending = ".safetensors" if form is Form.COMFYUI else f"-{form.value}"
-        target = into or Path(f"{name}{ending}")
+        target = into or Path(name + _ENDINGS.get(form, f"-{form.value}"))
         if target.exists():
             raise Conflict(f"{target} is there already.", "Give another name.")
         needed = files / (IMAGE_WEIGHTS if form is Form.COMFYUI else TEXT_CONFIG)
@@ -187,25 +211,62 @@ def export_version(
             raise InvalidInput(
                 f"{manifest.project}@{number} has no {side} side, which --to {form.value} writes."
             )
-        if form is Form.MERGED:
-            _merge(client, manifest.project, needed.parent, target)
-        else:
-            shutil.move(needed if form is Form.COMFYUI else needed.parent, target)
-    return {"version": f"{manifest.project}@{number}", "written": str(target)}, as_json, escape(str(target))
+        notes: list[str] = []
+        match form:
+            case Form.COMFYUI:
+                shutil.move(needed, target)
+            case Form.COMFYUI_TEXT:
+                from comfyloop.registry import comfyui_text
+
+                kind = manifest.text_base.kind if manifest.text_base else ""
+                notes = comfyui_text.write(needed.parent, kind, target)
+            case Form.PEFT | Form.MS_SWIFT:
+                if form is Form.MS_SWIFT:
+                    notes = [_for_swift(client, manifest.project, files, target)]
+                shutil.move(needed.parent, target)
+            case Form.MERGED:
+                from comfyloop.registry import merge
+
+                merge.merge(needed.parent, _base_model(client, manifest.project), target)
+            case Form.GGUF:
+                from comfyloop.registry import gguf_files
+
+                base = manifest.text_base.name if manifest.text_base else ""
+                about = gguf_files.About(name, base, manifest.licence)
+                place = _base_model(client, manifest.project)
+                notes = gguf_files.write(needed.parent, place, target, about, (outtype or OutType.F16).value)
+    told = {"version": f"{manifest.project}@{number}", "written": str(target), "notes": notes}
+    return told, as_json, escape("\n".join([str(target), *notes]))
 
 
-def _merge(client: Client, project: str, adapter: Path, target: Path) -> None:
-    from comfyloop.registry import base_model, merge
+def _base_model(client: Client, project: str) -> Path:
+    """Where the base model of a project lies."""
+    from comfyloop.registry import base_model
     from comfyloop.service import model_path
 
-    set_model = client.call("GET", f"/v1/projects/{project}")["base_model"]
+    set_model = _set_model(client, project)
     place = base_model.local(model_path(settings_of(), set_model))
     if place is None:
         raise InvalidInput(
             f"The base model {set_model} is not on this machine.",
             "Export it where it is, or download it first.",
         )
-    merge.merge(adapter, place, target)
+    return place
+
+
+def _set_model(client: Client, project: str) -> str:
+    return str(client.call("GET", f"/v1/projects/{project}")["base_model"])
+
+
+def _for_swift(client: Client, project: str, files: Path, target: Path) -> str:
+    """Put what ms-swift needs beside the adapter; how it is run, in a sentence."""
+    from comfyloop.registry import swift_folder
+    from comfyloop.registry.manifest import SPEC, TEXT_CONFIG
+
+    spec = files / SPEC
+    trained = json.loads(spec.read_text("utf-8")) if spec.exists() else {}
+    adapter = (files / TEXT_CONFIG).parent
+    return f"Run it: {swift_folder.complete(adapter, _set_model(client, project), trained, target)}"
 
 
 @app.command()

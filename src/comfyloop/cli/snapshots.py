@@ -117,9 +117,13 @@ def export(
         Form | None,
         typer.Option(
             "--to",
-            help="A version's adapter for others: peft, comfyui (the image LoRA), or merged: the base model with the "
-            "text adapter in its weights.",
+            help="A version for others: peft, ms-swift, merged (the base model with the text adapter in its weights), "
+            "gguf (llama.cpp, Ollama), comfyui (the image LoRA), comfyui-text (for its node Generate Text).",
         ),
+    ] = None,
+    outtype: Annotated[
+        sharing.OutType | None,
+        typer.Option(help="With --to gguf: numbers of the model's matrices; default: f16."),
     ] = None,
     snapshot_id: Annotated[
         str | None, typer.Option("--snapshot", help="Which one; default: the newest.")
@@ -131,7 +135,7 @@ def export(
 ) -> None:
     """Write a snapshot's data for training elsewhere; with --to, a version for use elsewhere."""
     if to is not None:
-        put(*sharing.export_version(str(target), into, to, project, url, as_json))
+        put(*sharing.export_version(str(target), into, to, outtype, project, url, as_json))
         return
     if into is not None:
         raise InvalidInput(

@@ -12,7 +12,7 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,12 +41,37 @@ class Layer:
     def __init__(self, down: Floats, up: Floats, scale: float, magnitude: Floats | None) -> None:
         self.down, self.up, self.scale, self.magnitude = down, up, scale, magnitude
 
+    @property
+    def rank(self) -> int:
+        return len(self.down)
+
     def on(self, weight: Floats) -> Floats:
         changed = weight + np.float32(self.scale) * (self.up @ self.down)
         if self.magnitude is None:
             return changed
         norms = np.linalg.norm(changed, axis=1, keepdims=True)
         return np.asarray(changed * (self.magnitude[:, None] / norms), np.float32)
+
+
+class Tensor(NamedTuple):
+    """One tensor of a safetensors file, which is read when it is asked for."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    file: Path
+    start: int
+    bytes: int
+
+    @property
+    def layer(self) -> str:
+        """Whose weight or bias it is, as adapters call it."""
+        return tail(self.name.rpartition(".")[0])
+
+    def read(self) -> Floats:
+        with self.file.open("rb") as handle:
+            handle.seek(self.start)
+            return _floats(handle.read(self.bytes), self.dtype, self.name).reshape(self.shape)
 
 
 def merge(adapter: Path, model: Path, target: Path) -> None:
@@ -63,20 +88,8 @@ def merge(adapter: Path, model: Path, target: Path) -> None:
     """
     if target.exists():
         raise Conflict(f"{target} is there already.", "Give a new folder.")
-    check(str(adapter), str(adapter), _LIMITS, str(model))
-    layers = _layers(adapter)
-    files = sorted(model.glob("*.safetensors"))
-    if not files:
-        raise InvalidInput(
-            f"{model} has no safetensors to merge into.", "Convert the base model to safetensors."
-        )
-    if (positions := adapter / "positions.json").is_file() and json.loads(positions.read_text("utf-8"))[
-        "rope_scaling"
-    ]:
-        raise InvalidInput(
-            "The adapter was trained on scaled positions, which a merged model does not carry.",
-            "Export it with --to peft, and scale positions where it is served.",
-        )
+    layers = layers_of(adapter, model)
+    files = weights_of(model)
 
     def write(making: Path) -> None:
         for other in sorted(model.iterdir()):
@@ -93,14 +106,39 @@ def merge(adapter: Path, model: Path, target: Path) -> None:
         raise disk_error(target, error) from error
 
 
-def _layers(adapter: Path) -> dict[str, Layer]:
-    """By the tail of the layer's name, which all ways of saving the model share."""
+def weights_of(model: Path) -> list[Path]:
+    """Raises InvalidInput: The base model has no safetensors."""
+    files = sorted(model.glob("*.safetensors"))
+    if not files:
+        raise InvalidInput(
+            f"{model} has no safetensors to merge into.", "Convert the base model to safetensors."
+        )
+    return files
+
+
+def layers_of(adapter: Path, model: Path | None = None) -> dict[str, Layer]:
+    """What an adapter adds to a base model, by the tail of the layer's name, which all ways of saving the model share.
+
+    Args:
+        model: The base model's directory, whose layers are compared; None: it is not here.
+
+    Raises:
+        InvalidInput: It does not fit the model, or cannot be worked into weights.
+    """
+    check(str(adapter), str(adapter), _LIMITS, str(model or ""))
+    if (positions := adapter / "positions.json").is_file() and json.loads(positions.read_text("utf-8"))[
+        "rope_scaling"
+    ]:
+        raise InvalidInput(
+            "The adapter was trained on scaled positions, which this form does not carry.",
+            "Export it with --to peft, and scale positions where it is served.",
+        )
     config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     refuse_changed_base(str(adapter), config)
     found: dict[str, dict[str, Floats]] = {}
-    for name, values in _tensors(adapter / "adapter_model.safetensors"):
-        layer, _, part = name.removeprefix(_PREFIX).rpartition(".lora_")
-        found.setdefault(layer, {})[part] = values
+    for tensor in tensors_of(adapter / "adapter_model.safetensors"):
+        layer, _, part = tensor.name.removeprefix(_PREFIX).rpartition(".lora_")
+        found.setdefault(layer, {})[part] = tensor.read()
     layers = {}
     for layer, parts in found.items():
         rank = parts["A.weight"].shape[0]
@@ -141,13 +179,12 @@ def _pass_on(read: BinaryIO, write: BinaryIO, count: int) -> None:
         count -= len(chunk)
 
 
-def _tensors(file: Path) -> Iterator[tuple[str, Floats]]:
+def tensors_of(file: Path) -> Iterator[Tensor]:
+    """In the order in which they lie there."""
     header, start = _header(file)
-    with file.open("rb") as handle:
-        for name, entry in header.items():
-            begin, end = entry["data_offsets"]
-            handle.seek(start + begin)
-            yield name, _floats(handle.read(end - begin), entry["dtype"], name).reshape(entry["shape"])
+    for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
+        begin, end = entry["data_offsets"]
+        yield Tensor(name, tuple(entry["shape"]), entry["dtype"], file, start + begin, end - begin)
 
 
 def _header(file: Path) -> tuple[dict[str, Any], int]:

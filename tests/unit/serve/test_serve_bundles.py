@@ -80,8 +80,14 @@ def test_a_version_is_written_for_use_elsewhere(maker: Gateway, model: Path, tmp
     )
     told(maker, "export", "1", str(tmp_path / "m"), "--to", "merged")
     assert (tmp_path / "m" / "config.json").exists() and (tmp_path / "m" / "model.safetensors").exists()
-    with pytest.raises(InvalidInput, match="no image side"):
-        told(maker, "export", "1", str(tmp_path / "c"), "--to", "comfyui")
+    said = told(maker, "export", "1", str(tmp_path / "s"), "--to", "ms-swift")
+    assert "swift infer --adapters" in said and (tmp_path / "s" / "args.json").exists()
+    for form, match in (("comfyui", "no image side"), ("comfyui-text", "'llama'"), ("gguf", "no tensor")):
+        with pytest.raises(InvalidInput, match=match):
+            told(maker, "export", "1", str(tmp_path / "c"), "--to", form)
+        assert not (tmp_path / "c").exists()
+    with pytest.raises(InvalidInput, match="--outtype"):
+        told(maker, "export", "1", str(tmp_path / "c"), "--to", "peft", "--outtype", "f32")
     with pytest.raises(Conflict, match="there already"):
         told(maker, "export", "1", str(tmp_path / "m"), "--to", "merged")
 
