@@ -8,16 +8,15 @@ pushed, and its signature holds.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from comfyloop import hub_clients
 from comfyloop.durable import write_whole
 from comfyloop.errors import (
     ComfyLoopError,
@@ -25,8 +24,8 @@ from comfyloop.errors import (
     InvalidInput,
     NotFound,
     QueueFull,
-    StorageError,
 )
+from comfyloop.hub_clients import Meaning
 from comfyloop.registry import bundle
 from comfyloop.registry.archive import disk_error
 from comfyloop.registry.manifest import KNOWN
@@ -126,19 +125,14 @@ def base_model(model: str, cache: Path) -> str | None:
 
 
 def _hf_push(folder: Path, place: Place, private: bool) -> None:
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
+    api = hub_clients.hugging_face()
     api.create_repo(place.repo, private=private, exist_ok=True)
     told = f"{folder.name}: a version of ComfyLoop's"
     api.upload_folder(repo_id=place.repo, folder_path=folder, revision=place.revision, commit_message=told)
 
 
 def _hf_pull(place: Place, into: Path, names: list[str]) -> None:
-    from huggingface_hub import HfApi
-
-    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
-    api.snapshot_download(
+    hub_clients.hugging_face().snapshot_download(
         place.repo, revision=place.revision, local_dir=into, allow_patterns=names, max_workers=4
     )
 
@@ -147,7 +141,7 @@ def _hf_pull(place: Place, into: Path, names: list[str]) -> None:
 
 
 def _ms_push(folder: Path, place: Place, private: bool, tracker: Path, quiet: bool) -> None:
-    api = _modelscope()
+    api = hub_clients.modelscope()
     if not api.repo_exists(place.repo, "model"):
         api.create_repo(place.repo, "model", visibility="private" if private else "public")
     api.upload_folder(
@@ -156,23 +150,8 @@ def _ms_push(folder: Path, place: Place, private: bool, tracker: Path, quiet: bo
 
 
 def _ms_pull(place: Place, into: Path, names: list[str] | None) -> None:
-    _modelscope().download_repo(
+    hub_clients.modelscope().download_repo(
         place.repo, "model", revision=place.revision, local_dir=into, allow_patterns=names
-    )
-
-
-def _modelscope() -> Any:
-    try:
-        from modelscope_hub import HubApi
-    except ImportError:
-        raise InvalidInput(
-            "ModelScope is reached by the package `modelscope-hub`, which is not installed.",
-            "pip install 'comfyloop[hubs]'",
-        ) from None
-    # Said each time: the client remembers what the environment said when it was first asked.
-    names = {"endpoint": "MODELSCOPE_ENDPOINT", "token": "MODELSCOPE_API_TOKEN"}
-    return HubApi(
-        **{name: os.environ[variable] for name, variable in names.items() if os.environ.get(variable)}
     )
 
 
@@ -215,75 +194,34 @@ def _in_sentences(place: Place) -> Iterator[None]:
 
 
 def _sentence(place: Place, error: BaseException) -> ComfyLoopError:
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
-            return disk_error(Path(cause.filename or "."), cause)
-    status = next((found for cause in causes if (found := _status(cause))), 0)
-    hub = _NAMES[place.hub]
-    names = {type(cause).__name__ for cause in causes}
-    if status == 404 or names & {
-        "RepositoryNotFoundError",
-        "RevisionNotFoundError",
-        "NotExistError",
-        "NotFoundError",
-    }:
-        return NotFound(f"{hub} has no {place}, or not for you.", f"Look at the name. {_LOGIN[place.hub]}")
-    if status in (401, 403) or names & {
-        "AuthenticationError",
-        "PermissionDeniedError",
-        "LocalTokenNotFoundError",
-    }:
-        return InvalidInput(f"{hub} does not let you do this with {place}.", _LOGIN[place.hub])
-    if status == 429 or "RateLimitError" in names:
-        wait = next((after for cause in causes if (after := _wait(cause))), None)
-        told = f"in {wait:.0f} seconds" if wait else "in some minutes"
-        return QueueFull(
-            f"{hub} asks to wait: it was called too often.", f"Try again {told}.", retry_after=wait
-        )
-    if names & {"FileIntegrityError", "FileSizeMismatchError"} or any(
-        "onsistency check failed" in str(cause) for cause in causes
-    ):
-        return InvalidInput(f"A file of {place} came otherwise than {hub} says that it is.", "Do it again.")
-    if isinstance(error, OSError) and error.errno:
-        return StorageError(f"{error.filename} cannot be used: {error.strerror}.")
-    told = (
-        f"status {status}"
-        if status
-        else (str(causes[-1]) or type(causes[-1]).__name__).partition("\n")[0][:200]
-    )
-    return EngineUnavailable(
-        f"{hub} could not be reached, or the connection broke off ({told}).",
-        "Do it again: what has gone over stays there.",
-    )
-
-
-def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    waiting = [error]
-    while waiting:
-        found = waiting.pop(0)
-        if found is None or id(found) in seen:
-            continue
-        seen.add(id(found))
-        yield found
-        failed = getattr(found, "failed_files", None)  # modelscope-hub's, of several files
-        waiting += [
-            *(failed.values() if isinstance(failed, dict) else ()),
-            found.__cause__,
-            found.__context__,
-        ]
-
-
-def _status(error: BaseException) -> int:
-    response = getattr(error, "response", None)
-    found = getattr(response, "status_code", None) or getattr(error, "status_code", None)
-    return int(found) if isinstance(found, int) else 0
-
-
-def _wait(error: BaseException) -> float | None:
-    headers = getattr(getattr(error, "response", None), "headers", None) or {}
-    try:
-        return float(headers.get("retry-after") or headers.get("Retry-After") or 0) or None
-    except (TypeError, ValueError):
-        return None
+    hub, said = _NAMES[place.hub], hub_clients.understood(error)
+    match said.meaning:
+        case Meaning.DISK_FULL | Meaning.LOCAL:
+            assert isinstance(said.cause, OSError)
+            return disk_error(Path(said.cause.filename or "."), said.cause)
+        case Meaning.OFFLINE:
+            return InvalidInput("HF_HUB_OFFLINE is set, so no hub is asked.", "Unset it, and start again.")
+        case Meaning.NOT_THERE | Meaning.NO_REVISION | Meaning.NO_FILE:
+            return NotFound(
+                f"{hub} has no {place}, or not for you.", f"Look at the name. {_LOGIN[place.hub]}"
+            )
+        case Meaning.NOT_ALLOWED | Meaning.GATED:
+            return InvalidInput(f"{hub} does not let you do this with {place}.", _LOGIN[place.hub])
+        case Meaning.NO_ID:
+            return InvalidInput(f"{hub} does not take the name {place}: {said.told}.", "Give another name.")
+        case Meaning.TOO_OFTEN:
+            told = f"in {said.wait:.0f} seconds" if said.wait else "in some minutes"
+            return QueueFull(
+                f"{hub} asks to wait: it was called too often.",
+                f"Try again {told}.",
+                retry_after=said.wait or None,
+            )
+        case Meaning.DAMAGED:
+            return InvalidInput(
+                f"A file of {place} came otherwise than {hub} says that it is.", "Do it again."
+            )
+        case _:
+            return EngineUnavailable(
+                f"{hub} could not be reached, or the connection broke off ({said.told}).",
+                "Do it again: what has gone over stays there.",
+            )
