@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import TypeAdapter
 from rich.markup import escape
 
 from comfyloop.cli.base import Json, Project, Url, app, out, plain, put, service, settings_of
 from comfyloop.client import bundles, show
 from comfyloop.client.client import Client
+from comfyloop.durable import write_whole
 from comfyloop.errors import Conflict, DataError, InvalidInput, StorageError
+from comfyloop.files import regular
 from comfyloop.records import Verdict, Version
-from comfyloop.registry.manifest import Include
+from comfyloop.registry.manifest import Include, Suite
 
 bundle_app = typer.Typer(
     help="A version as one signed file: export, look into, import.", no_args_is_help=True
@@ -28,10 +31,15 @@ app.add_typer(bundle_app, name="bundle")
 
 NAME = re.compile(r"^(?:(?P<project>[a-z0-9][a-z0-9._-]*)@)?(?P<number>[1-9]\d{0,8})$")
 
+MOST_EVALUATION = 2**20
+
 VersionName = Annotated[str, typer.Argument(metavar="VERSION", help="acme@17, or 17.")]
 With = Annotated[
     list[Include] | None,
     typer.Option("--with", help="Pictures or prompts, which stay out unless they are named."),
+]
+Evaluation = Annotated[
+    Path | None, typer.Option("--evaluation", help="A file of `comfyloop evaluate`, for the card.")
 ]
 Licence = Annotated[
     str, typer.Option("--licence", help="SPDX id, such as apache-2.0, or a file with the text.")
@@ -63,11 +71,58 @@ def version_of(name: str, project: str | None) -> tuple[str | None, int]:
     return match["project"] or project, int(match["number"])
 
 
-def wanted_of(include: list[Include] | None, licence: str) -> dict[str, Any]:
+def wanted_of(include: list[Include] | None, licence: str, evaluation: Path | None) -> dict[str, Any]:
     text = ""
     if licence and Path(licence).is_file():
         text, licence = Path(licence).read_text("utf-8"), ""
-    return {"include": [one.value for one in include or ()], "licence": licence, "licence_text": text}
+    return {
+        "include": [one.value for one in include or ()],
+        "licence": licence,
+        "licence_text": text,
+        "suites": _suites_of(evaluation) if evaluation is not None else [],
+    }
+
+
+def _suites_of(file: Path) -> list[dict[str, Any]]:
+    try:
+        found = TypeAdapter(list[Suite]).validate_json(regular(file, MOST_EVALUATION).read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(
+            f"{file} is no evaluation: {str(error).partition(chr(10))[0]}.",
+            "`comfyloop evaluate` writes one.",
+        ) from None
+    return [suite.model_dump(mode="json") for suite in found]
+
+
+@app.command()
+def evaluate(
+    version: VersionName,
+    target: Annotated[
+        Path | None, typer.Argument(help="File to write; default: acme-17-evaluation.json.")
+    ] = None,
+    project: Project = None,
+    url: Url = None,
+    as_json: Json = False,
+) -> None:
+    """Ask a version and its base model the general suites and what is held out, for the version's card (bundle export
+    and push take the file with --evaluation)."""
+    project, number = version_of(version, project)
+    with service(url, project) as client:
+        name = client.project or settings_of().project
+        target = target or Path(f"{name}-{number}-evaluation.json")
+        if target.exists():
+            raise Conflict(f"{target} is there already.", "Give another name.")
+        found = bundles.evaluate(client, number)
+    try:
+        write_whole(target, json.dumps(found, ensure_ascii=False, indent=2) + "\n")
+    except OSError as error:
+        raise StorageError(f"{target} could not be written: {error.strerror or error}.") from error
+    put(
+        {"written": str(target), "suites": found},
+        as_json,
+        show.suites(found),
+        escape(f"Written to {target}."),
+    )
 
 
 @bundle_app.command("export")
@@ -76,6 +131,7 @@ def export_bundle(
     target: Annotated[Path, typer.Argument(help="File to write, such as acme-17.comfyloop.")],
     include: With = None,
     licence: Licence = "",
+    evaluation: Evaluation = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be in it.")] = False,
     project: Project = None,
     url: Url = None,
@@ -85,7 +141,7 @@ def export_bundle(
     project, number = version_of(version, project)
     if target.exists() and not dry_run:
         raise InvalidInput(f"{target} is there already.", "Give another name.")
-    wanted = wanted_of(include, licence)
+    wanted = wanted_of(include, licence, evaluation)
     with service(url, project) as client:
         told = _say_and_write(client, number, wanted, None if dry_run else target, as_json)
     done = {**told, "written": None if dry_run else str(target)}
@@ -278,6 +334,7 @@ def push(
     ] = False,
     include: With = None,
     licence: Licence = "",
+    evaluation: Evaluation = None,
     project: Project = None,
     url: Url = None,
     as_json: Json = False,
@@ -287,7 +344,7 @@ def push(
 
     where = hubs.Place.parse(place)
     project, number = version_of(version, project)
-    wanted = wanted_of(include, licence)
+    wanted = wanted_of(include, licence, evaluation)
     staging = _staging(where)
     with service(url, project) as client:
         file = staging / "out.comfyloop"

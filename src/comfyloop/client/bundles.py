@@ -20,6 +20,14 @@ def contents(client: Client, number: int, wanted: dict[str, Any]) -> dict[str, A
     return told
 
 
+def evaluate(client: Client, number: int) -> list[dict[str, Any]]:
+    """How a version and its base model stand on suites: what `wanted` takes as `suites`."""
+    told: list[dict[str, Any]] = client.call(
+        "POST", f"/v1/versions/{number}/evaluation", project=client.project
+    )
+    return told
+
+
 def export(client: Client, number: int, target: Path, wanted: dict[str, Any]) -> None:
     """Write a version as a bundle; the file is there whole, or not at all.
 

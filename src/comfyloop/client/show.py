@@ -151,6 +151,14 @@ def bundle(manifest: Mapping[str, Any], files: Mapping[str, int]) -> list[str]:
     return [escape(line) for line in lines]
 
 
+def suites(found: Sequence[Mapping[str, Any]]) -> RenderableType:
+    """What a version and its base model gave on suites."""
+    table = Table("suite", "items", "base", "this version", box=None)
+    for one in found:
+        table.add_row(Text(one["suite"]), str(one["items"]), f"{one['base']:.3f}", f"{one['this']:.3f}")
+    return table
+
+
 def index(entries: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
     """The bundles of a community's index; the bad ones as such."""
     if not entries:

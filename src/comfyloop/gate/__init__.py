@@ -10,6 +10,7 @@ from comfyloop.gate.metrics import edit_distance
 from comfyloop.gate.pair import together
 from comfyloop.gate.pairs import Evidence, General, Pairs
 from comfyloop.gate.report import render_text, summary
+from comfyloop.gate.standing import Standing, standings
 
 __all__ = [
     "Decision",
@@ -20,6 +21,7 @@ __all__ = [
     "Pairs",
     "Progress",
     "Scorer",
+    "Standing",
     "compared",
     "decide",
     "decide_images",
@@ -30,6 +32,7 @@ __all__ = [
     "judge",
     "prescore",
     "render_text",
+    "standings",
     "summary",
     "to_draw",
     "together",

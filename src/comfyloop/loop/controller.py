@@ -7,11 +7,12 @@ import math
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
-from comfyloop import curate
-from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput
+from comfyloop import __version__, curate
+from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput, NotFound
 from comfyloop.loop import forgetting, retention, sharing
 from comfyloop.loop.canary import Canaries
 from comfyloop.loop.cycle import LoopCycle
@@ -36,7 +37,7 @@ from comfyloop.records import (
 from comfyloop.registry.archive import Piece
 from comfyloop.registry.bundle import Imported
 from comfyloop.registry.contents import Wanted
-from comfyloop.registry.manifest import Manifest
+from comfyloop.registry.manifest import Manifest, Suite
 from comfyloop.serve.routing.names import version_name
 from comfyloop.store import feedback, leases, loops, projects, snapshots, versions
 from comfyloop.train import runners
@@ -205,6 +206,33 @@ class Controller:
     def export(self, project: str, number: int, wanted: Wanted) -> Path:
         """A bundle of a version, in a file that the caller removes."""
         return sharing.export(self._stages, project, number, wanted)
+
+    def evaluate(self, project: str, number: int) -> list[Suite]:
+        """How a version stands beside its base model, for its card.
+
+        Raises:
+            InvalidInput: It has no text side.
+        """
+        with self.store.read() as conn:
+            version = versions.get(conn, project, number)
+        if not version.text_adapter:
+            raise InvalidInput(
+                f"{version_name(project, number)} has no text side, and the suites are questions.",
+                "Evaluate a version with one.",
+            )
+        snapshot = None
+        with suppress(NotFound, DataError):  # nothing is held out for it: the general suites are left
+            snapshot = self._to_judge_by(version)
+        return [
+            Suite(
+                suite=one.suite,
+                version=f"ComfyLoop {__version__}",
+                items=one.items,
+                base=one.base,
+                this=one.this,
+            )
+            for one in self._stages.standings(project, snapshot, number)
+        ]
 
     def adopt(self, project: str, file: Path, *, trust_new_key: bool = False) -> Imported:
         """Take a bundle in as a new candidate."""

@@ -259,6 +259,21 @@ class Stages:
             )
         return images if text is None else gate.together(text, images, self.settings)
 
+    def standings(self, project: str, snapshot: Snapshot | None, number: int) -> list[gate.Standing]:
+        """How a version's text side and the base model stand on the general suites and on what a snapshot held out."""
+        with self.store.read() as conn:
+            found = projects.get(conn, project)
+        with self.router.holding(project, number) as held:
+            return gate.standings(
+                held.client,
+                self._kept_of(found),
+                held.entry.engine.base_name,
+                held.model,
+                _holdout(snapshot, self.settings.recipe) if snapshot is not None else [],
+                self.store.blobs.get,
+                lambda done, total: self._gate_progress(project, number, done, total),
+            )
+
     @contextmanager
     def prescoring(self, project: Project, snapshot: Snapshot) -> Iterator[None]:
         """Ask the live version and the base model meanwhile what the gate will ask them: the engine has little else

@@ -15,6 +15,7 @@ from comfyloop.client import bundles
 from comfyloop.client.client import Client
 from comfyloop.errors import Conflict, InvalidInput, TooLarge
 from comfyloop.records import Version
+from comfyloop.registry import bundle
 from comfyloop.settings import Settings
 from comfyloop.store import versions
 from tests.acceptance.conftest import wait_for
@@ -90,6 +91,27 @@ def test_a_version_is_written_for_use_elsewhere(maker: Gateway, model: Path, tmp
         told(maker, "export", "1", str(tmp_path / "c"), "--to", "peft", "--outtype", "f32")
     with pytest.raises(Conflict, match="there already"):
         told(maker, "export", "1", str(tmp_path / "m"), "--to", "merged")
+
+
+def test_an_evaluation_goes_into_the_card(maker: Gateway, tmp_path: Path) -> None:
+    file, target = tmp_path / "evaluation.json", tmp_path / "acme-1.comfyloop"
+    assert "knowledge-zh" in told(maker, "evaluate", "acme@1", str(file))
+    found = {one["suite"].rpartition(" ")[2]: one for one in json.loads(file.read_text())}
+    assert {"knowledge", "knowledge-zh", "tool-call"} <= found.keys() and "own-answers" not in found
+    assert found["knowledge"]["items"] == 18 and found["knowledge"]["version"].startswith("ComfyLoop ")
+    assert 0 <= found["knowledge"]["base"] <= 1 and 0 <= found["knowledge"]["this"] <= 1
+    told(maker, "bundle", "export", "acme@1", str(target), "--evaluation", str(file))
+    bundle.unfold(target, tmp_path / "files")
+    assert (
+        "| general questions, chance of the right answer: knowledge-zh |"
+        in (tmp_path / "files" / "README.md").read_text()
+    )
+    assert json.loads((tmp_path / "files" / "evaluation.json").read_text()) == json.loads(file.read_text())
+    with pytest.raises(Conflict, match="there already"):
+        told(maker, "evaluate", "acme@1", str(file))
+    file.write_text('[{"suite": 1}]')
+    with pytest.raises(InvalidInput, match="is no evaluation"):
+        told(maker, "bundle", "export", "acme@1", str(tmp_path / "x"), "--evaluation", str(file))
 
 
 def test_an_imported_version_is_a_candidate_that_is_judged_here_before_it_goes_live(

@@ -81,6 +81,13 @@ def export_bundle(
     )
 
 
+@router.post("/v1/versions/{number}/evaluation", summary="Evaluate a version beside its base model")
+def evaluate_version(number: VersionNumber, services: Svc, project: AskedProject) -> list[Suite]:
+    """On the general suites and on what is held out; for the card of a bundle, which is given it as `suites`."""
+    with services.heavily(f"an evaluation of {project}"):
+        return services.controller.evaluate(project, number)
+
+
 @router.post(
     "/v1/bundles",
     summary="Import a bundle as a candidate",
