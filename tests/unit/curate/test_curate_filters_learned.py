@@ -152,3 +152,41 @@ def test_vectors_of_pictures_that_cannot_be_read_are_nothing(monkeypatch: pytest
     monkeypatch.setattr(sight, "ask", lambda program, questions, *rest: [None] * len(questions))
     space = _vectors.space(Ground(Settings(), Stored()), [about(0, 0)], "")  # type: ignore[arg-type]
     assert not space.pictures.any() and not space.texts.any() and "log" in space.missing
+
+
+class Looked(Stored):
+    """All pictures look different to the perceptual hash."""
+
+    def look(self, sha: str) -> None:
+        return None
+
+
+def test_pictures_that_are_near_each_other_for_a_clip_are_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Number 1 is number 0 with a corner cut off, number 2 is another picture."""
+    directions = {0: [1.0, 0.0, 0.0], 1: [0.99, 0.14, 0.0], 2: [0.0, 1.0, 0.0]}
+
+    def ask(program: str, questions: Sequence[Any], *arguments: str) -> list[Any]:
+        told = [[0.0, 0.0, 1.0] if isinstance(q, str) else directions[int(q(), 16)] for q in questions]
+        return [base64.b64encode(np.array(one, "<f2").tobytes()).decode() for one in told]
+
+    monkeypatch.setattr(sight, "ask", ask)
+    monkeypatch.setattr(sight, "missing", lambda program: "")
+    same, other = "a red mug of fired clay", "one blue cup, quite small"
+    drafts = [
+        upload(same, [PICTURES[0]]),
+        upload(same, [PICTURES[1]]),
+        upload(same, [PICTURES[2]]),
+        upload(other, [PICTURES[1]]),
+        upload(other, [PICTURES[0]]),
+    ]
+    filter = FILTERS["image_deduplicator"]
+
+    def says(**options: Any) -> list[str]:
+        ground = Ground(Settings(), Looked())  # type: ignore[arg-type]
+        return [ruling.says for ruling in filter.judge(drafts, ground, filter.options(**options))]
+
+    assert says() == ["keep"] * 5
+    assert says(model="clip-vit") == ["keep", "drop", "keep", "keep", "drop"]
+    assert says(model="clip-vit", near=0.999) == ["keep"] * 5
+    monkeypatch.setattr(sight, "missing", lambda program: "it is not installed")
+    assert says(model="clip-vit") == ["unmeasured"] * 5

@@ -1,42 +1,113 @@
 """Uploaded samples that say the same of the same picture, saved again, scaled or lit a little otherwise: the first
-one stays. Other words about a picture are no copy: captions stand beside each other, and so do questions."""
+one stays. Other words about a picture are no copy: captions stand beside each other, and so do questions.
+
+Pictures are the same by a perceptual hash and their colours; where a CLIP is set, also those that are cut, turned or
+drawn over a little, which the hash takes for others: they are near each other in its vectors.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 from pydantic import Field
 
-from comfyloop.curate.filters import _texts
+from comfyloop.curate.filters import _texts, _vectors
 from comfyloop.curate.groups import Pictures
 from comfyloop.curate.rulings import KEEP, UPLOADED, Filter, Ground, Options, Ruling
 from comfyloop.curate.samples import Draft
 from comfyloop.records import Sample
+
+MOST = 2000
+"""Earlier samples with a word in common with whose vectors a sample's is compared, the newest."""
 
 
 class Deduplicator(Options):
     words: float = Field(
         default=0.8, gt=0, le=1, description="Share of words from which on two answers say the same."
     )
+    model: str = Field(
+        default="",
+        description="Directory or id of a CLIP or SigLIP that finds what the hash does not; empty: none.",
+    )
+    near: float = Field(
+        default=0.95, gt=0, le=1, description="Cosine of its vectors from which on two pictures are one."
+    )
 
 
 def judge(drafts: Sequence[Draft], ground: Ground, options: Deduplicator) -> Iterator[Ruling]:
-    pictures = Pictures(lambda sha: ground.pictures.look(sha))
-    firsts: dict[object, list[tuple[Draft, frozenset[str]]]] = {}
-    for draft in drafts:
-        shown = draft.pictures
-        if draft.sample.origin != UPLOADED or not shown:
-            yield KEEP
-            continue
-        key = (_asked(draft.sample), tuple(pictures.same(sha) for sha in shown))
-        said = frozenset(_texts.words(draft.sample.answer))
-        there = firsts.setdefault(key, [])
-        earlier = next((one for one, words in there if _shared(words, said) >= options.words), None)
-        if earlier is not None and earlier.pictures != shown:
+    uploaded = [
+        place for place, draft in enumerate(drafts) if draft.sample.origin == UPLOADED and draft.pictures
+    ]
+    said = {place: frozenset(_texts.words(drafts[place].sample.answer)) for place in uploaded}
+    copies = _by_hash(drafts, uploaded, said, ground, options)
+    missing = ""
+    if options.model and uploaded:
+        space = _vectors.space(ground, drafts, options.model)
+        missing = space.missing
+        if not missing:
+            left = [place for place in uploaded if place not in copies]
+            copies |= _by_vectors(drafts, left, said, space.pictures, options)
+    for place in range(len(drafts)):
+        if place in copies:
+            earlier = drafts[copies[place]]
             yield Ruling("drop", "the same picture and words as " + ", ".join(earlier.sample.feedback))
+        else:
+            yield Ruling("unmeasured", missing) if missing and place in said else KEEP
+
+
+def _by_hash(
+    drafts: Sequence[Draft],
+    places: Sequence[int],
+    said: dict[int, frozenset[str]],
+    ground: Ground,
+    options: Deduplicator,
+) -> dict[int, int]:
+    """From a copy to the one that it is a copy of."""
+    pictures = Pictures(lambda sha: ground.pictures.look(sha))
+    firsts: dict[object, list[int]] = {}
+    copies: dict[int, int] = {}
+    for place in places:
+        shown = drafts[place].pictures
+        there = firsts.setdefault(
+            (_asked(drafts[place].sample), tuple(pictures.same(sha) for sha in shown)), []
+        )
+        earlier = next((one for one in there if _shared(said[one], said[place]) >= options.words), None)
+        if earlier is not None and drafts[earlier].pictures != shown:
+            copies[place] = earlier
+        else:
+            there.append(place)
+    return copies
+
+
+def _by_vectors(
+    drafts: Sequence[Draft],
+    places: Sequence[int],
+    said: dict[int, frozenset[str]],
+    vectors: _vectors.Vectors,
+    options: Deduplicator,
+) -> dict[int, int]:
+    """The same of those that show one picture, by its vector."""
+    firsts: dict[object, list[int]] = {}
+    copies: dict[int, int] = {}
+    for place in places:
+        if len(drafts[place].pictures) != 1 or not vectors[place].any():
             continue
-        there.append((draft, said))
-        yield KEEP
+        keys = [(_asked(drafts[place].sample), word) for word in _first_words(said[place], options.words)]
+        there = sorted({one for key in keys for one in firsts.get(key, ())[-MOST:]})
+        alike = [one for one in there if _shared(said[one], said[place]) >= options.words]
+        near = [one for one in alike if float(vectors[one] @ vectors[place]) >= options.near]
+        if near and drafts[near[0]].pictures != drafts[place].pictures:
+            copies[place] = near[0]
+        else:
+            for key in keys:
+                firsts.setdefault(key, []).append(place)
+    return copies
+
+
+def _first_words(words: frozenset[str], share: float) -> list[str]:
+    """So many of its words that two texts which share as many as that have one of these in common."""
+    return sorted(words or {""})[: len(words) - math.ceil(share * len(words)) + 1]
 
 
 def _asked(sample: Sample) -> object:
