@@ -337,7 +337,7 @@ def main() -> None:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    options.add_argument("--size", type=int, default=150, help="pictures with a caption (default 150)")
+    options.add_argument("--size", type=int, default=100, help="pictures with a caption (default 100)")
     options.add_argument("--photos", action="store_true", help="score the starter's 20 test photographs too")
     asked = options.parse_args()
     work = Settings().cache_dir / "bench" / "curation"

@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from comfyloop.curate import filters, review_queue, reviews
@@ -196,6 +198,32 @@ def test_decisions_teach_what_is_asked_first() -> None:
     ]
     _, items = looked_at([*calm, *loud, *left_out], *taught)
     assert [item.feedback for item in items if item.state == "left_out"] == [("fb_2",), ("fb_1",)]
+
+
+ITEMS = [upload("one", "fb_1"), upload("two", "fb_2"), draft("three", "fb_3")]
+CHANGES = st.tuples(st.sampled_from(["accept", "reject", "fix"]), st.sampled_from(ITEMS), st.booleans())
+
+
+@given(st.lists(CHANGES, max_size=8), st.data())
+def test_what_is_taken_back_is_as_if_it_had_not_been_decided(changes: list[Any], data: st.DataObject) -> None:
+    """As deleting the decision is, too; whenever the taking back comes in, once or twice."""
+    made = [
+        decision(
+            what,
+            about,
+            at=n,
+            **({"text": data.draw(st.sampled_from(["two", "four"]))} if what == "fix" else {}),
+        )
+        for n, (what, about, _) in enumerate(changes)
+    ]
+    stays = [one for one, (*_, undone) in zip(made, changes, strict=True) if not undone]
+    arrived: list[Feedback] = list(made)
+    for one, (*_, undone) in zip(made, changes, strict=True):
+        for _ in range(data.draw(st.integers(1, 2)) if undone else 0):
+            undo = SampleReviewed(project="acme", decision="undo", undoes=one.id)
+            arrived.insert(data.draw(st.integers(arrived.index(one) + 1, len(arrived))), undo)
+    left, wanted = applied(ITEMS, *arrived), applied(ITEMS, *stays)
+    assert (left.drafts, left.dropped, left.taught) == (wanted.drafts, wanted.dropped, wanted.taught)
 
 
 @pytest.mark.parametrize(
