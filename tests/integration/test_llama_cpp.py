@@ -117,6 +117,12 @@ def test_every_family_answers_alike_merged_and_beside(name: str, tmp_path: Path)
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
     base = make_family(name, tmp_path / "base")
+    if (
+        name == "qwen3_vl"
+    ):  # llama.cpp leaves out frequencies beyond three times a section, which texts need none of
+        config = json.loads((base / "config.json").read_text())
+        config["text_config"]["rope_parameters"]["mrope_section"] = [3, 3, 2]
+        (base / "config.json").write_text(json.dumps(config))
     loader = AutoModelForCausalLM if name in ("llama", "qwen3") else AutoModelForImageTextToText
     torch.manual_seed(1)
     language = r"^(?!.*(vision|visual|projector|connector|merger)).*\.(q|k|v|o|up|down|gate)_proj$"
