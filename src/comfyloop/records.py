@@ -93,10 +93,14 @@ class Message(Record):
 
     @property
     def text(self) -> str:
+        if len(self.content) == 1 and isinstance(part := self.content[0], TextPart):  # as nearly all
+            return part.text
         return "".join(part.text for part in self.content if isinstance(part, TextPart))
 
     @property
     def images(self) -> tuple[str, ...]:
+        if len(self.content) == 1 and isinstance(self.content[0], TextPart):
+            return ()
         return tuple(part.sha256 for part in self.content if isinstance(part, ImagePart))
 
 

@@ -106,14 +106,21 @@ def _fixed(draft: Draft, decision: SampleReviewed, text: str, answered: frozense
     messages = (*sample.messages[:-1], Message.of(sample.messages[-1].role, text, sample.messages[-1].images))
     was = sample.answer
 
-    def made(kind: Sample, replaces: str | None) -> Draft:
-        return Draft(kind, replaces, answered)
+    def made(fixed: Sample, replaces: str | None) -> Draft:
+        return Draft(fixed, replaces, answered)
 
     match sample.kind:
         case "captioned_image" | "image_pair":
-            pictures = {"picked": sample.picked, "over": sample.over}
-            more = {**pictures, "repeats": sample.repeats}
-            yield made(make(sample.kind, messages, source, slice=sample.slice, **more), None)
+            fixed = make(
+                sample.kind,
+                messages,
+                source,
+                picked=sample.picked,
+                over=sample.over,
+                slice=sample.slice,
+                repeats=sample.repeats,
+            )
+            yield made(fixed, None)
         case "preference":
             yield made(
                 make("preference", messages, source, rejected=sample.rejected, slice=sample.slice),

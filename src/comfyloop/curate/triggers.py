@@ -217,10 +217,11 @@ def _groups(seen: Sequence[_Seen]) -> Iterator[list[_Seen]]:
         # answers that differ in a word or two are found by the words that they share
         holders: dict[str, list[int]] = defaultdict(list)
         merged: list[list[_Seen]] = []
+        answers: list[frozenset[str]] = []
         for group in sorted(groups, key=len, reverse=True):
             answer = group[0].answer
             near = {place for word in sorted(answer)[:_LOOKED_UP] for place in holders[word]}
-            home = next((p for p in sorted(near) if _alike(answer, merged[p][0].answer) >= LIKE), None)
+            home = _first_alike(answer, sorted(near), answers)
             if home is not None:
                 merged[home] += group
                 continue
@@ -228,6 +229,7 @@ def _groups(seen: Sequence[_Seen]) -> Iterator[list[_Seen]]:
                 if len(holders[word]) < _HOLDERS:
                     holders[word].append(len(merged))
             merged.append(list(group))
+            answers.append(answer)
         for group in merged:
             if len({one.question for one in group}) >= 2:
                 yield group
@@ -252,6 +254,18 @@ def _is_odd(one: _Seen, group: Sequence[_Seen], question: Collection[str], index
 
 def _alike(one: frozenset[str], other: frozenset[str]) -> float:
     return len(one & other) / max(1, min(len(one), len(other)))
+
+
+def _first_alike(
+    answer: frozenset[str], places: Sequence[int], answers: Sequence[frozenset[str]]
+) -> int | None:
+    """The first place whose answer is like this one; inline, since hundreds are looked at for each answer."""
+    size = len(answer)
+    for place in places:
+        other = answers[place]
+        if len(answer & other) / (size if size < len(other) else len(other)) >= LIKE:
+            return place
+    return None
 
 
 def _span(text: str, own: Collection[str]) -> str:

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -96,3 +97,35 @@ def test_a_settings_file_says_it_too(
     (folder / "comfyloop.toml").write_text('project = "x"\n')
     monkeypatch.chdir(folder)
     assert told(two, "status")["loop"]["project"] == "x"
+
+
+def test_snapshots_are_made_shown_compared_and_exported(two: Gateway, tmp_path: Path) -> None:
+    def edit(number: int, wanted: str) -> None:
+        answer = two.ask(text=f"What is mug {number}?").json()["id"]
+        item = {"kind": "answer_edited", "project": "acme", "generation": answer, "edited": wanted}
+        assert two.http.post("/v1/feedback", json=item).status_code == 201
+
+    def comfyloop(*words: str) -> str:
+        done = CliRunner().invoke(app, [*words, "--url", two.url], env={"COLUMNS": "300"})
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    for number in range(4):
+        edit(number, f"It is mug {number}, of clay.")
+    first = json.loads(comfyloop("snapshot", "--json"))["id"]
+    edit(5, "TODO")
+    second = json.loads(comfyloop("snapshot", "--json"))["id"]
+    assert second != first
+    listed = comfyloop("snapshot", "list")
+    assert listed.index(second[:12]) < listed.index(first[:12])
+    shown = comfyloop("snapshot", "show", second[:10])
+    assert "To be looked at" in shown and "placeholder" in shown and "Made of:" in shown
+    assert json.loads(comfyloop("snapshot", "show", "--json"))["report"]["sources"] == {"answer_edited": 10}
+    compared = comfyloop("snapshot", "diff")
+    assert f"{first[:12]} -> {second[:12]}" in compared and "TODO" in compared
+    back = json.loads(comfyloop("snapshot", "diff", second[:12], first[:12], "--json"))
+    assert (back["added"], back["removed"]) == (0, 2)
+    comfyloop("snapshot", "export", str(tmp_path / "out"), "--format", "sharegpt", "--snapshot", first)
+    assert (tmp_path / "out" / "dataset_info.json").is_file()
+    missing = CliRunner().invoke(app, ["snapshot", "show", "0" * 10, "--url", two.url])
+    assert missing.exit_code != 0
