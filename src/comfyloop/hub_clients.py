@@ -94,6 +94,8 @@ _NAMES = {
     },
 }
 """By the names of the clients' errors, which are imported with the clients alone; the first that fits counts."""
+_AFTER_STATUS = frozenset({Meaning.TOO_OFTEN, Meaning.DAMAGED, Meaning.FOR_NOW})
+"""A status says more than these names."""
 _STATUSES = {
     401: Meaning.NOT_ALLOWED,
     403: Meaning.NOT_ALLOWED,
@@ -105,8 +107,8 @@ _STATUSES = {
 def understood(error: BaseException) -> Said:
     """What an error is that came out of a client, by it and its causes."""
     causes = list(_causes(error))
-    status = next((found for cause in causes if (found := _status(cause))), 0)
-    wait = next((found for cause in causes if (found := _wait(cause))), 0.0)
+    status = next(filter(None, map(_status, causes)), 0)
+    wait = max(_wait(cause) for cause in causes)
     told = (str(causes[-1]) or type(causes[-1]).__name__).partition("\n")[0][:200]
     meaning, cause = _meaning(error, causes, status)
     return Said(meaning, status, wait, f"status {status}" if status else told, cause)
@@ -117,16 +119,13 @@ def _meaning(error: BaseException, causes: list[BaseException], status: int) -> 
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return Meaning.DISK_FULL, cause
     names = {type(cause).__name__ for cause in causes}
-    for meaning in (
-        one for one in _NAMES if one not in (Meaning.TOO_OFTEN, Meaning.DAMAGED, Meaning.FOR_NOW)
-    ):
-        if names & _NAMES[meaning]:
-            return meaning, error
+    named = next((meaning for meaning, known in _NAMES.items() if names & known), None)
+    if named is not None and named not in _AFTER_STATUS:
+        return named, error
     if status in _STATUSES:
         return _STATUSES[status], error
-    for meaning in (Meaning.TOO_OFTEN, Meaning.DAMAGED, Meaning.FOR_NOW):
-        if names & _NAMES[meaning]:
-            return meaning, error
+    if named is not None:
+        return named, error
     if any("onsistency check failed" in str(cause) for cause in causes):
         return Meaning.DAMAGED, error
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):

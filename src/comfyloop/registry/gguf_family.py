@@ -68,7 +68,7 @@ class Family:
         )
         self.architecture = ARCHITECTURES[kind]
         self.name = MODEL_ARCH_NAMES[self.architecture]
-        inner = {key: shape for name, shape in shapes.items() if (key := _inner(name))}
+        inner = {where: shape for name, shape in shapes.items() if (where := _inner(name))}
         layers = [int(key.split(".")[1]) for key in inner if key.startswith("layers.")]
         self._blocks = max(layers, default=-1) + 1
         try:

@@ -120,9 +120,7 @@ def _write_model(
     if changed:
         raise InvalidInput(f"The base model has no layer {min(changed)}.")
     if (factors := family.rope_factors()) is not None:
-        tensors.append(
-            _Tensor(ROPE_FACTORS, factors.shape, GGMLQuantizationType.F32, lambda factors=factors: factors)
-        )
+        tensors.append(_exact(ROPE_FACTORS, factors))
     _write_tensors(writer, tensors)
 
 
@@ -142,6 +140,10 @@ def _model_tensors(
                 return family.laid_out(tensor.name, found)
 
             yield _Tensor(name, tensor.shape, _kind_of(tensor.shape, kind), values)
+
+
+def _exact(name: str, values: Floats) -> _Tensor:
+    return _Tensor(name, values.shape, GGMLQuantizationType.F32, lambda: values)
 
 
 def _kind_of(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuantizationType:
@@ -167,11 +169,7 @@ def _write_adapter(file: Path, family: Family, layers: dict[str, Layer], about: 
         name = family.called(weight)
         up = family.laid_out(weight, change.up * np.float32(change.scale * change.rank / alpha))
         for part, values in (("lora_a", change.down), ("lora_b", up)):
-            tensors.append(
-                _Tensor(
-                    f"{name}.{part}", values.shape, GGMLQuantizationType.F32, lambda values=values: values
-                )
-            )
+            tensors.append(_exact(f"{name}.{part}", values))
     _write_tensors(writer, tensors)
 
 
