@@ -6,6 +6,7 @@ from pathlib import Path
 
 from comfyloop.loop.throttle import TrainingThrottle
 from comfyloop.serve.routing.traffic import Traffic
+from comfyloop.train import runners
 from comfyloop.train.run.directory import RunDirectory
 
 
@@ -51,6 +52,22 @@ def test_a_hold_that_a_former_controller_left_is_taken_back(tmp_path: Path) -> N
     run = RunDirectory(tmp_path)
     run.hold_file.touch()
     TrainingThrottle(Traffic().quiet_seconds, 3.0).update(tmp_path)
+    assert not run.hold_file.exists()
+
+
+def test_what_a_person_holds_goes_on_when_a_person_says_so(tmp_path: Path) -> None:
+    clock = Clock()
+    traffic, run = Traffic(clock), RunDirectory(tmp_path)
+    throttle = TrainingThrottle(traffic.quiet_seconds, 3.0, clock)
+    runners.hold(tmp_path, by_hand=True)
+    traffic.enter()
+    throttle.update(tmp_path)
+    traffic.leave()
+    for _ in range(4):  # it is quiet, and longer than any hold of the throttle's own
+        clock.now += 30
+        throttle.update(tmp_path)
+        assert run.hold_file.exists()
+    runners.release(tmp_path, by_hand=True)
     assert not run.hold_file.exists()
 
 

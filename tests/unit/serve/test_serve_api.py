@@ -179,6 +179,11 @@ def test_a_run_shows_progress_and_log_and_can_be_followed(gateway: Gateway, tmp_
     rest = gateway.http.get("/v1/runs/run-1/log", params={"offset": part["next_offset"]}).json()
     assert rest["lines"] == lines[2:]
     assert gateway.http.get("/v1/runs/run-1/log", params={"tail": 1}).json()["lines"] == lines[2:]
+    assert gateway.http.post("/v1/runs/run-1/hold").status_code == 202
+    assert (tmp_path / "hold").exists()
+    assert gateway.http.post("/v1/runs/run-1/resume").status_code == 202
+    assert not (tmp_path / "hold").exists()
+
     assert gateway.http.post("/v1/runs/run-1/cancel").status_code == 202
     assert (tmp_path / "cancel").exists()
     (tmp_path / "status.json").write_text(json.dumps({"state": "cancelled", "step": 3}))

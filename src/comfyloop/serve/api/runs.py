@@ -16,8 +16,9 @@ from starlette.concurrency import run_in_threadpool
 from comfyloop.errors import Conflict
 from comfyloop.records import Run, RunState
 from comfyloop.serve.api.common import AskedProject, Limit
-from comfyloop.serve.api.services import Svc
+from comfyloop.serve.api.services import Services, Svc
 from comfyloop.store import runs
+from comfyloop.train import runners
 
 router = APIRouter(tags=["runs"])
 
@@ -95,13 +96,42 @@ async def get_run_log(
     )
 
 
-@router.post("/v1/runs/{id}/cancel", summary="Stop a run", status_code=202)
-def cancel_run(id: str, services: Svc) -> RunDetail:
-    """It stops within one step; its last checkpoint is valid."""
+@router.post("/v1/runs/{id}/hold", summary="Hold a run", status_code=202)
+def hold_run(id: str, services: Svc) -> RunDetail:
+    """It pauses within a step and keeps what it has learnt; it goes on when it is told to, not before."""
+    run = _open_run(id, services, "There is nothing to hold.")
+    runners.hold(run.path, by_hand=True)
+    _tell(services, run, "holding")
+    return RunDetail(run=run, status=_status(run))
+
+
+@router.post("/v1/runs/{id}/resume", summary="Let a held run go on", status_code=202)
+def resume_run(id: str, services: Svc) -> RunDetail:
+    run = _open_run(id, services, "There is nothing to go on with.")
+    runners.release(run.path, by_hand=True)
+    _tell(services, run, "running")
+    return RunDetail(run=run, status=_status(run))
+
+
+def _open_run(id: str, services: Services, hint: str) -> Run:
+    """Raises Conflict where the run is over."""
     with services.store.read() as conn:
         run = runs.get(conn, id)
     if not run.state.is_open:
-        raise Conflict(f"The run {id!r} is over: it is {run.state}.", "There is nothing to cancel.")
+        raise Conflict(f"The run {id!r} is over: it is {run.state}.", hint)
+    return run
+
+
+def _tell(services: Services, run: Run, state: str) -> None:
+    services.controller.events.publish(
+        {"type": "run.asked", "project": run.project, "run": run.id, "run_state": state}
+    )
+
+
+@router.post("/v1/runs/{id}/cancel", summary="Stop a run", status_code=202)
+def cancel_run(id: str, services: Svc) -> RunDetail:
+    """It stops within one step; its last checkpoint is valid."""
+    run = _open_run(id, services, "There is nothing to cancel.")
     if services.controller.status(run.project).run == run.id:
         services.controller.cancel(run.project)
     else:  # started by hand: the file is the trainer's own sign

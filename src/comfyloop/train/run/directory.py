@@ -98,6 +98,7 @@ class RunDirectory:
         self.tensorboard = self.path / "tb"
         self.cancel_file = self.path / "cancel"
         self.hold_file = self.path / "hold"
+        self.held_file = self.path / "held"  # beside `hold`: a person holds it
         self.output_file = self.path / "train.out"
         self.lock_file = self.path / "run.lock"
         self.runner_file = self.path / "runner"

@@ -121,11 +121,23 @@ def cancel(run_dir: Path | str) -> None:
         file.touch()
 
 
-def hold(run_dir: Path | str) -> None:
-    """Ask the trainer to pause between two micro-steps, so that the person has the machine for themselves."""
-    RunDirectory(run_dir).hold_file.touch()
+def hold(run_dir: Path | str, *, by_hand: bool = False) -> None:
+    """Ask the trainer to pause between two micro-steps, so that the person has the machine for themselves.
+
+    Args:
+        by_hand: A person said so: it holds until a person lets it go on.
+    """
+    run = RunDirectory(run_dir)
+    run.path.mkdir(parents=True, exist_ok=True)  # it may not have been started yet
+    if by_hand:
+        run.held_file.touch()
+    run.hold_file.touch()
 
 
-def release(run_dir: Path | str) -> None:
-    """Let a held trainer go on."""
-    RunDirectory(run_dir).hold_file.unlink(missing_ok=True)
+def release(run_dir: Path | str, *, by_hand: bool = False) -> None:
+    """Let a held trainer go on; one that a person holds, only when a person says so."""
+    run = RunDirectory(run_dir)
+    if by_hand:
+        run.held_file.unlink(missing_ok=True)
+    if not run.held_file.exists():
+        run.hold_file.unlink(missing_ok=True)
