@@ -29,13 +29,18 @@ def up(
     port_file: Annotated[
         Path | None, typer.Option(help="Write the port here once it is bound, for scripts.")
     ] = None,
+    frontend: Annotated[
+        Path | None, typer.Option(help="Serve the pages of this folder in place of ComfyLoop's own.")
+    ] = None,
 ) -> None:
-    """Start the service: API, engine and loop. Ctrl-C stops it; a training run goes on and is found again."""
+    """Start the service: API, pages, engine and loop. Ctrl-C stops it; a training run goes on and is found again."""
     from comfyloop import service as assembly
+    from comfyloop import web
     from comfyloop.serve.api import origin, server
 
     os.umask(0o077)  # what people say and show is nobody else's on this machine
     settings = settings_of(port=port, host=host, model=model, home=home, project=project)
+    front = web.install if frontend is None else web.of_folder(frontend)
     logging.basicConfig(
         level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr
     )
@@ -55,7 +60,15 @@ def up(
         if port_file is not None:
             port_file.write_text(f"{bound}\n", "utf-8")
         err.print(f"ComfyLoop {__version__} on http://{settings.host}:{bound}  (data in {settings.home})")
-        server.run(services, listener)
+        err.print(f"Open http://{_reached(settings.host)}:{bound} in a browser to watch it learn.")
+        server.run(services, listener, front)
+
+
+def _reached(host: str) -> str:
+    """A name under which a browser on this machine reaches what listens on `host`."""
+    if host in ("", "0.0.0.0", "::"):
+        return "localhost"
+    return f"[{host}]" if ":" in host else host
 
 
 class Scene(StrEnum):

@@ -193,6 +193,13 @@ def count_after(conn: Connection, project: str, seq: int = 0) -> int:
     return conn.execute(query.where(feedback.c.project == project, feedback.c.seq > seq)).scalar_one()
 
 
+def counts(conn: Connection, project: str) -> dict[str, int]:
+    """How many pieces there are of each kind, the most frequent first."""
+    count = sa.func.count()
+    query = sa.select(feedback.c.kind, count).where(feedback.c.project == project)
+    return {kind: many for kind, many in conn.execute(query.group_by(feedback.c.kind).order_by(count.desc()))}
+
+
 def last_seq(conn: Connection, project: str) -> int:
     """The number of the newest feedback, 0 when there is none."""
     query = sa.select(sa.func.max(feedback.c.seq)).where(feedback.c.project == project)

@@ -6,7 +6,7 @@ ways to change that; each is one transaction, so that no moment shows two live v
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
@@ -102,6 +102,12 @@ def list_by(
         query = query.where(versions.c.number < before)
     query = query.order_by(versions.c.number.desc()).limit(limit)
     return [_version(row) for row in within(conn, query, "gate", max_bytes)]
+
+
+def by_run(conn: Connection, project: str, ids: Sequence[str]) -> dict[str, int]:
+    """The numbers of the versions that came of some runs, by the run's id."""
+    query = sa.select(versions.c.run, versions.c.number).where(versions.c.project == project)
+    return {run: number for run, number in conn.execute(query.where(versions.c.run.in_(ids)))}
 
 
 class Named(NamedTuple):

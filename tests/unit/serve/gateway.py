@@ -16,6 +16,7 @@ import uvicorn
 from comfyloop.loop import Controller, Stages
 from comfyloop.records import Project, Version
 from comfyloop.serve.api import server
+from comfyloop.serve.api.app import Front
 from comfyloop.serve.api.services import Services
 from comfyloop.serve.engines.process import EngineProcess
 from comfyloop.serve.engines.protocol import Command, Engine, Launch
@@ -70,6 +71,7 @@ def running_gateway(
     wait: bool = True,
     system_prompt: str = "",
     make: Callable[[Store], Engine] | None = None,
+    front: Front | None = None,
 ) -> Iterator[Gateway]:
     """A gateway over an engine that `command` starts, that listens at `url`, or that `make` makes."""
     events = Events()
@@ -84,7 +86,7 @@ def running_gateway(
         )  # not started: no turn begins by itself
         services = Services(settings, store, router, controller)
         listener = server.bind("127.0.0.1", 0)
-        served = server.server(services)
+        served = server.server(services, front)
         thread = threading.Thread(target=served.run, kwargs={"sockets": [listener]}, daemon=True)
         thread.start()
         base = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import Depends, FastAPI
@@ -85,8 +85,12 @@ async def _all_told(services: Services) -> None:
         await asyncio.sleep(0.02)
 
 
-def create_app(services: Services) -> FastAPI:
-    """The API over `services`. It starts and stops no engine: that is the caller's."""
+Front = Callable[[FastAPI], None]
+"""Adds pages for people to the application."""
+
+
+def create_app(services: Services, front: Front | None = None) -> FastAPI:
+    """The API over `services`, and the pages of `front`. It starts and stops no engine: that is the caller's."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -116,6 +120,8 @@ def create_app(services: Services) -> FastAPI:
     for noun in NOUNS:
         app.include_router(noun.router)
     errors.install(app)
+    if front is not None:
+        front(app)
     limits = services.settings
     app.add_middleware(
         edge.Limited,
@@ -124,7 +130,7 @@ def create_app(services: Services) -> FastAPI:
         max_file_bytes=limits.max_bundle_bytes,
     )
     if services.settings.token:
-        app.add_middleware(edge.Tokened, token=services.settings.token)
+        app.add_middleware(edge.Tokened, token=services.settings.token, pages=front is not None)
     app.add_middleware(origin.Guarded, settings=services.settings)
     app.add_middleware(edge.Measured, metrics=services.metrics)
     _make_routes(app)

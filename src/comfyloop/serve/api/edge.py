@@ -7,13 +7,15 @@ import hmac
 import re
 import time
 from typing import Any
-from urllib.parse import parse_qs
+from urllib.parse import parse_qs, quote
 
 from starlette.exceptions import HTTPException
-from starlette.responses import JSONResponse
+from starlette.requests import cookie_parser
+from starlette.responses import JSONResponse, RedirectResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from comfyloop.errors import ComfyLoopError, InvalidInput, TooLarge
+from comfyloop.serve.api import sessions
 from comfyloop.serve.api.bodies import Characters, Values
 from comfyloop.serve.api.errors import error_body
 from comfyloop.serve.api.metrics_registry import Metrics
@@ -27,6 +29,8 @@ FILE_PATHS = {"/v1/bundles"}
 FILE_SECONDS = 3600.0
 OPEN_PATHS = {"/healthz"}
 """Answered without a token: a container's health check has none."""
+SIGN_IN, STATIC = "/sign-in", "/static/"
+"""What a person needs before there is a session: the page that asks for the token, and how it looks."""
 
 
 class Unauthorized(ComfyLoopError):
@@ -61,17 +65,21 @@ class Measured:
 
 
 class Tokened:
-    """Refuse who does not send `Authorization: Bearer TOKEN` (a WebSocket may send `?token=` instead)."""
+    """Refuse who does not send `Authorization: Bearer TOKEN` (a WebSocket may send `?token=` instead), nor has the
+    session of a browser in which the token was given.
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app = app
-        self.token = token.encode()
+    Args:
+        pages: There are pages for people: who opens one without a session is led to where the token is asked for.
+    """
+
+    def __init__(self, app: ASGIApp, token: str, *, pages: bool = False) -> None:
+        self.app, self.token, self.pages = app, token, pages
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if (
             scope["type"] not in ("http", "websocket")
-            or scope["path"] in OPEN_PATHS
-            or self._has_token(scope)
+            or self._is_open(scope["path"])
+            or self._is_known(scope)
         ):
             await self.app(scope, receive, send)
             return
@@ -79,20 +87,40 @@ class Tokened:
             await receive()
             await send({"type": "websocket.close", "code": 4401, "reason": "A token is needed."})
             return
+        if self.pages and wants_page(scope):
+            query = scope["query_string"].decode("latin-1")
+            wanted = quote(scope["path"] + (f"?{query}" if query else ""), safe="")
+            await RedirectResponse(f"{SIGN_IN}?next={wanted}", 303)(scope, receive, send)
+            return
         error = Unauthorized(
             "This service asks for a token.", "Send it as the header `Authorization: Bearer TOKEN`."
         )
         headers = {"WWW-Authenticate": "Bearer"}
         await JSONResponse(error_body(error), 401, headers)(scope, receive, send)
 
-    def _has_token(self, scope: Scope) -> bool:
-        sent = b""
+    def _is_open(self, path: str) -> bool:
+        return path in OPEN_PATHS or (self.pages and (path == SIGN_IN or path.startswith(STATIC)))
+
+    def _is_known(self, scope: Scope) -> bool:
+        sent, cookies = b"", ""
         for name, value in scope["headers"]:
             if name == b"authorization" and value[:7].lower() == b"bearer ":
                 sent = value[7:].strip()
+            elif name == b"cookie":
+                cookies = f"{cookies};{value.decode('latin-1')}"
         if not sent and scope["type"] == "websocket":
             sent = parse_qs(scope["query_string"]).get(b"token", [b""])[0]
-        return hmac.compare_digest(sent, self.token)
+        if sent:
+            return hmac.compare_digest(sent, self.token.encode())
+        session = cookie_parser(cookies).get(sessions.cookie(scope), "")
+        return sessions.holds(session, self.token)
+
+
+def wants_page(scope: Scope) -> bool:
+    """Whether a person opens this in a browser, rather than a program asks for data."""
+    if scope["method"] not in ("GET", "HEAD") or scope["path"].startswith("/v1/"):
+        return False
+    return any(name == b"accept" and b"text/html" in value for name, value in scope["headers"])
 
 
 class Limited:

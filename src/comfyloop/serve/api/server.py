@@ -16,7 +16,7 @@ if sys.platform != "win32":
 
 from comfyloop.errors import Conflict, InvalidInput
 from comfyloop.serve import collector, patience
-from comfyloop.serve.api.app import create_app
+from comfyloop.serve.api.app import Front, create_app
 from comfyloop.serve.api.origin import is_loopback
 from comfyloop.serve.api.services import Services
 
@@ -63,11 +63,11 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def server(services: Services) -> uvicorn.Server:
+def server(services: Services, front: Front | None = None) -> uvicorn.Server:
     """The configured server; `server.run(sockets=[...])` serves, `should_exit = True` stops it."""
     # The threads that write to the database may keep the event loop waiting for so long each time.
     sys.setswitchinterval(SWITCH_SECONDS)
-    app = create_app(services)
+    app = create_app(services, front)
     collector.settle()
     return uvicorn.Server(
         uvicorn.Config(
@@ -83,7 +83,7 @@ def server(services: Services) -> uvicorn.Server:
     )
 
 
-def run(services: Services, listener: socket.socket | None = None) -> None:
+def run(services: Services, listener: socket.socket | None = None, front: Front | None = None) -> None:
     """Serve until the process is told to stop. `listener` is what `bind` gave; without one, bind here.
 
     Raises:
@@ -95,7 +95,7 @@ def run(services: Services, listener: socket.socket | None = None) -> None:
             "Other machines can reach this address, and no token is asked.",
             "Set COMFYLOOP_TOKEN, or start the service with `comfyloop up`, which makes one.",
         )
-    served = server(services)
+    served = server(services, front)
     # uvicorn's own handlers raise the signal again when it has stopped, which ends the process before it has tidied up.
     vars(served)["capture_signals"] = contextlib.nullcontext
 

@@ -1,0 +1,201 @@
+"""/data: what a project learns from: feedback, data sets that were added, and snapshots with what they left out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, NamedTuple
+
+from fastapi import APIRouter, Query
+from fastapi.responses import HTMLResponse
+from pydantic import ValidationError
+
+from comfyloop import formats
+from comfyloop.curate import CurationReport, data_files
+from comfyloop.curate.report import REASONS
+from comfyloop.datasets import DataSet, open_place, places
+from comfyloop.records import Dropped, Feedback, Generation, Snapshot
+from comfyloop.sources import SOURCES
+from comfyloop.sources.builtin import BUILTIN
+from comfyloop.store import feedback, generations, snapshots
+from comfyloop.web.frame import Asked, Desk
+from comfyloop.web.runs import asked_and_answered
+
+router = APIRouter()
+
+_RECENT = 12
+_PAGE = 40
+_EXAMPLES = 4
+
+
+class Piece(NamedTuple):
+    """A piece of feedback with the answer that it is about."""
+
+    seq: int
+    item: Feedback
+    generation: Generation | None
+
+    @property
+    def question(self) -> str:
+        if self.generation is not None:
+            asked = (m.text for m in reversed(self.generation.messages) if m.role == "user")
+            return next(asked, "")
+        messages = getattr(self.item, "messages", ())
+        return next(
+            (m.text for m in reversed(messages) if m.role == "user"), getattr(self.item, "prompt", "")
+        )
+
+    @property
+    def images(self) -> tuple[str, ...]:
+        if self.generation is not None:
+            return tuple(image for message in self.generation.messages for image in message.images)
+        if messages := getattr(self.item, "messages", ()):
+            return tuple(image for message in messages for image in message.images)
+        one = getattr(self.item, "image", None)
+        return getattr(self.item, "picked", ()) or ((one,) if one else ())
+
+    @property
+    def before(self) -> str:
+        return self.generation.answer if self.generation is not None else getattr(self.item, "before", "")
+
+    @property
+    def after(self) -> str:
+        """What the person made of it, where that is a text; else what was there."""
+        if messages := getattr(self.item, "messages", ()):
+            return messages[-1].text if messages[-1].role == "assistant" else ""
+        made = getattr(self.item, "edited", None) or getattr(self.item, "after", None)
+        return made if isinstance(made, str) else self.before
+
+
+class Left(NamedTuple):
+    """Why some feedback was left out, how much, and some of it."""
+
+    reason: str
+    sentence: str
+    count: int
+    examples: tuple[tuple[Dropped, Piece | None], ...]
+
+
+@router.get("/data")
+def show_data(desk: Asked) -> HTMLResponse:
+    name = desk.project.name
+    with desk.services.store.read() as conn:
+        counts = feedback.counts(conn, name)
+        recent = feedback.newest(conn, name, limit=_RECENT)
+        made = generations.get_many(
+            conn, [g for _, item in recent if (g := getattr(item, "generation", None))]
+        )
+        found = snapshots.list_by(conn, name, limit=20)
+    added = [desk.services.imports.state(place) for place in places(desk.services.settings, name)]
+    added.sort(key=lambda dataset: dataset.created_at, reverse=True)
+    return desk.show(
+        "data.html",
+        "data",
+        counts=counts,
+        total=sum(counts.values()),
+        recent=_pieces(recent, made),
+        datasets=added,
+        builtin=list(BUILTIN.values()),
+        snapshots=found,
+    )
+
+
+@router.get("/data/feedback")
+def show_feedback(
+    desk: Asked,
+    before: Annotated[int | None, Query(ge=0, lt=2**63)] = None,
+    kind: Annotated[str, Query(max_length=40)] = "",
+    author: Annotated[str, Query(max_length=200)] = "",
+) -> HTMLResponse:
+    name = desk.project.name
+    with desk.services.store.read() as conn:
+        counts = feedback.counts(conn, name)
+        recent = feedback.newest(
+            conn, name, before_seq=before, kind=kind or None, author=author or None, limit=_PAGE
+        )
+        made = generations.get_many(
+            conn, [g for _, item in recent if (g := getattr(item, "generation", None))]
+        )
+    last = recent[-1][0] if len(recent) == _PAGE else None
+    return desk.show(
+        "feedback.html",
+        "data",
+        pieces=_pieces(recent, made),
+        counts=counts,
+        kind=kind,
+        author=author,
+        next_before=last,
+    )
+
+
+@router.get("/data/sets/{id}")
+def show_dataset(id: str, desk: Asked) -> HTMLResponse:
+    place = open_place(desk.services.settings, desk.project.name, id)
+    dataset: DataSet = desk.services.imports.state(place)
+    sent = [*place.partial(), *place.sent()]
+    return desk.show("dataset.html", "data", dataset=dataset, files=sent, formats=list(SOURCES))
+
+
+@router.get("/data/snapshots/{id}")
+def show_snapshot(id: str, desk: Asked, beside: Annotated[str, Query(max_length=64)] = "") -> HTMLResponse:
+    name = desk.project.name
+    with desk.services.store.read() as conn:
+        snapshot = snapshots.get(conn, name, id)
+        others = [found for found in snapshots.list_by(conn, name, limit=20) if found.id != id]
+        other = snapshots.get(conn, name, beside) if beside else None
+    report = _report(snapshot)
+    return desk.show(
+        "snapshot.html",
+        "data",
+        snapshot=snapshot,
+        report=report,
+        left=_left_out(desk, report.details, report.dropped) if report else [],
+        unsure=_left_out(desk, report.unsure, {}) if report else [],
+        samples=_samples(snapshot),
+        others=others,
+        other=other,
+        came=set(snapshot.feedback) - set(other.feedback) if other else set(),
+        went=set(other.feedback) - set(snapshot.feedback) if other else set(),
+    )
+
+
+def _pieces(items: list[tuple[int, Feedback]], made: dict[str, Generation]) -> list[Piece]:
+    return [Piece(seq, item, made.get(getattr(item, "generation", None) or "")) for seq, item in items]
+
+
+def _report(snapshot: Snapshot) -> CurationReport | None:
+    """None where its directory was removed to save room."""
+    try:
+        return CurationReport.model_validate_json((Path(snapshot.path) / "report.json").read_bytes())
+    except (OSError, ValidationError):
+        return None
+
+
+def _left_out(desk: Desk, details: tuple[Dropped, ...], counts: dict[str, int]) -> list[Left]:
+    by_reason: dict[str, list[Dropped]] = {reason: [] for reason in counts}
+    for dropped in details:
+        by_reason.setdefault(dropped.reason, []).append(dropped)
+    shown = {reason: found[:_EXAMPLES] for reason, found in by_reason.items()}
+    ids = [dropped.feedback for found in shown.values() for dropped in found]
+    with desk.services.store.read() as conn:
+        items = feedback.find_many(conn, ids)
+        about = [g for item in items.values() if (g := getattr(item, "generation", None))]
+        made = generations.get_many(conn, about)
+    pieces = {piece.item.id: piece for piece in _pieces([(0, item) for item in items.values()], made)}
+    return [
+        Left(
+            reason,
+            REASONS.get(reason, reason),
+            counts.get(reason, len(by_reason[reason])),
+            tuple((dropped, pieces.get(dropped.feedback)) for dropped in found),
+        )
+        for reason, found in shown.items()
+    ]
+
+
+def _samples(snapshot: Snapshot) -> list[tuple[str, str]]:
+    """Some of what is trained on, question and answer."""
+    file = data_files(Path(snapshot.path), "sft").train
+    if not file.exists():
+        return []
+    rows = [row for row in formats.objects(file) if not row.get("replay")]
+    return [asked_and_answered(row) for row in rows[:_RECENT]]

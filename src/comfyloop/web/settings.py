@@ -1,0 +1,85 @@
+"""/settings: how a project learns, what its edits say in words, the service's settings, and whether all is well."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any, NamedTuple
+
+from fastapi import APIRouter
+from fastapi.responses import HTMLResponse
+from pydantic_core import PydanticUndefined
+
+from comfyloop.serve.api.recalling import listed
+from comfyloop.settings import FILE, GROUPS, Settings, in_table
+from comfyloop.web.frame import Asked
+
+router = APIRouter()
+
+_HIDDEN = {"token"}
+_CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
+
+
+class Shown(NamedTuple):
+    """A setting as it is now, as it would be by itself, and why one would change it."""
+
+    name: str
+    line: str  # what stands in the settings file
+    value: str
+    default: str
+    why: str
+
+    @property
+    def changed(self) -> bool:
+        return self.value != self.default
+
+
+@router.get("/settings")
+def show_settings(desk: Asked) -> HTMLResponse:
+    settings = desk.services.settings
+    return desk.show(
+        "settings.html",
+        "settings",
+        engine=desk.engine(),
+        preferences=listed(desk.services, desk.project.name),
+        groups={table: shown(settings, table) for table in GROUPS},
+        file=settings.home / FILE,
+        models=sorted(desk.services.router.engines),
+    )
+
+
+@router.get("/settings/health")
+def show_health(desk: Asked) -> HTMLResponse:
+    """Asked for after the page is there: it waits for the engines."""
+    router = desk.services.router
+    return desk.show(
+        "health.html",
+        "settings",
+        problems=router.problems(),
+        engines={name: engine.state.value for name, engine in router.engines.items()},
+    )
+
+
+def shown(settings: Settings, table: str) -> list[Shown]:
+    found = []
+    for name, field in GROUPS[table].model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        found.append(
+            Shown(
+                name,
+                f"[{table}] {in_table(table, name)} = …",
+                _said(name, getattr(settings, name)),
+                _said(name, "" if default is PydanticUndefined else default),
+                (field.description or "").replace("`", ""),
+            )
+        )
+    return found
+
+
+def _said(name: str, value: Any) -> str:
+    """A value as it stands in a settings file; what lets somebody in is not shown."""
+    if name in _HIDDEN and value:
+        return "•••"
+    if isinstance(value, bool | int | float | dict | list | tuple):
+        return json.dumps(value, default=str, ensure_ascii=False)
+    return _CREDENTIALS.sub("•••", str(value))

@@ -1,0 +1,199 @@
+"""The pages in Debian's Chromium, over a real service with five weeks of work in its store. One browser and one service
+for all tests; what they change they change back. Screenshots go to artefacts/desk/."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from comfyloop import web
+from comfyloop.records import AnswerAccepted
+from comfyloop.settings import Settings
+from comfyloop.store import feedback
+from tests.unit.serve.gateway import Gateway, instant, running_gateway
+from tests.unit.web.studio import furnish
+
+ARTEFACTS = Path("artefacts/desk")
+PAGES = {
+    "home": "/",
+    "data": "/data",
+    "feedback": "/data/feedback?kind=answer_edited",
+    "snapshot": f"/data/snapshots/{4:064x}",
+    "runs": "/runs",
+    "run": "/runs/run_4",
+    "versions": "/versions",
+    "version": "/versions/4",
+    "compare": "/versions/compare?a=1&b=4",
+    "settings": "/settings",
+    "new": "/?project=posters",
+    "fault": "/nowhere",
+}
+LOOKS = [("en", "light", 1280), ("zh", "dark", 390), ("zh", "light", 1920), ("en", "dark", 820)]
+"""Both languages in both themes, at a phone's width, a tablet's, a laptop's and a wide screen's."""
+FIRST_PAGE_MS = 300
+PATIENCE_MS = 120_000
+"""On a machine that does much else."""
+OPTIONS = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Gateway]:
+    settings = Settings(home=tmp_path_factory.mktemp("desk") / "home", project="acme", port=0)
+    with running_gateway(settings, instant(), front=web.install) as gateway:
+        furnish(gateway.store, settings.home)
+        gateway.services.router.refresh()
+        yield gateway
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api", reason="NOT PROVED: Playwright is not installed")
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("NOT PROVED: chromium is not installed, so the pages were not tried in a browser")
+    with playwright.sync_playwright() as running:
+        opened = running.chromium.launch(executable_path=chromium, args=OPTIONS)
+        yield opened
+        opened.close()
+
+
+@pytest.fixture(scope="module", params=LOOKS, ids=lambda look: "-".join(map(str, look)))
+def look(request: pytest.FixtureRequest, browser: Any, service: Gateway) -> Iterator[Any]:
+    """A page in one language, theme and width, and what its console complained of."""
+    language, theme, width = request.param
+    context = browser.new_context(
+        viewport={"width": width, "height": 900}, locale="zh-CN" if language == "zh" else "en-GB",
+        color_scheme=theme, reduced_motion="reduce",
+    )  # fmt: skip
+    context.set_default_timeout(PATIENCE_MS)
+    page = context.new_page()
+    page.name = "-".join(map(str, request.param))
+    page.complaints = []
+    page.on("pageerror", lambda error: page.complaints.append(str(error)))
+    page.on("console", lambda m: page.complaints.append(m.text) if m.type in ("error", "warning") else None)
+    yield page
+    context.close()
+
+
+@pytest.fixture
+def page(browser: Any, service: Gateway) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1280, "height": 900}, locale="en-GB")
+    context.set_default_timeout(PATIENCE_MS)
+    opened = context.new_page()
+    opened.goto(service.url)
+    yield opened
+    context.close()
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_and_has_no_complaints(look: Any, service: Gateway, name: str) -> None:
+    look.complaints.clear()
+    look.goto(service.url + PAGES[name], wait_until="load")
+    if name == "run":
+        look.wait_for_selector(".chart canvas")
+    if name != "fault":
+        look.wait_for_function("document.querySelector('time')?.title !== ''")
+    ARTEFACTS.mkdir(parents=True, exist_ok=True)
+    look.screenshot(path=str(ARTEFACTS / f"{name}-{look.name}.png"), full_page=True)
+    wider = look.evaluate("document.documentElement.scrollWidth - innerWidth")
+    assert wider <= 0, f"{wider} pixels are beyond the edge"
+    expected = 1 if name == "fault" else 0  # the browser tells of the 404 itself
+    assert len(look.complaints) == expected, look.complaints
+    _no_violations(look)
+
+
+def _no_violations(page: Any) -> None:
+    try:
+        from axe_playwright_python.sync_playwright import Axe
+    except ImportError:  # said once, by the test below
+        return
+    found = Axe().run(page).response["violations"]
+    told = [(v["id"], v["help"], [node["html"][:160] for node in v["nodes"][:3]]) for v in found]
+    assert not told, told
+
+
+def test_the_pages_were_looked_at_by_axe() -> None:
+    pytest.importorskip("axe_playwright_python", reason="NOT PROVED: axe-playwright-python is not installed")
+
+
+def test_the_first_page_is_there_at_once(page: Any, service: Gateway) -> None:
+    took = []
+    for _ in range(5):
+        page.goto(service.url)
+        took.append(page.evaluate("performance.getEntriesByType('navigation')[0].responseEnd"))
+    assert min(took) <= FIRST_PAGE_MS, took
+
+
+def test_the_page_follows_what_happens_and_leaves_alone_what_is_typed(page: Any, service: Gateway) -> None:
+    page.wait_for_selector("#service:not(.away)")
+    page.wait_for_function("document.querySelector('.line .fact').textContent.includes('7 of 12')")
+    item = AnswerAccepted(id="fb_live", project="acme", generation="gen_0_0")
+    service.http.post("/v1/feedback", content=item.model_dump_json())
+    page.wait_for_function("document.querySelector('.line .fact').textContent.includes('8 of 12')")
+    with service.store.begin() as conn:
+        feedback.delete(conn, "fb_live")
+
+
+def test_a_version_goes_live_and_back_by_keys_alone(page: Any, service: Gateway) -> None:
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+    page.keyboard.press("Enter")
+    assert page.evaluate("document.activeElement.id") == "content"
+    page.goto(service.url + "/versions")
+    page.focus(".lineage .live .buttons button")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#sure[open]")
+    page.keyboard.press("Escape")  # not sure: nothing happens
+    assert page.is_hidden("#sure")
+    page.focus(".lineage .live .buttons button")
+    page.keyboard.press("Enter")
+    page.focus("#sure button[value=yes]")
+    page.keyboard.press("Enter")
+    page.wait_for_function("document.querySelector('.lineage li.live h2 a').textContent === 'v3'")
+    assert service.services.router.project("acme").live == 3
+    service.http.post("/v1/versions/4/promote?project=acme").raise_for_status()
+    page.wait_for_function("document.querySelector('.lineage li.live h2 a').textContent === 'v4'")
+
+
+def test_what_the_service_refuses_is_said_and_nothing_is_lost(page: Any, service: Gateway) -> None:
+    page.goto(service.url + "/settings")
+    page.fill("input[name=image_model]", "/nowhere/sd.safetensors")
+    page.fill("textarea[name=system_prompt]", "Be brief.")
+    page.click("form[data-send^=PATCH] button")
+    page.wait_for_selector("#told .bad")
+    assert "/nowhere/sd.safetensors" in page.text_content("#told .bad")
+    assert page.input_value("textarea[name=system_prompt]") == "Be brief."
+
+
+def test_language_and_theme_are_kept(page: Any, service: Gateway) -> None:
+    page.click("[data-cookie]")
+    page.wait_for_selector("html[lang=zh-Hans]")
+    page.click("[data-theme-switch]")
+    page.wait_for_selector("html[data-theme=dark]")
+    page.goto(service.url + "/versions")
+    assert page.get_attribute("html", "lang") == "zh-Hans" and "版本" in page.text_content("h1")
+
+
+def test_dropped_files_become_a_data_set_that_is_looked_at_and_taken(
+    page: Any, service: Gateway, tmp_path: Path
+) -> None:
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"query": "What is a mug?", "response": "A cup with a handle."}\n' * 2)
+    page.goto(service.url + "/data")
+    page.set_input_files(".drop input[type=file]:not([webkitdirectory])", str(rows))
+    page.wait_for_url("**/data/sets/ds_*")
+    page.wait_for_selector("text=A cup with a handle.")
+    page.click("section button.first")
+    page.wait_for_selector("header .tag.succeeded")
+
+
+def test_both_versions_are_asked_at_once(page: Any, service: Gateway) -> None:
+    page.goto(service.url + "/versions/compare?a=0&b=4")
+    page.fill("#question", "say 3 words")
+    page.click(".asking button")
+    page.wait_for_selector(".answered .side >> nth=1")
+    assert "acme-v4" in page.text_content(".answered .side >> nth=1")
