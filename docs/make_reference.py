@@ -102,6 +102,14 @@ that load adapters while they run are started anew for each, too. Written by `ma
 | `engine` | what it is | runs in | adapters |
 |---|---|---|---|
 """
+MODALITIES_PAGE = """\
+# The modalities
+
+What a message may hold, in rows, in feedback and in what a model is asked. Written by `make docs`.
+
+| part | what it is | its fields | also written as | a model is given |
+|---|---|---|---|---|
+"""
 PYTHON = """\
 # The Python interface
 
@@ -243,6 +251,21 @@ def metrics_page() -> str:
     )
 
 
+def modalities_page() -> str:
+    from comfyloop.modalities import MODALITIES
+
+    return MODALITIES_PAGE + "".join(
+        _row(
+            f"`{modality.name}`",
+            modality.does,
+            ", ".join(f"`{field}`" for field in modality.part.model_fields if field != "type"),
+            ", ".join(f"`{kind}`" for kind in modality.types if kind != modality.name),
+            "its bytes" if modality.holds_bytes else "a text",
+        )
+        for modality in MODALITIES.values()
+    )
+
+
 def api_page() -> str:
     from comfyloop.serve.api.app import NOUNS, create_app
     from comfyloop.serve.api.services import Services
@@ -303,13 +326,14 @@ def _records() -> dict[type, list[str]]:
     """Those that the clients' calls name, and those that these are made of, with their fields or values."""
     from pydantic import BaseModel
 
-    from comfyloop import records
+    from comfyloop import modalities, records
     from comfyloop.client import calls
 
+    homes = (records.__name__, modalities.__name__)
     found: dict[type, list[str]] = {}
 
     def walk(kind: object) -> None:
-        if isinstance(kind, type) and kind.__module__ == records.__name__ and kind not in found:
+        if isinstance(kind, type) and kind.__module__.startswith(homes) and kind not in found:
             if issubclass(kind, BaseModel):
                 found[kind] = list(kind.model_fields)
                 for hint in get_type_hints(kind).values():
@@ -337,6 +361,7 @@ PAGES = {
     "recipes.md": recipes_page,
     "engines.md": engines_page,
     "metrics.md": metrics_page,
+    "modalities.md": modalities_page,
     "api.md": api_page,
     "commands.md": commands_page,
     "python.md": python_page,

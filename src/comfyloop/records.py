@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
 from pydantic import (
     AfterValidator,
@@ -23,6 +23,12 @@ from pydantic import (
     model_validator,
 )
 
+from comfyloop.modalities import MODALITIES
+from comfyloop.modalities import ImagePart as ImagePart
+from comfyloop.modalities import Part as Part
+from comfyloop.modalities import TextPart as TextPart
+from comfyloop.modalities.image import Sha256 as Sha256
+
 BASE = 0
 """The version number of the untrained base model."""
 
@@ -30,7 +36,6 @@ MOST_REVIEWED = 5000
 """Items that one decision may be about."""
 
 ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
 Rating = Annotated[int, Field(ge=1, le=5)]
 Author = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -65,19 +70,9 @@ class Record(BaseModel):
 # --- what a model reads and writes --------------------------------------------------------------------------
 
 
-class TextPart(Record):
-    type: Literal["text"] = "text"
-    text: str
-
-
-class ImagePart(Record):
-    """An image by the hash of its bytes; the bytes are in the blob store."""
-
-    type: Literal["image"] = "image"
-    sha256: Sha256
-
-
-Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
+if not TYPE_CHECKING:  # one of those that modalities declare
+    _ANY = Union[tuple(modality.part for modality in MODALITIES.values())]  # noqa: UP007
+    Part = Annotated[_ANY, Field(discriminator="type")]
 
 
 class Message(Record):
@@ -93,9 +88,15 @@ class Message(Record):
 
     @property
     def text(self) -> str:
+        """What a model reads of it."""
         if len(self.content) == 1 and isinstance(part := self.content[0], TextPart):  # as nearly all
             return part.text
-        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+        return "".join(part.model_input or "" for part in self.content)
+
+    @property
+    def preview(self) -> str:
+        """What a person is shown of it, in a line."""
+        return " ".join(filter(None, (part.preview for part in self.content)))
 
     @property
     def images(self) -> tuple[str, ...]:

@@ -20,18 +20,24 @@ AREAS = (
     "tests/unit/gate/test_gate_metrics.py",
     "tests/unit/serve/test_serve_kinds.py",
     "tests/unit/comfyui/test_package.py",
+    "tests/unit/test_modalities.py",
 )
 """Tests that go through all declarations of a kind."""
 LARGE = 2**18
 ASKED = """
 import runpy, sys
+from pathlib import Path
+from comfyloop import formats
 from comfyloop.curate import filters
 from comfyloop.curate.measurements import Measurements
 from comfyloop.curate.rulings import Ground
 from comfyloop.curate.samples import Draft, Source, make
+from comfyloop.formats import Item, UnusableRow
 from comfyloop.gate.metrics import of_answers
 from comfyloop.records import Message
+from comfyloop.serve.api.chat_request import ChatRequest
 from comfyloop.settings import Settings
+from comfyloop.wire import wire_message
 
 def draft(id, answer):
     messages = (Message.of("user", "What is it?"), Message.of("assistant", answer))
@@ -47,8 +53,28 @@ lenient = settings.model_copy(update={"filters": {"shouting": {"on": False}}})
 assert not filters.apply([draft("a", "A CAT SITS ON A MAT.")], Ground(lenient, Stored)).dropped
 assert of_answers(("a dog", "a cat"), "A cat")["words_kept"] == (0.5, 1.0)
 
+part = {"type": "series", "numbers": [1, 2.5]}
+said = [{"type": "text", "text": "What comes next?"}, part]
+text = "What comes next?\\n1, 2.5\\n"
+row = {"messages": [{"role": "user", "content": said}, {"role": "assistant", "content": "4"}]}
+assert formats.row_of(Item(1, "", row), Path()).turns[0].text == text
+bad = {"messages": [{"role": "user", "content": [part | {"numbers": []}]}, row["messages"][1]]}
+try:
+    formats.row_of(Item(1, "", bad), Path())
+except UnusableRow as error:
+    assert "a part of the type 'series'" in str(error)
+else:
+    raise AssertionError("an empty series was taken")
+asked = Message.model_validate({"role": "user", "content": said})
+assert Message.model_validate_json(asked.model_dump_json()) == asked and asked.text == text
+assert asked.preview == "What comes next? [2 numbers from 1 to 2.5]"
+assert wire_message(asked, str) == {"role": "user", "content": text}
+ChatRequest.model_validate({"model": "acme", "messages": [{"role": "user", "content": said}]})
+
 pages = runpy.run_path("docs/make_reference.py")["PAGES"]
-for page, name in {"filters": "shouting", "recipes": "gentle", "metrics": "words_kept", "engines": "sglang"}.items():
+added = {"filters": "shouting", "recipes": "gentle", "metrics": "words_kept", "engines": "sglang"}
+added["modalities"] = "series"
+for page, name in added.items():
     assert f"| `{name}` |" in pages[f"{page}.md"](), page
 assert "gentle" in pages["settings.md"]() and "sglang" in pages["settings.md"]()
 assert "`gentle`" in pages["training-spec.md"]()
@@ -115,5 +141,5 @@ def test_everything_that_goes_through_declarations_passes_with_one_more_of_each(
 
 def test_every_walk_is_there() -> None:
     guide = (REPOSITORY / "CONTRIBUTING.md").read_text("utf-8")
-    walks = {"filter", "recipe", "metric of the gate", "engine", "node"}
+    walks = {"filter", "recipe", "metric of the gate", "modality", "engine", "node"}
     assert set(re.findall(r"^## Add an? (.*)$", guide, flags=re.MULTILINE)) == walks

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
 from comfyloop import formats, modalities
 from comfyloop.formats import Item, UnusableRow
@@ -17,11 +18,29 @@ URL = "data:image/png;base64,iVBORw0KGgo="
 
 
 @pytest.mark.parametrize("name", MODALITIES)
-def test_what_is_sent_is_read_to_the_same(name: str) -> None:
+def test_a_part_is_stored_shown_and_sent(name: str) -> None:
     modality = MODALITIES[name]
-    sent = modality.wire(URL)
-    assert sent["type"] in modality.types and modalities.of_type(sent["type"]) is modality
-    assert modality.read(sent) == URL
+    part = modality.example
+    asked = Message(role="user", content=(TextPart(text="What is it? "), part))
+    assert Message.model_validate_json(asked.model_dump_json()) == asked
+    assert part.type == name in modality.types and modalities.of_type(name) is modality
+    assert part.preview and "\n" not in part.preview and part.preview in asked.preview
+    sent = wire_message(asked, lambda sha: f"comfyloop://{sha}")
+    if modality.holds_bytes:
+        assert part.model_input is None and asked.text == "What is it? "
+        last = sent["content"][-1]
+        assert last["type"] in modality.types and modality.read(last) == f"comfyloop://{part.blob}"
+    else:
+        assert part.model_input and asked.text == sent["content"] == f"What is it? {part.model_input}"
+        assert modality.read(part.model_dump()) == part.model_input
+
+
+@pytest.mark.parametrize("name", MODALITIES)
+def test_a_part_that_is_not_as_its_modality_says_is_refused(name: str) -> None:
+    stored = MODALITIES[name].example.model_dump(mode="json")
+    for wrong in ({"type": name}, stored | {"colour": "red"}, stored | {"type": "smell"}):
+        with pytest.raises(ValidationError):
+            Message.model_validate({"role": "user", "content": [wrong]})
 
 
 def test_no_two_answer_to_one_type() -> None:

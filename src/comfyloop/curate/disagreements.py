@@ -252,12 +252,11 @@ def _flag(key: str, claims: Sequence[Claim], drafts: Sequence[Draft]) -> Flag:
     choices = tuple(_choice(claim) for claim in claims)
     told = "; ".join(f"{choice.author} {choice.wants}" for choice in choices[:4])
     people = len({claim.author for claim in claims})
-    about = " about its pictures" if asked.images else ""
     return Flag(
         id=f"disagreement-{key[:16]}",
         project=sample.project,
         kind="disagreement",
-        sentence=f'On "{_line(asked.text)}"{about}, {people} people want opposite answers: {told}. None of it is '
+        sentence=f'On "{_line(asked.preview)}", {people} people want opposite answers: {told}. None of it is '
         "learned until you choose whose holds.",
         question=asked.text,
         images=asked.images,

@@ -61,7 +61,7 @@ def row_of(sample: Sample, image_path: Callable[[str], str], *, extra: bool = Tr
 
 
 def _parts(message: Message) -> tuple[str | None, ...]:
-    return tuple(part.text if isinstance(part, TextPart) else None for part in message.content)
+    return tuple(part.model_input for part in message.content)
 
 
 def with_images(row: dict[str, Any], images: Sequence[str]) -> dict[str, Any]:

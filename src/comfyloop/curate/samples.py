@@ -101,13 +101,17 @@ class Source:
 
 
 def canonical(message: Message) -> Message:
-    """The same message with adjacent texts joined and empty texts left out; one text if nothing is left."""
+    """The same message as a model reads it: adjacent texts joined, empty ones left out; one text if nothing is left."""
     parts: list[Part] = []
     for part in message.content:
-        if isinstance(part, TextPart) and parts and isinstance(parts[-1], TextPart):
-            parts[-1] = TextPart(text=parts[-1].text + part.text)
-        elif not (isinstance(part, TextPart) and not part.text):
+        text = part.model_input
+        last = parts[-1] if parts else None
+        if text is None:
             parts.append(part)
+        elif isinstance(last, TextPart):
+            parts[-1] = TextPart(text=last.text + text)
+        elif text:
+            parts.append(TextPart(text=text))
     return Message(role=message.role, content=tuple(parts) or (TextPart(text=""),))
 
 
@@ -157,7 +161,7 @@ def _plain(message: Message) -> dict[str, Any]:
         "content": [
             {"type": "text", "text": part.text}
             if isinstance(part, TextPart)
-            else {"type": "image", "sha256": part.sha256}
+            else {"type": part.type, "sha256": part.blob}
             for part in message.content
         ],
     }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from comfyloop.formats.record import IMAGE_TAG, UnusableRow
-from comfyloop.modalities import TEXT, of_type
+from comfyloop.modalities import of_type
 
 ROLES = {
     "system": "system",
@@ -110,9 +110,9 @@ def _part(part: Any, number: int) -> Piece:
         raise UnusableRow(f"message {number} has a part of type {type(part).__name__}")
     modality = of_type(part.get("type"))
     if modality is not None:
-        with suppress(KeyError, TypeError):
+        with suppress(KeyError, TypeError, ValueError):
             held = modality.read(part)
-            return str(held) if modality is TEXT else Place(held)
+            return Place(held) if modality.holds_bytes else str(held)
     raise UnusableRow(
         f"message {number} has a part of the type {part.get('type')!r}, which cannot be trained on"
     )

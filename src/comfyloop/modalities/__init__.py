@@ -1,4 +1,4 @@
-"""What a message may hold, text and pictures: how each is written, sent and laid before a chat template. A file a kind.
+"""What a message may hold: what is valid, what a person is shown of it, what a model is given. A file a kind.
 
 Everything that reads rows, sends messages to engines or lays them before a template asks here, so that what one door
 takes for a picture the others do, too.
@@ -10,7 +10,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from comfyloop.declared import declared
-from comfyloop.modalities._modality import Modality
+from comfyloop.modalities._modality import Modality, Part
+from comfyloop.modalities.image import ImagePart
+from comfyloop.modalities.text import TextPart
 
 MODALITIES: dict[str, Modality] = declared(__name__, Modality)
 TEXT, IMAGE = MODALITIES["text"], MODALITIES["image"]
@@ -31,4 +33,15 @@ def asked(text: str, image_urls: Sequence[str]) -> list[dict[str, Any]]:
     return [*map(IMAGE.wire, image_urls), TEXT.wire(text)]
 
 
-__all__ = ["IMAGE", "MODALITIES", "TEXT", "Modality", "asked", "of_type", "slots"]
+__all__ = [
+    "IMAGE",
+    "MODALITIES",
+    "TEXT",
+    "ImagePart",
+    "Modality",
+    "Part",
+    "TextPart",
+    "asked",
+    "of_type",
+    "slots",
+]

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from comfyloop.modalities._modality import Modality
+from pydantic import StringConstraints
+
+from comfyloop.modalities._modality import Modality, Part
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+class ImagePart(Part):
+    """An image by the hash of its bytes; the bytes are in the blob store."""
+
+    type: Literal["image"] = "image"
+    sha256: Sha256
 
 
 def read(part: Mapping[str, Any]) -> Any:
@@ -16,6 +27,9 @@ def read(part: Mapping[str, Any]) -> Any:
 
 MODALITY = Modality(
     "image",
+    does="a picture",
+    part=ImagePart,
+    example=ImagePart(sha256="0" * 64),
     types=("image_url", "image", "input_image"),
     read=read,
     wire=lambda url: {"type": "image_url", "image_url": {"url": url}},

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from comfyloop.modalities._modality import Modality
+from comfyloop.modalities._modality import Modality, Part
+
+
+class TextPart(Part):
+    type: Literal["text"] = "text"
+    text: str
+
+    @property
+    def model_input(self) -> str:
+        return self.text
 
 
 def read(part: Mapping[str, Any]) -> str:
@@ -16,8 +25,9 @@ def read(part: Mapping[str, Any]) -> str:
 
 MODALITY = Modality(
     "text",
+    does="what is written",
+    part=TextPart,
+    example=TextPart(text="What is this?"),
     types=("text", "input_text", "output_text"),
     read=read,
-    wire=lambda text: {"type": "text", "text": text},
-    slot=lambda text: {"type": "text", "text": text or ""},
 )

@@ -11,10 +11,11 @@ from typing import Any, Literal, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
+from comfyloop import modalities
 from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound, TooLarge
 from comfyloop.records import BASE, Generation, ImagePart, Message, Part, Project, Sampling, TextPart, new_id
 from comfyloop.serve.api import chat_images
-from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest
+from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest, Content, TextContent
 from comfyloop.serve.api.recalling import Recalled, recalled
 from comfyloop.serve.api.services import Services
 from comfyloop.serve.engines.client import EngineClient, Stream
@@ -293,8 +294,10 @@ async def _read(
             parts.append(TextPart(text=content or ""))
         else:
             for item in content:
-                if item.type == "text":
+                if isinstance(item, TextContent):
                     parts.append(TextPart(text=item.text))
+                elif isinstance(item, modalities.Part):
+                    parts.append(item)
                 else:
                     asked = item.image_url.url
                     if asked not in taken:
@@ -326,7 +329,7 @@ def _check_amount(sent: list[ChatMessage], settings: Settings) -> None:
     contents = [message.content for message in sent]
     parts = [part for content in contents if isinstance(content, list) for part in content]
     texts = [content for content in contents if isinstance(content, str)]
-    characters = sum(map(len, texts)) + sum(len(part.text) for part in parts if part.type == "text")
+    characters = sum(map(len, texts)) + sum(len(_text_of(part)) for part in parts)
     if characters > settings.max_chat_chars:
         raise TooLarge(
             f"The conversation has {characters} characters; {settings.max_chat_chars} are allowed.",
@@ -338,6 +341,12 @@ def _check_amount(sent: list[ChatMessage], settings: Settings) -> None:
             f"The conversation has {pictures} images; {settings.max_chat_images} are allowed.",
             "Leave out what is long past, or raise the setting max_chat_images.",
         )
+
+
+def _text_of(part: Content) -> str:
+    if isinstance(part, TextContent):
+        return part.text
+    return (part.model_input or "") if isinstance(part, modalities.Part) else ""
 
 
 def _engine_body(body: ChatRequest, sampling: Sampling) -> dict[str, Any]:

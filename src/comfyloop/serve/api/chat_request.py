@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from comfyloop import modalities
 from comfyloop.records import Sampling
 from comfyloop.serve import neutral
 
@@ -46,7 +47,13 @@ class ImageContent(_Content):
     image_url: ImageUrl
 
 
-Content = Annotated[TextContent | ImageContent, Field(discriminator="type")]
+if TYPE_CHECKING:
+    Content = TextContent | ImageContent | modalities.Part
+else:  # OpenAI's two, and what else a model reads as a text, as it is stored
+    _FURTHER = [
+        m.part for m in modalities.MODALITIES.values() if m is not modalities.TEXT and not m.holds_bytes
+    ]
+    Content = Annotated[Union[(TextContent, ImageContent, *_FURTHER)], Field(discriminator="type")]
 
 
 class ChatMessage(_Wire):
