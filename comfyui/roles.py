@@ -290,7 +290,19 @@ class _Reader(Wiring):
         if outputs:
             sides = [place for place, kind in enumerate(outputs) if kind == "CONDITIONING"]
             return sides.index(slot) if slot in sides else 0
+        if (used := self._used_as(node)) and slot in used:
+            return used[slot]
         return 1 if slot == 1 and any(_NEGATIVE.search(name) for name in self.inputs(node)) else 0
+
+    def _used_as(self, node: str) -> Mapping[int, int]:
+        """The side of each output of a node by the names of the inputs that it is linked to, where they agree: a
+        loader that gives the model first has its positive side second."""
+        found: dict[int, set[int]] = {}
+        for key in self.graph:
+            for name, link in self.links(key):
+                if link[0] == node and (_NEGATIVE.search(name) or _POSITIVE.search(name)):
+                    found.setdefault(link[1], set()).add(1 if _NEGATIVE.search(name) else 0)
+        return {slot: sides.pop() for slot, sides in found.items() if len(sides) == 1}
 
     def _matching(self, node: str, slot: int, side: int, given: list[Any]) -> list[Any]:
         """The inputs that come out at an output: of its name, else on its side, else all that are not negative."""

@@ -14,7 +14,7 @@ import os
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, field_validator
 from pydantic.fields import FieldInfo
@@ -27,6 +27,9 @@ from pydantic_settings import (
 from comfyloop.declared import OneOf, listed, names
 from comfyloop.errors import InvalidInput
 from comfyloop.recipes import ImageRecipe, TextRecipe, of_side
+
+if TYPE_CHECKING:
+    from comfyloop.records import Project
 
 FILE = "comfyloop.toml"
 IMAGE_STARTER = "starter-image"
@@ -126,6 +129,14 @@ class Data(BaseModel):
     )
     database_url: str = Field(default="", description="SQLAlchemy URL; empty: SQLite in `home`.")
     blob_url: str = Field(default="", description="fsspec URL of the blob store; empty: a folder in `home`.")
+
+    @field_validator("home", "cache_dir", mode="before")
+    @classmethod
+    def _named(cls, folder: Any) -> Any:
+        """An empty name would be whatever folder one is in."""
+        if folder == "":
+            raise ValueError("name a folder, or leave it out")
+        return folder
 
     @field_validator("home", "cache_dir")
     @classmethod
@@ -575,7 +586,16 @@ class _Files(PydanticBaseSettingsSource):
 class Settings(Share, Loop, Gate, Image, Train, Curate, Recall, Serve, Data, BaseSettings):
     """All of them; of several bases pydantic takes the last one's fields first."""
 
-    model_config = SettingsConfigDict(env_prefix="COMFYLOOP_", extra="forbid", frozen=True)
+    # A variable that is empty is one that is not set: Compose and shells leave it so where nothing is to be said.
+    model_config = SettingsConfigDict(
+        env_prefix="COMFYLOOP_", env_ignore_empty=True, extra="forbid", frozen=True
+    )
+
+    def of(self, project: Project) -> Settings:
+        """These, with what a project says of its own image model before what is said of all."""
+        said = {name: getattr(project, name) for name in ("image_vae", "image_prediction_type")}
+        own = {name: value for name, value in said.items() if value not in ("", "auto")}
+        return self.model_copy(update=own) if own else self
 
     @property
     def image_prediction(self) -> Literal["epsilon", "v_prediction", "sample"] | None:

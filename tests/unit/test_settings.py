@@ -26,6 +26,17 @@ def test_folders_are_absolute_since_runs_have_working_directories_of_their_own(
     assert settings.cache_dir == Path.home() / "cache"
 
 
+def test_what_is_empty_is_not_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As Docker Compose leaves a variable that has no value; a home of no name would be any folder one is in."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("HOME", "PORT", "PROJECT", "RECIPE", "ENGINE_ARGS", "AUTO_PROMOTE"):
+        monkeypatch.setenv(f"COMFYLOOP_{name}", "")
+    settings = Settings()
+    assert settings.home != tmp_path and (settings.port, settings.project) == (8265, "default")
+    with pytest.raises(ValueError, match="name a folder, or leave it out"):
+        Settings(home="")  # type: ignore[arg-type]
+
+
 HOSTILE = """
 vllm_python = "/tmp/x"
 swift_python = "/tmp/x"

@@ -146,7 +146,17 @@ def answer(value: Any, key: str) -> list[Said]:
         value = [value]
     if not isinstance(value, list):
         raise UnusableRow(f"its {key} is a {type(value).__name__}, not an answer")
-    return messages(value, key)
+    if not value:
+        raise UnusableRow(f"its {key} is an empty list")
+    if all(isinstance(item, str) for item in value):
+        raise UnusableRow(
+            f"its {key} is a list of {len(value)} text{'s' * (len(value) != 1)}: a row compares one answer with "
+            "one, so write a text, and a row for each"
+        )
+    try:
+        return messages(value, key)
+    except UnusableRow as error:
+        raise UnusableRow(f"in its {key}, {error}") from None
 
 
 def tags_in(said: Said) -> int:

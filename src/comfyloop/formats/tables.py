@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import csv
 import json
+import re
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -22,6 +23,7 @@ SUFFIXES = (".csv", ".tsv")
 _LISTS = frozenset(["images", "image", "image_path", "image_paths", "history"])
 _WORDS = frozenset(["label", "kto_tag", "weight", "loss", "replay"])
 _LONGEST_CELL = 64 * 2**20
+_SEPARATED = re.compile(r"\"?sep=([,;\t|])\"?\s*", re.IGNORECASE)
 _BATCH = 16
 """Rows of Parquet that are held at a time: each may have pictures in it."""
 
@@ -33,11 +35,14 @@ def of_csv(file: TextIO, name: str) -> Iterator[Item]:
         DataError: Two columns have one name.
     """
     csv.field_size_limit(_LONGEST_CELL)
-    first = file.readline(_LONGEST_CELL)
-    reader = csv.reader(chain([first], _lines(file)), delimiter=_delimiter(first, name), strict=True)
+    first, before = file.readline(_LONGEST_CELL), 1
+    if said := _SEPARATED.fullmatch(first):  # Excel's own word on what is between cells
+        first, before = file.readline(_LONGEST_CELL), 2
+    separator = said[1] if said else _delimiter(first, name)
+    reader = csv.reader(chain([first], _lines(file)), delimiter=separator, strict=True)
     columns: list[str] = []
     while True:
-        line = reader.line_num + 1
+        line = reader.line_num + before
         try:
             cells = next(reader, None)
         except csv.Error as error:

@@ -34,7 +34,21 @@ def _key(name: str) -> str:
 
 def read(tree: Tree, options: Options) -> Iterator[Found]:
     for key, names in groupby(sorted(tree.files, key=lambda name: (_key(name), name)), key=_key):
-        yield _sample(tree, key, list(names), options)
+        for one, parts in _samples(key, list(names)):
+            yield _sample(tree, one, parts, options)
+
+
+def _samples(key: str, names: list[str]) -> list[tuple[str, list[str]]]:
+    """The samples of files that are called alike up to the first dot: one, unless those up to the last dot are
+    each a picture and its words, as of `22.05.png`, `22.05.txt`, `22.06.png`, `22.06.txt`."""
+    stems = {
+        stem: list(parts) for stem, parts in groupby(sorted(names), key=lambda name: name.rpartition(".")[0])
+    }
+    whole = all(
+        suffixes.intersection(PICTURES) and suffixes.intersection((*_TEXTS, ".json"))
+        for suffixes in ({PurePosixPath(name).suffix.lower() for name in parts} for parts in stems.values())
+    )
+    return list(stems.items()) if whole else [(key, names)]
 
 
 def _sample(tree: Tree, key: str, names: list[str], options: Options) -> Found:

@@ -240,6 +240,23 @@ KNOWN = {
         BOAT,
         "20",
     ),
+    "both in a loader, the model first": (
+        workflow(
+            n1=node("Efficient Loader", ckpt_name="any", positive=BOAT, negative=BAD),
+            n4=node("KSampler (Efficient)", positive=["1", 1], negative=["1", 2], latent_image=["1", 3]),
+        ),
+        BOAT,
+        "1",
+    ),
+    "both in a loader, through a pair": (
+        workflow(
+            n1=node("Efficient Loader", ckpt_name="any", positive=BOAT, negative=BAD),
+            n20=node("TheirPair", positive=["1", 1], negative=["1", 2]),
+            n4=node("KSampler", positive=["20", 3], negative=["20", 4], latent_image=["1", 3]),
+        ),
+        BOAT,
+        "1",
+    ),
     "a wildcard's outcome": (
         workflow(
             n2=node("TheirWildcards", wildcard_text="a {paper|toy} boat", populated_text=BOAT, clip=["1", 1])

@@ -179,7 +179,10 @@ BAD = [
         chat(("user", "Hi"), ("assistant", "x"), rejected_response="x "),
         "its rejected answer is the same as its answer",
     ),
-    (chat(("user", "Hi"), ("assistant", "x"), rejected_response=["y"]), "message 1 is a str"),
+    (
+        chat(("user", "Hi"), ("assistant", "x"), rejected_response=["y", "z"]),
+        "rejected answer is a list of 2 texts",
+    ),
     (chat(("user", "Hi"), ("assistant", "x"), label="yes"), "its label is 'yes', not true or false"),
     (chat(("user", "Hi"), ("assistant", "x"), videos=["a.mp4"]), "it has videos, which cannot be trained on"),
     ({"messages": "Hi"}, "its messages are no list"),

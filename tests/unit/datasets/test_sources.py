@@ -117,6 +117,17 @@ def webdataset(folder: Path) -> Path:
     return folder
 
 
+def webdataset_with_dots(folder: Path) -> Path:
+    """Names that have dots of their own: up to the first one, all of them are one sample."""
+    with tarfile.open(folder / "shard.tar", "w") as archive:
+        for key, colour in (("22.05", "red"), ("22.06", "blue")):
+            for ending, data in {"png": picture(colour), "txt": f"number {key}".encode()}.items():
+                entry = tarfile.TarInfo(f"{key}.{ending}")
+                entry.size = len(data)
+                archive.addfile(entry, BytesIO(data))
+    return folder
+
+
 def graph(prompt: str, prefix: str = "mug") -> dict[str, Any]:
     return {
         "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "v1-5.safetensors"}},
@@ -244,6 +255,11 @@ KINDS: dict[str, tuple[Callable[[Path], Path], str, list[Told]]] = {
     "captions": (captions, "captions", [("a blue square", 1, 0), RED]),
     "kohya": (kohya, "captions", [("a blue square", 1, 0), ("red mug", 1, 0)]),
     "image folder": (image_folder, "captions", [RED]),
+    "webdataset with dots": (
+        webdataset_with_dots,
+        "webdataset",
+        [(f"number {key}", 1, 0) for key in ("22.05", "22.06")],
+    ),
     "webdataset": (webdataset, "webdataset", [(f"number {key}", 1, 0) for key in ("00", "01", "10", "11")]),
     "comfyui": (comfyui, "comfyui", [("a red mug", 1, 0)]),
     "open webui": (

@@ -131,6 +131,7 @@ GOOD: dict[str, list[tuple[Said, str | None, bool | None]]] = {
         (qa([P, "What flies?"], "A kite."), None, None),
     ],
     "own/bom-semicolons.csv": [(qa("Ring what?", "Die Glocke; laut."), "Nichts", None)],
+    "own/excel.csv": [(qa("Ring what?", "Die Glocke, laut."), "Nichts", None)],
     "own/pandas.csv": [
         (qa([P, "Ring what?"], "The bell."), None, True),
         (qa("Q?", '{"json": 1}'), None, False),
@@ -298,6 +299,7 @@ def write_tables(folder: Path, chat: Callable[..., dict[str, Any]]) -> None:
         "alpaca.csv": 'instruction,input,output,image\r\n"Say\nhi, please",,"He said ""hi"".",\r\n\r\n'
         "What flies?,,A kite.,mug.png\r\n",
         "bom-semicolons.csv": "\ufeffquery;response;rejected\nRing what?;\"Die Glocke; laut.\";Nichts\n",
+        "excel.csv": "sep=;\r\nquery;response;rejected\r\nRing what?;Die Glocke, laut.;Nichts\r\n",
         "pandas.csv": f"messages,images,label\n\"{said!r}\",['mug.png'],True\n"
         + '"[{""role"": ""user"", ""content"": ""Q?""}, {""role"": ""assistant"", ""content"": '
         + '""{\\""json\\"": 1}""}]",,False\n',

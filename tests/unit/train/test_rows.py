@@ -40,7 +40,7 @@ def answered(answer: object, question: object = "Why?", **more: object) -> dict[
         (json.dumps({"messages": ["hello"]}), "message 1 is a str"),
         (json.dumps(answered("It.", images=7)), "one of its images is a int"),
         (json.dumps(answered("It.", "<image>", images=[3])), "one of its images is a int"),
-        (json.dumps(answered("It.", rejected_response=[1])), "message 1 is a int"),
+        (json.dumps(answered("It.", rejected_response=[1])), "in its rejected answer, message 1 is a int"),
         (json.dumps(answered("It.", label="yes")), "its label is 'yes'"),
         (
             json.dumps({"instruction": "Sum it up.", "output": {"net": 57, "tax": None}}),
