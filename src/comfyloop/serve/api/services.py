@@ -21,7 +21,7 @@ from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Pruned, Q
 from comfyloop.registry.archive import Piece
 from comfyloop.registry.bundle import Imported
 from comfyloop.registry.contents import Wanted
-from comfyloop.registry.manifest import Manifest
+from comfyloop.registry.manifest import Manifest, Suite
 from comfyloop.serve.api.metrics_registry import Metrics
 from comfyloop.serve.api.recorder import Recorder
 from comfyloop.serve.engines.client import AsyncEngineClient
@@ -70,6 +70,9 @@ class Controller(Protocol):
 
     def export(self, project: str, number: int, wanted: Wanted) -> Path:
         """A bundle of a version, in a file that the caller removes."""
+
+    def evaluate(self, project: str, number: int) -> list[Suite]:
+        """How a version stands beside its base model, for its card. Blocks while both are asked."""
 
     def adopt(self, project: str, file: Path, *, trust_new_key: bool = False) -> Imported:
         """Take a bundle in as a new candidate."""
