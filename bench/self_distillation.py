@@ -35,6 +35,7 @@ from bench.simulated.users import MAKERS, person
 from bench.simulated.words import GENERAL
 from comfyloop import curate, starter
 from comfyloop.formats import Row, Turn
+from comfyloop.models import devices
 from comfyloop.recipes import RECIPES
 from comfyloop.settings import Settings
 from comfyloop.train.data.examples import Example
@@ -43,7 +44,7 @@ from comfyloop.train.specs.files import write_spec
 from comfyloop.train.specs.text import AdapterSpec, TrainSpec
 from comfyloop.train.text.answers import read_answers
 from comfyloop.train.text.features import ImageFeatures
-from comfyloop.train.text.models import Loaded, choose_dtype, describe, read_weights
+from comfyloop.train.text.models import Loaded, describe, read_weights
 from comfyloop.train.text.sampled import sample
 
 ARMS: dict[str, dict[str, Any]] = {
@@ -61,7 +62,7 @@ class Asked:
     def __init__(self, model: str, adapter: Path | None) -> None:
         description = describe(model)
         self.encoder = description.encoder(TrainSpec(model=model, train=""))
-        dtype = choose_dtype("auto", torch.device("cpu"))
+        dtype = devices.precision(devices.CPU)
         whole = read_weights(model, description, dtype, None)
         if adapter is not None:
             whole = PeftModel.from_pretrained(whole, str(adapter)).merge_and_unload()

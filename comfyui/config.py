@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from . import platforms
+
 
 @dataclass(frozen=True)
 class Config:
@@ -91,10 +93,10 @@ class ConfigFile:
         stored = {name: value for name, value in asdict(config).items() if value != base[name]}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.problem and self.path.exists():
-            os.replace(self.path, self.path.with_suffix(".broken"))
+            platforms.replace(self.path, self.path.with_suffix(".broken"))
         temporary = self.path.with_suffix(".new")
         temporary.touch(mode=0o600)  # it may hold a token
         temporary.write_text(json.dumps(stored, indent=2), "utf-8")
-        os.replace(temporary, self.path)
+        platforms.replace(temporary, self.path)
         self.config, self.problem = config, ""
         return config

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
 import threading
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from . import platforms
 from .service import Service, ServiceError
 
 LONGEST_WAIT = 5.0  # seconds between tries while the service is away
@@ -167,4 +167,4 @@ class Live:
         with contextlib.suppress(OSError):  # without it, a restart only asks the service again
             temporary = self._memory.with_suffix(f".{threading.get_ident()}")
             temporary.write_text(json.dumps(stored), "utf-8")
-            os.replace(temporary, self._memory)
+            platforms.replace(temporary, self._memory)

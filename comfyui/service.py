@@ -15,6 +15,8 @@ from typing import Any
 
 import aiohttp
 
+from . import platforms
+
 _METADATA = Path(__file__).with_name("pyproject.toml").read_text("utf-8")  # no tomllib in Python 3.10
 VERSION = _METADATA.partition('\nversion = "')[2].partition('"')[0]
 """The pack's, which is ComfyLoop's: pack and service fit when the first two numbers are equal."""
@@ -108,7 +110,7 @@ class Service:
                     await asyncio.to_thread(os.fsync, file.fileno())
                 if response.headers.get("ETag") != f'"{digest.hexdigest()}"':
                     raise ServiceError(f"The image LoRA of {project}@{number} arrived damaged. Run again.")
-            await asyncio.to_thread(os.replace, temporary, target)
+            await asyncio.to_thread(platforms.replace, temporary, target)
         finally:
             temporary.unlink(missing_ok=True)
 

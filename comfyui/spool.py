@@ -21,11 +21,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from . import platforms
+
 Item = dict[str, Any]
 
 
 class SpoolError(Exception):
     """The spool cannot take more; the message is a sentence for the person."""
+
+
+class SpoolHeld(Exception):
+    """Another process has this folder."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +59,9 @@ class Spool:
         self._images_dir = folder / "images"
         self._images_dir.mkdir(parents=True, exist_ok=True)
         self._lock_file = (folder / "lock").open("a+b")
-        try:
-            _lock(self._lock_file)
-        except OSError:
+        if not platforms.lock(self._lock_file):
             self._lock_file.close()
-            raise
+            raise SpoolHeld
         self._needs: Counter[str] = Counter()  # image -> waiting items that refer to it
         self.waiting = 0
         self.problem = ""  # why the last append was refused; empty when it was taken
@@ -81,13 +85,13 @@ class Spool:
         for number in range(64):
             try:
                 return cls(folder / str(number), **bounds)
+            except SpoolHeld:
+                continue
             except OSError as error:
-                held = PermissionError if os.name == "nt" else BlockingIOError  # what is said of a locked file
-                if not isinstance(error, held):
-                    raise SpoolError(
-                        f"Capture is paused: {folder} cannot be used ({error.strerror}). "
-                        "Mend its rights or free some space."
-                    ) from error
+                raise SpoolError(
+                    f"Capture is paused: {folder} cannot be used ({error.strerror}). "
+                    "Mend its rights or free some space."
+                ) from error
         raise SpoolError(f"All 64 spools under {folder} are in use. Stop a ComfyUI, or mend the folder's rights.")
 
     def close(self) -> None:
@@ -139,7 +143,7 @@ class Spool:
                 os.truncate(path, before)
             raise
         if before == 0:
-            _sync_folder(self.folder)
+            platforms.sync_folder(self.folder)
         self._bytes += size
         self.waiting += len(items)
         for item in items:
@@ -240,11 +244,11 @@ class Spool:
                 self._segment, self._offset = number + 1, 0
                 self._writing = max(self._writing, self._segment)
             if done:
-                self._path(number).unlink()
+                platforms.unlink(self._path(number))
         kept = {sha for r in self.refused() if isinstance(r["item"], dict) for sha in images_of(r["item"])}
         for path in self._images_dir.iterdir():
             if self._needs[path.name] <= 0 and path.name not in kept:
-                path.unlink(missing_ok=True)
+                platforms.unlink(path)
 
     def _read_position(self) -> tuple[int, int]:
         try:
@@ -288,11 +292,11 @@ def _write_whole(path: Path, data: bytes) -> None:
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        platforms.replace(temporary, path)
     except OSError:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    platforms.sync_folder(path.parent)
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -303,25 +307,3 @@ def _cut_torn_line(path: Path) -> None:
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         os.truncate(path, whole)
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":  # Windows has no fsync of folders
-        return
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(file: Any) -> None:
-    """Raises BlockingIOError (PermissionError on Windows) when another process holds it."""
-    if os.name == "nt":
-        import msvcrt
-
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

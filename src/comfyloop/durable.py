@@ -9,6 +9,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from comfyloop import platforms
+
 
 def sync(path: Path) -> None:
     """fsync a file's content or a folder's entries; after a rename, sync the folder too.
@@ -16,13 +18,7 @@ def sync(path: Path) -> None:
     Raises:
         OSError: The disk refuses.
     """
-    if os.name == "nt" and path.is_dir():  # Windows cannot open a folder, and its renames are journalled
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    platforms.sync(path)
 
 
 def appear(place: Path, write: Callable[[Path], object]) -> None:
@@ -41,7 +37,7 @@ def appear(place: Path, write: Callable[[Path], object]) -> None:
         write(making)
         for path in (*making.rglob("*"), making):
             sync(path)
-        making.rename(place)
+        platforms.rename(making, place)
         sync(place.parent)
     except BaseException:
         shutil.rmtree(making, ignore_errors=True)
@@ -55,7 +51,8 @@ def disappear(place: Path) -> None:
         OSError: The disk refuses.
     """
     if place.is_dir():
-        going = place.rename(place.with_name(f".{place.name}.part"))
+        going = place.with_name(f".{place.name}.part")
+        platforms.rename(place, going)
         shutil.rmtree(going)
 
 
@@ -85,7 +82,7 @@ def replace_whole(file: Path, write: Callable[[Path], object], *, durable: bool 
         write(part)
         if durable:
             sync(part)
-        part.replace(file)
+        platforms.replace(part, file)
         if durable:
             sync(file.parent)
     except BaseException:

@@ -24,6 +24,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from comfyloop import platforms
 from comfyloop.durable import write_whole
 from comfyloop.errors import Conflict, NotFound, StorageError, UnusableEnvironment
 from comfyloop.settings import Settings
@@ -164,7 +165,7 @@ def find(name: str, settings: Settings) -> Path | None:
                 f"`comfyloop engines install {name}`.",
             )
         return python
-    return _python(directory(name, settings)) if installed(name, settings) else None
+    return platforms.python_of(directory(name, settings)) if installed(name, settings) else None
 
 
 def python_of(name: str, settings: Settings) -> Path:
@@ -230,7 +231,7 @@ def install(
             f"The environment {place} cannot be made: {error.strerror or error}.",
             "Free some disk space, or set COMFYLOOP_CACHE_DIR to another disk, and install again.",
         ) from error
-    return _python(place)
+    return platforms.python_of(place)
 
 
 def _make(wanted: Environment, place: Path, progress: Progress) -> None:
@@ -241,7 +242,7 @@ def _make(wanted: Environment, place: Path, progress: Progress) -> None:
             f"{place.parent} has {free / 2**30:.1f} GiB free and {wanted.name} wants {needed / 2**30:.1f}.",
             "Free some space, or set COMFYLOOP_CACHE_DIR to another disk.",
         )
-    python = _python(place)
+    python = platforms.python_of(place)
     if not python.exists():
         progress(f"making an environment in {place}")
         _run([sys.executable, "-m", "venv", "--without-pip", str(place)], wanted, progress)
@@ -264,10 +265,6 @@ def _make(wanted: Environment, place: Path, progress: Progress) -> None:
         )
     told = {"fingerprint": wanted.fingerprint, "versions": _versions(wanted, python), "removed": removed}
     write_whole(place / MARKER, json.dumps(told, indent=2) + "\n")
-
-
-def _python(place: Path) -> Path:
-    return place / "bin" / "python"
 
 
 def _pip(wanted: Environment, python: Path, arguments: list[str], progress: Progress) -> None:

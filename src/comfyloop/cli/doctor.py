@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import psutil
 
-from comfyloop import starter, tokens
+from comfyloop import platforms, starter, tokens
 from comfyloop.client.client import Client
 from comfyloop.errors import ComfyLoopError, ModelError
 from comfyloop.serve.api.origin import is_loopback
@@ -58,14 +58,15 @@ def _libraries(settings: Settings) -> Finding:
 
 def _processor(settings: Settings) -> Finding:
     cores = os.cpu_count() or 1
-    try:
-        flags = Path("/proc/cpuinfo").read_text("utf-8")
-    except OSError:
-        flags = ""
     gpus = list(Path("/dev").glob("nvidia[0-9]*"))
     if gpus:
         return Finding("processor", True, f"{len(gpus)} NVIDIA GPU(s) and {cores} cores.")
-    if "avx512_bf16" in flags or "amx_bf16" in flags:
+    if (name := platforms.processor_name()).startswith("Apple M"):
+        return Finding("processor", True, f"{name}: its GPU and {cores} cores share the memory.")
+    brain = platforms.processor_has_bfloat16()
+    if brain is None:
+        return Finding("processor", True, f"{name}, {cores} cores.")
+    if brain:
         return Finding("processor", True, f"{cores} cores with bf16; no GPU: the starter is the right size.")
     return Finding(
         "processor", True, f"{cores} cores without bf16 and no GPU: training runs in fp32, slowly."
@@ -180,7 +181,7 @@ def _settings(settings: Settings) -> Finding:
 
 def _access(settings: Settings) -> Finding:
     """Who can reach the service, and who can read its data."""
-    if settings.home.exists() and settings.home.stat().st_mode & 0o077:
+    if settings.home.exists() and not platforms.is_private(settings.home):
         return Finding(
             "access",
             False,

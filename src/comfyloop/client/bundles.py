@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from comfyloop import platforms
 from comfyloop.client.client import Client
 from comfyloop.errors import NotFound, StorageError
 
@@ -43,7 +44,7 @@ def export(client: Client, number: int, target: Path, wanted: dict[str, Any]) ->
         ):
             for chunk in response.iter_raw(CHUNK):
                 handle.write(chunk)
-        part.replace(target)
+        platforms.replace(part, target)
     except OSError as error:
         raise StorageError(f"{target} could not be written: {error.strerror or error}.") from error
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from comfyloop import platforms
 from comfyloop.errors import Conflict, InvalidInput, NotFound, StorageError
 
 NAME = "comfyloop"
@@ -78,7 +79,7 @@ def link(path: Path, copy: bool = False) -> Path:
         else:
             new.symlink_to(source.resolve(), target_is_directory=True)
         _remove(target)
-        new.replace(target)
+        platforms.replace(new, target)
     except OSError as error:
         raise StorageError(
             f"The pack could not be put into {target.parent}: {error.strerror}.",

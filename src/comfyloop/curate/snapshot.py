@@ -28,7 +28,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from comfyloop import formats
+from comfyloop import formats, platforms
 from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import dump_rows, row_of
@@ -218,7 +218,7 @@ def _write_whole(final: Path, texts: dict[str, str], images: dict[str, str], blo
         sync(draft / "images")
         sync(draft)
         try:
-            draft.rename(final)
+            platforms.rename(draft, final)
         except OSError:
             if not final.exists():  # another process was faster with the same content
                 raise

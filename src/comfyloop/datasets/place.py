@@ -17,6 +17,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from comfyloop import platforms
 from comfyloop.datasets.record import DataSet, SentFile
 from comfyloop.durable import sync, write_whole
 from comfyloop.errors import Conflict, InvalidInput, NotFound, StorageError, TooLarge
@@ -113,7 +114,7 @@ class Place:
             )
         if target.is_dir():  # what an earlier archive of this name was unpacked to
             shutil.rmtree(target)
-        part.replace(target)
+        platforms.replace(part, target)
         self.begin_again()
         sync(target.parent)
         with self._sent.open("a", encoding="utf-8") as log:

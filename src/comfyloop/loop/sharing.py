@@ -8,7 +8,7 @@ import uuid
 from contextlib import suppress
 from pathlib import Path
 
-from comfyloop import integrity
+from comfyloop import integrity, platforms
 from comfyloop.durable import sync
 from comfyloop.loop.stages import Stages
 from comfyloop.models.rope import RopeScaling
@@ -144,7 +144,7 @@ def _move(staging: Path, place: Path) -> None:
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(place, ignore_errors=True)  # a kill before the commit leaves one that no version names
-        staging.rename(place)
+        platforms.rename(staging, place)
         sync(place.parent)
     except OSError as error:
         raise disk_error(place, error) from error

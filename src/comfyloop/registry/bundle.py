@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
+from comfyloop import platforms
 from comfyloop.complaints import in_words
 from comfyloop.durable import sync
 from comfyloop.errors import InvalidInput, NotFound
@@ -82,7 +83,7 @@ def write(manifest: Manifest, pieces: Sequence[Piece], target: Path, home: Path)
             packing.add(Piece(SIGNATURE, keys.sign(home, body)))
             packing.close()
         sync(part)
-        part.replace(target)
+        platforms.replace(part, target)
         sync(target.parent)
     except OSError as error:
         raise disk_error(target, error) from error

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from comfyloop import platforms
 from comfyloop.media.decoding import read_picture
 
 PIXELS = 1024 * 1024
@@ -24,8 +25,7 @@ def answer_all(
     """Answers are JSON; one that raises is null. What libraries print goes to the error output."""
     out = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
-    if hasattr(os, "nice"):
-        os.nice(10)  # somebody may be drawing
+    platforms.step_back(10)  # somebody may be drawing
     for line in sys.stdin:
         question = json.loads(line)
         answer = None

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from comfyloop import platforms
 from comfyloop.durable import appear
 from comfyloop.errors import DataError, TooLarge
 from comfyloop.sources.tree import OUTSIDE, tree_of
@@ -101,7 +102,7 @@ def _unpack(path: Path, shown: str, budget: _Budget) -> None:
 
     appear(making, write)
     path.unlink()
-    making.rename(path)
+    platforms.rename(making, path)
 
 
 @contextmanager

@@ -12,6 +12,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from comfyloop import platforms
 from comfyloop.errors import StarterError
 
 from . import packages
@@ -103,7 +104,7 @@ def _build(cache_dir: Path, target: Path, report: Progress) -> None:
         _write_manifest(made)
         if target.exists():
             shutil.rmtree(target)
-        made.replace(target)
+        platforms.replace(made, target)
 
 
 def _assemble(language: Path, vision: Path, made: Path, report: Progress) -> None:

@@ -18,13 +18,21 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from comfyloop import platforms
 from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound
 from comfyloop.files import there
 from comfyloop.train import recipes
 from comfyloop.train.parallel.launch import launch
 from comfyloop.train.parallel.ranks import Rank, first_line, is_loss, join, refuse_other_size, why_lost
-from comfyloop.train.run.control import Cancelled, Control, Terminated, step_back, use_threads, watch_memory
-from comfyloop.train.run.directory import LOCK_FD_VARIABLE, RunDirectory, TrainState
+from comfyloop.train.run.control import (
+    FIRST_TO_GO,
+    Cancelled,
+    Control,
+    Terminated,
+    use_threads,
+    watch_memory,
+)
+from comfyloop.train.run.directory import LOCK_VARIABLE, RunDirectory, TrainState
 from comfyloop.train.specs.base import RunSpec
 from comfyloop.train.specs.files import read_spec
 from comfyloop.train.specs.image import ImageTrainSpec
@@ -49,7 +57,7 @@ def main(arguments: list[str]) -> int:
         print(NotFound(f"There is no run directory {directory.path}.", "Make it and put a spec.json in it."))
         return NotFound.exit_code
     rank = Rank.here()
-    lock = directory.lock() if rank.leads or LOCK_FD_VARIABLE in os.environ else -1
+    lock = directory.lock() if rank.leads or LOCK_VARIABLE in os.environ else -1
     if lock is None:
         print(
             f"The run {directory.path} is already being worked on by process {directory.read_status().pid}."
@@ -105,8 +113,9 @@ def work(directory: RunDirectory, rank: Rank, lock: int) -> int:
 
 def prepare(spec: RunSpec | JointSpec | JudgeSpec, log: RunLog) -> None:
     """All that must be settled before torch is imported."""
-    step_back(spec.nice)
+    platforms.step_back(spec.nice, FIRST_TO_GO)
     use_threads(spec.threads)
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Metal cannot do the processor does
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     if there(spec.model) is not None:

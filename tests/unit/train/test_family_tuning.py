@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from comfyloop.models.parts import Parts
 from comfyloop.train.recipes import dpo, sft
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.models import describe, load
-from comfyloop.train.text.trainable import Parts
 from tests.families import SEEING, make_family
 from tests.unit.train.conftest import RunRecipe
 

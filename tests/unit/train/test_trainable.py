@@ -14,12 +14,12 @@ from safetensors.torch import load_file
 from torch import nn
 
 from comfyloop.errors import InvalidInput, ModelError, RunFailed
+from comfyloop.models.parts import Parts
 from comfyloop.train.recipes import dpo, sft
 from comfyloop.train.run.updates import OptimizerStep
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.models import Loaded, describe, load
 from comfyloop.train.text.neftune import noise
-from comfyloop.train.text.trainable import Parts
 from tests.unit.train.conftest import RunRecipe
 from tests.unit.train.test_preferences import THINGS, curve, pair_row
 

@@ -11,9 +11,7 @@ import threading
 
 import uvicorn
 
-if sys.platform != "win32":
-    import resource
-
+from comfyloop import platforms
 from comfyloop.errors import Conflict, InvalidInput
 from comfyloop.serve import collector, patience
 from comfyloop.serve.api.app import Front, create_app
@@ -22,7 +20,6 @@ from comfyloop.serve.api.services import Services
 
 DRAIN_SECONDS = 10
 """Open requests may finish for so long after the service was told to stop."""
-MOST_FILES = 8192
 SWITCH_SECONDS = 0.0005
 
 
@@ -72,7 +69,7 @@ def server(services: Services, front: Front | None = None) -> uvicorn.Server:
     return uvicorn.Server(
         uvicorn.Config(
             app,
-            http=patience.protocol(most=min(patience.MOST_WAITING, _files() // 2)),
+            http=patience.protocol(most=min(patience.MOST_WAITING, platforms.allow_files() // 2)),
             log_level="warning",
             access_log=False,
             timeout_graceful_shutdown=DRAIN_SECONDS,
@@ -107,16 +104,3 @@ def run(services: Services, listener: socket.socket | None = None, front: Front 
         for which in (signal.SIGTERM, signal.SIGINT):
             signal.signal(which, leave)
     served.run(sockets=[sock])
-
-
-def _files() -> int:
-    """Files that this process may have open, raised as far as it may."""
-    if sys.platform == "win32":
-        return 2048
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
-    if wanted > soft:
-        with contextlib.suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-            return wanted
-    return soft

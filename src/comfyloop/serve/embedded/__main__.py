@@ -26,9 +26,9 @@ import threading
 import time
 from pathlib import Path
 
+from comfyloop import platforms
 from comfyloop.durable import write_whole
 from comfyloop.serve.embedded.options import Options
-from comfyloop.serve.engines.guard import alive
 from comfyloop.serve.engines.protocol import SECRET_VARIABLE
 
 
@@ -42,6 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     except OSError as error:
         return _fail(options, f"{options.host}:{options.port} cannot be listened on: {error.strerror}.", 13)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Metal cannot do the processor does
     if "OMP_WAIT_POLICY" not in os.environ:  # before torch
         # Long enough for the next product of a decode step, which would else take twice the time; no longer, for on a
         # busy machine, and training is to run beside this, threads that spin as they do by default are 50 times slower.
@@ -102,7 +103,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     p.add_argument("--port", type=int, default=0, help="0 takes a free one.")
     p.add_argument("--port-file", type=Path, help="The bound port is written here.")
     p.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
-    p.add_argument("--device", default="auto", help="cpu, cuda, cuda:1, ...")
+    p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu.")
     p.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores.")
     p.add_argument("--max-batch", type=int, default=8, help="Requests decoded together.")
     p.add_argument("--max-queue", type=int, default=64, help="Requests that may wait; beyond it 429.")
@@ -135,7 +136,7 @@ def _announce(server: object, file: Path, port: int) -> None:
 
 
 def _watch_parent(pid: int, leave: object) -> None:
-    while alive(pid):
+    while platforms.alive(pid):
         time.sleep(0.5)
     assert callable(leave)
     leave()

@@ -18,13 +18,14 @@ from typing import Any
 
 import torch
 
+from comfyloop import platforms
 from comfyloop.errors import ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound, QueueFull
 from comfyloop.models.rope import RopeScaling
 from comfyloop.serve.embedded.batch import CHUNK, Decoder, DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.jobs import Event, Failed, Finished, Job, Piece, Sampling
 from comfyloop.serve.embedded.llama import READ_ROWS
-from comfyloop.serve.embedded.loading import Loaded, give_back, load, set_threads
+from comfyloop.serve.embedded.loading import Loaded, load, set_threads
 from comfyloop.serve.embedded.lora import Adapter, LoraRows, read_adapter
 from comfyloop.serve.embedded.metrics import Metrics
 from comfyloop.serve.embedded.options import Options
@@ -188,7 +189,7 @@ class Engine:
             self._decoder.forget(name)
 
         self._call(detach)
-        give_back()
+        platforms.give_memory_back()
 
     def _call(self, work: Callable[[], None]) -> None:
         """Have the model thread do `work` between two steps, and wait for it."""

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from comfyloop import platforms
 from comfyloop.errors import ModelError
+from comfyloop.models import devices
 from comfyloop.models.processors import load_processor
 from comfyloop.models.rope import RopeScaling, max_positions, scale
 from comfyloop.serve.embedded.options import DType
@@ -91,7 +91,7 @@ def load(
             "Use linear or yarn.",
         )
     scale(config, rope_scaling)
-    place = _device(device)
+    place = devices.choose(device)
     model = _weights(name, config, sees, _dtype(dtype, place, config), place)
     return Loaded(
         model, tokenizer, processor, _context(config, max_context), _eos(model, tokenizer), rope_scaling
@@ -105,7 +105,7 @@ def _weights(name: str, config: Any, sees: bool, dtype: torch.dtype, device: tor
     try:
         model, info = auto.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
     except Exception as error:  # every reader of weights raises its own kind
-        if isinstance(error, MemoryError | torch.OutOfMemoryError) or "enough memory" in str(error):
+        if devices.is_out_of_memory(error):
             raise ModelError(f"{name} does not fit into memory.") from error
         raise ModelError(f"The weights of {name} cannot be loaded: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
@@ -125,23 +125,10 @@ def _close_up(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
     return (args[0].flatten().view(args[0].shape), *args[1:])
 
 
-def _device(device: str) -> torch.device:
-    if device != "auto":
-        return torch.device(device)
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
 def _dtype(dtype: DType, device: torch.device, config: Any) -> torch.dtype:
-    """`auto`: the type of the weights where the device computes in it, otherwise float32."""
-    if dtype != "auto":
-        return getattr(torch, dtype)  # type: ignore[no-any-return]
+    """`auto`: the best precision that the device has, but float32 for weights that were saved so."""
     saved = getattr(config, "dtype", None) or getattr(config.get_text_config(), "dtype", None)
-    if device.type == "cuda":
-        fast = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return torch.float32 if saved == torch.float32 else fast
-    if saved != torch.float32 and torch.cpu._is_avx512_bf16_supported():
-        return torch.bfloat16
-    return torch.float32
+    return torch.float32 if dtype == "auto" and saved == torch.float32 else devices.precision(device, dtype)
 
 
 def _context(config: Any, limit: int) -> int:
@@ -164,17 +151,8 @@ def _first_line(error: BaseException) -> str:
     return lines[0] if lines else type(error).__name__
 
 
-def give_back() -> None:
-    """Return freed memory to the system: glibc keeps what the many threads that load adapters have freed, each
-    for itself, and a process that swaps all day grows by it."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
 def set_threads(threads: int) -> None:
     """Give torch `threads` CPU threads (0: all cores that this process may use)."""
-    count = threads or len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else threads
-    if count:
-        torch.set_num_threads(count)
+    torch.set_num_threads(threads or platforms.cores())
     with contextlib.suppress(RuntimeError):  # it can be set only once in a process
         torch.set_num_interop_threads(1)

@@ -2,15 +2,19 @@
 
 The program gets a process group of its own with all that it starts. When we are told to leave, or our parent
 is gone, the group is told to leave, and killed when it has not done so in time. The program's exit code is
-ours. This file imports nothing of ComfyLoop: it runs without its environment.
+ours. This file runs with the program's environment, which need not lead to ComfyLoop.
 """
 
-import contextlib
-import os
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[3]))
+
+from comfyloop import platforms
 
 PATIENCE_SECONDS = 4.0
 
@@ -24,37 +28,22 @@ def main(parent: int, argv: list[str]) -> int:
 
     for signal_ in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signal_, leave)
-    program = subprocess.Popen(argv, start_new_session=True)
-    while not told and alive(parent):
+    program = subprocess.Popen(argv, **platforms.apart())
+    while not told and platforms.alive(parent):
         try:
             return program.wait(timeout=0.2)
         except subprocess.TimeoutExpired:
             continue
         finally:
             if program.returncode is not None:
-                _signal(program.pid, signal.SIGKILL)  # what it started and left behind
-    _signal(program.pid, signal.SIGTERM)
+                platforms.kill_group(program.pid)  # what it started and left behind
+    platforms.ask_to_end(program)
     deadline = time.monotonic() + PATIENCE_SECONDS
     while program.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    _signal(program.pid, signal.SIGKILL)
+    platforms.kill_group(program.pid)
     program.wait()
     return 0
-
-
-def _signal(group: int, which: signal.Signals) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, which)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 if __name__ == "__main__":

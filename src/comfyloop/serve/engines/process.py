@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import IO
 
+from comfyloop import platforms
 from comfyloop.errors import (
     ComfyLoopError,
     Conflict,
@@ -304,8 +305,8 @@ class EngineProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,
                 env=None if launch.environment is None else dict(launch.environment),
+                **platforms.apart(),
             )
         self.pid = self._process.pid
         while not launch.port:
@@ -361,7 +362,7 @@ class EngineProcess:
 
     def _open_log(self) -> IO[bytes]:
         if self.log_file.exists() and self.log_file.stat().st_size > LOG_BYTES:
-            self.log_file.replace(self.log_file.with_suffix(".log.1"))
+            platforms.replace(self.log_file, self.log_file.with_suffix(".log.1"))
         return self.log_file.open("ab")
 
     def _last_log_line(self) -> str:

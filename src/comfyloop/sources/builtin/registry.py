@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import httpx
 
+from comfyloop import platforms
 from comfyloop.errors import EngineUnavailable, StorageError
 
 REGISTRY = "https://registry.npmjs.org"
@@ -49,7 +50,7 @@ def obtain(package: Package, cache: Path) -> Path:
                 f"The registry served a {package.file} that is not the one this version was made for. It was removed.",
                 "Check which registry npm_config_registry names.",
             )
-        part.replace(target)
+        platforms.replace(part, target)
     except OSError as error:
         raise StorageError(f"{cache} cannot be written: {error.strerror or error}.", "Make room.") from error
     return target

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from comfyloop.formats import BadRow, UnusableRow
+from comfyloop.models import devices
 from comfyloop.train.data.rows import refuse_or_skip
 from comfyloop.train.image import checkpoint, flow, kohya, lora
 from comfyloop.train.image.buckets import Fit
@@ -93,10 +94,10 @@ def prepare(directory: RunDirectory, spec: ImageTrainSpec) -> TrainableImageMode
     Raises:
         ModelError: The model, its VAE or the parent's LoRA cannot be used.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.choose()
     prediction = None if spec.prediction_type == "auto" else spec.prediction_type
     vae = directory.resolve(spec.vae) if spec.vae else None
-    dtype = working_dtype(spec.dtype, device)
+    dtype = devices.precision(device, spec.dtype)
     model = checkpoint.load(directory.resolve(spec.model), vae, prediction, dtype)
     model.vae.to(device)  # in float32: half precision overflows in SDXL's
     for module in (model.denoiser, *(encoder.model for encoder in model.text_encoders)):
@@ -113,15 +114,6 @@ def prepare(directory: RunDirectory, spec: ImageTrainSpec) -> TrainableImageMode
     if spec.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()
     return TrainableImageModel(model, latents, captions, cache, device, dtype, spec.about, start)
-
-
-def working_dtype(wanted: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the hardware multiplies it natively, several times faster than float32."""
-    if wanted != "auto":
-        chosen: torch.dtype = getattr(torch, wanted)
-        return chosen
-    native = device.type == "cuda" or torch.cpu._is_avx512_bf16_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 def read_pictures(directory: RunDirectory, file: str, spec: ImageTrainSpec, log: RunLog) -> list[PictureRow]:

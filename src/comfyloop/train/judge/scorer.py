@@ -17,13 +17,14 @@ from transformers import AutoModel, AutoProcessor
 
 from comfyloop.errors import ModelError
 from comfyloop.formats import IMAGE_TAG, Picture, Row, Turn
+from comfyloop.models import devices
 from comfyloop.train.image.rows import decode, picture_at
 from comfyloop.train.image.weights import complain, first_line
 from comfyloop.train.specs.judge import JudgeSpec
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.answers import read_answers
 from comfyloop.train.text.features import ImageFeatures
-from comfyloop.train.text.models import Loaded, choose_dtype, describe, read_weights
+from comfyloop.train.text.models import Loaded, describe, read_weights
 
 QUESTION = "What does this picture show?"
 
@@ -96,8 +97,8 @@ class Viewer:
     def __init__(self, model: str, dtype: str) -> None:
         description = describe(model)
         self._encoder = description.encoder(TrainSpec(model=model, train=""))
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        chosen = choose_dtype(dtype, device)
+        device = devices.choose()
+        chosen = devices.precision(device, dtype)
         whole = read_weights(model, description, chosen, None).to(device).eval()
         attention = whole.config.get_text_config()._attn_implementation
         self._model = Loaded(whole, None, description.processor, device, chosen, attention)

@@ -9,9 +9,11 @@ import sys
 import time
 from types import FrameType
 
+from comfyloop import platforms
+from comfyloop.errors import InvalidInput
 from comfyloop.train.parallel.ranks import why_lost
 from comfyloop.train.prefork.forking import end_with, import_once, settle
-from comfyloop.train.run.directory import LOCK_FD_VARIABLE, RunDirectory, TrainState
+from comfyloop.train.run.directory import LOCK_VARIABLE, RunDirectory, TrainState
 from comfyloop.train.specs.base import RunSpec
 
 GRACE_SECONDS = 10.0
@@ -23,13 +25,18 @@ def launch(directory: RunDirectory, spec: RunSpec, lock: int) -> int:
 
     The status is rank 0's, but for what it cannot know: that a rank was killed, or why another one failed.
     """
+    if not platforms.can_fork():
+        raise InvalidInput(
+            f"This run asks for {spec.world_size} processes, which are started together under Linux only.",
+            "Set world_size (train_processes in the settings) to 1, or start the run by torchrun.",
+        )
     for number in range(1, spec.world_size):  # what they said in an earlier try
         (directory.path / "ranks" / str(number) / "status.json").unlink(missing_ok=True)
     if "torch" not in sys.modules:  # else this is a fork of the warm trainer already
         import_once(getattr(spec, "quant_method", None) is not None)
         settle()
     port = _free_port()
-    ranks = [_Rank(directory, spec, number, lock, port) for number in range(spec.world_size)]
+    ranks = [_rank(directory, spec, number, lock, port) for number in range(spec.world_size)]
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for rank in ranks:
@@ -48,43 +55,20 @@ def launch(directory: RunDirectory, spec: RunSpec, lock: int) -> int:
     return _last_word(directory, spec, codes)
 
 
-class _Rank:
+def _rank(directory: RunDirectory, spec: RunSpec, number: int, lock: int, port: int) -> platforms.forks.Fork:
     """One rank as a fork of this process, which has imported the libraries for all of them."""
+    told = {
+        "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": spec.world_size, "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port, LOCK_VARIABLE: lock,
+    }  # fmt: skip
 
-    def __init__(self, directory: RunDirectory, spec: RunSpec, number: int, lock: int, port: int) -> None:
-        self._code: int | None = None
-        told = {
-            "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": spec.world_size, "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": port, LOCK_FD_VARIABLE: lock,
-        }  # fmt: skip
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid == 0:
-            from comfyloop.train.__main__ import main
+    def work() -> None:
+        from comfyloop.train.__main__ import main
 
-            os.environ.update({name: str(value) for name, value in told.items()})
-            end_with(lambda: main([str(directory.path)]))
+        os.environ.update({name: str(value) for name, value in told.items()})
+        end_with(lambda: main([str(directory.path)]))
 
-    def poll(self) -> int | None:
-        """The exit code (negative: killed by that signal); None while it runs."""
-        if self._code is None:
-            self._look(os.WNOHANG)
-        return self._code
-
-    def kill(self) -> None:
-        self.signal(signal.SIGKILL)
-        if self._code is None:
-            self._look(0)
-
-    def signal(self, number: int) -> None:
-        if self.poll() is None:
-            os.kill(self.pid, number)
-
-    def _look(self, options: int) -> None:
-        pid, status = os.waitpid(self.pid, options)
-        if pid:
-            self._code = os.waitstatus_to_exitcode(status)
+    return platforms.forks.Fork(work)
 
 
 def _last_word(directory: RunDirectory, spec: RunSpec, codes: list[int | None]) -> int:
@@ -96,7 +80,7 @@ def _last_word(directory: RunDirectory, spec: RunSpec, codes: list[int | None]) 
     status = directory.read_status()
     killed = next((number for number, code in enumerate(codes) if code is not None and code < 0), None)
     if killed is not None and status.state not in {TrainState.SUCCEEDED, TrainState.CANCELLED}:
-        name = signal.Signals(-(codes[killed] or 0)).name
+        name = platforms.signal_name(codes[killed] or 0)
         error = (
             f"Rank {killed} of {spec.world_size} was killed ({name}) at step {status.step} of "
             f"{status.total_steps}, and the others ended with it. Start the run again: it goes on from its "

@@ -19,6 +19,9 @@ from comfyloop.train.specs.base import RunSpec
 LEADER_SECONDS = 30
 """How long a rank that must refuse the run lets rank 0 refuse it first."""
 
+ACCELERATORS = {"cuda": "nccl", "xpu": "xccl"}
+"""What ranks talk through, by the kind of device that they compute on."""
+
 
 @dataclass(frozen=True)
 class Rank:
@@ -82,10 +85,13 @@ def join(spec: RunSpec, rank: Rank) -> None:
     import torch
     import torch.distributed as dist
 
+    from comfyloop.models import devices
+
     backend = "cpu:gloo"
-    if torch.cuda.is_available():
-        torch.cuda.set_device(rank.local)
-        backend = "cpu:gloo,cuda:nccl"
+    device = devices.choose()
+    if device.type in ACCELERATORS:
+        torch.accelerator.set_device_index(rank.local)
+        backend += f",{device.type}:{ACCELERATORS[device.type]}"
     with lost_ranks():
         dist.init_process_group(backend, timeout=timedelta(seconds=spec.rank_timeout))
         heard = torch.ones((), dtype=torch.int64)

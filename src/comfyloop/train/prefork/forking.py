@@ -12,8 +12,9 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from pathlib import Path
 from typing import NoReturn
+
+import psutil
 
 SINGLE_THREADED = {
     "OMP_NUM_THREADS": "1",
@@ -54,7 +55,7 @@ def settle() -> None:
 
 
 def count_threads() -> int:
-    return len(list(Path("/proc/self/task").iterdir()))
+    return int(psutil.Process().num_threads())
 
 
 def end_with(function: Callable[[], int]) -> NoReturn:

@@ -10,18 +10,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import socket
 import sys
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from comfyloop import platforms
 from comfyloop.train.prefork.forking import count_threads, end_with, import_image_side, import_once, settle
 
 NICE = 10
 """As low as a run is by default; a fork cannot rise again."""
-OOM_SCORE = 800
+FIRST_TO_GO = 800
 """The first to go when memory runs out: it is only a convenience."""
 
 
@@ -29,16 +28,14 @@ def main(arguments: list[str]) -> int:
     fd, minutes = int(arguments[0]), float(arguments[4])
     model, dtype, sides = arguments[1:4]
     with socket.socket(fileno=fd) as service:
-        os.nice(max(0, NICE - os.nice(0)))
-        with contextlib.suppress(OSError):
-            Path("/proc/self/oom_score_adj").write_text(str(OOM_SCORE), "utf-8")
+        platforms.step_back(NICE, FIRST_TO_GO)
         if Path(model).is_dir():
             os.environ["HF_HUB_OFFLINE"] = "1"
         load(model, dtype)
         if "image" in sides:
             import_image_side()
         settle()
-        signal.signal(signal.SIGCHLD, _reap)
+        platforms.forks.forget_children()
         try:
             service.send(b'{"ready": true}')
             serve(service, 60 * minutes)
@@ -68,11 +65,11 @@ def _dtype(asked: str) -> Any:
     """What a run will most likely choose; found without touching CUDA. One that chooses otherwise reads anew."""
     import torch
 
-    from comfyloop.train.text.models import choose_dtype
+    from comfyloop.models import devices
 
     if asked == "auto" and Path("/dev/nvidiactl").exists():
         return torch.bfloat16
-    return choose_dtype(asked, torch.device("cpu"))
+    return devices.precision(devices.CPU, asked)
 
 
 def serve(service: socket.socket, idle_seconds: float) -> None:
@@ -80,7 +77,7 @@ def serve(service: socket.socket, idle_seconds: float) -> None:
     service.settimeout(idle_seconds)
     while True:
         try:
-            data, descriptors, _, _ = socket.recv_fds(service, 2**16, 3)
+            data, descriptors = platforms.forks.receive(service, 2**16, 3)
         except TimeoutError:
             return
         if not data:
@@ -97,46 +94,30 @@ def serve(service: socket.socket, idle_seconds: float) -> None:
 def _fork(service: socket.socket, request: dict[str, Any], lock: int, output: int, go: int) -> dict[str, Any]:
     if (threads := count_threads()) > 1:
         return {"refused": f"the warm trainer has {threads} threads, which a fork would lose"}
-    if request["nice"] < os.nice(0):
-        return {
-            "refused": f"the run asks for niceness {request['nice']} and the warm trainer has {os.nice(0)}"
-        }
-    sys.stdout.flush()
-    sys.stderr.flush()
-    pid = os.fork()
-    if pid:
-        return {"pid": pid}
+    if request["nice"] < (own := platforms.forks.priority()):
+        return {"refused": f"the run asks for niceness {request['nice']} and the warm trainer has {own}"}
 
     def run() -> int:
-        os.setsid()
         service.close()
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         if not os.read(go, 1):  # the service did not hear of this fork, and starts the run otherwise
             return 1
         os.close(go)
         return _run(request, lock, output)
 
-    end_with(run)
+    return {"pid": platforms.forks.Fork(lambda: end_with(run), apart=True).pid}
 
 
 def _run(request: dict[str, Any], lock: int, output: int) -> int:
     """What `python -m comfyloop.train RUN_DIR` does in a process of its own."""
     from comfyloop.train import __main__ as train
-    from comfyloop.train.run.directory import LOCK_FD_VARIABLE
+    from comfyloop.train.run.directory import LOCK_VARIABLE
 
     os.dup2(output, 1)
     os.dup2(output, 2)
     os.close(output)
     os.environ.update(request["environment"])
-    os.environ[LOCK_FD_VARIABLE] = str(lock)
+    os.environ[LOCK_VARIABLE] = str(lock)
     return train.main([request["run"]])
-
-
-def _reap(number: int, frame: FrameType | None) -> None:
-    """Collect forks that have ended, so that they do not stay as zombies."""
-    with contextlib.suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
 
 
 if __name__ == "__main__":

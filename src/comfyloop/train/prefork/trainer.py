@@ -12,7 +12,6 @@ import hashlib
 import json
 import logging
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -24,6 +23,7 @@ from typing import Any
 import psutil
 
 import comfyloop
+from comfyloop import platforms
 from comfyloop.train.run.control import ask_for_large_pages
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.specs.image import ImageTrainSpec
@@ -130,7 +130,7 @@ class _WarmProcess:
         self._model, self._dtype, self._images = model, dtype, images
         self._stamp = stamp(model)
         self._ready = False
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        ours, theirs = platforms.forks.socket_pair()
         self._socket = ours
         with theirs:
             self._child = subprocess.Popen(
@@ -139,8 +139,8 @@ class _WarmProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env=ask_for_large_pages(os.environ),
-                start_new_session=True,  # Ctrl-C is for the service; this ends with the service's socket
                 pass_fds=(theirs.fileno(),),
+                **platforms.apart(),  # Ctrl-C is for the service; this ends with the service's socket
             )  # fmt: skip
         self.pid = self._child.pid
 
@@ -157,7 +157,7 @@ class _WarmProcess:
     def keep(self) -> None:
         """Put off the moment at which it lets its memory go."""
         with contextlib.suppress(OSError):
-            self._socket.send(b"{}", socket.MSG_DONTWAIT)
+            platforms.forks.send_if_it_listens(self._socket, b"{}")
 
     def fork(
         self, run: RunDirectory, spec: AnySpec, lock: int, output: int, environment: Mapping[str, str]
@@ -177,7 +177,7 @@ class _WarmProcess:
         try:
             request = {"run": str(run.path), "nice": spec.nice, "environment": dict(environment)}
             try:
-                socket.send_fds(self._socket, [json.dumps(request).encode()], [lock, output, wait])
+                platforms.forks.send(self._socket, json.dumps(request).encode(), [lock, output, wait])
             except OSError as error:
                 raise NotWarm(f"the warm trainer does not listen ({error.strerror})") from None
             answer = self._receive(ANSWER_SECONDS)

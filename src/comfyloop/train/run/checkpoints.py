@@ -12,7 +12,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
+from comfyloop import platforms
 from comfyloop.durable import sync
 from comfyloop.errors import InvalidInput
+from comfyloop.models import devices
 from comfyloop.train.run.directory import disk_error
 
 KEEP = 2
@@ -30,19 +32,22 @@ KEEP = 2
 
 @dataclass(frozen=True)
 class RandomState:
-    """The state of torch's generators."""
+    """The state of torch's generators: of the processor's, and of the accelerator's under its kind (`cuda`, `mps`)."""
 
     cpu: Tensor
-    cuda: Tensor | None = None
+    others: Mapping[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def now(cls) -> RandomState:
-        return cls(torch.get_rng_state(), torch.cuda.get_rng_state() if torch.cuda.is_available() else None)
+        place = devices.choose()
+        state = devices.random_state(place)
+        return cls(torch.get_rng_state(), {} if state is None else {place.type: state})
 
     def restore(self) -> None:
         torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state(self.cuda)
+        place = devices.choose()
+        if place.type in self.others:
+            devices.set_random_state(place, self.others[place.type])
 
 
 def save(
@@ -101,7 +106,7 @@ def commit(making: Path, folder: Path, step: int, fingerprint: str, world_size: 
         for path in (*making.rglob("*"), making):
             sync(path)
         shutil.rmtree(place, ignore_errors=True)
-        making.rename(place)
+        platforms.rename(making, place)
         sync(folder)
     except OSError as error:
         shutil.rmtree(making, ignore_errors=True)
@@ -151,9 +156,7 @@ def save_tensors(
         for name, parameter in parameters
         for key, value in optimizer.state[parameter].items()
     }
-    random = {"cpu": random_state.cpu}
-    if random_state.cuda is not None:
-        random["cuda"] = random_state.cuda
+    random = {**random_state.others, "cpu": random_state.cpu}
     try:
         save_file({n: _whole(p) for n, p in parameters}, place / f"parameters{suffix}.safetensors")
         save_file(state, place / f"optimizer{suffix}.safetensors")
@@ -183,7 +186,7 @@ def load_tensors(
         scalar = field == "step" and value.dim() == 0
         optimizer.state[parameter][field] = value if scalar else _like(parameter, value)
     random = load_file(place / f"random{suffix}.safetensors")
-    RandomState(random["cpu"], random.get("cuda")).restore()
+    RandomState(random.pop("cpu"), random).restore()
     more = place / f"more{suffix}.safetensors"
     return load_file(more) if more.exists() else {}
 

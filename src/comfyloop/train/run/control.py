@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import sys
@@ -10,14 +9,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from enum import IntEnum
-from pathlib import Path
 from types import FrameType
 
 import psutil
 
+from comfyloop import platforms
 from comfyloop.train.run.directory import RunDirectory
 
 MEMORY_EXIT_CODE = 21
+FIRST_TO_GO = 500
+"""How much sooner than others a trainer is ended when memory runs out, of 1000."""
 
 
 class Cancelled(Exception):
@@ -100,7 +101,7 @@ class Control:
 
 def use_threads(threads: int) -> int:
     """Set the number of CPU threads; 0: all cores this process may use. Best before torch is imported."""
-    count = threads or len(os.sched_getaffinity(0))
+    count = threads or platforms.cores()
     os.environ["OMP_NUM_THREADS"] = str(count)
     os.environ["MKL_NUM_THREADS"] = str(count)
     # Threads that have nothing to do sleep. Spinning ones, the default, stall each other as soon as
@@ -121,18 +122,6 @@ def ask_for_large_pages(environ: Mapping[str, str]) -> dict[str, str]:
     if "glibc.malloc.hugetlb" not in told:
         told = ":".join(filter(None, [told, "glibc.malloc.hugetlb=1"]))
     return {**environ, "GLIBC_TUNABLES": told}
-
-
-def step_back(nice: int) -> None:
-    """Let everything else go first: lower priority, and the first to be killed when memory runs out."""
-    with contextlib.suppress(OSError):
-        os.nice(max(0, nice - os.nice(0)))
-    if os.getsid(0) == os.getpid():
-        # Linux shares the processor out among sessions first, and niceness counts only within one.
-        with contextlib.suppress(OSError):
-            Path("/proc/self/autogroup").write_text(str(nice), "utf-8")
-    with contextlib.suppress(OSError):
-        Path("/proc/self/oom_score_adj").write_text("500", "utf-8")
 
 
 def watch_memory(limit_gb: float, on_exceeded: Callable[[str], None]) -> None:

@@ -8,11 +8,9 @@ nobody.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
-import time
 from collections.abc import Iterator, Sequence
 from datetime import datetime
 from enum import StrEnum
@@ -21,13 +19,14 @@ from typing import Any
 
 from pydantic import Field, ValidationError
 
+from comfyloop import platforms
 from comfyloop.complaints import in_words
 from comfyloop.durable import appear, replace_whole
 from comfyloop.errors import StorageError
 from comfyloop.records import Record, now
 
-LOCK_FD_VARIABLE = "COMFYLOOP_RUN_LOCK_FD"
-"""Environment variable by which the runner hands the locked file down, so that no moment is unlocked."""
+LOCK_VARIABLE = "COMFYLOOP_RUN_LOCK"
+"""Environment variable by which the runner hands the lock down, so that no moment is unlocked."""
 
 
 TEXT, IMAGE = "text", "image"
@@ -170,36 +169,15 @@ class RunDirectory:
 
         The lock is held for as long as the descriptor is open, so keep it until the end.
         """
-        handed_down = os.environ.pop(LOCK_FD_VARIABLE, "")
-        if handed_down:
-            fd = int(handed_down)
-            os.set_inheritable(fd, False)
-            return fd
-        fd = os.open(self.lock_file, os.O_RDWR | os.O_CREAT, 0o644)
-        deadline = time.monotonic() + patience
-        while True:  # at least a second look: `is_locked` holds it for a moment too
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return fd
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    os.close(fd)
-                    return None
-                time.sleep(0.02)
+        if handed_down := os.environ.pop(LOCK_VARIABLE, ""):
+            return platforms.take_over(handed_down, self.lock_file)
+        return platforms.lock(
+            self.lock_file, patience
+        )  # some patience: `is_locked` holds it for a moment too
 
     def is_locked(self) -> bool:
         """Whether a process is working on this run now."""
-        try:
-            fd = os.open(self.lock_file, os.O_RDWR)
-        except FileNotFoundError:
-            return False
-        try:
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            os.close(fd)
-        return False
+        return platforms.is_locked(self.lock_file)
 
     def read_row_losses(self) -> dict[str, float]:
         """Nats a token of each sample when the run last passed it; empty where it has not ended."""

@@ -11,6 +11,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+from comfyloop import platforms
 from comfyloop.errors import Conflict, EngineUnavailable, InvalidInput, RunFailed
 from comfyloop.settings import Settings
 from comfyloop.train.run.directory import RunDirectory, Status
@@ -106,10 +107,11 @@ def command(
         "--network", "none",
         "--read-only", "--tmpfs", "/tmp", "--shm-size", SHARED_MEMORY,
         "--cap-drop", "all", "--security-opt", "no-new-privileges",
-        "--user", f"{os.getuid()}:{os.getgid()}",
         "--env", "HOME=/tmp", "--env", "HF_HUB_OFFLINE=1",
         "--workdir", str(run.path),
     ]  # fmt: skip
+    if user := platforms.user():
+        options += ["--user", user]
     if podman:
         options += ["--userns", "keep-id"]  # what the run writes belongs to whoever started it
     if spec.threads:

@@ -17,12 +17,13 @@ from typing import Any, BinaryIO
 
 import psutil
 
+from comfyloop import platforms
 from comfyloop.errors import Conflict
 from comfyloop.records import Record
 from comfyloop.settings import Settings
 from comfyloop.train.prefork.trainer import WarmTrainer
 from comfyloop.train.run.control import ask_for_large_pages
-from comfyloop.train.run.directory import LOCK_FD_VARIABLE, RunDirectory, Status, TrainState
+from comfyloop.train.run.directory import LOCK_VARIABLE, RunDirectory, Status, TrainState
 from comfyloop.train.specs.base import RunSpec
 from comfyloop.train.specs.files import SPEC_FILE, read_spec, write_spec
 
@@ -40,7 +41,8 @@ class LocalRunner:
     """Runs as processes of this machine, forked from a warm trainer where the settings want one."""
 
     def __init__(self, settings: Settings) -> None:
-        wanted = settings.warm_trainer and settings.train_engine == "comfyloop"  # ms-swift starts by itself
+        # ms-swift starts by itself
+        wanted = settings.warm_trainer and settings.train_engine == "comfyloop" and platforms.can_fork()
         self.warm = WarmTrainer(settings.warm_minutes) if wanted else None
 
     def start(self, run_dir: Path) -> None:
@@ -126,16 +128,18 @@ def _take_up(run: RunDirectory) -> int:
 
 
 def _start_cold(run: RunDirectory, lock: int, output: BinaryIO, environment: Mapping[str, str]) -> int:
+    down = platforms.HandedDown(lock, LOCK_VARIABLE)
     child = subprocess.Popen(
         [sys.executable, "-m", "comfyloop.train", str(run.path)],
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT,
-        start_new_session=True,
-        pass_fds=(lock,),
-        env=ask_for_large_pages({**os.environ, **environment, LOCK_FD_VARIABLE: str(lock)}),
+        env=ask_for_large_pages({**os.environ, **environment, **down.environment}),
+        **platforms.apart(),
+        **down.options,
     )
     _children[child.pid] = child
+    down.wait(child)
     return child.pid
 
 

@@ -7,9 +7,7 @@ that fails, and with the job.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -20,10 +18,9 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from comfyloop import platforms
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.specs.files import read_spec
-
-PR_SET_PDEATHSIG = 1
 
 
 def main(arguments: list[str]) -> int:
@@ -72,9 +69,6 @@ def meeting_point() -> tuple[str, int]:
 def train(run_dir: str, told: dict[str, str]) -> int:
     """One rank as a process of its own, which ends when this task is ended; its exit code."""
 
-    def die_with_the_task() -> None:
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
     with Path(run_dir, "train.out").open("ab") as output:
         return subprocess.run(
             [sys.executable, "-m", "comfyloop.train", run_dir],
@@ -82,7 +76,7 @@ def train(run_dir: str, told: dict[str, str]) -> int:
             stdout=output,
             stderr=subprocess.STDOUT,
             env={**os.environ, **told},
-            preexec_fn=die_with_the_task,
+            **platforms.ending_with_us(),
         ).returncode
 
 

@@ -28,6 +28,7 @@ from comfyloop.durable import appear
 from comfyloop.environments import python_of
 from comfyloop.errors import InvalidInput, RunFailed
 from comfyloop.formats import IMAGE_TAG, BadRow, Row
+from comfyloop.models import devices
 from comfyloop.models.lora_start import refuse_changed_base
 from comfyloop.recipes import RECIPES
 from comfyloop.settings import Settings
@@ -44,7 +45,7 @@ from comfyloop.train.swift import worker
 from comfyloop.train.swift.arguments import Places, arguments
 from comfyloop.train.swift.checks import check_run
 from comfyloop.train.swift.process import Watch, see_output
-from comfyloop.train.text.models import Description, choose_dtype, describe
+from comfyloop.train.text.models import Description, describe
 from comfyloop.train.text.trainable import adapter_config, lora_targets, trained_parts
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
@@ -83,7 +84,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     init_from = directory.resolve(spec.adapter.init_from) if spec.adapter.init_from else None
     if init_from is not None:
         refuse_changed_base(f"The adapter {init_from}", adapter_config(init_from))
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = devices.choose()
     places = Places(
         model=spec.model,
         train=folder / "train.jsonl",
@@ -95,7 +96,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     command_line = arguments(
         spec,
         places,
-        dtype=str(choose_dtype(spec.dtype, device)).removeprefix("torch."),
+        dtype=str(devices.precision(device, spec.dtype)).removeprefix("torch."),
         use_cpu=device.type == "cpu",
         targets=targets(description, spec),
         own=worker.NAME,

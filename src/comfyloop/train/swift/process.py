@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +15,7 @@ from typing import Any
 
 import psutil
 
+from comfyloop import platforms
 from comfyloop.environments import clean_environ
 from comfyloop.errors import RunFailed
 from comfyloop.train.run.control import Cancelled, Control, Terminated
@@ -88,7 +87,7 @@ class Watch:
             stdin=subprocess.DEVNULL,
             env=environment(self.spec, events.parent / "cache"),
             cwd=events.parent,
-            process_group=0,  # so that all of it can be stopped at once
+            **platforms.apart(),  # so that all of it can be stopped at once
         ) as process:
             try:
                 while process.poll() is None:
@@ -104,8 +103,7 @@ class Watch:
                 self._let_it_save(process, tail, TERMINATE_SECONDS)
                 raise
             finally:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(process.pid, signal.SIGKILL)
+                platforms.kill_group(process.pid)
         self.control.check()  # it may have ended because it was told to
         if process.returncode != 0:
             if "rejected_response: [" in self.error:
@@ -123,11 +121,11 @@ class Watch:
         if not self.directory.hold_file.exists():
             self.control.check()
             return
-        os.killpg(process.pid, signal.SIGSTOP)
+        platforms.freeze(process.pid)
         try:
             self.control.check()  # comes back when the hold is over
         finally:
-            os.killpg(process.pid, signal.SIGCONT)
+            platforms.thaw(process.pid)
 
     def _let_it_save(self, process: subprocess.Popen[bytes], tail: Tail, seconds: float) -> None:
         """It leaves a checkpoint after the step at hand, if it has begun to train."""

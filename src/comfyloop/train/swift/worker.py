@@ -10,11 +10,8 @@ is counted where the trainer takes it, so that a row that ms-swift has left out 
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
-import os
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -27,13 +24,14 @@ NAME = "comfyloop"
 IGNORED = -100
 PIXELS = "own_"
 """Begins the names of image tensors in an encoded row."""
-PR_SET_PDEATHSIG = 1
 
 
 def main(task_file: str) -> None:
     task: dict[str, Any] = json.loads(Path(task_file).read_text(encoding="utf-8"))
-    die_with_parent(task["parent_pid"])
     sys.path.insert(0, task["import_from"])
+    from comfyloop import platforms
+
+    platforms.end_with(task["parent_pid"])  # a run must not go on without what watches it and holds its lock
     tell = event_writer(Path(task["events"]))
     try:
         work(task, tell)
@@ -59,13 +57,6 @@ def work(task: dict[str, Any], tell: Callable[..., None]) -> None:
     register_callback(tell, [Path(path) for path in task["stop_files"]])
     tell(event="loading")
     (sft_main if task["command"] == "sft" else rlhf_main)(task["arguments"])
-
-
-def die_with_parent(pid: int) -> None:
-    """A run must not go on without the process that watches it and holds its lock."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != pid:
-        sys.exit("The process that started this one is gone.")
 
 
 def event_writer(path: Path) -> Callable[..., None]:

@@ -23,6 +23,7 @@ from transformers import (
 from transformers.utils import is_flash_attn_2_available
 
 from comfyloop.errors import ModelError
+from comfyloop.models import devices
 from comfyloop.models.processors import load_processor
 from comfyloop.models.rope import RopeScaling, max_positions, scale
 from comfyloop.train.data.encode import Encoder
@@ -220,8 +221,8 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
         ModelError: The weights cannot be read, or the model has no layers that the spec names.
         InvalidInput: The parent adapter does not fit the spec.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = choose_dtype(spec.dtype, device)
+    device = devices.choose()
+    dtype = devices.precision(device, spec.dtype)
     implementation = choose_attention(spec.attn_implementation, device, dtype)
     kept = spec.quant_method is None and spec.rope_scaling is None
     base = preloaded.take("weights", spec.model, dtype, implementation) if kept else None
@@ -273,17 +274,6 @@ def choose_attention(asked: str, device: torch.device, dtype: torch.dtype) -> st
         return asked
     half = device.type == "cuda" and dtype != torch.float32
     return "flash_attention_2" if half and is_flash_attn_2_available() else None
-
-
-def choose_dtype(asked: str, device: torch.device) -> torch.dtype:
-    """bfloat16 where the processor multiplies it natively, float32 otherwise, unless the spec insists."""
-    if asked != "auto":
-        dtype: torch.dtype = getattr(torch, asked)
-        return dtype
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-    native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-    return torch.bfloat16 if native else torch.float32
 
 
 def _image_token_id(config: Any, processor: Any) -> int | None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from transformers import BitsAndBytesConfig
 
-from comfyloop.train.text.trainable import Parts
+from comfyloop.models.parts import Parts
 
 
 def in_four_bits(auto: Any, config: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:

@@ -1,8 +1,4 @@
-"""Which weights of a model a run trains: a LoRA on parts of it, or those parts whole.
-
-A model has up to three parts: the language model (`llm`, head and embeddings with it), the vision tower
-(`vit`) and what lies between them (`aligner`: projector, connector, merger). The words are ms-swift's.
-"""
+"""Which weights of a model a run trains: a LoRA on parts of it, or those parts whole."""
 
 from __future__ import annotations
 
@@ -11,16 +7,15 @@ import re
 from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import nn
 
 from comfyloop.errors import InvalidInput, ModelError
 from comfyloop.models.lora_start import refuse_changed_base
+from comfyloop.models.parts import Part, Parts
 from comfyloop.train.specs.text import AdapterSpec, TrainSpec
-
-Part = Literal["llm", "vit", "aligner"]
 
 # Q/K/V/O as the families name them, fused ones included.
 _ATTENTION = (
@@ -29,29 +24,6 @@ _ATTENTION = (
     "projection_layer",
 )  # fmt: skip
 _ATTENTION_PARENT = re.compile(r"(^|\.)(self_attn|attn|attention|self_attention)(\.attention)?$")
-_ALIGNER = re.compile(
-    r"(^|\.)(multi_?modal_projector|mm_projector|vision_projector|projector|connector|aligner|merger"
-    r"|merger_list|deepstack_merger_list|modality_projection|image_newline)(\.|$)"
-)
-
-
-class Parts:
-    """Tells which part of a model a module or parameter belongs to, by its name."""
-
-    def __init__(self, base: Any) -> None:
-        decoder = base.get_decoder()
-        self.prefix = next(name for name, module in base.named_modules() if module is decoder)
-        self.vit = base.get_encoder(modality="image")  # the model itself where it has none
-        heads = (base.get_output_embeddings(), base.get_input_embeddings())
-        self._llm = {name for name, module in base.named_modules() if module is not None and module in heads}
-        self._whole = self.vit is base or self.vit is base.base_model
-
-    def of(self, name: str) -> Part:
-        if self._whole or name.startswith(self.prefix + ".") or name == self.prefix:
-            return "llm"
-        if name in self._llm or name.rpartition(".")[0] in self._llm:
-            return "llm"
-        return "aligner" if _ALIGNER.search(name) else "vit"
 
 
 def trained_parts(spec: TrainSpec) -> tuple[Part, ...]:

@@ -10,8 +10,9 @@ from peft import PeftModel
 
 from comfyloop.errors import DataError, ModelError
 from comfyloop.formats import Picture, Row, Turn, UnusableRow
+from comfyloop.models import devices
 from comfyloop.train.specs.text import TrainSpec
-from comfyloop.train.text.models import choose_dtype, describe, read_weights
+from comfyloop.train.text.models import describe, read_weights
 
 
 class Writer:
@@ -24,8 +25,8 @@ class Writer:
     def __init__(self, model: str, adapter: Path | None) -> None:
         description = describe(model)
         self._encoder = description.encoder(TrainSpec(model=model, train=""))
-        self._device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        base = read_weights(model, description, choose_dtype("auto", self._device), None)
+        self._device = devices.choose()
+        base = read_weights(model, description, devices.precision(self._device), None)
         if adapter is not None:
             try:
                 base = PeftModel.from_pretrained(base, str(adapter))

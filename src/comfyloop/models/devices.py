@@ -1,0 +1,135 @@
+"""What computes here: the accelerator that this build of torch brings (CUDA, ROCm, Metal, XPU), else the processor; its
+memory, and the precisions that it has circuits for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+
+from comfyloop.errors import ModelError
+
+CPU = torch.device("cpu")
+
+HALF = torch.float16
+BRAIN = torch.bfloat16
+
+_ROCM_BFLOAT16 = re.compile(r"gfx(90[8a]|94|95|11|12)")
+"""AMD's chips that multiply bfloat16: CDNA, and RDNA from its third generation."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes. On a Mac the processor and its GPU have them in common."""
+
+    total: int
+    free: int
+
+
+def choose(asked: str = "auto") -> torch.device:
+    """The accelerator, else the processor; or the one that is asked for: cpu, cuda, cuda:1, mps, xpu.
+
+    Raises:
+        ModelError: There is none of that name.
+    """
+    best = torch.accelerator.current_accelerator(check_available=True) or CPU
+    if asked == "auto":
+        return best
+    try:
+        device = torch.device(asked)
+    except RuntimeError:
+        raise ModelError(f"{asked!r} is no device.", "Use auto, cpu, cuda, cuda:1, mps or xpu.") from None
+    count = 1 if device.type == "cpu" else torch.accelerator.device_count() if device.type == best.type else 0
+    if (device.index or 0) >= count:
+        there = "cpu" if best == CPU else f"cpu and {best.type} (0 to {torch.accelerator.device_count() - 1})"
+        raise ModelError(f"This machine, or its build of torch, has no {asked}.", f"There is {there}.")
+    return device
+
+
+def name(device: torch.device) -> str:
+    """What a person calls it."""
+    if device.type in ("cuda", "xpu"):
+        return str(_module(device).get_device_name(device))
+    return {"cpu": "the processor", "mps": "Apple's GPU"}.get(device.type, device.type)
+
+
+def native(device: torch.device) -> tuple[torch.dtype, ...]:
+    """The precisions that it computes in by itself, the best for a model first.
+
+    torch says that it "supports" bfloat16 wherever that can be emulated too: on Volta and Turing at a fraction of
+    float16's speed.
+    """
+    match device.type:
+        case "cuda" if torch.version.hip:
+            brain = _ROCM_BFLOAT16.match(torch.cuda.get_device_properties(device).gcnArchName) is not None
+        case "cuda":
+            brain = torch.cuda.get_device_capability(device) >= (8, 0)
+        case "xpu":
+            brain = True
+        case "mps":
+            brain = torch.backends.mps.is_macos_or_newer(14, 0) and not _is_first_apple_chip()
+        case _:  # no processor multiplies float16 as fast as it should
+            return (BRAIN, torch.float32) if _cpu_has_bfloat16() else (torch.float32,)
+    return (BRAIN, HALF, torch.float32) if brain else (HALF, torch.float32)
+
+
+def precision(device: torch.device, asked: str = "auto") -> torch.dtype:
+    """The best native precision, unless one is asked for by name."""
+    if asked != "auto":
+        return getattr(torch, asked)  # type: ignore[no-any-return]
+    return native(device)[0]
+
+
+def memory(device: torch.device) -> Memory:
+    """All of it, and what nobody has taken."""
+    if device.type in ("cuda", "xpu"):
+        free, total = _module(device).mem_get_info(device)
+        return Memory(total, free)
+    system = psutil.virtual_memory()
+    if device.type == "mps":
+        most = torch.mps.recommended_max_memory()
+        return Memory(most, min(most - torch.mps.driver_allocated_memory(), system.available))
+    return Memory(system.total, system.available)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether that is what went wrong, in the words of whichever device it was."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    said = str(error)
+    return isinstance(error, RuntimeError) and any(
+        words in said for words in ("out of memory", "not enough memory", "can't allocate memory")
+    )
+
+
+def give_back(device: torch.device) -> None:
+    """Let others have what this process keeps for later."""
+    if device.type != "cpu":
+        _module(device).empty_cache()
+
+
+def random_state(device: torch.device) -> torch.Tensor | None:
+    """Of an accelerator's generator; None: the processor's is the only one."""
+    return None if device.type == "cpu" else _module(device).get_rng_state()
+
+
+def set_random_state(device: torch.device, state: torch.Tensor) -> None:
+    _module(device).set_rng_state(state)
+
+
+def _module(device: torch.device) -> Any:
+    return torch.get_device_module(device)
+
+
+def _cpu_has_bfloat16() -> bool:
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def _is_first_apple_chip() -> bool:
+    """M1 has no bfloat16."""
+    from comfyloop.platforms import processor_name
+
+    return processor_name().startswith("Apple M1")
