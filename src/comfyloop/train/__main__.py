@@ -150,7 +150,19 @@ def recipe(
     if spec.world_size > 1:
         log.phase(f"meeting the other {spec.world_size - 1} processes")
         join(spec, Rank.here())
-    recipes.run(directory, spec, log, control)
+    from comfyloop.train.run.within_memory import within_memory
+
+    within_memory(lambda less: recipes.run(directory, less, log, control), spec, log, _more_room(spec))
+
+
+def _more_room(spec: TrainSpec | ImageTrainSpec) -> str:
+    """What to set where memory does not suffice for one sample at a time."""
+    if isinstance(spec, ImageTrainSpec):
+        return "Lower image_resolution, close what else uses the device, or name a smaller image model."
+    four_bits = "" if spec.quant_method else "Set quant_method = bnb, lower max_pixels"
+    return (
+        f"{four_bits or 'Lower max_pixels'}, close what else uses the device, or name a smaller base model."
+    )
 
 
 def import_libraries(quantised: bool = False) -> None:

@@ -229,7 +229,7 @@ def _told(file: str, log: RunLog, examples: Sequence[Example], samples: int | No
 
 def fingerprint(spec: TrainSpec, examples: Iterable[Example], labels: Iterable[bool] = ()) -> str:
     """What a checkpoint depends on: the data, and every value that moves the loss."""
-    told = spec.model_dump_json(
+    told = spec.at_once().model_dump_json(
         exclude={
             "train",
             "holdout",

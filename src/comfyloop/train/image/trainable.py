@@ -170,7 +170,9 @@ def caption_of(row: PictureRow, spec: ImageTrainSpec) -> str:
 
 def fingerprint(spec: ImageTrainSpec, rows: Iterable[PictureRow], trainable: TrainableImageModel) -> str:
     """What a checkpoint depends on: the data, and every value that moves the loss."""
-    told = spec.model_dump_json(exclude={"train", "holdout", "prior", "cache", "about", *_WITHOUT_EFFECT})
+    told = spec.at_once().model_dump_json(
+        exclude={"train", "holdout", "prior", "cache", "about", *_WITHOUT_EFFECT}
+    )
     digest = hashlib.sha256(told.encode())
     digest.update(trainable.latents.weights.encode())
     for row in rows:

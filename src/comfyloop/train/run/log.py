@@ -122,6 +122,7 @@ class RunLog:
         ]
         text = "".join(json.dumps(line) + "\n" for line in kept)
         write_atomically(self._run.log_file, text.encode())
+        self._close()  # of a try that memory did not suffice for
         self._events = None if self._silent else _Events(self._run.tensorboard / self._side, step)
         if sys.stdout.isatty() and not self._silent:
             self._bar = Progress(

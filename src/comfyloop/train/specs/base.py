@@ -74,6 +74,33 @@ class RunSpec(Record):
         default=600, gt=0, description="Seconds after which a process that does not answer counts as lost."
     )
 
+    def smaller(self) -> Self | None:
+        """The same steps, computed with less at a time: fewer samples, then one with checkpointing; None: there is no
+        less."""
+        size = self.per_device_train_batch_size
+        if size > 1:
+            parts = next(n for n in range(2, size + 1) if size % n == 0)
+            return self.model_copy(
+                update={
+                    "per_device_train_batch_size": size // parts,
+                    "gradient_accumulation_steps": self.gradient_accumulation_steps * parts,
+                }
+            )
+        if not self.gradient_checkpointing:
+            return self.model_copy(update={"gradient_checkpointing": True})
+        return None
+
+    def at_once(self) -> Self:
+        """The same steps, each computed at once: what the losses depend on. How much is computed at a time is not."""
+        size = self.per_device_train_batch_size * self.gradient_accumulation_steps
+        return self.model_copy(
+            update={
+                "per_device_train_batch_size": size,
+                "gradient_accumulation_steps": 1,
+                "gradient_checkpointing": False,
+            }
+        )
+
     @model_validator(mode="after")
     def _can_be_written(self) -> Self:
         try:
