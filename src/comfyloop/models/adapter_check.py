@@ -42,6 +42,7 @@ class Limits:
         layers: Last parts of the names of layers that it adapts; empty: any.
         outside: Whether layers outside the language model (vision tower, projector) are adapted too.
         dora: Whether DoRA's magnitudes are applied.
+        patterns: Whether each layer may have a rank and a scale of its own.
         hint: What to do about layers outside the language model.
     """
 
@@ -50,7 +51,23 @@ class Limits:
     layers: frozenset[str] = frozenset()
     outside: bool = False
     dora: bool = False
+    patterns: bool = False
     hint: str = ""
+
+
+def rank_and_scale(config: Mapping[str, Any], layer: str) -> tuple[int, float]:
+    """What PEFT gives a layer: its own rank and alpha, where a pattern is the end of its name, else the adapter's."""
+
+    def of(patterns: str, default: str) -> Any:
+        own = (config.get(patterns) or {}).items()
+        return next(
+            (value for key, value in own if re.match(rf"(.*\.)?({key})$", layer)), config.get(default, 8)
+        )
+
+    rank = int(of("rank_pattern", "r"))
+    return rank, float(of("alpha_pattern", "lora_alpha")) / (
+        math.sqrt(rank) if config.get("use_rslora") else rank
+    )
 
 
 def check(
@@ -87,6 +104,7 @@ def check(
             raise InvalidInput(
                 f"Adapter {name}: the two tensors of {layer} have ranks {a[0]} and {b[1]}; they must agree."
             )
+        _check_scale(name, layer, a[0], config, limits)
         if limits.rank and a[0] > limits.rank:
             raise InvalidInput(
                 f"Adapter {name} has rank {a[0]} at {layer}; {limits.engine} was started for at most "
@@ -102,6 +120,23 @@ def check(
             )
     if odd := not_finite(weights):
         raise InvalidInput(f"Adapter {name}: {odd} contains numbers that are not finite.")
+
+
+def _check_scale(name: str, layer: str, rank: int, config: Mapping[str, Any], limits: Limits) -> None:
+    own, scale = rank_and_scale(config, layer)
+    if rank != own:
+        raise InvalidInput(
+            f"Adapter {name} has rank {rank} at {layer}, and its adapter_config.json says {own}, so it is not known "
+            "how much of it to add.",
+            "Write the ranks that it was trained with into r and rank_pattern.",
+        )
+    every = rank_and_scale({**config, "rank_pattern": None, "alpha_pattern": None}, layer)[1]
+    if not limits.patterns and not math.isclose(scale, every):
+        raise InvalidInput(
+            f"Adapter {name} is added {scale:g} times at {layer} and {every:g} times elsewhere (rank_pattern, "
+            f"alpha_pattern); {limits.engine} would add all of it {every:g} times.",
+            "Serve it with the embedded engine, or merge it into the base model.",
+        )
 
 
 def refuse_no_effect(name: str, config: Mapping[str, Any]) -> None:

@@ -23,7 +23,7 @@ SAMPLE = 1024
 """Bytes of each tensor that count: models that differ do so everywhere."""
 PUBLIC = re.compile(r"^(starter|starter-image|[\w.-]+/[\w.-]+)$")
 """Names that mean the same on every machine."""
-_LIMITS = Limits("ComfyLoop", outside=True, dora=True)
+_LIMITS = Limits("ComfyLoop", outside=True, dora=True, patterns=True)
 _KEY = re.compile(
     r"^(?P<module>lora_(unet|transformer|te\d?)_\w+)\.(?P<part>lora_down\.weight|lora_up\.weight|alpha)$"
 )

@@ -7,10 +7,9 @@ time is in memory. Sums are made in float32 and rounded once.
 from __future__ import annotations
 
 import json
-import math
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -19,13 +18,13 @@ from numpy.typing import NDArray
 
 from comfyloop.durable import appear
 from comfyloop.errors import Conflict, InvalidInput
-from comfyloop.models.adapter_check import Limits, check, tail
+from comfyloop.models.adapter_check import Limits, check, rank_and_scale, tail
 from comfyloop.models.lora_start import refuse_changed_base
 from comfyloop.registry.archive import CHUNK, disk_error
 
 Floats = NDArray[np.float32]
 
-_LIMITS = Limits("A merged model", outside=True, dora=True)
+_LIMITS = Limits("A merged model", outside=True, dora=True, patterns=True)
 _PREFIX = "base_model.model."
 _WEIGHTS = re.compile(r"\.(safetensors|bin|pt|pth|gguf|onnx|h5|msgpack)$")
 
@@ -141,18 +140,11 @@ def layers_of(adapter: Path, model: Path | None = None) -> dict[str, Layer]:
         found.setdefault(layer, {})[part] = tensor.read()
     layers = {}
     for layer, parts in found.items():
-        rank = parts["A.weight"].shape[0]
-        alpha = float(_by_pattern(config.get("alpha_pattern") or {}, layer, config["lora_alpha"]))
-        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+        scale = rank_and_scale(config, layer)[1]
         layers[tail(layer)] = Layer(
             parts["A.weight"], parts["B.weight"], scale, parts.get("magnitude_vector.weight")
         )
     return layers
-
-
-def _by_pattern(patterns: Mapping[str, float], layer: str, default: float) -> float:
-    """PEFT's rule: a pattern is the end of a layer's name."""
-    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", layer)), default)
 
 
 def _rewrite(source: Path, target: Path, layers: dict[str, Layer]) -> None:

@@ -83,6 +83,13 @@ def rename(old: str, new: str) -> Callable[[Tensors], None]:
         (lambda t: None, {"lora_alpha": 0}, "its lora_alpha is 0, so it would change nothing"),
         (lambda t: None, {"lora_alpha": None}, "its lora_alpha is None"),
         (lambda t: None, {"r": 0}, "its r is 0"),
+        (lambda t: None, {"r": 8}, "rank 4 at .*adapter_config.json says 8"),
+        (
+            lambda t: None,
+            {"alpha_pattern": {"v_proj": 32}},
+            "added 8 times at .*v_proj and 2 times elsewhere",
+        ),
+        (lambda t: None, {"rank_pattern": {"^q_proj": 2}, "use_rslora": True, "r": 5}, "rank 4 at"),
         (lambda t: None, {"alpha_pattern": {"q_proj": 0.0}}, "its alpha_pattern of q_proj is 0.0"),
     ],
 )

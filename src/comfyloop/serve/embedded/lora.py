@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from comfyloop.errors import InvalidInput, NotFound
-from comfyloop.models.adapter_check import refuse_no_effect
+from comfyloop.models.adapter_check import rank_and_scale, refuse_no_effect
 from comfyloop.models.lora_start import refuse_changed_base
 from comfyloop.models.rope import RopeScaling, refuse_other_positions
 
@@ -181,18 +180,10 @@ def _names(names: str | Sequence[str] | None, module: str) -> bool:
     return any(module == n or module.endswith(f".{n}") for n in names)
 
 
-def _by_pattern(config: Mapping[str, Any], field: str, default: str, module: str) -> float:
-    for pattern, value in (config.get(field) or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return float(value)
-    return float(config[default])
-
-
 def _pair(
     name: str, module: str, linear: nn.Linear, parts: Mapping[str, Tensor], config: Mapping[str, Any]
 ) -> LoraPair:
-    rank = int(_by_pattern(config, "rank_pattern", "r", module))
-    alpha = _by_pattern(config, "alpha_pattern", "lora_alpha", module)
+    rank, scaling = rank_and_scale(config, module)
     shapes: dict[str, tuple[int, ...]] = {
         "lora_A": (rank, linear.in_features),
         "lora_B": (linear.out_features, rank),
@@ -214,7 +205,6 @@ def _pair(
         )
     device = linear.weight.device
     a, b = (parts[p].to(device, torch.float32) for p in ("lora_A", "lora_B"))
-    scaling = alpha / math.sqrt(rank) if config.get("use_rslora") else alpha / rank
     magnitude = None
     if config.get("use_dora"):
         norm = torch.linalg.norm(linear.weight.float() + scaling * (b @ a), dim=1)
