@@ -98,8 +98,10 @@ def check(
     refuse_other_positions(name, folder, running=positions)
     layers = _layers(name, shapes, dora=limits.dora)
     known = _base_layers(Path(model)) if model else {}
+    before = _before_layers(Path(model)) if model else set()
     for layer, (a, b) in layers.items():
         _check_layer(name, layer, limits)
+        _check_name(name, layer, before, limits)
         if a[0] != b[1]:
             raise InvalidInput(
                 f"Adapter {name}: the two tensors of {layer} have ranks {a[0]} and {b[1]}; they must agree."
@@ -203,6 +205,25 @@ def _check_layer(name: str, layer: str, limits: Limits) -> None:
             f"Adapter {name} adapts {layer}, a kind of layer that {limits.engine} does not adapt.",
             f"It adapts: {', '.join(sorted(limits.layers))}.",
         )
+
+
+def _check_name(name: str, layer: str, before: set[str], limits: Limits) -> None:
+    """An engine that finds layers by their names passes over one of another name in silence. A model that also sees
+    is called in several ways, all of which its engines know."""
+    start = layer.find("layers.")
+    if limits.layers and len(before) == 1 and start >= 0 and layer[:start] not in before:
+        (own,) = before
+        raise InvalidInput(
+            f"Adapter {name} calls a layer {layer}, and the base model calls it {own}{layer[start:]}: "
+            f"{limits.engine} would leave it out in silence.",
+            "Rename its tensors as the base model's are.",
+        )
+
+
+def _before_layers(model: Path) -> set[str]:
+    """What precedes `layers.` in the names of a model's tensors, where its files are here."""
+    names = (key for file in sorted(model.glob("*.safetensors")) for key in header(file))
+    return {key[: key.find("layers.")] for key in names if "layers." in key}
 
 
 def tail(layer: str) -> str:

@@ -68,6 +68,7 @@ def rename(old: str, new: str) -> Callable[[Tensors], None]:
     [
         (rename("layers.0.", "layers.7."), {}, "layers.7.* that the base model does not have"),
         (rename("q_proj", "router"), {}, "router.*does not adapt"),
+        (rename("model.layers", "language_model.layers"), {}, r"the base model calls it model\.layers"),
         (rename("model.layers", "vision_tower.layers"), {}, "outside the language model"),
         (rename(".lora_B.weight", ".lora_B.bias"), {}, "not a LoRA tensor"),
         (lambda t: t.pop(first(t)), {}, "only one of the two"),
