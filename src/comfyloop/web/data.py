@@ -71,7 +71,7 @@ class Left(NamedTuple):
 
     reason: str
     sentence: str
-    count: int
+    pieces: int
     examples: tuple[tuple[Dropped, Piece | None], ...]
 
 

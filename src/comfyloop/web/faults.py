@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable
-from typing import Any, cast
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -22,13 +22,13 @@ Handler = Callable[[Request, Any], Response | Awaitable[Response]]
 def install(app: FastAPI) -> None:
     """Put pages before the answers that the application has for errors so far."""
     for kind in (ComfyLoopError, HTTPException, RequestValidationError, ValidationError, Exception):
-        app.add_exception_handler(kind, _as_page(cast(Handler, app.exception_handlers[kind])))
+        app.add_exception_handler(kind, _as_page(app.exception_handlers[kind]))
 
 
 def _as_page(otherwise: Handler) -> Handler:
     async def handle(request: Request, error: Exception) -> Response:
         answer = otherwise(request, error)
-        response = cast(Response, await answer if inspect.isawaitable(answer) else answer)
+        response = await answer if inspect.isawaitable(answer) else answer
         return _page(request, error, response.status_code) if wants_page(request.scope) else response
 
     return handle

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 from fastapi import APIRouter
 from fastapi.responses import HTMLResponse
@@ -28,7 +28,7 @@ _UNDECIDED = {"rejected", "ask", "not_enough_evidence", "waiting"}
 class Station(NamedTuple):
     """One of the places that what a person corrected passes on its way into the live version."""
 
-    name: Literal["corrected", "curated", "trained", "judged", "live"]
+    name: str
     address: str
     here: bool
     fact: str
@@ -96,7 +96,6 @@ def stations(
         t.known(f"outcome.{status.outcome}", "") if status.outcome and at == 0 else "",
         desk.version(desk.project.live),
     ]
-    names: tuple[Literal["corrected", "curated", "trained", "judged", "live"], ...]
     names = ("corrected", "curated", "trained", "judged", "live")
     addresses = ("/data/feedback", "/data", "/runs", "/versions", "/versions")
     return [
