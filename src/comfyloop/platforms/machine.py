@@ -35,7 +35,10 @@ def cores() -> int:
 
 def user() -> str:
     """`UID:GID` as programs that start containers take it; empty where users have no numbers."""
-    return "" if sys.platform == "win32" else f"{os.getuid()}:{os.getgid()}"
+    if sys.platform == "win32":
+        return ""
+    else:
+        return f"{os.getuid()}:{os.getgid()}"
 
 
 def step_back(nice: int, first_to_go: int = 0) -> None:
