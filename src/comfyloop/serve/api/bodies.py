@@ -10,7 +10,7 @@ import codecs
 import contextlib
 import json
 import re
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any
 
 from fastapi import Request, Response
@@ -21,6 +21,8 @@ from comfyloop.errors import InvalidInput, TooLarge
 
 PIECE = 2**18
 """Bytes that are looked at before others have their turn."""
+LONG = 2**12
+"""Bytes of a text that is read by itself, apart from the values around it."""
 _HIGH = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}")
 _HALF = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F][0-9a-fA-F]{2})"
@@ -104,7 +106,7 @@ class Characters:
 
 
 class LargeBodies(APIRoute):
-    """A route whose large bodies are parsed in a thread: only the parsing itself holds the event loop up then."""
+    """A route whose large bodies are parsed in a thread, and so that others have their turn meanwhile."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         handle = super().get_route_handler()
@@ -112,10 +114,83 @@ class LargeBodies(APIRoute):
         async def parsed(request: Request) -> Response:
             if len(body := await request.body()) > PIECE:
                 with contextlib.suppress(ValueError, RecursionError):  # told of by whoever asks for it
-                    request._json = await run_in_threadpool(json.loads, body)
+                    request._json = await run_in_threadpool(parse, body)
             return await handle(request)
 
         return parsed
+
+
+def parse(body: bytes) -> Any:
+    """What `json.loads` makes of a body. Its parser holds the interpreter until it is done, so long texts are taken out
+    before, read a piece at a time, and put back; a NUL, which no body that was checked has, stands where they were.
+
+    Raises:
+        ValueError, RecursionError: As `json.loads`.
+    """
+    if b"\\u0000" in body:
+        return json.loads(body)
+    texts: list[str] = []
+    rest: list[bytes] = []
+    at = look = 0
+    while (begin := body.find(b'"', look)) >= 0 and (end := _quote(body, begin + 1)) >= 0:
+        look = end + 1
+        if end - begin > LONG:
+            rest += (body[at:begin], b'"\\u0000%d"' % len(texts))
+            texts.append("".join(map(_text, _pieces(body[begin + 1 : end]))))
+            at = look
+    value = json.loads(b"".join([*rest, body[at:]]))
+    return _put_back(value, texts) if texts else value
+
+
+def _quote(body: bytes, at: int) -> int:
+    """Where the text ends in which `at` is; -1 where it does not."""
+    begin = at
+    while (end := body.find(b'"', at)) >= 0 and _is_escaped(body, begin, end):
+        at = end + 1
+    return end
+
+
+def _is_escaped(text: bytes, begin: int, at: int) -> bool:
+    """Whether an odd number of backslashes stands before a place, of which none is before `begin`."""
+    first = at
+    while first > begin:
+        block = text[max(begin, first - LONG) : first]
+        run = len(block) - len(block.rstrip(b"\\"))
+        first -= run
+        if run < len(block):
+            break
+    return (at - first) % 2 == 1
+
+
+def _pieces(text: bytes) -> Iterator[bytes]:
+    """A text in pieces that end between its characters: within no bytes of one, no escape and no pair of escapes."""
+    begin = 0
+    while begin < len(text):
+        end = begin + PIECE
+        while end < len(text) and text[end] & 0xC0 == 0x80:
+            end += 1
+        if end < len(text):
+            escape = text.rfind(b"\\", max(begin, end - 6), end)
+            if escape >= begin and not _is_escaped(text, begin, escape):
+                after = escape + (6 if text[escape + 1] == ord("u") else 2)
+                end = max(end, after + (6 if after >= end and _HIGH.match(text, escape) else 0))
+        yield text[begin:end]
+        begin = end
+
+
+def _text(piece: bytes) -> str:
+    found: str = json.loads(b'"' + piece + b'"')
+    return found
+
+
+def _put_back(value: Any, texts: list[str]) -> Any:
+    if isinstance(value, str):
+        return texts[int(value[1:])] if value.startswith("\0") else value
+    if isinstance(value, list):
+        return [_put_back(item, texts) for item in value]
+    if isinstance(value, dict):
+        return {_put_back(key, texts): _put_back(item, texts) for key, item in value.items()}
+    return value
 
 
 def check(body: bytes) -> None:

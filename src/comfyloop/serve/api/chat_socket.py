@@ -24,6 +24,7 @@ from typing import Any
 from fastapi import APIRouter, WebSocket
 from fastapi.websockets import WebSocketDisconnect
 from pydantic import ValidationError
+from starlette.concurrency import run_in_threadpool
 
 from comfyloop.errors import ComfyLoopError, Conflict, InvalidInput, QueueFull, TooLarge
 from comfyloop.serve.api import bodies
@@ -154,7 +155,7 @@ async def _parse(text: str, settings: Settings) -> tuple[str, dict[str, Any]]:
         raise TooLarge(f"The message is longer than {settings.max_body_bytes} bytes.", "Send less.")
     await bodies.check_in_pieces(data, settings.max_json_values)
     try:
-        sent = json.loads(text)
+        sent = await run_in_threadpool(bodies.parse, data)
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"The message is not valid JSON ({error}).") from None
     if not isinstance(sent, dict):
