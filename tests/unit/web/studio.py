@@ -27,6 +27,7 @@ from comfyloop.records import (
     Project,
     Run,
     RunState,
+    SampleUploaded,
     Snapshot,
     Verdict,
     Version,
@@ -43,6 +44,12 @@ CHANGED = (0.79, 0.64, 0.5, 0.36, 0.21)
 QUALITY = {0: 0.0, 1: 0.45, 2: 0.5, 3: 0.7, 4: 0.9, 5: 0.92}
 """How much of the wanted answer a version has learnt."""
 STATES = {1: "retired", 2: "rejected", 3: "retired", 4: "live", 5: "candidate"}
+DOUBTFUL = (
+    "I'm sorry, but I cannot help with that.",
+    "Meet the mug: it keeps the coffee hot and the",
+    "TODO: write this caption",
+    "mug, coffee, cup, clay, hot, warm, brown, kitchen, gift, best, sale, new, morning, cosy",
+)
 PARENTS = {1: 0, 2: 1, 3: 1, 4: 3, 5: 4}
 REASONS: dict[int, tuple[Verdict, tuple[str, ...], str]] = {
     2: (
@@ -139,8 +146,19 @@ def _feedback(
                 items.append(AnswerEdited(**about, edited=example.edited))
             else:
                 items.append(AnswerAccepted(**about))
-    feedback.add(conn, items)
+    feedback.add(conn, [*items, *(_doubtful(place, text) for place, text in enumerate(DOUBTFUL))])
     return [item.id for item in items]
+
+
+def _doubtful(place: int, text: str) -> SampleUploaded:
+    """Something that filters are unsure of."""
+    asked = Message.of("user", f"Write a caption for product {place + 1}.")
+    return SampleUploaded(
+        id=f"fb_up_{place}",
+        project=PROJECT,
+        author="joon",
+        messages=(asked, Message.of("assistant", text)),
+    )
 
 
 def _snapshot(conn: Connection, home: Path, number: int, ids: list[str], at: datetime) -> Snapshot:
