@@ -28,6 +28,7 @@ from comfyloop.web.language import LANGUAGES, Words, preferred
 
 NAVIGATION = (
     ("home", "/"),
+    ("queue", "/queue"),
     ("data", "/data"),
     ("runs", "/runs"),
     ("versions", "/versions"),
