@@ -20,6 +20,7 @@ from tests.unit.web.studio import furnish
 ARTEFACTS = Path("artefacts/desk")
 PAGES = {
     "home": "/",
+    "queue": "/queue",
     "data": "/data",
     "feedback": "/data/feedback?kind=answer_edited",
     "snapshot": f"/data/snapshots/{4:064x}",
@@ -197,3 +198,23 @@ def test_both_versions_are_asked_at_once(page: Any, service: Gateway) -> None:
     page.click(".asking button")
     page.wait_for_selector(".answered .side >> nth=1")
     assert "acme-v4" in page.text_content(".answered .side >> nth=1")
+
+
+def test_the_queue_is_gone_through_by_keys_and_keeps_what_is_typed(page: Any, service: Gateway) -> None:
+    page.goto(service.url + "/queue")
+    page.wait_for_selector("[data-one] .why")
+    item = page.evaluate("new URL(location).searchParams.get('item')")
+    page.keyboard.press("e")
+    page.keyboard.type(" Half of a fix")
+    page.reload()
+    page.wait_for_selector("[data-one] textarea")
+    assert "Half of a fix" in page.input_value("[data-one] textarea")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("text=Everything is kept.")
+    waited = service.http.get("/v1/queue", params={"project": "acme", "state": "decided"}).json()["items"]
+    assert [one["id"] for one in waited] == [item] and waited[0]["decided"]["decision"] == "fix"
+    page.keyboard.press("u")
+    page.wait_for_function("document.querySelector('[data-one] .why') !== null")
+    page.wait_for_function(
+        "fetch('/v1/queue?project=acme&state=decided').then((a) => a.json()).then((told) => told.total === 0)"
+    )
