@@ -13,7 +13,16 @@ from comfyloop import formats
 from comfyloop.curate import CurationReport, data_files
 from comfyloop.curate.report import REASONS
 from comfyloop.datasets import DataSet, open_place, places
-from comfyloop.records import Dropped, Feedback, Generation, Snapshot
+from comfyloop.records import (
+    Dropped,
+    Feedback,
+    Generation,
+    ImagePicked,
+    ImageRated,
+    Message,
+    SampleUploaded,
+    Snapshot,
+)
 from comfyloop.sources import SOURCES
 from comfyloop.sources.builtin import BUILTIN
 from comfyloop.store import feedback, generations, snapshots
@@ -37,33 +46,45 @@ class Piece(NamedTuple):
     @property
     def question(self) -> str:
         if self.generation is not None:
-            asked = (m.text for m in reversed(self.generation.messages) if m.role == "user")
-            return next(asked, "")
-        messages = getattr(self.item, "messages", ())
-        return next(
-            (m.text for m in reversed(messages) if m.role == "user"), getattr(self.item, "prompt", "")
-        )
+            return _asked(self.generation.messages)
+        if isinstance(self.item, SampleUploaded):
+            return _asked(self.item.messages)
+        return _text(self.item, "prompt")
 
     @property
     def images(self) -> tuple[str, ...]:
-        if self.generation is not None:
-            return tuple(image for message in self.generation.messages for image in message.images)
-        if messages := getattr(self.item, "messages", ()):
-            return tuple(image for message in messages for image in message.images)
-        one = getattr(self.item, "image", None)
-        return getattr(self.item, "picked", ()) or ((one,) if one else ())
+        match self.item:
+            case ImagePicked():
+                return self.item.picked
+            case ImageRated():
+                return (self.item.image,)
+            case SampleUploaded():
+                messages = self.item.messages
+            case _:
+                messages = self.generation.messages if self.generation is not None else ()
+        return tuple(image for message in messages for image in message.images)
 
     @property
     def before(self) -> str:
-        return self.generation.answer if self.generation is not None else getattr(self.item, "before", "")
+        return self.generation.answer if self.generation is not None else _text(self.item, "before")
 
     @property
     def after(self) -> str:
         """What the person made of it, where that is a text; else what was there."""
-        if messages := getattr(self.item, "messages", ()):
-            return messages[-1].text if messages[-1].role == "assistant" else ""
-        made = getattr(self.item, "edited", None) or getattr(self.item, "after", None)
-        return made if isinstance(made, str) else self.before
+        if isinstance(self.item, SampleUploaded):
+            last = self.item.messages[-1]
+            return last.text if last.role == "assistant" else ""
+        return _text(self.item, "edited") or _text(self.item, "after") or self.before
+
+
+def _asked(messages: tuple[Message, ...]) -> str:
+    return next((message.text for message in reversed(messages) if message.role == "user"), "")
+
+
+def _text(item: Feedback, name: str) -> str:
+    """A field of some kinds of feedback, where it is a text: of a workflow's edit it is none."""
+    found = getattr(item, name, "")
+    return found if isinstance(found, str) else ""
 
 
 class Left(NamedTuple):

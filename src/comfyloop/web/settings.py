@@ -63,7 +63,7 @@ def show_health(desk: Asked) -> HTMLResponse:
 def shown(settings: Settings, table: str) -> list[Shown]:
     found = []
     for name, field in GROUPS[table].model_fields.items():
-        default = field.get_default(call_default_factory=True)
+        default = field.get_default(call_default_factory=True, validated_data={})
         found.append(
             Shown(
                 name,

@@ -17,14 +17,20 @@ from comfyloop.gate.decision import measure
 from comfyloop.records import (
     AnswerAccepted,
     AnswerEdited,
+    AnswerRated,
     Dropped,
+    Feedback,
     GateItem,
     GateReport,
     Generation,
+    GraphEdited,
+    ImagePicked,
+    ImageRated,
     Loop,
     Measure,
     Message,
     Project,
+    PromptEdited,
     Run,
     RunState,
     SampleUploaded,
@@ -146,7 +152,16 @@ def _feedback(
                 items.append(AnswerEdited(**about, edited=example.edited))
             else:
                 items.append(AnswerAccepted(**about))
-    feedback.add(conn, [*items, *(_doubtful(place, text) for place, text in enumerate(DOUBTFUL))])
+    first, second = list(blobs.values())[:2]
+    theirs = {"project": PROJECT, "author": "joon"}
+    others: list[Feedback] = [
+        GraphEdited(id="fb_graph", before={"1": {}}, after={"1": {"class_type": "KSampler"}}, **theirs),
+        ImagePicked(id="fb_picked", picked=(first,), over=(second,), prompt="a dog that surfs", **theirs),
+        ImageRated(id="fb_rated", image=second, rating=4, prompt="a rabbit that surfs", **theirs),
+        PromptEdited(id="fb_prompt", before="a dog", after="a dog that surfs", **theirs),
+        AnswerRated(id="fb_stars", generation="gen_0_1", rating=2, comment="Too dry.", **theirs),
+    ]
+    feedback.add(conn, [*items, *others, *(_doubtful(place, text) for place, text in enumerate(DOUBTFUL))])
     return [item.id for item in items]
 
 
