@@ -141,7 +141,7 @@ def test_the_page_follows_what_happens_and_leaves_alone_what_is_typed(page: Any,
     page.wait_for_selector("#service:not(.away)")
     page.wait_for_selector(".line .fact:has-text('7 of 12')")
     item = AnswerAccepted(id="fb_live", project="acme", generation="gen_0_0")
-    service.http.post("/v1/feedback", content=item.model_dump_json())
+    service.http.post("/v1/feedback", json=item.model_dump(mode="json")).raise_for_status()
     page.wait_for_selector(".line .fact:has-text('8 of 12')")
     with service.store.begin() as conn:
         feedback.delete(conn, "fb_live")
