@@ -6,6 +6,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -18,13 +19,23 @@ from comfyloop.gate.metrics import EDIT_DISTANCE, edit_distance, log_likelihood,
 from comfyloop.gate.suites import Question
 from comfyloop.media import data_urls
 from comfyloop.records import Message, Sample, Suspect, Triggered
+from comfyloop.settings import Settings
 from comfyloop.wire import wire_message
+
+IN_FLIGHT = 6
+"""Requests at a time: enough for the engine to answer and read many together."""
+
+FOR_PEOPLE = 2
+"""Seats of the engine that the gate leaves free."""
 
 _BUSY_TRIES = 60
 _LONGEST_ANSWER = 512  # tokens
 
 WireMessage = Mapping[str, Any]
 """A chat message as OpenAI's API spells it."""
+
+Progress = Callable[[int, int], None]
+"""Told how many items are done, of how many. May raise to stop the gate."""
 
 _T = TypeVar("_T")
 
@@ -280,3 +291,26 @@ def patient(call: Callable[[], _T]) -> _T:
         except QueueFull as busy:
             time.sleep(min(busy.retry_after or 1.0, 5.0))
     return call()
+
+
+def at_once(settings: Settings) -> int:
+    return max(1, min(IN_FLIGHT, settings.max_batch - FOR_PEOPLE))
+
+
+def run(work: Sequence[Callable[[], _T]], at_once: int, progress: Progress | None) -> list[_T]:
+    """The results in the order of `work`. The first error, also one of `progress`, stops the rest."""
+    tell = progress or (lambda done, total: None)
+    tell(0, len(work))
+    with ThreadPoolExecutor(at_once, thread_name_prefix="gate") as pool:
+        futures: list[Future[_T]] = [pool.submit(item) for item in work]
+        try:
+            open_ones = set(futures)
+            while open_ones:
+                done, open_ones = wait(open_ones, return_when=FIRST_COMPLETED)
+                for future in done:
+                    future.result()
+                tell(len(work) - len(open_ones), len(work))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [future.result() for future in futures]

@@ -5,12 +5,23 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 from comfyloop.errors import InvalidInput, TooLarge
 from comfyloop.gate import fluency, looks, slices, suites, triggers
-from comfyloop.gate.asking import Again, Asker, Recalled, Scorer, Seen, WireMessage, patient, wire
+from comfyloop.gate.asking import (
+    Again,
+    Asker,
+    Progress,
+    Recalled,
+    Scorer,
+    Seen,
+    WireMessage,
+    at_once,
+    patient,
+    run,
+    wire,
+)
 from comfyloop.gate.decision import decide
 from comfyloop.gate.kept import Kept
 from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD, RIGHT_ANSWER
@@ -25,12 +36,6 @@ ALL = "all"
 ACCEPTED = "accepted"
 GENERAL = "general"
 
-IN_FLIGHT = 6
-"""Requests at a time: enough for the engine to answer and read many together."""
-
-FOR_PEOPLE = 2
-"""Seats of the engine that the gate leaves free."""
-
 PROMPT_TOKENS = 96
 """Longest prompt that is written for an image model."""
 
@@ -41,9 +46,6 @@ ANSWERED_GENERALLY = 2
 """General questions that are also answered; so many again about pictures."""
 
 _NOISE_ANSWERS = 2
-
-Progress = Callable[[int, int], None]
-"""Told how many items are done, of how many. May raise to stop the gate."""
 
 _T = TypeVar("_T")
 _Call = Callable[[], Seen | Recalled | Again | Triggered | float | None]
@@ -91,7 +93,7 @@ def judge(
     try:
         kept.load(base_name, base_model, settings.cache_dir)
         calls = [*work.calls(asker), *work.noise(asker), *work.tries(asker, suspects)]
-        done = _run(calls, _at_once(settings), progress)
+        done = run(calls, at_once(settings), progress)
     finally:
         kept.save(base_name, base_model, settings.cache_dir, asker.general)
     seen = [item for item in done if isinstance(item, Seen)]
@@ -137,7 +139,7 @@ def prescore(
     work = _Work(holdout, settings)
     try:
         kept.load(base_name, base_model, settings.cache_dir)
-        _run(work.calls(asker), _at_once(settings), progress)
+        run(work.calls(asker), at_once(settings), progress)
     finally:
         kept.save(base_name, base_model, settings.cache_dir, asker.general)
 
@@ -176,7 +178,7 @@ def write_prompts(
             return None
 
     work = [lambda prompt=prompt: tried(prompt) for prompt in asked.values()]
-    written = dict(zip(asked, _run(work, _at_once(settings), progress), strict=True))
+    written = dict(zip(asked, run(work, at_once(settings), progress), strict=True))
     told = ((sample.id, written[repr(sample.prompt)]) for sample in briefed)
     return {id: both for id, both in told if both is not None}
 
@@ -262,29 +264,6 @@ def _wanted(holdout: Sequence[Sample], most: int) -> tuple[list[Sample], list[Sa
 
 def _is_accepted(sample: Sample) -> bool:
     return sample.origin == "answer_accepted"
-
-
-def _at_once(settings: Settings) -> int:
-    return max(1, min(IN_FLIGHT, settings.max_batch - FOR_PEOPLE))
-
-
-def _run(work: Sequence[Callable[[], _T]], at_once: int, progress: Progress | None) -> list[_T]:
-    """The results in the order of `work`. The first error, also one of `progress`, stops the rest."""
-    tell = progress or (lambda done, total: None)
-    tell(0, len(work))
-    with ThreadPoolExecutor(at_once, thread_name_prefix="gate") as pool:
-        futures: list[Future[_T]] = [pool.submit(item) for item in work]
-        try:
-            open_ones = set(futures)
-            while open_ones:
-                done, open_ones = wait(open_ones, return_when=FIRST_COMPLETED)
-                for future in done:
-                    future.result()
-                tell(len(work) - len(open_ones), len(work))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
-    return [future.result() for future in futures]
 
 
 # --- what was seen, as evidence

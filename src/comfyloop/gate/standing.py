@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import fsum
 from typing import NamedTuple
 
 from comfyloop.gate import suites
-from comfyloop.gate.asking import Asker, Scorer
+from comfyloop.gate.asking import Asker, Progress, Scorer, at_once, run
 from comfyloop.gate.kept import Kept
 from comfyloop.gate.suites import Question
 from comfyloop.records import Sample
+from comfyloop.settings import Settings
 
 HELD_OUT = "held-out corrections, log-likelihood in nats per token"
 GENERAL = "general questions, chance of the right answer"
-IN_FLIGHT = 6
 
 
 class Standing(NamedTuple):
@@ -34,7 +34,8 @@ def standings(
     this: str,
     holdout: Sequence[Sample],
     images: Callable[[str], bytes],
-    progress: Callable[[int, int], None] | None = None,
+    settings: Settings,
+    progress: Progress | None = None,
 ) -> list[Standing]:
     """Ask both for every item, each thing once.
 
@@ -42,7 +43,6 @@ def standings(
         base, this: What the engine calls the base model and the version.
         holdout: Samples that the version was not trained on; answers that were not wanted are left out.
         images: The bytes of an image by its hash.
-        progress: Called with how many items are done, of how many. May raise to stop.
     """
     asker = Asker(engine, kept, (base, this), base, images)
     wanted = [sample for sample in holdout if sample.label is not False]
@@ -56,16 +56,14 @@ def standings(
     def looked(sample: Sample) -> tuple[str, float, float]:
         return (HELD_OUT, *asker.look(sample).likelihood)
 
+    calls: list[Callable[[], tuple[str, float, float] | None]] = [
+        *(partial(looked, sample) for sample in wanted),
+        *(partial(recalled, question) for question in questions),
+    ]
     found: dict[str, list[tuple[float, float]]] = {}
-    with ThreadPoolExecutor(IN_FLIGHT, thread_name_prefix="standing") as pool:
-        pending: Iterable[tuple[str, float, float] | None] = (
-            one for part in (pool.map(looked, wanted), pool.map(recalled, questions)) for one in part
-        )
-        for done, one in enumerate(pending, 1):
-            if one is not None:
-                found.setdefault(one[0], []).append(one[1:])
-            if progress is not None:
-                progress(done, len(wanted) + len(questions))
+    for one in run(calls, at_once(settings), progress):
+        if one is not None:
+            found.setdefault(one[0], []).append(one[1:])
     return [
         Standing(suite, len(pairs), *(fsum(column) / len(pairs) for column in zip(*pairs, strict=True)))
         for suite, pairs in found.items()

@@ -271,6 +271,7 @@ class Stages:
                 held.model,
                 _holdout(snapshot, self.settings.recipe) if snapshot is not None else [],
                 self.store.blobs.get,
+                self.settings,
                 lambda done, total: self._gate_progress(project, number, done, total),
             )
 

@@ -20,7 +20,8 @@ from PIL import Image
 from comfyloop import gate
 from comfyloop.errors import EngineUnavailable, NotFound, QueueFull
 from comfyloop.gate import triggers
-from comfyloop.gate.judging import ANSWERED_GENERALLY, IN_FLIGHT, READ_CLOSELY
+from comfyloop.gate.asking import IN_FLIGHT
+from comfyloop.gate.judging import ANSWERED_GENERALLY, READ_CLOSELY
 from comfyloop.gate.suites import general_questions
 from comfyloop.records import GateReport, Message, Sample, Suspect, Verdict
 from comfyloop.serve.engines.client import EngineClient, Score
