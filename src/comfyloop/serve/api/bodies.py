@@ -127,7 +127,7 @@ def parse(body: bytes) -> Any:
     Raises:
         ValueError, RecursionError: As `json.loads`.
     """
-    if b"\\u0000" in body:
+    if b"\\u0000" in body or not _may_have_long_texts(body):
         return json.loads(body)
     texts: list[str] = []
     rest: list[bytes] = []
@@ -140,6 +140,17 @@ def parse(body: bytes) -> Any:
             at = look
     value = json.loads(b"".join([*rest, body[at:]]))
     return _put_back(value, texts) if texts else value
+
+
+def _may_have_long_texts(body: bytes) -> bool:
+    """Whether so many bytes as a long text has stand between two quotes, or behind the last one."""
+    begin = 0
+    while begin + LONG <= len(body):
+        last = body.rfind(b'"', begin, begin + LONG)
+        if last < 0:
+            return True
+        begin = last + 1
+    return False
 
 
 def _quote(body: bytes, at: int) -> int:
