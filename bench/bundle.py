@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from comfyloop.durable import sync
+from comfyloop.platforms import sync
 from comfyloop.records import Project, Version
 from comfyloop.registry import base_model, bundle, contents
 from comfyloop.registry.archive import CHUNK

@@ -10,15 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from comfyloop import platforms
-
-
-def sync(path: Path) -> None:
-    """fsync a file's content or a folder's entries; after a rename, sync the folder too.
-
-    Raises:
-        OSError: The disk refuses.
-    """
-    platforms.sync(path)
+from comfyloop.platforms import sync
 
 
 def appear(place: Path, write: Callable[[Path], object]) -> None:

@@ -32,8 +32,9 @@ from comfyloop import formats, platforms
 from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.rows import dump_rows, row_of
-from comfyloop.durable import sync, write_whole
+from comfyloop.durable import write_whole
 from comfyloop.errors import DataError, StorageError
+from comfyloop.platforms import sync
 from comfyloop.recipes import RECIPES
 from comfyloop.records import Sample
 from comfyloop.store import Blobs

@@ -19,8 +19,9 @@ from filelock import FileLock, Timeout
 
 from comfyloop import platforms
 from comfyloop.datasets.record import DataSet, SentFile
-from comfyloop.durable import sync, write_whole
+from comfyloop.durable import write_whole
 from comfyloop.errors import Conflict, InvalidInput, NotFound, StorageError, TooLarge
+from comfyloop.platforms import sync
 from comfyloop.settings import Settings
 from comfyloop.sources import OUTSIDE
 

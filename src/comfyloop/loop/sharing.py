@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from comfyloop import integrity, platforms
-from comfyloop.durable import sync
 from comfyloop.loop.stages import Stages
 from comfyloop.models.rope import RopeScaling
+from comfyloop.platforms import sync
 from comfyloop.records import BASE, Origin, Project, Version
 from comfyloop.registry import base_model, bundle, contents, keys
 from comfyloop.registry.archive import Piece, disk_error

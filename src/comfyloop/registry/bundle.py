@@ -14,9 +14,9 @@ from pydantic import ValidationError
 
 from comfyloop import platforms
 from comfyloop.complaints import in_words
-from comfyloop.durable import sync
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.models.rope import RopeScaling
+from comfyloop.platforms import sync
 from comfyloop.records import Version
 from comfyloop.registry import archive, base_model, keys
 from comfyloop.registry.archive import ASK_AGAIN, Piece, Reader, Writer, disk_error, shown

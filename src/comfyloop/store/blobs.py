@@ -18,8 +18,8 @@ from typing import Any
 
 import fsspec
 
-from comfyloop.durable import sync
 from comfyloop.errors import DamagedBlob, InvalidInput, NotFound, StorageError
+from comfyloop.platforms import sync
 
 _SHA = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 2**20

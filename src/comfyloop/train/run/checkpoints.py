@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from comfyloop import platforms
-from comfyloop.durable import sync
 from comfyloop.errors import InvalidInput
 from comfyloop.models import devices
+from comfyloop.platforms import sync
 from comfyloop.train.run.directory import disk_error
 
 KEEP = 2
