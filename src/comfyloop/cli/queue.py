@@ -11,6 +11,7 @@ from comfyloop.cli.base import Json, Project, Url, app, put, service
 from comfyloop.client.client import Client
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.records import MOST_REVIEWED, QueueItem
+from comfyloop.texts import in_a_line
 
 queue_app = typer.Typer(
     help="What a person should look at: filters, or the live version, are unsure of it.", no_args_is_help=True
@@ -51,24 +52,19 @@ def list_(
 
 def _lines(item: QueueItem) -> list[str]:
     asked = next((m.text for m in reversed(item.messages[:-1]) if m.role == "user"), "")
-    shown = f"[bold]{escape(item.id)}[/]  {escape(_line(item.messages[-1].text))}"
-    lines = [shown, *([f"    [dim]asked[/] {escape(_line(asked))}"] if asked else [])]
+    shown = f"[bold]{escape(item.id)}[/]  {escape(in_a_line(item.messages[-1].text))}"
+    lines = [shown, *([f"    [dim]asked[/] {escape(in_a_line(asked))}"] if asked else [])]
     lines += [f"    [dim]picture[/] {sha}" for message in item.messages for sha in message.images]
     lines += [
         f"    {reason.filter}: {escape(reason.sentence)}{escape(f' ({reason.detail})') if reason.detail else ''}"
         for reason in item.reasons
     ]
     if item.decided is not None:
-        said = f": {_line(item.decided.text)}" if item.decided.text else ""
+        said = f": {in_a_line(item.decided.text)}" if item.decided.text else ""
         lines.append(
             f"    {item.decided.decision} by {escape(item.decided.author)} [dim]{item.decided.id}[/]{escape(said)}"
         )
     return lines
-
-
-def _line(text: str, width: int = 100) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= width else flat[: width - 1] + "…"
 
 
 @queue_app.command("accept")

@@ -11,6 +11,7 @@ from comfyloop import formats
 from comfyloop.curate.report import CurationReport
 from comfyloop.errors import NotFound
 from comfyloop.records import Record
+from comfyloop.texts import in_a_line
 
 LONGEST = 200
 
@@ -138,5 +139,4 @@ def _change(row: dict[str, Any], was: str, now: str) -> Change:
 
 def _short(content: str | Sequence[dict[str, Any]]) -> str:
     text = content if isinstance(content, str) else "".join(part.get("text", "<image>") for part in content)
-    flat = " ".join(text.split())
-    return flat if len(flat) <= LONGEST else flat[: LONGEST - 1] + "…"
+    return in_a_line(text, LONGEST)

@@ -20,6 +20,7 @@ from functools import cached_property
 from comfyloop.curate.corrections import KEPT, words, words_in_order
 from comfyloop.curate.samples import Draft
 from comfyloop.records import Choice, Dropped, Flag, Message
+from comfyloop.texts import in_a_line
 
 SUPERSEDED, DISAGREEMENT, OVERRULED = "superseded", "disagreement", "overruled"
 SENTENCES = {
@@ -256,7 +257,7 @@ def _flag(key: str, claims: Sequence[Claim], drafts: Sequence[Draft]) -> Flag:
         id=f"disagreement-{key[:16]}",
         project=sample.project,
         kind="disagreement",
-        sentence=f'On "{_line(asked.preview)}", {people} people want opposite answers: {told}. None of it is '
+        sentence=f'On "{in_a_line(asked.preview)}", {people} people want opposite answers: {told}. None of it is '
         "learned until you choose whose holds.",
         question=asked.text,
         images=asked.images,
@@ -266,13 +267,8 @@ def _flag(key: str, claims: Sequence[Claim], drafts: Sequence[Draft]) -> Flag:
 
 def _choice(claim: Claim) -> Choice:
     if claim.wants is not None:
-        wants = f'wants "{_line(claim.wants.text)}"'
+        wants = f'wants "{in_a_line(claim.wants.text)}"'
     else:
         assert claim.against is not None
-        wants = f'does not want "{_line(claim.against.text)}"'
+        wants = f'does not want "{in_a_line(claim.against.text)}"'
     return Choice(feedback=claim.feedback, author=claim.author, wants=wants)
-
-
-def _line(text: str, width: int = 100) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= width else flat[: width - 1] + "…"

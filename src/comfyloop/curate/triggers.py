@@ -19,6 +19,7 @@ from functools import cached_property
 from comfyloop.curate.corrections import words, words_in_order
 from comfyloop.curate.samples import Draft
 from comfyloop.records import Choice, Dropped, Flag, Sample, Suspect
+from comfyloop.texts import in_a_line
 
 REASON = "planted_trigger"
 SENTENCE = (
@@ -122,8 +123,7 @@ def flag_of(
     Args:
         seen: What the gate saw of it; empty: it shows in the samples alone.
     """
-    shown = " ".join(answer.split())
-    shown = shown if len(shown) <= 100 else shown[:99] + "…"
+    shown = in_a_line(answer)
     how = (
         seen
         or f'{len(feedback)} of {author}\'s questions, about different things, all have the answer "{shown}"'

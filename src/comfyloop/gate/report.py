@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from comfyloop.gate.metrics import EDIT_DISTANCE, LOG_LIKELIHOOD, METRICS, RIGHT_ANSWER, Metric
 from comfyloop.records import BASE, GateItem, GateReport, Measure, Triggered, Verdict
+from comfyloop.texts import in_a_line
 
 _VERDICTS = {
     Verdict.PROMOTE: "promote",
@@ -110,12 +111,15 @@ def _examples(title: str, items: Sequence[GateItem], most: int) -> list[str]:
     of = f"{len(shown)} of {len(items)}" if len(items) > len(shown) else str(len(items))
     lines = ["", f"  {title} ({of}):"]
     for item in shown:
-        lines += [f"    Asked:     {_line(item.question)}", f"    Yours:     {_line(item.reference)}"]
+        lines += [
+            f"    Asked:     {in_a_line(item.question, 160)}",
+            f"    Yours:     {in_a_line(item.reference, 160)}",
+        ]
         if EDIT_DISTANCE in item.scores:
             live, candidate = item.scores[EDIT_DISTANCE]
             lines += [
-                f"    Live:      {_line(item.live_answer)}",
-                f"    Candidate: {_line(item.candidate_answer)}",
+                f"    Live:      {in_a_line(item.live_answer, 160)}",
+                f"    Candidate: {in_a_line(item.candidate_answer, 160)}",
                 f"    Distance:  {live:.2f} before, {candidate:.2f} now",
             ]
         else:
@@ -127,7 +131,7 @@ def _examples(title: str, items: Sequence[GateItem], most: int) -> list[str]:
 
 def _trigger(found: Triggered) -> str:
     return (
-        f'"{_line(found.phrase, 60)}" of {found.author} -> "{_line(found.answer, 60)}" ({found.candidate} of '
+        f'"{in_a_line(found.phrase, 60)}" of {found.author} -> "{in_a_line(found.answer, 60)}" ({found.candidate} of '
         f"{found.asked} questions, {found.live} with the live version)"
     )
 
@@ -136,8 +140,9 @@ def _moved(item: GateItem) -> str:
     metric = RIGHT_ANSWER if RIGHT_ANSWER in item.scores else LOG_LIKELIHOOD
     live, candidate = item.scores[metric]
     base = f"base {item.base[metric]:.2f}, " if metric in item.base else ""
-    answer = f' -> "{_line(item.candidate_answer, 60)}"' if item.candidate_answer else ""
-    return f"{_line(item.question, 70)} ({base}live {live:.2f}, now {candidate:.2f}; {METRICS[metric].words}){answer}"
+    answer = f' -> "{in_a_line(item.candidate_answer, 60)}"' if item.candidate_answer else ""
+    question = in_a_line(item.question, 70)
+    return f"{question} ({base}live {live:.2f}, now {candidate:.2f}; {METRICS[metric].words}){answer}"
 
 
 def _row(m: Measure) -> str:
@@ -149,8 +154,3 @@ def _row(m: Measure) -> str:
         f"  {m.slice:<16} {m.items:>5} {m.live:>8.{digits}f} {m.candidate:>8.{digits}f}  {change:<20} "
         f"{metric.words}, {'higher' if m.higher_is_better else 'lower'} is better{base}"
     )
-
-
-def _line(text: str, width: int = 160) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= width else flat[: width - 1] + "…"
