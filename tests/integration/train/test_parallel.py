@@ -66,7 +66,8 @@ def assert_equal(run: Path, alone: Path) -> None:
     ours, theirs = load_file(run / weights), load_file(alone / weights)
     assert ours.keys() == theirs.keys()
     for name in ours:
-        torch.testing.assert_close(ours[name].float(), theirs[name], atol=1e-4, rtol=1e-3)
+        # Adam divides a gradient by its own size: where that is near nothing, rounding tells in the weight
+        torch.testing.assert_close(ours[name].float(), theirs[name], atol=3e-4, rtol=1e-3)
     assert _config(run) == _config(alone)
 
 
@@ -116,7 +117,7 @@ def test_each_way_learns_to_pinned_losses(
     losses = [line["loss"] for line in lines if line["loss"] is not None]
     looks = [line["holdout_loss"] for line in lines if line["holdout_loss"] is not None]
     assert [losses[0], losses[-1], looks[0], looks[-1]] == pytest.approx(
-        [7.375, 2.855, 7.339, 2.933], rel=0.03
+        [7.375, 1.383, 7.339, 1.489], rel=0.03
     )
 
 

@@ -66,20 +66,25 @@ def wrong_backward(function: Any, output: int, factor: float) -> Callable[..., A
 
 
 @pytest.mark.parametrize(
-    ("function", "output", "kind"),
+    ("function", "output", "kind", "layers"),
     [
-        (lora._LoraLinears, 0, "self_attn"),  # of what a LoRA layer reads
-        (lora._LoraLinears, 4, "lora_A"),  # of the first half of a LoRA
-        (lora._LoraLinears, 5, "lora_B"),
-        (mlp._GatedMlp, 0, "self_attn"),
-        (rms_norm._RmsNorm, 0, "self_attn"),
+        (lora._LoraLinears, 0, "self_attn", "all-linear"),  # of what a LoRA layer reads
+        (lora._LoraLinears, 4, "lora_A", "all-linear"),  # of the first half of a LoRA
+        (lora._LoraLinears, 5, "lora_B", "all-linear"),
+        (mlp._GatedMlp, 0, "self_attn", ["q_proj", "v_proj"]),  # runs where its own layers are not trained
+        (rms_norm._RmsNorm, 0, "self_attn", "all-linear"),
     ],
 )
 def test_a_backward_pass_that_is_a_tenth_off_is_refused(
-    function: Any, output: int, kind: str, tiny_llm: Path, monkeypatch: pytest.MonkeyPatch
+    function: Any,
+    output: int,
+    kind: str,
+    layers: str | list[str],
+    tiny_llm: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Its log-probabilities are right, which was all that had been looked at."""
-    model, features, examples = ready(tiny_llm)
+    model, features, examples = ready(tiny_llm, adapter={"target_modules": layers})
     forward.prove(model, features, examples)
     assert not model.alone
     monkeypatch.setattr(function, "backward", wrong_backward(function, output, 1.1))

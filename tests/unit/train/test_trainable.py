@@ -318,7 +318,7 @@ def test_the_share_that_is_trained_is_told(
     tiny_llm: Path, run_recipe: RunRecipe, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_recipe(sft, tiny_llm, ROWS, max_steps=1)
-    assert "training 7,168 of 108,416 parameters (6.61%)" in capsys.readouterr().out
+    assert "training 16,384 of 117,632 parameters (13.93%)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("start", ["pissa", "olora"])
