@@ -75,6 +75,9 @@ RECIPES_OF = {
     "text": """
 ## Of the text side
 
+The learning rate is for a language model up to 576 wide (SmolLM2-135M); one that is k times as wide gets a k-th of it,
+7B and 8B models about a seventh.
+
 | `recipe` | learns from | rows also have | the loop uses it with | learning rate of a LoRA | ms-swift |
 |---|---|---|---|---|---|
 """,

@@ -37,7 +37,7 @@ class Recipe:
         learns_from: The same for the documentation, with where it was published.
         rows: What its rows have beside messages and images.
         source: The feedback that the loop uses it with.
-        learning_rate: Of a LoRA, where none is asked for.
+        learning_rate: Of a LoRA, where none is asked for; on wide models less (`train.specs.rates`).
         replays: General answers are mixed in against forgetting.
         all_turns: It can learn every answer of a conversation (`train_on = all`).
         samples_answers: It has the model answer while it trains: in one process, with a loss that is noisy.

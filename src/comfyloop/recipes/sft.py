@@ -9,7 +9,7 @@ RECIPE = Recipe(
     does="learn answers",
     learns_from="answers as they should be",
     source="edits, accepted answers, uploads",
-    learning_rate=1e-3,
+    learning_rate=2e-3,
     replays=True,
     all_turns=True,
     swift=Swift("sft", loss="cross_entropy"),

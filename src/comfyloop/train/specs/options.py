@@ -14,6 +14,7 @@ from comfyloop.errors import InvalidInput
 from comfyloop.recipes import RECIPES
 from comfyloop.train.specs.base import RunSpec
 from comfyloop.train.specs.image import ImageTrainSpec
+from comfyloop.train.specs.rates import own_rate
 from comfyloop.train.specs.text import TrainSpec
 
 WHOLE_WEIGHTS_RATE = 1e-5
@@ -37,7 +38,7 @@ def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec
         if not equals:
             raise InvalidInput(f"{assignment!r} says no value.", "Write --set name=value.")
         values[name.strip()] = _value(name.strip(), text.strip())
-    recipe = RECIPES.get(str(values.get("recipe")))
+    recipe = RECIPES.get(str(values.get("recipe") or TrainSpec.model_fields["recipe"].default))
     kind = ImageTrainSpec if recipe is not None and recipe.side == "image" else TrainSpec
     names = field_names(kind)
     for name, value in values.items():
@@ -50,7 +51,7 @@ def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec
     if told.get("tuner_type") == "full":
         told.setdefault("learning_rate", WHOLE_WEIGHTS_RATE)
     elif recipe is not None:
-        told.setdefault("learning_rate", recipe.learning_rate)
+        told.setdefault("learning_rate", own_rate(recipe, str(told.get("model", ""))))
     try:
         return kind.model_validate(told)
     except ValidationError as error:

@@ -13,6 +13,7 @@ from comfyloop.recipes import RECIPES, TextRecipe, of_side
 from comfyloop.records import Record
 from comfyloop.settings import Settings
 from comfyloop.train.specs.base import RunSpec
+from comfyloop.train.specs.rates import own_rate
 
 MOST_EPOCHS = 10.0
 """Passes over a few samples; of many, fewer are enough."""
@@ -239,7 +240,7 @@ class TrainSpec(RunSpec):
                 "distillation": {"lmbda": settings.distillation_lmbda},
                 "quant_method": settings.quant_method or None,
                 "gradient_checkpointing": settings.gradient_checkpointing,
-                "learning_rate": settings.learning_rate or RECIPES[settings.recipe].learning_rate,
+                "learning_rate": settings.learning_rate or own_rate(RECIPES[settings.recipe], model),
                 "epochs": epochs or settings.epochs or MOST_EPOCHS,
                 "replay_share": settings.replay_share if RECIPES[settings.recipe].replays else 0.0,
                 "max_steps": settings.max_steps,
