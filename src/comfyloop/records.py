@@ -688,6 +688,10 @@ class Project(Record):
     base_model: str
     live: int = BASE
     image_model: str = ""  # a checkpoint or diffusers folder whose LoRA is trained too; empty: text alone
+    image_vae: str = ""  # in place of that model's own; empty: as the setting says
+    image_prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = (
+        "auto"  # auto: as the setting says
+    )
     system_prompt: str = ""
     auto: bool = True  # the loop starts by itself
     created_at: Time = Field(default_factory=now)

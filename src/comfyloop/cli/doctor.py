@@ -125,12 +125,15 @@ def _model(settings: Settings) -> Finding:
 
 def _image_model(settings: Settings) -> Finding:
     """What the image models are: the set one, which new projects get, and those that projects have."""
-    named = {settings.image_model: "new projects"} if settings.image_model else {}
+    new = (settings.image_model, settings.image_vae, settings.image_prediction)
+    named = {new: "new projects"} if settings.image_model else {}
     with contextlib.suppress(ComfyLoopError, OSError), open_store(settings) as store, store.read() as conn:
         for project in projects.list_all(conn):
             if project.image_model:
-                others = named.get(project.image_model)
-                named[project.image_model] = f"{others}, {project.name}" if others else project.name
+                own = settings.of(project)
+                what_it_is = (project.image_model, own.image_vae, own.image_prediction)
+                others = named.get(what_it_is)
+                named[what_it_is] = f"{others}, {project.name}" if others else project.name
     if not named:
         return Finding(
             "image model",
@@ -138,9 +141,9 @@ def _image_model(settings: Settings) -> Finding:
             "None: projects learn texts alone. COMFYLOOP_IMAGE_MODEL names one for new projects.",
         )
     ok, told = True, []
-    for model, owners in named.items():
+    for (model, vae, prediction), owners in named.items():
         try:
-            what = look(model, settings.image_vae, settings.image_prediction)
+            what = look(model, vae, prediction)
         except ModelError as error:
             ok, what = False, str(error)
         told.append(f"{model} ({owners}): {what}")

@@ -95,6 +95,7 @@ def image_spec(
     settings: Settings, project: Project, train: Path, models: Callable[[str], str]
 ) -> ImageTrainSpec:
     """How the image side of a project is trained, and its versions are compared."""
+    settings = settings.of(project)
     r = settings.image_lora_r
     return ImageTrainSpec.model_validate(
         {

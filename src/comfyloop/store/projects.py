@@ -64,6 +64,8 @@ def update(
     *,
     base_model: str | None = None,
     image_model: str | None = None,
+    image_vae: str | None = None,
+    image_prediction_type: str | None = None,
     system_prompt: str | None = None,
     auto: bool | None = None,
 ) -> Project:
@@ -87,6 +89,8 @@ def update(
     given = {
         "base_model": base_model,
         "image_model": image_model,
+        "image_vae": image_vae,
+        "image_prediction_type": image_prediction_type,
         "system_prompt": system_prompt,
         "auto": auto,
     }

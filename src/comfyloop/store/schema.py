@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD = "0007"
+HEAD = "0008"
 """The newest migration, written here too so that opening an up-to-date database need not import Alembic."""
 
 
@@ -86,6 +86,8 @@ projects = sa.Table(
     sa.Column("image_model", Words, nullable=False, server_default=""),
     sa.Column("canary", sa.Integer, nullable=False, server_default="0"),
     sa.Column("canary_share", sa.Float, nullable=False, server_default="0"),
+    sa.Column("image_vae", Words, nullable=False, server_default=""),
+    sa.Column("image_prediction_type", sa.Text, nullable=False, server_default="auto"),
 )
 
 generations = sa.Table(

@@ -15,6 +15,7 @@ from comfyloop.loop.plan import image_spec
 from comfyloop.records import Project
 from comfyloop.settings import Settings
 from comfyloop.store import open_store, projects
+from tests import image_models
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
 
 
@@ -87,6 +88,36 @@ def test_the_loop_trains_with_the_set_vae_and_prediction(
     spec = image_spec(Settings(home=tmp_path), project, tmp_path / "train.jsonl", str)
     assert spec.vae == str(tmp_path / "vae.safetensors") and spec.vae in spec.weights()
     assert spec.prediction_type == "v_prediction"
+
+
+def test_a_project_says_of_its_own_image_model_what_the_settings_say_of_all(
+    settings: Settings, tiny_sd15: Path, tmp_path: Path
+) -> None:
+    """One brand draws with a velocity model beside another's: each is trained, and judged, as it is."""
+    bare = image_models.make_tiny_sd15(tmp_path / "bare.safetensors", vae=False)
+    image_models.tiny_kl(0.18215).save_pretrained(tmp_path / "vae")
+    own = {"image_vae": str(tmp_path / "vae"), "image_prediction_type": "v_prediction"}
+    with running_gateway(settings, instant()) as gateway:
+        post, patch = gateway.http.post, gateway.http.patch
+        refused = post("/v1/projects", json={"name": "bare", "image_model": str(bare)})
+        assert refused.status_code == 400 and "has no VAE" in refused.text
+        made = post("/v1/projects", json={"name": "bare", "image_model": str(bare), **own})
+        assert made.status_code == 201 and own.items() <= made.json().items()
+        gone = patch("/v1/projects/bare", json={"image_vae": str(tmp_path / "gone")})
+        assert gone.status_code == 400 and "There is no VAE" in gone.text
+        other = post("/v1/projects", json={"name": "plain", "image_model": str(tiny_sd15)}).json()
+        changed = patch("/v1/projects/plain", json={"image_prediction_type": "sample"}).json()
+        assert other["image_prediction_type"] == "auto" and changed["image_prediction_type"] == "sample"
+    said = settings.model_copy(update={"image_prediction_type": "epsilon"})
+    found = {
+        name: image_spec(said, Project.model_validate(told), tmp_path / "train.jsonl", str)
+        for name, told in (("bare", made.json()), ("plain", changed), ("other", other))
+    }
+    assert found["bare"].vae == str(tmp_path / "vae") and found["bare"].prediction_type == "v_prediction"
+    assert found["plain"].vae is None and found["plain"].prediction_type == "sample"
+    assert found["other"].prediction_type == "epsilon"
+    sentence = examined(settings).sentence
+    assert "(bare): Stable Diffusion 1.5 in one file, which predicts the velocity" in sentence
 
 
 def examined(settings: Settings) -> doctor.Finding:

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from comfyloop.errors import ModelError
+from comfyloop.stable_diffusion.kinds import Prediction
 from comfyloop.train.image import checkpoint, kohya, lora
 from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.judge.judge import form_of
@@ -106,6 +107,24 @@ def test_a_lora_of_odd_shapes_is_refused_by_what_is_odd(
     with pytest.raises(ModelError) as error:
         lora.read_into(wearing, tensors, "v1")
     assert all(word in str(error.value) for word in ("v1", *words)), error.value
+
+
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction", "sample"])
+def test_a_lora_says_what_it_was_taught_to_predict(
+    prediction: Prediction, tiny_sd15: Path, tmp_path: Path
+) -> None:
+    model = checkpoint.load(tiny_sd15, prediction=prediction)
+    lora.add(model, ImageAdapterSpec(r=1, lora_alpha=1))
+    kohya.save(model, tmp_path / "adapter", {})
+    _, metadata = kohya.read(tmp_path / "adapter" / kohya.FILE)
+    said = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}[prediction]
+    assert metadata["modelspec.prediction_type"] == said
+    kohya.refuse_another_prediction(model, metadata, "v1")
+    kohya.refuse_another_prediction(model, {}, "one that says nothing")
+    other = "sample" if prediction == "epsilon" else "epsilon"
+    model.scheduler.register_to_config(prediction_type=other)
+    with pytest.raises(ModelError, match=f"v1 was taught on a model that predicts {said}"):
+        kohya.refuse_another_prediction(model, metadata, "v1")
 
 
 def test_an_alpha_in_half_precision_is_the_same(wearing: ImageModel) -> None:

@@ -56,10 +56,36 @@ def metadata(model: ImageModel, about: Mapping[str, str]) -> dict[str, str]:
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": ARCHITECTURES[model.family],
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        **predicts(model),
         **{f"comfyloop.{name}": value for name, value in about.items() if value},
         **({"modelspec.title": about["title"]} if about.get("title") else {}),
         **({"modelspec.trigger_phrase": about["trigger_words"]} if about.get("trigger_words") else {}),
     }
+
+
+_PREDICTS = {"epsilon": "epsilon", "v_prediction": "v", "sample": "sample"}
+"""What a UNet predicts of a noisy picture, in the words of kohya's files."""
+
+
+def predicts(model: ImageModel) -> dict[str, str]:
+    """What a UNet is taught to predict, as its LoRA says it: on a model that predicts another thing it is noise."""
+    if model.is_flow:
+        return {}
+    config = model.scheduler.config
+    told = {"modelspec.prediction_type": _PREDICTS[config.prediction_type]}
+    return told | ({"ss_zero_terminal_snr": "True"} if config.get("rescale_betas_zero_snr") else {})
+
+
+def refuse_another_prediction(model: ImageModel, metadata: Mapping[str, str], source: str) -> None:
+    """Raise ModelError when the LoRA to go on from was taught to predict another thing than this model."""
+    now = predicts(model).get("modelspec.prediction_type")
+    before = metadata.get("modelspec.prediction_type")
+    if before is not None and now is not None and before != now:
+        raise ModelError(
+            f"{source} was taught on a model that predicts {before}, and this one predicts {now}.",
+            "Set prediction_type (in the loop the project's image_prediction_type) as its run had it, or begin afresh "
+            "(in the loop warm_start = false).",
+        )
 
 
 def save(

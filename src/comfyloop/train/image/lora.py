@@ -145,6 +145,11 @@ def _lacking(source: str, name: str, tensors: Mapping[str, Tensor]) -> ModelErro
             "go on from has diffusers' names (down_blocks ...).",
             "Begin afresh, without init_from.",
         )
+    if name.endswith(".alpha") and name.replace(".alpha", ".lora_down.weight") in tensors:
+        return ModelError(
+            f"{source} lacks {name}, so it is not known how much of that module it adds.",
+            "Write the alphas that it was trained with into it, or begin afresh, without init_from.",
+        )
     return ModelError(f"{source} lacks {name}.", "Train with its parent's target_modules.")
 
 

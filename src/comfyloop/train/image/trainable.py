@@ -109,7 +109,9 @@ def prepare(directory: RunDirectory, spec: ImageTrainSpec) -> TrainableImageMode
     lora.add(model, spec.adapter)
     if spec.adapter.init_from is not None:
         parent = directory.resolve(spec.adapter.init_from)
-        lora.read_into(model, kohya.read(parent)[0], parent.name)
+        tensors, metadata = kohya.read(parent)
+        kohya.refuse_another_prediction(model, metadata, parent.name)
+        lora.read_into(model, tensors, parent.name)
     start = lora.copy_of(model) if spec.adapter.init_from is not None else None
     if spec.gradient_checkpointing:
         model.denoiser.enable_gradient_checkpointing()
