@@ -187,8 +187,9 @@ def test_a_run_shows_progress_and_log_and_can_be_followed(gateway: Gateway, tmp_
     assert gateway.http.post("/v1/runs/run-1/cancel").status_code == 202
     assert (tmp_path / "cancel").exists()
     (tmp_path / "status.json").write_text(json.dumps({"state": "cancelled", "step": 3}))
-    followed = gateway.http.get("/v1/runs/run-1/log", params={"follow": True}).text
-    assert followed.count("data: ") == 4 and "event: end" in followed
+    followed = gateway.http.get("/v1/runs/run-1/log", params={"follow": True})
+    assert followed.text.count("data: ") == 4 and "event: end" in followed.text
+    assert followed.headers["x-accel-buffering"] == "no"  # nginx passes it on line by line
     with gateway.store.begin() as conn:
         runs.set_state(conn, "run-1", RunState.CANCELLED)
     over = gateway.http.post("/v1/runs/run-1/cancel")

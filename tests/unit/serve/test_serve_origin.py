@@ -79,6 +79,22 @@ def test_its_own_names_page_and_programs_are_let_in(shared_gateway: Gateway) -> 
     assert http.post("/v1/rollback", json={}, headers=opened).status_code == 403
 
 
+@pytest.mark.parametrize(
+    ("origin", "host", "own"),
+    [
+        ("https://127.0.0.1", "127.0.0.1:443", True),  # as `proxy_set_header Host $host:$server_port` says it
+        ("http://127.0.0.1", "127.0.0.1:80", True),
+        ("http://127.0.0.1", "127.0.0.1:443", False),
+        ("https://127.0.0.1", "127.0.0.1:4443", False),
+    ],
+)
+def test_the_page_behind_a_proxy_that_names_the_port_is_its_own(
+    shared_gateway: Gateway, origin: str, host: str, own: bool
+) -> None:
+    answered = shared_gateway.http.get("/v1/loop", headers={"Origin": origin, "Host": host})
+    assert answered.status_code == (200 if own else 403)
+
+
 def test_an_allowed_page_asks_and_is_answered(settings: Settings) -> None:
     allowing = settings.model_copy(
         update={"allowed_origins": (PAGE + "/",), "allowed_hosts": ("loop.lan",), "token": "t0"}

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Coroutine
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
 from comfyloop.errors import ComfyLoopError
@@ -16,6 +16,7 @@ from comfyloop.serve.api.answering import Answering
 from comfyloop.serve.api.bodies import LargeBodies
 from comfyloop.serve.api.chat_request import ChatRequest
 from comfyloop.serve.api.errors import error_body
+from comfyloop.serve.api.event_stream import EventStream
 from comfyloop.serve.api.services import Svc
 
 router = APIRouter(tags=["chat"], route_class=LargeBodies)
@@ -78,15 +79,11 @@ async def _left(request: Request) -> None:
         pass
 
 
-class _Streaming(StreamingResponse):
+class _Streaming(EventStream):
     """Chunks as they come. However it ends, the version is let go, and what was said is recorded."""
 
     def __init__(self, answering: Answering) -> None:
-        super().__init__(
-            _events(answering),
-            media_type="text/event-stream",
-            headers={**answering.headers, "Cache-Control": "no-store", "X-Accel-Buffering": "no"},
-        )
+        super().__init__(_events(answering), answering.headers)
         self._answering = answering
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

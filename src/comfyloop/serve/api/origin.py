@@ -120,8 +120,10 @@ def _is_address(name: str) -> bool:
 
 
 def _same(origin: str, host: str) -> bool:
-    scheme, _, place = origin.partition("://")
-    return scheme in ("http", "https") and place.lower() == host.lower()
+    """A browser leaves the scheme's own port out of both; a proxy may write it into `Host` (`$host:$server_port`)."""
+    scheme, _, place = origin.lower().partition("://")
+    own = {"http": ":80", "https": ":443"}.get(scheme)
+    return own is not None and place.removesuffix(own) == host.lower().removesuffix(own)
 
 
 def _share(origin: str) -> Iterable[tuple[bytes, bytes]]:

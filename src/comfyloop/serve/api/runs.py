@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import Response, StreamingResponse
+from fastapi.responses import Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from comfyloop.errors import Conflict
 from comfyloop.records import Run, RunState
 from comfyloop.serve.api.common import AskedProject, Limit
+from comfyloop.serve.api.event_stream import EventStream
 from comfyloop.serve.api.services import Services, Svc
 from comfyloop.store import runs
 from comfyloop.train import runners
@@ -87,7 +88,7 @@ async def get_run_log(
     run = await run_in_threadpool(read)
     path = Path(run.path) / "log.jsonl"
     if follow:
-        return StreamingResponse(_follow(run, path, offset), media_type="text/event-stream")
+        return EventStream(_follow(run, path, offset))
     lines, next_offset = await run_in_threadpool(_lines, path, offset)
     if tail is not None:
         lines = lines[-tail:]
