@@ -1,4 +1,4 @@
-"""ComfyLoop for ComfyUI: nodes, capture, and the page's extension. Start reading at `pack.py`.
+"""ComfyLoop for ComfyUI: nodes, capture, and the page's extension. Start reading at `pack.py`; start.py hooks it in.
 
 nodes/          one file a node; what several need is in nodes/shared.py
 web/            the page: panels in the nodes, the sidebar tab
@@ -22,7 +22,7 @@ WEB_DIRECTORY = "./web"
 if importlib.util.find_spec("comfy_api") is not None:  # absent where only the pack's tests run
     if importlib.util.find_spec("comfy_api.latest") is None:
         raise ImportError("ComfyLoop needs ComfyUI 0.3.64 or newer. Update ComfyUI, then start it again.")
-    from . import pack
+    from . import start
     from .nodes import NODES
 
     for _node in NODES:
@@ -30,6 +30,6 @@ if importlib.util.find_spec("comfy_api") is not None:  # absent where only the p
         NODE_CLASS_MAPPINGS[_schema.node_id] = _node
         NODE_DISPLAY_NAME_MAPPINGS[_schema.node_id] = _schema.display_name
         _node.RELATIVE_PYTHON_MODULE = "custom_nodes.comfyloop"
-    pack.start()
+    start.start()
 
 __all__ = ["NODE_CLASS_MAPPINGS", "NODE_DISPLAY_NAME_MAPPINGS", "WEB_DIRECTORY"]

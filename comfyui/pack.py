@@ -15,7 +15,7 @@ from .busy import Busy
 from .capture import Capture
 from .config import Config, ConfigFile
 from .delivery import Delivery
-from .host import Host, of_server
+from .host import Host
 from .live import Live, LiveVersion
 from .service import Service
 from .spool import Spool, SpoolError
@@ -220,22 +220,3 @@ def get() -> Pack:
     from server import PromptServer
 
     return PromptServer.instance.comfyloop
-
-
-def start() -> Pack:
-    """Hook the pack into the running ComfyUI, once."""
-    import folder_paths
-    from server import PromptServer
-
-    from . import routes
-
-    server = PromptServer.instance
-    if getattr(server, "comfyloop", None) is not None:
-        return server.comfyloop
-    folder = Path(folder_paths.get_user_directory()) / "comfyloop"
-    pack = Pack(folder, of_server(server), lambda event, data: server.send_sync(event, data))
-    server.comfyloop = pack
-    server.add_on_prompt_handler(pack.capture.on_prompt)
-    routes.add(server.routes, pack)
-    pack.start()
-    return pack
