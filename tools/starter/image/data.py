@@ -18,7 +18,7 @@ from PIL import Image
 from tools.starter import data as drawings
 from tools.starter.data import Concept
 
-from .sheet import PROMPTS
+from .prompts import PROMPTS
 
 SIZE = 128  # pixels a side, as kept
 

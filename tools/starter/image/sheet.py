@@ -13,13 +13,9 @@ from torch import Tensor
 
 from comfyloop.starter.image import denoiser
 
-PROMPTS = (
-    *("red apple", "banana", "pizza", "hamburger", "strawberry", "watermelon", "carrot", "mushroom"),
-    *("ice cream", "birthday cake", "cat", "dog", "fox", "lion", "panda", "penguin"),
-    *("owl", "frog", "fish", "crab", "octopus", "butterfly", "elephant", "turtle"),
-    *("tulip", "sunflower", "cactus", "evergreen tree", "red heart", "grinning face", "robot", "ghost"),
-    *("house", "rocket", "airplane", "automobile", "sailboat", "sun", "guitar", "umbrella, 3d"),
-)
+from .model import Prompts, make_unet, predict
+from .prompts import PROMPTS
+
 STEPS, GUIDANCE = 24, 4.0
 TILE = 128  # pixels, on the sheet
 
@@ -27,8 +23,6 @@ TILE = 128  # pixels, on the sheet
 @torch.no_grad()
 def paint(work: Path, prompts: list[str], *, seed: int = 0, guidance: float = GUIDANCE) -> list[Image.Image]:
     """Pictures by the averaged weights in the work folder."""
-    from .unet import Prompts, make_unet, predict
-
     unet, attention = make_unet()
     unet.load_state_dict(torch.load(work / "unet" / "average.pt", weights_only=True))
     unet.to(torch.bfloat16).eval()
