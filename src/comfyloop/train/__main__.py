@@ -10,18 +10,16 @@ run; 7 the disk refused; 8 the model cannot be loaded; 9 the data cannot be trai
 
 from __future__ import annotations
 
-import gc
-import importlib
 import os
 import sys
 import traceback
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from comfyloop import platforms
 from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound
 from comfyloop.files import there
 from comfyloop.train import recipes
+from comfyloop.train.libraries import import_libraries, import_once
 from comfyloop.train.parallel.launch import launch
 from comfyloop.train.parallel.ranks import Rank, first_line, is_loss, join, refuse_other_size, why_lost
 from comfyloop.train.run.control import (
@@ -82,7 +80,7 @@ def work(directory: RunDirectory, rank: Rank, lock: int) -> int:
         if isinstance(text, TrainSpec):
             refuse_unmet(text)
         if isinstance(spec, TrainSpec) and spec.world_size > 1 and not rank.launched:
-            return launch(directory, spec, lock)
+            return launch(directory, spec, lock, import_once, lambda: main([str(directory.path)]))
         refuse_other_size(spec.world_size, rank)
         prepare(spec, log)
         control = Control(directory, log.held, leads=rank.leads)
@@ -163,55 +161,6 @@ def _more_room(spec: TrainSpec | ImageTrainSpec) -> str:
     return (
         f"{four_bits or 'Lower max_pixels'}, close what else uses the device, or name a smaller base model."
     )
-
-
-def import_libraries(quantised: bool = False) -> None:
-    """Import what every recipe needs. Takes seconds; starts no thread and touches no GPU."""
-    if not quantised:  # PEFT imports bitsandbytes wherever it is installed, which costs a second
-        sys.modules.setdefault("bitsandbytes", None)  # type: ignore[arg-type]
-    # transformers imports these for losses and ways to write that are not used here.
-    hidden = [name for name in ("scipy", "sklearn") if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]
-    gc.disable()  # what is imported stays: looking through it for rubbish takes a sixth of the time
-    try:
-        import transformers
-        from torch.utils import tensorboard  # noqa: F401
-
-        import_models()
-        from comfyloop.train.recipes import sft  # noqa: F401
-    finally:
-        gc.freeze()
-        gc.enable()
-        for name in hidden:
-            del sys.modules[name]
-    transformers.utils.logging.disable_progress_bar()
-
-
-def import_models() -> None:
-    """Import `transformers.models` without the look through all its files that `import transformers` has just taken.
-
-    The two looks are alike but for a prefix, and each takes a third of a second.
-    """
-    from transformers.utils import import_utils
-
-    look = import_utils.define_import_structure
-    models = Path(import_utils.__file__).parents[1] / "models"
-    # The very call that transformers has made, which is remembered; it has added modules of its own since.
-    seen = {
-        needs: {name[len("models.") :]: has for name, has in modules.items() if name.startswith("models.")}
-        for needs, modules in look(models, prefix="models").items()
-    }
-    of_models = {needs: modules for needs, modules in seen.items() if modules}
-
-    def once(module_path: str, prefix: str | None = None) -> Any:
-        asks_again = prefix is None and Path(module_path) == models / "__init__.py"
-        return of_models if asks_again else look(module_path, prefix)
-
-    import_utils.define_import_structure = once
-    try:
-        importlib.import_module("transformers.models")
-    finally:
-        import_utils.define_import_structure = look
 
 
 if __name__ == "__main__":

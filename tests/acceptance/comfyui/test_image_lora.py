@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import DDPMScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from comfyloop.stable_diffusion.layout import UNetShape
 from comfyloop.train.image import checkpoint, kohya, lora
-from comfyloop.train.image.checkpoint import ImageModel
+from comfyloop.train.image.model import ImageModel
 from comfyloop.train.image.text import Captions
 from comfyloop.train.specs.image import ImageAdapterSpec
 from tests import image_models
@@ -131,5 +131,5 @@ def test_every_key_of_sd3_and_flux_is_known(family: str, tmp_path: Path) -> None
     assert keys and keys <= known, sorted(keys - known)
 
 
-def checkpoint_scheduler() -> checkpoint.DDPMScheduler:
-    return checkpoint.DDPMScheduler(**checkpoint.SCHEDULE)
+def checkpoint_scheduler() -> DDPMScheduler:
+    return DDPMScheduler(**checkpoint.SCHEDULE)

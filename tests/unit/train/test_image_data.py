@@ -23,6 +23,7 @@ from comfyloop.train.image.cache import Cache
 from comfyloop.train.image.latents import Latents
 from comfyloop.train.image.rows import decode, read_rows
 from comfyloop.train.image.text import Captions
+from comfyloop.train.image.vae import load_vae
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.specs.files import read_spec
 from comfyloop.train.specs.image import ImageTrainSpec
@@ -153,7 +154,7 @@ def test_a_model_that_can_be_no_file_is_told_in_a_sentence(name: str, tmp_path: 
         assert model_path(Settings(home=tmp_path), name) == name
         checkpoint.load(RunDirectory(tmp_path).resolve(spec.model))
     with pytest.raises(ModelError):
-        checkpoint.load_vae(tmp_path / name, "sd15")
+        load_vae(tmp_path / name, "sd15")
 
 
 def test_a_cut_off_picture_is_told_when_it_is_decoded(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 from comfyloop.errors import ModelError
 from comfyloop.stable_diffusion import tokenizer
 from comfyloop.stable_diffusion.look import look
 from comfyloop.train.image import checkpoint
+from comfyloop.train.image.model import read_scheduler
 from tests import image_models
 
 Copy = Callable[..., Path]
@@ -95,7 +97,7 @@ def test_the_scheduler_says_what_is_predicted(prediction: str, zero: bool, copy:
     folder = checkpoint.read_folder(place)
     assert folder.objective is not None
     assert (folder.objective.prediction, folder.objective.zero_terminal_snr) == (prediction, zero)
-    scheduler = checkpoint.read_scheduler(checkpoint.DDPMScheduler, place)
+    scheduler = read_scheduler(DDPMScheduler, place)
     assert scheduler.config.prediction_type == prediction
     assert (float(scheduler.alphas_cumprod[-1]) == 0) is zero
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from comfyloop.errors import ModelError
 from comfyloop.stable_diffusion.kinds import Prediction
 from comfyloop.train.image import checkpoint, kohya, lora
-from comfyloop.train.image.checkpoint import ImageModel
+from comfyloop.train.image.model import ImageModel
 from comfyloop.train.judge.judge import form_of
 from comfyloop.train.specs.image import About, ImageAdapterSpec
 

@@ -6,7 +6,7 @@ import sys
 COMPARE = """
 import sys
 from transformers.utils import import_utils
-from comfyloop.train.__main__ import import_models
+from comfyloop.train.libraries import import_models
 
 own = import_utils.define_import_structure
 import_models()

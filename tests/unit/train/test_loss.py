@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from comfyloop.formats import Row, Turn, UnusableRow
-from comfyloop.train.data.batches import Plan, in_groups, pack
+from comfyloop.train.data.batches import in_groups, pack
 from comfyloop.train.kernels.losses import Head, Targets, answer_log_probs
 from comfyloop.train.recipes.sft import answer_loss
+from comfyloop.train.run.plan import Plan
 from comfyloop.train.run.schedule import learning_rate
 from comfyloop.train.specs.text import AdapterSpec, TrainSpec
 from comfyloop.train.text.features import ImageFeatures

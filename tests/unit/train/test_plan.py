@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from comfyloop.train.data.batches import Plan
+from comfyloop.train.run.plan import Plan
 from comfyloop.train.specs.text import TrainSpec
 
 

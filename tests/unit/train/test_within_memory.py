@@ -9,10 +9,10 @@ import torch
 
 from comfyloop.errors import RunFailed
 from comfyloop.models import devices
-from comfyloop.train.data.batches import Plan
 from comfyloop.train.data.reading import fingerprint
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.plan import Plan
 from comfyloop.train.run.within_memory import within_memory
 from comfyloop.train.specs.text import TrainSpec
 

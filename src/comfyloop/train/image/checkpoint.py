@@ -6,21 +6,16 @@ and the tokenizer is bundled.
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from diffusers import (
-    AutoencoderKL,
-    AutoencoderTiny,
     DDPMScheduler,
     UNet2DConditionModel,
 )
-from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint, convert_open_clip_checkpoint
+from diffusers.loaders.single_file_utils import convert_open_clip_checkpoint
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
@@ -28,8 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from comfyloop.errors import ModelError
 from comfyloop.files import there
 from comfyloop.stable_diffusion import layout, shapes, tokenizer
-from comfyloop.stable_diffusion.folder import VAES, read_folder, read_json
-from comfyloop.stable_diffusion.header import CONVERT_VAE
+from comfyloop.stable_diffusion.folder import read_folder, read_json
 from comfyloop.stable_diffusion.kinds import (
     Objective,
     Prediction,
@@ -37,7 +31,10 @@ from comfyloop.stable_diffusion.kinds import (
     refuse_other_inputs,
 )
 from comfyloop.stable_diffusion.shapes import Family
-from comfyloop.train.image.weights import fill, first_line, read_part, read_tensors
+from comfyloop.train.image import flow
+from comfyloop.train.image.model import ImageModel, TextEncoder, read_scheduler, read_tokenizer
+from comfyloop.train.image.vae import load_vae, vae_of
+from comfyloop.train.image.weights import building, fill, read_part, read_tensors
 
 SCHEDULE = {
     "num_train_timesteps": 1000,
@@ -49,48 +46,7 @@ SCHEDULE = {
 }
 """The noise schedule of every Stable Diffusion up to XL."""
 
-ImageFamily = Family | Literal["sd3", "flux"]
 _NEEDS = "Name a .safetensors checkpoint of SD1.5, SD2 or SDXL, or a diffusers folder."
-
-
-@dataclass
-class TextEncoder:
-    tokenizer: CLIPTokenizer
-    model: Any  # CLIPTextModel or CLIPTextModelWithProjection
-
-
-@dataclass
-class ImageModel:
-    """The parts of a latent diffusion model, all frozen and in evaluation mode.
-
-    Attributes:
-        denoiser: a UNet, or the transformer of SD3 and Flux (`flow.py`).
-        pipeline: the diffusers pipeline of the same parts, which encodes prompts for those two.
-        latent_scale, latent_shift: a latent that the denoiser sees is (encoded - shift) * scale.
-    """
-
-    family: ImageFamily
-    denoiser: Any
-    vae: AutoencoderKL | AutoencoderTiny
-    text_encoders: list[TextEncoder]
-    scheduler: Any  # DDPMScheduler, or FlowMatchEulerDiscreteScheduler
-    pipeline: Any = None
-
-    @property
-    def latent_scale(self) -> float:
-        return float(self.vae.config.scaling_factor)
-
-    @property
-    def latent_shift(self) -> float:
-        return float(getattr(self.vae.config, "shift_factor", None) or 0.0)
-
-    @property
-    def is_flow(self) -> bool:
-        return self.family in ("sd3", "flux")
-
-    @property
-    def modules(self) -> list[nn.Module]:
-        return [self.denoiser, self.vae, *(encoder.model for encoder in self.text_encoders)]
 
 
 def load(
@@ -134,8 +90,6 @@ def load(
 def _refuse_what_does_not_belong(model: ImageModel) -> None:
     """Raise ModelError when the denoiser takes other latents than its VAE's, or other texts than its encoders'."""
     if model.is_flow:
-        from comfyloop.train.image import flow  # it builds on this module
-
         flow.refuse_what_does_not_belong(model)
         return
     texts, unet = [encoder.model.config for encoder in model.text_encoders], model.denoiser.config
@@ -168,7 +122,7 @@ def _from_file(place: Path, vae: Path | None, prediction: Prediction | None) -> 
             objective = Objective("v_prediction" if _predicts_v(tensors, family) else "epsilon")
         unet = _unet(tensors, known, family)
         encoders = _text_encoders(tensors, known, family)
-        coder = _vae(tensors, known, family) if vae is None and shapes.has_vae(known) else None
+        coder = vae_of(tensors, known, family) if vae is None and shapes.has_vae(known) else None
     if coder is None and vae is None:
         raise ModelError(f"{place.name} has no VAE with an encoder in it.", "Name one in the spec's `vae`.")
     scheduler = DDPMScheduler(
@@ -180,24 +134,6 @@ def _from_file(place: Path, vae: Path | None, prediction: Prediction | None) -> 
     if side is not None:
         unet.register_to_config(sample_size=side // 8)
     return ImageModel(family, unet, coder, encoders, scheduler)
-
-
-@contextlib.contextmanager
-def building(place: Path) -> Iterator[None]:
-    """What goes wrong while a model is built of a file's tensors, as a sentence about the file."""
-    try:
-        yield
-    except ModelError as error:
-        raise ModelError(f"{place.name} cannot be used. {error.message}", error.hint) from None
-    except KeyError as error:
-        raise ModelError(f"{place.name} lacks the tensor {error.args[0]}.", "Download it again.") from None
-    except MemoryError:
-        raise
-    except Exception as error:  # its shapes are read as those of a model, whatever they are
-        raise ModelError(
-            f"{place.name} has tensors of shapes that no model has ({first_line(error)}).",
-            "It may be damaged or of another kind.",
-        ) from None
 
 
 def native_side(metadata: Mapping[str, str]) -> int | None:
@@ -224,41 +160,6 @@ def _unet(tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family) -
     unet = UNet2DConditionModel(**config)
     fill(unet, state, "UNet")
     return unet
-
-
-def _vae(
-    tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family
-) -> AutoencoderKL | AutoencoderTiny | None:
-    at = shapes.VAE_PREFIX
-    if any(name.startswith(f"{at}taesd_decoder.") for name in known):
-        return _taesd({name.removeprefix(at): t for name, t in tensors.items() if name.startswith(at)})
-    config = shapes.vae(known, family)
-    if config is None:
-        return None
-    vae = AutoencoderKL(**config)
-    fill(vae, convert_ldm_vae_checkpoint(dict(tensors), config), "VAE")
-    return vae
-
-
-def _taesd(tensors: Mapping[str, Tensor]) -> AutoencoderTiny:
-    """ComfyUI's names for a tiny autoencoder; its decoder counts the clamp in front of the layers."""
-    state = {}
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        if part in {"taesd_encoder", "taesd_decoder"}:
-            number, _, rest = rest.partition(".")
-            side = part.removeprefix("taesd_")
-            state[f"{side}.layers.{int(number) - (side == 'decoder')}.{rest}"] = tensor
-    # ComfyUI hands the UNet (encoded / vae_scale + vae_shift) * 0.18215
-    scale, shift = (
-        float(tensors.get(f"vae_{n}", torch.tensor(d))) for n, d in (("scale", 1.0), ("shift", 0.0))
-    )
-    if shift != 0:
-        raise ModelError("Its tiny VAE shifts latents, which is not supported.", "Name another VAE.")
-    latent = state["encoder.layers.14.weight"].shape[0]
-    vae = AutoencoderTiny(scaling_factor=round(0.18215 / scale, 6), latent_channels=latent)
-    fill(vae, state, "VAE")
-    return vae
 
 
 def _text_encoders(tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family) -> list[TextEncoder]:
@@ -308,8 +209,6 @@ def _from_folder(place: Path, dtype: torch.dtype) -> ImageModel:
     folder = read_folder(place)
     try:
         if folder.family == "sd3" or folder.family == "flux":
-            from comfyloop.train.image import flow  # it builds on this module
-
             return flow.load(place, folder.family, dtype)
         scheduler = read_scheduler(DDPMScheduler, place)
         vae = load_vae(place / "vae", folder.family)
@@ -326,76 +225,3 @@ def _encoder(place: Path, suffix: str) -> TextEncoder:
     kind = CLIPTextModelWithProjection if projected else CLIPTextModel
     model = read_part(kind, place / f"text_encoder{suffix}", torch.float32)
     return TextEncoder(read_tokenizer(CLIPTokenizer, place / f"tokenizer{suffix}", model), model)
-
-
-def read_tokenizer(kind: Any, place: Path, model: Any) -> Any:
-    """The tokenizer of a text encoder. Raises ModelError: It cannot be read, or has other words than the encoder."""
-    try:
-        tokenizer = kind.from_pretrained(place, local_files_only=True)
-        words, known = len(tokenizer), model.config.vocab_size
-    except Exception as error:  # as for weights
-        raise ModelError(
-            f"Its {place.name} cannot be read: {first_line(error)}.", "Download the folder again."
-        ) from None
-    if not known // 2 < words <= known:  # transformers makes one of three words where the files are missing
-        raise ModelError(
-            f"Its {place.name} has {words} words, and its text encoder knows {known}.",
-            "Download the folder again.",
-        )
-    return tokenizer
-
-
-def read_scheduler(kind: Any, place: Path) -> Any:
-    """The folder's scheduler. Raises ModelError: Its configuration makes none."""
-    try:
-        return kind.from_config(read_json(place / "scheduler/scheduler_config.json"))
-    except ModelError:
-        raise
-    except Exception as error:  # as for weights
-        raise ModelError(
-            f"Its scheduler cannot be made: {first_line(error)}.", "Mend its scheduler_config.json."
-        ) from None
-
-
-def load_vae(place: Path, family: ImageFamily) -> AutoencoderKL | AutoencoderTiny:
-    """A VAE of its own: a diffusers folder, or a single file with or without the prefix of checkpoints."""
-    if there(str(place)) is None:
-        raise ModelError(f"There is no VAE {str(place)[:300]}.", "Name a VAE's folder or file.")
-    if place.is_dir():
-        return _vae_of_folder(place)
-    if family == "sd3" or family == "flux":
-        raise ModelError(f"The VAE {place} is no folder.", "Name a VAE's diffusers folder for SD3 and Flux.")
-    if not place.is_file():
-        raise ModelError(f"{place} is no file and no folder.", "Name a VAE's folder or file.")
-    tensors = read_tensors(place, CONVERT_VAE)
-    at = shapes.VAE_PREFIX
-    if not any(name.startswith(at) for name in tensors):
-        tensors = {at + name: tensor for name, tensor in tensors.items()}
-    if any(name.startswith((f"{at}encoder.down_blocks.", f"{at}decoder.up_blocks.")) for name in tensors):
-        raise ModelError(
-            f"{place} is the weights of a diffusers folder, whose config.json says the rest.",
-            f"Name the folder: {place.parent}.",
-        )
-    with building(place):
-        vae = _vae(tensors, {name: tuple(t.shape) for name, t in tensors.items()}, family)
-    if vae is None:
-        raise ModelError(f"{place} holds no VAE.", "Name a VAE's folder or file.")
-    return vae
-
-
-def _vae_of_folder(place: Path) -> AutoencoderKL | AutoencoderTiny:
-    try:
-        config = read_json(place / "config.json")
-        kinds = dict(zip(VAES, (AutoencoderKL, AutoencoderTiny), strict=True))
-        name = config.get("_class_name", "AutoencoderKL")
-        if name not in kinds:
-            raise ModelError(f"It is a {name}.", f"Use one of {', '.join(kinds)}.")
-        if config.get("latents_mean") is not None or config.get("latents_std") is not None:
-            raise ModelError(
-                "It moves latents by a mean for each channel (latents_mean), as EDM models do; that is not trained.",
-                "Name another VAE.",
-            )
-        vae: AutoencoderKL | AutoencoderTiny = read_part(kinds[name], place)
-    except ModelError as error:
-        raise ModelError(f"The VAE {place} cannot be used. {error.message}", error.hint) from None
-    return vae

@@ -26,13 +26,8 @@ from transformers import (
 )
 
 from comfyloop.errors import ModelError
-from comfyloop.train.image.checkpoint import (
-    ImageModel,
-    TextEncoder,
-    load_vae,
-    read_scheduler,
-    read_tokenizer,
-)
+from comfyloop.train.image.model import ImageModel, TextEncoder, read_scheduler, read_tokenizer
+from comfyloop.train.image.vae import load_vae
 from comfyloop.train.image.weights import read_part
 
 _CLIP = (CLIPTextModelWithProjection, CLIPTokenizer)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from comfyloop.durable import appear
 from comfyloop.errors import ModelError
-from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.image.lora import parts
+from comfyloop.train.image.model import ImageModel
 from comfyloop.train.image.weights import read_tensors
 from comfyloop.train.run.directory import disk_error
 

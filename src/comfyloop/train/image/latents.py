@@ -12,7 +12,7 @@ from torch import Tensor
 
 from comfyloop.train.image.buckets import Fit, cut, fit, sizes
 from comfyloop.train.image.cache import Cache, key, weights_key
-from comfyloop.train.image.checkpoint import ImageModel
+from comfyloop.train.image.model import ImageModel
 from comfyloop.train.image.rows import Picture, decode
 
 NATIVE = {"sd15": 512, "sd2": 768, "sdxl": 1024, "sd3": 1024, "flux": 1024}

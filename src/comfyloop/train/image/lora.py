@@ -14,7 +14,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
 from comfyloop.errors import InvalidInput, ModelError
-from comfyloop.train.image.checkpoint import ImageModel
+from comfyloop.train.image.model import ImageModel
 from comfyloop.train.image.weights import refuse_no_numbers
 from comfyloop.train.specs.image import ImageAdapterSpec
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from comfyloop.stable_diffusion.emphasis import pieces_of, windows_of
 from comfyloop.train.image import flow
 from comfyloop.train.image.cache import Cache, key, weights_key
-from comfyloop.train.image.checkpoint import ImageModel, TextEncoder
+from comfyloop.train.image.model import ImageModel, TextEncoder
 
 WINDOW = 77
 """Tokens that a CLIP encoder reads at once, its start and end among them."""

@@ -16,9 +16,9 @@ from comfyloop.train.data.rows import refuse_or_skip
 from comfyloop.train.image import checkpoint, flow, kohya, lora
 from comfyloop.train.image.buckets import Fit
 from comfyloop.train.image.cache import Cache
-from comfyloop.train.image.checkpoint import ImageModel
 from comfyloop.train.image.latents import Latents
 from comfyloop.train.image.loss import Noising
+from comfyloop.train.image.model import ImageModel
 from comfyloop.train.image.rows import Picture, PictureRow, read_rows
 from comfyloop.train.image.text import Captions, Conditions
 from comfyloop.train.run.control import Control

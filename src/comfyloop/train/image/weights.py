@@ -6,8 +6,9 @@ that ComfyUI could draw with.
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,24 @@ def _quantised(what: str) -> ModelError:
         f"It is quantised in a way that is not read here: {what}.",
         "Name the model in 16 bits, or in fp8 with one scale a layer.",
     )
+
+
+@contextlib.contextmanager
+def building(place: Path) -> Iterator[None]:
+    """What goes wrong while a model is built of a file's tensors, as a sentence about the file."""
+    try:
+        yield
+    except ModelError as error:
+        raise ModelError(f"{place.name} cannot be used. {error.message}", error.hint) from None
+    except KeyError as error:
+        raise ModelError(f"{place.name} lacks the tensor {error.args[0]}.", "Download it again.") from None
+    except MemoryError:
+        raise
+    except Exception as error:  # its shapes are read as those of a model, whatever they are
+        raise ModelError(
+            f"{place.name} has tensors of shapes that no model has ({first_line(error)}).",
+            "It may be damaged or of another kind.",
+        ) from None
 
 
 def read_part(kind: Any, place: Path, dtype: torch.dtype | None = None) -> Any:

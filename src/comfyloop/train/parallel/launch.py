@@ -7,12 +7,13 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 
 from comfyloop import platforms
 from comfyloop.errors import InvalidInput
 from comfyloop.train.parallel.ranks import why_lost
-from comfyloop.train.prefork.forking import end_with, import_once, settle
+from comfyloop.train.prefork.forking import end_with, settle
 from comfyloop.train.run.directory import LOCK_VARIABLE, RunDirectory, TrainState
 from comfyloop.train.specs.base import RunSpec
 
@@ -20,10 +21,20 @@ GRACE_SECONDS = 10.0
 """For the other ranks to end by themselves once one has ended."""
 
 
-def launch(directory: RunDirectory, spec: RunSpec, lock: int) -> int:
+def launch(
+    directory: RunDirectory,
+    spec: RunSpec,
+    lock: int,
+    load: Callable[[bool], None],
+    work: Callable[[], int],
+) -> int:
     """Do the run of a directory by spec.world_size ranks, forks of this process; the exit code of the run.
 
     The status is rank 0's, but for what it cannot know: that a rank was killed, or why another one failed.
+
+    Args:
+        load: Imports what all ranks need, those of quantised weights too where it is told so.
+        work: Does one rank's part, as its environment says which; its exit code.
     """
     if not platforms.can_fork():
         raise InvalidInput(
@@ -33,10 +44,10 @@ def launch(directory: RunDirectory, spec: RunSpec, lock: int) -> int:
     for number in range(1, spec.world_size):  # what they said in an earlier try
         (directory.path / "ranks" / str(number) / "status.json").unlink(missing_ok=True)
     if "torch" not in sys.modules:  # else this is a fork of the warm trainer already
-        import_once(getattr(spec, "quant_method", None) is not None)
+        load(getattr(spec, "quant_method", None) is not None)
         settle()
     port = _free_port()
-    ranks = [_rank(directory, spec, number, lock, port) for number in range(spec.world_size)]
+    ranks = [_rank(spec, number, lock, port, work) for number in range(spec.world_size)]
 
     def pass_on(number: int, frame: FrameType | None) -> None:
         for rank in ranks:
@@ -55,20 +66,18 @@ def launch(directory: RunDirectory, spec: RunSpec, lock: int) -> int:
     return _last_word(directory, spec, codes)
 
 
-def _rank(directory: RunDirectory, spec: RunSpec, number: int, lock: int, port: int) -> platforms.forks.Fork:
+def _rank(spec: RunSpec, number: int, lock: int, port: int, work: Callable[[], int]) -> platforms.forks.Fork:
     """One rank as a fork of this process, which has imported the libraries for all of them."""
     told = {
         "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": spec.world_size, "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port, LOCK_VARIABLE: lock,
     }  # fmt: skip
 
-    def work() -> None:
-        from comfyloop.train.__main__ import main
-
+    def rank() -> None:
         os.environ.update({name: str(value) for name, value in told.items()})
-        end_with(lambda: main([str(directory.path)]))
+        end_with(work)
 
-    return platforms.forks.Fork(work)
+    return platforms.forks.Fork(rank)
 
 
 def _last_word(directory: RunDirectory, spec: RunSpec, codes: list[int | None]) -> int:

@@ -134,7 +134,7 @@ class _WarmProcess:
         self._socket = ours
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "comfyloop.train.prefork.forkserver", str(theirs.fileno()), model, dtype,
+                [sys.executable, "-m", "comfyloop.train.forkserver", str(theirs.fileno()), model, dtype,
                  "text+image" if images else "text", str(minutes)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

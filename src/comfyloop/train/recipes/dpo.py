@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from comfyloop.train.data.batches import Plan, in_groups
+from comfyloop.train.data.batches import in_groups
 from comfyloop.train.data.examples import Example
 from comfyloop.train.data.reading import Pair, fingerprint, read_pairs
 from comfyloop.train.kernels.losses import dpo_loss
@@ -18,6 +18,7 @@ from comfyloop.train.parallel import make_updates
 from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.plan import Plan
 from comfyloop.train.run.training import Training
 from comfyloop.train.specs.text import PreferenceSpec, TrainSpec
 from comfyloop.train.text.answers import EVALUATION_TOKENS, read_answers

@@ -7,7 +7,6 @@ import random
 
 import torch
 
-from comfyloop.train.data.batches import Plan
 from comfyloop.train.image.batches import batches
 from comfyloop.train.image.evaluate import pick_accuracy
 from comfyloop.train.image.objectives import preference_loss
@@ -16,6 +15,7 @@ from comfyloop.train.image.updates import updates_for
 from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.plan import Plan
 from comfyloop.train.run.training import Training
 from comfyloop.train.specs.image import ImageTrainSpec
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from comfyloop.train.data.batches import Plan, in_groups
+from comfyloop.train.data.batches import in_groups
 from comfyloop.train.data.examples import Example
 from comfyloop.train.data.reading import Labelled, fingerprint, read_labelled
 from comfyloop.train.kernels.losses import kto_loss
@@ -19,6 +19,7 @@ from comfyloop.train.parallel import make_updates
 from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.plan import Plan
 from comfyloop.train.run.training import Training
 from comfyloop.train.specs.text import PreferenceSpec, TrainSpec
 from comfyloop.train.text.answers import EVALUATION_TOKENS, read_answers

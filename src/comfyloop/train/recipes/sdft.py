@@ -13,7 +13,6 @@ import json
 
 import torch
 
-from comfyloop.train.data.batches import Plan
 from comfyloop.train.data.examples import Example
 from comfyloop.train.data.reading import fingerprint, read_demonstrated, read_examples
 from comfyloop.train.parallel import make_updates
@@ -21,6 +20,7 @@ from comfyloop.train.recipes.sft import answer_loss, holdout_loss
 from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory, write_atomically
 from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.plan import Plan
 from comfyloop.train.run.training import Training
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.forward import prepare

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from comfyloop.train.data.batches import Plan, in_groups
+from comfyloop.train.data.batches import in_groups
 from comfyloop.train.data.examples import Example
 from comfyloop.train.data.reading import fingerprint, read_examples
 from comfyloop.train.parallel import make_updates
 from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory, write_atomically
 from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.plan import Plan
 from comfyloop.train.run.training import Training
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.answers import EVALUATION_TOKENS, read_answers

@@ -18,12 +18,12 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from comfyloop.errors import RunFailed
-from comfyloop.train.data.batches import Plan
 from comfyloop.train.run.checkpoints import RandomState
 from comfyloop.train.run.control import Cancelled, Control, Terminated
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.learnt import refuse_unlearnt
 from comfyloop.train.run.log import RunLog
+from comfyloop.train.run.plan import Plan
 from comfyloop.train.run.schedule import learning_rate
 from comfyloop.train.run.updates import OptimizerStep
 from comfyloop.train.specs.base import RunSpec

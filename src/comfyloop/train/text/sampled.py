@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, StoppingCriteriaList
 
-from comfyloop.train.data.batches import Plan
 from comfyloop.train.data.encode import Encoder
 from comfyloop.train.data.examples import Example
 from comfyloop.train.run.directory import RunDirectory, disk_error
+from comfyloop.train.run.plan import Plan
 from comfyloop.train.specs.text import DistillationSpec
 from comfyloop.train.text.models import Loaded
 

@@ -1,8 +1,8 @@
-"""`python -m comfyloop.train.prefork.forkserver SOCKET MODEL DTYPE SIDES MINUTES`: what runs are forked from.
+"""`python -m comfyloop.train.forkserver SOCKET MODEL DTYPE SIDES MINUTES`: what runs are forked from.
 
 It imports what a run imports (SIDES is `text` or `text+image`), reads the base weights of the text side (memory-mapped,
-so they are the page cache's until a run touches them), and waits. It keeps to the rules of `forking`, and ends when the
-service's end of the socket is closed, or after MINUTES without a word.
+so they are the page cache's until a run touches them), and waits. It keeps to the rules of `prefork/forking.py`, and
+ends when the service's end of the socket is closed, or after MINUTES without a word.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from comfyloop import platforms
-from comfyloop.train.prefork.forking import count_threads, end_with, import_image_side, import_once, settle
+from comfyloop.train.libraries import import_image_side, import_once
+from comfyloop.train.prefork.forking import count_threads, end_with, settle
 
 NICE = 10
 """As low as a run is by default; a fork cannot rise again."""
