@@ -115,7 +115,7 @@ def delivering(folder: Path, url: str, token: str, project: str) -> None:
     delivery = Delivery(lambda: spool, lambda: Service(url, token))
 
     async def drain() -> list[float]:
-        seconds = []
+        seconds: list[float] = []
         while True:
             started = time.perf_counter()
             if not await delivery.step(spool):

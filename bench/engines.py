@@ -224,7 +224,7 @@ async def load(server: Server, models: Sequence[str], answers: int, max_tokens: 
 async def _client(
     http: httpx.AsyncClient, server: Server, model: str, number: int, answers: int, max_tokens: int
 ) -> tuple[int, list[float], list[float]]:
-    tokens, first, gaps = 0, [], []
+    tokens, first, gaps = 0, list[float](), list[float]()
     for turn in range(answers):
         question = f"Tell a long story about the number {number * 100 + turn} and a lighthouse."
         body = {

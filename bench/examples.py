@@ -94,7 +94,7 @@ class Asked:
     def edit(self, project: str, answer: Ask, edited: str) -> None:
         self._client.send_feedback([AnswerEdited(project=project, generation=answer["id"], edited=edited)])
 
-    def first_token(self, project: str, question: str, **more: object) -> float:
+    def first_token(self, project: str, question: str, **more: Any) -> float:
         began = time.perf_counter()
         self(project, question, max_tokens=1, **more)
         return time.perf_counter() - began
@@ -229,15 +229,15 @@ def pictures(work: Path) -> dict[str, Any]:
             given = ask("acme", row.question, row.picture, examples=False, max_tokens=1)
             ask.edit("acme", given, row.edited)
             if count in (1, 3, 12):
-                given = [ask("acme", each.question, each.picture)["text"] for each in held]
-                style[f"edits: {count}"] = _pets(given, held)
+                answers = [ask("acme", each.question, each.picture)["text"] for each in held]
+                style[f"edits: {count}"] = _pets(answers, held)
         for count, picture in enumerate(shown, 1):
             given = ask("names", question, picture, examples=False, max_tokens=12)
             ask.edit("names", given, f"A {named[picture]}, and a fine one.")
             if count in (1, 2, 4):
-                given = [ask("names", question, each)["text"] for each in asked]
+                answers = [ask("names", question, each)["text"] for each in asked]
                 naming[f"edits: {count}"] = mean(
-                    named[each] in text.lower() for each, text in zip(asked, given, strict=True)
+                    named[each] in text.lower() for each, text in zip(asked, answers, strict=True)
                 )
         again = ask("names", question, shown[0])["text"]
     return {"style": style, "named_right": naming, "repeated": again}

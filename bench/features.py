@@ -26,7 +26,7 @@ import torch
 from PIL import Image
 
 from comfyloop.train.data.examples import Example
-from comfyloop.train.data.reading import read_rows
+from comfyloop.train.data.rows import read_rows
 from comfyloop.train.recipes.sft import answer_loss
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.feature_cache import FeatureCache, tower_hash
@@ -134,7 +134,7 @@ def epochs(model: Loaded, kept: ImageFeatures, examples: list[Example], batches:
         for name in ("kept", "computed") if number % 2 else ("computed", "kept"):
             features = kept if name == "kept" else ImageFeatures(model, memory=0)
             began = cpu()
-            answer_loss(model, features, batch).total.backward()  # type: ignore[no-untyped-call]
+            answer_loss(model, features, batch).total.backward()
             seconds[name] += cpu() - began
             for _, parameter in model.trainable:
                 parameter.grad = None

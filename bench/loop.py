@@ -71,15 +71,14 @@ def main() -> None:
         model = language_model(Settings().cache_dir, place)
         for number in range(asked.rounds):
             for arm in asked.arms:
-                if arm == "swift" and swift is None:
-                    continue
                 where = place / f"{arm}-{number}"
                 where.mkdir()
-                run = (
-                    ours(where, edits, unseen)
-                    if arm == "ours"
-                    else by_hand(swift, where, model, edits, unseen)
-                )
+                if arm == "ours":
+                    run = ours(where, edits, unseen)
+                elif swift is not None:
+                    run = by_hand(swift, where, model, edits, unseen)
+                else:
+                    continue
                 told["runs"].append({"arm": arm, **run})
                 print(f"{arm}: {run}", flush=True)
                 shutil.rmtree(where, ignore_errors=True)

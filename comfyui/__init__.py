@@ -14,8 +14,9 @@ service.py      the service's HTTP API; host.py: what is needed of ComfyUI; conf
 from __future__ import annotations
 
 import importlib.util
+from typing import Any
 
-NODE_CLASS_MAPPINGS: dict[str, type] = {}
+NODE_CLASS_MAPPINGS: dict[str, Any] = {}
 NODE_DISPLAY_NAME_MAPPINGS: dict[str, str] = {}
 WEB_DIRECTORY = "./web"
 
@@ -25,6 +26,7 @@ if importlib.util.find_spec("comfy_api") is not None:  # absent where only the p
     from . import start
     from .nodes import NODES
 
+    _node: Any
     for _node in NODES:
         _schema = _node.GET_SCHEMA()
         NODE_CLASS_MAPPINGS[_schema.node_id] = _node

@@ -191,9 +191,12 @@ class Capture:
         self._last[ran.workflow] = ran  # the newest last
         if len(self._last) > MOST_WORKFLOWS:
             self._last.pop(next(iter(self._last)))
-        same = before is not None and before.project == ran.project
-        same = same and same_workflow(before.look, ran.look, ran.told)
-        if before is not None and same and graphs.related(before.graph, ran.graph):
+        if (
+            before is not None
+            and before.project == ran.project
+            and same_workflow(before.look, ran.look, ran.told)
+            and graphs.related(before.graph, ran.graph)
+        ):
             self.compare(before, ran)
 
     def compare(self, before: Ran, after: Ran) -> None:

@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from . import roles
 from .redact import is_link
-from .roles import Define, Heard
+from .roles import Heard
+from .wiring import Define
 
 Graph = dict[str, Any]
 Kind = Literal["prompt", "data", "value"]

@@ -145,7 +145,9 @@ def listen(hearing: Hearing) -> None:
         return
 
     @functools.wraps(run)
-    async def get_output_data(prompt_id: Any, unique_id: Any, obj: Any, input_data_all: Any, *rest: Any, **more: Any):
+    async def get_output_data(
+        prompt_id: Any, unique_id: Any, obj: Any, input_data_all: Any, *rest: Any, **more: Any
+    ) -> Any:
         token = None
         try:
             token = hearing.begin(str(prompt_id), str(unique_id), input_data_all)

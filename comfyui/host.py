@@ -10,7 +10,8 @@ from typing import Any
 
 from .graph import OURS, Kind, KindOf, unknown
 from .hear import Hearing, listen
-from .roles import Define, Heard
+from .roles import Heard
+from .wiring import Define
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ def of_server(server: Any) -> Host:
     queue = server.prompt_queue
 
     def history(prompt_id: str) -> dict[str, Any] | None:
-        return queue.get_history(prompt_id=prompt_id).get(prompt_id)
+        ended: dict[str, Any] | None = queue.get_history(prompt_id=prompt_id).get(prompt_id)
+        return ended
 
     def queued(prompt_id: str) -> bool:
         running, waiting = queue.get_current_queue_volatile()

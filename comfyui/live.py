@@ -101,7 +101,10 @@ class Live:
                     self.state, wait = "", 0.5
                     self._on_event({"type": "connected"})
                     async for event in events:
-                        moved = {"version.promoted": {event.get("project")}, "events.lost": set(self._known)}
+                        moved: dict[str, set[str]] = {
+                            "version.promoted": {str(event.get("project"))},
+                            "events.lost": set(self._known),
+                        }
                         for project in moved.get(event["type"], set()) & self._known.keys():
                             await self._refresh_or_forget(project)
                         self._on_event(event)

@@ -219,4 +219,5 @@ class Pack:
 def get() -> Pack:
     from server import PromptServer
 
-    return PromptServer.instance.comfyloop
+    pack: Pack = PromptServer.instance.comfyloop
+    return pack

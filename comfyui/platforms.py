@@ -57,6 +57,6 @@ def _patiently(act: Callable[[], object]) -> None:
             act()
             return
         except PermissionError:
-            if sys.platform != "win32" or time.monotonic() > deadline:
+            if os.name != "nt" or time.monotonic() > deadline:
                 raise
         time.sleep(0.02)

@@ -205,7 +205,8 @@ class _Reader(Wiring):
     def _denoise(self, node: str) -> float:
         """How much of what a sampler was given it makes anew, 0..1."""
         inputs = self.inputs(node)
-        if self.is_link(sigmas := inputs.get("sigmas")):
+        sigmas: Any = inputs.get("sigmas")
+        if self.is_link(sigmas):
             return self._denoise_of_sigmas(sigmas, 8)
         if isinstance(start := self._value(inputs.get("start_at_step")), (int, float)) and start > 0:
             steps = self._value(inputs.get("steps"))
@@ -271,7 +272,8 @@ class _Reader(Wiring):
         if not self._encodes(node):
             places = []
         if len(matching) == 1 and not places:
-            return matching[0]
+            only: Text | list[Any] = matching[0]
+            return only
         texts = [self.conditioning(further) for further in matching]
         mixes = re.search(r"average|blend|lerp|interpol|mix", class_type, re.IGNORECASE)
         if mixes and len({t.text for t in texts}) > 1:

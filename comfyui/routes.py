@@ -162,7 +162,8 @@ async def pick(pack: Pack, body: Any) -> Any:
     """Images picked and rated: kept first, then a node that waits goes on."""
     shown = [str(sha) for sha in body["shown"]]
     picked = [str(sha) for sha in body.get("picked") or ()]
-    ratings = {str(sha): _rating(value) for sha, value in (body.get("ratings") or {}).items() if value}
+    given = {str(sha): _rating(value) for sha, value in (body.get("ratings") or {}).items()}
+    ratings = {sha: stars for sha, stars in given.items() if stars is not None}
     if not set(picked) | set(ratings) <= set(shown):
         raise ValueError("An image was picked that was not shown.")
     items = of_pick(

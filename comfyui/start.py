@@ -15,8 +15,9 @@ def start() -> Pack:
     from server import PromptServer
 
     server = PromptServer.instance
-    if getattr(server, "comfyloop", None) is not None:
-        return server.comfyloop
+    running: Pack | None = getattr(server, "comfyloop", None)
+    if running is not None:
+        return running
     folder = Path(folder_paths.get_user_directory()) / "comfyloop"
     pack = Pack(folder, of_server(server), lambda event, data: server.send_sync(event, data))
     server.comfyloop = pack

@@ -74,7 +74,7 @@ def fitting(arm: Arm) -> tuple[dict[str, str], list[str]]:
             left_out.append(f"This code has no setting {name}, which {arm.name} sets to {value!r}.")
             continue
         try:
-            Settings(**{name: value})
+            Settings.model_validate({name: value})
         except ValidationError as error:
             why = error.errors()[0]["msg"]
             left_out.append(f"This code cannot set {name} to {value!r}, as {arm.name} does: {why}.")

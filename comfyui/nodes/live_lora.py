@@ -44,7 +44,7 @@ class LiveLora(io.ComfyNode):
     @classmethod
     async def fingerprint_inputs(cls, project: str | None = None, **_: Any) -> str:
         """The file that will be applied: fetched here, so that a failure is not cached as if it were the version."""
-        file, _ = await _lora(model_name(project))
+        file, _note = await _lora(model_name(project))
         return file.stem if file else "none"
 
     @classmethod

@@ -184,10 +184,10 @@ def test_shell(service: RunningService, folder: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("NOT PROVED: curl is not installed, so the README's request was not sent")
     sent_by_curl = request.replace(URL, client.url).replace("gen_…", answer.generation)
-    done = subprocess.run(
+    curl = subprocess.run(
         ["bash", "-c", sent_by_curl.replace("curl", "curl -sS --noproxy '*'")], capture_output=True
     )
-    assert json.loads(done.stdout)["stored"], done
+    assert json.loads(curl.stdout)["stored"], curl
 
 
 @pytest.mark.slow

@@ -22,8 +22,8 @@ from comfyloop.starter.image.packing import pack, unpack
 from comfyloop.train.image import checkpoint
 from comfyloop.train.image.text import Captions
 from tools.starter.image import export
+from tools.starter.image.model import Prompts, make_unet, predict
 from tools.starter.image.state import TrainingState
-from tools.starter.image.unet import Prompts, make_unet, predict
 from tools.starter.image.vae import unreadable_colours
 
 
@@ -171,8 +171,8 @@ def test_linking_the_pack_puts_it_where_the_templates_look(
     placed = comfyui / "models" / "checkpoints" / cache.checkpoint_path(tmp_path).name
     assert Path(told["checkpoint"]) == placed
     assert checkpoint.load(placed)  # which the image side can open
-    written = placed.stat()
-    assert CliRunner().invoke(app, link).exit_code == 0 and placed.stat().st_ino == written.st_ino
+    about = placed.stat()
+    assert CliRunner().invoke(app, link).exit_code == 0 and placed.stat().st_ino == about.st_ino
     for file in (comfyui / "custom_nodes" / "comfyloop" / "workflows").glob("*.json"):
         for node in json.loads(file.read_text("utf-8"))["nodes"]:
             if node["type"] == "CheckpointLoaderSimple":

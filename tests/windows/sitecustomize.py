@@ -25,6 +25,7 @@ import struct
 import subprocess
 import sys
 import types
+from typing import Any
 
 OURS = ("comfyloop", "comfyui", "custom_nodes")
 CODE_PAGE = "gbk"
@@ -44,7 +45,7 @@ def is_ours(module: dict) -> bool:
 
 def caller_is_ours(depth: int = 2) -> bool:
     """Whether the first frame that is not the standard library's is ComfyLoop's."""
-    frame = sys._getframe(depth)
+    frame: types.FrameType | None = sys._getframe(depth)
     while frame is not None:
         name = frame.f_globals.get("__name__", "")
         if name not in BETWEEN and not name.startswith(("importlib", "pathlib.")):
@@ -96,7 +97,7 @@ def _kill(pid: int, number: int) -> None:
 _open_descriptor = os.open
 
 
-def _open(path, flags, mode=0o777, **more):
+def _open(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
     if os.path.isdir(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
     return _open_descriptor(path, flags, mode, **more)
@@ -115,7 +116,7 @@ _WINDOWS_SIGNALS = {"SIGABRT", "SIGFPE", "SIGILL", "SIGINT", "SIGSEGV", "SIGTERM
 
 def _popen() -> type:
     class Popen(subprocess.Popen):  # type: ignore[type-arg]
-        def __init__(self, *args, creationflags=0, **more) -> None:
+        def __init__(self, *args: Any, creationflags: int = 0, **more: Any) -> None:
             for refused in ("pass_fds", "preexec_fn"):
                 if more.pop(refused, None):
                     raise ValueError(f"{refused} is not supported on Windows platforms")
@@ -180,7 +181,7 @@ def _is_open(path: str) -> bool:
 def _guarded(name: str) -> None:
     real = getattr(os, name)
 
-    def act(*paths, **more):
+    def act(*paths: Any, **more: Any) -> Any:
         if caller_is_ours() and "dir_fd" not in more:
             for path in paths[:2]:
                 if isinstance(path, str | os.PathLike) and _is_open(os.fspath(path)):
@@ -200,7 +201,9 @@ def _guarded(name: str) -> None:
 _real_open = io.open
 
 
-def _open_text(file, mode="r", buffering=-1, encoding=None, *more, **named):
+def _open_text(
+    file: Any, mode: str = "r", buffering: int = -1, encoding: str | None = None, *more: Any, **named: Any
+) -> Any:
     if caller_is_ours():
         if "b" not in mode and encoding is None:
             encoding = CODE_PAGE
@@ -250,7 +253,7 @@ def _no_library(name: str | None) -> ctypes.CDLL:
 _GONE = {"fcntl", "resource", "pwd", "grp", "termios", "pty", "tty", "syslog"}
 
 
-def _import(name, globals=None, locals=None, fromlist=(), level=0):
+def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = (), level: int = 0) -> Any:
     if level == 0 and globals is not None and is_ours(globals):
         if name in _GONE:
             raise ModuleNotFoundError(f"No module named {name!r} under Windows", name=name)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import time
+from typing import Any
 
 import torch
 
 
 class Painter:
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {
             "required": {
                 "prompt": ("STRING", {"multiline": True, "default": "a red fox"}),
@@ -24,7 +25,7 @@ class Painter:
     FUNCTION = "paint"
     CATEGORY = "tests"
 
-    def paint(self, prompt: str, size: int, count: int, api_key: str):
+    def paint(self, prompt: str, size: int, count: int, api_key: str) -> tuple[Any]:
         seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:6], "big")
         chance = torch.Generator().manual_seed(seed)
         small = torch.rand(count, 3, 4, 4, generator=chance)
@@ -33,14 +34,14 @@ class Painter:
 
 class Slow:
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {"required": {"images": ("IMAGE",), "seconds": ("FLOAT", {"default": 1.0})}}
 
     RETURN_TYPES = ("IMAGE",)
     FUNCTION = "wait"
     CATEGORY = "tests"
 
-    def wait(self, images, seconds: float):
+    def wait(self, images: Any, seconds: float) -> tuple[Any]:
         time.sleep(seconds)
         return (images,)
 
@@ -49,14 +50,14 @@ class Wildcards:
     """Writes a text by chance, as people's wildcard nodes do: the workflow does not tell it."""
 
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {"required": {"template": ("STRING", {"multiline": True}), "seed": ("INT", {"default": 0})}}
 
     RETURN_TYPES = ("STRING",)
     FUNCTION = "write"
     CATEGORY = "tests"
 
-    def write(self, template: str, seed: int):
+    def write(self, template: str, seed: int) -> tuple[str]:
         return (template.replace("{colour}", ("red", "blue", "green")[seed % 3]),)
 
 
@@ -64,7 +65,7 @@ class Sizes:
     """The same pictures in two sizes, as a list."""
 
     @classmethod
-    def INPUT_TYPES(cls):  # noqa: N802
+    def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802
         return {"required": {"images": ("IMAGE",)}}
 
     RETURN_TYPES = ("IMAGE",)
@@ -72,7 +73,7 @@ class Sizes:
     FUNCTION = "give"
     CATEGORY = "tests"
 
-    def give(self, images):
+    def give(self, images: Any) -> tuple[list[Any]]:
         return ([images, images[:, ::2], images[:, :, ::2]],)
 
 

@@ -432,7 +432,7 @@ def test_live_lora_changes_the_picture_when_the_live_version_changes(
     pictures = {0: untouched}
     for number in (1, 2):
         service.client.promote(number)
-        wait_for(lambda n=number: comfyui.call("/comfyloop/state")["live"] == n, 10)
+        wait_for(lambda n=number: comfyui.call("/comfyloop/state")["live"] == n, 10)  # type: ignore[misc]
         pictures[number] = picture(graph)
         assert not executed(graph)
     assert len(set(pictures.values())) == 3

@@ -14,6 +14,7 @@ import json
 import logging
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path.cwd()))
 model, lora, inputs, outputs = sys.argv[1:]
@@ -60,7 +61,7 @@ class Encoder(torch.nn.Module):
 
 
 whole = Encoder().eval()
-language = whole.qwen3_06b.transformer
+language: Any = whole.qwen3_06b.transformer
 weights = load_file(Path(model) / "model.safetensors")
 missing = language.load_state_dict({k: v for k, v in weights.items() if k != "lm_head.weight"}, strict=False)
 assert not missing.missing_keys and not missing.unexpected_keys, missing

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -176,9 +177,8 @@ def test_it_lets_go_of_memory_and_of_what_has_changed(
     assert "run starts cold: the base model or the code has changed" in caplog.text
     assert trainer.pid is None
     trainer.prepare(str(model), "float32")
-    pid = trainer.pid
-    assert pid is not None
-    assert gone(pid, 60)
+    pid: Any = trainer.pid
+    assert pid is not None and gone(pid, 60)
     assert trainer.pid is None
     finish(run)
     assert RunDirectory(run).adapter.is_dir()

@@ -43,7 +43,7 @@ class ComfyUI:
             lambda _: False,
             lambda: False,
             lambda name: folder / name["filename"],
-            lambda c, n: {"text": "prompt", "image": "data"}.get(n, "value"),
+            lambda c, n: "prompt" if n == "text" else "data" if n == "image" else "value",
         )
         self.capture = Capture(host, lambda: config, self.keep)
         self.capture.start()

@@ -4,6 +4,7 @@ import errno
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -54,7 +55,9 @@ STEPS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(steps=STEPS)
-def test_nothing_is_lost_or_doubled_whatever_happens(tmp_path_factory: pytest.TempPathFactory, steps) -> None:
+def test_nothing_is_lost_or_doubled_whatever_happens(
+    tmp_path_factory: pytest.TempPathFactory, steps: Any
+) -> None:
     folder = tmp_path_factory.mktemp("spool")
     spool = Spool(folder, segment_bytes=60)
     expected: list[str] = []

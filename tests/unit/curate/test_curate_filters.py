@@ -125,9 +125,8 @@ def test_what_is_set_of_no_filter_is_refused(options: dict[str, Any], said: str)
 def test_a_mended_sample_takes_the_place_of_its_own_and_later_filters_see_it(toy: Any) -> None:
     def trim(drafts: Sequence[Draft], ground: Ground, options: Options) -> Iterator[Ruling]:
         for one in drafts:
-            mended = draft(
-                *one.sample.feedback, one.sample.answer.removesuffix(" As an AI, I hope this helps.")
-            )
+            (feedback,) = one.sample.feedback
+            mended = draft(feedback, one.sample.answer.removesuffix(" As an AI, I hope this helps."))
             yield Ruling("mend", "a closing phrase", mended=mended.sample) if mended != one else KEEP
 
     toy(Filter("closing", "it ends in an empty phrase", trim))

@@ -122,9 +122,9 @@ def test_a_caption_beside_the_wrong_picture_is_shown_to_a_person(eyes: list[str]
     says = [ruling.says for ruling in filter.judge(drafts, ground, filter.options())]
     assert says == ["keep"] * 28 + ["unsure"] * 2
     assert eyes == ["starter", "starter"]  # once for the pictures, once for the texts
-    list(filter.judge(drafts, ground, filter.options(most_better=0.1)))
+    list(filter.judge(drafts, ground, filter.options.model_validate({"most_better": 0.1})))
     assert len(eyes) == 2
-    list(filter.judge(drafts, ground, filter.options(model="clip-vit")))
+    list(filter.judge(drafts, ground, filter.options.model_validate({"model": "clip-vit"})))
     assert eyes[2:] == ["clip", "clip"]
 
 

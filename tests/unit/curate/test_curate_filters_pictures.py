@@ -197,7 +197,7 @@ def test_a_harmless_picture_is_harmless(ground: Ground, blobs: Blobs) -> None:
     sha = put(blobs, scene())
     (ruling, none) = judge("image_nsfw", ground, [draft(sha), draft()])
     assert ruling.says == "keep" and ruling.score is not None and 0 < ruling.score < 0.5
-    strict = FILTERS["image_nsfw"].options(most=0)
+    strict = FILTERS["image_nsfw"].options.model_validate({"most": 0})
     says = [one.says for one in FILTERS["image_nsfw"].judge([draft(sha)], ground, strict)]
     assert says == ["drop"] and none.says == "keep"
 

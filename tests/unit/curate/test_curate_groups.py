@@ -45,7 +45,7 @@ def test_a_text_of_plain_letters_is_read_as_any_other(text: str) -> None:
     assert asked(text) == asked("\u200b" + text)
 
 
-ALIKE = [
+ALIKE: list[list[tuple[str, ...]]] = [
     [("Café?",), (unicodedata.normalize("NFD", "Café?"),), ("  CAFÉ ",), ("café。",), ("Hello, café?",)],
     [("猫在哪里？",), ("猫在哪里",), ("你好，猫在哪里?",), ("您好", "你好！", "猫在哪里？")],
     [

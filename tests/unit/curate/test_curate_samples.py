@@ -14,10 +14,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyloop.curate import filters
+from comfyloop.curate.groups import group_of
 from comfyloop.curate.pictures import picked_drafts, rated_drafts
 from comfyloop.curate.prompts import prompt_drafts
 from comfyloop.curate.rulings import Ground
-from comfyloop.curate.samples import WRITE_PROMPT, Draft, drafts_of, group_of, newest
+from comfyloop.curate.samples import WRITE_PROMPT, Draft, drafts_of, newest
 from comfyloop.records import (
     AnswerAccepted,
     AnswerEdited,

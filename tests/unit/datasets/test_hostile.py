@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from comfyloop import formats
 from comfyloop.datasets import DataSetState
+from comfyloop.durable import appear
 from comfyloop.errors import ComfyLoopError, DataError, TooLarge
 from comfyloop.formats import files, tables
-from comfyloop.sources import archives, look, tree_of, unpack_all
+from comfyloop.sources import look, tree_of, unpack_all
 from comfyloop.sources.source import Options
 from tests.conftest import REPOSITORY
 from tests.unit.datasets.conftest import Adding, picture
@@ -144,7 +145,7 @@ def test_any_bytes_are_an_archive_or_are_refused(tmp_path: Path, data: bytes, na
     folder = tmp_path / "any"
     folder.mkdir(exist_ok=True)
     for old in folder.iterdir():
-        archives.appear(old, lambda _: None) if old.is_dir() else old.unlink()
+        appear(old, lambda _: None) if old.is_dir() else old.unlink()
     (folder / name).write_bytes(data)
     try:
         unpack_all(folder, 10_000)

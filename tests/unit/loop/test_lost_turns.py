@@ -25,7 +25,7 @@ def gateway(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gat
     cold = settings.model_copy(update={"warm_trainer": False})
     with running_gateway(cold, instant()) as running:
         yield running
-        running.services.controller.stop()
+        running.controller.stop()
 
 
 def run_out(gateway: Gateway) -> None:
@@ -38,7 +38,7 @@ def run_out(gateway: Gateway) -> None:
 def held_up(gateway: Gateway, monkeypatch: pytest.MonkeyPatch, times: int) -> list[int]:
     """Curating takes longer than the lease, so many times; the tries are in the list."""
     tried: list[int] = []
-    work = gateway.services.controller._stages
+    work = gateway.controller._stages
     real = work.curate  # of nothing: the project has no feedback
 
     def curating(project: Project, *, fresh: bool | None = None) -> Snapshot | curate.NothingToTrain:
@@ -60,7 +60,7 @@ def test_what_loses_its_lease_each_time_is_given_up(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried = held_up(gateway, monkeypatch, times=99)
-    controller = gateway.services.controller
+    controller = gateway.controller
     controller.start()
     controller.request("acme")
     eventually(lambda: loop_of(gateway).outcome == "failed", seconds=20)
@@ -71,7 +71,7 @@ def test_what_loses_its_lease_each_time_is_given_up(
 
 def test_a_lease_that_is_lost_once_costs_one_try(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = held_up(gateway, monkeypatch, times=1)
-    controller = gateway.services.controller
+    controller = gateway.controller
     controller.start()
     controller.request("acme")
     eventually(lambda: loop_of(gateway).outcome == ENDED, seconds=20)
@@ -79,7 +79,7 @@ def test_a_lease_that_is_lost_once_costs_one_try(gateway: Gateway, monkeypatch: 
 
 
 def another(gateway: Gateway) -> Controller:
-    return Controller(gateway.services.controller._stages)
+    return Controller(gateway.controller._stages)
 
 
 def test_another_controller_counts_what_a_silent_one_left(
@@ -106,7 +106,7 @@ def test_a_controller_that_was_killed_costs_no_try(
     with gateway.store.begin() as conn:
         loops.save(conn, Loop(project="acme", state=LoopState.CURATING))
         assert leases.acquire(conn, lease_of("acme"), f"{host}/{2**22 + 1}/0.00/dead", left)
-    gateway.services.controller.start()
+    gateway.controller.start()
     eventually(lambda: loop_of(gateway).outcome == ENDED, seconds=20)
     assert tried == [0]
 
@@ -114,7 +114,7 @@ def test_a_controller_that_was_killed_costs_no_try(
 def test_who_has_lost_its_turn_to_another_writes_nothing(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work = gateway.services.controller._stages
+    work = gateway.controller._stages
     real = work.curate
 
     def curating(project: Project, *, fresh: bool | None = None) -> Snapshot | curate.NothingToTrain:

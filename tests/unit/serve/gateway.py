@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import uvicorn
@@ -38,9 +39,14 @@ class Gateway:
     url: str
     services: Services
     http: httpx.Client
-    engine: Engine
+    engine: Any  # an EngineProcess, or what `make` has made
     store: Store
     served: uvicorn.Server
+
+    @property
+    def controller(self) -> Controller:
+        assert isinstance(self.services.controller, Controller)
+        return self.services.controller
 
     def add_version(self, number: int, adapter: Path | None = None, project: str = "acme") -> Path:
         """A version with an adapter directory; the instant engine looks at adapter_config.json only."""

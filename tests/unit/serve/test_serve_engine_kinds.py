@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +56,7 @@ def launched(kind: str, settings: Settings) -> tuple[list[str], int]:
     return argv[argv.index("python-of-it") + 1 :], launch.port
 
 
-def read(engine: str, script: str, *argv: str) -> dict[str, object]:
+def read(engine: str, script: str, *argv: str) -> dict[str, Any]:
     python = environments.find(engine, Settings())
     if python is None:
         pytest.skip(f"{engine} is not installed: `comfyloop engines install {engine}`")
@@ -67,7 +68,7 @@ def read(engine: str, script: str, *argv: str) -> dict[str, object]:
         env=environments.clean_environ(),
     )
     assert done.returncode == 0, done.stderr[-2000:]
-    told: dict[str, object] = json.loads(done.stdout.strip().splitlines()[-1])
+    told: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return told
 
 

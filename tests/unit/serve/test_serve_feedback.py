@@ -24,7 +24,8 @@ def told(gateway: Gateway, *words: str) -> str:
 
 
 def stored(gateway: Gateway) -> int:
-    items, after = 0, 0
+    items: int = 0
+    after: int | None = 0
     while after is not None:
         page = gateway.http.get("/v1/feedback", params={"after": after, "limit": 200}).json()
         items, after = items + len(page["items"]), page["next_after"]

@@ -52,8 +52,8 @@ def test_a_page_of_another_site_changes_and_reads_nothing(
 def test_a_page_of_another_site_opens_no_socket(shared_gateway: Gateway, path: str) -> None:
     url = shared_gateway.url.replace("http", "ws") + path
     with pytest.raises(InvalidStatus):
-        connect(url, origin="https://evil.example")  # type: ignore[arg-type]
-    with connect(url, origin=shared_gateway.url):  # type: ignore[arg-type]
+        connect(url, origin="https://evil.example")  # type: ignore[call-overload]
+    with connect(url, origin=shared_gateway.url):  # type: ignore[call-overload]
         pass
 
 

@@ -101,7 +101,7 @@ def test_it_is_asked_for_over_http_and_what_is_gone_is_said_to_be(gateway: Gatew
         turn(gateway.store, home, number, 0)
     gateway.services.router.promote("acme", 1)
     few = {"keep_versions": 1, "keep_runs": 2}
-    controller = gateway.services.controller
+    controller = gateway.controller
     controller.settings = controller.settings.model_copy(update=few)
     would = gateway.http.post("/v1/prune", params={"dry_run": True}).json()
     assert would["versions"] == ["acme@2", "acme@3", "acme@4"] and (home / "runs" / "run_1").exists()

@@ -23,6 +23,7 @@ from comfyloop.train.kernels import packing
 from comfyloop.train.kernels.losses import Head, answer_log_probs
 from comfyloop.train.recipes import sft
 from comfyloop.train.specs.text import TrainSpec
+from comfyloop.train.text.answers import read_answers
 from comfyloop.train.text.features import ImageFeatures
 from comfyloop.train.text.forward import PACKED_AGREEMENT, own_code_only, prove
 from comfyloop.train.text.models import Loaded, describe, load
@@ -172,8 +173,8 @@ def test_rounding_that_depends_on_shapes_is_no_leak(
         return out * (1 + 0.1 * noise).to(out.dtype), None
 
     monkeypatch.setitem(transformers.AttentionInterface._global_mapping, packing.NAME, rough)
-    together = sft.read_answers(loaded, ImageFeatures(loaded), examples).log_probs.detach()
-    alone = [sft.read_answers(loaded, ImageFeatures(loaded), [e]).log_probs.detach() for e in examples]
+    together = read_answers(loaded, ImageFeatures(loaded), examples).log_probs.detach()
+    alone = [read_answers(loaded, ImageFeatures(loaded), [e]).log_probs.detach() for e in examples]
     assert float((together - torch.cat(alone)).abs().mean()) > PACKED_AGREEMENT
     prove(loaded, ImageFeatures(loaded), examples)
     assert bool(loaded.alone) == leaks

@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from comfyloop.errors import ModelError
 from comfyloop.stable_diffusion import tokenizer
+from comfyloop.stable_diffusion.folder import read_folder
 from comfyloop.stable_diffusion.look import look
 from comfyloop.train.image import checkpoint
 from comfyloop.train.image.model import read_scheduler
@@ -94,7 +95,7 @@ SCHEDULER = "scheduler/scheduler_config.json"
 @pytest.mark.parametrize("zero", [False, True])
 def test_the_scheduler_says_what_is_predicted(prediction: str, zero: bool, copy: Copy) -> None:
     place = copy(SCHEDULER, prediction_type=prediction, rescale_betas_zero_snr=zero)
-    folder = checkpoint.read_folder(place)
+    folder = read_folder(place)
     assert folder.objective is not None
     assert (folder.objective.prediction, folder.objective.zero_terminal_snr) == (prediction, zero)
     scheduler = read_scheduler(DDPMScheduler, place)

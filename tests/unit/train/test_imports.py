@@ -20,7 +20,7 @@ print(len(ours._class_to_module))
 """
 
 
-def test_transformers_models_are_all_there_after_one_look_at_their_files():
+def test_transformers_models_are_all_there_after_one_look_at_their_files() -> None:
     done = subprocess.run([sys.executable, "-c", COMPARE], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) > 1000

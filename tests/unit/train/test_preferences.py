@@ -79,7 +79,7 @@ def test_another_answer_is_as_if_the_row_had_it(tiny_vlm: Path, tmp_path: Path) 
         assert same(encoder.with_answer(other, made, row.answer), example)
         assert made.images is example.images
     named = encoder.with_answer(row, example, "It is <image>.")  # text is text
-    assert int((named.input_ids == encoder.image_token_id).sum()) == example.image_tokens
+    assert int(torch.eq(named.input_ids, encoder.image_token_id).sum()) == example.image_tokens
     with pytest.raises(UnusableRow, match="more than the"):
         encoder.with_answer(row, example, "word " * 600)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +26,7 @@ def test_a_run_is_watched_by_the_runner_that_started_it(
     run.path.mkdir()
     asked: list[str] = []
 
-    def note(kind: type) -> None:
+    def note(kind: Any) -> None:
         monkeypatch.setattr(kind, "start", lambda self, run_dir: asked.append(f"start {kind.__name__}"))
         real = kind.poll
 

@@ -97,7 +97,7 @@ def test_the_teacher_follows_as_far_as_it_is_told(rate: float, tiny_llm: Path, l
     name, weight = next((n, w) for n, w in loaded.trainable if "lora_B" in n)
     before = weight.detach().clone()
     with torch.no_grad():
-        weight += 1.0
+        weight.add_(1.0)
     teacher.follow()
     with teacher._speaking():
         torch.testing.assert_close(weight.detach(), before + (1.0 if rate == 1 else rate))

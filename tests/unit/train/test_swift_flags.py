@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 
 from comfyloop.client import show
 from comfyloop.errors import InvalidInput
@@ -277,7 +278,8 @@ def test_the_tables_agree() -> None:
     assert set(RENAMED.values()) <= known
     for place, _ in HONOURED.values():
         first, _, second = place.partition(".")
-        inner = {"adapter": AdapterSpec, "preference": PreferenceSpec}.get(first)
+        parts: dict[str, type[BaseModel]] = {"adapter": AdapterSpec, "preference": PreferenceSpec}
+        inner = parts.get(first)
         assert first in TrainSpec.model_fields and (inner is None or second in inner.model_fields)
 
 
