@@ -32,7 +32,7 @@ _SHOWN = 5  # refused items named in one message
 
 
 class Receipt(Record):
-    """What became of a batch: ids stored now, and ids that had been stored before."""
+    """What is now on the disk. An id sent before is a duplicate: it is stored once."""
 
     stored: tuple[str, ...]
     duplicates: tuple[str, ...]

@@ -15,9 +15,10 @@ from comfyloop import modalities
 from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound, TooLarge
 from comfyloop.records import BASE, Generation, ImagePart, Message, Part, Project, Sampling, TextPart, new_id
 from comfyloop.serve.api import chat_images
-from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest, Content, TextContent
+from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest, Content
 from comfyloop.serve.api.recalling import Recalled, recalled
 from comfyloop.serve.api.services import Services
+from comfyloop.serve.chat_format import TextContent
 from comfyloop.serve.engines.client import EngineClient, Stream
 from comfyloop.serve.routing.handle import VersionHandle
 from comfyloop.serve.routing.names import ModelName

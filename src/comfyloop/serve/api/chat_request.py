@@ -2,50 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Union
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 
 from comfyloop import modalities
 from comfyloop.records import Sampling
 from comfyloop.serve import neutral
-
-
-class _Wire(BaseModel):
-    """What is sent, but for the fields that change nothing as they are sent."""
-
-    model_config = ConfigDict(extra="forbid")
-    harmless: ClassVar[Mapping[str, neutral.Values]] = {}
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_what_changes_nothing(cls, sent: Any) -> Any:
-        return neutral.without(sent, cls.harmless) if isinstance(sent, dict) else sent
-
-
-class _Content(_Wire):
-    harmless = neutral.PART
-
-
-class TextContent(_Content):
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(_Wire):
-    url: str = Field(
-        description="A data URL, `comfyloop://<sha256>` of an upload, or an http(s) URL of an allowed host."
-    )
-    detail: Literal["auto", "low", "high", "original"] | None = Field(
-        default=None, description="Accepted, not used."
-    )
-
-
-class ImageContent(_Content):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
+from comfyloop.serve.chat_format import (
+    ImageContent,
+    RepetitionDetection,
+    ResponseFormat,
+    StreamOptions,
+    TextContent,
+    Wire,
+)
 
 if TYPE_CHECKING:
     Content = TextContent | ImageContent | modalities.Part
@@ -56,7 +27,7 @@ else:  # OpenAI's two, and what else a model reads as a text, as it is stored
     Content = Annotated[Union[(TextContent, ImageContent, *_FURTHER)], Field(discriminator="type")]
 
 
-class ChatMessage(_Wire):
+class ChatMessage(Wire):
     harmless = neutral.MESSAGE
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -64,43 +35,7 @@ class ChatMessage(_Wire):
     name: str | None = Field(default=None, description="Accepted, not used.")
 
 
-class StreamOptions(_Wire):
-    include_usage: bool = False
-    include_obfuscation: bool | None = Field(default=None, description="Accepted, not used.")
-
-
-class TextFormat(_Wire):
-    type: Literal["text", "json_object"]
-
-
-class JsonSchema(_Wire):
-    name: str = Field(min_length=1, max_length=64)
-    schema_: dict[str, Any] = Field(alias="schema", description="The answer follows it.")
-    description: str | None = None
-    strict: bool | None = None
-
-
-class SchemaFormat(_Wire):
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-ResponseFormat = Annotated[TextFormat | SchemaFormat, Field(discriminator="type")]
-
-
-class RepetitionDetection(_Wire):
-    max_pattern_size: int = Field(ge=1, le=256, description="Longest pattern that is looked for, in tokens.")
-    min_pattern_size: int = Field(default=1, ge=1)
-    min_count: int = Field(ge=2, description="So many times in a row.")
-
-    @model_validator(mode="after")
-    def _possible(self) -> RepetitionDetection:
-        if self.min_pattern_size > self.max_pattern_size:
-            raise ValueError("min_pattern_size is more than max_pattern_size")
-        return self
-
-
-class ChatRequest(_Wire):
+class ChatRequest(Wire):
     """OpenAI's chat request.
 
     A field that would change the answer and cannot be honoured is refused. What changes nothing is taken: nulls, and

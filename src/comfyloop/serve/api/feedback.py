@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 
 from comfyloop import capture
+from comfyloop.capture.feedback import Receipt
 from comfyloop.records import Feedback, ProjectName
 from comfyloop.serve.api.bodies import LargeBodies
 from comfyloop.serve.api.common import AskedProject, Limit, Seq
@@ -35,13 +36,6 @@ OneOrMany = Annotated[
 """Told apart by `items`, so that an error speaks of what was sent and not of the other form too."""
 
 
-class Receipt(BaseModel):
-    """What is now on the disk. An id sent before is a duplicate: it is stored once."""
-
-    stored: list[str]
-    duplicates: list[str]
-
-
 class FeedbackList(BaseModel):
     items: list[Feedback]
     next_after: int | None = None
@@ -64,7 +58,7 @@ def send_feedback(
     items = body.items if isinstance(body, FeedbackBatch) else [body]
     if check:
         capture.feedback.check(services.store, items, services.settings)
-        return Receipt(stored=[], duplicates=[])
+        return Receipt(stored=(), duplicates=())
     return store(services, items)
 
 
@@ -76,7 +70,7 @@ def store(services: Services, items: Sequence[Feedback]) -> Receipt:
             services.controller.events.publish(
                 {"type": "feedback.stored", "project": item.project, "id": item.id, "kind": item.kind}
             )
-    return Receipt(stored=list(receipt.stored), duplicates=list(receipt.duplicates))
+    return receipt
 
 
 @router.get("/v1/feedback", summary="List feedback, oldest first")

@@ -16,8 +16,9 @@ from comfyloop.curate.workflow import Workflow
 from comfyloop.errors import InvalidInput, TooLarge
 from comfyloop.serve.api.answering import Answering
 from comfyloop.serve.api.chat import unless_gone
-from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest, RepetitionDetection
+from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest
 from comfyloop.serve.api.services import Svc
+from comfyloop.serve.chat_format import RepetitionDetection
 
 router = APIRouter(tags=["chat"])
 

@@ -9,6 +9,7 @@ from fastapi import APIRouter, Query
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from comfyloop import curate
+from comfyloop.capture.feedback import Receipt
 from comfyloop.complaints import in_words
 from comfyloop.errors import Conflict, InvalidInput, NotFound
 from comfyloop.records import (
@@ -136,7 +137,7 @@ def get_item(id: Id, services: Svc, project: AskedProject) -> QueueItem:
 @router.post(
     "/v1/queue/decisions", summary="Decide what becomes of items of the review queue", status_code=201
 )
-def decide(body: Decision, services: Svc) -> told.Receipt:
+def decide(body: Decision, services: Svc) -> Receipt:
     """One decision, about one item or many: it is stored as feedback, on the disk when this answers, and can be taken
     back as a whole. What asked about an item then does not ask again about the same content.
 
@@ -154,7 +155,7 @@ def decide(body: Decision, services: Svc) -> told.Receipt:
                 f"The feedback {body.id!r} exists already with other content.",
                 "Send another decision under a new id.",
             )
-        return told.Receipt(stored=[], duplicates=[body.id])
+        return Receipt(stored=(), duplicates=(body.id,))
     asked = _items(services, project) if body.items else {}
     if unknown := [id for id in body.items if id not in asked]:
         raise _unknown(project, unknown)

@@ -16,8 +16,9 @@ from comfyloop.media.decoding import BadPicture, TooManyPixels, read_picture
 from comfyloop.modalities import slots
 from comfyloop.models.plain_text import Speller
 from comfyloop.models.processors import fields_of, takes_parts, tokens_of
+from comfyloop.serve.chat_format import ImageContent, TextContent
 from comfyloop.serve.embedded.loading import Loaded
-from comfyloop.serve.embedded.protocol import ImageContent, Message, TextContent
+from comfyloop.serve.embedded.protocol import Message
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,13 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from comfyloop.serve import neutral
+from comfyloop.serve.chat_format import (
+    ImageContent,
+    RepetitionDetection,
+    ResponseFormat,
+    StreamOptions,
+    TextContent,
+)
 from comfyloop.serve.embedded.repetition import Repetition
 
 
@@ -15,56 +22,9 @@ class _In(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class TextContent(_In):
-    type: Literal["text"]
-    text: str
-
-
-class ImageUrl(_In):
-    url: str
-
-
-class ImageContent(_In):
-    type: Literal["image_url"]
-    image_url: ImageUrl
-
-
 class Message(_In):
     role: Literal["system", "user", "assistant"]
     content: str | list[Annotated[TextContent | ImageContent, Field(discriminator="type")]]
-
-
-class StreamOptions(_In):
-    include_usage: bool = False
-
-
-class JsonSchema(_In):
-    name: str = ""
-    schema_: dict[str, Any] = Field(alias="schema")
-    strict: bool | None = None
-
-
-class TextFormat(_In):
-    type: Literal["text", "json_object"]
-
-
-class SchemaFormat(_In):
-    type: Literal["json_schema"]
-    json_schema: JsonSchema
-
-
-class RepetitionDetection(_In):
-    max_pattern_size: int = Field(default=0, ge=0, le=256)
-    min_pattern_size: int = Field(default=0, ge=0)
-    min_count: int = Field(default=0, ge=0)
-
-    @model_validator(mode="after")
-    def _possible(self) -> RepetitionDetection:
-        if self.max_pattern_size and self.min_count < 2:
-            raise ValueError("min_count is how often a pattern comes: at least 2.")
-        if self.min_pattern_size > self.max_pattern_size:
-            raise ValueError("min_pattern_size is more than max_pattern_size.")
-        return self
 
 
 class ChatRequest(_In):
@@ -77,7 +37,7 @@ class ChatRequest(_In):
     stop: str | list[str] | None = None
     seed: int | None = Field(default=None, ge=-(2**63), lt=2**63)
     n: int = Field(default=1, ge=1, le=8)
-    response_format: Annotated[TextFormat | SchemaFormat, Field(discriminator="type")] | None = None
+    response_format: ResponseFormat | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
     logprobs: bool = False
@@ -113,7 +73,7 @@ class ChatRequest(_In):
     @property
     def repetition(self) -> Repetition | None:
         told = self.repetition_detection
-        if told is None or not told.max_pattern_size:
+        if told is None:
             return None
         return Repetition(told.max_pattern_size, told.min_pattern_size, told.min_count)
 

@@ -97,9 +97,12 @@ def test_the_answer_says_that_it_ended_for_that(round_and_round: Any, stream: bo
 
 
 @pytest.mark.parametrize(
-    "rule",
-    [{"max_pattern_size": 4, "min_count": 1}, {"max_pattern_size": 2, "min_pattern_size": 3, "min_count": 4}],
+    ("rule", "named"),
+    [
+        ({"max_pattern_size": 4, "min_count": 1}, "repetition_detection.min_count"),
+        ({"max_pattern_size": 2, "min_pattern_size": 3, "min_count": 4}, "min_pattern_size"),
+    ],
 )
-def test_a_rule_that_means_nothing_is_refused(text_engine: Any, rule: dict[str, int]) -> None:
+def test_a_rule_that_means_nothing_is_refused(text_engine: Any, rule: dict[str, int], named: str) -> None:
     answer = post(text_engine, chat({"type": "text", "text": "Hi"}, repetition_detection=rule))
-    assert answer.status_code == 400 and "pattern" in answer.json()["error"]["message"]
+    assert answer.status_code == 400 and named in answer.json()["error"]["message"]
