@@ -54,6 +54,24 @@ def test_an_answer_like_those_that_people_refuse_is_shown_to_a_person() -> None:
     assert {ruling.says for ruling in rulings[:-2]} == {"keep"}  # of what they did themselves nothing is said
 
 
+def test_the_same_decisions_are_learned_once_and_of_many_not_anew_with_every_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    fits: list[int] = []
+    fit = learned.fit
+    monkeypatch.setattr(learned, "fit", lambda seen, taken: fits.append(len(seen)) or fit(seen, taken))
+    drafts, uploaded = decisions(150), upload("Buy it now!!!")
+    first = judge("learned", [*drafts, uploaded])[-1]
+    once = len(fits)
+    assert once and judge("learned", [*drafts, uploaded])[-1] == first
+    more = edit(1000, "WOW! One more deal, buy it!!!", "One more piece is made slowly.")
+    assert judge("learned", [*drafts, *more, uploaded])[-1] == first
+    assert len(fits) == once
+    judge("learned", [*drafts, *more, *edit(1001, "WOW! Buy!!!", "It is made slowly."), *more, uploaded])
+    judge("learned", [*decisions(160), uploaded])
+    assert len(fits) > once
+
+
 def test_of_too_few_decisions_nothing_is_learned() -> None:
     assert {ruling.says for ruling in judge("learned", [*decisions(10), upload("Buy it now!!!")])} == {"keep"}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from pydantic import ValidationError
 
@@ -57,6 +58,22 @@ class Filtered:
         return [asked for (feedback, _), asked in found.items() if feedback in used]
 
 
+class Passed(NamedTuple):
+    """What becomes of a draft among the filters that look at each one alone.
+
+    Attributes:
+        draft: As it is kept, perhaps mended; None: it is not.
+        doubts: What they said of it, but for what a person has answered.
+        refused: What refused it, if something did.
+        unmeasured: Filters that could not measure it.
+    """
+
+    draft: Draft | None
+    doubts: tuple[Doubt, ...] = ()
+    refused: Doubt | None = None
+    unmeasured: tuple[str, ...] = ()
+
+
 def apply(drafts: Sequence[Draft], ground: Ground) -> Filtered:
     """What every filter says of the drafts, the later ones of what the earlier ones have kept. What a person has
     answered to one, it does not say again.
@@ -66,35 +83,74 @@ def apply(drafts: Sequence[Draft], ground: Ground) -> Filtered:
     Raises:
         InvalidInput: The settings name no such filter, or set of one what it does not have.
     """
-    chosen = options_of(ground.settings)
-    kept = list(drafts)
+    return compare(each(drafts, ground), ground)
+
+
+def each(drafts: Sequence[Draft], ground: Ground) -> list[Passed]:
+    """What becomes of the drafts among the filters that look at each one alone: of the same draft, the same."""
+    passed = [Passed(draft) for draft in drafts]
+    for filter, options in _chosen(ground.settings, compares=False):
+        _one(filter, options, passed, ground)
+    return passed
+
+
+def compare(passed: Sequence[Passed], ground: Ground) -> Filtered:
+    """`apply`, of drafts that `each` has seen."""
+    every = list(passed)
+    for filter, options in _chosen(ground.settings, compares=True):
+        _one(filter, options, every, ground)
+    place = {filter.name: number for number, filter in enumerate(in_order())}
+    told = [one for one in every if one.doubts or one.refused or one.unmeasured]
+    doubts = sorted(
+        (doubt for one in told for doubt in one.doubts), key=lambda doubt: place[doubt.filter.name]
+    )
+    refusals = sorted(
+        (one.refused for one in told if one.refused), key=lambda refused: place[refused.filter.name]
+    )
+    unmeasured = Counter(name for one in told for name in one.unmeasured)
+    kept = [one.draft for one in every if one.draft is not None]
     refused: dict[str, Dropped] = {}
-    doubts: list[Doubt] = []
-    unmeasured: Counter[str] = Counter()
-    for filter in in_order():
-        if not (options := chosen[filter.name]).on:
-            continue
-        judged, kept = list(zip(kept, filter.judge(kept, ground, options), strict=True)), []
-        for draft, ruling in judged:
-            if ruling.says in ("drop", "ask", "unsure") and not filter.final:
-                if draft.is_answered(filter.name):
-                    kept.append(draft)
-                    continue
-                doubts.append(Doubt(draft, filter, ruling))
-            if ruling.says in ("drop", "ask"):
-                for item in _told(filter, draft, ruling):
-                    refused.setdefault(item.feedback, item)
-                continue
-            if ruling.says == "unmeasured":
-                unmeasured[filter.name] += 1
-            kept.append(_mended(draft, ruling))
-    used = {feedback for draft in kept for feedback in draft.sample.feedback}
+    for one in refusals:
+        for item in _told(one.filter, one.draft, one.ruling):
+            refused.setdefault(item.feedback, item)
+    used = {feedback for draft in kept for feedback in draft.sample.feedback} if refused else set()
     return Filtered(
         kept,
         [dropped for feedback, dropped in refused.items() if feedback not in used],
         doubts,
-        dict(unmeasured),
+        {name: unmeasured[name] for name in sorted(unmeasured, key=lambda name: place[name])},
     )
+
+
+def _one(filter: Filter, options: Options, passed: list[Passed], ground: Ground) -> None:
+    """Have one filter judge what is still kept."""
+    there = [(place, one.draft) for place, one in enumerate(passed) if one.draft is not None]
+    drafts = [draft for _, draft in there]
+    for (place, draft), ruling in zip(there, filter.judge(drafts, ground, options), strict=True):
+        says = ruling.says
+        if says == "keep":
+            continue
+        before = passed[place]
+        if says == "mend":
+            passed[place] = before._replace(draft=_mended(draft, ruling))
+        elif says == "unmeasured":
+            passed[place] = before._replace(unmeasured=(*before.unmeasured, filter.name))
+        else:
+            doubt = Doubt(draft, filter, ruling)
+            if not filter.final:
+                if draft.is_answered(filter.name):
+                    continue
+                before = before._replace(doubts=(*before.doubts, doubt))
+            passed[place] = before if says == "unsure" else before._replace(draft=None, refused=doubt)
+
+
+def _chosen(settings: Settings, *, compares: bool) -> list[tuple[Filter, Options]]:
+    chosen = options_of(settings)
+    return [
+        (filter, chosen[filter.name])
+        for filter in in_order()
+        if filter.compares is compares and chosen[filter.name].on
+    ]
 
 
 def in_order() -> list[Filter]:
@@ -134,10 +190,20 @@ def _told(filter: Filter, draft: Draft, ruling: Ruling) -> list[Dropped]:
 
 
 def _mended(draft: Draft, ruling: Ruling) -> Draft:
-    if ruling.says != "mend":
-        return draft
     assert ruling.mended is not None
     return replace(draft, sample=ruling.mended, made_from=draft.made_from or draft.sample)
 
 
-__all__ = ["FILTERS", "KEEP", "SENTENCES", "Doubt", "Filtered", "apply", "in_order", "options_of"]
+__all__ = [
+    "FILTERS",
+    "KEEP",
+    "SENTENCES",
+    "Doubt",
+    "Filtered",
+    "Passed",
+    "apply",
+    "compare",
+    "each",
+    "in_order",
+    "options_of",
+]

@@ -8,6 +8,7 @@ is little better than chance nothing is said.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,8 @@ MOST = 4000
 PENALTY = 3.0
 STEPS = 12
 FOLDS = 5
+ANEW = 40
+"""Decisions, of many, that come in before it learns anew: one among thousands changes next to nothing."""
 
 Vectors = NDArray[np.float64]
 
@@ -94,14 +97,20 @@ def taste_of(drafts: Sequence[Draft], ground: Ground, options: Learned) -> Taste
     decisions = decisions_of(drafts, ground.taught)
     if min(decisions.taken.sum(), (1 - decisions.taken).sum()) < options.each:
         return None
-    seen = np.stack([features(text) for text in decisions.texts])
+    return _taste(tuple(decisions.texts), tuple(decisions.taken.tolist()), options.least_auc)
+
+
+@functools.lru_cache(maxsize=4)  # the queue asks for what the filter went by, and so does the next turn
+def _taste(texts: tuple[str, ...], taken: tuple[float, ...], least_auc: float) -> Taste:
+    decisions = Decisions(list(texts), np.array(taken))
+    seen = np.stack([features(text) for text in texts])
     sure = auc(_out_of_fold(seen, decisions), decisions.taken)
-    weights = fit(seen, decisions.taken) if sure >= options.least_auc else np.zeros(seen.shape[1])
-    return Taste(len(decisions.texts), sure, weights)
+    weights = fit(seen, decisions.taken) if sure >= least_auc else np.zeros(seen.shape[1])
+    return Taste(len(texts), sure, weights)
 
 
 def decisions_of(drafts: Sequence[Draft], taught: Sequence[Taught] = ()) -> Decisions:
-    """Each answer once; one that was both taken and refused says nothing."""
+    """Each answer once; one that was both taken and refused says nothing. Of very many the last few wait for more."""
     said: dict[str, set[bool]] = {}
     for draft in drafts:
         sample = draft.sample
@@ -117,7 +126,9 @@ def decisions_of(drafts: Sequence[Draft], taught: Sequence[Taught] = ()) -> Deci
         said.pop(text, None)
     for text, taken in taught:
         said.setdefault(text, set()).add(taken)
-    clear = [(text, taken) for text, (taken, *more) in said.items() if not more][-MOST:]
+    clear = [(text, taken) for text, (taken, *more) in said.items() if not more]
+    late = len(clear) % max(1, min(ANEW, len(clear) // 50))
+    clear = clear[: len(clear) - late][-MOST:]
     return Decisions([text for text, _ in clear], np.array([float(taken) for _, taken in clear]))
 
 
