@@ -10,7 +10,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -23,6 +23,8 @@ SENTENCE = "it shows a picture of the other side of the hold-out"
 
 BITS_APART = 6
 """Of 64 in the perceptual hash: saved again a picture differs in 0 to 2, other pictures in 14 and more."""
+BANDS, BAND = 4, 16
+"""Into how many parts of how many bits a hash is divided to look up those near it."""
 COLOURS_APART = 10.0
 """Mean difference of 8 x 8 colours, of 255: what tells flat pictures apart, whose hashes are all alike."""
 
@@ -83,6 +85,19 @@ def _is_edge(char: str) -> bool:
     return char.isspace() or unicodedata.category(char).startswith("P")
 
 
+def _of_band(bits: int, band: int) -> int:
+    return bits >> band * BAND & ((1 << BAND) - 1)
+
+
+def _near(bits: int) -> Iterator[tuple[int, int]]:
+    """Where a hash that is at most `BITS_APART` from this one is found: in one band at least they differ in one bit at
+    most, so that not all hashes there are need be compared."""
+    for band in range(BANDS):
+        own = _of_band(bits, band)
+        yield band, own
+        yield from ((band, own ^ (1 << bit)) for bit in range(BAND))
+
+
 @dataclass
 class Pictures:
     """The pictures of a project, in the order in which they came up.
@@ -93,8 +108,8 @@ class Pictures:
 
     look: Callable[[str], Look | None]
     _firsts: list[str] = field(default_factory=list)
-    _hashes: list[int] = field(default_factory=list)
-    _colours: list[np.ndarray] = field(default_factory=list)
+    _seen: list[Look] = field(default_factory=list)
+    _by_bits: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     _known: dict[str, str] = field(default_factory=dict)
 
     def same(self, sha: str) -> str:
@@ -107,15 +122,17 @@ class Pictures:
         seen = self.look(sha)
         if seen is None:
             return sha
-        hashed, colours = seen
-        if self._hashes:
-            apart = np.bitwise_count(np.array(self._hashes, dtype=np.uint64) ^ np.uint64(hashed))
-            for index in np.flatnonzero(apart <= BITS_APART):
-                if float(np.abs(self._colours[index] - colours).mean()) <= COLOURS_APART:
-                    return self._firsts[index]
+        near = {place for key in _near(seen.bits) for place in self._by_bits.get(key, ())}
+        for place in sorted(near):
+            first = self._seen[place]
+            if (first.bits ^ seen.bits).bit_count() > BITS_APART:
+                continue
+            if float(np.abs(first.colours - seen.colours).mean()) <= COLOURS_APART:
+                return self._firsts[place]
+        for band in range(BANDS):
+            self._by_bits.setdefault((band, _of_band(seen.bits, band)), []).append(len(self._firsts))
         self._firsts.append(sha)
-        self._hashes.append(hashed)
-        self._colours.append(colours)
+        self._seen.append(seen)
         return sha
 
     def regroup(self, samples: Sequence[Sample]) -> list[Sample]:

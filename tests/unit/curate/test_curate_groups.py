@@ -10,14 +10,15 @@ import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyloop.curate.groups import Pictures, group_of
+from comfyloop.curate.groups import BITS_APART, COLOURS_APART, Pictures, group_of
 from comfyloop.curate.samples import Source, make
-from comfyloop.curate.seen import look_at
+from comfyloop.curate.seen import Look, look_at
 from comfyloop.records import Message, Sample
 
 LEAKS = Path(__file__).parents[2] / "cases" / "17-holdout-leak"
@@ -127,6 +128,38 @@ def test_photos_and_flat_pictures_are_told_apart(shelf: Callable[..., str]) -> N
     pictures = Pictures(shelf.look)  # type: ignore[attr-defined]
     assert len({pictures.same(shelf(data)) for data in alike}) == 1
     assert len({pictures.same(shelf(data)) for data in (*alike, *others)}) == 1 + len(others)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([0, 2**64 - 1, 0x5DA3_19F0_7C24_E68B]), st.sets(st.integers(0, 63), max_size=8)
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    st.integers(0, 2**32),
+)
+def test_near_hashes_are_found_as_if_all_were_compared(made: list[tuple[int, set[int]]], seed: int) -> None:
+    drawn = np.random.default_rng(seed)
+    looks = [
+        Look(
+            bits ^ sum(1 << bit for bit in flipped),
+            drawn.integers(0, 2) * 20 + np.zeros((8, 8, 3), np.float32),
+        )
+        for bits, flipped in made
+    ]
+    pictures = Pictures(lambda sha: looks[int(sha)])
+    firsts: list[int] = []
+    for number, seen in enumerate(looks):
+        same = [
+            first
+            for first in firsts
+            if (looks[first].bits ^ seen.bits).bit_count() <= BITS_APART
+            and abs(looks[first].colours - seen.colours).mean() <= COLOURS_APART
+        ]
+        assert pictures.same(str(number)) == str(same[0] if same else number)
+        firsts += [] if same else [number]
 
 
 def test_what_shows_pictures_of_both_sides_is_on_neither(shelf: Callable[..., str]) -> None:
