@@ -302,7 +302,9 @@ class Train(BaseModel):
         "Q/K/V/O), or a regular expression over full module names. A version that goes on from another keeps to "
         "that one's layers.",
     )
-    learning_rate: float = Field(default=0, ge=0, description="Peak learning rate; 0: the recipe's own, less for wider models.")
+    learning_rate: float = Field(
+        default=0, ge=0, description="Peak learning rate; 0: the recipe's own, less for wider models."
+    )
     preference_beta: float = Field(
         default=0.1, gt=0, description="How closely dpo and kto keep to the model that they begin with."
     )
