@@ -71,6 +71,8 @@ def wrong_backward(function: Any, output: int, factor: float) -> Callable[..., A
         (lora._LoraLinears, 0, "self_attn", "all-linear"),  # of what a LoRA layer reads
         (lora._LoraLinears, 4, "lora_A", "all-linear"),  # of the first half of a LoRA
         (lora._LoraLinears, 5, "lora_B", "all-linear"),
+        (mlp._LoraGatedMlp, 0, "self_attn", "all-linear"),
+        (mlp._LoraGatedMlp, 13, "lora_B", "all-linear"),
         (mlp._GatedMlp, 0, "self_attn", ["q_proj", "v_proj"]),  # runs where its own layers are not trained
         (rms_norm._RmsNorm, 0, "self_attn", "all-linear"),
     ],

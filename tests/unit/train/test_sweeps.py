@@ -18,9 +18,8 @@ from tests.families import text_fields, text_tokenizer
 def wearing(tiny_llm: Path, dtype: torch.dtype, **config: object):  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(tiny_llm, dtype=dtype)
-    peft = get_peft_model(
-        base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules=["q_proj", "v_proj", "o_proj"], **config)
-    )
+    config.setdefault("target_modules", ["q_proj", "v_proj", "o_proj"])
+    peft = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, **config))
     for name, parameter in peft.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -36,12 +35,22 @@ def loss_and_gradients(model):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
-def test_the_same_loss_and_gradients(tiny_llm: Path, dtype: torch.dtype, bound: float) -> None:
-    own = wearing(tiny_llm, dtype)
+@pytest.mark.parametrize(
+    ("layers", "loras", "mlps"),
+    [
+        (["q_proj", "v_proj", "o_proj"], 3, 1),
+        ("all-linear", 7, 1),
+        (["up_proj"], 1, 0),  # neither frozen nor all three of them with a LoRA: as transformers does
+    ],
+)
+def test_the_same_loss_and_gradients(
+    tiny_llm: Path, dtype: torch.dtype, bound: float, layers: str | list[str], loras: int, mlps: int
+) -> None:
+    own = wearing(tiny_llm, dtype, target_modules=layers)
     ours = copy.deepcopy(own)
-    assert lora.fuse_lora(ours) == 6  # three in each of two layers
+    assert lora.fuse_lora(ours) == 2 * loras
     assert rms_norm.fuse_rms_norm(ours) == 5
-    assert mlp.fuse_mlp(ours) == 2
+    assert mlp.fuse_mlp(ours) == 2 * mlps
     expected, gradients = loss_and_gradients(own)
     loss, found = loss_and_gradients(ours)
     assert loss == pytest.approx(expected, rel=bound)
@@ -140,13 +149,14 @@ def test_float32_sums_come_closer_to_the_truth_than_half_precision_ones(tiny_llm
 
 
 def test_the_adapter_can_still_be_switched_off_and_merged(tiny_llm: Path) -> None:
-    peft = wearing(tiny_llm, torch.float32)
+    peft = wearing(tiny_llm, torch.float32, target_modules="all-linear")
     ids = torch.arange(12)[None] + 5
     with torch.no_grad():
         with peft.disable_adapter():
             off = peft(input_ids=ids).logits
         on = peft(input_ids=ids).logits
         lora.fuse_lora(peft)
+        mlp.fuse_mlp(peft)
         with peft.disable_adapter():
             assert torch.equal(peft(input_ids=ids).logits, off)
         torch.testing.assert_close(peft(input_ids=ids).logits, on)

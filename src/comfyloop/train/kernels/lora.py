@@ -40,23 +40,29 @@ def is_plain(module: Any) -> bool:
 
 def outputs(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
     """What plain LoRA layers make of the same x [..., in]: [..., out] of each."""
-    if any(
-        layer.disable_adapters or layer.merged or layer.active_adapters != ["default"] for layer in layers
-    ):
+    if not all(map(is_on, layers)):
         return tuple(layer(x) for layer in layers)
+    out: tuple[Tensor, ...] = _LoraLinears.apply(x, *arguments(layers))  # type: ignore[no-untyped-call]
+    return out
+
+
+def is_on(layer: Any) -> bool:
+    """Whether a plain LoRA layer adds its LoRA just now, and that only."""
+    return not (layer.disable_adapters or layer.merged) and layer.active_adapters == ["default"]
+
+
+def arguments(layers: Sequence[Any]) -> tuple[Any, ...]:
+    """The scalings of plain LoRA layers, then weight, bias, A and B of each."""
     weights: list[Tensor | None] = []
     for layer in layers:
         base, a, b = layer.base_layer, layer.lora_A["default"], layer.lora_B["default"]
         weights += [base.weight, base.bias, a.weight, b.weight]
-    out: tuple[Tensor, ...] = _LoraLinears.apply(  # type: ignore[no-untyped-call]
-        x, tuple(layer.scaling["default"] for layer in layers), *weights
-    )
-    return out
+    return tuple(layer.scaling["default"] for layer in layers), *weights
 
 
 def _forward_of(layer: Any, as_peft_does: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        if args or kwargs or layer.disable_adapters or layer.merged or layer.active_adapters != ["default"]:
+        if args or kwargs or not is_on(layer):
             return as_peft_does(x, *args, **kwargs)
         return outputs([layer], x)[0]
 
@@ -72,40 +78,75 @@ class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scalings: Sequence[float], *weights: Any) -> tuple[Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
-        bases, biases, near = (weights[i::4] for i in range(3))
-        far = [b.to(x.dtype) for b in weights[3::4]]
-        together = torch.cat(near).to(x.dtype)  # [sum of r, in]
-        inner = rows @ together.T  # [n, sum of r]
-        ctx.ranks = [b.shape[1] for b in far]
-        made = []
-        for base, bias, b, own, scaling in zip(
-            bases, biases, far, torch.split(inner, ctx.ranks, dim=1), scalings, strict=True
-        ):
-            out = nn.functional.linear(rows, base, bias).addmm_(own, b.T, alpha=scaling)
-            made.append(out.view(*x.shape[:-1], -1))
-        ctx.save_for_backward(rows, together, inner, *bases, *far)
-        ctx.scalings, ctx.dtype = scalings, near[0].dtype
-        return tuple(made)
+        made, kept = products(rows, scalings, weights)
+        ctx.save_for_backward(rows, *kept)
+        ctx.scalings, ctx.dtype = scalings, weights[2].dtype
+        return tuple(out.view(*x.shape[:-1], -1) for out in made)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, together, inner, *weights = ctx.saved_tensors
-        count = len(gradients)
+        rows, *kept = ctx.saved_tensors
         above = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
-        # Written so that the long side of each narrow matrix is contiguous: twice to four times as fast.
-        parts = [g @ b.T.contiguous().T for g, b in zip(above, weights[count:], strict=True)]
-        of_inner = torch.cat([p.mul_(s) for p, s in zip(parts, ctx.scalings, strict=True)], dim=1)
-        of_x = None
-        if ctx.needs_input_grad[0]:
-            of_x = above[0] @ weights[0]
-            for gradient, base in zip(above[1:], weights[1:count], strict=True):
-                of_x.addmm_(gradient, base)
-            of_x = of_x.addmm_(of_inner, together).view(*gradients[0].shape[:-1], -1)
-        of_near = torch.split((of_inner.T @ rows).to(ctx.dtype), ctx.ranks)
-        of_weights: list[Tensor | None] = []
-        for own, gradient, scaling, of_a in zip(
-            torch.split(inner, ctx.ranks, dim=1), above, ctx.scalings, of_near, strict=True
-        ):
-            of_b = (own.T @ gradient).to(ctx.dtype).mul_(scaling).T
-            of_weights += [None, None, of_a, of_b]
+        of_x, of_weights = gradients_of(
+            rows, ctx.scalings, kept, above, ctx.dtype, of_rows=ctx.needs_input_grad[0]
+        )
+        if of_x is not None:
+            of_x = of_x.view(*gradients[0].shape[:-1], -1)
         return of_x, None, *of_weights
+
+
+def products(
+    rows: Tensor, scalings: Sequence[float], weights: Sequence[Any]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """What layers make of rows [n, in]: [n, out] of each, and what `gradients_of` needs beside the rows.
+
+    Args:
+        weights: Of each layer weight, bias or None, A and B, one layer after the other.
+    """
+    bases, biases, near = (weights[i::4] for i in range(3))
+    far = [b.to(rows.dtype) for b in weights[3::4]]
+    together = torch.cat(near).to(rows.dtype)  # [sum of r, in]
+    inner = rows @ together.T  # [n, sum of r]
+    own = torch.split(inner, [b.shape[1] for b in far], dim=1)
+    made = [
+        nn.functional.linear(rows, base, bias).addmm_(part, b.T, alpha=scaling)
+        for base, bias, b, part, scaling in zip(bases, biases, far, own, scalings, strict=True)
+    ]
+    return made, [together, inner, *bases, *far]
+
+
+def gradients_of(
+    rows: Tensor,
+    scalings: Sequence[float],
+    kept: Sequence[Tensor],
+    above: Sequence[Tensor],
+    dtype: torch.dtype,
+    *,
+    of_rows: bool,
+) -> tuple[Tensor | None, list[Tensor | None]]:
+    """Gradients of the rows [n, in], where they are wanted, and of each layer's weight, bias, A and B in turn.
+
+    Args:
+        above: Of what each layer made [n, out].
+        dtype: That of A and B.
+    """
+    together, inner, *weights = kept
+    bases, far = weights[: len(above)], weights[len(above) :]
+    ranks = [b.shape[1] for b in far]
+    # Written so that the long side of each narrow matrix is contiguous: twice to four times as fast.
+    parts = [g @ b.T.contiguous().T for g, b in zip(above, far, strict=True)]
+    of_inner = torch.cat([p.mul_(s) for p, s in zip(parts, scalings, strict=True)], dim=1)
+    of_x = None
+    if of_rows:
+        of_x = above[0] @ bases[0]
+        for gradient, base in zip(above[1:], bases[1:], strict=True):
+            of_x.addmm_(gradient, base)
+        of_x.addmm_(of_inner, together)
+    of_near = torch.split((of_inner.T @ rows).to(dtype), ranks)
+    of_weights: list[Tensor | None] = []
+    for own, gradient, scaling, of_a in zip(
+        torch.split(inner, ranks, dim=1), above, scalings, of_near, strict=True
+    ):
+        of_b = (own.T @ gradient).to(dtype).mul_(scaling).T
+        of_weights += [None, None, of_a, of_b]
+    return of_x, of_weights

@@ -1,4 +1,4 @@
-"""The gated MLP with frozen weights in fewer sweeps over memory, and two thirds of the memory, of autograd's record.
+"""The gated MLP, frozen or with LoRAs, in fewer sweeps over memory and with less memory than autograd's record takes.
 
 SwiGLU (Shazeer 2020), as Llama and its relatives compute it: ``down(silu(gate(x)) * up(x))``. Backward needs what
 `gate` and `up` gave and no more; the product of the two is made again from them.
@@ -6,6 +6,7 @@ SwiGLU (Shazeer 2020), as Llama and its relatives compute it: ``down(silu(gate(x
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,37 +14,84 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 from transformers.activations import SiLUActivation
 
+from comfyloop.train.kernels import lora
+
 PLAIN = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "SmolLM3MLP"}
 """Classes of transformers that compute just that."""
 
 
 def fuse_mlp(model: nn.Module) -> int:
-    """Give MLPs of those classes the pass below, where none of their weights is trained or quantised; how many."""
-    plain: list[Any] = [module for module in model.modules() if _is_plain(module)]
-    for mlp in plain:
-        mlp.forward = _forward_of(mlp)
-    return len(plain)
+    """Give MLPs of those classes the passes below, where their weights are frozen and not quantised; how many."""
+    fused = 0
+    for module in list(model.modules()):
+        made = _forward_of(module) if _is_gated(module) else None
+        if made is not None:
+            module.forward = made
+            fused += 1
+    return fused
 
 
-def _is_plain(module: Any) -> bool:
-    return (
-        type(module).__name__ in PLAIN
-        and isinstance(module.act_fn, SiLUActivation | nn.SiLU)
-        and all(type(part) is nn.Linear for part in (module.gate_proj, module.up_proj, module.down_proj))
-        and not any(parameter.requires_grad for parameter in module.parameters())
-    )
+def _is_gated(module: Any) -> bool:
+    return type(module).__name__ in PLAIN and isinstance(module.act_fn, SiLUActivation | nn.SiLU)
 
 
-def _forward_of(mlp: Any) -> Any:
-    gate, up, down = mlp.gate_proj, mlp.up_proj, mlp.down_proj
+def _forward_of(mlp: Any) -> Callable[[Tensor], Tensor] | None:
+    """None where one of its three layers is neither frozen nor a plain LoRA, as the others are."""
+    layers: tuple[Any, ...] = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+    if all(map(lora.is_plain, layers)):
+        as_transformers_does = mlp.forward
 
-    def forward(x: Tensor) -> Tensor:
+        def with_loras(x: Tensor) -> Tensor:
+            if not all(map(lora.is_on, layers)):
+                out: Tensor = as_transformers_does(x)
+            else:
+                out = _LoraGatedMlp.apply(x, *lora.arguments(layers))  # type: ignore[no-untyped-call]
+            return out
+
+        return with_loras
+    if any(type(layer) is not nn.Linear for layer in layers) or any(p.requires_grad for p in mlp.parameters()):
+        return None
+    gate, up, down = layers
+
+    def frozen(x: Tensor) -> Tensor:
         out: Tensor = _GatedMlp.apply(  # type: ignore[no-untyped-call]
             x, gate.weight, gate.bias, up.weight, up.bias, down.weight, down.bias
         )
         return out
 
-    return forward
+    return frozen
+
+
+class _LoraGatedMlp(torch.autograd.Function):
+    """[..., hidden] -> [..., hidden]; of gate, up and down in turn weight, bias, A and B, as `lora.arguments` has them."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scalings: Sequence[float], *weights: Any) -> Tensor:
+        rows = x.reshape(-1, x.shape[-1])
+        (gated, upped), near = lora.products(rows, scalings[:2], weights[:8])  # [n, inner]
+        (out,), far = lora.products(silu(gated).mul_(upped), scalings[2:], weights[8:])
+        ctx.save_for_backward(rows, gated, upped, *near, *far)
+        ctx.scalings, ctx.dtype, ctx.near = scalings, weights[2].dtype, len(near)
+        return out.view(x.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        rows, gated, upped, *kept = ctx.saved_tensors
+        near, far = kept[: ctx.near], kept[ctx.near :]
+        opened = silu(gated)
+        above = [gradients[0].reshape(-1, gradients[0].shape[-1])]
+        of_product, of_down = lora.gradients_of(
+            opened * upped, ctx.scalings[2:], far, above, ctx.dtype, of_rows=True
+        )
+        assert of_product is not None
+        of_upped = opened.mul_(of_product)
+        of_gated = torch.ops.aten.silu_backward(of_product.mul_(upped), gated)
+        of_x, of_both = lora.gradients_of(
+            rows, ctx.scalings[:2], near, [of_gated, of_upped], ctx.dtype, of_rows=ctx.needs_input_grad[0]
+        )
+        if of_x is not None:
+            of_x = of_x.view(gradients[0].shape)
+        return of_x, None, *of_both, *of_down
 
 
 class _GatedMlp(torch.autograd.Function):
