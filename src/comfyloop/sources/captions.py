@@ -62,8 +62,7 @@ def _of_metadata(tree: Tree, name: str, options: Options) -> Iterator[Found]:
 
 def beside(tree: Tree, picture: str) -> str | None:
     """The text beside a picture: of the same name, with another ending, which cameras and Windows write in capitals."""
-    stem = picture.rpartition(".")[0]
-    near = {name[len(stem) :].lower(): name for name in tree.by_stem.get(stem, ())}
+    near = tree.beside(picture)
     return next((near[ending] for ending in (*TEXTS, ".json") if ending in near), None)
 
 

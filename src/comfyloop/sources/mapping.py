@@ -6,6 +6,7 @@ A map is ``{what it is to us: the column}``. With one, columns that are not in i
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,7 +17,7 @@ from comfyloop import formats
 from comfyloop.errors import InvalidInput
 from comfyloop.formats import Row, UnusableRow
 from comfyloop.sources.source import Found, Options
-from comfyloop.sources.tree import outside_name
+from comfyloop.sources.tree import outside_name, same_name
 
 TARGETS = {
     "messages": "the conversation, as a list of messages",
@@ -103,6 +104,7 @@ class Reading:
         self.guessed = False
         self.columns: tuple[str, ...] = ()
         self._decided = bool(self.map)
+        self._names: dict[Path, dict[str, str]] = {}  # of a folder, as they are read: as they are
 
     def decide(self, first: Sequence[Found]) -> None:
         """Whether a format knows the rows as they are, by the first few; else which columns are what."""
@@ -193,6 +195,8 @@ class Reading:
                 return picture
             try:
                 place = picture.resolve()
+                if place.is_relative_to(self.root) and not place.is_file():
+                    place = self._otherwise_written(place).resolve()
             except (OSError, RuntimeError, ValueError):
                 raise UnusableRow(f"the path of its image {picture.name} cannot be followed") from None
             if place.is_relative_to(self.root) and place.is_file():
@@ -209,6 +213,17 @@ class Reading:
             chosen_image=inside(row.chosen_image) if row.chosen_image else None,
             rejected_image=inside(row.rejected_image) if row.rejected_image else None,
         )
+
+
+    def _otherwise_written(self, place: Path) -> Path:
+        """A path below the root by the names that its folders really have, which may be in another Unicode form."""
+        found = self.root
+        for part in place.relative_to(self.root).parts:
+            if found not in self._names:
+                there = os.listdir(found) if found.is_dir() else []
+                self._names[found] = {same_name(name): name for name in there}
+            found /= self._names[found].get(same_name(part), part)
+        return found
 
 
 def as_written(picture: Path, folder: Path) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,12 +62,15 @@ class Tree:
         """Pictures of kinds that are not taken."""
         return self.ending(*OTHER_PICTURES)
 
+    def beside(self, name: str) -> Mapping[str, str]:
+        """The files of the same name but for the ending, itself among them, by their endings in small letters."""
+        return {PurePosixPath(one).suffix.lower(): one for one in self._by_stem[same_name(_stem(name))]}
+
     @cached_property
-    def by_stem(self) -> Mapping[str, tuple[str, ...]]:
-        """Files by their names without the ending."""
+    def _by_stem(self) -> Mapping[str, tuple[str, ...]]:
         found: dict[str, list[str]] = {}
         for name in self.files:
-            found.setdefault(name.rpartition(".")[0], []).append(name)
+            found.setdefault(same_name(_stem(name)), []).append(name)
         return {stem: tuple(names) for stem, names in found.items()}
 
     @cached_property
@@ -105,6 +109,15 @@ def tree_of(path: Path) -> Tree:
             shown = name.encode("utf-8", "backslashreplace").decode()[:200]
             raise InvalidInput(f"A file's name is no text: {shown}.", "Rename it.")
     return Tree(path, files)
+
+
+def same_name(name: str) -> str:
+    """A name as it is read: macOS writes é as two characters, others as one, and both mean one file."""
+    return name if name.isascii() else unicodedata.normalize("NFC", name)
+
+
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _is_text(name: str) -> bool:

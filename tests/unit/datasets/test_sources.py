@@ -7,6 +7,7 @@ import json
 import math
 import shutil
 import tarfile
+import unicodedata
 import zipfile
 from collections.abc import Callable
 from io import BytesIO
@@ -351,6 +352,26 @@ def test_no_picture_is_passed_over_in_silence(adding: Adding, tmp_path: Path) ->
     (tmp_path / "a.JPG").unlink()
     refused = adding.add(tmp_path)
     assert refused.state is DataSetState.REFUSED and "b.heic" in refused.error
+
+
+@pytest.mark.parametrize("form", ["beside", "metadata", "folder"])
+def test_a_name_with_an_accent_is_one_name_however_it_is_written(
+    adding: Adding, tmp_path: Path, form: str
+) -> None:
+    """macOS writes é as e and an accent; a text or a list made elsewhere has it as one character."""
+    name = "Capture d’écran"
+    apart, whole = (unicodedata.normalize(kind, name) for kind in ("NFD", "NFC"))
+    assert apart != whole
+    place = tmp_path / (apart if form == "folder" else "")
+    place.mkdir(exist_ok=True)
+    (place / f"{apart}.png").write_bytes(picture())
+    if form == "beside":
+        (tmp_path / f"{whole}.TXT").write_text("a red square")
+    else:
+        listed = f"{whole}/{whole}.png" if form == "folder" else f"{whole}.png"
+        lines(tmp_path, "metadata.jsonl", {"file_name": listed, "text": "a red square"})
+    adding.add(tmp_path)
+    assert told(adding) == [("a red square", 1, 0)]
 
 
 def test_a_persons_text_beside_a_picture_of_comfyui_is_what_is_said_of_it(
