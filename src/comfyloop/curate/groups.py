@@ -1,7 +1,8 @@
 """What must stay on one side of the split: near copies of one question, or of one picture.
 
 A text is known by its first question, whatever its case, spaces, punctuation at the ends, Unicode form and greeting
-before it. A picture is known by what it shows: saved again, in another format or size, it is the same one.
+before it. A picture is known by what it shows: saved again, in another format or size, it is the same one, whether it
+is asked about or was drawn.
 """
 
 from __future__ import annotations
@@ -136,13 +137,27 @@ class Pictures:
         return sha
 
     def regroup(self, samples: Sequence[Sample]) -> list[Sample]:
-        """The same samples, those about one picture in one group. They are in order of arrival."""
-        return [
-            sample.model_copy(update={"group": group_of(sample.prompt or sample.messages, self.same)})
-            if sample.images and not sample.replay
-            else sample
-            for sample in samples
-        ]
+        """The same samples, in order of arrival: those about one picture in one group, and those that draw one.
+
+        A drawing belongs to its prompt's group; to that of its picture, where that one came up first.
+        """
+        groups: dict[str, str] = {}  # of prompts and drawn pictures
+        found = []
+        for sample in samples:
+            group = sample.group
+            if sample.images and not sample.replay:
+                group = group_of(sample.prompt or sample.messages, self.same)
+            if (drawn := self._drawn(sample)) and not sample.replay:
+                keys = (group, *drawn)
+                group = next((groups[key] for key in keys if key in groups), group)
+                for key in keys:
+                    groups.setdefault(key, group)
+            found.append(sample if group == sample.group else sample.model_copy(update={"group": group}))
+        return found
+
+    def _drawn(self, sample: Sample) -> set[str]:
+        """The pictures that a sample has the image model draw, or not draw; apart from those that are asked about."""
+        return {f"drawn {self.same(sha)}" for sha in (sample.picked, sample.over) if sha is not None}
 
     def apart(
         self, train: Sequence[Sample], holdout: Sequence[Sample], arrived: Sequence[Sample]
@@ -156,7 +171,7 @@ class Pictures:
         out: set[int] = set()
         for sample in arrived:
             here = id(sample) in held
-            pictures = {self.same(sha) for sha in sample.images}
+            pictures = {self.same(sha) for sha in sample.images} | self._drawn(sample)
             if any(side.get(sha, here) is not here for sha in pictures):
                 out.add(id(sample))
             else:

@@ -6,7 +6,6 @@ A map is ``{what it is to us: the column}``. With one, columns that are not in i
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -214,14 +213,13 @@ class Reading:
             rejected_image=inside(row.rejected_image) if row.rejected_image else None,
         )
 
-
     def _otherwise_written(self, place: Path) -> Path:
         """A path below the root by the names that its folders really have, which may be in another Unicode form."""
         found = self.root
         for part in place.relative_to(self.root).parts:
             if found not in self._names:
-                there = os.listdir(found) if found.is_dir() else []
-                self._names[found] = {same_name(name): name for name in there}
+                there = found.iterdir() if found.is_dir() else ()
+                self._names[found] = {same_name(file.name): file.name for file in there}
             found /= self._names[found].get(same_name(part), part)
         return found
 

@@ -162,6 +162,38 @@ def test_near_hashes_are_found_as_if_all_were_compared(made: list[tuple[int, set
         firsts += [] if same else [number]
 
 
+def drawn(text: str, picked: str, over: str | None = None, n: int = 0) -> Sample:
+    source = Source("acme", (f"fb_{n}",), "image_picked", "ada")
+    told = [Message.of("user", text)]
+    return make("image_pair" if over else "captioned_image", told, source, picked=picked, over=over)
+
+
+def test_one_drawing_of_several_prompts_is_on_one_side(shelf: Callable[..., str]) -> None:
+    """A caption that was corrected and sent again, or several for one picture: none judges what another taught."""
+    photo = Image.open(Path(__file__).parents[2] / "integration" / "chelsea.jpg").convert("RGB")
+    cat, again = shelf(saved(photo, "PNG")), shelf(saved(photo, "JPEG", quality=80))
+    red, blue, green = (
+        shelf(saved(Image.new("RGB", (64, 64), colour), "PNG")) for colour in ("red", "blue", "#008000")
+    )
+    samples = [
+        drawn("a cat", cat, n=1),
+        drawn("a tabby", again, n=2),
+        drawn("a tabby", red, over=green, n=3),
+        drawn("a blue square", blue, n=4),
+        about(cat, text="What is it?", n=5),  # the language model's: another model's lesson
+        drawn("a blue square", cat, n=6),
+    ]
+    pictures = Pictures(shelf.look)  # type: ignore[attr-defined]
+    grouped = pictures.regroup(samples)
+    groups = [sample.group for sample in grouped]
+    assert groups[0] == groups[1] == groups[2] == samples[0].group
+    assert groups[3] == groups[5] == samples[3].group and len(set(groups)) == 3
+    held = [sample for sample in grouped if sample.group == groups[3]]
+    train, holdout, dropped = pictures.apart([s for s in grouped if s not in held], held, grouped)
+    assert (len(train), len(holdout)) == (4, 1)
+    assert [(d.feedback, d.reason) for d in dropped] == [("fb_6", "shared_picture")]
+
+
 def test_what_shows_pictures_of_both_sides_is_on_neither(shelf: Callable[..., str]) -> None:
     red, blue = (shelf(saved(Image.new("RGB", (64, 64), colour), "PNG")) for colour in ("red", "blue"))
     trained, held, both, later = about(red, n=1), about(blue, n=2), about(red, blue, n=3), about(red, n=4)
