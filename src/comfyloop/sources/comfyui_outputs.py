@@ -1,4 +1,4 @@
-"""What ComfyUI saved: the workflow inside a PNG says by which prompt, seed and models it was made.
+"""What ComfyUI saved: the workflow inside a picture says by which prompt, seed and models it was made.
 
 Where a person has put a text beside a picture, that is said of it, and not its prompt.
 
@@ -13,7 +13,9 @@ import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, BinaryIO
+
+from PIL import Image
 
 from comfyloop.comfyui.workflow import malformed, shown_text
 from comfyloop.sources.captions import TEXTS, beside, of_picture
@@ -30,8 +32,8 @@ _LONGEST_COMMENT = 1000
 
 
 def fits(tree: Tree) -> bool:
-    pngs = [name for name in tree.ending(".png") if beside(tree, name) is None]
-    return any(texts_of(tree.path(name)).get("prompt") for name in pngs[:_LOOKED_AT])
+    bare = [name for name in tree.pictures if beside(tree, name) is None]
+    return any(texts_of(tree.path(name)).get("prompt") for name in bare[:_LOOKED_AT])
 
 
 def read(tree: Tree, options: Options) -> Iterator[Found]:
@@ -39,10 +41,6 @@ def read(tree: Tree, options: Options) -> Iterator[Found]:
         path = tree.path(name)
         if (beside(tree, name) or "").lower().endswith(TEXTS) or path.suffix.lower() in OTHER_PICTURES:
             yield of_picture(tree, name, options)
-            continue
-        if path.suffix.lower() != ".png":
-            why = "it is no PNG, in which ComfyUI keeps the workflow, and there is no text beside it"
-            yield found(None, name, path.parent, why)
             continue
         try:
             value = _made_by(texts_of(path).get("prompt", ""), path.name)
@@ -57,30 +55,45 @@ class _Unknown(Exception):
 
 
 def texts_of(path: Path) -> dict[str, str]:
-    """The texts in a PNG that ComfyUI puts there: ``prompt`` and ``workflow``; none where it is damaged."""
-    texts: dict[str, str] = {}
+    """The texts in a picture that ComfyUI puts there: ``prompt`` and ``workflow``; none where it is damaged.
+
+    In PNGs they are chunks, `comf` ones in animations; WebPs, and the JPEGs of other nodes, have them in their EXIF.
+    """
     try:
         with path.open("rb") as file:
-            if file.read(len(_PNG)) != _PNG:
-                return texts
-            while len(head := file.read(8)) == 8:
-                length, kind = struct.unpack(">I4s", head)
-                if kind == b"IDAT" and texts:  # it writes them first
-                    break
-                if kind in (b"tEXt", b"iTXt", b"zTXt") and length <= LONGEST:
-                    word, _, rest = file.read(length).partition(b"\0")
-                    file.seek(4, 1)
-                    if word in (b"prompt", b"workflow"):
-                        texts[word.decode()] = _text(kind, rest)
-                else:
-                    file.seek(length + 4, 1)
-    except (OSError, ValueError, zlib.error):
+            if file.read(len(_PNG)) == _PNG:
+                return _of_chunks(file)
+        return _of_exif(path)
+    except (OSError, ValueError, SyntaxError, struct.error, zlib.error, Image.DecompressionBombError):
         return {}
+
+
+def _of_chunks(file: BinaryIO) -> dict[str, str]:
+    texts: dict[str, str] = {}
+    while len(head := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", head)
+        if kind == b"IDAT" and texts:  # it writes them first
+            break
+        if kind in (b"tEXt", b"iTXt", b"zTXt", b"comf") and length <= LONGEST:
+            word, _, rest = file.read(length).partition(b"\0")
+            file.seek(4, 1)
+            if word in (b"prompt", b"workflow"):
+                texts[word.decode()] = _text(kind, rest)
+        else:
+            file.seek(length + 4, 1)
     return texts
 
 
+def _of_exif(path: Path) -> dict[str, str]:
+    """Each is a text of its own that begins with what it is: ``prompt:{...}``."""
+    with Image.open(path) as image:
+        values = [value for value in image.getexif().values() if isinstance(value, str)]
+    said = (value.partition(":") for value in values if len(value) <= LONGEST)
+    return {word.lower(): text for word, _, text in said if word.lower() in ("prompt", "workflow")}
+
+
 def _text(kind: bytes, rest: bytes) -> str:
-    if kind == b"tEXt":
+    if kind in (b"tEXt", b"comf"):
         return rest.decode("utf-8", "replace")
     if kind == b"zTXt":
         packed = True

@@ -308,6 +308,31 @@ def test_a_picture_of_comfyui_keeps_its_seed_and_models(adding: Adding, tmp_path
     assert item.comment == "seed 42; models v1-5.safetensors"
 
 
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG", "animation"])
+def test_the_workflow_in_a_picture_that_is_no_still_png_is_read_too(
+    adding: Adding, tmp_path: Path, kind: str
+) -> None:
+    """As SaveAnimatedWEBP, SaveAnimatedPNG and other packs' nodes write it; a camera's EXIF is no workflow."""
+    told_by = json.dumps(graph("a red mug"))
+    image, second = (Image.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    if kind == "animation":
+        info = PngInfo()
+        info.add(b"comf", b"prompt\0" + told_by.encode("latin-1"), after_idat=True)
+        image.save(tmp_path / "mug_00001_.png", save_all=True, append_images=[second], pnginfo=info)
+    else:
+        exif = image.getexif()
+        exif[0x0110], exif[0x010F] = f"prompt:{told_by}", 'workflow:{"nodes": []}'
+        image.save(tmp_path / f"mug_00001_.{kind.lower()}", kind, exif=exif)
+    exif = image.getexif()
+    exif[0x0110], exif[0x010F] = "EOS 5D", "Canon"
+    second.save(tmp_path / "IMG_2.jpg", exif=exif)
+    done = adding.add(tmp_path, skip_bad=True)
+    assert told(adding) == [("a red mug", 1, 0)]
+    assert "IMG_2.jpg: it has no workflow in it" in done.problems[0]
+    (item,) = adding.stored()
+    assert item.comment == "seed 42; models v1-5.safetensors"
+
+
 def test_a_picture_of_comfyui_of_two_prompts_is_told_by_its_name(adding: Adding, tmp_path: Path) -> None:
     both = graph("a red mug")
     both |= {f"1{key}": node for key, node in json.loads(json.dumps(graph("a blue cup", "cup"))).items()}
