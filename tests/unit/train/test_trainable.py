@@ -336,6 +336,20 @@ def test_an_adapter_of_a_changed_base_is_not_gone_on_from(
         run_recipe(sft, tiny_llm, ROWS, adapter={"init_from": str(tmp_path / "old")})
 
 
+def test_an_adapter_for_more_words_is_refused_by_the_layer_that_has_them(
+    tiny_llm: Path, run_recipe: RunRecipe, tmp_path: Path
+) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tiny_llm)
+    model.resize_token_embeddings(model.get_input_embeddings().num_embeddings + 5)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
+    get_peft_model(model, config).save_pretrained(tmp_path / "old")
+    with pytest.raises(InvalidInput, match=r"does not fit the base model: .*size mismatch for .*embed_tokens"):
+        run_recipe(sft, tiny_llm, ROWS, adapter={"init_from": str(tmp_path / "old")})
+
+
 def test_that_no_engine_serves_modules_to_save_is_said_before_training(
     tiny_llm: Path, run_recipe: RunRecipe, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -15,6 +15,7 @@ from torch import nn
 from comfyloop.errors import InvalidInput, ModelError
 from comfyloop.models.lora_start import refuse_changed_base
 from comfyloop.models.parts import Part, Parts
+from comfyloop.texts import in_a_line
 from comfyloop.train.specs.text import AdapterSpec, TrainSpec
 
 # Q/K/V/O as the families name them, fused ones included.
@@ -214,7 +215,7 @@ def _go_on_from(base: Any, path: Path, asked: AdapterSpec) -> PeftModel:
         peft = PeftModel.from_pretrained(base, str(path), is_trainable=True)
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise InvalidInput(
-            f"The adapter {path} does not fit the base model: {str(error).strip().splitlines()[0].rstrip('.')}.",
+            f"The adapter {path} does not fit the base model: {in_a_line(str(error), 300).rstrip('.')}.",
             "Train afresh, or name the base model that it was trained on.",
         ) from None
     config = peft.peft_config["default"]
