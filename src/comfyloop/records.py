@@ -152,7 +152,8 @@ class _Feedback(Record):
     project: ProjectName
     author: Author = "local"
     created_at: Time = Field(
-        default_factory=now, description="When the person did it; without a zone it is UTC."
+        default_factory=now,
+        description="When the person did it; without a zone it is UTC. What is still to come is stored as now.",
     )
     comment: str = Field(default="", max_length=4000)
 

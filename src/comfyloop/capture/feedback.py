@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from datetime import datetime
 from typing import Any
 
 from sqlalchemy import Connection
@@ -21,6 +22,7 @@ from comfyloop.records import (
     Record,
     SampleReviewed,
     SampleUploaded,
+    now,
 )
 from comfyloop.settings import Settings
 from comfyloop.store import Store, generations, projects
@@ -52,9 +54,15 @@ def submit(store: Store, items: Sequence[Feedback], settings: Settings) -> Recei
         StorageError: The database refused.
     """
     check(store, items, settings)
+    received = now()
     with store.begin() as conn:
-        stored, duplicates = stored_feedback.add(conn, items)
+        stored, duplicates = stored_feedback.add(conn, [_done_by(received, item) for item in items])
     return Receipt(stored=tuple(stored), duplicates=tuple(duplicates))
+
+
+def _done_by(received: datetime, item: Feedback) -> Feedback:
+    """The item as done when it arrived, where its sender's clock is fast: what comes later is to count as newer."""
+    return item if item.created_at <= received else item.model_copy(update={"created_at": received})
 
 
 def check(store: Store, items: Sequence[Feedback], settings: Settings) -> None:

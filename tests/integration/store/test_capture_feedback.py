@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from comfyloop.records import (
     PromptEdited,
     SampleUploaded,
     feedback_adapter,
+    now,
 )
 from comfyloop.settings import Settings
 from comfyloop.store import Store, feedback, projects
@@ -36,6 +38,22 @@ def picture(store: Store, colour: str) -> str:
     out = io.BytesIO()
     Image.new("RGB", (4, 3), colour).save(out, "PNG")
     return capture.images.store_image(store, out.getvalue(), LIMITS).sha256
+
+
+def test_a_clock_that_is_fast_makes_nothing_newer_than_what_comes_after_it(store: Store) -> None:
+    """A laptop five hours ahead: its edit would win over every correction of the next five hours."""
+    ahead, late = now() + timedelta(hours=5), now() - timedelta(hours=5)
+    first = AnswerEdited(project="acme", generation="gen_1", edited="From a fast clock.", created_at=ahead)
+    capture.feedback.submit(store, [first], LIMITS)
+    then = AnswerEdited(project="acme", generation="gen_1", edited="Corrected.")
+    held = AnswerEdited(project="acme", generation="gen_1", edited="Sent when back.", created_at=late)
+    capture.feedback.submit(store, [then, held], LIMITS)
+    assert capture.feedback.submit(store, [first], LIMITS).duplicates == (first.id,)
+    with store.read() as conn:
+        at = {
+            id: item.created_at for id, item in feedback.find_many(conn, [first.id, then.id, held.id]).items()
+        }
+    assert at[held.id] == late < at[first.id] < at[then.id]
 
 
 def test_every_kind_is_taken_in(store: Store) -> None:
