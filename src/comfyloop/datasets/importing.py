@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
@@ -19,7 +20,7 @@ from comfyloop.files import regular
 from comfyloop.formats import Row, UnusableRow
 from comfyloop.records import Feedback
 from comfyloop.settings import Settings
-from comfyloop.sources import TARGETS, Found, look, tree_of, unpack_all
+from comfyloop.sources import TARGETS, Found, Tree, look, tree_of, unpack_all
 from comfyloop.sources.fetching import UPLOAD, fetch
 from comfyloop.store import Store, feedback, mentions
 
@@ -98,7 +99,9 @@ class Import:
         problems: list[str] = list(cursor.get("problems", []))
         counts = {name: int(cursor.get(name, 0)) for name in ("bad", "pictures")}
         unkept = curate.Unkept.model_validate(cursor.get("unkept", {}))
-        looked = look(tree_of(self.place.files), request.options, request.format)
+        tree = tree_of(self.place.files)
+        looked = look(tree, request.options, request.format)
+        unnamed = Unnamed(tree)
         self.now(
             state=DataSetState.READING,
             format=looked.source.name,
@@ -107,7 +110,10 @@ class Import:
             problems=tuple(problems),
             **{name: counts[name] for name in ("bad", "pictures")},
         )
-        objects = islice(looked.objects, done, request.limit or None)
+        objects = islice(looked.objects, request.limit or None)
+        for one in islice(objects, done):  # taken before it was broken off
+            with contextlib.suppress(UnusableRow):
+                unnamed.but(looked.reading.row(one))
         self.place.items.touch()
         with self.place.items.open("r+b") as out:
             out.truncate(size)
@@ -118,6 +124,7 @@ class Import:
                 for one in batch:
                     try:
                         row = looked.reading.row(one)
+                        unnamed.but(row)
                         kept.append((one.place, self._feedback(row)))
                         counts["pictures"] += len(row.pictures)
                         unkept = unkept.and_of(row)
@@ -139,9 +146,9 @@ class Import:
                 }
                 self.place.mark({"request": request.model_dump(mode="json"), **mark, **counts})
                 self.now(rows=done, bad=counts["bad"], pictures=counts["pictures"], problems=tuple(problems))
-        self._judge(done, unkept)
+        self._judge(done, unkept, "" if request.limit else unnamed.sentence())
 
-    def _judge(self, rows: int, unkept: curate.Unkept) -> None:
+    def _judge(self, rows: int, unkept: curate.Unkept, unnamed: str) -> None:
         dataset = self.dataset
         if not rows:
             raise DataError(f"{dataset.name} has no rows.", "Add at least one to train on.")
@@ -156,6 +163,7 @@ class Import:
         notes = list(unkept.sentences())
         if dataset.bad:
             notes.append(f"{dataset.bad} of {rows} rows were left out.")
+        notes += [unnamed] if unnamed else []
         self.now(notes=(*self._fetched_notes, *notes))
 
     def _feedback(self, row: Row) -> Feedback:
@@ -261,6 +269,25 @@ def ids_of(place: Place, others: Iterable[Place]) -> list[str]:
             for id in other.ids.read_text("ascii").split():
                 own.pop(id, None)
     return list(own)
+
+
+class Unnamed:
+    """The pictures of the data that no row names: nothing is said of them, and a person should know."""
+
+    def __init__(self, tree: Tree) -> None:
+        self._root, self._left = tree.root.resolve(), set(tree.pictures)
+
+    def but(self, row: Row) -> None:
+        for picture in row.pictures:
+            if isinstance(picture, Path) and picture.is_relative_to(self._root):
+                self._left.discard(picture.relative_to(self._root).as_posix())
+
+    def sentence(self) -> str:
+        if not self._left:
+            return ""
+        many = len(self._left)
+        pictures = "1 picture is" if many == 1 else f"{many} pictures are"
+        return f"{pictures} in no row that was taken, as {min(self._left)}."
 
 
 # --- looking ------------------------------------------------------------------------------------------------

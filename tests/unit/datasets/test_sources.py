@@ -379,6 +379,17 @@ def test_no_picture_is_passed_over_in_silence(adding: Adding, tmp_path: Path) ->
     assert refused.state is DataSetState.REFUSED and "b.heic" in refused.error
 
 
+def test_pictures_that_no_row_names_are_told_of(adding: Adding, tmp_path: Path) -> None:
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+        (tmp_path / f"{name}.png").write_bytes(picture(colour))
+    lines(
+        tmp_path, "metadata.jsonl", {"file_name": "a.png", "text": "red"}, {"file_name": "b.png", "text": "b"}
+    )
+    assert adding.add(tmp_path).notes == ("1 picture is in no row that was taken, as c.png.",)
+    assert adding.add(tmp_path, limit=1).notes == ()  # the rest was not asked for
+    assert len(told(adding)) == 2
+
+
 @pytest.mark.parametrize("form", ["beside", "metadata", "folder"])
 def test_a_name_with_an_accent_is_one_name_however_it_is_written(
     adding: Adding, tmp_path: Path, form: str

@@ -37,7 +37,10 @@ def test_one_bad_row_keeps_all_out_and_leaves_nothing_behind(adding: Adding, tmp
 def test_bad_rows_are_left_out_where_that_is_wanted(adding: Adding, tmp_path: Path) -> None:
     done = adding.add(rows(tmp_path, 5, bad=3), skip_bad=True)
     assert (done.state, done.stored, done.bad) == (DataSetState.DONE, 4, 1)
-    assert done.notes == ("1 of 5 rows were left out.",)
+    assert done.notes == (
+        "1 of 5 rows were left out.",
+        "1 picture is in no row that was taken, as 3.png.",
+    )
 
 
 def test_the_same_again_is_stored_once(adding: Adding, tmp_path: Path) -> None:
