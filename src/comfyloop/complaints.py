@@ -37,6 +37,22 @@ _SIZES = {
     "string_too_short": ("min_length", "at least", "character"),
     "string_too_long": ("max_length", "at most", "character"),
 }
+_FIRST = "the first of them a letter or a digit"
+_SIGNED = f"letters, digits, blanks and '.', '_', '@', '-', {_FIRST}"
+_WRITTEN = {
+    r"^[a-z0-9][a-z0-9._-]{0,62}$": f"1 to 63 of a to z, 0 to 9, '.', '_' and '-', {_FIRST}",
+    r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$": f"1 to 128 of A to Z, a to z, 0 to 9, '.', '_', ':' and '-', {_FIRST}",
+    r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,127}$": f"1 to 128 of A to Z, a to z, 0 to 9, '.', '_' and '-', {_FIRST}",
+    r"^[^\x00-\x1f\x7f]+$": "one line of text, without control characters",
+    r"^[^\x00-\x1f\x7f]*$": "one line of text, without control characters",
+    r"^[0-9a-f]{64}$": "a SHA-256: 64 of 0 to 9 and a to f",
+    r"^([0-9a-f]{64})?$": "empty or a SHA-256: 64 of 0 to 9 and a to f",
+    r"^((linear|dynamic|yarn):\d+(\.\d+)?)?$": "empty, or linear, dynamic or yarn and how many times, as yarn:4",
+    r"^([A-Za-z0-9][A-Za-z0-9 ._@-]{0,62})?$": f"empty, or up to 63 {_SIGNED}",
+    r"^[A-Za-z0-9][A-Za-z0-9 ._@-]{0,62}$": f"1 to 63 {_SIGNED}",
+    r"^[A-Za-z0-9][\w.-]{0,200}\.comfyloop$": "the name of a file that ends with .comfyloop",
+}
+"""What the patterns of texts ask for, in words."""
 
 
 class Complaint(NamedTuple):
@@ -124,6 +140,8 @@ def _what(error: Any) -> str:
         many = context[name]
         has = f", and has {context['actual_length']}" if context.get("actual_length") is not None else ""
         return f"it must have {words} {many} {unit}{'s' * (many != 1)}{has}"
+    if kind == "string_pattern_mismatch":
+        return f"it must be {_WRITTEN.get(context['pattern'], 'written as ' + context['pattern'])}"
     if kind in ("literal_error", "enum"):
         return f"it must be {context['expected']}"
     if kind == "missing":

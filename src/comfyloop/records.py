@@ -6,6 +6,7 @@ named by the SHA-256 of their bytes (a blob), versions by their number within a 
 
 from __future__ import annotations
 
+import re
 import secrets
 import time
 from collections.abc import Iterable
@@ -36,6 +37,7 @@ MOST_REVIEWED = 5000
 """Items that one decision may be about."""
 
 ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
+_OF_WINDOWS = re.compile(r"con|prn|aux|nul|com\d|lpt\d")
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
 Rating = Annotated[int, Field(ge=1, le=5)]
 Author = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
@@ -705,4 +707,6 @@ class Project(Record):
     def _not_reserved(self) -> Project:
         if self.name in {"base", "live", "candidate"}:
             raise ValueError(f"a project cannot be called {self.name!r}: it is a word of model names")
+        if self.name.endswith(".") or _OF_WINDOWS.fullmatch(self.name.partition(".")[0]):
+            raise ValueError(f"a project cannot be called {self.name!r}: Windows has no folder of that name")
         return self

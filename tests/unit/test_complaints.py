@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
+import comfyloop
 from comfyloop.complaints import complaints, in_words
+from comfyloop.records import Project
 
 MISSING, OBJECT = "this field is missing", "it must be a JSON object"
 
@@ -92,3 +96,26 @@ def test_without_what_was_sent_the_paths_stay() -> None:
     with pytest.raises(ValidationError) as caught:
         Said.model_validate({"role": "user", "n": 0})
     assert in_words(caught.value.errors(), "together") == "n: it must be at least 1"
+
+
+def test_every_pattern_is_told_in_words() -> None:
+    """A person who calls a project 品牌 is not answered with an expression."""
+    source = Path(comfyloop.__file__).parent
+    found = {
+        pattern
+        for file in source.rglob("*.py")
+        for pattern in re.findall(r'\bpattern=r?"([^"]+)"', file.read_text("utf-8"))
+    }
+    assert len(found) > 5
+    for pattern in found:
+        with pytest.raises(ValidationError) as caught:
+            TypeAdapter(Annotated[str, Field(pattern=pattern)]).validate_python("\n品牌/..")
+        (complaint,) = complaints(caught.value.errors())
+        assert "^" not in complaint.what and "[" not in complaint.what, pattern
+
+
+@pytest.mark.parametrize("name", ["con", "nul.1", "lpt9", "a."])
+def test_a_project_has_a_name_that_a_folder_can_have_on_windows(name: str) -> None:
+    with pytest.raises(ValidationError, match="Windows has no folder of that name"):
+        Project(name=name, base_model="starter")
+    assert Project(name="console.1", base_model="starter").name == "console.1"
