@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -556,6 +556,14 @@ def _is_table(name: str, value: Any) -> bool:
     return name in GROUPS and isinstance(value, dict)
 
 
+def _refuse_escapes(found: Mapping[str, Any]) -> None:
+    """In double quotes TOML makes a tab of the \\t in "C:\\temp"."""
+    for name, value in found.items():
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str) and any(char in text for char in "\b\t\n\f\r"):
+                raise ValueError(f"{name} is {text!r}, with an escape in it")
+
+
 def _files() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
     trusted = home_folder() / FILE
     here = Path.cwd() / FILE
@@ -564,10 +572,15 @@ def _files() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
             continue
         try:
             found = _flat(tomllib.loads(path.read_text("utf-8")))
+            _refuse_escapes(found)
         except (OSError, ValueError) as error:
-            raise InvalidInput(
-                f"The settings in {path} cannot be read: {error}.", "Mend that file."
-            ) from error
+            escaped = any(sign in str(error) for sign in ("hex", "escape", "\\"))
+            hint = (
+                "Write a path in single quotes, 'C:\\models', or as C:/models."
+                if escaped
+                else "Mend that file."
+            )
+            raise InvalidInput(f"The settings in {path} cannot be read: {error}.", hint) from error
         ignored = sorted(found.keys() - FOLDER_MAY_SET) if path is here else []
         yield path, {name: value for name, value in found.items() if name not in ignored}, ignored
 

@@ -87,6 +87,20 @@ def test_in_the_home_directory_itself_the_file_is_its_own(
         Settings()
 
 
+@pytest.mark.parametrize("written", ['"C:\\Users\\me"', '"C:\\models"', '"C:\\temp"', '"C:\\new\\qwen"'])
+def test_a_path_of_windows_in_double_quotes_is_told_how_to_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: str
+) -> None:
+    """TOML's own words name no backslash, and of two of these it makes a tab and a line break."""
+    monkeypatch.setenv("COMFYLOOP_HOME", str(tmp_path))
+    (tmp_path / "comfyloop.toml").write_text(f"model = {written}\n")
+    with pytest.raises(InvalidInput, match="single quotes"):
+        Settings()
+    single = written.replace('"', "'")
+    (tmp_path / "comfyloop.toml").write_text(f"model = {single}\n")
+    assert Settings().model == written.strip('"')
+
+
 def test_every_setting_that_names_a_place_or_program_is_kept_from_folders() -> None:
     for name, field in Settings.model_fields.items():
         if name.endswith(
