@@ -44,6 +44,7 @@ class Config:
         if "url" in new:
             if not _is_url(new["url"]):
                 raise ValueError(f"{new['url']!r} is not a URL. It looks like http://127.0.0.1:8265.")
+            new["url"] = new["url"].rstrip("/").removesuffix("/v1")  # with which OpenAI's clients have it
             if new["url"] != self.url:
                 new.setdefault("token", "")
         if not new.get("token", "").isprintable():

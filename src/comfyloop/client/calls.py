@@ -60,7 +60,7 @@ class Service:
     """Where calls go.
 
     Args:
-        url: Of the service, e.g. "http://127.0.0.1:8265".
+        url: Of the service, e.g. "http://127.0.0.1:8265"; as OpenAI's clients have it, with /v1, it is the same.
         token: The service's token, where it asks for one.
         project: The project that calls are about; None: the service's default.
         timeout: Seconds that a request may take.
@@ -69,7 +69,8 @@ class Service:
     def __init__(
         self, url: str, token: str = "", project: str | None = None, *, timeout: float = 600.0
     ) -> None:
-        self.url = url.rstrip("/")
+        whole = url.strip() if "://" in url else f"http://{url.strip()}"
+        self.url = whole.rstrip("/").removesuffix("/v1").rstrip("/")
         self.project = project
         self._connection: dict[str, Any] = {
             "base_url": self.url,

@@ -14,6 +14,9 @@ def test_settings_are_kept_and_a_new_url_drops_the_token_of_the_old_service(tmp_
     assert ConfigFile(file.path).config.token == "secret"
     assert file.path.stat().st_mode & 0o077 == 0
     assert file.change(url="http://127.0.0.1:2").token == ""
+    file.change(token="second")
+    kept = file.change(url="http://127.0.0.1:2/v1/")  # as OpenAI's clients have it: the same service
+    assert (kept.url, kept.token) == ("http://127.0.0.1:2", "second")
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,14 @@ async def _listed(made: AsyncIterator[Any]) -> list[Any]:
     return [item async for item in made]
 
 
+def test_the_service_is_found_by_its_address_however_it_is_written(gateway: Gateway) -> None:
+    """With /v1, as OpenAI's clients have it, and as a browser's bar shows it."""
+    plain = gateway.url.removeprefix("http://")
+    for url in (f"{gateway.url}/v1", f"{gateway.url}/v1/", f"{gateway.url}/", plain, f" {plain}/v1 "):
+        with comfyloop.Client(url, project="acme") as client:
+            assert client.url == gateway.url and client.ready()
+
+
 @pytest.mark.parametrize("kind", [comfyloop.Client, comfyloop.AsyncClient])
 def test_both_ask_correct_list_and_say_what_is_wrong(gateway: Gateway, kind: type[comfyloop.Client]) -> None:
     client = Either(kind, gateway.url)
