@@ -481,3 +481,11 @@ def test_times_of_every_kind_can_be_compared_or_are_refused(
     assert all(found["created_at"].endswith("Z") for found in listed)
     # what it is curated into: an answer, not a failure
     assert gateway.http.post("/v1/snapshots").status_code in (201, 422)
+
+
+def test_a_body_that_a_call_would_not_read_is_refused(shared_gateway: Gateway) -> None:
+    """The snapshot would be one of the default project, and nobody would say so."""
+    for path in ("/v1/snapshots", "/v1/runs/run-9/hold"):
+        refused = shared_gateway.http.post(path, json={"project": "other"})
+        assert refused.status_code == 400 and "takes no body" in refused.json()["error"]["message"]
+    assert shared_gateway.http.post("/v1/runs/run-9/hold", json={}).status_code == 404
