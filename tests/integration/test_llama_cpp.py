@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from comfyloop.registry import gguf_files
-from comfyloop.registry.gguf_files import About
+from comfyloop.registry.gguf_files import GgufMetadata
 from tests.families import make_family
 from tests.models import save_language_model
 from tests.unit.registry.test_gguf import save_adapter as save_lora
@@ -135,9 +135,9 @@ def test_every_family_answers_alike_merged_and_beside(name: str, tmp_path: Path)
     with ours.disable_adapter():
         assert answered(ours, prompt, tokenizer.eos_token_id)[0] != want, "the adapter changes nothing"
 
-    gguf_files.write(tmp_path / "adapter", base, tmp_path / "gguf", About("v"), "f32")
+    gguf_files.write(tmp_path / "adapter", base, tmp_path / "gguf", GgufMetadata("v"), "f32")
     none = without_effect(tmp_path / "adapter", tmp_path / "none")
-    gguf_files.write(none, base, tmp_path / "plain", About("v"), "f32")
+    gguf_files.write(none, base, tmp_path / "plain", GgufMetadata("v"), "f32")
     lora = tmp_path / "gguf" / "v-lora.gguf"
     for model, beside in (
         (tmp_path / "gguf" / "v-f32.gguf", None),
@@ -154,7 +154,7 @@ def test_every_family_answers_alike_merged_and_beside(name: str, tmp_path: Path)
 def test_sentencepiece_splits_alike(tmp_path: Path) -> None:
     base = save_whole_model(tmp_path / "base", "llama", rows=400)
     ours = save_sentencepiece(base)
-    gguf_files.write(save_lora(base, tmp_path / "adapter"), base, tmp_path / "gguf", About("v"))
+    gguf_files.write(save_lora(base, tmp_path / "adapter"), base, tmp_path / "gguf", GgufMetadata("v"))
     with served(tmp_path / "gguf" / "v-f16.gguf") as there:
         for text in TEXTS[:-1]:
             assert (
@@ -184,7 +184,9 @@ def test_the_starter_answers_alike_merged_beside_and_in_8_bits(starter: Path, tm
         ("adapter", "q8_0", 0.3),
     ):
         place = tmp_path / "gguf" / f"{adapter}-{kind}"
-        gguf_files.write(none if adapter == "none" else tmp_path / adapter, starter, place, About("v"), kind)
+        gguf_files.write(
+            none if adapter == "none" else tmp_path / adapter, starter, place, GgufMetadata("v"), kind
+        )
         lora = tmp_path / "gguf" / "adapter-f16" / "v-lora.gguf" if adapter == "none" else None
         with served(place / f"v-{kind}.gguf", lora) as there:
             got, found = there.answer(prompt)

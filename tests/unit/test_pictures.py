@@ -15,7 +15,7 @@ from comfyloop.formats import Row, Turn
 from comfyloop.media.decoding import BadPicture, fit, read_picture
 from comfyloop.serve.embedded.loading import load
 from comfyloop.serve.embedded.prompts import PromptMaker
-from comfyloop.serve.embedded.protocol import Message
+from comfyloop.serve.embedded.protocol import EngineMessage
 from comfyloop.serve.embedded.vision import Vision
 from comfyloop.train.image.rows import decode, picture_at
 from comfyloop.train.specs.text import TrainSpec
@@ -83,9 +83,9 @@ def test_trainer_and_engine_see_and_read_the_same(name: str, tmp_path: Path) -> 
 
     left = list(pictures)
     messages = [
-        Message.model_validate({"role": "user", "content": parts(question[0], left)}),
-        Message(role="assistant", content="A mug."),
-        Message.model_validate({"role": "user", "content": parts(question[1], left)}),
+        EngineMessage.model_validate({"role": "user", "content": parts(question[0], left)}),
+        EngineMessage(role="assistant", content="A mug."),
+        EngineMessage.model_validate({"role": "user", "content": parts(question[1], left)}),
     ]
     served = load(str(model), dtype="float32")
     prompt = PromptMaker(served, MAX_PIXELS, 64_000_000).make(

@@ -288,7 +288,7 @@ def export_version(
                 from comfyloop.registry import gguf_files
 
                 base = manifest.text_base.name if manifest.text_base else ""
-                about = gguf_files.About(name, base, manifest.licence)
+                about = gguf_files.GgufMetadata(name, base, manifest.licence)
                 place = _base_model(client, manifest.project)
                 notes = gguf_files.write(needed.parent, place, target, about, (outtype or OutType.F16).value)
     told = {"version": f"{manifest.project}@{number}", "written": str(target), "notes": notes}

@@ -8,7 +8,7 @@ from pathlib import Path
 from comfyloop import curate, formats
 from comfyloop.records import Project, Run, Snapshot, Version
 from comfyloop.settings import Settings
-from comfyloop.train.specs.image import About, ImageAdapterSpec, ImageTrainSpec
+from comfyloop.train.specs.image import AdapterMetadata, ImageAdapterSpec, ImageTrainSpec
 from comfyloop.train.specs.joint import JointSpec
 from comfyloop.train.specs.text import TrainSpec
 
@@ -107,7 +107,7 @@ def image_spec(
             "skip_bad": True,
             "max_bad_share": 1.0,
             "adapter": ImageAdapterSpec(r=r, lora_alpha=r, target_modules=settings.image_target_modules),
-            "about": About(project=project.name, trigger_words=settings.trigger_words),
+            "about": AdapterMetadata(project=project.name, trigger_words=settings.trigger_words),
             "resolution": settings.image_resolution,
             "epochs": settings.image_epochs,
             "learning_rate": settings.image_learning_rate,

@@ -36,7 +36,7 @@ _FILE_TYPES = {
 """By the numbers that a model's matrices are written in, as llama.cpp calls them."""
 
 
-class About(NamedTuple):
+class GgufMetadata(NamedTuple):
     """What the files say of themselves."""
 
     name: str  # acme-17
@@ -53,7 +53,7 @@ class _Tensor(NamedTuple):
     values: Callable[[], Floats]
 
 
-def write(adapter: Path, model: Path, target: Path, about: About, outtype: str = "f16") -> list[str]:
+def write(adapter: Path, model: Path, target: Path, about: GgufMetadata, outtype: str = "f16") -> list[str]:
     """Write the new directory `target`: it is there whole, or not at all.
 
     Args:
@@ -106,7 +106,7 @@ def _write_model(
     model: Path,
     family: Family,
     layers: dict[str, Layer],
-    about: About,
+    about: GgufMetadata,
     outtype: str,
 ) -> None:
     writer = GGUFWriter(file, family.name)
@@ -155,7 +155,7 @@ def _kind_of(shape: tuple[int, ...], wanted: GGMLQuantizationType) -> GGMLQuanti
     return wanted
 
 
-def _write_adapter(file: Path, family: Family, layers: dict[str, Layer], about: About) -> None:
+def _write_adapter(file: Path, family: Family, layers: dict[str, Layer], about: GgufMetadata) -> None:
     """llama.cpp knows one alpha for all layers; where theirs differ, it is worked into B."""
     writer = GGUFWriter(file, family.name)
     _introduce(writer, GGUFType.ADAPTER, about)
@@ -173,7 +173,7 @@ def _write_adapter(file: Path, family: Family, layers: dict[str, Layer], about: 
     _write_tensors(writer, tensors)
 
 
-def _introduce(writer: GGUFWriter, kind: str, about: About) -> None:
+def _introduce(writer: GGUFWriter, kind: str, about: GgufMetadata) -> None:
     writer.add_type(kind)
     writer.add_name(about.name)
     if about.licence:

@@ -34,7 +34,7 @@ class Station(NamedTuple):
     fact: str
 
 
-class Change(NamedTuple):
+class LiveChange(NamedTuple):
     """What the live version changed when it came."""
 
     version: Version
@@ -110,14 +110,14 @@ def _training(desk: Desk, run: Run | None, progress: Progress | None) -> str:
     return desk.words.known(f"run.state.{run.state}", run.state) if run is not None else ""
 
 
-def change(live: Version | None) -> Change | None:
+def change(live: Version | None) -> LiveChange | None:
     """None where there is nothing to show: the base model answers, or its report is not kept."""
     if live is None or live.gate is None:
         return None
     report = live.gate
     better, worse = better_items(report), worse_items(report)
     shown = [item for item in better if item.live_answer or item.candidate_answer]
-    return Change(
+    return LiveChange(
         live,
         report,
         tuple(shown[:EXAMPLES]),

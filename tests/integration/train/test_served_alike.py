@@ -14,11 +14,11 @@ from PIL import Image
 from torch import nn
 
 from comfyloop.formats import Row, Turn
-from comfyloop.serve.embedded.engine import Engine
-from comfyloop.serve.embedded.jobs import Failed, Finished, Sampling
+from comfyloop.serve.embedded.engine import EmbeddedEngine
+from comfyloop.serve.embedded.jobs import Failed, Finished, JobSampling
 from comfyloop.serve.embedded.lora import read_adapter
-from comfyloop.serve.embedded.options import Options
-from comfyloop.serve.embedded.protocol import Message
+from comfyloop.serve.embedded.options import EngineOptions
+from comfyloop.serve.embedded.protocol import EngineMessage
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.adapters import save_adapter
 from comfyloop.train.text.answers import read_answers
@@ -27,11 +27,11 @@ from comfyloop.train.text.models import describe, load
 from tests.families import FAMILIES, SEEING, make_family
 
 
-def engine_log_probs(engine: Engine, messages: list[Message]) -> list[float]:
+def engine_log_probs(engine: EmbeddedEngine, messages: list[EngineMessage]) -> list[float]:
     """Of every token of a conversation but the first."""
     prompt = engine.prompts.make(messages, add_generation_prompt=False, continue_final_message=False)
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    engine.submit("trained", prompt, Sampling(prompt_logprobs=0, max_tokens=1), events.put)
+    engine.submit("trained", prompt, JobSampling(prompt_logprobs=0, max_tokens=1), events.put)
     while not isinstance(event := events.get(timeout=60), Finished):
         assert not isinstance(event, Failed), event
     assert event.prompt_logprobs is not None
@@ -59,7 +59,7 @@ def test_the_engine_scores_answers_as_the_trainer_does(name: str, tmp_path: Path
     save_adapter(loaded.peft, tmp_path / "adapter", None)
     trained = read_answers(loaded, ImageFeatures(loaded), [example]).log_probs
 
-    engine = Engine(Options(model=str(model), dtype="float32", threads=1))
+    engine = EmbeddedEngine(EngineOptions(model=str(model), dtype="float32", threads=1))
     engine.start()
     try:
         assert engine.ready.wait(60), engine.error
@@ -69,7 +69,10 @@ def test_the_engine_scores_answers_as_the_trainer_does(name: str, tmp_path: Path
         url = "data:image/png;base64," + base64.b64encode((tmp_path / "a.png").read_bytes()).decode()
         image = [{"type": "image_url", "image_url": {"url": url}}] if sees else []
         question = {"role": "user", "content": [*image, {"type": "text", "text": "What is this?"}]}
-        messages = [Message.model_validate(question), Message(role="assistant", content="A red mug.")]
+        messages = [
+            EngineMessage.model_validate(question),
+            EngineMessage(role="assistant", content="A red mug."),
+        ]
         scored = engine_log_probs(engine, messages)
     finally:
         engine.stop()

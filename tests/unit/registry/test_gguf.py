@@ -14,7 +14,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 
 from comfyloop.errors import Conflict, InvalidInput
 from comfyloop.registry import gguf_files, gguf_vocabulary
-from comfyloop.registry.gguf_files import About
+from comfyloop.registry.gguf_files import GgufMetadata
 
 WIDTH, HEADS, KEY_HEADS, HEAD, INNER, VOCABULARY = 32, 4, 2, 8, 64, 270
 CHATML = (
@@ -170,7 +170,9 @@ def turned(rows: np.ndarray[Any, Any], heads: int) -> np.ndarray[Any, Any]:
 def test_the_files_hold_the_sum_and_the_adapter_as_llama_cpp_reads_them(kind: str, tmp_path: Path) -> None:
     model = save_whole_model(tmp_path / "base", kind)
     adapter = save_adapter(model, tmp_path / "adapter")
-    notes = gguf_files.write(adapter, model, tmp_path / "out", About("acme-1", "org/base", "mit"), "f32")
+    notes = gguf_files.write(
+        adapter, model, tmp_path / "out", GgufMetadata("acme-1", "org/base", "mit"), "f32"
+    )
     assert [note for note in notes if "sees pictures" in note] == (notes if kind == "qwen2_5_vl" else [])
     told, found = read(tmp_path / "out" / "acme-1-f32.gguf")
     weights, lora = load_file(model / "model.safetensors"), load_file(adapter / "adapter_model.safetensors")
@@ -233,7 +235,7 @@ def test_matrices_are_rounded_once_and_vectors_not_at_all(outtype: str, error: f
     model = save_whole_model(tmp_path / "base", "llama")
     adapter = save_adapter(model, tmp_path / "adapter")
     for kind in ("f32", outtype):
-        gguf_files.write(adapter, model, tmp_path / kind, About("acme-1"), kind)
+        gguf_files.write(adapter, model, tmp_path / kind, GgufMetadata("acme-1"), kind)
     _, exact = read(tmp_path / "f32" / "acme-1-f32.gguf")
     told, found = read(tmp_path / outtype / f"acme-1-{outtype}.gguf")
     assert told["general.file_type"] == {"f16": 1, "q8_0": 7, "bf16": 32}[outtype]
@@ -254,7 +256,7 @@ def test_alphas_that_differ_are_worked_into_b(tmp_path: Path) -> None:
     adapter = save_adapter(
         model, tmp_path / "adapter", use_rslora=True, alpha_pattern={"layers.1.self_attn.k_proj": 20}
     )
-    gguf_files.write(adapter, model, tmp_path / "out", About("acme-1"))
+    gguf_files.write(adapter, model, tmp_path / "out", GgufMetadata("acme-1"))
     told, found = read(tmp_path / "out" / "acme-1-lora.gguf")
     lora = load_file(adapter / "adapter_model.safetensors")
     for layer, module, alpha in ((0, "k_proj", 6), (1, "k_proj", 20), (1, "q_proj", 6)):
@@ -267,7 +269,9 @@ def test_alphas_that_differ_are_worked_into_b(tmp_path: Path) -> None:
 
 def test_the_tokenizer_goes_with_it(tmp_path: Path) -> None:
     model = save_whole_model(tmp_path / "base", "llama")
-    gguf_files.write(save_adapter(model, tmp_path / "adapter"), model, tmp_path / "out", About("acme-1"))
+    gguf_files.write(
+        save_adapter(model, tmp_path / "adapter"), model, tmp_path / "out", GgufMetadata("acme-1")
+    )
     told, _ = read(tmp_path / "out" / "acme-1-f16.gguf")
     ours = Tokenizer.from_file(str(model / "tokenizer.json"))
     tokens, kinds = told["tokenizer.ggml.tokens"], told["tokenizer.ggml.token_type"]
@@ -284,7 +288,7 @@ def test_the_tokenizer_goes_with_it(tmp_path: Path) -> None:
     assert "FROM ./acme-1-f16.gguf\n" in modelfile and 'SYSTEM """Be kind."""' in modelfile
     assert "TEMPLATE" in modelfile and "# ADAPTER ./acme-1-lora.gguf" in modelfile
     (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": "{{ messages[0].content }}"}))
-    gguf_files.write(tmp_path / "adapter", model, tmp_path / "other", About("acme-1"))
+    gguf_files.write(tmp_path / "adapter", model, tmp_path / "other", GgufMetadata("acme-1"))
     assert "TEMPLATE" not in (tmp_path / "other" / "Modelfile").read_text()
 
 
@@ -342,7 +346,9 @@ def test_positions_that_llama_3_1_stretches_get_their_factors(tmp_path: Path) ->
         "high_freq_factor": 4.0, "original_max_position_embeddings": 64,
     }  # fmt: skip
     model = save_whole_model(tmp_path / "base", "llama", rope_parameters=rope)
-    gguf_files.write(save_adapter(model, tmp_path / "adapter"), model, tmp_path / "out", About("acme-1"))
+    gguf_files.write(
+        save_adapter(model, tmp_path / "adapter"), model, tmp_path / "out", GgufMetadata("acme-1")
+    )
     _, found = read(tmp_path / "out" / "acme-1-f16.gguf")
     # wavelengths are 2 pi * (1, 10, 100, 1000): the shortest stay, the longest are stretched whole
     factors = found["rope_freqs.weight"]
@@ -356,7 +362,7 @@ def test_what_llama_cpp_cannot_have_is_said_and_leaves_nothing(tmp_path: Path) -
 
     def refused(match: str, adapter: Path = adapter, model: Path = model, **given: str) -> None:
         with pytest.raises(InvalidInput, match=match):
-            gguf_files.write(adapter, model, out, About("acme-1"), **given)
+            gguf_files.write(adapter, model, out, GgufMetadata("acme-1"), **given)
         assert not out.exists()
 
     config = json.loads((model / "config.json").read_text())
@@ -373,18 +379,18 @@ def test_what_llama_cpp_cannot_have_is_said_and_leaves_nothing(tmp_path: Path) -
     save_file(big, model / "model.safetensors", metadata={"format": "pt"})
     refused("65504")
     dora = save_adapter(model, tmp_path / "dora", use_dora=True)
-    notes = gguf_files.write(dora, model, out, About("acme-1"), "bf16")
+    notes = gguf_files.write(dora, model, out, GgufMetadata("acme-1"), "bf16")
     assert any("DoRA" in note for note in notes)
     assert sorted(file.name for file in out.iterdir()) == ["Modelfile", "acme-1-bf16.gguf"]
     with pytest.raises(Conflict, match="there already"):
-        gguf_files.write(adapter, model, out, About("acme-1"))
+        gguf_files.write(adapter, model, out, GgufMetadata("acme-1"))
 
 
 def test_an_adapter_of_what_sees_pictures_is_left_out_in_words(tmp_path: Path) -> None:
     model = save_whole_model(tmp_path / "base", "qwen2_5_vl")
     both = save_adapter(model, tmp_path / "both", modules="q_proj qkv")
-    notes = gguf_files.write(both, model, tmp_path / "out", About("acme-1"))
+    notes = gguf_files.write(both, model, tmp_path / "out", GgufMetadata("acme-1"))
     assert any("1 layers of the adapter" in note for note in notes)
     alone = save_adapter(model, tmp_path / "alone", modules="qkv")
     with pytest.raises(InvalidInput, match="only what sees pictures"):
-        gguf_files.write(alone, model, tmp_path / "other", About("acme-1"))
+        gguf_files.write(alone, model, tmp_path / "other", GgufMetadata("acme-1"))

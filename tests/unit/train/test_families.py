@@ -27,7 +27,7 @@ from comfyloop.formats import Row, Turn, UnusableRow
 from comfyloop.models.processors import load_processor
 from comfyloop.serve.embedded.loading import load as load_for_engine
 from comfyloop.serve.embedded.prompts import PromptMaker
-from comfyloop.serve.embedded.protocol import Message
+from comfyloop.serve.embedded.protocol import EngineMessage
 from comfyloop.settings import Settings
 from comfyloop.train.data.examples import Example
 from comfyloop.train.recipes import sft
@@ -397,7 +397,7 @@ def test_an_answer_is_given_to_what_was_learnt(
         images = (pictures[0],) if encoder.sees_images else ()
         url = "data:image/png;base64," + base64.b64encode(pictures[0].read_bytes()).decode()
         content = [{"type": "image_url", "image_url": {"url": url}} for _ in images]
-        asked = Message.model_validate(
+        asked = EngineMessage.model_validate(
             {"role": "user", "content": [*content, *({"type": "text", "text": text} for text in texts)]}
         )
         prompt = maker.make([asked], add_generation_prompt=True, continue_final_message=False)

@@ -13,7 +13,7 @@ from comfyloop.stable_diffusion.kinds import Prediction
 from comfyloop.train.image import checkpoint, kohya, lora
 from comfyloop.train.image.model import ImageModel
 from comfyloop.train.judge.judge import form_of
-from comfyloop.train.specs.image import About, ImageAdapterSpec
+from comfyloop.train.specs.image import AdapterMetadata, ImageAdapterSpec
 
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
@@ -30,7 +30,7 @@ def test_a_file_holds_the_trained_change_and_gives_it_back(
     lora.add(model, spec)
     for _, parameter in lora.trainable(model):
         parameter.data = (0.1 * torch.randn_like(parameter)).half().float()
-    about = About(project="acme", version="7", parent="5", trigger_words="acme style")
+    about = AdapterMetadata(project="acme", version="7", parent="5", trigger_words="acme style")
     kohya.save(model, tmp_path / "adapter", about.model_dump())
     tensors, metadata = kohya.read(tmp_path / "adapter" / kohya.FILE)
     stems = {name.split(".")[0] for name in tensors}

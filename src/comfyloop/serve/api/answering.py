@@ -16,7 +16,7 @@ from comfyloop.errors import ComfyLoopError, InvalidInput, NotFound, TooLarge
 from comfyloop.records import BASE, Generation, ImagePart, Message, Part, Project, Sampling, TextPart, new_id
 from comfyloop.serve.api import chat_images
 from comfyloop.serve.api.chat_request import ChatMessage, ChatRequest, Content
-from comfyloop.serve.api.recalling import Recalled, recalled
+from comfyloop.serve.api.recalling import RecalledMessages, recalled
 from comfyloop.serve.api.services import Services
 from comfyloop.serve.chat_format import TextContent
 from comfyloop.serve.engines.client import EngineClient, Stream
@@ -55,7 +55,7 @@ class Answering:
         body: ChatRequest,
         messages: tuple[Message, ...],
         wire: list[dict[str, Any]],
-        told: Recalled,
+        told: RecalledMessages,
     ) -> None:
         self.services = services
         self.handle = handle
@@ -185,7 +185,7 @@ class Answering:
                 return await self._ask_for(call)
             except InvalidInput:
                 if self._told.wire is not self._wire:
-                    self._told = Recalled(self._wire)
+                    self._told = RecalledMessages(self._wire)
                 elif "max_tokens" in self._sent and not self._body.limited:
                     del self._sent["max_tokens"]  # the answer has what the context leaves
                 else:

@@ -45,7 +45,7 @@ class Asked(BaseModel):
     )
 
 
-class Step(BaseModel):
+class EditStep(BaseModel):
     """One step. Nodes are called by the workflow's own ids, added ones by "+1", "+2", …"""
 
     do: Literal["remove", "add", "disconnect", "connect", "set", "unset"]
@@ -63,7 +63,7 @@ class Suggestion(BaseModel):
     generation: str
     version: str
     text: str = Field(description="As the model wrote it.")
-    steps: list[Step] | None = Field(description="null where the answer is no edit of this workflow.")
+    steps: list[EditStep] | None = Field(description="null where the answer is no edit of this workflow.")
     problem: str = Field(default="", description="Why it is none.")
     learned: bool = Field(
         description="Whether this service trains on edits of workflows (learn_graph_edits)."
@@ -130,9 +130,9 @@ def _question(body: Asked) -> tuple[Workflow, str]:
     )
 
 
-def _read(shown: Workflow, text: str) -> tuple[list[Step] | None, str]:
+def _read(shown: Workflow, text: str) -> tuple[list[EditStep] | None, str]:
     try:
         change = graph_read.read(shown, text)
     except ValueError as error:
         return None, f"The model's answer is no edit of this workflow: {error}."
-    return [Step(**step) for step in graph_read.steps(shown, change)], ""
+    return [EditStep(**step) for step in graph_read.steps(shown, change)], ""

@@ -16,7 +16,7 @@ from comfyloop.serve.api.services import Svc
 router = APIRouter(tags=["images"])
 
 
-class Image(BaseModel):
+class UploadedImage(BaseModel):
     sha256: str
     url: str
     """For `image_url.url` in a chat."""
@@ -46,7 +46,7 @@ class Image(BaseModel):
         }
     },
 )
-async def upload_image(request: Request, services: Svc) -> Image:
+async def upload_image(request: Request, services: Svc) -> UploadedImage:
     """PNG, JPEG, WebP, GIF or BMP: the file's bytes as the body, or as the field `file` of a form."""
     if request.headers.get("content-type", "").lower().startswith("multipart/form-data"):
         async with request.form(max_files=1, max_fields=10) as form:
@@ -57,7 +57,7 @@ async def upload_image(request: Request, services: Svc) -> Image:
     else:
         data = await request.body()
     info = await run_in_threadpool(images.store_image, services.store, data, services.settings)
-    return Image(
+    return UploadedImage(
         sha256=info.sha256,
         url=f"{UPLOAD}{info.sha256}",
         media_type=info.media_type,

@@ -44,7 +44,7 @@ class QueueList(BaseModel):
     states: dict[State, int]
 
 
-class Decision(BaseModel):
+class ReviewCall(BaseModel):
     model_config = ConfigDict(extra="forbid")
     id: Id = Field(
         default_factory=lambda: new_id("fb"),
@@ -61,13 +61,13 @@ class Decision(BaseModel):
     )
 
 
-class Made(BaseModel):
+class ReviewMade(BaseModel):
     decision: SampleReviewed
     stands: bool = Field(description="It was not taken back.")
 
 
 class DecisionList(BaseModel):
-    items: list[Made]
+    items: list[ReviewMade]
     next_before: int | None = None
 
 
@@ -118,7 +118,7 @@ def list_decisions(
     made = [item for _, item in reversed(later) if isinstance(item, SampleReviewed)]
     standing = {decision.id for decision in curate.standing(made)}
     items = [
-        Made(decision=item, stands=item.id in standing)
+        ReviewMade(decision=item, stands=item.id in standing)
         for _, item in page
         if isinstance(item, SampleReviewed)
     ]
@@ -137,7 +137,7 @@ def get_item(id: Id, services: Svc, project: AskedProject) -> QueueItem:
 @router.post(
     "/v1/queue/decisions", summary="Decide what becomes of items of the review queue", status_code=201
 )
-def decide(body: Decision, services: Svc) -> Receipt:
+def decide(body: ReviewCall, services: Svc) -> Receipt:
     """One decision, about one item or many: it is stored as feedback, on the disk when this answers, and can be taken
     back as a whole. What asked about an item then does not ask again about the same content.
 
@@ -184,7 +184,7 @@ def _unknown(project: str, ids: list[str]) -> NotFound:
     )
 
 
-def _same(earlier: SampleReviewed, body: Decision, project: str) -> bool:
+def _same(earlier: SampleReviewed, body: ReviewCall, project: str) -> bool:
     return (
         (earlier.project, earlier.decision, earlier.text, earlier.undoes)
         == (project, body.decision, body.text, body.undoes)

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 Wire = list[dict[str, Any]]
 
 
-class Recalled(NamedTuple):
+class RecalledMessages(NamedTuple):
     """The conversation as the engine gets it, and the feedback that the added examples come from."""
 
     wire: Wire
@@ -39,7 +39,7 @@ class Recalled(NamedTuple):
 
 async def recalled(
     services: Services, body: ChatRequest, version: int, messages: Sequence[Message], wire: Wire
-) -> Recalled:
+) -> RecalledMessages:
     """A question for the live version with what its project's edits add; any other as it is.
 
     A question is never refused for this: where the edits cannot be read, it goes without.
@@ -47,19 +47,19 @@ async def recalled(
     name = ModelName.parse(body.model)
     settings = services.settings
     if name.which != "live" or body.examples is False:
-        return Recalled(wire)
+        return RecalledMessages(wire)
     if settings.examples == "off" and not settings.preferences_in_prompt:
-        return Recalled(wire)
+        return RecalledMessages(wire)
     try:
         return await run_in_threadpool(_recalled, services, name.project, version, messages, wire)
     except ComfyLoopError as error:
         log.warning("Edits of %s could not be recalled: %s", name.project, error)
-        return Recalled(wire)
+        return RecalledMessages(wire)
 
 
 def _recalled(
     services: Services, project: str, version: int, messages: Sequence[Message], wire: Wire
-) -> Recalled:
+) -> RecalledMessages:
     settings = services.settings
     examples: list[recall.Example] = []
     if settings.examples != "off":
@@ -69,14 +69,14 @@ def _recalled(
     if settings.preferences_in_prompt:
         told = _told(recall.sentence(listed(services, project)), wire)
     if not examples:
-        return Recalled(told)
+        return RecalledMessages(told)
 
     def url(sha256: str) -> str:
         return data_urls.encode(services.store.blobs.get(sha256))
 
     turns = [wire_message(turn, url) for each in examples for turn in (each.question, each.answer)]
     first = next(place for place, message in enumerate(told) if message["role"] != "system")
-    return Recalled(
+    return RecalledMessages(
         [*told[:first], *turns, *told[first:]], tuple(dict.fromkeys(each.feedback for each in examples))
     )
 

@@ -40,7 +40,7 @@ class RunDetail(BaseModel):
     """The trainer's own status.json: state, step, total_steps, loss, eta_seconds, ..."""
 
 
-class RunLog(BaseModel):
+class RunLogLines(BaseModel):
     lines: list[dict[str, Any]]
     next_offset: int
 
@@ -68,7 +68,7 @@ def get_run(id: str, services: Svc) -> RunDetail:
 @router.get(
     "/v1/runs/{id}/log",
     summary="Read a run's log",
-    response_model=RunLog,
+    response_model=RunLogLines,
     responses={200: {"content": {"application/json": {}, "text/event-stream": {}}}},
 )
 async def get_run_log(
@@ -93,7 +93,7 @@ async def get_run_log(
     if tail is not None:
         lines = lines[-tail:]
     return Response(
-        RunLog(lines=lines, next_offset=next_offset).model_dump_json(), media_type="application/json"
+        RunLogLines(lines=lines, next_offset=next_offset).model_dump_json(), media_type="application/json"
     )
 
 

@@ -35,7 +35,7 @@ MOST_HEAVY = 4
 """Snapshots and gates that requests may have under way at a time."""
 
 
-class Controller(Protocol):
+class LoopControl(Protocol):
     """The part of the loop's controller that the API uses."""
 
     @property
@@ -94,7 +94,7 @@ class Services:
     settings: Settings
     store: Store
     router: Router
-    controller: Controller
+    controller: LoopControl
     metrics: Metrics = field(default_factory=Metrics)
     recorder: Recorder = field(init=False)
     engines: AsyncEngineClient = field(init=False)

@@ -28,7 +28,7 @@ from pathlib import Path
 
 from comfyloop import platforms
 from comfyloop.durable import write_whole
-from comfyloop.serve.embedded.options import Options
+from comfyloop.serve.embedded.options import EngineOptions
 from comfyloop.serve.engines.protocol import SECRET_VARIABLE
 
 
@@ -51,13 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
     return _serve(options, listener)
 
 
-def _serve(options: Options, listener: socket.socket) -> int:
+def _serve(options: EngineOptions, listener: socket.socket) -> int:
     import uvicorn
 
     from comfyloop.serve.embedded.app import create_app
-    from comfyloop.serve.embedded.engine import Engine
+    from comfyloop.serve.embedded.engine import EmbeddedEngine
 
-    engine = Engine(options)
+    engine = EmbeddedEngine(options)
     config = uvicorn.Config(
         create_app(engine),
         log_level="warning",
@@ -95,7 +95,7 @@ def _serve(options: Options, listener: socket.socket) -> int:
     return 0
 
 
-def parse(arguments: list[str] | None = None) -> Options:
+def parse(arguments: list[str] | None = None) -> EngineOptions:
     p = argparse.ArgumentParser(prog="python -m comfyloop.serve.embedded", description="The embedded engine.")
     p.add_argument("--model", required=True, help="Model directory or hub id.")
     p.add_argument("--served-model-name", default="base", help="Name of the base model in requests.")
@@ -126,7 +126,7 @@ def parse(arguments: list[str] | None = None) -> Options:
     p.add_argument(
         "--drain-seconds", type=float, default=5.0, help="For running requests, when told to leave."
     )
-    return Options(**vars(p.parse_args(arguments)), secret=os.environ.pop(SECRET_VARIABLE, ""))
+    return EngineOptions(**vars(p.parse_args(arguments)), secret=os.environ.pop(SECRET_VARIABLE, ""))
 
 
 def _announce(server: object, file: Path, port: int) -> None:
@@ -148,7 +148,7 @@ def _error_file(port_file: Path) -> Path:
     return port_file.with_name(f"{port_file.name}.error")
 
 
-def _fail(options: Options, sentence: str, code: int) -> int:
+def _fail(options: EngineOptions, sentence: str, code: int) -> int:
     print(sentence, file=sys.stderr)
     if options.port_file is not None:
         options.port_file.parent.mkdir(parents=True, exist_ok=True)

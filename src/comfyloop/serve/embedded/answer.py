@@ -16,10 +16,10 @@ from starlette.types import Receive, Scope, Send
 
 from comfyloop.errors import ComfyLoopError
 from comfyloop.serve.embedded import protocol
-from comfyloop.serve.embedded.engine import Engine
-from comfyloop.serve.embedded.jobs import Event, Failed, Finished, Job, Piece, Sampling
+from comfyloop.serve.embedded.engine import EmbeddedEngine
+from comfyloop.serve.embedded.jobs import Event, Failed, Finished, Job, JobSampling, TextPiece
 from comfyloop.serve.embedded.prompts import Prompt
-from comfyloop.serve.embedded.protocol import ChatRequest
+from comfyloop.serve.embedded.protocol import EngineChatRequest
 from comfyloop.serve.embedded.sampling import TokenLogprob
 from comfyloop.serve.embedded.structure import Structure
 from comfyloop.serve.embedded.text import bytes_of
@@ -34,7 +34,7 @@ class _Choice:
     end: Finished | None = None
 
 
-class Answer:
+class RequestAnswers:
     """The `n` answers to one request. They are queued at once; when the client leaves, they are cancelled.
 
     Args:
@@ -45,7 +45,11 @@ class Answer:
     """
 
     def __init__(
-        self, engine: Engine, body: ChatRequest, prompt: Prompt, structures: Sequence[Structure | None]
+        self,
+        engine: EmbeddedEngine,
+        body: EngineChatRequest,
+        prompt: Prompt,
+        structures: Sequence[Structure | None],
     ) -> None:
         self._engine, self._body = engine, body
         self._id = f"chatcmpl-{secrets.token_hex(12)}"
@@ -81,7 +85,7 @@ class Answer:
             if choice.end is None:
                 self._engine.cancel(job)
 
-    async def _next(self) -> tuple[int, Piece | Finished]:
+    async def _next(self) -> tuple[int, TextPiece | Finished]:
         """The next event, kept with its answer. Raises why one of them failed."""
         index, event = await self._events.get()
         choice = self._choices[index]
@@ -186,7 +190,9 @@ class Answer:
 class Likelihoods:
     """How likely some continuations are after a prompt. Raises what `Engine.submit` raises."""
 
-    def __init__(self, engine: Engine, model: str, prompt: Prompt, continuations: list[list[int]]) -> None:
+    def __init__(
+        self, engine: EmbeddedEngine, model: str, prompt: Prompt, continuations: list[list[int]]
+    ) -> None:
         self._engine, self._model = engine, model
         self._end: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
         end, loop = self._end, asyncio.get_running_loop()
@@ -195,7 +201,7 @@ class Likelihoods:
             with contextlib.suppress(RuntimeError):  # the loop is closed: nobody listens any more
                 loop.call_soon_threadsafe(lambda: None if end.done() else end.set_result(event))
 
-        self._job = engine.submit(model, prompt, Sampling(), emit, continuations=continuations)
+        self._job = engine.submit(model, prompt, JobSampling(), emit, continuations=continuations)
 
     async def whole(self, request: Request) -> Response:
         try:
@@ -214,7 +220,7 @@ class Likelihoods:
 class Streamed(StreamingResponse):
     """An answer chunk by chunk. However it ends, and be it before the first chunk, its jobs end with it."""
 
-    def __init__(self, answer: Answer) -> None:
+    def __init__(self, answer: RequestAnswers) -> None:
         super().__init__(answer.stream(), media_type="text/event-stream")
         self._answer = answer
 
@@ -225,9 +231,9 @@ class Streamed(StreamingResponse):
             self._answer.cancel()
 
 
-def _sampling(body: ChatRequest, index: int) -> Sampling:
+def _sampling(body: EngineChatRequest, index: int) -> JobSampling:
     """Of the answer with this index: each has a seed of its own."""
-    return Sampling(
+    return JobSampling(
         max_tokens=body.limit,
         temperature=body.temperature,
         top_p=body.top_p,

@@ -18,15 +18,20 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from comfyloop.complaints import complaints
 from comfyloop.errors import ComfyLoopError, EngineUnavailable
 from comfyloop.serve.embedded import protocol
-from comfyloop.serve.embedded.answer import Answer, Likelihoods, Streamed
-from comfyloop.serve.embedded.engine import Engine
-from comfyloop.serve.embedded.protocol import ChatRequest, LoadAdapter, LoglikelihoodRequest, UnloadAdapter
+from comfyloop.serve.embedded.answer import Likelihoods, RequestAnswers, Streamed
+from comfyloop.serve.embedded.engine import EmbeddedEngine
+from comfyloop.serve.embedded.protocol import (
+    EngineChatRequest,
+    LoadAdapter,
+    LoglikelihoodRequest,
+    UnloadAdapter,
+)
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
-def create_app(engine: Engine) -> FastAPI:
+def create_app(engine: EmbeddedEngine) -> FastAPI:
     app = FastAPI(title="ComfyLoop embedded engine", docs_url=None, redoc_url=None)
 
     if engine.options.secret:
@@ -101,7 +106,7 @@ def create_app(engine: Engine) -> FastAPI:
         return PlainTextResponse(f"Adapter {body.lora_name} is unloaded.")
 
     @app.post("/v1/chat/completions")
-    async def chat(body: ChatRequest, request: Request) -> Response:
+    async def chat(body: EngineChatRequest, request: Request) -> Response:
         _require_ready(engine)
         engine.adapter(body.model)  # an unknown name is refused before any work
         prompt = await _in_thread(
@@ -113,7 +118,7 @@ def create_app(engine: Engine) -> FastAPI:
         structures = []
         if body.response_format is not None:
             structures = [await _in_thread(engine.structures.of, body.response_format) for _ in range(body.n)]
-        answer = Answer(engine, body, prompt, structures)
+        answer = RequestAnswers(engine, body, prompt, structures)
         if body.stream:
             return Streamed(answer)
         return await answer.whole(request)
@@ -161,7 +166,7 @@ class _Secret:
             await JSONResponse(protocol.error(sentence, "unauthorized", 401), 401)(scope, receive, send)
 
 
-def _require_ready(engine: Engine) -> None:
+def _require_ready(engine: EmbeddedEngine) -> None:
     if engine.error is not None:
         raise engine.error
     if not engine.ready.is_set():

@@ -20,8 +20,8 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from comfyloop.serve.embedded.continuations import Pass
 from comfyloop.serve.embedded.kv import Decode, KvRows, Prefill, Prefixes, RowsCache, causal_mask
-from comfyloop.serve.embedded.llama import READ_ROWS, STEADY_ROWS, LlamaStep, Text
-from comfyloop.serve.embedded.loading import Loaded
+from comfyloop.serve.embedded.llama import READ_ROWS, STEADY_ROWS, LlamaStep, TextPass
+from comfyloop.serve.embedded.loading import LoadedModel
 from comfyloop.serve.embedded.lora import Adapter, LoraRows
 from comfyloop.serve.embedded.packed import Packer
 from comfyloop.serve.embedded.prompts import Prompt
@@ -110,7 +110,7 @@ def shares_a_cache(model: Any) -> bool:
 
 
 def make_decoder(
-    loaded: Loaded, lora: LoraRows, prefix_bytes: int, image_bytes: int, packed_bytes: int = 1 << 30
+    loaded: LoadedModel, lora: LoraRows, prefix_bytes: int, image_bytes: int, packed_bytes: int = 1 << 30
 ) -> Decoder:
     vision = Vision(loaded.model, image_bytes) if loaded.processor is not None else None
     if shares_a_cache(loaded.model):
@@ -122,7 +122,7 @@ class BatchDecoder:
     """Decodes all rows in one pass: through the model's own forward, or a faster one that agrees with it."""
 
     def __init__(
-        self, loaded: Loaded, lora: LoraRows, vision: Vision | None, prefix_bytes: int, packed_bytes: int
+        self, loaded: LoadedModel, lora: LoraRows, vision: Vision | None, prefix_bytes: int, packed_bytes: int
     ) -> None:
         self._model, self._lora, self.vision = loaded.model, lora, vision
         self._device, self._dtype = loaded.device, loaded.dtype
@@ -248,7 +248,7 @@ class BatchDecoder:
         assert self.fast is not None
         return self.fast.read([self._text(sequence, further) for sequence, further in texts])
 
-    def _text(self, sequence: DecodeSequence, further: Pass) -> Text:
+    def _text(self, sequence: DecodeSequence, further: Pass) -> TextPass:
         self._lora.select([sequence.adapter])  # the adapter may change how pictures are seen
         size, embed = len(sequence.prompt.ids), self._model.get_input_embeddings()
         embedded = _embed(self.vision, sequence, self._device)
@@ -256,7 +256,7 @@ class BatchDecoder:
             raise RuntimeError("The fast pass reads positions in one dimension only.")
         own = sequence.prompt.ids if embedded is None else []
         x = embed(torch.tensor([*own, *further.tokens], dtype=torch.long, device=self._device))
-        return Text(
+        return TextPass(
             x=x if embedded is None else torch.cat((embedded.embeds[0], x)),
             positions=torch.tensor([*range(size), *(size + o for o in further.offsets)], device=self._device),
             mask=further.mask(size, self._dtype, with_prompt=True).to(self._device),
@@ -399,7 +399,7 @@ class SoloDecoder:
     """For models whose layers keep a window or a state: each sequence has the model's own kind of cache, and
     a step takes them one by one."""
 
-    def __init__(self, loaded: Loaded, lora: LoraRows, vision: Vision | None) -> None:
+    def __init__(self, loaded: LoadedModel, lora: LoraRows, vision: Vision | None) -> None:
         self._model, self._lora, self.vision, self._device = loaded.model, lora, vision, loaded.device
 
     @property

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 
 @dataclass(frozen=True)
-class Part:
+class ContinuationPart:
     """Tokens `start` to `stop` of one continuation."""
 
     continuation: int
@@ -30,7 +30,7 @@ class Part:
 class Pass:
     """Parts of several continuations from their beginnings, or the next part of one that is long."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[ContinuationPart, ...]
     tokens: list[int]
 
     @property
@@ -64,7 +64,7 @@ class Pass:
 def passes_of(continuations: Sequence[Sequence[int]], most: int) -> list[Pass]:
     """All tokens but the last of each, which foretells nothing that is asked for, in passes of at most `most`."""
     passes: list[Pass] = []
-    together: list[Part] = []
+    together: list[ContinuationPart] = []
 
     def close() -> None:
         if together:
@@ -77,7 +77,7 @@ def passes_of(continuations: Sequence[Sequence[int]], most: int) -> list[Pass]:
         if length > most or sum(p.stop for p in together) + length > most:
             close()
         for start in range(0, length, most):
-            together.append(Part(number, start, min(start + most, length)))
+            together.append(ContinuationPart(number, start, min(start + most, length)))
             if length > most:
                 close()
     close()
@@ -109,7 +109,9 @@ class Scoring:
     def whole(self) -> Pass:
         """All of it as one pass."""
         parts = [
-            Part(i, 0, len(tokens) - 1) for i, tokens in enumerate(self._continuations) if len(tokens) > 1
+            ContinuationPart(i, 0, len(tokens) - 1)
+            for i, tokens in enumerate(self._continuations)
+            if len(tokens) > 1
         ]
         return Pass(tuple(parts), [t for tokens in self._continuations for t in tokens[:-1]])
 

@@ -23,12 +23,12 @@ from comfyloop.errors import ComfyLoopError, Conflict, EngineUnavailable, Invali
 from comfyloop.models.rope import RopeScaling
 from comfyloop.serve.embedded.batch import CHUNK, Decoder, DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring
-from comfyloop.serve.embedded.jobs import Event, Failed, Finished, Job, Piece, Sampling
+from comfyloop.serve.embedded.jobs import Event, Failed, Finished, Job, JobSampling, TextPiece
 from comfyloop.serve.embedded.llama import READ_ROWS
-from comfyloop.serve.embedded.loading import Loaded, load, set_threads
+from comfyloop.serve.embedded.loading import LoadedModel, load, set_threads
 from comfyloop.serve.embedded.lora import Adapter, LoraRows, read_adapter
-from comfyloop.serve.embedded.metrics import Metrics
-from comfyloop.serve.embedded.options import Options
+from comfyloop.serve.embedded.metrics import EngineMetrics
+from comfyloop.serve.embedded.options import EngineOptions
 from comfyloop.serve.embedded.prompts import Prompt, PromptMaker
 from comfyloop.serve.embedded.repetition import Circle
 from comfyloop.serve.embedded.sampling import pick, token_logprobs
@@ -37,12 +37,12 @@ from comfyloop.serve.embedded.text import TextStream
 from comfyloop.serve.embedded.threads import StepThreads
 
 
-class Engine:
+class EmbeddedEngine:
     """One base model and its adapters. `start` begins to load; `ready` tells when it serves."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: EngineOptions) -> None:
         self.options = options
-        self.metrics = Metrics()
+        self.metrics = EngineMetrics()
         self.error: ComfyLoopError | None = None  # why loading failed
         self.ready = threading.Event()
         self.on_end: Callable[[], None] = lambda: None  # called in the model thread when it ends
@@ -95,7 +95,7 @@ class Engine:
         self,
         model: str,
         prompt: Prompt,
-        sampling: Sampling,
+        sampling: JobSampling,
         emit: Callable[[Event], None],
         structure: Structure | None = None,
         continuations: Sequence[Sequence[int]] = (),
@@ -206,7 +206,7 @@ class Engine:
         self._inbox.put(run)
         done.result(timeout=60)
 
-    def _check_room(self, prompt: Prompt, sampling: Sampling, continuation: int) -> None:
+    def _check_room(self, prompt: Prompt, sampling: JobSampling, continuation: int) -> None:
         if not self.ready.is_set():
             raise EngineUnavailable("The model is still being loaded.", retry_after=1)
         context, size = self.loaded.context, len(prompt.ids)
@@ -257,7 +257,7 @@ class Engine:
         set_threads(o.threads)
         self._threads = StepThreads(torch.get_num_threads())
         began = time.monotonic()
-        self.loaded: Loaded = load(
+        self.loaded: LoadedModel = load(
             o.model,
             dtype=o.dtype,
             device=o.device,
@@ -507,7 +507,7 @@ class Engine:
             job.said += token_logprobs(logits[None], told, s.logprobs)
         text = "" if ended else stream.push(token)
         if text:
-            job.emit(Piece(text, tuple(job.said)))
+            job.emit(TextPiece(text, tuple(job.said)))
             job.said = []
         full = len(sequence.prompt.ids) + len(sequence.answer) >= sequence.room
         ended = ended or (job.structure is not None and job.structure.complete)
@@ -515,7 +515,7 @@ class Engine:
         if ended or stream.stopped or full or circles:
             rest = stream.finish()
             if rest or job.said:
-                job.emit(Piece(rest, tuple(job.said)))
+                job.emit(TextPiece(rest, tuple(job.said)))
             reason = "stop" if ended or stream.stopped else "length" if full else "repetition"
             self._decoder.release(sequence)
             self._active.remove(job)
@@ -553,7 +553,7 @@ def text_decoder(tokenizer: Any) -> Callable[[Any], str]:
     return lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
 
 
-def _generator(sampling: Sampling, device: torch.device) -> torch.Generator | None:
+def _generator(sampling: JobSampling, device: torch.device) -> torch.Generator | None:
     if sampling.temperature <= 0:
         return None
     generator = torch.Generator(device=device)

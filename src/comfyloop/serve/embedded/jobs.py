@@ -20,7 +20,7 @@ from comfyloop.serve.embedded.text import TextStream
 
 
 @dataclass(frozen=True)
-class Sampling:
+class JobSampling:
     max_tokens: int | None = None
     temperature: float = 0.0
     top_p: float = 1.0
@@ -33,7 +33,7 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TextPiece:
     """Text that has become certain, with the tokens that made it when they were asked for."""
 
     text: str
@@ -55,7 +55,7 @@ class Failed:
     error: ComfyLoopError
 
 
-Event = Piece | Finished | Failed
+Event = TextPiece | Finished | Failed
 
 
 @dataclass(eq=False)
@@ -63,7 +63,7 @@ class Job:
     """A request on its way through the model thread. `emit` is called there with each event, in order."""
 
     prompt: Prompt
-    sampling: Sampling
+    sampling: JobSampling
     adapter: Adapter | None
     emit: Callable[[Event], None]
     structure: Structure | None = None  # what the answer follows

@@ -50,7 +50,7 @@ READ_ROWS = 256
 
 
 @dataclass(frozen=True)
-class Text:
+class TextPass:
     """
     Attributes:
         x: (n, hidden) what its tokens are embedded as.
@@ -209,7 +209,7 @@ class LlamaStep:
         x = self._decoder.embed_tokens(tokens)
         return self._head(self._through(x, positions, self._apply(adapters, steady=True), attend))[:rows]
 
-    def read(self, texts: Sequence[Text]) -> list[Tensor]:
+    def read(self, texts: Sequence[TextPass]) -> list[Tensor]:
         """Texts of together at most `READ_ROWS` tokens, in one pass that keeps nothing; a text's logits are the same
         bits whatever others are read beside it.
 

@@ -18,7 +18,7 @@ from comfyloop.serve.embedded.options import DType
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
     """A model ready to serve. `processor` is None for a model of text alone."""
 
     model: Any  # PreTrainedModel with a language-model head
@@ -44,7 +44,7 @@ def load(
     device: str = "auto",
     max_context: int = 0,
     rope_scaling: RopeScaling | None = None,
-) -> Loaded:
+) -> LoadedModel:
     """Load `name`, a model directory or a hub id, onto one device.
 
     Raises:
@@ -93,7 +93,7 @@ def load(
     scale(config, rope_scaling)
     place = devices.choose(device)
     model = _weights(name, config, sees, _dtype(dtype, place, config), place)
-    return Loaded(
+    return LoadedModel(
         model, tokenizer, processor, _context(config, max_context), _eos(model, tokenizer), rope_scaling
     )
 

@@ -20,7 +20,7 @@ _SEQUENCES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
-class Metrics:
+class EngineMetrics:
     """Written by the model thread, read by `GET /metrics`."""
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ DType = Literal["auto", "bfloat16", "float16", "float32"]
 
 
 @dataclass(frozen=True)
-class Options:
+class EngineOptions:
     model: str
     served_model_name: str = "base"
     host: str = "127.0.0.1"

@@ -17,8 +17,8 @@ from comfyloop.modalities import slots
 from comfyloop.models.plain_text import Speller
 from comfyloop.models.processors import fields_of, takes_parts, tokens_of
 from comfyloop.serve.chat_format import ImageContent, TextContent
-from comfyloop.serve.embedded.loading import Loaded
-from comfyloop.serve.embedded.protocol import Message
+from comfyloop.serve.embedded.loading import LoadedModel
+from comfyloop.serve.embedded.protocol import EngineMessage
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Prompt:
 class PromptMaker:
     """Builds prompts for one model. Any thread may call it; encoding is done by one at a time."""
 
-    def __init__(self, loaded: Loaded, max_pixels: int, max_image_pixels: int) -> None:
+    def __init__(self, loaded: LoadedModel, max_pixels: int, max_image_pixels: int) -> None:
         self._loaded = loaded
         self._max_pixels = max_pixels
         self._max_image_pixels = max_image_pixels
@@ -43,7 +43,7 @@ class PromptMaker:
         self._takes_parts = loaded.processor is not None and takes_parts(loaded.processor)
 
     def make(
-        self, messages: list[Message], *, add_generation_prompt: bool, continue_final_message: bool
+        self, messages: list[EngineMessage], *, add_generation_prompt: bool, continue_final_message: bool
     ) -> Prompt:
         """Raises InvalidInput for what the model cannot read: images it cannot see, a bad image, a role."""
         pictures = [
@@ -80,7 +80,7 @@ class PromptMaker:
         inputs.pop("attention_mask", None)
         return Prompt(_some(ids), tuple(digest for _, digest in decoded), inputs)
 
-    def continuations(self, messages: list[Message], answers: list[str]) -> list[list[int]]:
+    def continuations(self, messages: list[EngineMessage], answers: list[str]) -> list[list[int]]:
         """Token ids of each answer as it stands behind the prompt of `messages`, with what the template closes it with.
 
         Raises:
@@ -92,11 +92,13 @@ class PromptMaker:
             start = len(tokens_of(self._speller, self._loaded.tokenizer, prompt, sees_images))
             found = []
             for number, answer in enumerate(answers, 1):
-                whole = self._render([*messages, Message(role="assistant", content=answer)], False, False)
+                whole = self._render(
+                    [*messages, EngineMessage(role="assistant", content=answer)], False, False
+                )
                 if not whole.startswith(
                     prompt
                 ):  # a generation prompt of its own: the answer goes behind that
-                    own = self._render([Message(role="assistant", content=answer)], False, False)
+                    own = self._render([EngineMessage(role="assistant", content=answer)], False, False)
                     whole = prompt + own[max(own.rfind(self._speller.quote(answer)), 0) :]
                 ids = tokens_of(self._speller, self._loaded.tokenizer, whole, sees_images)[start:]
                 if not ids:
@@ -105,7 +107,7 @@ class PromptMaker:
         return found
 
     def _render(
-        self, messages: list[Message], add_generation_prompt: bool, continue_final_message: bool
+        self, messages: list[EngineMessage], add_generation_prompt: bool, continue_final_message: bool
     ) -> str:
         if getattr(self._template, "chat_template", None) is None:
             raise InvalidInput(
@@ -122,7 +124,7 @@ class PromptMaker:
         except Exception as error:  # a template is a program: it raises what it likes
             raise InvalidInput(f"The model's chat template refuses these messages: {error}") from error
 
-    def _plain(self, message: Message) -> dict[str, Any]:
+    def _plain(self, message: EngineMessage) -> dict[str, Any]:
         content = message.content
         given = [content] if isinstance(content, str) else [_text_of(part) for part in content]
         parts = self._speller.quote_parts(given)

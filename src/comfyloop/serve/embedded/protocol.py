@@ -22,14 +22,14 @@ class _In(BaseModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
 
-class Message(_In):
+class EngineMessage(_In):
     role: Literal["system", "user", "assistant"]
     content: str | list[Annotated[TextContent | ImageContent, Field(discriminator="type")]]
 
 
-class ChatRequest(_In):
+class EngineChatRequest(_In):
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: list[EngineMessage] = Field(min_length=1)
     temperature: float = Field(default=1.0, ge=0, le=2)
     top_p: float = Field(default=1.0, gt=0, le=1)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -49,7 +49,7 @@ class ChatRequest(_In):
     repetition_detection: RepetitionDetection | None = None
 
     @model_validator(mode="after")
-    def _possible(self) -> ChatRequest:
+    def _possible(self) -> EngineChatRequest:
         if self.n > 1 and self.prompt_logprobs is not None:
             raise ValueError("prompt_logprobs are told of one answer; leave n out.")
         for name in neutral.without(self.model_extra or {}, neutral.REQUEST):
@@ -87,7 +87,7 @@ class LoglikelihoodRequest(_In):
     """How likely each of some answers is after the messages: lm-eval's `loglikelihood`, of several at once."""
 
     model: str
-    messages: list[Message] = Field(min_length=1)
+    messages: list[EngineMessage] = Field(min_length=1)
     continuations: list[str] = Field(min_length=1, max_length=64)
 
 

@@ -24,7 +24,7 @@ from comfyloop.train.image.text import Captions, Conditions
 from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.log import RunLog
-from comfyloop.train.specs.image import About, ImageTrainSpec
+from comfyloop.train.specs.image import AdapterMetadata, ImageTrainSpec
 
 _WITHOUT_EFFECT = {"threads", "memory_gb", "nice", "save_steps", "eval_steps"}  # on the loss
 
@@ -37,7 +37,7 @@ class TrainableImageModel:
     cache: Cache
     device: torch.device
     dtype: torch.dtype
-    about: About
+    about: AdapterMetadata
     start: lora.Weights | None  # the LoRA that training begins with; None: a fresh one, which changes nothing
 
     @property

@@ -28,7 +28,7 @@ class ImageAdapterSpec(Record):
     )
 
 
-class About(Record):
+class AdapterMetadata(Record):
     """What the LoRA file says of itself."""
 
     project: str = ""
@@ -51,7 +51,7 @@ class ImageTrainSpec(RunSpec):
         description="; ".join(f"`{name}`: {recipe.does}" for name, recipe in of_side("image").items()) + ".",
     )
     adapter: ImageAdapterSpec = ImageAdapterSpec()
-    about: About = About()
+    about: AdapterMetadata = AdapterMetadata()
     vae: str | None = Field(default=None, description="Another VAE than the checkpoint's.")
     prediction_type: Literal["auto", "epsilon", "v_prediction", "sample"] = Field(
         default="auto",

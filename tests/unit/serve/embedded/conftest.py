@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 import torch
 
-from comfyloop.serve.embedded.engine import Engine
-from comfyloop.serve.embedded.jobs import Failed, Finished, Job, Piece, Sampling
+from comfyloop.serve.embedded.engine import EmbeddedEngine
+from comfyloop.serve.embedded.jobs import Failed, Finished, Job, JobSampling, TextPiece
 from comfyloop.serve.embedded.lora import read_adapter
-from comfyloop.serve.embedded.options import Options
-from comfyloop.serve.embedded.protocol import Message
+from comfyloop.serve.embedded.options import EngineOptions
+from comfyloop.serve.embedded.protocol import EngineMessage
 
 
 @dataclass
@@ -24,12 +24,12 @@ class Asked:
 
     job: Job
     events: queue.SimpleQueue[Any]
-    pieces: list[Piece] = field(default_factory=list)
+    pieces: list[TextPiece] = field(default_factory=list)
 
     def result(self) -> tuple[list[int], str, Finished]:
         while True:
             event = self.events.get(timeout=60)
-            if isinstance(event, Piece):
+            if isinstance(event, TextPiece):
                 self.pieces.append(event)
             elif isinstance(event, Failed):
                 raise event.error
@@ -39,21 +39,21 @@ class Asked:
 
 
 class Client:
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: EmbeddedEngine) -> None:
         self.engine = engine
 
-    def send(self, messages: str | list[Message], model: str = "base", **sampling: Any) -> Asked:
+    def send(self, messages: str | list[EngineMessage], model: str = "base", **sampling: Any) -> Asked:
         if isinstance(messages, str):
-            messages = [Message(role="user", content=messages)]
+            messages = [EngineMessage(role="user", content=messages)]
         prompt = self.engine.prompts.make(messages, add_generation_prompt=True, continue_final_message=False)
         events: queue.SimpleQueue[Any] = queue.SimpleQueue()
         sampling.setdefault("max_tokens", 24)
-        return Asked(self.engine.submit(model, prompt, Sampling(**sampling), events.put), events)
+        return Asked(self.engine.submit(model, prompt, JobSampling(**sampling), events.put), events)
 
-    def ask(self, messages: str | list[Message], model: str = "base", **sampling: Any) -> str:
+    def ask(self, messages: str | list[EngineMessage], model: str = "base", **sampling: Any) -> str:
         return self.send(messages, model, **sampling).result()[1]
 
-    def tokens(self, messages: str | list[Message], model: str = "base", **sampling: Any) -> list[int]:
+    def tokens(self, messages: str | list[EngineMessage], model: str = "base", **sampling: Any) -> list[int]:
         return self.send(messages, model, **sampling).result()[0]
 
     def load(self, name: str, path: Path) -> None:
@@ -62,11 +62,11 @@ class Client:
 
 @pytest.fixture(scope="session")
 def start_engine() -> Iterator[Callable[..., Client]]:
-    engines: list[Engine] = []
+    engines: list[EmbeddedEngine] = []
 
     def start(model: Path, **options: Any) -> Client:
         options.setdefault("dtype", "float32")
-        engine = Engine(Options(model=str(model), threads=1, **options))
+        engine = EmbeddedEngine(EngineOptions(model=str(model), threads=1, **options))
         engine.start()
         engines.append(engine)
         assert engine.ready.wait(60), engine.error

@@ -15,7 +15,7 @@ import pytest
 
 from comfyloop.errors import EngineUnavailable, InvalidInput
 from comfyloop.serve.embedded.app import create_app
-from comfyloop.serve.embedded.jobs import Failed, Sampling
+from comfyloop.serve.embedded.jobs import Failed, JobSampling
 from tests.unit.serve.embedded.test_embedded_batch import about, picture
 
 
@@ -105,16 +105,16 @@ def test_what_is_sent_while_the_engine_ends_is_answered(
     monkeypatch.setattr(engine._decoder, "step", breaks)
     monkeypatch.setattr(threading, "excepthook", lambda _: None)
     events: queue.SimpleQueue[Any] = queue.SimpleQueue()
-    engine.submit("base", prompt, Sampling(max_tokens=4), events.put)
+    engine.submit("base", prompt, JobSampling(max_tokens=4), events.put)
     while engine.load["running"] == 0:
         pass
-    engine.submit("base", prompt, Sampling(max_tokens=4), events.put)
+    engine.submit("base", prompt, JobSampling(max_tokens=4), events.put)
     sent.set()
     ends = [event for event in (events.get(timeout=20) for _ in range(3)) if isinstance(event, Failed)]
     assert len(ends) == 2 and all("the step broke" in str(event.error) for event in ends)
     assert engine.load == {"running": 0, "waiting": 0}
     with pytest.raises(EngineUnavailable):
-        engine.submit("base", prompt, Sampling(max_tokens=4), events.put)
+        engine.submit("base", prompt, JobSampling(max_tokens=4), events.put)
 
 
 def test_a_stream_whose_client_left_before_it_began_does_not_run(text_engine: Any) -> None:

@@ -18,10 +18,10 @@ from PIL import Image
 
 from comfyloop.errors import Conflict, InvalidInput, NotFound
 from comfyloop.serve.embedded.batch import DecodeSequence, SoloDecoder, make_decoder
-from comfyloop.serve.embedded.loading import Loaded
+from comfyloop.serve.embedded.loading import LoadedModel
 from comfyloop.serve.embedded.lora import LoraRows
 from comfyloop.serve.embedded.prompts import Prompt
-from comfyloop.serve.embedded.protocol import Message
+from comfyloop.serve.embedded.protocol import EngineMessage
 from tests.unit.serve.embedded.families import with_a_sliding_window, with_positions_in_two_dimensions
 
 QUESTIONS = [
@@ -44,16 +44,18 @@ def picture(colour: str, size: tuple[int, int] = (40, 30)) -> str:
     return "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
 
 
-def about(text: str, *colours: str) -> list[Message]:
+def about(text: str, *colours: str) -> list[EngineMessage]:
     parts: list[Any] = [{"type": "image_url", "image_url": {"url": picture(c)}} for c in colours]
-    return [Message.model_validate({"role": "user", "content": [*parts, {"type": "text", "text": text}]})]
+    return [
+        EngineMessage.model_validate({"role": "user", "content": [*parts, {"type": "text", "text": text}]})
+    ]
 
 
 def greedy(client: Any, messages: Any, tokens: int = 24) -> list[int]:
     """What transformers' own generate answers."""
     loaded = client.engine.loaded
     if isinstance(messages, str):
-        messages = [Message(role="user", content=messages)]
+        messages = [EngineMessage(role="user", content=messages)]
     prompt = client.engine.prompts.make(messages, add_generation_prompt=True, continue_final_message=False)
     ids = torch.tensor([prompt.ids])
     with torch.inference_mode():
@@ -126,9 +128,13 @@ def test_a_prompt_seen_before_is_not_computed_again_and_changes_no_bit(
     start_engine: Callable[..., Any], tiny_llm: Path
 ) -> None:
     client, fresh = (start_engine(tiny_llm, dtype="bfloat16", prefix_mb=mb) for mb in (64, 0))
-    opening = [Message(role="user", content="the quick brown fox " * 25)]
+    opening = [EngineMessage(role="user", content="the quick brown fox " * 25)]
     answer = client.ask(opening)
-    longer = [*opening, Message(role="assistant", content=answer), Message(role="user", content="and then?")]
+    longer = [
+        *opening,
+        EngineMessage(role="assistant", content=answer),
+        EngineMessage(role="user", content="and then?"),
+    ]
     for messages in (opening, longer):
         one, other = client.send(messages, logprobs=2), fresh.send(messages, logprobs=2)
         tokens, _, end = one.result()
@@ -176,7 +182,7 @@ def test_images_together_as_alone_and_each_computed_once(
     assert together.engine._decoder.vision.computed == 3
 
 
-def decoder_of(loaded: Loaded, prefix_bytes: int = 1 << 20) -> Any:
+def decoder_of(loaded: LoadedModel, prefix_bytes: int = 1 << 20) -> Any:
     return make_decoder(loaded, LoraRows(loaded.model), prefix_bytes, 1 << 20)
 
 
@@ -223,8 +229,8 @@ def test_rows_come_and_go_in_any_order(text_engine: Any, moves: list[tuple[str, 
                 assert sequence.answer == expected[id(sequence.prompt)][: len(sequence.answer)]
 
 
-def loaded_of(model: Any) -> Loaded:
-    return Loaded(model.eval(), None, object(), 512, frozenset())
+def loaded_of(model: Any) -> LoadedModel:
+    return LoadedModel(model.eval(), None, object(), 512, frozenset())
 
 
 def test_a_model_with_a_sliding_window_decodes_by_itself() -> None:
@@ -267,7 +273,10 @@ def test_a_model_with_positions_in_two_dimensions() -> None:
 
 
 def test_scores_are_those_of_one_plain_forward(text_engine: Any) -> None:
-    messages = [Message(role="user", content="brown fox " * 60), Message(role="assistant", content="A dog.")]
+    messages = [
+        EngineMessage(role="user", content="brown fox " * 60),
+        EngineMessage(role="assistant", content="A dog."),
+    ]
     engine = text_engine.engine
     prompt = engine.prompts.make(messages, add_generation_prompt=False, continue_final_message=False)
     for _ in range(2):

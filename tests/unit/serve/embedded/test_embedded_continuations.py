@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from comfyloop.errors import InvalidInput
 from comfyloop.serve.embedded.batch import DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring, passes_of
-from comfyloop.serve.embedded.jobs import Sampling
-from comfyloop.serve.embedded.loading import Loaded
+from comfyloop.serve.embedded.jobs import JobSampling
+from comfyloop.serve.embedded.loading import LoadedModel
 from comfyloop.serve.embedded.lora import LoraRows
 from comfyloop.serve.embedded.prompts import Prompt
-from comfyloop.serve.embedded.protocol import Message
+from comfyloop.serve.embedded.protocol import EngineMessage
 from tests.unit.serve.embedded.conftest import Asked
 from tests.unit.serve.embedded.families import with_a_sliding_window, with_positions_in_two_dimensions
 from tests.unit.serve.embedded.test_embedded_batch import about
@@ -25,22 +25,22 @@ from tests.unit.serve.embedded.test_embedded_batch import about
 ANSWERS = ["A dog.", "A cat.", "no", "the quick brown fox " * 30, "the quick brown cat"]
 
 
-def scores(client: Any, messages: list[Message], answers: list[str], model: str = "base") -> Any:
+def scores(client: Any, messages: list[EngineMessage], answers: list[str], model: str = "base") -> Any:
     import queue
 
     prompts = client.engine.prompts
     prompt = prompts.make(messages, add_generation_prompt=True, continue_final_message=False)
     continuations = prompts.continuations(messages, answers)
     events: Any = queue.SimpleQueue()
-    job = client.engine.submit(model, prompt, Sampling(), events.put, continuations=continuations)
+    job = client.engine.submit(model, prompt, JobSampling(), events.put, continuations=continuations)
     return Asked(job, events).result()[2].scores
 
 
-def one_by_one(client: Any, messages: list[Message], answer: str, model: str = "base") -> list[float]:
+def one_by_one(client: Any, messages: list[EngineMessage], answer: str, model: str = "base") -> list[float]:
     """The log-probabilities of an answer, of the whole conversation read as one prompt."""
     made = client.engine.prompts.make
     prompt = made(messages, add_generation_prompt=True, continue_final_message=False)
-    whole = [*messages, Message(role="assistant", content=answer)]
+    whole = [*messages, EngineMessage(role="assistant", content=answer)]
     ids = made(whole, add_generation_prompt=False, continue_final_message=False).ids
     assert ids[: len(prompt.ids)] == prompt.ids
     asked = client.send(whole, model, prompt_logprobs=0, max_tokens=1)
@@ -53,7 +53,7 @@ def one_by_one(client: Any, messages: list[Message], answer: str, model: str = "
 def test_as_each_by_itself(text_engine: Any, adapters: list[Path], question: str, model: str) -> None:
     if model != "base" and not any(a.name == model for a in text_engine.engine.adapters):
         text_engine.load(model, adapters[0])
-    messages = [Message(role="user", content=question)]
+    messages = [EngineMessage(role="user", content=question)]
     found = scores(text_engine, messages, ANSWERS, model)
     assert found == scores(text_engine, messages, ANSWERS, model)  # to the bit
     for answer, told in zip(ANSWERS, found, strict=True):
@@ -69,7 +69,7 @@ def test_behind_pictures(vision_engine: Any) -> None:
 
 def test_while_others_are_answered(text_engine: Any) -> None:
     expected = text_engine.tokens("What is the capital of France?", max_tokens=60)
-    messages = [Message(role="user", content="What is it?")]
+    messages = [EngineMessage(role="user", content="What is it?")]
     alone = scores(text_engine, messages, ANSWERS)
     running = [text_engine.send("What is the capital of France?", max_tokens=60) for _ in range(3)]
     assert scores(text_engine, messages, ANSWERS) == alone
@@ -78,7 +78,7 @@ def test_while_others_are_answered(text_engine: Any) -> None:
 
 def scored(model: Any, prompt: Prompt, continuations: list[list[int]], **inputs: Any) -> tuple[Any, Any]:
     """By the decoder, and by a plain forward pass of each."""
-    loaded = Loaded(model.eval(), None, object(), 512, frozenset())
+    loaded = LoadedModel(model.eval(), None, object(), 512, frozenset())
     decoder = make_decoder(loaded, LoraRows(model), 1 << 20, 1 << 20)
     with torch.inference_mode():
         sequence = DecodeSequence(prompt, None, 999, only_scored=True)
@@ -135,7 +135,7 @@ def test_every_token_is_read_once_and_in_order(continuations: list[list[int]], m
 
 
 def test_what_does_not_fit_is_refused(text_engine: Any) -> None:
-    messages = [Message(role="user", content="brown fox " * 100)]
+    messages = [EngineMessage(role="user", content="brown fox " * 100)]
     with pytest.raises(InvalidInput, match="together they may be at most 512"):
         scores(text_engine, messages, ["a", "brown fox " * 200])
     assert text_engine.engine.load == {"running": 0, "waiting": 0}

@@ -13,7 +13,7 @@ from torch import nn
 from comfyloop.serve.embedded.batch import DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.llama import narrowed
-from comfyloop.serve.embedded.loading import Loaded
+from comfyloop.serve.embedded.loading import LoadedModel
 from comfyloop.serve.embedded.lora import LoraRows, read_adapter
 from comfyloop.serve.embedded.prompts import Prompt
 from tests.unit.serve.embedded.conftest import save_adapter
@@ -80,7 +80,7 @@ def with_an_adapter(make: Any, path: Path, **config: Any) -> tuple[Any, Any]:
         save_adapter(make(), path, seed=1, **config)
     model = make()
     lora = LoraRows(model)
-    decoder = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 0, 0)
+    decoder = make_decoder(LoadedModel(model, None, None, 512, frozenset()), lora, 0, 0)
     adapter = read_adapter("a", path, model)
     decoder.prepare(adapter)
     lora.attach(adapter)
@@ -95,7 +95,7 @@ def test_the_logits_of_the_own_forward(make: Any, tmp_path: Path) -> None:
             save_adapter(make(), tmp_path / str(number), seed=number, target_modules=targets)
     model = make()
     lora = LoraRows(model)
-    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 1 << 20, 0)
+    decoder: Any = make_decoder(LoadedModel(model, None, None, 512, frozenset()), lora, 1 << 20, 0)
     adapters = [None, *(read_adapter(str(n), tmp_path / str(n), model) for n in range(2))]
     for adapter in adapters[1:]:
         decoder.prepare(adapter)
@@ -144,7 +144,7 @@ def test_a_prompt_filled_as_by_the_own_forward(make: Any, all_logits: bool, tmp_
 
 def test_fusing_leaves_the_model_as_it_was() -> None:
     model, same = llama(attention_bias=True), llama(attention_bias=True)
-    make_decoder(Loaded(model, None, None, 512, frozenset()), LoraRows(model), 0, 0)
+    make_decoder(LoadedModel(model, None, None, 512, frozenset()), LoraRows(model), 0, 0)
     state, expected = model.state_dict(), same.state_dict()
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[k], expected[k]) for k in state)
@@ -169,11 +169,11 @@ def test_other_decoders_are_left_alone() -> None:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=99, n_embd=32, n_layer=2, n_head=2)).eval()
-    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), LoraRows(model), 0, 0)
+    decoder: Any = make_decoder(LoadedModel(model, None, None, 512, frozenset()), LoraRows(model), 0, 0)
     assert decoder.fast is None
     assert type(llama(hidden_act="gelu").model.layers[0].mlp.act_fn).__name__ != "SiLU"
     gelu: Any = make_decoder(
-        Loaded(m := llama(hidden_act="gelu"), None, None, 512, frozenset()), LoraRows(m), 0, 0
+        LoadedModel(m := llama(hidden_act="gelu"), None, None, 512, frozenset()), LoraRows(m), 0, 0
     )
     assert gelu.fast is None
 
@@ -187,7 +187,7 @@ def test_a_row_that_is_to_be_as_alone_has_the_same_bits_in_any_company(dtype: An
             save_adapter(llama(), tmp_path / str(number), seed=number, target_modules=targets)
     model = llama().to(dtype)
     lora = LoraRows(model)
-    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 0, 0)
+    decoder: Any = make_decoder(LoadedModel(model, None, None, 512, frozenset()), lora, 0, 0)
     adapters = [None, *(read_adapter(str(n), tmp_path / str(n), model) for n in range(2))]
     for adapter in adapters[1:]:
         decoder.prepare(adapter)
@@ -233,7 +233,7 @@ def test_what_is_read_whole_has_the_same_bits_in_any_company(dtype: Any, tmp_pat
         save_adapter(llama(), tmp_path / "a", target_modules="all-linear")
     model = llama().to(dtype)
     lora = LoraRows(model)
-    decoder: Any = make_decoder(Loaded(model, None, None, 512, frozenset()), lora, 0, 0)
+    decoder: Any = make_decoder(LoadedModel(model, None, None, 512, frozenset()), lora, 0, 0)
     adapters = [None, read_adapter("a", tmp_path / "a", model)]
     decoder.prepare(adapters[1])
     lora.attach(adapters[1])
