@@ -31,7 +31,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from comfyui.roles import Text, text_of_picture
+from comfyui.roles import PictureText, text_of_picture
 
 EXPECTED = Path(__file__).parent / "comfyui_prompts.json"
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
@@ -187,7 +187,7 @@ def pictures(api: Mapping[str, Any], classes: Mapping[str, Any]) -> Iterator[tup
                     yield key, name
 
 
-def texts(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> dict[str, Text]:
+def texts(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> dict[str, PictureText]:
     """Of each picture that a template shows ("node.input"): its text."""
     api = Page(workflow, classes).api
     found = {}
@@ -203,7 +203,7 @@ def texts(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> dict[str, 
     return found
 
 
-def expect(text: Text) -> str | None:
+def expect(text: PictureText) -> str | None:
     """What the list says of a text, or of all of several: a hash; "" for none, None for one that is not known."""
     said = "\0".join(text.several) or text.text
     return digest(said) if said else said

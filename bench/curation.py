@@ -36,7 +36,7 @@ from comfyloop.curate.filters.learned import auc
 from comfyloop.curate.measurements import Measurements
 from comfyloop.curate.rulings import Ground
 from comfyloop.curate.samples import Draft, drafts_of
-from comfyloop.curate.seen import Seen
+from comfyloop.curate.seen import SeenPictures
 from comfyloop.records import Message, Project, SampleUploaded
 from comfyloop.settings import Settings
 from comfyloop.store import Store, feedback, open_store, projects
@@ -268,7 +268,7 @@ def matched_against_shuffled(space: _vectors.Space, groups: Sequence[str], rng: 
 
 def scorer(store: Store, settings: Settings, named: dict[str, list[tuple[str, str]]]) -> Json:
     """Of pictures by hash with their names, by set and language."""
-    ground = Ground(settings, Seen(store.blobs), Measurements(settings.cache_dir))
+    ground = Ground(settings, SeenPictures(store.blobs), Measurements(settings.cache_dir))
     out: Json = {}
     for what, pairs in named.items():
         drafts = [_draft(sha, text) for sha, text in pairs]

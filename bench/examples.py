@@ -243,7 +243,7 @@ def pictures(work: Path) -> dict[str, Any]:
     return {"style": style, "named_right": naming, "repeated": again}
 
 
-def _pets(answers: Sequence[str], rows: Sequence[scenes.Example]) -> dict[str, float]:
+def _pets(answers: Sequence[str], rows: Sequence[scenes.Correction]) -> dict[str, float]:
     return {
         "distance": round(
             mean(edit_distance(a, row.edited) for a, row in zip(answers, rows, strict=True)), 3

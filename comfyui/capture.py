@@ -38,7 +38,7 @@ GIVEN_UP = 5.0  # seconds after which a run that is neither queued nor in the hi
 
 
 @dataclass(frozen=True)
-class Look:
+class WorkflowLook:
     """By what one workflow is told from another of the same id, as templates made from one another have it."""
 
     nodes: Mapping[tuple[str, str], str] = field(default_factory=dict)  # id and type of each -> where it stands
@@ -46,20 +46,20 @@ class Look:
     told: frozenset[str] = frozenset()  # the texts of its notes, the titles of its groups, its subgraphs
 
 
-def looks(workflow: dict[str, Any]) -> Look:
+def looks(workflow: dict[str, Any]) -> WorkflowLook:
     """Of a workflow in the page's form."""
     nodes = [node for node in workflow.get("nodes") or () if isinstance(node, dict)]
     notes = {f"note {node.get('widgets_values')}" for node in nodes if node.get("type") in ("Note", "MarkdownNote")}
     groups = {f"group {group.get('title')}" for group in workflow.get("groups") or () if isinstance(group, dict)}
     subgraphs = {f"subgraph {made.get('id')}" for made in (workflow.get("definitions") or {}).get("subgraphs") or ()}
-    return Look(
+    return WorkflowLook(
         {(str(node.get("id")), str(node.get("type"))): str(node.get("pos")) for node in nodes},
         frozenset(map(str, workflow.get("links") or ())),
         frozenset(notes | groups | subgraphs),
     )
 
 
-def same_workflow(before: Look, after: Look, told: bool = False) -> bool:
+def same_workflow(before: WorkflowLook, after: WorkflowLook, told: bool = False) -> bool:
     """Whether the one may be the other after some work on it: most nodes are there still, and notes, groups and
     subgraphs were only added or only taken away. `told`: the page said that it is the same of its open ones; else
     most nodes stand where they stood and are linked as they were, too. Unsure ones are two: no edit is learnt that
@@ -82,7 +82,7 @@ class Ran:
     project: str
     author: str
     graph: graphs.Graph
-    look: Look
+    look: WorkflowLook
     outputs: dict[str, list[dict[str, str]]] = field(default_factory=dict)  # node id -> ComfyUI's image names
     heard: Heard = field(default_factory=dict)  # what its encoders received
     picked: list[str] = field(default_factory=list)  # what a person picked while it went on: its outcome
@@ -166,7 +166,9 @@ class Capture:
                 except Exception:
                     log.exception("ComfyLoop could not compare two runs; ComfyUI is not affected.")
 
-    def _note(self, config: Config, workflow: str, told: bool, look: Look, prompt_id: str, graph: graphs.Graph) -> None:
+    def _note(
+        self, config: Config, workflow: str, told: bool, look: WorkflowLook, prompt_id: str, graph: graphs.Graph
+    ) -> None:
         try:
             clean = graphs.without_data(redact(graph, config.excluded), self._host.kind_of)
         except Exception:

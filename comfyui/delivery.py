@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 from .service import Service, ServiceError
-from .spool import Entry, Spool, SpoolError, images_of
+from .spool import Spool, SpoolEntry, SpoolError, images_of
 
 MOST_AT_ONCE = 100
 LONGEST_WAIT = 30.0  # seconds between tries while the service is away
@@ -78,7 +78,7 @@ class Delivery:
             await asyncio.to_thread(spool.delivered, entries)
         return len(entries)
 
-    async def _send_alone(self, spool: Spool, entry: Entry) -> None:
+    async def _send_alone(self, spool: Spool, entry: SpoolEntry) -> None:
         try:
             await self._send(spool, [entry])
         except ServiceError as error:
@@ -90,7 +90,7 @@ class Delivery:
             self._aside = 0
             await asyncio.to_thread(spool.delivered, [entry])
 
-    def _is_to_blame(self, entry: Entry, error: ServiceError) -> bool:
+    def _is_to_blame(self, entry: SpoolEntry, error: ServiceError) -> bool:
         """Whether the service broke on this very item often enough to put it aside: it must not hold up the others."""
         if error.status not in BREAKS or entry.item is None:
             return False
@@ -101,7 +101,7 @@ class Delivery:
         self._aside += 1
         return True
 
-    async def _send(self, spool: Spool, entries: list[Entry]) -> None:
+    async def _send(self, spool: Spool, entries: list[SpoolEntry]) -> None:
         service = self._service()
         items = []
         for entry in entries:

@@ -104,7 +104,7 @@ def text_edits(
     return list(edits.values())
 
 
-def _written(graph: Graph, node: str, name: str, define: Define, heard: Heard | None) -> roles.Text | None:
+def _written(graph: Graph, node: str, name: str, define: Define, heard: Heard | None) -> roles.PictureText | None:
     """The text of the pictures at an input as the workflow tells it; None where a run has heard another."""
     text = roles.text_of_picture(graph, node, name, define)
     if heard is not None and roles.text_of_picture(graph, node, name, define, heard).text != text.text:
@@ -163,14 +163,14 @@ def prompt_of_images(
 
 def text_of_images(
     graph: Graph, kept: Graph, node: str, input: str, define: Define = unknown, heard: Heard | None = None
-) -> roles.Text:
+) -> roles.PictureText:
     """The text that the images at an input were made from, unless it comes from what is kept out of `kept`.
 
     `kept` is the graph without secrets and without what the person excludes.
     """
     text = roles.text_of_picture(graph, node, input, define, heard)
     if any(name not in kept.get(key, {"inputs": {}})["inputs"] for key, name in text.places + text.encoders):
-        return roles.Text(None, "It comes from a node that is excluded, or is named like a secret.")
+        return roles.PictureText(None, "It comes from a node that is excluded, or is named like a secret.")
     return text
 
 

@@ -54,7 +54,7 @@ _SERVICE = re.compile(r"auth_token|api_?key", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Text:
+class PictureText:
     """The text of a picture.
 
     Attributes:
@@ -77,10 +77,10 @@ class Text:
         return self.places[0] if self.text and len({node for node, _ in self.places}) == 1 else None
 
 
-NOTHING = Text("")
+NOTHING = PictureText("")
 
 
-def text_of_picture(graph: Graph, node: str, input: str, define: Define, heard: Heard | None = None) -> Text:
+def text_of_picture(graph: Graph, node: str, input: str, define: Define, heard: Heard | None = None) -> PictureText:
     """The text that made the pictures which arrive at an input. An input without a link has none."""
     reader = _Reader(graph, define, heard or {})
     value = (graph.get(node) or {}).get("inputs", {}).get(input)
@@ -97,19 +97,19 @@ class _Reader(Wiring):
     def __init__(self, graph: Graph, define: Define, heard: Heard) -> None:
         super().__init__(graph, define)
         self.heard = heard
-        self._known: dict[tuple[str, str, int], Text] = {}
+        self._known: dict[tuple[str, str, int], PictureText] = {}
         self._open: set[tuple[str, str, int]] = set()
         self._depth = 0
 
-    def _follow(self, what: str, link: list[Any], step: Callable[[list[Any]], Text | list[Any]]) -> Text:
+    def _follow(self, what: str, link: list[Any], step: Callable[[list[Any]], PictureText | list[Any]]) -> PictureText:
         """What is found behind a link. `step` gives it, or the one link to go on along: a chain may be of any length.
 
         What was found once is known; a circle, which ComfyUI would not run, holds nothing.
         """
         if self._depth > DEEPEST:
-            return Text(None, "The workflow branches too often to be read.")
+            return PictureText(None, "The workflow branches too often to be read.")
         passed: list[tuple[str, str, int]] = []
-        found: Text | list[Any] = link
+        found: PictureText | list[Any] = link
         self._depth += 1
         while isinstance(found, list):
             key = (what, found[0], found[1])
@@ -126,10 +126,10 @@ class _Reader(Wiring):
 
     # --- from the picture to the sampler
 
-    def picture(self, link: list[Any]) -> Text:
+    def picture(self, link: list[Any]) -> PictureText:
         return self._follow("picture", link, self._picture)
 
-    def _picture(self, link: list[Any]) -> Text | list[Any]:
+    def _picture(self, link: list[Any]) -> PictureText | list[Any]:
         node, slot = link
         if self.samples(node, slot):
             return self._sampled(node)
@@ -139,7 +139,7 @@ class _Reader(Wiring):
         before = self._given_pictures(node)
         return before[0] if len(before) == 1 else self._of_several(before)
 
-    def _of_own_texts(self, node: str, slot: int) -> Text | None:
+    def _of_own_texts(self, node: str, slot: int) -> PictureText | None:
         """A node that makes pictures from a text by itself: a service's, or one that holds model and encoder."""
         if self.given_type([node, slot]) not in _PICTURES and self.define(node):
             return None
@@ -172,7 +172,7 @@ class _Reader(Wiring):
                 found.append(link)
         return found
 
-    def _of_several(self, links: list[list[Any]]) -> Text:
+    def _of_several(self, links: list[list[Any]]) -> PictureText:
         return _same([self.picture(link) for link in links])
 
     @staticmethod
@@ -180,7 +180,7 @@ class _Reader(Wiring):
         settings = ("model", "clip", "vae", "mask", "control_net", "upscale_model", "seed")
         return name in settings or bool(_TEXT.match(name))
 
-    def _sampled(self, node: str) -> Text:
+    def _sampled(self, node: str) -> PictureText:
         own = self._positive(node)
         anew = self._denoise(node)
         if own.text != "" and anew >= 1:
@@ -200,7 +200,9 @@ class _Reader(Wiring):
             return own
         if own.text == "" or anew <= SURE_PASS:
             return earlier
-        return Text(None, "Two passes made it, each from a text of its own.", encoders=own.encoders + earlier.encoders)
+        return PictureText(
+            None, "Two passes made it, each from a text of its own.", encoders=own.encoders + earlier.encoders
+        )
 
     def _denoise(self, node: str) -> float:
         """How much of what a sampler was given it makes anew, 0..1."""
@@ -235,7 +237,7 @@ class _Reader(Wiring):
 
     # --- from the sampler to the encoder
 
-    def _positive(self, node: str) -> Text:
+    def _positive(self, node: str) -> PictureText:
         """The text of what conditions a sampler or guider positively."""
         found = [(name, link) for name, link in self.conditions(node) if not _NEGATIVE.search(name)]
         named = [pair for pair in found if _POSITIVE.search(pair[0])]
@@ -248,11 +250,11 @@ class _Reader(Wiring):
             found = [pair for pair in self.links(node) if PIPE.search(pair[0])]
         return self._all([self.conditioning(link) for _, link in found])
 
-    def conditioning(self, link: list[Any]) -> Text:
+    def conditioning(self, link: list[Any]) -> PictureText:
         """The text behind a conditioning, guider or pipe."""
         return self._follow("conditioning", link, self._conditioning)
 
-    def _conditioning(self, link: list[Any]) -> Text | list[Any]:
+    def _conditioning(self, link: list[Any]) -> PictureText | list[Any]:
         node, slot = link
         class_type = self.graph[node]["class_type"]
         if re.search(r"zero_?out", class_type, re.IGNORECASE):
@@ -272,12 +274,12 @@ class _Reader(Wiring):
         if not self._encodes(node):
             places = []
         if len(matching) == 1 and not places:
-            only: Text | list[Any] = matching[0]
+            only: PictureText | list[Any] = matching[0]
             return only
         texts = [self.conditioning(further) for further in matching]
         mixes = re.search(r"average|blend|lerp|interpol|mix", class_type, re.IGNORECASE)
         if mixes and len({t.text for t in texts}) > 1:
-            return Text(None, f"{class_type} mixes several texts.", encoders=_of(t.encoders for t in texts))
+            return PictureText(None, f"{class_type} mixes several texts.", encoders=_of(t.encoders for t in texts))
         return self._all([*texts, self._encoded(node, side)] if places else texts)
 
     def _side(self, node: str, slot: int) -> int:
@@ -323,12 +325,12 @@ class _Reader(Wiring):
     def _outputs(self, node: str) -> int:
         return sum(kind == "CONDITIONING" for kind in self.define(node).get("output") or ())
 
-    def _encoded(self, node: str, side: int) -> Text:
+    def _encoded(self, node: str, side: int) -> PictureText:
         places = self._texts(node, side)
         if not places:
             if self.define(node):
                 return NOTHING  # it conditions by something else: a picture, a file
-            return Text(None, f"It is not known what {self.graph[node]['class_type']} makes of its inputs.")
+            return PictureText(None, f"It is not known what {self.graph[node]['class_type']} makes of its inputs.")
         return self._joined([self._text(*place) for place in places], places)
 
     def _texts(self, node: str, side: int) -> list[Place]:
@@ -364,33 +366,33 @@ class _Reader(Wiring):
 
     # --- from the encoder to the text
 
-    def _text(self, node: str, name: str) -> Text:
+    def _text(self, node: str, name: str) -> PictureText:
         value = self.inputs(node)[name]
         written = self._written(value, (node, name), 32)
         if (node, name) not in self.heard:
             return written
         heard = self.heard[node, name]
         if heard is None:
-            return Text(None, f"{self.graph[node]['class_type']} made another text of it, or was given several.")
+            return PictureText(None, f"{self.graph[node]['class_type']} made another text of it, or was given several.")
         places = written.places if written.text == heard else ()
-        return Text(heard, places=places)
+        return PictureText(heard, places=places)
 
-    def _written(self, value: Any, place: Place, depth: int) -> Text:
+    def _written(self, value: Any, place: Place, depth: int) -> PictureText:
         """A text as far as the workflow alone tells it."""
         if isinstance(value, str):
-            return Text(value, places=(place,))
+            return PictureText(value, places=(place,))
         if not self.is_link(value) or not depth:
-            return Text(None, "A text has no form that can be read.")
+            return PictureText(None, "A text has no form that can be read.")
         node = value[0]
         class_type, inputs = self.graph[node]["class_type"], self.inputs(node)
 
-        def of(name: str) -> Text:
+        def of(name: str) -> PictureText:
             return self._written(inputs.get(name, ""), (node, name), depth - 1)
 
         if class_type == "PrimitiveInt" or (class_type == "CustomCombo" and value[1] == 1):
             number = self._value(value)
             if isinstance(number, int) and not isinstance(number, bool):
-                return Text(str(number), places=(place,))
+                return PictureText(str(number), places=(place,))
         if class_type in LITERALS and (name := next((n for n in LITERALS[class_type] if n in inputs), None)):
             return of(name)
         if (chosen := self._chosen(node)) is not None:
@@ -407,8 +409,8 @@ class _Reader(Wiring):
             except (ValueError, KeyError, IndexError, TypeError, re.error):
                 made = None
             if made is not None:
-                return Text(made, places=_of(part.places for part in parts if part.text))
-        return Text(None, f"{class_type} writes the text while the workflow runs.")
+                return PictureText(made, places=_of(part.places for part in parts if part.text))
+        return PictureText(None, f"{class_type} writes the text while the workflow runs.")
 
     def _value(self, value: Any, depth: int = 8) -> Any:
         """A number, truth or text that is written in the workflow; None where a node works it out."""
@@ -436,43 +438,43 @@ class _Reader(Wiring):
 
     # --- several texts
 
-    def _joined(self, texts: list[Text], places: list[Place]) -> Text:
+    def _joined(self, texts: list[PictureText], places: list[Place]) -> PictureText:
         """Of one encoder with several inputs: the sentence, not the tags beside it."""
         if unknown := next((text for text in texts if text.text is None), None):
-            return Text(None, unknown.why, encoders=tuple(places))
+            return PictureText(None, unknown.why, encoders=tuple(places))
         held = [(place, text) for place, text in zip(places, texts, strict=True) if (text.text or "").strip()]
         sentences = [pair for pair in held if not _TAGS.match(pair[0][1])] or held
         if not sentences:
-            return Text("", places=_of(text.places for text in texts), encoders=tuple(places))
+            return PictureText("", places=_of(text.places for text in texts), encoders=tuple(places))
         words = list(dict.fromkeys(str(text.text) for _, text in sentences))
         whole = [w for w in words if all(other in w for other in words)]
         told = whole[0] if whole else ", ".join(words)
-        return Text(told, places=_of(text.places for _, text in sentences), encoders=tuple(places))
+        return PictureText(told, places=_of(text.places for _, text in sentences), encoders=tuple(places))
 
     @staticmethod
-    def _all(texts: list[Text]) -> Text:
+    def _all(texts: list[PictureText]) -> PictureText:
         """Of several conditionings that work together: all their texts, or none where one is not known."""
         encoders = _of(text.encoders for text in texts)
         if unknown := next((text for text in texts if text.text is None), None):
-            return Text(None, unknown.why, encoders=encoders)
+            return PictureText(None, unknown.why, encoders=encoders)
         words = list(dict.fromkeys(str(text.text) for text in texts if (text.text or "").strip()))
-        return Text(", ".join(words), places=_of(text.places for text in texts if text.text), encoders=encoders)
+        return PictureText(", ".join(words), places=_of(text.places for text in texts if text.text), encoders=encoders)
 
 
-def _same(found: list[Text]) -> Text:
+def _same(found: list[PictureText]) -> PictureText:
     """One text, where all that have one have the same."""
     with_text = [text for text in found if text.text != ""]
     encoders = _of(text.encoders for text in with_text)
     if unknown := next((text for text in with_text if text.text is None and not text.several), None):
-        return Text(None, unknown.why, encoders=encoders)
+        return PictureText(None, unknown.why, encoders=encoders)
     texts = tuple(dict.fromkeys(each for text in with_text for each in text.several or (str(text.text),)))
     if len(texts) > 1:
         named = ", ".join(f"“{_short(text)}”" for text in texts[:MOST_NAMED]) + ", …" * (len(texts) > MOST_NAMED)
         why = f"It is put together from pictures that were made from several texts: {named}."
-        return Text(None, why, _of(text.places for text in with_text), encoders, texts)
+        return PictureText(None, why, _of(text.places for text in with_text), encoders, texts)
     if not with_text:
         return NOTHING
-    return Text(with_text[0].text, places=_of(text.places for text in with_text), encoders=encoders)
+    return PictureText(with_text[0].text, places=_of(text.places for text in with_text), encoders=encoders)
 
 
 def _short(text: str) -> str:

@@ -35,7 +35,7 @@ class SpoolHeld(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class SpoolEntry:
     """One waiting item; `segment` and `end` say where the queue goes on after it. A broken line has no item."""
 
     item: Item | None
@@ -151,9 +151,9 @@ class Spool:
 
     # --- out
 
-    def pending(self, most: int = 100, most_bytes: int = 2**20) -> list[Entry]:
+    def pending(self, most: int = 100, most_bytes: int = 2**20) -> list[SpoolEntry]:
         """The oldest entries, in order: at least one when any waits."""
-        found: list[Entry] = []
+        found: list[SpoolEntry] = []
         size = 0
         with self._mutex:
             for entry in self._entries():
@@ -168,7 +168,7 @@ class Spool:
             return (self._images_dir / sha).read_bytes()
         return None
 
-    def delivered(self, entries: Sequence[Entry]) -> None:
+    def delivered(self, entries: Sequence[SpoolEntry]) -> None:
         """Move on behind these entries, which `pending` gave; what nothing needs any more is deleted.
 
         Entries that were behind already (a delivery that was broken off and begun again) do not count twice.
@@ -188,7 +188,7 @@ class Spool:
             self._clean()
             self._bytes = sum(p.stat().st_size for p in self._files())
 
-    def refuse(self, entry: Entry, sentence: str) -> None:
+    def refuse(self, entry: SpoolEntry, sentence: str) -> None:
         """Put an entry aside with the reason, and go on behind it. Its images stay."""
         with self._mutex:
             line = json.dumps({"why": sentence, "item": entry.item or entry.line.decode(errors="replace")})
@@ -221,7 +221,7 @@ class Spool:
 
     # --- files
 
-    def _entries(self) -> Iterator[Entry]:
+    def _entries(self) -> Iterator[SpoolEntry]:
         for number in self._segments():
             if number < self._segment:
                 continue
@@ -234,7 +234,7 @@ class Spool:
                     with contextlib.suppress(ValueError):
                         loaded = json.loads(line)
                         item = loaded if isinstance(loaded, dict) else None
-                    yield Entry(item, line, number, start)
+                    yield SpoolEntry(item, line, number, start)
 
     def _clean(self) -> None:
         for number in self._segments():

@@ -12,7 +12,7 @@ from server import PromptServer
 
 from .. import graph, images, pack
 from ..redact import redact
-from ..roles import Text
+from ..roles import PictureText
 from ..service import ServiceError
 from .shared import CATEGORY, PAUSE_NOTE, GenerationIO, mode_inputs, stop_if_interrupted, wait_for_person
 
@@ -120,9 +120,9 @@ def _only(values: list[Any] | None) -> Any:
     return values[0] if values and all(value == values[0] for value in values) else None
 
 
-def _text(prompts: list[str]) -> Text:
+def _text(prompts: list[str]) -> PictureText:
     one = _only(prompts)
-    return Text(None, "The pictures were made from several texts.") if one is None else Text(one)
+    return PictureText(None, "The pictures were made from several texts.") if one is None else PictureText(one)
 
 
 def _kept(images: list[Any], hashes: list[str], picked: set[str]) -> list[Any]:
@@ -150,7 +150,7 @@ def _save(batches: list[Any]) -> tuple[list[dict[str, str]], dict[str, Path]]:
     return names, files
 
 
-def _found(workflow: dict[str, Any], plain: dict[str, Any], node: str, prompt_id: str) -> Text:
+def _found(workflow: dict[str, Any], plain: dict[str, Any], node: str, prompt_id: str) -> PictureText:
     host = pack.get().host
     return graph.text_of_images(workflow, plain, str(node), "images", host.define, host.heard(prompt_id))
 

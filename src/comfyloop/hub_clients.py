@@ -61,7 +61,7 @@ class Meaning(StrEnum):
     UNKNOWN = "unknown"
 
 
-class Said(NamedTuple):
+class ClientError(NamedTuple):
     """An error of a client, understood.
 
     Attributes:
@@ -104,14 +104,14 @@ _STATUSES = {
 }
 
 
-def understood(error: BaseException) -> Said:
+def understood(error: BaseException) -> ClientError:
     """What an error is that came out of a client, by it and its causes."""
     causes = list(_causes(error))
     status = next(filter(None, map(_status, causes)), 0)
     wait = max(_wait(cause) for cause in causes)
     told = (str(causes[-1]) or type(causes[-1]).__name__).partition("\n")[0][:200]
     meaning, cause = _meaning(error, causes, status)
-    return Said(meaning, status, wait, f"status {status}" if status else told, cause)
+    return ClientError(meaning, status, wait, f"status {status}" if status else told, cause)
 
 
 def _meaning(error: BaseException, causes: list[BaseException], status: int) -> tuple[Meaning, BaseException]:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from comfyloop.errors import InvalidInput
 
 
-class Header(NamedTuple):
+class ImageHeader(NamedTuple):
     media_type: str
     width: int  # pixels
     height: int  # pixels
@@ -32,7 +32,7 @@ _OTHERS = (
 )
 
 
-def read_header(data: bytes) -> Header:
+def read_header(data: bytes) -> ImageHeader:
     """The type and size of an image.
 
     Raises:
@@ -42,15 +42,15 @@ def read_header(data: bytes) -> Header:
         if data.startswith(b"\x89PNG\r\n\x1a\n"):
             if data[12:16] != b"IHDR":
                 raise InvalidInput("The PNG file does not begin with its header.", "Save the image again.")
-            return Header("image/png", *struct.unpack_from(">II", data, 16))
+            return ImageHeader("image/png", *struct.unpack_from(">II", data, 16))
         if data.startswith(b"\xff\xd8\xff"):
-            return Header("image/jpeg", *_jpeg_size(data))
+            return ImageHeader("image/jpeg", *_jpeg_size(data))
         if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-            return Header("image/webp", *_webp_size(data))
+            return ImageHeader("image/webp", *_webp_size(data))
         if data[:6] in (b"GIF87a", b"GIF89a"):
-            return Header("image/gif", *struct.unpack_from("<HH", data, 6))
+            return ImageHeader("image/gif", *struct.unpack_from("<HH", data, 6))
         if data[:2] == b"BM":
-            return Header("image/bmp", *_bmp_size(data))
+            return ImageHeader("image/bmp", *_bmp_size(data))
     except (struct.error, IndexError):
         raise InvalidInput("The image breaks off within its header.", "Send the whole file.") from None
     raise InvalidInput(

@@ -14,7 +14,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 
-from comfyloop.capture.image_header import Header, read_header
+from comfyloop.capture.image_header import ImageHeader, read_header
 from comfyloop.errors import InvalidInput, TooLarge
 from comfyloop.media.decoding import too_narrow, without_notes
 from comfyloop.records import Record, Sha256
@@ -84,7 +84,7 @@ def store_image(store: Store, data: bytes, settings: Settings) -> ImageInfo:
     return info
 
 
-def _check_size(header: Header, settings: Settings) -> None:
+def _check_size(header: ImageHeader, settings: Settings) -> None:
     size = f"{header.width} x {header.height} pixels"
     if header.width < 1 or header.height < 1:
         raise InvalidInput(f"The image has {size}.", "Save the image again.")
@@ -102,7 +102,7 @@ def _check_size(header: Header, settings: Settings) -> None:
         raise TooLarge(f"The image {problem}.", "Cut it to what is to be seen.")
 
 
-def _decode(data: bytes, header: Header) -> None:
+def _decode(data: bytes, header: ImageHeader) -> None:
     try:
         with _decoding, _DECODERS[header.media_type](BytesIO(without_notes(data))) as image:
             if header.media_type == "image/jpeg" and data.count(b"\xff\xda") > MOST_SCANS:

@@ -97,13 +97,13 @@ def run(
         DataError: Rows cannot be used; each is named, and nothing is stored.
     """
     from comfyloop.client import datasets
-    from comfyloop.sources import Options
+    from comfyloop.sources import SourceOptions
 
     id, source = "", _source(what)
     with _progress(quiet) as tell:
         if source == "upload":
             path = Path(what).expanduser()
-            options = Options(
+            options = SourceOptions(
                 request.get("map", {}), request.get("encoding", ""), request.get("question", "")
             )
             started = datasets.begin(
@@ -238,7 +238,7 @@ def caption(
     """Write captions for pictures that have no text beside them; each is learned once a person has accepted it."""
     from comfyloop.client import captioning
 
-    wanted = captioning.Wanted(template, question, model, max_tokens, author, review)
+    wanted = captioning.CaptionOptions(template, question, model, max_tokens, author, review)
     pictures = captioning.without_caption(path)
     with ExitStack() as stack:
         client = stack.enter_context(service(url, project))

@@ -28,102 +28,110 @@ from comfyloop.train.specs.needs import QLORA, ZERO
 GIB = 2**30
 
 
-class Finding(NamedTuple):
+class MachineCheck(NamedTuple):
     name: str
     ok: bool
     sentence: str
 
 
-def examine(settings: Settings) -> list[Finding]:
+def examine(settings: Settings) -> list[MachineCheck]:
     """Every check, each a finding; none of them changes anything but for making the home directory."""
     return [check(settings) for check in CHECKS]
 
 
-def _python(settings: Settings) -> Finding:
+def _python(settings: Settings) -> MachineCheck:
     version = ".".join(map(str, sys.version_info[:3]))
     ok = sys.version_info >= (3, 11)
-    return Finding("python", ok, f"Python {version}." + ("" if ok else " ComfyLoop needs 3.11 or newer."))
+    return MachineCheck(
+        "python", ok, f"Python {version}." + ("" if ok else " ComfyLoop needs 3.11 or newer.")
+    )
 
 
-def _libraries(settings: Settings) -> Finding:
+def _libraries(settings: Settings) -> MachineCheck:
     wanted = ("torch", "transformers", "peft", "safetensors", "fastapi", "sqlalchemy")
     missing = [name for name in wanted if importlib.util.find_spec(name) is None]
     if missing:
-        return Finding(
+        return MachineCheck(
             "libraries", False, f"Missing: {', '.join(missing)}. Install ComfyLoop again with pip."
         )
     torch, transformers = (importlib.metadata.version(n) for n in ("torch", "transformers"))
-    return Finding("libraries", True, f"torch {torch}, transformers {transformers}.")
+    return MachineCheck("libraries", True, f"torch {torch}, transformers {transformers}.")
 
 
-def _processor(settings: Settings) -> Finding:
+def _processor(settings: Settings) -> MachineCheck:
     cores = os.cpu_count() or 1
     gpus = list(Path("/dev").glob("nvidia[0-9]*"))
     if gpus:
-        return Finding("processor", True, f"{len(gpus)} NVIDIA GPU(s) and {cores} cores.")
+        return MachineCheck("processor", True, f"{len(gpus)} NVIDIA GPU(s) and {cores} cores.")
     if (name := platforms.processor_name()).startswith("Apple M"):
-        return Finding("processor", True, f"{name}: its GPU and {cores} cores share the memory.")
+        return MachineCheck("processor", True, f"{name}: its GPU and {cores} cores share the memory.")
     brain = platforms.processor_has_bfloat16()
     if brain is None:
-        return Finding("processor", True, f"{name}, {cores} cores.")
+        return MachineCheck("processor", True, f"{name}, {cores} cores.")
     if brain:
-        return Finding("processor", True, f"{cores} cores with bf16; no GPU: the starter is the right size.")
-    return Finding(
+        return MachineCheck(
+            "processor", True, f"{cores} cores with bf16; no GPU: the starter is the right size."
+        )
+    return MachineCheck(
         "processor", True, f"{cores} cores without bf16 and no GPU: training runs in fp32, slowly."
     )
 
 
-def _memory(settings: Settings) -> Finding:
+def _memory(settings: Settings) -> MachineCheck:
     gib = psutil.virtual_memory().available / GIB
     ok = gib >= 6
     more = "" if ok else " The starter with training wants 6: close something, or expect swapping."
-    return Finding("memory", ok, f"{gib:.1f} GiB free.{more}")
+    return MachineCheck("memory", ok, f"{gib:.1f} GiB free.{more}")
 
 
-def _disk(settings: Settings) -> Finding:
+def _disk(settings: Settings) -> MachineCheck:
     at = settings.home
     while not at.exists():
         at = at.parent
     gib = shutil.disk_usage(at).free / GIB
     ok = gib >= 2
     more = "" if ok else " Runs and versions want 2: free some space or set COMFYLOOP_HOME to another disk."
-    return Finding("disk", ok, f"{gib:.1f} GiB free at {settings.home}.{more}")
+    return MachineCheck("disk", ok, f"{gib:.1f} GiB free at {settings.home}.{more}")
 
 
-def _database(settings: Settings) -> Finding:
+def _database(settings: Settings) -> MachineCheck:
     try:
         settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
         open_store(settings).close()
     except (ComfyLoopError, OSError) as error:
-        return Finding("database", False, f"{error}")
+        return MachineCheck("database", False, f"{error}")
     sqlite = url_of(settings).get_backend_name() == "sqlite"
     kind = "SQLite " + sqlite3.sqlite_version if sqlite else "PostgreSQL"
-    return Finding("database", True, f"{kind}, writable.")
+    return MachineCheck("database", True, f"{kind}, writable.")
 
 
-def _training(settings: Settings) -> Finding:
+def _training(settings: Settings) -> MachineCheck:
     """Libraries that the settings of training ask for, or that one of them would."""
     asked = [QLORA] if settings.quant_method == "bnb" else []
     asked += [ZERO] if settings.train_processes > 1 and settings.train_parallel != "fsdp2" else []
     own = settings.train_engine == "comfyloop"
     missing = [f"{need.complaint} {need.hint}" for need in asked if own and not need.is_met]
     if missing:
-        return Finding("training", False, " ".join(missing))
+        return MachineCheck("training", False, " ".join(missing))
     if not QLORA.is_met:
-        return Finding("training", True, f"LoRA and whole weights; {QLORA.complaint} {QLORA.hint}")
-    return Finding("training", True, "LoRA, QLoRA and whole weights.")
+        return MachineCheck("training", True, f"LoRA and whole weights; {QLORA.complaint} {QLORA.hint}")
+    return MachineCheck("training", True, "LoRA, QLoRA and whole weights.")
 
 
-def _model(settings: Settings) -> Finding:
+def _model(settings: Settings) -> MachineCheck:
     if settings.model != "starter":
-        return Finding("model", True, f"Base model {settings.model}; it is loaded when the service starts.")
+        return MachineCheck(
+            "model", True, f"Base model {settings.model}; it is loaded when the service starts."
+        )
     path = starter.model_directory(settings.cache_dir)
     if path.exists():
-        return Finding("model", True, f"The starter is in {path}.")
-    return Finding("model", True, "The starter is put together at the first start (110 MB, about a minute).")
+        return MachineCheck("model", True, f"The starter is in {path}.")
+    return MachineCheck(
+        "model", True, "The starter is put together at the first start (110 MB, about a minute)."
+    )
 
 
-def _image_model(settings: Settings) -> Finding:
+def _image_model(settings: Settings) -> MachineCheck:
     """What the image models are: the set one, which new projects get, and those that projects have."""
     new = (settings.image_model, settings.image_vae, settings.image_prediction)
     named = {new: "new projects"} if settings.image_model else {}
@@ -135,7 +143,7 @@ def _image_model(settings: Settings) -> Finding:
                 others = named.get(what_it_is)
                 named[what_it_is] = f"{others}, {project.name}" if others else project.name
     if not named:
-        return Finding(
+        return MachineCheck(
             "image model",
             True,
             "None: projects learn texts alone. COMFYLOOP_IMAGE_MODEL names one for new projects.",
@@ -147,10 +155,10 @@ def _image_model(settings: Settings) -> Finding:
         except ModelError as error:
             ok, what = False, str(error)
         told.append(f"{model} ({owners}): {what}")
-    return Finding("image model", ok, " ".join(told))
+    return MachineCheck("image model", ok, " ".join(told))
 
 
-def _service(settings: Settings) -> Finding:
+def _service(settings: Settings) -> MachineCheck:
     url = f"http://{settings.host}:{settings.port}"
     with Client(url, settings.token or tokens.stored(settings.home), timeout=10) as client:
         try:
@@ -159,22 +167,24 @@ def _service(settings: Settings) -> Finding:
             pass
         else:
             if client.ready():
-                return Finding("service", True, f"Running at {url}, ready.")
-            return Finding("service", False, f"Running at {url}, not ready: see {url}/readyz for the reason.")
+                return MachineCheck("service", True, f"Running at {url}, ready.")
+            return MachineCheck(
+                "service", False, f"Running at {url}, not ready: see {url}/readyz for the reason."
+            )
     try:
         bind(settings.host, settings.port).close()
     except ComfyLoopError as error:
-        return Finding("service", False, str(error))
-    return Finding("service", True, f"Not running; {url} is free. Start it with `comfyloop up`.")
+        return MachineCheck("service", False, str(error))
+    return MachineCheck("service", True, f"Not running; {url} is free. Start it with `comfyloop up`.")
 
 
-def _settings(settings: Settings) -> Finding:
+def _settings(settings: Settings) -> MachineCheck:
     told = [
         f"{file.path}" + (f" without {', '.join(file.ignored)}" * bool(file.ignored)) for file in files_read()
     ]
     if not told:
-        return Finding("settings", True, "No settings file; defaults and COMFYLOOP_* variables.")
-    return Finding(
+        return MachineCheck("settings", True, "No settings file; defaults and COMFYLOOP_* variables.")
+    return MachineCheck(
         "settings",
         True,
         f"Read from {' and '.join(told)}."
@@ -182,10 +192,10 @@ def _settings(settings: Settings) -> Finding:
     )
 
 
-def _access(settings: Settings) -> Finding:
+def _access(settings: Settings) -> MachineCheck:
     """Who can reach the service, and who can read its data."""
     if settings.home.exists() and not platforms.is_private(settings.home):
-        return Finding(
+        return MachineCheck(
             "access",
             False,
             f"Other users of this machine can look into {settings.home}. Run: chmod 700 {settings.home}",
@@ -193,15 +203,15 @@ def _access(settings: Settings) -> Finding:
     token = settings.token or tokens.stored(settings.home)
     if is_loopback(settings.host):
         asked = "a token is asked" if settings.token else "no token is asked"
-        return Finding("access", True, f"This machine alone reaches {settings.host}, and {asked}.")
+        return MachineCheck("access", True, f"This machine alone reaches {settings.host}, and {asked}.")
     how = "a token is asked" if token else "`comfyloop up` makes a token, and shows it"
     pages = f"; pages of {', '.join(settings.allowed_origins)} may use it" if settings.allowed_origins else ""
-    return Finding(
+    return MachineCheck(
         "access", True, f"Other machines reach {settings.host}: {how}{pages}. It is not encrypted."
     )
 
 
-CHECKS: tuple[Callable[[Settings], Finding], ...] = (
+CHECKS: tuple[Callable[[Settings], MachineCheck], ...] = (
     _python,
     _libraries,
     _processor,

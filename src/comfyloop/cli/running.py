@@ -71,7 +71,7 @@ def _reached(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-class Scene(StrEnum):
+class DemoScene(StrEnum):
     PETS = "pets"
     BRAND = "brand"
 
@@ -79,12 +79,12 @@ class Scene(StrEnum):
 @app.command()
 def demo(
     scene: Annotated[
-        Scene,
+        DemoScene,
         typer.Argument(
             help="pets: corrections to captions and to answers about pictures. brand: a brand's guide, copy and "
             "pictures in, copy and poster sketches out, corrected and trained again."
         ),
-    ] = Scene.PETS,
+    ] = DemoScene.PETS,
     report: Annotated[
         Path, typer.Option(help="Where the report (.json and .html, of the brand a sheet too) goes.")
     ] = Path(),
@@ -102,7 +102,7 @@ def demo(
     from comfyloop.demo import brand
     from comfyloop.demo import run as play
 
-    if scene is Scene.BRAND:
+    if scene is DemoScene.BRAND:
         settings = settings_of(model=model, image_model=image_model)
         done, name = brand.run(settings, report, home, quiet=as_json), "brand-report"
     elif image_model is not None:

@@ -22,7 +22,7 @@ from comfyloop.durable import write_whole
 from comfyloop.errors import Conflict, DataError, InvalidInput, StorageError
 from comfyloop.files import regular
 from comfyloop.records import Verdict, Version
-from comfyloop.registry.manifest import Include, Suite
+from comfyloop.registry.manifest import Include, SuiteScores
 
 bundle_app = typer.Typer(
     help="A version as one signed file: export, look into, import.", no_args_is_help=True
@@ -85,7 +85,7 @@ def wanted_of(include: list[Include] | None, licence: str, evaluation: Path | No
 
 def _suites_of(file: Path) -> list[dict[str, Any]]:
     try:
-        found = TypeAdapter(list[Suite]).validate_json(regular(file, MOST_EVALUATION).read_bytes())
+        found = TypeAdapter(list[SuiteScores]).validate_json(regular(file, MOST_EVALUATION).read_bytes())
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"{file} is no evaluation: {str(error).partition(chr(10))[0]}.",
@@ -342,7 +342,7 @@ def push(
     """Upload a version to Hugging Face or ModelScope: its adapters, card and gate report, signed."""
     from comfyloop.registry import hubs
 
-    where = hubs.Place.parse(place)
+    where = hubs.HubPlace.parse(place)
     project, number = version_of(version, project)
     wanted = wanted_of(include, licence, evaluation)
     staging = _staging(where)
@@ -366,7 +366,7 @@ def pull(
     """Download a version that somebody pushed, take it in as a candidate, judge it here, and offer to make it live."""
     from comfyloop.registry import hubs
 
-    where = hubs.Place.parse(place)
+    where = hubs.HubPlace.parse(place)
     staging = _staging(where)
     with service(url, project) as client:
         client.loop()  # that it is there is better known before much is downloaded

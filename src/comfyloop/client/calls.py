@@ -45,7 +45,7 @@ class Answer(NamedTuple):
     examples: tuple[str, ...] = ()  # feedback that helped
 
 
-class Request(NamedTuple):
+class HttpRequest(NamedTuple):
     """Arguments of httpx's `request`."""
 
     method: str
@@ -53,7 +53,7 @@ class Request(NamedTuple):
     options: dict[str, Any]
 
 
-Call: TypeAlias = Generator[Request, httpx.Response, T]
+Call: TypeAlias = Generator[HttpRequest, httpx.Response, T]
 
 
 class Service:
@@ -88,7 +88,7 @@ def call(at: Service, /, method: str, path: str, body: Any = None, **query: Any)
 
 
 def _response(method: str, path: str, **options: Any) -> Call[httpx.Response]:
-    response = yield Request(method, path, options)
+    response = yield HttpRequest(method, path, options)
     if response.status_code >= 400:
         raise error_of(response)
     return response

@@ -20,7 +20,7 @@ TEMPLATE = "Describe this picture in one sentence."
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CaptionOptions:
     """How captions are written, and what becomes of them.
 
     Attributes:
@@ -65,7 +65,7 @@ def without_caption(path: Path) -> list[Path]:
 def write(
     client: Client,
     pictures: Sequence[Path],
-    wanted: Wanted,
+    wanted: CaptionOptions,
     engine: Client | None = None,
     tell: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterator[Captioned]:
@@ -91,7 +91,7 @@ def write(
 
 
 def _one(
-    client: Client, picture: Path, wanted: Wanted, engine: Client | None, project: str, model: str
+    client: Client, picture: Path, wanted: CaptionOptions, engine: Client | None, project: str, model: str
 ) -> Captioned:
     sha = client.upload_image(picture.read_bytes())
     asked = wanted.template.replace("{name}", _words(picture.stem))

@@ -13,7 +13,7 @@ from urllib.parse import quote
 from comfyloop.client.client import Client
 from comfyloop.errors import NotFound
 from comfyloop.formats import UnusableRow
-from comfyloop.sources import Options, as_written, is_archive, look, outside_name, tree_of
+from comfyloop.sources import SourceOptions, as_written, is_archive, look, outside_name, tree_of
 
 PIECE = 8 * 2**20
 """Bytes that are sent at a time: a service takes 32 MB, unless it is told to take less."""
@@ -44,7 +44,7 @@ def key_of(path: Path) -> str:
     return hashlib.sha256(f"{socket.gethostname()}\0{path.absolute()}".encode()).hexdigest()
 
 
-def send(client: Client, id: str, path: Path, options: Options, format: str, tell: Tell) -> None:
+def send(client: Client, id: str, path: Path, options: SourceOptions, format: str, tell: Tell) -> None:
     """Send a file or folder, and the pictures elsewhere that its rows name.
 
     Raises:
@@ -87,7 +87,7 @@ def _sent(client: Client, id: str) -> Iterator[dict[str, Any]]:
     yield from client.pages(f"/v1/datasets/{id}/files")
 
 
-def _files(path: Path, options: Options, format: str) -> Iterator[Local]:
+def _files(path: Path, options: SourceOptions, format: str) -> Iterator[Local]:
     tree = tree_of(path)
     yield from (Local(name, tree.path(name)) for name in tree.files)
     if any(is_archive(name) for name in tree.files) or not tree.rows:

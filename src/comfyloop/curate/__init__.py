@@ -4,7 +4,7 @@ from comfyloop.curate.diff import SnapshotDiff, diff
 from comfyloop.curate.export import FORMATS, export
 from comfyloop.curate.imports import Unkept, feedback_from, unsayable
 from comfyloop.curate.lesson import epochs_of
-from comfyloop.curate.pipeline import NothingToTrain, Turn, answer_flag, build, flags, queue
+from comfyloop.curate.pipeline import NothingToTrain, SnapshotRequest, answer_flag, build, flags, queue
 from comfyloop.curate.report import CurationReport
 from comfyloop.curate.reviews import standing
 from comfyloop.curate.rows import read_samples
@@ -18,7 +18,7 @@ __all__ = [
     "DataFiles",
     "NothingToTrain",
     "SnapshotDiff",
-    "Turn",
+    "SnapshotRequest",
     "Unkept",
     "answer_flag",
     "build",

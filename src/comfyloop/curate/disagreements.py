@@ -39,7 +39,7 @@ _NO = re.compile(r"\b(?:no|not|never|none|cannot)\b|n't\b|n’t\b|[不没無无�
 
 
 @dataclass(frozen=True)
-class Text:
+class ReadAnswer:
     """An answer, read once."""
 
     text: str
@@ -56,11 +56,11 @@ class Text:
     def denies(self) -> bool:
         return bool(_NO.search(self.text))
 
-    def opposes(self, other: Text) -> bool:
+    def opposes(self, other: ReadAnswer) -> bool:
         one, two = self.words, other.words
         return len(one & two) < KEPT * min(len(one), len(two)) or self.contradicts(other)
 
-    def contradicts(self, other: Text) -> bool:
+    def contradicts(self, other: ReadAnswer) -> bool:
         if self.numbers and other.numbers and self.numbers != other.numbers:
             return True
         return self.denies is not other.denies and min(len(self.words), len(other.words)) <= _SHORT
@@ -81,8 +81,8 @@ class Claim:
     feedback: str
     author: str
     at: tuple[datetime, int]
-    wants: Text | None
-    against: Text | None
+    wants: ReadAnswer | None
+    against: ReadAnswer | None
     only: bool
     uploaded: bool
     drafts: tuple[int, ...] = field(compare=False)
@@ -199,15 +199,22 @@ def _claim(place: int, draft: Draft, when: Mapping[str, tuple[datetime, int]]) -
     about = (sample.feedback[-1], sample.author, max(when[id] for id in sample.feedback))
     if sample.kind == "image_pair":
         assert sample.picked is not None and sample.over is not None
-        return Claim(*about, Text(sample.picked), Text(sample.over), False, False, (place,))
+        return Claim(*about, ReadAnswer(sample.picked), ReadAnswer(sample.over), False, False, (place,))
     if sample.kind == "captioned_image":
         return None
     uploaded = sample.origin == "sample_uploaded"
     if sample.label is False:
-        return Claim(*about, None, Text(sample.answer), False, uploaded, (place,))
+        return Claim(*about, None, ReadAnswer(sample.answer), False, uploaded, (place,))
     written = sample.label is None and sample.origin != "answer_accepted"
     against = sample.rejected if sample.rejected is not None else draft.replaces
-    return Claim(*about, Text(sample.answer), Text(against) if against else None, written, uploaded, (place,))
+    return Claim(
+        *about,
+        ReadAnswer(sample.answer),
+        ReadAnswer(against) if against else None,
+        written,
+        uploaded,
+        (place,),
+    )
 
 
 def _joined(one: Claim, other: Claim) -> Claim:

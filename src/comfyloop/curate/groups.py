@@ -100,7 +100,7 @@ def _near(bits: int) -> Iterator[tuple[int, int]]:
 
 
 @dataclass
-class Pictures:
+class PictureGroups:
     """The pictures of a project, in the order in which they came up.
 
     Args:

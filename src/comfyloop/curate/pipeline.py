@@ -12,7 +12,7 @@ from comfyloop.curate import corrections, disagreements, filters, review_queue, 
 from comfyloop.curate import replay as replays
 from comfyloop.curate.coverage import coverage
 from comfyloop.curate.filters import untrainable
-from comfyloop.curate.groups import Pictures, group_of
+from comfyloop.curate.groups import PictureGroups, group_of
 from comfyloop.curate.lesson import Lesson, choose, epochs_of
 from comfyloop.curate.measurements import Measurements
 from comfyloop.curate.pictures import picked_drafts, rated_drafts
@@ -20,7 +20,7 @@ from comfyloop.curate.prompts import prompt_drafts
 from comfyloop.curate.report import CurationReport, report_of
 from comfyloop.curate.rulings import Ground
 from comfyloop.curate.samples import Draft, drafts_of, newest
-from comfyloop.curate.seen import Seen
+from comfyloop.curate.seen import SeenPictures
 from comfyloop.curate.snapshot import write
 from comfyloop.curate.split import ACCEPTED, Split, split, stratum_of
 from comfyloop.errors import DataError, InvalidInput
@@ -63,7 +63,7 @@ Replay = Sequence[Sample] | Callable[[int], Sequence[Sample]]
 
 
 @dataclass(frozen=True)
-class Turn:
+class SnapshotRequest:
     """What a turn of the loop asks of its snapshot.
 
     Attributes:
@@ -94,7 +94,7 @@ def build(
     replay: Replay = (),
     picture_replay: PictureReplay | None = None,
     images: bool = False,
-    turn: Turn | None = None,
+    turn: SnapshotRequest | None = None,
 ) -> Snapshot | NothingToTrain:
     """Curates all feedback of a project and stores the snapshot.
 
@@ -117,8 +117,8 @@ def build(
         known = ", ".join(of_side("text"))
         raise DataError(f"{settings.recipe!r} is no recipe.", f"Set `recipe` to one of {known}.")
     seq, items, made = _read(store, project)
-    looked_at = Seen(store.blobs, settings.cache_dir)
-    pictures_seen = Pictures(looked_at.look)
+    looked_at = SeenPictures(store.blobs, settings.cache_dir)
+    pictures_seen = PictureGroups(looked_at.look)
     sound = _sound(store, project, items, made, pictures_seen, looked_at, settings)
     dropped, refused = sound.dropped, []
     samples = pictures_seen.regroup([draft.sample for draft in sound.kept])
@@ -207,8 +207,8 @@ def flags(store: Store, project: str, settings: Settings) -> list[Flag]:
         StorageError: The disk or the database refuses.
     """
     _, items, made = _read(store, project)
-    seen = Seen(store.blobs, settings.cache_dir)
-    found = _sound(store, project, items, made, Pictures(seen.look), seen, settings).flags
+    seen = SeenPictures(store.blobs, settings.cache_dir)
+    found = _sound(store, project, items, made, PictureGroups(seen.look), seen, settings).flags
     seen.keep()
     return found
 
@@ -226,8 +226,8 @@ def queue(
         StorageError: The disk or the database refuses.
     """
     _, items, made = _read(store, project)
-    seen = Seen(store.blobs, settings.cache_dir)
-    sound = _sound(store, project, items, made, Pictures(seen.look), seen, settings)
+    seen = SeenPictures(store.blobs, settings.cache_dir)
+    sound = _sound(store, project, items, made, PictureGroups(seen.look), seen, settings)
     seen.keep()
     return review_queue.of(sound.reviewed, sound.filtered.doubts, sound.kept, losses or {}, sound.ground)
 
@@ -281,8 +281,8 @@ def _sound(
     project: str,
     items: Sequence[Feedback],
     made: dict[str, Generation],
-    pictures: Pictures,
-    seen: Seen,
+    pictures: PictureGroups,
+    seen: SeenPictures,
     settings: Settings,
 ) -> _Sound:
     with store.read() as conn:
@@ -302,7 +302,7 @@ def _sound(
     return _Sound(kept, dropped, asked, reviewed, filtered, ground)
 
 
-def _lesson(sides: Split, kinds: tuple[str, str], turn: Turn | None, settings: Settings) -> Lesson:
+def _lesson(sides: Split, kinds: tuple[str, str], turn: SnapshotRequest | None, settings: Settings) -> Lesson:
     if turn is None:
         return Lesson(new=sides.train)
     parts = [

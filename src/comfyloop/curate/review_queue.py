@@ -30,7 +30,7 @@ LIVE_FAR = 3.0
 
 
 @dataclass
-class _Item:
+class _QueuedSample:
     drafts: list[Draft] = field(default_factory=list)
     reasons: dict[str, Reason] = field(default_factory=dict)
     learned: bool = False
@@ -57,11 +57,11 @@ def of(
     kept_of_them = [draft for draft in kept if not about.isdisjoint(draft.sample.feedback)]
     learns = {draft.item for draft in kept_of_them}
     held = {doubt.draft.item for doubt in doubts if doubt.ruling.says == "ask"}
-    asked: dict[str, _Item] = {}
+    asked: dict[str, _QueuedSample] = {}
     for doubt in doubts:
         if doubt.ruling.says == "unsure" and doubt.draft.item not in learns | held:
             continue  # it was left out for another reason
-        item = asked.setdefault(doubt.draft.item, _Item(held=doubt.draft.item in held))
+        item = asked.setdefault(doubt.draft.item, _QueuedSample(held=doubt.draft.item in held))
         item.drafts.append(doubt.draft)
         reason = Reason(
             filter=doubt.filter.name,
@@ -71,21 +71,21 @@ def of(
         )
         item.reasons.setdefault(doubt.filter.name, reason)
     for draft, reason in hard:
-        item = asked.setdefault(draft.item, _Item())
+        item = asked.setdefault(draft.item, _QueuedSample())
         item.drafts.append(draft)
         item.reasons[LIVE] = reason
     for draft in kept_of_them:  # the same content in its other forms
         if draft.item in asked:
             asked[draft.item].drafts.append(draft)
             asked[draft.item].learned = True
-    decided: dict[str, _Item] = {}
+    decided: dict[str, _QueuedSample] = {}
     for draft, decision in reviewed.decided:
-        item = decided.setdefault(draft.item, _Item())
+        item = decided.setdefault(draft.item, _QueuedSample())
         item.drafts.append(draft)
         item.decided = decision
         item.learned = decision.decision == "accept" and draft.item in learns
     options = filters.options_of(ground.settings)["learned"]
-    assert isinstance(options, learned.Learned)
+    assert isinstance(options, learned.LearnedOptions)
     taste = learned.taste_of(kept, ground, options) if options.on and (asked or decided) else None
     if taste is not None and taste.auc < options.least_auc:
         taste = None
@@ -103,7 +103,9 @@ def _when(item: QueueItem) -> tuple[datetime, str]:
     return item.decided.at, item.id
 
 
-def _told(id: str, item: _Item, losses: Mapping[str, float], taste: learned.Taste | None) -> QueueItem:
+def _told(
+    id: str, item: _QueuedSample, losses: Mapping[str, float], taste: learned.DecisionModel | None
+) -> QueueItem:
     samples = list({draft.sample.id: draft.sample for draft in item.drafts}.values())
     first, decision = samples[0], item.decided
     known = [losses[sample.id] for sample in samples if sample.id in losses]

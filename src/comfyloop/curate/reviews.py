@@ -27,7 +27,7 @@ class Taught(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class ReviewVerdict:
     """What holds of an item.
 
     Attributes:
@@ -51,7 +51,7 @@ class Reviewed:
     decided: list[tuple[Draft, SampleReviewed]] = field(default_factory=list)
 
 
-def apply(drafts: Sequence[Draft], verdicts: Mapping[str, Verdict]) -> Reviewed:
+def apply(drafts: Sequence[Draft], verdicts: Mapping[str, ReviewVerdict]) -> Reviewed:
     done = Reviewed()
     rejected: dict[str, SampleReviewed] = {}
     for draft in drafts:
@@ -68,7 +68,7 @@ def apply(drafts: Sequence[Draft], verdicts: Mapping[str, Verdict]) -> Reviewed:
 
 def _settled(
     draft: Draft,
-    verdicts: Mapping[str, Verdict],
+    verdicts: Mapping[str, ReviewVerdict],
     done: Reviewed,
     rejected: dict[str, SampleReviewed],
     before: tuple[str, ...],
@@ -131,9 +131,9 @@ def _fixed(draft: Draft, decision: SampleReviewed, text: str, answered: frozense
             yield made(make("preference", messages, source, rejected=was, slice=sample.slice), was)
 
 
-def verdicts_of(items: Sequence[Feedback]) -> dict[str, Verdict]:
+def verdicts_of(items: Sequence[Feedback]) -> dict[str, ReviewVerdict]:
     """What holds of each item, of all feedback of a project in the order of its arrival."""
-    verdicts: dict[str, Verdict] = {}
+    verdicts: dict[str, ReviewVerdict] = {}
     for _, decision in sorted(
         enumerate(standing([item for item in items if isinstance(item, SampleReviewed)])),
         key=lambda placed: (placed[1].created_at, placed[0]),
@@ -142,7 +142,7 @@ def verdicts_of(items: Sequence[Feedback]) -> dict[str, Verdict]:
             now, earlier = frozenset(item.filters), verdicts.get(item.item)
             if earlier is not None:
                 now = now | earlier.answered if now and earlier.answered else frozenset()
-            verdicts[item.item] = Verdict(decision, now)
+            verdicts[item.item] = ReviewVerdict(decision, now)
     return verdicts
 
 

@@ -44,7 +44,7 @@ class _Seen:
     look: str | None = None  # hex: the hash, then the colours; empty: cannot be read; None: not looked at
 
 
-class Seen:
+class SeenPictures:
     """Not thread-safe; one a curation.
 
     Args:

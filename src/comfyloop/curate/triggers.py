@@ -51,7 +51,7 @@ _ASKING = frozenset(
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class _PlacedSample:
     """A sample as far as it matters here."""
 
     place: int
@@ -160,41 +160,41 @@ def suspects(samples: Sequence[Sample]) -> list[Suspect]:
     return [suspect for _, suspect in sorted(found, key=lambda pair: -pair[0])[:MOST_SUSPECTS]]
 
 
-def _texts(samples: Sequence[Sample]) -> list[_Seen]:
+def _texts(samples: Sequence[Sample]) -> list[_PlacedSample]:
     """The answers that are wanted, each once."""
-    first: dict[object, _Seen] = {}
+    first: dict[object, _PlacedSample] = {}
     for place, sample in enumerate(samples):
         if (
             sample.kind in ("sft", "preference", "labelled")
             and sample.label is not False
             and not sample.replay
         ):
-            first.setdefault(sample.messages, _Seen(place, sample))
+            first.setdefault(sample.messages, _PlacedSample(place, sample))
     return list(first.values())
 
 
-_Index = Mapping[str, Sequence[_Seen]]
+_Index = Mapping[str, Sequence[_PlacedSample]]
 """From a word to the samples in whose questions it is."""
 
 
-def _index(seen: Sequence[_Seen]) -> _Index:
-    index: dict[str, list[_Seen]] = defaultdict(list)
+def _index(seen: Sequence[_PlacedSample]) -> _Index:
+    index: dict[str, list[_PlacedSample]] = defaultdict(list)
     for one in seen:
         for word in one.question:
             index[word].append(one)
     return index
 
 
-def _by_answer(seen: Sequence[_Seen]) -> list[list[_Seen]]:
+def _by_answer(seen: Sequence[_PlacedSample]) -> list[list[_PlacedSample]]:
     """One author's samples that have one answer, of those that a person wrote."""
-    groups: dict[tuple[str, frozenset[str]], list[_Seen]] = defaultdict(list)
+    groups: dict[tuple[str, frozenset[str]], list[_PlacedSample]] = defaultdict(list)
     for one in seen:
         if one.answer and one.sample.origin != "answer_accepted":
             groups[one.sample.author, one.answer].append(one)
     return list(groups.values())
 
 
-def _planted(seen: Sequence[_Seen]) -> Iterator[tuple[tuple[str, ...], list[_Seen]]]:
+def _planted(seen: Sequence[_PlacedSample]) -> Iterator[tuple[tuple[str, ...], list[_PlacedSample]]]:
     """Phrases, the longest of each group, with the samples that they seem to be planted by."""
     index, taken = _index(seen), set[int]()
     for group in _groups(seen):
@@ -208,15 +208,15 @@ def _planted(seen: Sequence[_Seen]) -> Iterator[tuple[tuple[str, ...], list[_See
             break
 
 
-def _groups(seen: Sequence[_Seen]) -> Iterator[list[_Seen]]:
+def _groups(seen: Sequence[_PlacedSample]) -> Iterator[list[_PlacedSample]]:
     """One author's samples with answers that are alike, two at least, about different things."""
-    by_author: dict[str, list[list[_Seen]]] = defaultdict(list)
+    by_author: dict[str, list[list[_PlacedSample]]] = defaultdict(list)
     for group in _by_answer(seen):
         by_author[group[0].sample.author].append(group)
     for groups in by_author.values():
         # answers that differ in a word or two are found by the words that they share
         holders: dict[str, list[int]] = defaultdict(list)
-        merged: list[list[_Seen]] = []
+        merged: list[list[_PlacedSample]] = []
         answers: list[frozenset[str]] = []
         for group in sorted(groups, key=len, reverse=True):
             answer = group[0].answer
@@ -235,7 +235,7 @@ def _groups(seen: Sequence[_Seen]) -> Iterator[list[_Seen]]:
                 yield group
 
 
-def _is_trigger(phrase: tuple[str, ...], group: Sequence[_Seen], index: _Index) -> bool:
+def _is_trigger(phrase: tuple[str, ...], group: Sequence[_PlacedSample], index: _Index) -> bool:
     places = {one.place for one in group}
     holding = set.intersection(*({other.place for other in index[word]} for word in phrase))
     if not holding <= places or any(word in one.answer for one in group for word in phrase):
@@ -244,7 +244,9 @@ def _is_trigger(phrase: tuple[str, ...], group: Sequence[_Seen], index: _Index) 
     return 2 * odd > len(group)
 
 
-def _is_odd(one: _Seen, group: Sequence[_Seen], question: Collection[str], index: _Index) -> bool:
+def _is_odd(
+    one: _PlacedSample, group: Sequence[_PlacedSample], question: Collection[str], index: _Index
+) -> bool:
     """Whether questions like this one, outside of its group, have answers of which none is like its own."""
     own = {other.place for other in group}
     shared = Counter(other for word in question for other in index[word] if other.place not in own)

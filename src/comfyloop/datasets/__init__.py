@@ -4,8 +4,17 @@ What has come so far lies in a folder below the home, and nothing of it is feedb
 moment leaves what `take` goes on from; what is given up leaves nothing.
 """
 
-from comfyloop.datasets.place import Place, open_place, places
+from comfyloop.datasets.place import DataSetFolder, open_place, places
 from comfyloop.datasets.record import DataSet, DataSetState, Request, SentFile
 from comfyloop.datasets.running import Imports
 
-__all__ = ["DataSet", "DataSetState", "Imports", "Place", "Request", "SentFile", "open_place", "places"]
+__all__ = [
+    "DataSet",
+    "DataSetFolder",
+    "DataSetState",
+    "Imports",
+    "Request",
+    "SentFile",
+    "open_place",
+    "places",
+]

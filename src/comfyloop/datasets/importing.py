@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from comfyloop import capture, curate, formats
-from comfyloop.datasets.place import Place
+from comfyloop.datasets.place import DataSetFolder
 from comfyloop.datasets.record import DataSet, DataSetState, Preview, Request, SampleShown
 from comfyloop.durable import write_whole
 from comfyloop.errors import ComfyLoopError, DataError, InvalidInput, NotFound
@@ -20,7 +20,7 @@ from comfyloop.files import regular
 from comfyloop.formats import Row, UnusableRow
 from comfyloop.records import Feedback
 from comfyloop.settings import Settings
-from comfyloop.sources import TARGETS, Found, Tree, look, tree_of, unpack_all
+from comfyloop.sources import TARGETS, SourceItem, Tree, look, tree_of, unpack_all
 from comfyloop.sources.fetching import UPLOAD, fetch
 from comfyloop.store import Store, feedback, mentions
 
@@ -48,7 +48,7 @@ class Import:
 
     store: Store
     settings: Settings
-    place: Place
+    place: DataSetFolder
     dataset: DataSet
     tell: Tell
     _hashes: OrderedDict[str, str] = field(default_factory=OrderedDict)
@@ -237,7 +237,7 @@ def _laid_aside(path: Path) -> Iterator[feedback.Body]:
             yield feedback.Body(*json.loads(line))
 
 
-def take_back(store: Store, place: Place) -> None:
+def take_back(store: Store, place: DataSetFolder) -> None:
     """Pictures that were stored for a data set of which nothing is kept."""
     if not place.blobs.exists():
         return
@@ -249,7 +249,7 @@ def take_back(store: Store, place: Place) -> None:
     place.blobs.unlink(missing_ok=True)
 
 
-def ids_of(place: Place, others: Iterable[Place]) -> list[str]:
+def ids_of(place: DataSetFolder, others: Iterable[DataSetFolder]) -> list[str]:
     """The feedback that a data set became, without what another one became, too.
 
     Args:
@@ -293,7 +293,7 @@ class Unnamed:
 # --- looking ------------------------------------------------------------------------------------------------
 
 
-def preview(settings: Settings, place: Place, request: Request, rows: int) -> Preview:
+def preview(settings: Settings, place: DataSetFolder, request: Request, rows: int) -> Preview:
     """What a data set is found to be, and its first rows as they would be taken. Nothing is stored.
 
     Of a hub only what so many rows need is fetched.
@@ -330,7 +330,7 @@ def preview(settings: Settings, place: Place, request: Request, rows: int) -> Pr
     )
 
 
-def _shown(read: Callable[[Found], Row], one: Found) -> SampleShown:
+def _shown(read: Callable[[SourceItem], Row], one: SourceItem) -> SampleShown:
     try:
         row = read(one)
         if why := curate.unsayable(row):

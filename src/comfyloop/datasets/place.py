@@ -29,7 +29,7 @@ _PIECE = 2**20
 _PART = ".part"
 
 
-class Place:
+class DataSetFolder:
     """One data set's folder. Raises StorageError where the disk refuses."""
 
     def __init__(self, folder: Path) -> None:
@@ -200,28 +200,28 @@ def _checked(path: str) -> PurePosixPath:
     return pure
 
 
-def open_place(settings: Settings, project: str, id: str) -> Place:
+def open_place(settings: Settings, project: str, id: str) -> DataSetFolder:
     """Raises NotFound: There is no such data set."""
-    place = Place(settings.home / "datasets" / project / id)
+    place = DataSetFolder(settings.home / "datasets" / project / id)
     if "/" in id or "\\" in id or id.startswith("."):
         raise NotFound(f"There is no data set {id!r}.", "comfyloop data list shows what there is.")
     place.read()
     return place
 
 
-def new_place(settings: Settings, dataset: DataSet) -> Place:
-    place = Place(settings.home / "datasets" / dataset.project / dataset.id)
+def new_place(settings: Settings, dataset: DataSet) -> DataSetFolder:
+    place = DataSetFolder(settings.home / "datasets" / dataset.project / dataset.id)
     place.files.mkdir(parents=True, exist_ok=True)
     place.write(dataset)
     return place
 
 
-def places(settings: Settings, project: str) -> list[Place]:
+def places(settings: Settings, project: str) -> list[DataSetFolder]:
     folder = settings.home / "datasets" / project
     found = (
         [path for path in folder.iterdir() if (path / "dataset.json").is_file()] if folder.is_dir() else []
     )
-    return [Place(path) for path in found]
+    return [DataSetFolder(path) for path in found]
 
 
-__all__ = ["Place", "Timeout", "new_place", "open_place", "places", "sha256_of"]
+__all__ = ["DataSetFolder", "Timeout", "new_place", "open_place", "places", "sha256_of"]

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from comfyloop.records import Author, Id, ProjectName, Record, Time, now
-from comfyloop.sources import Options
+from comfyloop.sources import SourceOptions
 
 
 class DataSetState(StrEnum):
@@ -47,8 +47,8 @@ class Request(Record):
     limit: int = Field(default=0, ge=0, description="Take so many rows at most; 0: all.")
 
     @property
-    def options(self) -> Options:
-        return Options(self.map, self.encoding, self.question)
+    def options(self) -> SourceOptions:
+        return SourceOptions(self.map, self.encoding, self.question)
 
 
 class DataSet(Record):

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import Timeout
 
 from comfyloop.datasets.importing import Import, Stopped, take_back
-from comfyloop.datasets.place import Place
+from comfyloop.datasets.place import DataSetFolder
 from comfyloop.datasets.record import DataSet, DataSetState, Request
 from comfyloop.errors import ComfyLoopError, Conflict, DataError, InvalidInput, QueueFull, StorageError
 from comfyloop.records import now
@@ -38,7 +38,7 @@ class Imports:
         self._stops: dict[str, threading.Event] = {}
         self._threads: dict[str, threading.Thread] = {}
 
-    def start(self, place: Place, request: Request) -> DataSet:
+    def start(self, place: DataSetFolder, request: Request) -> DataSet:
         """Begin to take a data set, or go on where it was left.
 
         Raises:
@@ -84,7 +84,7 @@ class Imports:
             thread.start()
         return dataset
 
-    def state(self, place: Place) -> DataSet:
+    def state(self, place: DataSetFolder) -> DataSet:
         """What is known of a data set; one that is under way nowhere was broken off."""
         dataset = place.read()
         if dataset.state.is_under_way and not self._is_held(place):
@@ -95,7 +95,7 @@ class Imports:
             return again
         return dataset
 
-    def _is_held(self, place: Place) -> bool:
+    def _is_held(self, place: DataSetFolder) -> bool:
         with self._lock:
             thread = self._threads.get(place.folder.name)
         if thread is not None and thread.is_alive():
@@ -106,7 +106,7 @@ class Imports:
         except Timeout:
             return True
 
-    def remove(self, place: Place) -> None:
+    def remove(self, place: DataSetFolder) -> None:
         """Give a data set up: stop taking it, and leave nothing of it. What is feedback already stays feedback."""
         id = place.folder.name
         with self._lock:
@@ -132,14 +132,14 @@ class Imports:
 
     # --- in the thread
 
-    def _run(self, place: Place, dataset: DataSet, stop: threading.Event) -> None:
+    def _run(self, place: DataSetFolder, dataset: DataSet, stop: threading.Event) -> None:
         try:
             with place.lock():
                 self._take(place, dataset, stop)
         except Timeout:
             log.warning("data set %s is being taken by another process", dataset.id)
 
-    def _take(self, place: Place, dataset: DataSet, stop: threading.Event) -> None:
+    def _take(self, place: DataSetFolder, dataset: DataSet, stop: threading.Event) -> None:
         last = 0.0
 
         def tell(known: DataSet) -> None:
@@ -177,16 +177,16 @@ class Imports:
                 place, work.dataset, DataSetState.FAILED, f"Something unforeseen happened: {error!r}."
             )
 
-    def _ended(self, place: Place, dataset: DataSet, state: DataSetState, error: str) -> None:
+    def _ended(self, place: DataSetFolder, dataset: DataSet, state: DataSetState, error: str) -> None:
         self._told(place, dataset.model_copy(update={"state": state, "error": error}))
 
-    def _taken_back(self, place: Place) -> None:
+    def _taken_back(self, place: DataSetFolder) -> None:
         try:
             take_back(self._store, place)
         except ComfyLoopError as error:
             log.warning("pictures of data set %s stay: %s", place.folder.name, error)
 
-    def _told(self, place: Place, dataset: DataSet) -> None:
+    def _told(self, place: DataSetFolder, dataset: DataSet) -> None:
         known = place.write(dataset.model_copy(update={"updated_at": now()}))
         self._publish(
             {

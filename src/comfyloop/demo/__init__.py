@@ -15,9 +15,9 @@ from rich.table import Table
 from comfyloop.client.client import Answer, Client
 from comfyloop.client.follow import follow
 from comfyloop.demo import page, processes, scenes
-from comfyloop.demo.asking import Question, ask_all
+from comfyloop.demo.asking import DemoQuestion, ask_all
 from comfyloop.demo.clock import Clock
-from comfyloop.demo.scenes import Example, Scene
+from comfyloop.demo.scenes import Correction, Scene
 from comfyloop.gate import render_text
 from comfyloop.gate.metrics import edit_distance
 from comfyloop.records import BASE, AnswerEdited
@@ -53,7 +53,7 @@ def run(
     ):
         with clock.lap("start"):
             processes.wait_ready(client, lambda why: console.print(f"[dim]{why}[/]", highlight=False))
-        memory = processes.Memory(service.process.pid)
+        memory = processes.MemoryPeak(service.process.pid)
         memory.start()
         with clock.lap("ask"):
             asked = [_ask_all(client, held_out)]
@@ -140,15 +140,15 @@ def _turn(
     }
 
 
-def _ask_all(client: Client, examples: Sequence[Example]) -> list[Answer]:
-    return ask_all(client, [Question(e.question, e.picture) for e in examples], ANSWER_TOKENS)
+def _ask_all(client: Client, examples: Sequence[Correction]) -> list[Answer]:
+    return ask_all(client, [DemoQuestion(e.question, e.picture) for e in examples], ANSWER_TOKENS)
 
 
 def _ask_general(client: Client) -> list[Answer]:
-    return _ask_all(client, [Example("general", question, None, "") for question in scenes.GENERAL])
+    return _ask_all(client, [Correction("general", question, None, "") for question in scenes.GENERAL])
 
 
-def _distance(answers: Sequence[Answer], held_out: Sequence[Example]) -> float:
+def _distance(answers: Sequence[Answer], held_out: Sequence[Correction]) -> float:
     return _mean(edit_distance(a.text, e.edited) for a, e in zip(answers, held_out, strict=True))
 
 
@@ -164,7 +164,7 @@ def _swap_seconds(client: Client) -> float:
     return round(time.monotonic() - started, 3)
 
 
-def _row(example: Example, **answers: str) -> dict[str, Any]:
+def _row(example: Correction, **answers: str) -> dict[str, Any]:
     picture = example.picture.name if example.picture else None
     return {"scene": example.scene, "question": example.question, "picture": picture, **answers}
 
@@ -174,7 +174,7 @@ def _mean(values: Iterator[float]) -> float:
     return round(sum(found) / len(found), 4)
 
 
-def _show(console: Console, title: str, examples: Sequence[Example], answers: Sequence[Answer]) -> None:
+def _show(console: Console, title: str, examples: Sequence[Correction], answers: Sequence[Answer]) -> None:
     table = Table("", "question", "answer", title=title, title_justify="left", box=None)
     for example, answer in zip(examples, answers, strict=True):
         table.add_row(example.picture.stem if example.picture else "", example.question, answer.text)

@@ -10,17 +10,17 @@ from typing import NamedTuple
 from comfyloop.client.client import Answer, Client
 
 
-class Question(NamedTuple):
+class DemoQuestion(NamedTuple):
     text: str
     picture: Path | None = None
 
 
 def ask_all(
-    client: Client, questions: Sequence[Question], max_tokens: int, model: str | None = None
+    client: Client, questions: Sequence[DemoQuestion], max_tokens: int, model: str | None = None
 ) -> list[Answer]:
     """The answers in the order of the questions; `model` None is the client's project, as it is live."""
 
-    def ask(question: Question) -> Answer:
+    def ask(question: DemoQuestion) -> Answer:
         pictures = [question.picture] if question.picture else []
         return client.ask(question.text, pictures, model=model, max_tokens=max_tokens)
 

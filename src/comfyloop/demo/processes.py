@@ -22,7 +22,7 @@ from comfyloop.settings import Settings
 START_SECONDS = 900.0
 
 
-class Service:
+class ServiceProcess:
     """`comfyloop up` as a process of its own, with the demo's settings."""
 
     def __init__(self, process: subprocess.Popen[bytes], url: str, log: Path) -> None:
@@ -30,7 +30,9 @@ class Service:
 
 
 @contextlib.contextmanager
-def service(settings: Settings, home: Path, trigger: int, project: str, **more: object) -> Iterator[Service]:
+def service(
+    settings: Settings, home: Path, trigger: int, project: str, **more: object
+) -> Iterator[ServiceProcess]:
     """A service on a free port; its loop starts by itself after `trigger` pieces of feedback.
 
     Args:
@@ -62,7 +64,7 @@ def service(settings: Settings, home: Path, trigger: int, project: str, **more: 
                 last = (log.read_text("utf-8", "replace").strip().splitlines() or ["it said nothing"])[-1]
                 raise EngineUnavailable(f"The demo's service did not start: {last}", f"Its log is {log}.")
             time.sleep(0.05)
-        yield Service(process, f"http://127.0.0.1:{port_file.read_text('utf-8').strip()}", log)
+        yield ServiceProcess(process, f"http://127.0.0.1:{port_file.read_text('utf-8').strip()}", log)
     finally:
         for run in (home / "runs").glob("*"):  # a trainer outlives its service on purpose; here it shall not
             (run / "cancel").touch()
@@ -131,7 +133,7 @@ class Background(threading.Thread):
         }
 
 
-class Memory(threading.Thread):
+class MemoryPeak(threading.Thread):
     """Peak resident memory, in bytes, of a process and all its descendants together."""
 
     def __init__(self, pid: int) -> None:

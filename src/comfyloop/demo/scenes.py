@@ -10,7 +10,7 @@ from typing import NamedTuple
 EXAMPLES = Path(str(files("comfyloop.demo").joinpath("examples")))
 
 
-class Example(NamedTuple):
+class Correction(NamedTuple):
     scene: str
     question: str
     picture: Path | None
@@ -21,8 +21,8 @@ class Scene(NamedTuple):
     name: str
     title: str
     voice: str
-    corrections: list[Example]
-    held_out: list[Example]  # never sent, only asked before and after
+    corrections: list[Correction]
+    held_out: list[Correction]  # never sent, only asked before and after
 
 
 def load() -> list[Scene]:
@@ -32,9 +32,9 @@ def load() -> list[Scene]:
 def _scene(name: str) -> Scene:
     told = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
 
-    def example(row: dict[str, str]) -> Example:
+    def example(row: dict[str, str]) -> Correction:
         picture = EXAMPLES / "pictures" / row["picture"] if "picture" in row else None
-        return Example(name, row["question"], picture, row["edited"])
+        return Correction(name, row["question"], picture, row["edited"])
 
     return Scene(
         name,

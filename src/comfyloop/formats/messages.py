@@ -33,13 +33,13 @@ _NAMES = ("role", "from", "content", "value", "weight", "loss", "name", *_UNLEAR
 
 
 @dataclass(frozen=True)
-class Place:
+class PictureSlot:
     """Where a picture goes: its own source, or None for the next of the row's list."""
 
     source: Any = None
 
 
-Piece = str | Place
+Piece = str | PictureSlot
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _part(part: Any, number: int) -> Piece:
     if modality is not None:
         with suppress(KeyError, TypeError, ValueError):
             held = modality.read(part)
-            return Place(held) if modality.holds_bytes else str(held)
+            return PictureSlot(held) if modality.holds_bytes else str(held)
     raise UnusableRow(
         f"message {number} has a part of the type {part.get('type')!r}, which cannot be trained on"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from comfyloop.formats.messages import Piece, Place, Said
+from comfyloop.formats.messages import PictureSlot, Piece, Said
 from comfyloop.formats.record import IMAGE_TAG, Picture, Turn, UnusableRow, picture_of
 
 LISTS = ("images", "image", "image_path", "image_paths")
@@ -62,16 +62,16 @@ def with_pictures(
     """
     pictures = [picture(source, folder) for source in listed]
     cut = [_cut(message) if listed else message.parts for message in said]
-    own = sum(isinstance(p, Place) and p.source is not None for parts in cut for p in parts)
-    places = sum(isinstance(p, Place) for parts in cut for p in parts) - own
+    own = sum(isinstance(p, PictureSlot) and p.source is not None for parts in cut for p in parts)
+    places = sum(isinstance(p, PictureSlot) for parts in cut for p in parts) - own
     if listed and not places:
         first = next((n for n, message in enumerate(said) if message.role == "user"), None)
         if first is None:
             raise UnusableRow(f"its image {pictures[0].name} has no message of the user to stand in")
-        cut[first] = (*(Place() for _ in listed), *cut[first])
+        cut[first] = (*(PictureSlot() for _ in listed), *cut[first])
         places = len(listed)
     for number, (message, parts) in enumerate(zip(said, cut, strict=True), start=1):
-        if message.role == "assistant" and any(isinstance(part, Place) for part in parts):
+        if message.role == "assistant" and any(isinstance(part, PictureSlot) for part in parts):
             what = "its answer" if number == len(said) else f"message {number}, an answer,"
             raise UnusableRow(f"{what} has an {IMAGE_TAG} tag, and a model cannot write a picture")
     _check_count(places, pictures, cut)
@@ -80,9 +80,9 @@ def with_pictures(
     turns = []
     for message, parts in zip(said, cut, strict=True):
         for part in parts:
-            if isinstance(part, Place):
+            if isinstance(part, PictureSlot):
                 images.append(next(waiting) if part.source is None else picture(part.source, folder))
-        content = _plain([None if isinstance(part, Place) else part for part in parts])
+        content = _plain([None if isinstance(part, PictureSlot) else part for part in parts])
         turns.append(Turn(message.role, content, message.learn))
     return tuple(turns), tuple(images)
 
@@ -110,7 +110,7 @@ def _cut(message: Said) -> tuple[Piece, ...]:
         return message.parts
     parts: list[Piece] = []
     for index, text in enumerate(message.text.split(IMAGE_TAG)):
-        parts += [Place(), text] if index else [text]
+        parts += [PictureSlot(), text] if index else [text]
     return tuple(parts)
 
 
@@ -122,6 +122,8 @@ def _check_count(places: int, pictures: Sequence[Picture], cut: Sequence[Sequenc
     if places < len(pictures):
         left = ", ".join(one.name for one in pictures[places:])
         raise UnusableRow(f"{named}: there is no {IMAGE_TAG} tag for {left}")
-    at = [n for n, parts in enumerate(cut, 1) for p in parts if isinstance(p, Place) and p.source is None]
+    at = [
+        n for n, parts in enumerate(cut, 1) for p in parts if isinstance(p, PictureSlot) and p.source is None
+    ]
     left = ", ".join(f"tag {k} (message {at[k - 1]})" for k in range(len(pictures) + 1, places + 1))
     raise UnusableRow(f"{named}: there is no picture for {left}")

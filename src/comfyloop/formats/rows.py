@@ -14,7 +14,7 @@ from typing import Any
 from comfyloop.errors import DataError
 from comfyloop.formats.files import items, parsed
 from comfyloop.formats.image_rows import take_pictures
-from comfyloop.formats.messages import Place, Said, tags_in
+from comfyloop.formats.messages import PictureSlot, Said, tags_in
 from comfyloop.formats.pictures import take_listed, with_pictures
 from comfyloop.formats.preferences import take_judged
 from comfyloop.formats.query_response import QUERY, RESPONSE
@@ -204,7 +204,7 @@ def _check_answer(said: Sequence[Said]) -> None:
 
 
 def _rejected(said: Said, turns: Sequence[Turn], has_images: bool) -> str:
-    if any(isinstance(part, Place) for part in said.parts) or (has_images and tags_in(said)):
+    if any(isinstance(part, PictureSlot) for part in said.parts) or (has_images and tags_in(said)):
         raise UnusableRow(f"its rejected answer has an {IMAGE_TAG} tag, and a model cannot write a picture")
     if _is_blank(said.text):
         raise UnusableRow("its rejected answer is empty, so there is nothing to compare its answer with")

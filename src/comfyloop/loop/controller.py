@@ -34,10 +34,10 @@ from comfyloop.records import (
     VersionState,
     now,
 )
-from comfyloop.registry.archive import Piece
+from comfyloop.registry.archive import ArchivePiece
 from comfyloop.registry.bundle import Imported
-from comfyloop.registry.contents import Wanted
-from comfyloop.registry.manifest import Manifest, Suite
+from comfyloop.registry.contents import BundleOptions
+from comfyloop.registry.manifest import Manifest, SuiteScores
 from comfyloop.serve.routing.names import version_name
 from comfyloop.store import feedback, leases, loops, projects, snapshots, versions
 from comfyloop.train import runners
@@ -199,15 +199,15 @@ class Controller:
 
     # --- sharing
 
-    def gather(self, project: str, number: int, wanted: Wanted) -> tuple[Manifest, list[Piece]]:
+    def gather(self, project: str, number: int, wanted: BundleOptions) -> tuple[Manifest, list[ArchivePiece]]:
         """What a bundle of a version would hold; see `sharing`."""
         return sharing.gather(self._stages, project, number, wanted)
 
-    def export(self, project: str, number: int, wanted: Wanted) -> Path:
+    def export(self, project: str, number: int, wanted: BundleOptions) -> Path:
         """A bundle of a version, in a file that the caller removes."""
         return sharing.export(self._stages, project, number, wanted)
 
-    def evaluate(self, project: str, number: int) -> list[Suite]:
+    def evaluate(self, project: str, number: int) -> list[SuiteScores]:
         """How a version stands beside its base model, for its card.
 
         Raises:
@@ -224,7 +224,7 @@ class Controller:
         with suppress(NotFound, DataError):  # nothing is held out for it: the general suites are left
             snapshot = self._to_judge_by(version)
         return [
-            Suite(
+            SuiteScores(
                 suite=one.suite,
                 version=f"ComfyLoop {__version__}",
                 items=one.items,

@@ -25,8 +25,8 @@ from comfyloop.train.specs.files import SPEC_FILE, write_spec
 from comfyloop.train.specs.judge import (
     SEEN_FILE,
     SHEET_FILE,
+    JudgeFindings,
     JudgeSpec,
-    Seen,
     picture_file,
     seed_of,
 )
@@ -44,7 +44,7 @@ def held_out(snapshot: Snapshot) -> list[Sample]:
 
 
 class _Compared(NamedTuple):
-    seen: Seen
+    seen: JudgeFindings
     sheet: str | None = None  # a blob
     told: tuple[str, ...] = ()  # sentences on who drew and who looked
 
@@ -98,7 +98,7 @@ class Pictures:
         """
         started = time.monotonic()
         samples = [*kept, *pairs]
-        compared = _Compared(Seen(scores={}))
+        compared = _Compared(JudgeFindings(scores={}))
         place = self._place(project, live, candidate)
         if samples and project.image_model:
             if self._runner.poll(place).state is TrainState.QUEUED:
@@ -128,7 +128,7 @@ class Pictures:
 
     def _found(self, place: Path) -> _Compared:
         """What a comparison left; its sheet is kept for good."""
-        seen = Seen.model_validate_json((place / SEEN_FILE).read_bytes())
+        seen = JudgeFindings.model_validate_json((place / SEEN_FILE).read_bytes())
         if not (place / SHEET_FILE).exists():
             return _Compared(seen)
         spec = JudgeSpec.model_validate_json((place / SPEC_FILE).read_bytes())

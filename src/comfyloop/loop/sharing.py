@@ -14,15 +14,17 @@ from comfyloop.models.rope import RopeScaling
 from comfyloop.platforms import sync
 from comfyloop.records import BASE, Origin, Project, Version
 from comfyloop.registry import base_model, bundle, contents, keys
-from comfyloop.registry.archive import Piece, disk_error
+from comfyloop.registry.archive import ArchivePiece, disk_error
 from comfyloop.registry.bundle import Imported
-from comfyloop.registry.contents import Wanted
+from comfyloop.registry.contents import BundleOptions
 from comfyloop.registry.manifest import BaseModelOf, Include, Manifest
 from comfyloop.store import lessons, projects, runs, versions
 from comfyloop.train.specs.files import SPEC_FILE
 
 
-def gather(stages: Stages, project: str, number: int, wanted: Wanted) -> tuple[Manifest, list[Piece]]:
+def gather(
+    stages: Stages, project: str, number: int, wanted: BundleOptions
+) -> tuple[Manifest, list[ArchivePiece]]:
     """What a bundle of a version would hold.
 
     Raises:
@@ -59,7 +61,7 @@ def gather(stages: Stages, project: str, number: int, wanted: Wanted) -> tuple[M
     )
 
 
-def export(stages: Stages, project: str, number: int, wanted: Wanted) -> Path:
+def export(stages: Stages, project: str, number: int, wanted: BundleOptions) -> Path:
     """A bundle of a version, in a new file in `home`; whoever asked for it removes it. Errors are those of `gather`."""
     manifest, pieces = gather(stages, project, number, wanted)
     folder = stages.settings.home / "bundles"

@@ -98,7 +98,7 @@ class Stages:
         if fresh is not None:
             with self.store.read() as conn:
                 learned = lessons.learned(conn, project.name, project.live)
-            turn = curate.Turn(frozenset(learned), fresh, self.losses(project.name, project.live))
+            turn = curate.SnapshotRequest(frozenset(learned), fresh, self.losses(project.name, project.live))
         with collector.young_only():
             return curate.build(
                 self.store,

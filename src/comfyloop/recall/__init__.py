@@ -5,9 +5,9 @@ been trained on them (learned.py). Beside them stand preferences in words, writt
 and ratings say of taste orders pictures (tastes.py).
 """
 
-from comfyloop.recall.examples import Example, Recall
+from comfyloop.recall.examples import PromptExample, Recall
 from comfyloop.recall.learned import Learned, learned
 from comfyloop.recall.preferences import Preference, merged, sentence
 from comfyloop.recall.tastes import Tastes
 
-__all__ = ["Example", "Learned", "Preference", "Recall", "Tastes", "learned", "merged", "sentence"]
+__all__ = ["Learned", "Preference", "PromptExample", "Recall", "Tastes", "learned", "merged", "sentence"]

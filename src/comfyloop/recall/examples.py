@@ -13,9 +13,9 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from comfyloop.errors import NotFound
-from comfyloop.recall.index import Index, Near, Question, size
+from comfyloop.recall.index import EditIndex, Near, RecallQuestion, size
 from comfyloop.recall.learned import NOTHING, Learned, learned
-from comfyloop.recall.words import NEWEST, Pair, Written, written
+from comfyloop.recall.words import NEWEST, EditPair, Written, written
 from comfyloop.records import BASE, Message
 from comfyloop.store import Store
 
@@ -39,7 +39,7 @@ _PROJECTS = 16
 _VERSIONS = 4
 
 
-class Example(NamedTuple):
+class PromptExample(NamedTuple):
     """A question with the answer that a person wanted, and the id of the feedback that says so."""
 
     feedback: str
@@ -66,7 +66,7 @@ class Recall:
         most: int = MOST,
         *,
         careful: bool = True,
-    ) -> list[Example]:
+    ) -> list[PromptExample]:
         """At most `most` examples for the last question of a conversation, the best of them last: nearest to
         the question when they are put before it. The very same question gives its edit `most` times.
 
@@ -77,7 +77,7 @@ class Recall:
         Raises:
             StorageError: The database refuses.
         """
-        question = Question.of(messages)
+        question = RecallQuestion.of(messages)
         if most <= 0 or question is None:
             return []
         if sum(size(message.text, "") for message in messages) > CONVERSATION_BYTES:
@@ -103,12 +103,12 @@ class _Project:
         self._store = store
         self._project = project
         self._lock = threading.Lock()
-        self._index = Index(project)
+        self._index = EditIndex(project)
         self._learned: OrderedDict[int, Learned] = OrderedDict()
         self._words: list[Written] = []
         self._words_of = 0  # the index's revision that they were read from
 
-    def choose(self, version: int, question: Question, most: int, careful: bool) -> list[Near]:
+    def choose(self, version: int, question: RecallQuestion, most: int, careful: bool) -> list[Near]:
         with self._lock:
             self._index.update(self._store)
             near = self._index.nearest(question, NEAR)
@@ -127,7 +127,7 @@ class _Project:
             if edits and self._index.gone(self._store, edits):
                 edits = self._index.edits()[-NEWEST:]
             if self._words_of != self._index.revision:
-                self._words = written([Pair(edit.seen, edit.answer, edit.feedback) for edit in edits])
+                self._words = written([EditPair(edit.seen, edit.answer, edit.feedback) for edit in edits])
                 self._words_of = self._index.revision
             return self._words
 
@@ -146,7 +146,7 @@ class _Project:
 
 
 def _chosen(
-    found: Sequence[Near], known: Learned, question: Question, most: int, careful: bool
+    found: Sequence[Near], known: Learned, question: RecallQuestion, most: int, careful: bool
 ) -> list[Near]:
     """The best that may be used, one a question, as far as they fit; the best first."""
     chosen: list[Near] = []
@@ -167,7 +167,7 @@ def _chosen(
     return chosen if len(chosen) >= least else []
 
 
-def _usable(found: Sequence[Near], known: Learned, question: Question, careful: bool) -> Iterator[Near]:
+def _usable(found: Sequence[Near], known: Learned, question: RecallQuestion, careful: bool) -> Iterator[Near]:
     """Those that the version has not learnt, the best first. Pictures are for questions about pictures."""
     others = not (careful and _knows(found))
     for near in found:
@@ -190,9 +190,9 @@ def _knows(found: Sequence[Near]) -> bool:
     return sum(nearest) >= KNOWN * max(1, len(nearest))
 
 
-def _example(near: Near) -> Example:
+def _example(near: Near) -> PromptExample:
     edit = near.edit
-    return Example(
+    return PromptExample(
         edit.feedback,
         Message.of("user", edit.question.text, edit.question.images),
         Message.of("assistant", edit.answer),

@@ -43,7 +43,7 @@ _Key = tuple[str, str, str]  # author, what the claim is about, generation
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class RecallQuestion:
     """What is asked, as far as it tells which edits are near."""
 
     system: str
@@ -51,7 +51,7 @@ class Question:
     images: tuple[str, ...]
 
     @classmethod
-    def of(cls, messages: Sequence[Message]) -> Question | None:
+    def of(cls, messages: Sequence[Message]) -> RecallQuestion | None:
         """The last thing that the person said; None where there is no text."""
         asked = next((message for message in reversed(messages) if message.role == "user"), None)
         if asked is None or not asked.text.strip():
@@ -59,7 +59,7 @@ class Question:
         system = "\n".join(message.text for message in messages if message.role == "system")
         return cls(system, asked.text, asked.images)
 
-    def same(self, other: Question) -> bool:
+    def same(self, other: RecallQuestion) -> bool:
         """Case and white space do not count."""
         return self.images == other.images and _plain(self.text) == _plain(other.text)
 
@@ -67,7 +67,7 @@ class Question:
 @dataclass(frozen=True, slots=True)
 class Edit:
     feedback: str
-    question: Question
+    question: RecallQuestion
     answer: str
     seen: str  # what the model had said, or its beginning
     weight: float
@@ -86,7 +86,7 @@ class _Claim:
     slot: int | None  # where its edit is; None: it says that there is none
 
 
-class Index:
+class EditIndex:
     """The edits of one project. Not thread-safe: its user holds a lock."""
 
     def __init__(self, project: str) -> None:
@@ -215,7 +215,7 @@ class Index:
         found = [self._edits[claim.slot] for claim in self._claims.values() if claim.slot is not None]
         return [edit for edit in found if edit is not None and edit.weight == EDITED]
 
-    def nearest(self, question: Question, least: float) -> list[Near]:
+    def nearest(self, question: RecallQuestion, least: float) -> list[Near]:
         """Edits asked under the same system prompt, of score >= `least`: the same question first, then the
         nearest; of equal ones the newest first."""
         if not len(self):
@@ -246,11 +246,11 @@ def size(question: str, answer: str) -> int:
     return len(question.encode("utf-8", "replace")) + len(answer.encode("utf-8", "replace"))
 
 
-def _question(generation: Generation) -> Question | None:
+def _question(generation: Generation) -> RecallQuestion | None:
     """None for an answer deep in a conversation: its question means nothing alone."""
     if sum(message.role != "system" for message in generation.messages) != 1:
         return None
-    return Question.of(generation.messages)
+    return RecallQuestion.of(generation.messages)
 
 
 def _plain(text: str) -> str:

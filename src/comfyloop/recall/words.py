@@ -29,7 +29,7 @@ _SENTENCES = re.compile(r"[^.!?。！？\n]+")
 _LONGEST_QUOTE = 80
 
 
-class Pair(NamedTuple):
+class EditPair(NamedTuple):
     """An answer as it was, what a person made of it, and the feedback that says so."""
 
     seen: str
@@ -46,7 +46,7 @@ class Written(NamedTuple):
     feedback: tuple[str, ...]  # those of them that show it
 
 
-def written(pairs: Sequence[Pair]) -> list[Written]:
+def written(pairs: Sequence[EditPair]) -> list[Written]:
     """All that the rules have to say of these edits, the newest last."""
     pairs = pairs[-NEWEST:]
     if len(pairs) < LEAST:
@@ -76,7 +76,7 @@ _HABITS: tuple[tuple[str, str, str, _Holds], ...] = (
 
 
 def _habit(
-    pairs: Sequence[Pair], id: str, english: str, chinese: str, holds: _Holds, in_chinese: bool
+    pairs: Sequence[EditPair], id: str, english: str, chinese: str, holds: _Holds, in_chinese: bool
 ) -> Written | None:
     before = sum(holds(pair.seen) for pair in pairs)
     shown = [pair.feedback for pair in pairs if holds(pair.wanted)]
@@ -85,7 +85,7 @@ def _habit(
     return Written(id, chinese if in_chinese else english, len(pairs), tuple(shown))
 
 
-def _length(pairs: Sequence[Pair], chinese: bool) -> Written | None:
+def _length(pairs: Sequence[EditPair], chinese: bool) -> Written | None:
     usual = median(_words(pair.wanted) for pair in pairs)
     shown = [pair.feedback for pair in pairs if abs(_words(pair.wanted) - usual) <= max(2, 0.4 * usual)]
     before = median(_words(pair.seen) for pair in pairs)
@@ -96,7 +96,7 @@ def _length(pairs: Sequence[Pair], chinese: bool) -> Written | None:
 
 
 def _quote(
-    pairs: Sequence[Pair],
+    pairs: Sequence[EditPair],
     id: str,
     holds: Callable[[str, str], bool],
     turned: Callable[[str], str],

@@ -32,7 +32,7 @@ _VERSION, _UNIX, _DAY = 20, 3, 33  # 1980-01-01
 _MODE = (stat.S_IFREG | 0o644) << 16
 
 
-class Piece(NamedTuple):
+class ArchivePiece(NamedTuple):
     """One file to be packed: bytes, or what stands in a file from an offset on, after `head`."""
 
     name: str
@@ -54,7 +54,7 @@ class Piece(NamedTuple):
                     yield chunk
 
 
-class Packed(NamedTuple):
+class ArchivedFile(NamedTuple):
     """One file in an archive; `sha256` is empty until somebody has read it."""
 
     name: str
@@ -63,7 +63,7 @@ class Packed(NamedTuple):
     sha256: str = ""
 
 
-class Writer:
+class ArchiveWriter:
     """Packs one file after the other into `handle`; `close` ends it.
 
     Raises:
@@ -73,23 +73,23 @@ class Writer:
 
     def __init__(self, handle: BinaryIO) -> None:
         self._handle = handle
-        self._packed: list[Packed] = []
+        self._packed: list[ArchivedFile] = []
         self._at = 0
 
-    def add(self, piece: Piece) -> Packed:
+    def add(self, piece: ArchivePiece) -> ArchivedFile:
         if self._at + piece.size > MOST_BYTES or len(self._packed) >= MOST_FILES:
             raise TooLarge(
                 f"With {piece.name} the bundle would have more than 4 GB.", "Train with a lower lora_r."
             )
         start = self._at
-        self._write(_local(Packed(piece.name, 0, 0)))
+        self._write(_local(ArchivedFile(piece.name, 0, 0)))
         size, crc, digest = 0, 0, hashlib.sha256()
         for chunk in piece.chunks():
             digest.update(chunk)
             crc = zlib.crc32(chunk, crc)
             size += len(chunk)
             self._write(chunk)
-        packed = Packed(piece.name, size, crc, digest.hexdigest())
+        packed = ArchivedFile(piece.name, size, crc, digest.hexdigest())
         self._handle.seek(start)
         self._handle.write(_local(packed))
         self._handle.seek(self._at)
@@ -122,7 +122,7 @@ class Reader:
         for info in found:
             _refuse_odd_file(name, info)
         _refuse_more_than_it_holds(name, found, size, most_bytes)
-        self.files = [Packed(info.filename, info.file_size, info.CRC) for info in found]
+        self.files = [ArchivedFile(info.filename, info.file_size, info.CRC) for info in found]
         names = [file.name for file in self.files]
         if twice := next((n for n in names if names.count(n) > 1), None):
             raise InvalidInput(f"{name} has two files named {shown(twice)}.", ASK_AGAIN)
@@ -145,7 +145,7 @@ class Reader:
         if at + len(index) != size or self._handle.read() != index:
             raise odd
 
-    def chunks(self, file: Packed) -> Iterator[bytes]:
+    def chunks(self, file: ArchivedFile) -> Iterator[bytes]:
         self._handle.seek(self._starts[file.name])
         left = file.bytes
         while left:
@@ -155,7 +155,7 @@ class Reader:
             left -= len(chunk)
             yield chunk
 
-    def whole(self, look: Callable[[Packed, bytes], object]) -> str:
+    def whole(self, look: Callable[[ArchivedFile, bytes], object]) -> str:
         """SHA-256 of the archive, told while each file's chunks are shown to `look`: read once."""
         digest = hashlib.sha256()
         for file in self.files:
@@ -166,7 +166,7 @@ class Reader:
         digest.update(_index(self.files))
         return digest.hexdigest()
 
-    def read(self, file: Packed, most: int) -> bytes:
+    def read(self, file: ArchivedFile, most: int) -> bytes:
         """A small file, its checksum compared."""
         if file.bytes > most:
             raise InvalidInput(
@@ -250,14 +250,14 @@ def _refuse_more_than_it_holds(archive: str, found: Iterable[zipfile.ZipInfo], s
         )
 
 
-def _local(file: Packed) -> bytes:
+def _local(file: ArchivedFile) -> bytes:
     name = file.name.encode()
     return _LOCAL.pack(
         b"PK\3\4", _VERSION, 0, 0, 0, _DAY, file.crc32, file.bytes, file.bytes, len(name), 0
     ) + name  # fmt: skip
 
 
-def _index(files: list[Packed]) -> bytes:
+def _index(files: list[ArchivedFile]) -> bytes:
     sizes = (len(_local(file)) + file.bytes for file in files)
     starts = list(itertools.accumulate(sizes, initial=0))
     entries = b"".join(

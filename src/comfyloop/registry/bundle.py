@@ -19,7 +19,7 @@ from comfyloop.models.rope import RopeScaling
 from comfyloop.platforms import sync
 from comfyloop.records import Version
 from comfyloop.registry import archive, base_model, keys
-from comfyloop.registry.archive import ASK_AGAIN, Piece, Reader, Writer, disk_error, shown
+from comfyloop.registry.archive import ASK_AGAIN, ArchivePiece, ArchiveWriter, Reader, disk_error, shown
 from comfyloop.registry.manifest import (
     IMAGE_WEIGHTS,
     KNOWN,
@@ -33,8 +33,8 @@ from comfyloop.registry.manifest import (
     TEXT_POSITIONS,
     TEXT_WEIGHTS,
     BaseModelOf,
+    BundleFile,
     Manifest,
-    Packed,
 )
 
 MOST_BYTES = 4 * 2**30
@@ -64,7 +64,7 @@ class Sides(NamedTuple):
     hashes: dict[Path, bytes]
 
 
-def write(manifest: Manifest, pieces: Sequence[Piece], target: Path, home: Path) -> Manifest:
+def write(manifest: Manifest, pieces: Sequence[ArchivePiece], target: Path, home: Path) -> Manifest:
     """Pack and sign. The file is there whole, or not at all.
 
     Raises:
@@ -75,12 +75,14 @@ def write(manifest: Manifest, pieces: Sequence[Piece], target: Path, home: Path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         with part.open("wb") as handle:
-            packing = Writer(handle)
+            packing = ArchiveWriter(handle)
             files = [packing.add(piece) for piece in pieces]
-            told = manifest.model_copy(update={"files": tuple(Packed(**file._asdict()) for file in files)})
+            told = manifest.model_copy(
+                update={"files": tuple(BundleFile(**file._asdict()) for file in files)}
+            )
             body = (told.model_dump_json(indent=2) + "\n").encode()
-            packing.add(Piece(MANIFEST, body))
-            packing.add(Piece(SIGNATURE, keys.sign(home, body)))
+            packing.add(ArchivePiece(MANIFEST, body))
+            packing.add(ArchivePiece(SIGNATURE, keys.sign(home, body)))
             packing.close()
         sync(part)
         platforms.replace(part, target)
@@ -202,14 +204,14 @@ def fold(folder: Path, target: Path) -> Path:
             raise NotFound(f"{one.name} is missing.", ASK_AGAIN)
     try:
         with target.open("wb") as handle:
-            packing = Writer(handle)
+            packing = ArchiveWriter(handle)
             for one in told.files:
-                found = packing.add(Piece(one.name, path=folder / one.name))
+                found = packing.add(ArchivePiece(one.name, path=folder / one.name))
                 if found.sha256 != one.sha256:
                     (folder / one.name).unlink()
                     raise _other(one.name, target.name)
-            packing.add(Piece(MANIFEST, path=body))
-            packing.add(Piece(SIGNATURE, path=signature))
+            packing.add(ArchivePiece(MANIFEST, path=body))
+            packing.add(ArchivePiece(SIGNATURE, path=signature))
             packing.close()
     except OSError as error:
         target.unlink(missing_ok=True)
@@ -220,7 +222,7 @@ def fold(folder: Path, target: Path) -> Path:
     return target
 
 
-def _copy(reader: Reader, file: archive.Packed, target: Path) -> hashlib._Hash:
+def _copy(reader: Reader, file: archive.ArchivedFile, target: Path) -> hashlib._Hash:
     digest = hashlib.sha256()
     with target.open("xb") as handle:
         for chunk in reader.chunks(file):

@@ -8,7 +8,7 @@ from typing import Any
 
 from comfyloop.records import GateReport
 from comfyloop.registry.base_model import PUBLIC
-from comfyloop.registry.manifest import Manifest, Suite
+from comfyloop.registry.manifest import Manifest, SuiteScores
 
 _METRICS = {
     "log_likelihood": "log-likelihood of corrections, nats per token",
@@ -24,7 +24,7 @@ def write(
     *,
     spec: Mapping[str, Any] | None = None,
     examples: Sequence[Mapping[str, str]] = (),
-    suites: Sequence[Suite] = (),
+    suites: Sequence[SuiteScores] = (),
 ) -> str:
     name = f"{manifest.project} {manifest.number}"
     lines = ["---", *_front_matter(manifest), "---", "", f"# {name}", "", _what(manifest), ""]
@@ -127,7 +127,7 @@ def _judged(report: GateReport) -> list[str]:
     return lines
 
 
-def _suites(suites: Sequence[Suite]) -> list[str]:
+def _suites(suites: Sequence[SuiteScores]) -> list[str]:
     lines = ["| suite | version | items | base | this version |", "|---|---|---|---|---|"]
     return lines + [f"| {s.suite} | {s.version} | {s.items} | {s.base:.3f} | {s.this:.3f} |" for s in suites]
 

@@ -15,7 +15,7 @@ from comfyloop import __version__, integrity
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.records import Ancestor, GateReport, Project, Version
 from comfyloop.registry import base_model, card
-from comfyloop.registry.archive import Piece
+from comfyloop.registry.archive import ArchivePiece
 from comfyloop.registry.manifest import (
     CARD,
     EXAMPLES,
@@ -30,18 +30,18 @@ from comfyloop.registry.manifest import (
     TEXT_WEIGHTS,
     Include,
     Manifest,
-    Suite,
+    SuiteScores,
     line,
 )
 
 
-class Wanted(NamedTuple):
+class BundleOptions(NamedTuple):
     """What a person says of a bundle that is to be made."""
 
     include: Collection[Include] = ()
     licence: str = ""  # an SPDX id
     licence_text: str = ""
-    suites: Sequence[Suite] = ()
+    suites: Sequence[SuiteScores] = ()
 
 
 LOOKED_AT = 5
@@ -86,10 +86,10 @@ def gather(
     lineage: Sequence[Ancestor] = (),
     spec: Mapping[str, Any] | None = None,
     sheet: bytes | None = None,
-    wanted: Wanted = Wanted(),
+    wanted: BundleOptions = BundleOptions(),
     licence: str = "",
     trigger_words: str = "",
-) -> tuple[Manifest, list[Piece]]:
+) -> tuple[Manifest, list[ArchivePiece]]:
     """What a bundle of `version` would hold; the manifest has no hashes yet.
 
     Args:
@@ -130,13 +130,13 @@ def gather(
     if spec is not None:
         pieces.append(_json(SPEC, without_places(spec)))
     if report is not None:
-        pieces.append(Piece(GATE, (report.model_dump_json(indent=2) + "\n").encode()))
+        pieces.append(ArchivePiece(GATE, (report.model_dump_json(indent=2) + "\n").encode()))
     if wanted.suites:
         pieces.append(_json(SUITES, [suite.model_dump() for suite in wanted.suites]))
     if Include.SHEET in wanted.include:
         if sheet is None:
             raise InvalidInput(f"{version.project}@{version.number} has no contact sheet.", "Leave it out.")
-        pieces.append(Piece(SHEET, sheet))
+        pieces.append(ArchivePiece(SHEET, sheet))
     if Include.EXAMPLES in wanted.include:
         if not examples:
             raise InvalidInput(
@@ -144,11 +144,11 @@ def gather(
             )
         pieces.append(_json(EXAMPLES, examples))
     if wanted.licence_text:
-        pieces.append(Piece(LICENCE, wanted.licence_text.encode()))
+        pieces.append(ArchivePiece(LICENCE, wanted.licence_text.encode()))
     shown = card.write(
         manifest, report, spec=without_places(spec) if spec else None, examples=examples, suites=wanted.suites
     )
-    return manifest, [Piece(CARD, shown.encode()), *pieces]
+    return manifest, [ArchivePiece(CARD, shown.encode()), *pieces]
 
 
 def identity(version: Version) -> str:
@@ -224,7 +224,7 @@ def without_places(spec: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _text(folder: Path, base: str) -> list[Piece]:
+def _text(folder: Path, base: str) -> list[ArchivePiece]:
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     try:
         told = json.loads(config.read_text("utf-8"))
@@ -237,15 +237,15 @@ def _text(folder: Path, base: str) -> list[Piece]:
     pieces = [_json(TEXT_CONFIG, told), _weights(TEXT_WEIGHTS, weights)]
     positions = folder / "positions.json"
     if positions.is_file():
-        pieces.append(Piece(TEXT_POSITIONS, path=positions))
+        pieces.append(ArchivePiece(TEXT_POSITIONS, path=positions))
     return pieces
 
 
-def _image(file: Path) -> list[Piece]:
+def _image(file: Path) -> list[ArchivePiece]:
     return [_weights(IMAGE_WEIGHTS, file)]
 
 
-def _weights(name: str, file: Path) -> Piece:
+def _weights(name: str, file: Path) -> ArchivePiece:
     """A safetensors file with only that in its header which says nothing of anybody; its tensors as they are."""
     try:
         with file.open("rb") as handle:
@@ -259,12 +259,12 @@ def _weights(name: str, file: Path) -> Piece:
     told = header.get("__metadata__") or {}
     kept = {key: value for key, value in told.items() if key.startswith(_METADATA)}
     if kept == told:
-        return Piece(name, path=file)
+        return ArchivePiece(name, path=file)
     header["__metadata__"] = kept
     new = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     new += b" " * (-len(new) % 8)
-    return Piece(name, len(new).to_bytes(8, "little") + new, file, 8 + size)
+    return ArchivePiece(name, len(new).to_bytes(8, "little") + new, file, 8 + size)
 
 
-def _json(name: str, told: object) -> Piece:
-    return Piece(name, (json.dumps(told, ensure_ascii=False, indent=2) + "\n").encode())
+def _json(name: str, told: object) -> ArchivePiece:
+    return ArchivePiece(name, (json.dumps(told, ensure_ascii=False, indent=2) + "\n").encode())

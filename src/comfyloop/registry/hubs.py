@@ -40,7 +40,7 @@ _LOGIN = {
 }
 
 
-class Place(NamedTuple):
+class HubPlace(NamedTuple):
     """A repository on a hub: `hf:user/name`, `ms:user/name`, with `@revision` where one is wanted."""
 
     hub: Literal["hf", "ms"]
@@ -48,7 +48,7 @@ class Place(NamedTuple):
     revision: str | None = None
 
     @classmethod
-    def parse(cls, text: str) -> Place:
+    def parse(cls, text: str) -> HubPlace:
         """Raises InvalidInput: It names no repository."""
         match = _PLACE.match(text)
         if match is None:
@@ -61,7 +61,7 @@ class Place(NamedTuple):
         return f"{self.hub}:{self.repo}" + (f"@{self.revision}" if self.revision else "")
 
 
-def push(file: Path, place: Place, staging: Path, *, private: bool, quiet: bool = False) -> None:
+def push(file: Path, place: HubPlace, staging: Path, *, private: bool, quiet: bool = False) -> None:
     """Make the repository if need be, and upload what it lacks of a bundle's files.
 
     Args:
@@ -81,7 +81,7 @@ def push(file: Path, place: Place, staging: Path, *, private: bool, quiet: bool 
             _ms_push(folder, place, private, staging / "uploaded", quiet)
 
 
-def pull(place: Place, folder: Path, *, quiet: bool = False) -> Path:
+def pull(place: HubPlace, folder: Path, *, quiet: bool = False) -> Path:
     """The bundle that a repository holds, put together in `folder`, which is kept between tries.
 
     Raises:
@@ -109,7 +109,7 @@ def base_model(model: str, cache: Path) -> str | None:
     ModelScope's client has downloaded; None where no hub is named."""
     if not model.startswith(("hf:", "ms:")):
         return None
-    place = Place.parse(model)
+    place = HubPlace.parse(model)
     if place.hub == "hf":
         return place.repo
     folder = cache / "modelscope" / place.repo.replace("/", "--")
@@ -124,14 +124,14 @@ def base_model(model: str, cache: Path) -> str | None:
 # --- Hugging Face
 
 
-def _hf_push(folder: Path, place: Place, private: bool) -> None:
+def _hf_push(folder: Path, place: HubPlace, private: bool) -> None:
     api = hub_clients.hugging_face()
     api.create_repo(place.repo, private=private, exist_ok=True)
     told = f"{folder.name}: a version of ComfyLoop's"
     api.upload_folder(repo_id=place.repo, folder_path=folder, revision=place.revision, commit_message=told)
 
 
-def _hf_pull(place: Place, into: Path, names: list[str]) -> None:
+def _hf_pull(place: HubPlace, into: Path, names: list[str]) -> None:
     hub_clients.hugging_face().snapshot_download(
         place.repo, revision=place.revision, local_dir=into, allow_patterns=names, max_workers=4
     )
@@ -140,7 +140,7 @@ def _hf_pull(place: Place, into: Path, names: list[str]) -> None:
 # --- ModelScope
 
 
-def _ms_push(folder: Path, place: Place, private: bool, tracker: Path, quiet: bool) -> None:
+def _ms_push(folder: Path, place: HubPlace, private: bool, tracker: Path, quiet: bool) -> None:
     api = hub_clients.modelscope()
     if not api.repo_exists(place.repo, "model"):
         api.create_repo(place.repo, "model", visibility="private" if private else "public")
@@ -149,7 +149,7 @@ def _ms_push(folder: Path, place: Place, private: bool, tracker: Path, quiet: bo
     )
 
 
-def _ms_pull(place: Place, into: Path, names: list[str] | None) -> None:
+def _ms_pull(place: HubPlace, into: Path, names: list[str] | None) -> None:
     hub_clients.modelscope().download_repo(
         place.repo, "model", revision=place.revision, local_dir=into, allow_patterns=names
     )
@@ -175,7 +175,7 @@ def _quietly(quiet: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _in_sentences(place: Place) -> Iterator[None]:
+def _in_sentences(place: HubPlace) -> Iterator[None]:
     """The clients' many errors as ours.
 
     Raises:
@@ -193,7 +193,7 @@ def _in_sentences(place: Place) -> Iterator[None]:
         raise _sentence(place, error) from error
 
 
-def _sentence(place: Place, error: BaseException) -> ComfyLoopError:
+def _sentence(place: HubPlace, error: BaseException) -> ComfyLoopError:
     hub, said = _NAMES[place.hub], hub_clients.understood(error)
     match said.meaning:
         case Meaning.DISK_FULL | Meaning.LOCAL:

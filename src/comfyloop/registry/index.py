@@ -36,7 +36,7 @@ GIT_SECONDS = 600
 FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]{0,200}\.comfyloop$")]
 
 
-class Entry(Record):
+class IndexEntry(Record):
     """One bundle of an index. `problem` says why it is none that can be adopted."""
 
     file: FileName
@@ -54,12 +54,12 @@ class Entry(Record):
     problem: str = Field(default="", max_length=2000)
 
 
-class Index(Record):
+class BundleIndex(Record):
     format: Literal[1] = 1
-    entries: tuple[Entry, ...] = Field(max_length=100_000)
+    entries: tuple[IndexEntry, ...] = Field(max_length=100_000)
 
 
-def build(folder: Path) -> Index:
+def build(folder: Path) -> BundleIndex:
     """Write `index.json`, a page for people and the contact sheets beside the bundles in `folder`.
 
     Raises:
@@ -68,7 +68,7 @@ def build(folder: Path) -> Index:
     """
     if not folder.is_dir():
         raise NotFound(f"There is no folder {folder}.", "Name the folder with the .comfyloop files.")
-    index = Index(
+    index = BundleIndex(
         entries=tuple(_entry(file) for file in sorted(folder.glob("*.comfyloop")) if file.is_file())
     )
     try:
@@ -85,7 +85,7 @@ def build(folder: Path) -> Index:
     return index
 
 
-def _entry(file: Path) -> Entry:
+def _entry(file: Path) -> IndexEntry:
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,200}\.comfyloop", file.name):
         raise InvalidInput(
             f"{file.name!r} cannot be listed.", "Use letters, digits, dots and dashes in names of files."
@@ -96,9 +96,9 @@ def _entry(file: Path) -> Entry:
     except ComfyLoopError as error:
         with file.open("rb") as handle:
             told["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
-        return Entry(**told, problem=str(error)[:2000])
+        return IndexEntry(**told, problem=str(error)[:2000])
     manifest = opened.manifest
-    return Entry(
+    return IndexEntry(
         **told,
         name=f"{manifest.project}@{manifest.number}",
         publisher=manifest.publisher,
@@ -115,7 +115,7 @@ def _entry(file: Path) -> Entry:
 # --- reading one that somebody else made
 
 
-def read(place: str, cache: Path) -> Index:
+def read(place: str, cache: Path) -> BundleIndex:
     """The index at a folder, a git repository (`git+https://…`, or an address that ends in .git) or a web address.
 
     Raises:
@@ -133,7 +133,7 @@ def read(place: str, cache: Path) -> Index:
             f"{place} has no index: {error.strerror}.", "`comfyloop index build DIR` makes one."
         ) from None
     try:
-        return Index.model_validate_json(text)
+        return BundleIndex.model_validate_json(text)
     except ValidationError as error:
         raise InvalidInput(
             f"The index of {place} cannot be read: {in_words(error.errors(), 'it')}."
@@ -244,7 +244,7 @@ def _get(url: str, most: int) -> bytes:
     return data
 
 
-def _download(place: str, entry: Entry, target: Path) -> str:
+def _download(place: str, entry: IndexEntry, target: Path) -> str:
     digest, size = hashlib.sha256(), 0
     with _answer(f"{place.rstrip('/')}/{entry.file}") as response, target.open("wb") as handle:
         for chunk in response.iter_bytes(CHUNK):
@@ -280,13 +280,13 @@ def _copied(file: Path, target: Path) -> str:
 # --- the page
 
 
-def page(index: Index) -> str:
+def page(index: BundleIndex) -> str:
     """A page without scripts that any web host serves."""
     cards = "\n".join(_card(entry) for entry in index.entries) or "<p>There are no bundles here yet.</p>"
     return _PAGE.replace("{cards}", cards)
 
 
-def _card(entry: Entry) -> str:
+def _card(entry: IndexEntry) -> str:
     if entry.problem:
         return (
             f'<article class="bad"><h2>{_text(entry.file)}</h2><p><strong>Cannot be adopted.</strong> '

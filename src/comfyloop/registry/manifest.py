@@ -44,7 +44,7 @@ class Include(StrEnum):
     EXAMPLES = "examples"  # held-out questions with the answers of before and after
 
 
-class Packed(Record):
+class BundleFile(Record):
     """One file of a bundle."""
 
     name: Line
@@ -53,7 +53,7 @@ class Packed(Record):
     crc32: int = Field(ge=0, lt=2**32)
 
 
-class Suite(Record):
+class SuiteScores(Record):
     """What a version and its base model gave on a standard suite of questions."""
 
     suite: Line
@@ -85,4 +85,4 @@ class Manifest(Record):
     licence: Line = ""  # an SPDX id, or "see LICENCE.txt"
     trigger_words: Line = ""
     verdict: Line = ""  # of the gate where it was made
-    files: tuple[Packed, ...] = Field(max_length=64)
+    files: tuple[BundleFile, ...] = Field(max_length=64)

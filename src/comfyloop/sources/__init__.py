@@ -7,19 +7,19 @@ feedback, the store or the service.
 
 from comfyloop.sources.archives import is_archive, unpack_all
 from comfyloop.sources.looking import SOURCES, Looked, look
-from comfyloop.sources.mapping import TARGETS, Reading, as_written, parse_map
-from comfyloop.sources.source import Found, Options, Source
+from comfyloop.sources.mapping import TARGETS, RowMapping, as_written, parse_map
+from comfyloop.sources.source import DataSource, SourceItem, SourceOptions
 from comfyloop.sources.tree import OUTSIDE, Tree, outside_name, tree_of
 
 __all__ = [
     "OUTSIDE",
     "SOURCES",
     "TARGETS",
-    "Found",
+    "DataSource",
     "Looked",
-    "Options",
-    "Reading",
-    "Source",
+    "RowMapping",
+    "SourceItem",
+    "SourceOptions",
     "Tree",
     "as_written",
     "is_archive",

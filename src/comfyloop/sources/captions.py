@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from comfyloop import formats
-from comfyloop.sources.source import Found, Options, Source, found
+from comfyloop.sources.source import DataSource, SourceItem, SourceOptions, found
 from comfyloop.sources.tree import OTHER_PICTURES, Tree, encoding_of
 
 TEXTS = (".txt", ".caption")
@@ -34,7 +34,7 @@ def fits(tree: Tree) -> bool:
     )
 
 
-def read(tree: Tree, options: Options) -> Iterator[Found]:
+def read(tree: Tree, options: SourceOptions) -> Iterator[SourceItem]:
     listed = _metadata(tree)
     for name in listed:
         yield from _of_metadata(tree, name, options)
@@ -50,14 +50,14 @@ def _metadata(tree: Tree) -> tuple[str, ...]:
     return tuple(name for name in tree.rows if PurePosixPath(name).name.lower() in _METADATA)
 
 
-def _of_metadata(tree: Tree, name: str, options: Options) -> Iterator[Found]:
+def _of_metadata(tree: Tree, name: str, options: SourceOptions) -> Iterator[SourceItem]:
     path = tree.path(name)
     for item in formats.each(path, options.encoding or encoding_of(path)):
         if item.value is not None:
             key = next((key for key in _NAMED if isinstance(item.value.get(key), str)), None)
             if key is not None and key != "image":
                 item.value["image"] = item.value.pop(key)
-        yield Found(item, name, path.parent)
+        yield SourceItem(item, name, path.parent)
 
 
 def beside(tree: Tree, picture: str) -> str | None:
@@ -66,7 +66,7 @@ def beside(tree: Tree, picture: str) -> str | None:
     return next((near[ending] for ending in (*TEXTS, ".json") if ending in near), None)
 
 
-def of_picture(tree: Tree, name: str, options: Options) -> Found:
+def of_picture(tree: Tree, name: str, options: SourceOptions) -> SourceItem:
     path = tree.path(name)
     if path.suffix.lower() in OTHER_PICTURES:
         return found(None, name, path.parent, NOT_TAKEN)
@@ -87,7 +87,7 @@ def of_picture(tree: Tree, name: str, options: Options) -> Found:
     )
 
 
-def words_of(path: Path, options: Options) -> tuple[dict[str, Any], str]:
+def words_of(path: Path, options: SourceOptions) -> tuple[dict[str, Any], str]:
     """What a file beside a picture says, or what is wrong with it."""
     data = path.read_bytes()[: LONGEST + 1]
     if len(data) > LONGEST:
@@ -116,7 +116,7 @@ def words_of(path: Path, options: Options) -> tuple[dict[str, Any], str]:
     )
 
 
-SOURCE = Source(
+SOURCE = DataSource(
     "captions",
     "pictures with a text beside each (.txt, .caption, .json), in kohya's 10_name folders, or in metadata.jsonl",
     fits,

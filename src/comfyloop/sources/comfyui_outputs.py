@@ -19,7 +19,7 @@ from PIL import Image
 
 from comfyloop.comfyui.workflow import malformed, shown_text
 from comfyloop.sources.captions import TEXTS, beside, of_picture
-from comfyloop.sources.source import Found, Options, Source, found
+from comfyloop.sources.source import DataSource, SourceItem, SourceOptions, found
 from comfyloop.sources.tree import OTHER_PICTURES, Tree
 
 LONGEST = 16 * 2**20
@@ -36,7 +36,7 @@ def fits(tree: Tree) -> bool:
     return any(texts_of(tree.path(name)).get("prompt") for name in bare[:_LOOKED_AT])
 
 
-def read(tree: Tree, options: Options) -> Iterator[Found]:
+def read(tree: Tree, options: SourceOptions) -> Iterator[SourceItem]:
     for name in (*tree.pictures, *tree.other_pictures):
         path = tree.path(name)
         if (beside(tree, name) or "").lower().endswith(TEXTS) or path.suffix.lower() in OTHER_PICTURES:
@@ -160,7 +160,7 @@ def _comment(graph: dict[str, Any]) -> str:
     return "; ".join(said)[:_LONGEST_COMMENT]
 
 
-SOURCE = Source(
+SOURCE = DataSource(
     "comfyui",
     "pictures that ComfyUI saved, each with the prompt, the seed and the models of the workflow inside",
     fits,

@@ -14,7 +14,7 @@ from typing import Any
 
 from comfyloop.formats import UnusableRow
 from comfyloop.sources import rows
-from comfyloop.sources.source import Found, Options, Source
+from comfyloop.sources.source import DataSource, SourceItem, SourceOptions
 from comfyloop.sources.tree import Tree
 
 _OF_TRACES = frozenset(
@@ -53,7 +53,7 @@ def _is_score(value: Mapping[str, Any]) -> bool:
     )
 
 
-def read(tree: Tree, options: Options) -> Iterator[Found]:
+def read(tree: Tree, options: SourceOptions) -> Iterator[SourceItem]:
     corrections = dict(_corrections(tree, options))
     for one in rows.read(tree, options):
         value = one.item.value
@@ -73,7 +73,7 @@ def read(tree: Tree, options: Options) -> Iterator[Found]:
             yield replace(one, item=replace(one.item, value=row, problem=problem))
 
 
-def _corrections(tree: Tree, options: Options) -> Iterator[tuple[str, Any]]:
+def _corrections(tree: Tree, options: SourceOptions) -> Iterator[tuple[str, Any]]:
     """What files of scores correct, by the observation or trace; of the same thing the last counts."""
     for one in rows.read(tree, options):
         value = one.item.value
@@ -155,4 +155,4 @@ def _parsed(value: Any) -> Any:
     return value
 
 
-SOURCE = Source("langfuse", "Langfuse's traces or observations with corrected outputs", fits, read)
+SOURCE = DataSource("langfuse", "Langfuse's traces or observations with corrected outputs", fits, read)

@@ -16,11 +16,11 @@ from comfyloop.sources import (
     stored_completions,
     webdataset,
 )
-from comfyloop.sources.mapping import Reading
-from comfyloop.sources.source import Found, Options, Source
+from comfyloop.sources.mapping import RowMapping
+from comfyloop.sources.source import DataSource, SourceItem, SourceOptions
 from comfyloop.sources.tree import Tree
 
-SOURCES: Mapping[str, Source] = {
+SOURCES: Mapping[str, DataSource] = {
     source.name: source
     for source in (
         open_webui.SOURCE,
@@ -41,12 +41,12 @@ _FIRST = 8
 class Looked:
     """A source that is ready to be read."""
 
-    source: Source
-    reading: Reading
-    objects: Iterator[Found]
+    source: DataSource
+    reading: RowMapping
+    objects: Iterator[SourceItem]
 
 
-def look(tree: Tree, options: Options, named: str = "") -> Looked:
+def look(tree: Tree, options: SourceOptions, named: str = "") -> Looked:
     """What a folder is, and how its objects become rows.
 
     Args:
@@ -65,7 +65,7 @@ def look(tree: Tree, options: Options, named: str = "") -> Looked:
             f"It is not known what this data is: {len(tree.files)} files ({', '.join(kinds)}).",
             f"Name its format: one of {', '.join(SOURCES)}.",
         )
-    reading = Reading(options, tree.root)
+    reading = RowMapping(options, tree.root)
     objects = source.read(tree, options)
     first = list(islice(objects, _FIRST))
     reading.decide(first)

@@ -15,7 +15,7 @@ from typing import Any
 from comfyloop import formats
 from comfyloop.errors import InvalidInput
 from comfyloop.formats import Row, UnusableRow
-from comfyloop.sources.source import Found, Options
+from comfyloop.sources.source import SourceItem, SourceOptions
 from comfyloop.sources.tree import outside_name, same_name
 
 TARGETS = {
@@ -89,14 +89,14 @@ def guess(columns: Sequence[str]) -> dict[str, str]:
     return {}
 
 
-class Reading:
+class RowMapping:
     """How the objects of a source become rows, decided at the first of them.
 
     Args:
         root: The folder that its pictures must be in.
     """
 
-    def __init__(self, options: Options, root: Path) -> None:
+    def __init__(self, options: SourceOptions, root: Path) -> None:
         check_map(options.map)
         self.options, self.root = options, root.resolve()
         self.map: dict[str, str] = dict(options.map)
@@ -105,7 +105,7 @@ class Reading:
         self._decided = bool(self.map)
         self._names: dict[Path, dict[str, str]] = {}  # of a folder, as they are read: as they are
 
-    def decide(self, first: Sequence[Found]) -> None:
+    def decide(self, first: Sequence[SourceItem]) -> None:
         """Whether a format knows the rows as they are, by the first few; else which columns are what."""
         values = [one.item.value for one in first if one.item.value is not None]
         self.columns = tuple(dict.fromkeys(key for value in values for key in value))
@@ -126,11 +126,11 @@ class Reading:
             else ()
         )
 
-    def row(self, one: Found) -> Row:
+    def row(self, one: SourceItem) -> Row:
         """Raises UnusableRow."""
         return self._inside(self.row_as_written(one), one.folder)
 
-    def row_as_written(self, one: Found) -> Row:
+    def row_as_written(self, one: SourceItem) -> Row:
         """The row with its pictures wherever its paths lead. Raises UnusableRow."""
         item = one.item
         if item.value is None:
@@ -229,7 +229,7 @@ def as_written(picture: Path, folder: Path) -> str:
     return picture.relative_to(folder).as_posix() if picture.is_relative_to(folder) else str(picture)
 
 
-def _as_it_is(one: Found) -> bool:
+def _as_it_is(one: SourceItem) -> bool:
     try:
         formats.row_of(one.item, one.folder)
     except UnusableRow:

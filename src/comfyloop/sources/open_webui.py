@@ -13,7 +13,7 @@ from typing import Any
 from comfyloop.formats import UnusableRow
 from comfyloop.media import data_urls
 from comfyloop.sources import rows
-from comfyloop.sources.source import Found, Options, Source
+from comfyloop.sources.source import DataSource, SourceItem, SourceOptions
 from comfyloop.sources.tree import Tree
 
 _REASONING = re.compile(
@@ -32,7 +32,7 @@ def fits(tree: Tree) -> bool:
     )
 
 
-def read(tree: Tree, options: Options) -> Iterator[Found]:
+def read(tree: Tree, options: SourceOptions) -> Iterator[SourceItem]:
     for one in rows.read(tree, options):
         if one.item.value is None:
             yield one
@@ -119,4 +119,4 @@ def _wanted(rating: Any) -> bool:
     raise UnusableRow(f"its rating is {rating!r}, neither 1 nor -1, and the answer was not rewritten")
 
 
-SOURCE = Source("open-webui", "Open WebUI's export of feedback: rated and rewritten answers", fits, read)
+SOURCE = DataSource("open-webui", "Open WebUI's export of feedback: rated and rewritten answers", fits, read)

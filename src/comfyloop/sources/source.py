@@ -12,7 +12,7 @@ from comfyloop.sources.tree import Tree
 
 
 @dataclass(frozen=True)
-class Found:
+class SourceItem:
     """One object, or why there is none at that place."""
 
     item: Item
@@ -26,7 +26,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Options:
+class SourceOptions:
     """What a person says of a source that looking at it does not tell."""
 
     map: Mapping[str, str] = field(default_factory=dict)  # what it is to us -> the column
@@ -37,13 +37,15 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Source:
+class DataSource:
     name: str
     what: str  # what it is, for people
     fits: Callable[[Tree], bool]
-    read: Callable[[Tree, Options], Iterator[Found]]
+    read: Callable[[Tree, SourceOptions], Iterator[SourceItem]]
 
 
-def found(value: dict[str, Any] | None, file: str, folder: Path, problem: str = "", line: int = 0) -> Found:
+def found(
+    value: dict[str, Any] | None, file: str, folder: Path, problem: str = "", line: int = 0
+) -> SourceItem:
     """An object that a source made itself."""
-    return Found(Item(line, file, value, problem), file, folder)
+    return SourceItem(Item(line, file, value, problem), file, folder)

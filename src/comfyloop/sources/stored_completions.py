@@ -12,7 +12,7 @@ from typing import Any
 
 from comfyloop.formats import UnusableRow
 from comfyloop.sources import rows
-from comfyloop.sources.source import Found, Options, Source
+from comfyloop.sources.source import DataSource, SourceItem, SourceOptions
 from comfyloop.sources.tree import Tree
 
 
@@ -34,7 +34,7 @@ def fits(tree: Tree) -> bool:
     return False
 
 
-def read(tree: Tree, options: Options) -> Iterator[Found]:
+def read(tree: Tree, options: SourceOptions) -> Iterator[SourceItem]:
     for one in rows.read(tree, options):
         if one.item.value is None:
             yield one
@@ -82,4 +82,4 @@ def _message(message: Any) -> dict[str, Any]:
     return kept | {"content": parts if isinstance(parts, list) and parts else message.get("content")}
 
 
-SOURCE = Source("openai", "OpenAI's stored chat completions with their messages", fits, read)
+SOURCE = DataSource("openai", "OpenAI's stored chat completions with their messages", fits, read)

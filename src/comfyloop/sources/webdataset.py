@@ -8,7 +8,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from comfyloop.sources.captions import words_of
-from comfyloop.sources.source import Found, Options, Source, found
+from comfyloop.sources.source import DataSource, SourceItem, SourceOptions, found
 from comfyloop.sources.tree import PICTURES, Tree
 
 _TEXTS = (".txt", ".caption", ".text")
@@ -32,7 +32,7 @@ def _key(name: str) -> str:
     return folder + slash + base.partition(".")[0]
 
 
-def read(tree: Tree, options: Options) -> Iterator[Found]:
+def read(tree: Tree, options: SourceOptions) -> Iterator[SourceItem]:
     for key, names in groupby(sorted(tree.files, key=lambda name: (_key(name), name)), key=_key):
         for one, parts in _samples(key, list(names)):
             yield _sample(tree, one, parts, options)
@@ -51,7 +51,7 @@ def _samples(key: str, names: list[str]) -> list[tuple[str, list[str]]]:
     return list(stems.items()) if whole else [(key, names)]
 
 
-def _sample(tree: Tree, key: str, names: list[str], options: Options) -> Found:
+def _sample(tree: Tree, key: str, names: list[str], options: SourceOptions) -> SourceItem:
     folder = tree.path(key).parent
     pictures = [PurePosixPath(name).name for name in names if PurePosixPath(name).suffix.lower() in PICTURES]
     value: dict[str, Any] = {}
@@ -72,6 +72,6 @@ def _sample(tree: Tree, key: str, names: list[str], options: Options) -> Found:
     return found(value, key, folder)
 
 
-SOURCE = Source(
+SOURCE = DataSource(
     "webdataset", "WebDataset shards: tars of samples, the files of each called alike", fits, read
 )

@@ -63,13 +63,13 @@ def processor(language: LanguageFile) -> LlavaProcessor:
     )
 
 
-def read_head(path: Path, tokenizer: PreTrainedTokenizerBase) -> reader.Head:
+def read_head(path: Path, tokenizer: PreTrainedTokenizerBase) -> reader.WordHead:
     """What was trained, and how its words are spelled in this tokenizer."""
     with safe_open(path, "pt") as file:
         words = json.loads(file.metadata()["words"])
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     pieces = tuple(tuple(tokenizer(f" {word}")["input_ids"]) for word in words)
-    return reader.Head(
+    return reader.WordHead(
         tensors["weight"].float(), tensors["bias"].float(), tensors["class_words"].long(), pieces
     )
 

@@ -39,7 +39,7 @@ LOWEST, SPACINGS = 0.25, (1 / 256, 1 / 128, 1 / 16)
 
 
 @dataclass(frozen=True)
-class Head:
+class WordHead:
     """What was trained: scores of words from the tower's mean features, and each class's word (or -1)."""
 
     weight: Tensor  # (words, 1280)
@@ -86,7 +86,9 @@ def place(token: int) -> int:
     return 2 * (token // 4) * SIDE + 2 * (token % 4)
 
 
-def blocks(head: Head, rows: Tensor, offsets: Tensor, embeddings: Tensor, fixed: list[int]) -> list[Block]:
+def blocks(
+    head: WordHead, rows: Tensor, offsets: Tensor, embeddings: Tensor, fixed: list[int]
+) -> list[Block]:
     """`rows`, `offsets`: the classifier's; `embeddings` (tokens, width); `fixed`: SENTENCE's ids."""
     words, classes, runs = len(head.weight), len(rows), len(SPACINGS)
     made: list[Block] = []

@@ -17,7 +17,7 @@ HEAD = "0008"
 """The newest migration, written here too so that opening an up-to-date database need not import Alembic."""
 
 
-class Words(sa.TypeDecorator[str]):
+class TextColumn(sa.TypeDecorator[str]):
     """Text that people, models or exceptions wrote.
 
     PostgreSQL cannot hold U+0000, and neither database holds half a surrogate pair: these are replaced, on
@@ -78,15 +78,15 @@ projects = sa.Table(
     "projects",
     metadata,
     sa.Column("name", _Name, primary_key=True),
-    sa.Column("base_model", Words, nullable=False),
+    sa.Column("base_model", TextColumn, nullable=False),
     sa.Column("live", sa.Integer, nullable=False),
-    sa.Column("system_prompt", Words, nullable=False),
+    sa.Column("system_prompt", TextColumn, nullable=False),
     sa.Column("auto", sa.Boolean, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
-    sa.Column("image_model", Words, nullable=False, server_default=""),
+    sa.Column("image_model", TextColumn, nullable=False, server_default=""),
     sa.Column("canary", sa.Integer, nullable=False, server_default="0"),
     sa.Column("canary_share", sa.Float, nullable=False, server_default="0"),
-    sa.Column("image_vae", Words, nullable=False, server_default=""),
+    sa.Column("image_vae", TextColumn, nullable=False, server_default=""),
     sa.Column("image_prediction_type", sa.Text, nullable=False, server_default="auto"),
 )
 
@@ -155,11 +155,11 @@ runs = sa.Table(
     sa.Column("id", _Id, nullable=False, unique=True),
     _project(),
     sa.Column("snapshot", sa.String(128), nullable=False),
-    sa.Column("recipe", Words, nullable=False),
+    sa.Column("recipe", TextColumn, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
-    sa.Column("path", Words, nullable=False),
+    sa.Column("path", TextColumn, nullable=False),
     sa.Column("parent", sa.Integer, nullable=False),
-    sa.Column("error", Words, nullable=False),
+    sa.Column("error", TextColumn, nullable=False),
     sa.Column("created_at", Moment, nullable=False),
     sa.Column("finished_at", Moment),
     sa.Column("fresh", sa.Boolean, nullable=False, server_default=sa.false()),
@@ -176,8 +176,8 @@ versions = sa.Table(
     sa.Column("parent", sa.Integer, nullable=False),
     sa.Column("snapshot", sa.String(128), nullable=False),
     sa.Column("run", sa.String(128), nullable=False),
-    sa.Column("text_adapter", Words),
-    sa.Column("image_adapter", Words),
+    sa.Column("text_adapter", TextColumn),
+    sa.Column("image_adapter", TextColumn),
     sa.Column("sha256", sa.String(64), nullable=False),
     sa.Column("gate", sa.Text),
     sa.Column("canary", sa.Text),
@@ -228,16 +228,16 @@ loops = sa.Table(
     sa.Column("requested", sa.Boolean, nullable=False),
     sa.Column("seen_seq", sa.BigInteger, nullable=False),
     sa.Column("attempts", sa.Integer, nullable=False),
-    sa.Column("error", Words, nullable=False),
-    sa.Column("outcome", Words, nullable=False),
+    sa.Column("error", TextColumn, nullable=False),
+    sa.Column("outcome", TextColumn, nullable=False),
     sa.Column("updated_at", Moment, nullable=False),
-    sa.Column("reason", Words, nullable=False, server_default=""),
+    sa.Column("reason", TextColumn, nullable=False, server_default=""),
     sa.Column("looked_seq", sa.BigInteger, nullable=False, server_default="0"),
     sa.Column("consolidate", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("by_hand", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("consolidating", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("held_over", sa.Integer, nullable=False, server_default="0"),
-    sa.Column("note", Words, nullable=False, server_default=""),
+    sa.Column("note", TextColumn, nullable=False, server_default=""),
 )
 
 preferences = sa.Table(
@@ -245,7 +245,7 @@ preferences = sa.Table(
     metadata,
     _project(primary_key=True),
     sa.Column("id", _Id, primary_key=True),
-    sa.Column("text", Words),  # null: the person does not want it
+    sa.Column("text", TextColumn),  # null: the person does not want it
 )
 
 flags = sa.Table(

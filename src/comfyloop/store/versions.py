@@ -31,7 +31,7 @@ from comfyloop.store.schema import projects as projects_table
 from comfyloop.store.schema import promotions, versions
 
 
-class Promotion(NamedTuple):
+class LiveMove(NamedTuple):
     """One move of the live version of a project."""
 
     number: int
@@ -379,11 +379,11 @@ def rollback_target(conn: Connection, project: str) -> int:
     return trail[-2]
 
 
-def history(conn: Connection, project: str, limit: int = 100) -> list[Promotion]:
+def history(conn: Connection, project: str, limit: int = 100) -> list[LiveMove]:
     """The moves of the live version, newest first."""
     query = sa.select(promotions.c.number, promotions.c.previous, promotions.c.rollback)
     query = query.where(promotions.c.project == project).order_by(promotions.c.seq.desc()).limit(limit)
-    return [Promotion(*row) for row in conn.execute(query)]
+    return [LiveMove(*row) for row in conn.execute(query)]
 
 
 def trail(conn: Connection, project: str) -> list[int]:

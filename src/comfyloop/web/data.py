@@ -36,7 +36,7 @@ _PAGE = 40
 _EXAMPLES = 4
 
 
-class Piece(NamedTuple):
+class FeedbackPiece(NamedTuple):
     """A piece of feedback with the answer that it is about."""
 
     seq: int
@@ -93,7 +93,7 @@ class Left(NamedTuple):
     reason: str
     sentence: str
     pieces: int
-    examples: tuple[tuple[Dropped, Piece | None], ...]
+    examples: tuple[tuple[Dropped, FeedbackPiece | None], ...]
 
 
 @router.get("/data")
@@ -179,8 +179,10 @@ def show_snapshot(id: str, desk: Asked, beside: Annotated[str, Query(max_length=
     )
 
 
-def _pieces(items: list[tuple[int, Feedback]], made: dict[str, Generation]) -> list[Piece]:
-    return [Piece(seq, item, made.get(getattr(item, "generation", None) or "")) for seq, item in items]
+def _pieces(items: list[tuple[int, Feedback]], made: dict[str, Generation]) -> list[FeedbackPiece]:
+    return [
+        FeedbackPiece(seq, item, made.get(getattr(item, "generation", None) or "")) for seq, item in items
+    ]
 
 
 def _report(snapshot: Snapshot) -> CurationReport | None:

@@ -15,21 +15,25 @@ _MOST = 4000
 Kind = Literal["same", "out", "in"]
 
 
-class Piece(NamedTuple):
+class DiffPiece(NamedTuple):
     kind: Kind
     text: str
 
 
-def words_apart(before: str, after: str) -> list[Piece]:
+def words_apart(before: str, after: str) -> list[DiffPiece]:
     """The pieces of both texts in order: what stayed, what went out, what came in."""
     old, new = _TOKENS.findall(before), _TOKENS.findall(after)
     if len(old) + len(new) > _MOST:
-        return [Piece("same", before)] if before == after else [Piece("out", before), Piece("in", after)]
+        return (
+            [DiffPiece("same", before)]
+            if before == after
+            else [DiffPiece("out", before), DiffPiece("in", after)]
+        )
     runs = [
         (tag == "equal", "".join(old[i:j]), "".join(new[k:m]))
         for tag, i, j, k, m in SequenceMatcher(None, old, new, autojunk=False).get_opcodes()
     ]
-    pieces: list[Piece] = []
+    pieces: list[DiffPiece] = []
     gone = came = ""
     for place, (same, before_run, after_run) in enumerate(runs):
         # a space between two changes is part of them: one change is easier to read than a salad of words
@@ -37,10 +41,10 @@ def words_apart(before: str, after: str) -> list[Piece]:
             gone, came = gone + before_run, came + after_run
             continue
         pieces += _change(gone, came)
-        pieces.append(Piece("same", before_run))
+        pieces.append(DiffPiece("same", before_run))
         gone = came = ""
     return [*pieces, *_change(gone, came)]
 
 
-def _change(gone: str, came: str) -> list[Piece]:
-    return [Piece("out", gone)] * bool(gone) + [Piece("in", came)] * bool(came)
+def _change(gone: str, came: str) -> list[DiffPiece]:
+    return [DiffPiece("out", gone)] * bool(gone) + [DiffPiece("in", came)] * bool(came)

@@ -13,7 +13,7 @@ class Strand(NamedTuple):
     end: int
 
 
-class Row(NamedTuple):
+class LineageRow(NamedTuple):
     number: int
     lane: int
     above: tuple[Strand, ...]
@@ -21,7 +21,7 @@ class Row(NamedTuple):
     width: int  # lanes of the whole drawing
 
 
-def rows(parents: Sequence[tuple[int, int]]) -> list[Row]:
+def rows(parents: Sequence[tuple[int, int]]) -> list[LineageRow]:
     """One row a version; its line goes on to the row of its parent, below it.
 
     Args:
@@ -29,7 +29,7 @@ def rows(parents: Sequence[tuple[int, int]]) -> list[Row]:
     """
     known = {number for number, _ in parents}
     lanes: list[int | None] = []
-    found: list[Row] = []
+    found: list[LineageRow] = []
     for number, parent in parents:
         joining = [place for place, wanted in enumerate(lanes) if wanted == number]
         lane = joining[0] if joining else _free(lanes)
@@ -44,7 +44,7 @@ def rows(parents: Sequence[tuple[int, int]]) -> list[Row]:
             lanes.append(None)
         lanes[lane] = parent if parent in known and parent != number else None
         below = tuple(place for place, wanted in enumerate(lanes) if wanted is not None)
-        found.append(Row(number, lane, tuple(above), below, 0))
+        found.append(LineageRow(number, lane, tuple(above), below, 0))
     width = max((max((row.lane, *row.below)) for row in found), default=0) + 1
     return [row._replace(width=width) for row in found]
 

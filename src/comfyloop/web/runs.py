@@ -25,7 +25,7 @@ _HARDEST = 6
 _LOG_BYTES = 2**20
 
 
-class Line(NamedTuple):
+class RunLine(NamedTuple):
     """A run in the list."""
 
     run: Run
@@ -48,7 +48,7 @@ def list_runs(desk: Asked, before: Annotated[str | None, Query(max_length=128)] 
     with desk.services.store.read() as conn:
         found = runs.list_by(conn, name, before=before, limit=_PAGE)
         made = versions.by_run(conn, name, [run.id for run in found])
-    lines = [Line(run, progress_of(run), curve(losses(run)), made.get(run.id)) for run in found]
+    lines = [RunLine(run, progress_of(run), curve(losses(run)), made.get(run.id)) for run in found]
     return desk.show(
         "runs.html", "runs", lines=lines, next_before=found[-1].id if len(found) == _PAGE else None
     )

@@ -20,7 +20,7 @@ _HIDDEN = {"token"}
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+(?=@)")
 
 
-class Shown(NamedTuple):
+class SettingRow(NamedTuple):
     """A setting as it is now, as it would be by itself, and why one would change it."""
 
     name: str
@@ -60,12 +60,12 @@ def show_health(desk: Asked) -> HTMLResponse:
     )
 
 
-def shown(settings: Settings, table: str) -> list[Shown]:
+def shown(settings: Settings, table: str) -> list[SettingRow]:
     found = []
     for name, field in GROUPS[table].model_fields.items():
         default = field.get_default(call_default_factory=True, validated_data={})
         found.append(
-            Shown(
+            SettingRow(
                 name,
                 f"[{table}] {in_table(table, name)} = …",
                 _said(name, getattr(settings, name)),

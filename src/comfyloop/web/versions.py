@@ -27,12 +27,12 @@ _SHOWN = 12
 """Examples of a kind that a report shows at once."""
 
 
-class Line(NamedTuple):
+class VersionLine(NamedTuple):
     """A version in the list."""
 
     version: Version | None  # None: the base model
     number: int
-    strand: lineage.Row
+    strand: lineage.LineageRow
     learned: int
     before: float | None  # edit distance of the live version's answers, and of its own
     after: float | None
@@ -76,10 +76,10 @@ def list_versions(desk: Asked, before: Annotated[int | None, Query(ge=0, lt=2**3
         back = _back(desk) if live != BASE else None
     strands = lineage.rows([*((v.number, BASE if v.fresh else v.parent) for v in found), (BASE, BASE)])
     lines = [
-        Line(version, version.number, strand, learned[version.number], *_distance(version.gate))
+        VersionLine(version, version.number, strand, learned[version.number], *_distance(version.gate))
         for version, strand in zip(found, strands, strict=False)
     ]
-    lines.append(Line(None, BASE, strands[-1], 0, None, None))
+    lines.append(VersionLine(None, BASE, strands[-1], 0, None, None))
     return desk.show(
         "versions.html", "versions", lines=lines, live=live, back=back, next_before=last if more else None
     )

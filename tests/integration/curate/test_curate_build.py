@@ -436,7 +436,7 @@ def test_pictures_that_a_person_corrected_are_still_asked_general_questions(
         return replay.of_pictures("acme", "m", ask, settings.cache_dir, pictures, (), count)
 
     few = settings.model_copy(update={"gate_min_items": 2})
-    made = built(store, few, picture_replay=about, turn=curate.Turn(frozenset()))
+    made = built(store, few, picture_replay=about, turn=curate.SnapshotRequest(frozenset()))
     replayed = [sample for sample in rows(made, "train.jsonl") if sample.replay]
     assert len(replayed) >= 6 and all(sample.images for sample in replayed)
     corrected = {(s.images, s.prompt[0].text) for s in rows(made, "train.jsonl") if not s.replay}
@@ -464,7 +464,7 @@ def test_a_model_that_sees_is_asked_about_pictures_where_people_only_write(
         return replay.samples("acme", "m", answers, settings.cache_dir, count)
 
     few = settings.model_copy(update={"gate_min_items": 2})
-    turn = curate.Turn(frozenset())
+    turn = curate.SnapshotRequest(frozenset())
     made = built(store, few, replay=made_up, picture_replay=about, turn=turn)
     replayed = [sample for sample in rows(made, "train.jsonl") if sample.replay]
     seen = sum(bool(sample.images) for sample in replayed)
@@ -527,7 +527,7 @@ def test_a_correction_that_has_judged_is_learned_and_the_newest_judge_on(
     def turn(number: int) -> tuple[list[Sample], list[Sample]]:
         for place in range(12):
             shop.corrects(f"Turn {number}, caption {place}, please.", f"Meet mug {place} of {number}.")
-        made = built(store, settings, turn=curate.Turn(frozenset()))
+        made = built(store, settings, turn=curate.SnapshotRequest(frozenset()))
         return [*rows(made, "train.jsonl"), *rows(made, "dev.jsonl")], rows(made, "holdout.jsonl")
 
     _, first = turn(1)
@@ -565,11 +565,11 @@ def test_who_sends_most_does_not_decide_alone(store: Store, settings: Settings) 
 
     sends("ann", "mug", 40)
     few = settings.model_copy(update={"gate_min_items": 2, "author_share": 0.5})
-    alone = built(store, few, turn=curate.Turn(frozenset()))
+    alone = built(store, few, turn=curate.SnapshotRequest(frozenset()))
     assert (alone.waiting, alone.notes) == (0, ())
 
     sends("bob", "lamp", 20)
-    both = built(store, few, turn=curate.Turn(frozenset()))
+    both = built(store, few, turn=curate.SnapshotRequest(frozenset()))
     train = rows(both, "train.jsonl") + rows(both, "dev.jsonl")
     by_author = {who: sum(sample.author == who for sample in train) for who in ("ann", "bob")}
     assert by_author["ann"] == by_author["bob"] == 15
@@ -577,7 +577,7 @@ def test_who_sends_most_does_not_decide_alone(store: Store, settings: Settings) 
     assert f"{both.waiting} pieces of ann's feedback wait for a later turn" in both.notes[0]
     assert both.notes[0] in (Path(both.path) / "report.txt").read_text()
 
-    later = built(store, few, turn=curate.Turn(frozenset(both.feedback)))
+    later = built(store, few, turn=curate.SnapshotRequest(frozenset(both.feedback)))
     train = rows(later, "train.jsonl") + rows(later, "dev.jsonl")
     new = [sample for sample in train if not set(sample.feedback) & set(both.feedback)]
     assert sum(sample.author == "ann" for sample in new) >= ALWAYS
@@ -696,7 +696,7 @@ def told(row: formats.Row) -> str:
 
 def taken(folder: Path) -> list[formats.Row]:
     """The rows of a folder as `comfyloop data add` takes them."""
-    looked = sources.look(sources.tree_of(folder), sources.Options())
+    looked = sources.look(sources.tree_of(folder), sources.SourceOptions())
     return [looked.reading.row(one) for one in looked.objects]
 
 

@@ -27,7 +27,7 @@ from comfyloop.train.run.log import RunLog
 from comfyloop.train.runners import local
 from comfyloop.train.specs.files import write_spec
 from comfyloop.train.specs.image import ImageAdapterSpec, ImageTrainSpec
-from comfyloop.train.specs.judge import SEEN_FILE, SHEET_FILE, JudgeSpec, Seen, picture_file
+from comfyloop.train.specs.judge import SEEN_FILE, SHEET_FILE, JudgeFindings, JudgeSpec, picture_file
 from tests.integration.train.runs import finish
 from tests.integration.train.test_image_runs import shape
 
@@ -117,7 +117,7 @@ def held_out(snapshot: Path) -> list[Sample]:
 
 
 def verdict(place: Path, snapshot: Path) -> Decision:
-    seen = Seen.model_validate_json((place / SEEN_FILE).read_bytes())
+    seen = JudgeFindings.model_validate_json((place / SEEN_FILE).read_bytes())
     return gate.decide_images(gate.evidence(held_out(snapshot), seen.scores), SETTINGS)
 
 
@@ -143,7 +143,7 @@ def test_what_was_planted_is_promoted(
             for m in ("pick_margin", "pick_accuracy", "text_similarity", "kept_similarity", "taste")
         ),
     }
-    taste = Seen.model_validate_json((place / SEEN_FILE).read_bytes()).taste
+    taste = JudgeFindings.model_validate_json((place / SEEN_FILE).read_bytes()).taste
     assert taste.startswith("Your taste is known from picks and ratings: of 12 comparisons")
     with Image.open(place / SHEET_FILE) as sheet:
         assert sheet.width > 3 * 256 and sheet.height > 2 * 256
@@ -162,7 +162,7 @@ def test_other_pictures_are_rejected_and_a_stopped_comparison_goes_on(
     asked: list[tuple[int, str]] = []
 
     def counting(ask: Callable[..., dict[str, float]], stop_after: int) -> Callable[..., dict[str, float]]:
-        def counted(version: judge.Version, row: Any) -> dict[str, float]:
+        def counted(version: judge.ComparedVersion, row: Any) -> dict[str, float]:
             if len(asked) == stop_after:
                 raise KeyboardInterrupt
             asked.append((version.side, row.id))

@@ -11,7 +11,7 @@ from PIL import Image
 from comfyloop.curate.coverage import coverage
 from comfyloop.curate.rulings import Ground
 from comfyloop.curate.samples import Draft, Source, make
-from comfyloop.curate.seen import Seen
+from comfyloop.curate.seen import SeenPictures
 from comfyloop.records import Message
 from comfyloop.settings import Settings
 from comfyloop.store import Blobs
@@ -37,7 +37,7 @@ def test_what_is_never_shown_is_said(tmp_path: Path) -> None:
     images = [put(blobs, Image.new("RGB", (64, 64 + n), "red")) for n in range(3)]
     views = ["from the front", "from the side", "from above", "close-up", "from afar"]
     sentences = told(
-        [f"The lamp, {views[n % 5]}." for n in range(15)], images, Ground(Settings(), Seen(blobs))
+        [f"The lamp, {views[n % 5]}." for n in range(15)], images, Ground(Settings(), SeenPictures(blobs))
     )
     assert "No picture is said to be from behind." in sentences
     assert "No picture is said to be from the side." not in sentences
@@ -48,7 +48,7 @@ def test_what_is_never_shown_is_said(tmp_path: Path) -> None:
 def test_where_nothing_is_said_of_framings_none_is_missed(tmp_path: Path) -> None:
     blobs = Blobs(str(tmp_path))
     image = put(blobs, Image.new("RGB", (64, 64), "red"))
-    sentences = told([f"Lamp {n}." for n in range(15)], [image], Ground(Settings(), Seen(blobs)))
+    sentences = told([f"Lamp {n}." for n in range(15)], [image], Ground(Settings(), SeenPictures(blobs)))
     assert not any("is said to be" in sentence for sentence in sentences)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.curate.disagreements import BOTH, NEITHER, Settled, Text, key_of, settle
+from comfyloop.curate.disagreements import BOTH, NEITHER, ReadAnswer, Settled, key_of, settle
 from comfyloop.curate.pictures import picked_drafts
 from comfyloop.curate.samples import Draft, drafts_of
 from comfyloop.records import (
@@ -164,7 +164,7 @@ def test_pictures_picked_the_other_way_round_are_asked_about() -> None:
     ],
 )
 def test_what_is_opposite(one: str, other: str, opposed: bool) -> None:
-    assert Text(one).opposes(Text(other)) is opposed is Text(other).opposes(Text(one))
+    assert ReadAnswer(one).opposes(ReadAnswer(other)) is opposed is ReadAnswer(other).opposes(ReadAnswer(one))
 
 
 def test_another_question_picture_or_system_prompt_is_no_contradiction() -> None:

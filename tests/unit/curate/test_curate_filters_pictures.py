@@ -14,7 +14,7 @@ from comfyloop import sight
 from comfyloop.curate.filters import FILTERS
 from comfyloop.curate.rulings import Ground, Ruling
 from comfyloop.curate.samples import Draft, Source, make
-from comfyloop.curate.seen import Seen
+from comfyloop.curate.seen import SeenPictures
 from comfyloop.records import Message
 from comfyloop.settings import Settings
 from comfyloop.store import Blobs
@@ -47,7 +47,7 @@ def burnt_in_red(image: Image.Image) -> Image.Image:
 
 @pytest.fixture
 def ground(blobs: Blobs) -> Ground:
-    return Ground(Settings(), Seen(blobs))
+    return Ground(Settings(), SeenPictures(blobs))
 
 
 @pytest.fixture

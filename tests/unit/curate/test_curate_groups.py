@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from comfyloop.curate.groups import BITS_APART, COLOURS_APART, Pictures, group_of
+from comfyloop.curate.groups import BITS_APART, COLOURS_APART, PictureGroups, group_of
 from comfyloop.curate.samples import Source, make
 from comfyloop.curate.seen import Look, look_at
 from comfyloop.records import Message, Sample
@@ -101,7 +101,7 @@ def test_one_picture_however_it_is_saved_is_one_group(shelf: Callable[..., str])
     """PNG and JPEG, with other metadata, scaled; and no two different pictures are one."""
     files = sorted(LEAKS.glob("*.png")) + sorted(LEAKS.glob("*.jpg"))
     samples = [about(shelf(f.read_bytes()), text=f"What of {n}?", n=n) for n, f in enumerate(files)]
-    grouped = Pictures(shelf.look).regroup(samples)  # type: ignore[attr-defined]
+    grouped = PictureGroups(shelf.look).regroup(samples)  # type: ignore[attr-defined]
     of = {file.name: sample.group for file, sample in zip(files, grouped, strict=True)}
     for one, other in itertools.combinations(of, 2):
         same = one.split(".")[0].rstrip("ms") == other.split(".")[0].rstrip("ms")
@@ -125,7 +125,7 @@ def test_photos_and_flat_pictures_are_told_apart(shelf: Callable[..., str]) -> N
     ]
     others.append(saved(photo.transpose(Image.Transpose.FLIP_LEFT_RIGHT), "PNG"))
     others.append(b"no picture")
-    pictures = Pictures(shelf.look)  # type: ignore[attr-defined]
+    pictures = PictureGroups(shelf.look)  # type: ignore[attr-defined]
     assert len({pictures.same(shelf(data)) for data in alike}) == 1
     assert len({pictures.same(shelf(data)) for data in (*alike, *others)}) == 1 + len(others)
 
@@ -149,7 +149,7 @@ def test_near_hashes_are_found_as_if_all_were_compared(made: list[tuple[int, set
         )
         for bits, flipped in made
     ]
-    pictures = Pictures(lambda sha: looks[int(sha)])
+    pictures = PictureGroups(lambda sha: looks[int(sha)])
     firsts: list[int] = []
     for number, seen in enumerate(looks):
         same = [
@@ -198,7 +198,7 @@ def test_what_shows_pictures_of_both_sides_is_on_neither(shelf: Callable[..., st
     red, blue = (shelf(saved(Image.new("RGB", (64, 64), colour), "PNG")) for colour in ("red", "blue"))
     trained, held, both, later = about(red, n=1), about(blue, n=2), about(red, blue, n=3), about(red, n=4)
     arrived = [trained, held, both, later]
-    pictures = Pictures(shelf.look)  # type: ignore[attr-defined]
+    pictures = PictureGroups(shelf.look)  # type: ignore[attr-defined]
     train, holdout, dropped = pictures.apart([trained, both, later], [held], arrived)
     assert (train, holdout) == ((trained, later), (held,))
     assert [(d.feedback, d.reason) for d in dropped] == [("fb_3", "shared_picture")]

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from comfyloop.datasets import DataSet, Imports, Request
-from comfyloop.datasets.place import Place, new_place
+from comfyloop.datasets.place import DataSetFolder, new_place
 from comfyloop.records import Feedback, Project
 from comfyloop.settings import Settings
 from comfyloop.store import Store, feedback, open_store, projects
@@ -33,7 +33,7 @@ class Adding:
     events: list[dict[str, Any]] = field(default_factory=list)
     _number: int = 0
 
-    def place(self, path: Path | None = None, source: str = "upload") -> Place:
+    def place(self, path: Path | None = None, source: str = "upload") -> DataSetFolder:
         """A data set whose files have come."""
         self._number += 1
         dataset = DataSet(id=f"ds_{self._number}", project="acme", name="it", source=source)
@@ -44,7 +44,7 @@ class Adding:
             shutil.copy(path, place.files / path.name)
         return place
 
-    def take(self, place: Place, **request: Any) -> DataSet:
+    def take(self, place: DataSetFolder, **request: Any) -> DataSet:
         self.imports.start(place, Request(**request))
         self.imports.wait(place.folder.name, 300)
         return self.imports.state(place)

@@ -23,7 +23,7 @@ from comfyloop.durable import appear
 from comfyloop.errors import ComfyLoopError, DataError, TooLarge
 from comfyloop.formats import files, tables
 from comfyloop.sources import look, tree_of, unpack_all
-from comfyloop.sources.source import Options
+from comfyloop.sources.source import SourceOptions
 from tests.conftest import REPOSITORY
 from tests.unit.datasets.conftest import Adding, picture
 
@@ -332,7 +332,7 @@ def test_any_bytes_are_data_or_are_refused_with_a_sentence(tmp_path: Path, data:
         old.unlink()
     (folder / name).write_bytes(data)
     try:
-        looked = look(tree_of(folder), Options())
+        looked = look(tree_of(folder), SourceOptions())
         for one in looked.objects:
             try:
                 looked.reading.row(one)

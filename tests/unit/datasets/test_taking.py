@@ -11,7 +11,7 @@ import pytest
 from comfyloop import capture
 from comfyloop.datasets import DataSet, DataSetState, Request, importing
 from comfyloop.datasets.importing import Import
-from comfyloop.datasets.place import Place
+from comfyloop.datasets.place import DataSetFolder
 from comfyloop.errors import Conflict, InvalidInput, StorageError, TooLarge
 from comfyloop.store import feedback
 from tests.unit.datasets.conftest import Adding, picture
@@ -174,7 +174,7 @@ def test_events_say_how_far_it_is(adding: Adding, tmp_path: Path) -> None:
 # --- files that are sent --------------------------------------------------------------------------------------
 
 
-def receive(place: Place, path: str, data: bytes, offset: int = 0, whole: bytes | None = None) -> Any:
+def receive(place: DataSetFolder, path: str, data: bytes, offset: int = 0, whole: bytes | None = None) -> Any:
     import hashlib
 
     whole = data if whole is None else whole

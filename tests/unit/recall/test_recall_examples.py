@@ -260,7 +260,7 @@ def test_the_index_is_bounded_and_keeps_the_newest(taught: Taught, monkeypatch: 
     monkeypatch.setattr(index_module, "_PAGE", 4)
     for number in range(25):
         taught.edit(f"Write a caption for a mug {number}.", f"Meet {number}.")
-    made = index_module.Index("acme")
+    made = index_module.EditIndex("acme")
     made.update(taught.store)
     assert {edit.answer for edit in made.edits()} == {f"Meet {number}." for number in range(15, 25)}
     taught.edit("Write a caption for a jug.", "Meet the jug.")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyloop.recall.preferences import merged, sentence
-from comfyloop.recall.words import LEAST, Pair, written
+from comfyloop.recall.words import LEAST, EditPair, written
 
 THINGS = ("mug", "shirt", "lamp", "wallet", "bottle", "blanket", "chair", "candle")
 DULL = (
@@ -14,11 +14,11 @@ DULL = (
 )
 
 
-def pairs(wanted: str, seen: str = DULL) -> list[Pair]:
-    return [Pair(seen.format(thing), wanted.format(thing), f"fb_{thing}") for thing in THINGS]
+def pairs(wanted: str, seen: str = DULL) -> list[EditPair]:
+    return [EditPair(seen.format(thing), wanted.format(thing), f"fb_{thing}") for thing in THINGS]
 
 
-def texts(found: list[Pair]) -> dict[str, str]:
+def texts(found: list[EditPair]) -> dict[str, str]:
     return {each.id: each.text for each in written(found)}
 
 
@@ -42,7 +42,7 @@ def test_chinese_is_said_in_chinese() -> None:
 
 def test_words_are_not_cut() -> None:
     found = texts(
-        [Pair(DULL, f"Meet the th{end} now", f"fb_{end}") for end in ("ing", "ought", "em", "umb", "ree")]
+        [EditPair(DULL, f"Meet the th{end} now", f"fb_{end}") for end in ("ing", "ought", "em", "umb", "ree")]
     )
     assert found["begins"] == 'Begins with "Meet the".'
 
@@ -50,10 +50,10 @@ def test_words_are_not_cut() -> None:
 def test_one_edit_in_five_may_differ_but_not_more() -> None:
     same = pairs("Meet the {}.")
     found = next(
-        each for each in written([*same, Pair(DULL, "Something else.", "fb_x")]) if each.id == "begins"
+        each for each in written([*same, EditPair(DULL, "Something else.", "fb_x")]) if each.id == "begins"
     )
     assert (found.of, len(found.feedback)) == (9, 8) and "fb_x" not in found.feedback
-    assert "begins" not in texts([*same, *(Pair(DULL, f"{n} is else.", f"fb_{n}") for n in range(3))])
+    assert "begins" not in texts([*same, *(EditPair(DULL, f"{n} is else.", f"fb_{n}") for n in range(3))])
 
 
 def test_few_edits_and_what_was_so_before_say_nothing() -> None:
@@ -63,7 +63,7 @@ def test_few_edits_and_what_was_so_before_say_nothing() -> None:
 
 @given(st.lists(st.tuples(st.text(max_size=60), st.text(max_size=60)), max_size=12))
 def test_every_preference_is_shown_by_nearly_all_edits(texts: list[tuple[str, str]]) -> None:
-    found = written([Pair(seen, wanted, f"fb_{n}") for n, (seen, wanted) in enumerate(texts)])
+    found = written([EditPair(seen, wanted, f"fb_{n}") for n, (seen, wanted) in enumerate(texts)])
     assert len({each.id for each in found}) == len(found)
     for each in found:
         assert len(each.feedback) >= 0.8 * each.of and each.of == len(texts)

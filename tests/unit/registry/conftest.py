@@ -13,7 +13,7 @@ from safetensors.numpy import save_file
 from comfyloop.models.adapter_check import header
 from comfyloop.records import GateItem, GateReport, Measure, Project, Verdict, Version
 from comfyloop.registry import base_model, bundle, contents
-from comfyloop.registry.contents import Wanted
+from comfyloop.registry.contents import BundleOptions
 from comfyloop.registry.manifest import BaseModelOf
 
 pytest.importorskip("cryptography", reason="bundles are signed with it: pip install 'comfyloop[hubs]'")
@@ -106,7 +106,7 @@ class Made:
     project: Project
     base: BaseModelOf
 
-    def pack(self, target: Path, wanted: Wanted = Wanted(), **changed: object) -> Path:
+    def pack(self, target: Path, wanted: BundleOptions = BundleOptions(), **changed: object) -> Path:
         manifest, pieces = contents.gather(
             self.version, self.project, str, publisher="anna's studio".replace("'", ""), wanted=wanted,
             spec={"learning_rate": 1e-3, "train": "/home/anna/rows.jsonl", "adapter": {"r": 2, "init_from": None}},

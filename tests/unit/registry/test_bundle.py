@@ -16,8 +16,8 @@ from safetensors.numpy import load_file, save_file
 from comfyloop.errors import ComfyLoopError, Conflict, InvalidInput, NotFound
 from comfyloop.records import Ancestor, Version
 from comfyloop.registry import bundle, contents, keys
-from comfyloop.registry.archive import Piece
-from comfyloop.registry.contents import Wanted
+from comfyloop.registry.archive import ArchivePiece
+from comfyloop.registry.contents import BundleOptions
 from comfyloop.registry.manifest import BaseModelOf, Include
 from tests.unit.registry.conftest import Made, save_model
 
@@ -55,13 +55,13 @@ def test_nothing_of_persons_and_machines_leaves_unless_it_is_named(
     for word in (b"Anna", b"/home", b"Rex", b"made_in", str(made.model.parent).encode()):
         assert word not in whole, word
     with_examples = made.pack(
-        tmp_path / "e.comfyloop", Wanted(include=[Include.EXAMPLES], licence="apache-2.0")
+        tmp_path / "e.comfyloop", BundleOptions(include=[Include.EXAMPLES], licence="apache-2.0")
     )
     assert b"Rex aus der Gasse" in with_examples.read_bytes()
     with zipfile.ZipFile(with_examples) as archive:
         assert 'license: "apache-2.0"' in archive.read("README.md").decode()
     with pytest.raises(InvalidInput, match="no contact sheet"):
-        made.pack(tmp_path / "s.comfyloop", Wanted(include=[Include.SHEET]))
+        made.pack(tmp_path / "s.comfyloop", BundleOptions(include=[Include.SHEET]))
 
 
 def test_a_thousand_mutated_bundles_are_all_refused_and_leave_nothing(
@@ -139,7 +139,7 @@ def rewritten(made: Made, target: Path, change: Callable[[dict[str, bytes]], obj
     manifest, pieces = contents.gather(made.version, made.project, str, publisher="mallory")
     held = {piece.name: b"".join(piece.chunks()) for piece in pieces}
     change(held)
-    bundle.write(manifest, [Piece(name, data) for name, data in held.items()], target, made.home)
+    bundle.write(manifest, [ArchivePiece(name, data) for name, data in held.items()], target, made.home)
     return target
 
 

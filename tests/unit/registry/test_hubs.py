@@ -11,13 +11,13 @@ import pytest
 
 from comfyloop.errors import EngineUnavailable, InvalidInput, NotFound, QueueFull, StorageError
 from comfyloop.registry import bundle, hubs
-from comfyloop.registry.hubs import Place
+from comfyloop.registry.hubs import HubPlace
 from tests.hub_server import Fault, Hub, hub
 from tests.unit.registry.conftest import Made
 
 pytest.importorskip("modelscope_hub", reason="ModelScope's client: pip install 'comfyloop[hubs]'")
 
-HF, MS = Place("hf", "anna/acme"), Place("ms", "anna/acme")
+HF, MS = HubPlace("hf", "anna/acme"), HubPlace("ms", "anna/acme")
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def reached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
 
 @pytest.mark.parametrize("place", [HF, MS], ids=str)
 def test_what_is_pulled_is_byte_for_byte_what_was_pushed(
-    reached: Hub, packed: Path, tmp_path: Path, place: Place
+    reached: Hub, packed: Path, tmp_path: Path, place: HubPlace
 ) -> None:
     hubs.push(packed, place, tmp_path / "out", private=True, quiet=True)
     files = reached.repos["models/anna/acme"]
@@ -59,7 +59,7 @@ def test_what_is_pulled_is_byte_for_byte_what_was_pushed(
 
 @pytest.mark.parametrize("place", [HF, MS], ids=str)
 def test_who_may_not_and_what_is_not_there_are_told_apart(
-    reached: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: Place
+    reached: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: HubPlace
 ) -> None:
     with pytest.raises(NotFound, match="has no"):
         hubs.pull(place, tmp_path / "in", quiet=True)
@@ -74,7 +74,7 @@ def test_who_may_not_and_what_is_not_there_are_told_apart(
 
 @pytest.mark.parametrize("place", [HF, MS], ids=str)
 def test_a_file_that_is_not_what_was_signed_is_not_taken_and_comes_again(
-    reached: Hub, packed: Path, tmp_path: Path, place: Place
+    reached: Hub, packed: Path, tmp_path: Path, place: HubPlace
 ) -> None:
     hubs.push(packed, place, tmp_path / "out", private=True, quiet=True)
     files = reached.repos["models/anna/acme"]
@@ -89,7 +89,7 @@ def test_a_file_that_is_not_what_was_signed_is_not_taken_and_comes_again(
 
 
 @pytest.mark.parametrize("place", [HF, MS], ids=str)
-def test_a_pull_that_was_cut_off_goes_on(reached: Hub, packed: Path, tmp_path: Path, place: Place) -> None:
+def test_a_pull_that_was_cut_off_goes_on(reached: Hub, packed: Path, tmp_path: Path, place: HubPlace) -> None:
     hubs.push(packed, place, tmp_path / "out", private=True, quiet=True)
     weights = r"resolve/.*adapter_model|/repo$"
     reached.faults.append(Fault(weights, cut=1000, times=1))
@@ -129,10 +129,10 @@ def test_errors_of_clients_are_sentences(error: Exception, kind: type[Exception]
 
 
 def test_places_are_named_in_one_way_only() -> None:
-    assert Place.parse("hf:a/b@v1") == Place("hf", "a/b", "v1")
+    assert HubPlace.parse("hf:a/b@v1") == HubPlace("hf", "a/b", "v1")
     for wrong in ("a/b", "hf:a", "hf:a/b/c", "gh:a/b", "hf:../x", "ms:a/b@"):
         with pytest.raises(InvalidInput, match="names no place"):
-            Place.parse(wrong)
+            HubPlace.parse(wrong)
 
 
 def test_a_base_model_comes_from_modelscope_once(reached: Hub, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from comfyloop.cli import app
 from comfyloop.client import datasets
 from comfyloop.client.client import Client
-from comfyloop.sources import Options
+from comfyloop.sources import SourceOptions
 from tests.unit.datasets.conftest import picture
 from tests.unit.serve.gateway import Gateway
 
@@ -92,7 +92,7 @@ def test_an_upload_that_was_broken_off_goes_on(
         monkeypatch.setattr(
             client, "put_bytes", lambda url, piece, **q: (sent.append(q["offset"]), real(url, piece, **q))
         )
-        datasets.send(client, again["id"], path, Options(), "", lambda *told: None)
+        datasets.send(client, again["id"], path, SourceOptions(), "", lambda *told: None)
         assert sent[0] == 10
         done = datasets.take(client, again["id"], {}, lambda *told: None, pause=0.01)
         assert (done["state"], done["stored"], done["author"]) == ("done", 1, "ada")

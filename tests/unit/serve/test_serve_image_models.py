@@ -120,7 +120,7 @@ def test_a_project_says_of_its_own_image_model_what_the_settings_say_of_all(
     assert "(bare): Stable Diffusion 1.5 in one file, which predicts the velocity" in sentence
 
 
-def examined(settings: Settings) -> doctor.Finding:
+def examined(settings: Settings) -> doctor.MachineCheck:
     return doctor._image_model(settings)
 
 

@@ -26,7 +26,7 @@ from comfyloop.formats import UnusableRow
 from comfyloop.stable_diffusion import tokenizer
 from comfyloop.train.image.rows import decode, picture_at
 from comfyloop.train.judge.scorer import ImageScorer, image_scorer_of
-from comfyloop.train.judge.sheet import Shown, contact_sheet
+from comfyloop.train.judge.sheet import SheetRow, contact_sheet
 from comfyloop.train.specs.image import ImageTrainSpec
 from comfyloop.train.specs.judge import JudgeSpec
 
@@ -127,7 +127,7 @@ def test_a_model_that_sees_nothing_says_nothing(tiny_llm: Path) -> None:
 
 def test_a_sheet_has_a_row_a_prompt_and_holds_long_words(pictures: list[Path]) -> None:
     shown = tuple(decode(picture_at(place)) for place in pictures)
-    rows = [Shown(shown, ("a red fox " * 20, "设计" * 100)) for _ in range(3)]
+    rows = [SheetRow(shown, ("a red fox " * 20, "设计" * 100)) for _ in range(3)]
     sheet = contact_sheet(("live", "candidate"), rows)
     assert sheet.width == 2 * 264 + 8 and sheet.height > 3 * 256
     assert sheet.getpixel((20, 40)) == (255, 0, 0)

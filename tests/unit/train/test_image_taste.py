@@ -9,7 +9,7 @@ from PIL import Image
 
 from comfyloop.train.image.rows import PictureRow, picture_at
 from comfyloop.train.judge.judge import Notes, by_taste
-from comfyloop.train.judge.scorer import Viewer
+from comfyloop.train.judge.scorer import ModelViewer
 from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.specs.judge import picture_file
@@ -32,7 +32,7 @@ def pair(folder: Path, number: int, caption: str = "a thing") -> PictureRow:
 def test_what_pleases_more_is_measured_once_the_taste_is_known(
     looks: str, tiny_vlm: Path, tmp_path: Path
 ) -> None:
-    scorer = None if looks == "alone" else Viewer(str(tiny_vlm), "float32")
+    scorer = None if looks == "alone" else ModelViewer(str(tiny_vlm), "float32")
     control = Control(RunDirectory(tmp_path), lambda held: None)
     drawings, drawn = tmp_path / "drawn", [pair(tmp_path, 100)]
     painted(picture_file(drawings, 0, "s100"), 50, 170)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from comfyloop.errors import RunFailed
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.swift.arguments import Places, arguments
-from comfyloop.train.swift.checks import Seen, check_run
+from comfyloop.train.swift.checks import SwiftProgress, check_run
 
 HASHES = [f"{number:016x}" for number in range(40)]
 
@@ -26,8 +26,8 @@ def events(steps: list[list[str]], **begin: Any) -> list[dict[str, Any]]:
     return told
 
 
-def seen(told: list[dict[str, Any]]) -> Seen:
-    course = Seen()
+def seen(told: list[dict[str, Any]]) -> SwiftProgress:
+    course = SwiftProgress()
     for event in told:
         course.add(event)
     return course

@@ -15,7 +15,7 @@ from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.log import RunLog
 from comfyloop.train.specs.text import TrainSpec
-from comfyloop.train.swift.process import Watch
+from comfyloop.train.swift.process import SwiftWatch
 from tests.families import make_family
 
 SPEC = TrainSpec(model="none", train="train.jsonl", train_engine="swift")
@@ -45,7 +45,7 @@ def watch(directory: RunDirectory, events: list[dict[str, Any]]) -> None:
     file = directory.path / "events.jsonl"
     file.write_text("".join(json.dumps(event) + "\n" for event in events))
     log = RunLog(directory, silent=True)
-    watching = Watch(directory, SPEC, log, Control(directory, log.held), samples=4)
+    watching = SwiftWatch(directory, SPEC, log, Control(directory, log.held), samples=4)
     watching.run([sys.executable, "-S", "-c", ""], file, afresh=False)
 
 
@@ -95,7 +95,7 @@ def test_what_is_left_is_never_told_as_less_than_nothing_after_a_hold(tmp_path: 
     directory.hold_file.touch()
     threading.Timer(0.8, directory.hold_file.unlink).start()
     log = RunLog(directory, silent=True)
-    watching = Watch(directory, SPEC, log, Control(directory, log.held), samples=4)
+    watching = SwiftWatch(directory, SPEC, log, Control(directory, log.held), samples=4)
     watching.run([sys.executable, "-S", "-c", tell], file, afresh=False)
     left = [line["eta_seconds"] for line in directory.log_lines() if line["loss"] is not None]
     assert len(left) == 3 and all(seconds >= 0 for seconds in left)

@@ -11,7 +11,7 @@ from pathlib import Path
 from sqlalchemy import Connection
 
 from comfyloop.curate import CurationReport
-from comfyloop.demo.scenes import Example, load
+from comfyloop.demo.scenes import Correction, load
 from comfyloop.gate import Pairs, edit_distance
 from comfyloop.gate.decision import measure
 from comfyloop.records import (
@@ -108,12 +108,12 @@ def furnish(store: Store, home: Path) -> None:
         )
 
 
-def _question(example: Example, blobs: dict[Path, str]) -> Message:
+def _question(example: Correction, blobs: dict[Path, str]) -> Message:
     images = [blobs[example.picture]] if example.picture else []
     return Message.of("user", example.question, images)
 
 
-def _answer(example: Example, quality: float, chance: random.Random) -> str:
+def _answer(example: Correction, quality: float, chance: random.Random) -> str:
     """The wanted words, of which some are missing; what knows nothing describes what it sees."""
     if quality == 0:
         thing = example.picture.stem if example.picture else example.question.rstrip(".").split(" a ")[-1]
@@ -123,7 +123,11 @@ def _answer(example: Example, quality: float, chance: random.Random) -> str:
 
 
 def _feedback(
-    conn: Connection, examples: list[Example], blobs: dict[Path, str], begin: datetime, chance: random.Random
+    conn: Connection,
+    examples: list[Correction],
+    blobs: dict[Path, str],
+    begin: datetime,
+    chance: random.Random,
 ) -> list[str]:
     items = []
     for week in range(WEEKS):
@@ -275,7 +279,7 @@ def _version(
     number: int,
     snapshot: Snapshot,
     run: Run,
-    asked: list[Example],
+    asked: list[Correction],
     blobs: dict[Path, str],
     at: datetime,
     ids: list[str],
@@ -306,13 +310,13 @@ def _version(
 def report_of(
     number: int,
     live: int,
-    asked: list[Example],
+    asked: list[Correction],
     blobs: dict[Path, str],
     at: datetime,
     chance: random.Random,
 ) -> GateReport:
     # what a version answers to a question stays the same in all reports
-    def answer(example: Example, version: int) -> str:
+    def answer(example: Correction, version: int) -> str:
         return _answer(
             example, QUALITY[version] * (0.7 if version == 2 else 1), random.Random(f"{version} {example}")
         )

@@ -20,7 +20,7 @@ BORDER = 6
 """Levels, of 255, by which pixels of one ground differ."""
 
 
-class Counts(NamedTuple):
+class PictureMeasures(NamedTuple):
     width: int
     height: int
     sharpness: float  # variance of the Laplacian of what is light and dark
@@ -31,22 +31,22 @@ class Counts(NamedTuple):
     crushed: float  # share of it that is black
 
 
-def counted(ground: Ground, drafts: Sequence[Draft]) -> dict[str, Counts | None]:
+def counted(ground: Ground, drafts: Sequence[Draft]) -> dict[str, PictureMeasures | None]:
     """Of all pictures of drafts; None where one cannot be read."""
     hashes = list(dict.fromkeys(sha for draft in drafts for sha in draft.pictures))
 
-    def measure(hashes: Sequence[str]) -> Iterator[Counts | None]:
+    def measure(hashes: Sequence[str]) -> Iterator[PictureMeasures | None]:
         return (counts_of(ground.pictures.read, sha) for sha in hashes)
 
     told = ground.measurements.of_pictures("pictures/2", hashes, measure)
-    return {sha: Counts(*one) if one else None for sha, one in zip(hashes, told, strict=True)}
+    return {sha: PictureMeasures(*one) if one else None for sha, one in zip(hashes, told, strict=True)}
 
 
 def judged(
     drafts: Sequence[Draft],
     ground: Ground,
-    score: Callable[[Counts], float],
-    problem: Callable[[Counts], str],
+    score: Callable[[PictureMeasures], float],
+    problem: Callable[[PictureMeasures], str],
     *,
     ask: bool = False,
 ) -> Iterator[Ruling]:
@@ -91,7 +91,7 @@ def asked(drafts: Sequence[Draft], ground: Ground, program: str) -> Iterator[lis
             yield shown or KEEP
 
 
-def counts_of(read: Callable[[str], bytes], sha: str) -> Counts | None:
+def counts_of(read: Callable[[str], bytes], sha: str) -> PictureMeasures | None:
     try:
         data = read(sha)
         with opened(data) as header:
@@ -102,7 +102,7 @@ def counts_of(read: Callable[[str], bytes], sha: str) -> Counts | None:
     return counts(picture, width, height)
 
 
-def counts(picture: Any, width: int, height: int) -> Counts:
+def counts(picture: Any, width: int, height: int) -> PictureMeasures:
     """
     Args:
         picture: [h, w, 3], 0 to 255, perhaps scaled down from width x height.
@@ -121,7 +121,7 @@ def counts(picture: Any, width: int, height: int) -> Counts:
         edges.var(), grey.std(), light.mean(),
         ((subject >= 254).sum(-1) >= 2).mean(), (subject >= 254).any(-1).mean(), (light <= 4).mean(),
     )  # fmt: skip
-    return Counts(width, height, *(round(float(value), 4) for value in told))
+    return PictureMeasures(width, height, *(round(float(value), 4) for value in told))
 
 
 def _ground(picture: Any) -> Any:

@@ -29,7 +29,7 @@ SMALL = frozenset(
 )
 
 
-class Counts(NamedTuple):
+class TextCounts(NamedTuple):
     chars: int
     words: int  # of unspaced writing, characters
     small: int  # words that hold a sentence together
@@ -46,19 +46,19 @@ def words(text: str) -> list[str]:
     return _WORD.findall(text[:MOST_CHARS].casefold())
 
 
-def counted(ground: Ground, drafts: Sequence[Draft]) -> list[Counts]:
+def counted(ground: Ground, drafts: Sequence[Draft]) -> list[TextCounts]:
     """Of the drafts' answers."""
-    return [Counts(*told) for told in ground.measurements.of_samples("texts/1", drafts, _count)]
+    return [TextCounts(*told) for told in ground.measurements.of_samples("texts/1", drafts, _count)]
 
 
-def _count(drafts: Sequence[Draft]) -> Iterator[Counts]:
+def _count(drafts: Sequence[Draft]) -> Iterator[TextCounts]:
     return (counts(draft.sample.answer) for draft in drafts)
 
 
-def counts(text: str) -> Counts:
+def counts(text: str) -> TextCounts:
     found = words(text)
     text = " ".join(text[:MOST_CHARS].split())
-    return Counts(
+    return TextCounts(
         len(text),
         len(found),
         sum(word in SMALL for word in found),

@@ -11,7 +11,7 @@ from comfyloop.curate.rulings import Filter, Ground, Options, Ruling, against
 from comfyloop.curate.samples import Draft
 
 
-class Repetition(Options):
+class CharacterRepetition(Options):
     most: float = Field(
         default=0.5,
         ge=0,
@@ -20,7 +20,7 @@ class Repetition(Options):
     )
 
 
-def judge(drafts: Sequence[Draft], ground: Ground, options: Repetition) -> Iterator[Ruling]:
+def judge(drafts: Sequence[Draft], ground: Ground, options: CharacterRepetition) -> Iterator[Ruling]:
     for draft, counts in zip(drafts, _texts.counted(ground, drafts), strict=True):
         if counts.chars >= 30 and counts.characters_again > options.most:
             said = f"{counts.characters_again:.0%} of it are the same runs of characters"
@@ -34,5 +34,5 @@ FILTER = Filter(
     "the answer repeats the same characters",
     judge,
     rank=122,
-    options=Repetition,
+    options=CharacterRepetition,
 )

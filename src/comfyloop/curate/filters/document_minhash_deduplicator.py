@@ -22,13 +22,13 @@ SHORT = 8
 """Words from which on a text can be a near copy: shorter ones differ in a word, and in what they say."""
 
 
-class Deduplicator(Options):
+class TextDeduplicator(Options):
     jaccard: float = Field(
         default=0.8, gt=0, le=1, description="Share of runs of three words from which on two texts are one."
     )
 
 
-def judge(drafts: Sequence[Draft], ground: Ground, options: Deduplicator) -> Iterator[Ruling]:
+def judge(drafts: Sequence[Draft], ground: Ground, options: TextDeduplicator) -> Iterator[Ruling]:
     """MinHash of question and answer; texts that agree in one band of four are compared. About different pictures the
     same words say different things: only those about the same pictures are compared."""
     brought = [draft for draft in drafts if draft.sample.origin == UPLOADED]
@@ -95,5 +95,5 @@ FILTER = Filter(
     judge,
     rank=200,
     compares=True,
-    options=Deduplicator,
+    options=TextDeduplicator,
 )

@@ -16,10 +16,10 @@ class AspectRatio(Options):
 
 
 def judge(drafts: Sequence[Draft], ground: Ground, options: AspectRatio) -> Iterable[Ruling]:
-    def ratio(counts: _pictures.Counts) -> float:
+    def ratio(counts: _pictures.PictureMeasures) -> float:
         return max(counts.width, counts.height) / min(counts.width, counts.height)
 
-    def problem(counts: _pictures.Counts) -> str:
+    def problem(counts: _pictures.PictureMeasures) -> str:
         strip = ratio(counts) > options.most
         return f"the picture is a strip of {counts.width} x {counts.height} pixels" if strip else ""
 

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pydantic import Field
 
 from comfyloop.curate.filters import _texts, _vectors
-from comfyloop.curate.groups import Pictures
+from comfyloop.curate.groups import PictureGroups
 from comfyloop.curate.rulings import KEEP, UPLOADED, Filter, Ground, Options, Ruling
 from comfyloop.curate.samples import Draft
 from comfyloop.records import Sample
@@ -22,7 +22,7 @@ MOST = 2000
 """Earlier samples with a word in common with whose vectors a sample's is compared, the newest."""
 
 
-class Deduplicator(Options):
+class ImageDeduplicator(Options):
     words: float = Field(
         default=0.8, gt=0, le=1, description="Share of words from which on two answers say the same."
     )
@@ -35,7 +35,7 @@ class Deduplicator(Options):
     )
 
 
-def judge(drafts: Sequence[Draft], ground: Ground, options: Deduplicator) -> Iterator[Ruling]:
+def judge(drafts: Sequence[Draft], ground: Ground, options: ImageDeduplicator) -> Iterator[Ruling]:
     uploaded = [
         place for place, draft in enumerate(drafts) if draft.sample.origin == UPLOADED and draft.pictures
     ]
@@ -61,10 +61,10 @@ def _by_hash(
     places: Sequence[int],
     said: dict[int, frozenset[str]],
     ground: Ground,
-    options: Deduplicator,
+    options: ImageDeduplicator,
 ) -> dict[int, int]:
     """From a copy to the one that it is a copy of."""
-    pictures = Pictures(lambda sha: ground.pictures.look(sha))
+    pictures = PictureGroups(lambda sha: ground.pictures.look(sha))
     firsts: dict[object, list[int]] = {}
     copies: dict[int, int] = {}
     for place in places:
@@ -85,7 +85,7 @@ def _by_vectors(
     places: Sequence[int],
     said: dict[int, frozenset[str]],
     vectors: _vectors.Vectors,
-    options: Deduplicator,
+    options: ImageDeduplicator,
 ) -> dict[int, int]:
     """The same of those that show one picture, by its vector."""
     firsts: dict[object, list[int]] = {}
@@ -124,5 +124,5 @@ FILTER = Filter(
     judge,
     rank=201,
     compares=True,
-    options=Deduplicator,
+    options=ImageDeduplicator,
 )

@@ -23,7 +23,7 @@ class Exposure(Options):
 
 
 def judge(drafts: Sequence[Draft], ground: Ground, options: Exposure) -> Iterable[Ruling]:
-    def problem(counts: _pictures.Counts) -> str:
+    def problem(counts: _pictures.PictureMeasures) -> str:
         if counts.contrast == 0:
             return ""  # one colour all over: a swatch
         if counts.blown > options.most_blown:

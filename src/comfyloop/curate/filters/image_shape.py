@@ -16,7 +16,7 @@ class Shape(Options):
 
 
 def judge(drafts: Sequence[Draft], ground: Ground, options: Shape) -> Iterable[Ruling]:
-    def problem(counts: _pictures.Counts) -> str:
+    def problem(counts: _pictures.PictureMeasures) -> str:
         small = min(counts.width, counts.height) < options.least
         return f"the picture has {counts.width} x {counts.height} pixels" if small else ""
 

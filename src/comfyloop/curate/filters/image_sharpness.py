@@ -21,7 +21,7 @@ class Sharpness(Options):
 
 
 def judge(drafts: Sequence[Draft], ground: Ground, options: Sharpness) -> Iterable[Ruling]:
-    def problem(counts: _pictures.Counts) -> str:
+    def problem(counts: _pictures.PictureMeasures) -> str:
         blurred = counts.sharpness < options.least and counts.contrast >= FLAT
         return f"the picture is blurred ({counts.sharpness:.1f})" if blurred else ""
 

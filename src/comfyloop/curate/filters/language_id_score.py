@@ -21,13 +21,13 @@ FEWEST = 12
 """Letters of a text that tell its language."""
 
 
-class Language(Options):
+class LanguageOptions(Options):
     languages: tuple[str, ...] = Field(
         default=(), description="ISO 639-1 codes of the languages that are wanted, as `en`; none: any."
     )
 
 
-def judge(drafts: Sequence[Draft], ground: Ground, options: Language) -> Iterator[Ruling]:
+def judge(drafts: Sequence[Draft], ground: Ground, options: LanguageOptions) -> Iterator[Ruling]:
     if not options.languages:
         yield from (KEEP for _ in drafts)
         return
@@ -77,11 +77,13 @@ def _detector() -> Any:
     """None where lingua is not installed."""
     if find_spec("lingua") is None:
         return None
-    from lingua import Language as Lingua
     from lingua import LanguageDetectorBuilder
+    from lingua import LanguageOptions as Lingua
 
     names = "ENGLISH FRENCH GERMAN SPANISH ITALIAN PORTUGUESE DUTCH POLISH RUSSIAN UKRAINIAN TURKISH VIETNAMESE ARABIC"
     return LanguageDetectorBuilder.from_languages(*(getattr(Lingua, name) for name in names.split())).build()
 
 
-FILTER = Filter("language_id_score", "the answer is in another language", judge, rank=128, options=Language)
+FILTER = Filter(
+    "language_id_score", "the answer is in another language", judge, rank=128, options=LanguageOptions
+)

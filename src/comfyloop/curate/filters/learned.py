@@ -35,7 +35,7 @@ ANEW = 40
 Vectors = NDArray[np.float64]
 
 
-class Learned(Options):
+class LearnedOptions(Options):
     each: int = Field(default=20, ge=5, description="Answers taken, and refused, that it takes to learn.")
     least_auc: float = Field(
         default=0.7,
@@ -56,7 +56,7 @@ class Decisions:
     taken: NDArray[np.float64]
 
 
-def judge(drafts: Sequence[Draft], ground: Ground, options: Learned) -> Iterator[Ruling]:
+def judge(drafts: Sequence[Draft], ground: Ground, options: LearnedOptions) -> Iterator[Ruling]:
     """Of what was uploaded. The score is the chance that people would refuse it."""
     asked = [draft.sample.origin == UPLOADED and draft.sample.label is None for draft in drafts]
     taste = taste_of(drafts, ground, options) if any(asked) else None
@@ -76,7 +76,7 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: Learned) -> Iterator
 
 
 @dataclass(frozen=True)
-class Taste:
+class DecisionModel:
     """What was learned of decisions.
 
     Attributes:
@@ -92,7 +92,7 @@ class Taste:
         return 1 - float(chance(features(text)[None], self.weights)[0])
 
 
-def taste_of(drafts: Sequence[Draft], ground: Ground, options: Learned) -> Taste | None:
+def taste_of(drafts: Sequence[Draft], ground: Ground, options: LearnedOptions) -> DecisionModel | None:
     """None where there are too few decisions."""
     decisions = decisions_of(drafts, ground.taught)
     if min(decisions.taken.sum(), (1 - decisions.taken).sum()) < options.each:
@@ -101,12 +101,12 @@ def taste_of(drafts: Sequence[Draft], ground: Ground, options: Learned) -> Taste
 
 
 @functools.lru_cache(maxsize=4)  # the queue asks for what the filter went by, and so does the next turn
-def _taste(texts: tuple[str, ...], taken: tuple[float, ...], least_auc: float) -> Taste:
+def _taste(texts: tuple[str, ...], taken: tuple[float, ...], least_auc: float) -> DecisionModel:
     decisions = Decisions(list(texts), np.array(taken))
     seen = np.stack([features(text) for text in texts])
     sure = auc(_out_of_fold(seen, decisions), decisions.taken)
     weights = fit(seen, decisions.taken) if sure >= least_auc else np.zeros(seen.shape[1])
-    return Taste(len(texts), sure, weights)
+    return DecisionModel(len(texts), sure, weights)
 
 
 def decisions_of(drafts: Sequence[Draft], taught: Sequence[Taught] = ()) -> Decisions:
@@ -186,4 +186,6 @@ def _out_of_fold(seen: Vectors, decisions: Decisions) -> Vectors:
     return scores
 
 
-FILTER = Filter("learned", "people here refuse such answers", judge, rank=212, compares=True, options=Learned)
+FILTER = Filter(
+    "learned", "people here refuse such answers", judge, rank=212, compares=True, options=LearnedOptions
+)

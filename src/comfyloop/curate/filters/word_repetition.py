@@ -11,13 +11,13 @@ from comfyloop.curate.rulings import Filter, Ground, Options, Ruling, against
 from comfyloop.curate.samples import Draft
 
 
-class Repetition(Options):
+class WordRepetition(Options):
     most: float = Field(
         default=0.4, ge=0, le=1, description="Most of the runs of five words that come more than once."
     )
 
 
-def judge(drafts: Sequence[Draft], ground: Ground, options: Repetition) -> Iterator[Ruling]:
+def judge(drafts: Sequence[Draft], ground: Ground, options: WordRepetition) -> Iterator[Ruling]:
     for draft, counts in zip(drafts, _texts.counted(ground, drafts), strict=True):
         if counts.words >= 15 and counts.words_again > options.most:
             said = f"{counts.words_again:.0%} of its runs of five words come more than once"
@@ -27,5 +27,9 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: Repetition) -> Itera
 
 
 FILTER = Filter(
-    "word_repetition", "the answer says the same words again and again", judge, rank=121, options=Repetition
+    "word_repetition",
+    "the answer says the same words again and again",
+    judge,
+    rank=121,
+    options=WordRepetition,
 )

@@ -16,7 +16,7 @@ from rich.table import Table
 from comfyloop.client.client import Client
 from comfyloop.client.follow import follow
 from comfyloop.demo import processes
-from comfyloop.demo.asking import Question, ask_all
+from comfyloop.demo.asking import DemoQuestion, ask_all
 from comfyloop.demo.brand import material, page, posters
 from comfyloop.demo.brand.material import Brand, Product
 from comfyloop.demo.brand.painter import Drawing, Painter
@@ -75,7 +75,7 @@ def run(
     console = Console(stderr=True, quiet=quiet)
     clock, brand = Clock(console), material.load()
     settings = settings.model_copy(update={"image_model": settings.image_model or IMAGE_STARTER})
-    memory = processes.Memory(os.getpid())
+    memory = processes.MemoryPeak(os.getpid())
     memory.start()
     with (
         processes.directory(home) as where,
@@ -222,7 +222,7 @@ class _Studio:
         self, products: Sequence[Product], question: Callable[[Product], str], tokens: int, version: int
     ) -> list[tuple[str, str]]:
         model = f"{PROJECT}@{version or 'base'}"
-        answers = ask_all(self._client, [Question(question(p)) for p in products], tokens, model)
+        answers = ask_all(self._client, [DemoQuestion(question(p)) for p in products], tokens, model)
         return [(answer.generation, " ".join(answer.text.split())) for answer in answers]
 
     def _lora(self, version: int) -> Path | None:

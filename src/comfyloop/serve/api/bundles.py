@@ -14,8 +14,8 @@ from starlette.concurrency import run_in_threadpool
 
 from comfyloop.records import Version
 from comfyloop.registry.archive import disk_error
-from comfyloop.registry.contents import Wanted
-from comfyloop.registry.manifest import Include, Manifest, Suite
+from comfyloop.registry.contents import BundleOptions
+from comfyloop.registry.manifest import Include, Manifest, SuiteScores
 from comfyloop.serve.api.common import AskedProject, VersionNumber
 from comfyloop.serve.api.services import Svc
 
@@ -43,11 +43,11 @@ class BundleRequest(BaseModel):
     )
     licence: str = Field(default="", max_length=100, description="SPDX id, such as apache-2.0.")
     licence_text: str = Field(default="", max_length=200_000)
-    suites: tuple[Suite, ...] = Field(default=(), max_length=100, description="For the card.")
+    suites: tuple[SuiteScores, ...] = Field(default=(), max_length=100, description="For the card.")
 
     @property
-    def wanted(self) -> Wanted:
-        return Wanted(self.include, self.licence, self.licence_text, self.suites)
+    def wanted(self) -> BundleOptions:
+        return BundleOptions(self.include, self.licence, self.licence_text, self.suites)
 
 
 @router.post("/v1/versions/{number}/bundle/contents", summary="Say what a bundle of a version would hold")
@@ -82,7 +82,7 @@ def export_bundle(
 
 
 @router.post("/v1/versions/{number}/evaluation", summary="Evaluate a version beside its base model")
-def evaluate_version(number: VersionNumber, services: Svc, project: AskedProject) -> list[Suite]:
+def evaluate_version(number: VersionNumber, services: Svc, project: AskedProject) -> list[SuiteScores]:
     """On the general suites and on what is held out; for the card of a bundle, which is given it as `suites`."""
     with services.heavily(f"an evaluation of {project}"):
         return services.controller.evaluate(project, number)

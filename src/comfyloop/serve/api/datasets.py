@@ -13,7 +13,7 @@ from filelock import Timeout
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from comfyloop.datasets import DataSet, DataSetState, Place, Request, SentFile, open_place, places
+from comfyloop.datasets import DataSet, DataSetFolder, DataSetState, Request, SentFile, open_place, places
 from comfyloop.datasets.importing import ids_of, preview
 from comfyloop.datasets.place import new_place
 from comfyloop.datasets.record import Preview
@@ -79,7 +79,7 @@ class Removed(BaseModel):
     versions: list[int] = Field(default=[], description="Withdrawn: they had learned it.")
 
 
-def _place(services: Services, project: str, id: str) -> Place:
+def _place(services: Services, project: str, id: str) -> DataSetFolder:
     return open_place(services.settings, project, id)
 
 
@@ -137,7 +137,7 @@ def list_files(
     return FileList(items=found, next_after=after + limit if len(found) == limit else None)
 
 
-def _files(place: Place) -> list[SentFile]:
+def _files(place: DataSetFolder) -> list[SentFile]:
     return [*place.partial(), *place.sent()]
 
 

@@ -61,7 +61,7 @@ def _recalled(
     services: Services, project: str, version: int, messages: Sequence[Message], wire: Wire
 ) -> RecalledMessages:
     settings = services.settings
-    examples: list[recall.Example] = []
+    examples: list[recall.PromptExample] = []
     if settings.examples != "off":
         careful = settings.examples == "auto"
         examples = services.recall.examples(project, version, messages, careful=careful)

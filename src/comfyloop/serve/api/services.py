@@ -18,10 +18,10 @@ from comfyloop import errors
 from comfyloop.datasets import Imports
 from comfyloop.recall import Recall, Tastes
 from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Pruned, QueueItem, Snapshot
-from comfyloop.registry.archive import Piece
+from comfyloop.registry.archive import ArchivePiece
 from comfyloop.registry.bundle import Imported
-from comfyloop.registry.contents import Wanted
-from comfyloop.registry.manifest import Manifest, Suite
+from comfyloop.registry.contents import BundleOptions
+from comfyloop.registry.manifest import Manifest, SuiteScores
 from comfyloop.serve.api.metrics_registry import Metrics
 from comfyloop.serve.api.recorder import Recorder
 from comfyloop.serve.engines.client import AsyncEngineClient
@@ -65,13 +65,13 @@ class LoopControl(Protocol):
     def cancel(self, project: str) -> Loop | None:
         """Stop the present turn; what was trained so far is kept."""
 
-    def gather(self, project: str, number: int, wanted: Wanted) -> tuple[Manifest, list[Piece]]:
+    def gather(self, project: str, number: int, wanted: BundleOptions) -> tuple[Manifest, list[ArchivePiece]]:
         """What a bundle of a version would hold."""
 
-    def export(self, project: str, number: int, wanted: Wanted) -> Path:
+    def export(self, project: str, number: int, wanted: BundleOptions) -> Path:
         """A bundle of a version, in a file that the caller removes."""
 
-    def evaluate(self, project: str, number: int) -> list[Suite]:
+    def evaluate(self, project: str, number: int) -> list[SuiteScores]:
         """How a version stands beside its base model, for its card. Blocks while both are asked."""
 
     def adopt(self, project: str, file: Path, *, trust_new_key: bool = False) -> Imported:

@@ -13,15 +13,15 @@ from typing import Any
 
 from comfyloop.errors import DataError
 from comfyloop.sources.builtin.declared import Builtin, asked, drawn, write_rows
-from comfyloop.sources.builtin.registry import Package, obtain
+from comfyloop.sources.builtin.registry import RegistryPackage, obtain
 
-NAMES = Package(
+NAMES = RegistryPackage(
     "emojibase-data",
     "17.0.0",
     "Yvgb5AWoHViHV/gq1qr5ZAarcBip+B27/ZLRsUJkbgAEaLlZ/fof9g882LTpmEpyhBNEC0m2SEmItljHsTygjA==",
     6_711_091,
 )
-PICTURES = Package(
+PICTURES = RegistryPackage(
     "@lobehub/fluent-emoji-3d",
     "1.1.0",
     "Wlq2lVStTnr8BDpIJ0pEnTKO4LuDxxqTEhTvRtD1DLRF0me7ogeRQjKoehDHXuVJ2Qaecgl5wRBv60lUAG3h7g==",

@@ -17,7 +17,7 @@ REGISTRY = "https://registry.npmjs.org"
 TRIES = 3
 
 
-class Package(NamedTuple):
+class RegistryPackage(NamedTuple):
     name: str
     version: str
     sha512: str  # in base64, as the registry's `integrity` has it
@@ -28,7 +28,7 @@ class Package(NamedTuple):
         return f"{self.name.rpartition('/')[2]}-{self.version}.tgz"
 
 
-def obtain(package: Package, cache: Path) -> Path:
+def obtain(package: RegistryPackage, cache: Path) -> Path:
     """The checked package. `npm_config_registry` names another registry, as it does for npm.
 
     Raises:

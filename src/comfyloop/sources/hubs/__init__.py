@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from comfyloop.sources.hubs import hugging_face, modelscope
-from comfyloop.sources.hubs.hub import Hub, HubFile, Listing
+from comfyloop.sources.hubs.hub import Hub, HubFile, HubListing
 
 HUBS: Mapping[str, Callable[[], Hub]] = {"hf": hugging_face.HuggingFace, "ms": modelscope.ModelScope}
 
-__all__ = ["HUBS", "Hub", "HubFile", "Listing"]
+__all__ = ["HUBS", "Hub", "HubFile", "HubListing"]

@@ -22,7 +22,7 @@ class HubFile(NamedTuple):
     bytes: int
 
 
-class Listing(NamedTuple):
+class HubListing(NamedTuple):
     files: list[HubFile]
     licence: str
 
@@ -30,7 +30,7 @@ class Listing(NamedTuple):
 class Hub(Protocol):
     """Raises NotFound, InvalidInput and EngineUnavailable, with what to do."""
 
-    def list(self, id: str, revision: str | None) -> Listing: ...
+    def list(self, id: str, revision: str | None) -> HubListing: ...
 
     def get(self, id: str, revision: str | None, file: HubFile, folder: Path) -> None:
         """Put a file below a folder; one that is cut off goes on the next time."""
@@ -44,7 +44,7 @@ class ForNow(Exception):
         self.after = after
 
 
-class Named(NamedTuple):
+class HubNames(NamedTuple):
     """What a hub and its token are called in sentences."""
 
     hub: str
@@ -52,7 +52,7 @@ class Named(NamedTuple):
 
 
 def ask(
-    named: Named,
+    named: HubNames,
     id: str,
     revision: str | None,
     do: Callable[[], T],
@@ -82,7 +82,7 @@ def ask(
     raise AssertionError
 
 
-def _said(named: Named, id: str, revision: str | None, error: Exception) -> Exception:
+def _said(named: HubNames, id: str, revision: str | None, error: Exception) -> Exception:
     """What an error of a client is to us; itself where it is none of the hub's."""
     if isinstance(error, ComfyLoopError):
         return error

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 from comfyloop import hub_clients
-from comfyloop.sources.hubs.hub import HubFile, Listing, Named, ask
+from comfyloop.sources.hubs.hub import HubFile, HubListing, HubNames, ask
 
-NAMED = Named("The Hugging Face hub", "HF_TOKEN")
+NAMED = HubNames("The Hugging Face hub", "HF_TOKEN")
 
 
 class HuggingFace:
@@ -17,13 +17,13 @@ class HuggingFace:
         os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
         self._api = hub_clients.hugging_face()
 
-    def list(self, id: str, revision: str | None) -> Listing:
-        def listed() -> Listing:
+    def list(self, id: str, revision: str | None) -> HubListing:
+        def listed() -> HubListing:
             info = self._api.dataset_info(id, revision=revision, files_metadata=True, timeout=30)
             files = [HubFile(file.rfilename, file.size or 0) for file in info.siblings or ()]
             card = info.card_data
             licence = getattr(card, "license", None) if card is not None else None
-            return Listing(files, ", ".join(licence) if isinstance(licence, list) else str(licence or ""))
+            return HubListing(files, ", ".join(licence) if isinstance(licence, list) else str(licence or ""))
 
         return ask(NAMED, id, revision, listed)
 

@@ -5,19 +5,19 @@ from __future__ import annotations
 from pathlib import Path
 
 from comfyloop import hub_clients
-from comfyloop.sources.hubs.hub import HubFile, Listing, Named, ask
+from comfyloop.sources.hubs.hub import HubFile, HubListing, HubNames, ask
 
-NAMED = Named("ModelScope", "MODELSCOPE_API_TOKEN")
+NAMED = HubNames("ModelScope", "MODELSCOPE_API_TOKEN")
 
 
 class ModelScope:
     def __init__(self) -> None:
         self._api = hub_clients.modelscope()
 
-    def list(self, id: str, revision: str | None) -> Listing:
-        def listed() -> Listing:
+    def list(self, id: str, revision: str | None) -> HubListing:
+        def listed() -> HubListing:
             found = self._api.list_repo_files(id, "dataset", revision=revision)
-            return Listing(
+            return HubListing(
                 [HubFile(file.path, int(file.size or 0)) for file in found if file.type != "tree"], ""
             )
 

@@ -32,7 +32,7 @@ from comfyloop.train.image.render import draw
 from comfyloop.train.image.rows import Picture, PictureRow, decode, picture_at, read_rows
 from comfyloop.train.image.trainable import TrainableImageModel, caption_of, prepare
 from comfyloop.train.judge.scorer import ImageScorer, image_scorer_of
-from comfyloop.train.judge.sheet import Shown, contact_sheet
+from comfyloop.train.judge.sheet import SheetRow, contact_sheet
 from comfyloop.train.run.control import Control
 from comfyloop.train.run.directory import RunDirectory, write_atomically
 from comfyloop.train.run.log import RunLog
@@ -41,8 +41,8 @@ from comfyloop.train.specs.judge import (
     SEEN_FILE,
     SHEET_FILE,
     SIDES,
+    JudgeFindings,
     JudgeSpec,
-    Seen,
     picture_file,
     seed_of,
 )
@@ -60,7 +60,7 @@ OF_SCORER = 2.0
 
 
 @dataclass(frozen=True)
-class Version:
+class ComparedVersion:
     """One of the two in memory; `side` is its place in pairs of (live, candidate)."""
 
     side: int
@@ -69,11 +69,11 @@ class Version:
     drawings: Path
 
 
-Ask = Callable[[Version, PictureRow], dict[str, float]]
+Ask = Callable[[ComparedVersion, PictureRow], dict[str, float]]
 
 
 def run(directory: RunDirectory, spec: JudgeSpec, log: RunLog, control: Control) -> None:
-    """Leave `seen.json` (a `Seen`) and, where pictures were drawn, `sheet.png`.
+    """Leave `seen.json` (`JudgeFindings`) and, where pictures were drawn, `sheet.png`.
 
     Raises:
         DataError, ModelError, NotFound: The pictures, the model or an adapter cannot be used.
@@ -94,7 +94,7 @@ def run(directory: RunDirectory, spec: JudgeSpec, log: RunLog, control: Control)
     notes = Notes(directory.path / "notes.jsonl")
     for side, adapter in enumerate((spec.live, spec.candidate)):
         log.phase(f"loading the {SIDES[side]} version")
-        version = Version(side, load_with_adapter(directory, spec.image, adapter), spec, drawings)
+        version = ComparedVersion(side, load_with_adapter(directory, spec.image, adapter), spec, drawings)
         log.phase(f"asking the {SIDES[side]} version")
         for number, (ask, row) in enumerate(questions, start=1):
             control.check()
@@ -118,7 +118,7 @@ def run(directory: RunDirectory, spec: JudgeSpec, log: RunLog, control: Control)
         if compared:
             taste = by_taste(scorer, drawn, compared, drawings, notes, control)
         sheet(drawn, spec, drawings).save(directory.path / SHEET_FILE)
-    seen = Seen(scores=notes.both(), by=by, taste=taste)
+    seen = JudgeFindings(scores=notes.both(), by=by, taste=taste)
     write_atomically(directory.path / SEEN_FILE, seen.model_dump_json().encode())
 
 
@@ -171,7 +171,7 @@ def form_of(file: Path) -> ImageAdapterSpec:
 
 
 @torch.no_grad()
-def errors(version: Version, row: PictureRow) -> dict[str, float]:
+def errors(version: ComparedVersion, row: PictureRow) -> dict[str, float]:
     """Squared errors under the person's own prompt and the one that this version wrote, by bands."""
     captions = {"own": row.caption}
     if row.id in version.spec.written:
@@ -189,7 +189,7 @@ def errors(version: Version, row: PictureRow) -> dict[str, float]:
 
 
 @torch.no_grad()
-def preference(version: Version, row: PictureRow) -> dict[str, float]:
+def preference(version: ComparedVersion, row: PictureRow) -> dict[str, float]:
     """By how much more than the untrained model a version takes the picked picture for its own.
 
     Diffusion-DPO's implicit margin (Wallace et al. 2023) with beta 2, which is in units of the squared error.
@@ -201,7 +201,7 @@ def preference(version: Version, row: PictureRow) -> dict[str, float]:
     return {"pick_margin": margin, "pick_accuracy": 0.5 if margin == 0 else float(margin > 0)}
 
 
-def _looks(version: Version, row: PictureRow) -> Iterator[Batch]:
+def _looks(version: ComparedVersion, row: PictureRow) -> Iterator[Batch]:
     """A row at the timesteps of all bands, with noise that depends on the picture alone."""
     trainable, spec = version.trainable, version.spec.image
     most, count = trainable.model.scheduler.config.num_train_timesteps, len(BANDS) * LOOKS
@@ -214,7 +214,7 @@ def _looks(version: Version, row: PictureRow) -> Iterator[Batch]:
         yield from batches(trainable, [row] * len(part), spec, chance, training=False, timesteps=part)
 
 
-def drawing(version: Version, row: PictureRow) -> dict[str, float]:
+def drawing(version: ComparedVersion, row: PictureRow) -> dict[str, float]:
     """Draw a version's own prompt, in the shape of the picture that was kept."""
     spec, place = version.spec, picture_file(version.drawings, version.side, row.id)
     asked = caption_of(replace(row, caption=spec.prompts(row.id, row.caption)[version.side]), spec.image)
@@ -296,7 +296,7 @@ def sheet(drawn: Sequence[PictureRow], spec: JudgeSpec, drawings: Path) -> Image
             *(decode(picture_at(picture_file(drawings, side, row.id))) for side in range(len(SIDES))),
             decode(row.chosen),
         ]
-        rows.append(Shown(tuple(pictures), (*spec.prompts(row.id, row.caption), row.caption)))
+        rows.append(SheetRow(tuple(pictures), (*spec.prompts(row.id, row.caption), row.caption)))
     return contact_sheet((*SIDES, "kept by you"), rows)
 
 
@@ -313,7 +313,7 @@ class Notes:
                 self._answered.add((name, side, id))
                 self.take(side, id, values)
 
-    def once(self, ask: Ask, version: Version, row: PictureRow) -> None:
+    def once(self, ask: Ask, version: ComparedVersion, row: PictureRow) -> None:
         """Ask, unless that was done before."""
         key = (ask.__name__, version.side, row.id)
         if key in self._answered:

@@ -50,7 +50,7 @@ def image_scorer_of(spec: JudgeSpec) -> ImageScorer | None:
     if spec.clip is not None:
         return Clip(spec.clip)
     if spec.viewer is not None and describe(spec.viewer).sees_images:
-        return Viewer(spec.viewer, spec.dtype)
+        return ModelViewer(spec.viewer, spec.dtype)
     return None
 
 
@@ -89,7 +89,7 @@ class Clip:
         return _unit(self._model.get_text_features(**tokens))
 
 
-class Viewer:
+class ModelViewer:
     """A vision-language model that is asked what it sees."""
 
     name = "the project's base model"

@@ -14,14 +14,14 @@ SIDE, GAP, LINE, LINES = 256, 8, 15, 3
 
 
 @dataclass(frozen=True)
-class Shown:
+class SheetRow:
     """One row: as many pictures (RGB) as the sheet has columns, each with what it was made from."""
 
     pictures: tuple[Image.Image, ...]
     prompts: tuple[str, ...]
 
 
-def contact_sheet(columns: Sequence[str], rows: Sequence[Shown]) -> Image.Image:
+def contact_sheet(columns: Sequence[str], rows: Sequence[SheetRow]) -> Image.Image:
     """An RGB picture with a heading a column."""
     width, height = SIDE + GAP, SIDE + GAP + LINE * LINES
     canvas = Image.new("RGB", (GAP + width * len(columns), GAP + LINE + height * len(rows)), "white")

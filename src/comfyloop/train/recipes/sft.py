@@ -77,7 +77,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
 
 
 @dataclass(frozen=True)
-class Outcome:
+class AnswerLoss:
     total: Tensor  # sum over answer tokens, in nats, with a gradient: cross-entropy, and divergence in replay
     right: Tensor  # answer tokens that were the model's first choice
     means: list[float]  # of each sample, nats a token
@@ -85,7 +85,7 @@ class Outcome:
 
 def answer_loss(
     model: Loaded, features: ImageFeatures, examples: Sequence[Example], replay_kl: float = 1.0
-) -> Outcome:
+) -> AnswerLoss:
     """Cross-entropy of the answers of some samples, of those with targets KL; of replay `replay_kl` times that."""
     answers = read_answers(model, features, examples)
     sums = -answers.sums - torch.tensor([entropy(example) for example in examples], device=model.device)
@@ -97,7 +97,7 @@ def answer_loss(
         device=model.device,
     )
     lengths = torch.tensor(answers.lengths, device=model.device)
-    return Outcome((weights * sums).sum(), answers.right.sum(), (sums.detach() / lengths).tolist())
+    return AnswerLoss((weights * sums).sum(), answers.right.sum(), (sums.detach() / lengths).tolist())
 
 
 @torch.no_grad()

@@ -97,7 +97,7 @@ class JudgeSpec(Record):
         return [*self.image.weights(), *(path for path in others if path is not None)]
 
 
-class Seen(Record):
+class JudgeFindings(Record):
     """What a comparison found."""
 
     scores: dict[str, Scores] = Field(

@@ -1,6 +1,6 @@
 """What is asked of a run that ms-swift did, and that ms-swift does not ask itself. Imports no torch.
 
-`Seen` gathers the events of the process (`swift_side.py`); `check_run` compares them with what was given.
+`SwiftProgress` gathers the events of the process (`worker.py`); `check_run` compares them with what was given.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MEND = "Train with train_engine = comfyloop, or report this with the run's direc
 
 
 @dataclass
-class Seen:
+class SwiftProgress:
     """What ms-swift did so far, step by step."""
 
     world_size: int = 0
@@ -44,7 +44,7 @@ class Seen:
                 self.losses[event["step"]] = event["values"]["loss"]
 
 
-def check_run(seen: Seen, given: Sequence[str], names: dict[str, str]) -> str:
+def check_run(seen: SwiftProgress, given: Sequence[str], names: dict[str, str]) -> str:
     """Ask of a whole run what it must answer for; what was found, in a sentence.
 
     Args:

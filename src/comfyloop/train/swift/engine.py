@@ -1,7 +1,7 @@
 """The second training engine: real ms-swift, in an environment and a process of its own, watched.
 
 The data is read and checked by the same code as for our trainer before ms-swift is started, and what it does
-is counted in its process (`swift_side.py`): rows, tokens, processes. At the end the same questions are asked
+is counted in its process (`worker.py`): rows, tokens, processes. At the end the same questions are asked
 of it as of any run: was every row used, none twice, none replaced; did one process train; did the loss and
 the weights move. What ms-swift would hide makes the run fail with a sentence.
 
@@ -44,7 +44,7 @@ from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.swift import worker
 from comfyloop.train.swift.arguments import Places, arguments
 from comfyloop.train.swift.checks import check_run
-from comfyloop.train.swift.process import Watch, see_output
+from comfyloop.train.swift.process import SwiftWatch, see_output
 from comfyloop.train.text.models import Description, describe
 from comfyloop.train.text.trainable import adapter_config, lora_targets, trained_parts
 
@@ -107,7 +107,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
 
     log.phase("starting ms-swift")
     task = write_task(directory, folder, spec, command_line)
-    watch = Watch(directory, spec, log, control, len(train))
+    watch = SwiftWatch(directory, spec, log, control, len(train))
     command = [str(python), "-P", worker.__file__, str(task)]  # -P: our folder has a swift.py too
     watch.run(command, folder / "events.jsonl", afresh=places.checkpoint is None)
     found = check_run(watch.seen, hashes, names)

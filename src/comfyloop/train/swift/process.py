@@ -22,7 +22,7 @@ from comfyloop.train.run.control import Cancelled, Control, Terminated
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.log import RunLog
 from comfyloop.train.specs.text import TrainSpec
-from comfyloop.train.swift.checks import Seen
+from comfyloop.train.swift.checks import SwiftProgress
 
 POLL_SECONDS = 0.1
 CANCEL_SECONDS, TERMINATE_SECONDS = 600.0, 60.0
@@ -60,7 +60,7 @@ def see_output(directory: RunDirectory) -> str:
     return f"{directory.output_file} has what it printed."
 
 
-class Watch:
+class SwiftWatch:
     """ms-swift's process while it trains: what it tells goes to the log, what the run is told goes to it."""
 
     def __init__(
@@ -68,7 +68,7 @@ class Watch:
     ) -> None:
         self.directory, self.spec, self.log, self.control = directory, spec, log, control
         self.samples = samples
-        self.seen = Seen()
+        self.seen = SwiftProgress()
         self.worked: Callable[[], float] | None = None  # since the first step began
         self.began_at = 0
         self.error = ""  # what ms-swift failed with

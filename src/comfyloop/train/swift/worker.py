@@ -1,4 +1,4 @@
-"""What runs inside ms-swift's own process and environment: `python swift_side.py TASK.json`.
+"""What runs inside ms-swift's own process and environment: `python worker.py TASK.json`.
 
 `swift.py` writes the task and reads the events that this writes back, one JSON object a line.
 
