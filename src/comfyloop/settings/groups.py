@@ -1,37 +1,16 @@
-"""Every setting once: name, default, one line of doc.
-
-A group of them is a class here and a table of `comfyloop.toml`; whole names at the top of that file are read, too.
-
-Read, later ones winning: the defaults below, `comfyloop.toml` in the home directory of ComfyLoop, that in the
-working directory, then `COMFYLOOP_*` environment variables (`COMFYLOOP_PORT=9000`). A folder may come from anyone,
-so its file sets how to learn (`FOLDER_MAY_SET`) and nothing that runs a program, reads elsewhere, or sends or opens
-anything; what else stands in it is passed over, and said.
-"""
+"""The settings by groups: name, default, one line of doc."""
 
 from __future__ import annotations
 
 import os
-import tomllib
-from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, field_validator
-from pydantic.fields import FieldInfo
-from pydantic_settings import (
-    BaseSettings,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-)
 
 from comfyloop.declared import OneOf, listed, names
-from comfyloop.errors import InvalidInput
 from comfyloop.recipes import ImageRecipe, TextRecipe, of_side
 
-if TYPE_CHECKING:
-    from comfyloop.records import Project
-
-FILE = "comfyloop.toml"
 IMAGE_STARTER = "starter-image"
 """The name of the embedded image starter, where an image model is named."""
 
@@ -40,11 +19,7 @@ ENGINES = tuple(names("comfyloop.serve.engines.kinds"))
 """The kinds of engines that there are: what they are, their own files say."""
 
 
-_NO_SETTINGS = frozenset(["COMFYLOOP_URL", "COMFYLOOP_ENGINE_SECRET", "COMFYLOOP_RUN_LOCK_FD"])
-"""Variables of the node pack and of our own processes."""
-
-
-def _default_home() -> Path:
+def default_home() -> Path:
     return Path(os.environ.get("XDG_DATA_HOME", Path.home() / ".local" / "share")) / "comfyloop"
 
 
@@ -52,77 +27,11 @@ def _default_cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "comfyloop"
 
 
-FOLDER_MAY_SET = frozenset(
-    (
-        *("project", "holdout_every", "holdout_first", "holdout_kept", "replay_share", "max_answer_chars"),
-        *(
-            "recipe",
-            "distillation_lmbda",
-            "warm_start",
-            "image_recipe",
-            "image_min_samples",
-            "image_epochs",
-            "image_learning_rate",
-        ),
-        *(
-            "image_lora_r",
-            "image_target_modules",
-            "image_resolution",
-            "image_prediction_type",
-            "trigger_words",
-            "lora_r",
-            "lora_alpha",
-            "lora_target_modules",
-        ),
-        *(
-            "learning_rate",
-            "preference_beta",
-            "preference_rpo_alpha",
-            "quant_method",
-            "gradient_checkpointing",
-        ),
-        *("epochs", "max_steps", "batch_size", "max_pixels", "rope_scaling", "dtype", "warm_minutes"),
-        *("gate_min_items", "gate_confidence", "gate_forgetting", "gate_max_items", "gate_max_answers"),
-        *("gate_max_pictures", "gate_max_drawn", "gate_draw_steps", "gate_image_loss"),
-        *("trigger_samples", "trigger_minutes", "quiet_seconds"),
-    )
-)
-"""What `comfyloop.toml` in a working directory may set: numbers and ways of learning."""
-
-
-class FileRead(NamedTuple):
-    """A settings file, and the names in it that were passed over since a folder's file may not set them."""
-
-    path: Path
-    ignored: tuple[str, ...]
-
-
-def home_folder() -> Path:
-    """The home directory as far as it is known before the settings are read."""
-    return Path(os.environ.get("COMFYLOOP_HOME") or _default_home()).expanduser().absolute()
-
-
-def files_read() -> list[FileRead]:
-    """The settings files that count here and now, the weaker first.
-
-    Raises:
-        InvalidInput: One of them cannot be read, or is not TOML.
-    """
-    return [FileRead(path, tuple(ignored)) for path, _, ignored in _files()]
-
-
-def unknown_variables() -> list[str]:
-    """Variables of the environment that are called as settings are, and are none: a mistyped one, say."""
-    known = {f"COMFYLOOP_{field}".upper() for field in Settings.model_fields} | _NO_SETTINGS
-    names = (name for name in os.environ if name.upper().startswith("COMFYLOOP_"))
-    return sorted(name for name in names if name.upper() not in known)
-
-
-class Data(BaseModel):
+class DataSettings(BaseModel):
     """Where things are."""
 
     home: Path = Field(
-        default_factory=_default_home, description="Data: database, blobs, snapshots, runs, versions."
+        default_factory=default_home, description="Data: database, blobs, snapshots, runs, versions."
     )
     cache_dir: Path = Field(
         default_factory=_default_cache, description="What can be made again: starter, caches."
@@ -145,7 +54,7 @@ class Data(BaseModel):
         return folder.expanduser().absolute()
 
 
-class Serve(BaseModel):
+class ServeSettings(BaseModel):
     """The service and its engine."""
 
     host: str = Field(default="127.0.0.1", description="Address to listen on.")
@@ -218,7 +127,7 @@ class Serve(BaseModel):
     max_loras: int = Field(default=4, ge=2, description="Adapters kept loaded at once.")
 
 
-class Recall(BaseModel):
+class RecallSettings(BaseModel):
     """Past edits in the prompt."""
 
     examples: Literal["auto", "on", "off"] = Field(
@@ -231,7 +140,7 @@ class Recall(BaseModel):
     )
 
 
-class Curate(BaseModel):
+class CurateSettings(BaseModel):
     """What becomes training data."""
 
     holdout_every: int = Field(default=4, ge=2, description="Each n-th new group of samples is held out.")
@@ -283,7 +192,7 @@ class Curate(BaseModel):
     )
 
 
-class Train(BaseModel):
+class TrainSettings(BaseModel):
     """Runs, and what they do to the text side."""
 
     recipe: TextRecipe = Field(
@@ -380,7 +289,7 @@ class Train(BaseModel):
     )
 
 
-class Image(BaseModel):
+class ImageSettings(BaseModel):
     """What they do to the image side."""
 
     image_model: str = Field(
@@ -421,7 +330,7 @@ class Image(BaseModel):
     )
 
 
-class Gate(BaseModel):
+class GateSettings(BaseModel):
     """How candidates are compared with what is live."""
 
     gate_min_items: int = Field(default=6, ge=2, description="Fewer held-out items are not enough evidence.")
@@ -467,7 +376,7 @@ class Gate(BaseModel):
     )
 
 
-class Share(BaseModel):
+class ShareSettings(BaseModel):
     """Versions that leave a service."""
 
     publisher: str = Field(
@@ -477,7 +386,7 @@ class Share(BaseModel):
     )
 
 
-class Loop(BaseModel):
+class LoopSettings(BaseModel):
     """When a turn begins, and what is kept."""
 
     keep_versions: int = Field(
@@ -517,15 +426,15 @@ class Loop(BaseModel):
 
 
 GROUPS: dict[str, type[BaseModel]] = {
-    "data": Data,
-    "serve": Serve,
-    "recall": Recall,
-    "curate": Curate,
-    "train": Train,
-    "image": Image,
-    "gate": Gate,
-    "loop": Loop,
-    "share": Share,
+    "data": DataSettings,
+    "serve": ServeSettings,
+    "recall": RecallSettings,
+    "curate": CurateSettings,
+    "train": TrainSettings,
+    "image": ImageSettings,
+    "gate": GateSettings,
+    "loop": LoopSettings,
+    "share": ShareSettings,
 }
 """Tables of `comfyloop.toml`. There a setting may go without the table's name: `[gate] level` is `gate_level`."""
 
@@ -533,101 +442,3 @@ GROUPS: dict[str, type[BaseModel]] = {
 def in_table(table: str, field: str) -> str:
     """What a setting is called in its table."""
     return field.removeprefix(f"{table}_")
-
-
-def _flat(read: dict[str, Any]) -> dict[str, Any]:
-    """What a file says by the names of the fields, whether it stands in a table or, as once everything, at the top.
-
-    Raises:
-        ValueError: A setting stands there twice.
-    """
-    flat = {name: value for name, value in read.items() if not _is_table(name, value)}
-    for table, group in GROUPS.items():
-        fields = {in_table(table, field): field for field in group.model_fields}
-        for name, value in read[table].items() if _is_table(table, read.get(table)) else ():
-            field = name if name in group.model_fields else fields.get(name, f"{table}.{name}")
-            if field in flat:
-                raise ValueError(f"{field} is set twice")
-            flat[field] = value
-    return flat
-
-
-def _is_table(name: str, value: Any) -> bool:
-    return name in GROUPS and isinstance(value, dict)
-
-
-def _refuse_escapes(found: Mapping[str, Any]) -> None:
-    """In double quotes TOML makes a tab of the \\t in "C:\\temp"."""
-    for name, value in found.items():
-        for text in value if isinstance(value, list) else [value]:
-            if isinstance(text, str) and any(char in text for char in "\b\t\n\f\r"):
-                raise ValueError(f"{name} is {text!r}, with an escape in it")
-
-
-def _files() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
-    trusted = home_folder() / FILE
-    here = Path.cwd() / FILE
-    for path in (trusted, here):
-        if not path.is_file() or (path is here and trusted.exists() and here.samefile(trusted)):
-            continue
-        try:
-            found = _flat(tomllib.loads(path.read_text("utf-8")))
-            _refuse_escapes(found)
-        except (OSError, ValueError) as error:
-            escaped = any(sign in str(error) for sign in ("hex", "escape", "\\"))
-            hint = (
-                "Write a path in single quotes, 'C:\\models', or as C:/models."
-                if escaped
-                else "Mend that file."
-            )
-            raise InvalidInput(f"The settings in {path} cannot be read: {error}.", hint) from error
-        ignored = sorted(found.keys() - FOLDER_MAY_SET) if path is here else []
-        yield path, {name: value for name, value in found.items() if name not in ignored}, ignored
-
-
-class _Files(PydanticBaseSettingsSource):
-    """What the settings files say."""
-
-    def get_field_value(self, field: FieldInfo, field_name: str) -> tuple[Any, str, bool]:
-        return None, field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        said: dict[str, Any] = {}
-        for _, values, _ in _files():
-            said |= values
-        return said
-
-
-class Settings(Share, Loop, Gate, Image, Train, Curate, Recall, Serve, Data, BaseSettings):
-    """All of them; of several bases pydantic takes the last one's fields first."""
-
-    # A variable that is empty is one that is not set: Compose and shells leave it so where nothing is to be said.
-    model_config = SettingsConfigDict(
-        env_prefix="COMFYLOOP_", env_ignore_empty=True, extra="forbid", frozen=True
-    )
-
-    def of(self, project: Project) -> Settings:
-        """These, with what a project says of its own image model before what is said of all."""
-        said = {name: getattr(project, name) for name in ("image_vae", "image_prediction_type")}
-        own = {name: value for name, value in said.items() if value not in ("", "auto")}
-        return self.model_copy(update=own) if own else self
-
-    @property
-    def image_prediction(self) -> Literal["epsilon", "v_prediction", "sample"] | None:
-        """What the person says that a UNet predicts; None: the model says it."""
-        return None if self.image_prediction_type == "auto" else self.image_prediction_type
-
-    @property
-    def blobs(self) -> str:
-        return self.blob_url or str(self.home / "blobs")
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return init_settings, env_settings, _Files(settings_cls)
