@@ -37,8 +37,9 @@ check: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	# where no test runs; with a cache of its own, so that only what changed is looked at again
+	# where no test runs; with caches of their own, so that only what changed is looked at again
 	$(BIN)/mypy --platform win32 --cache-dir .mypy_cache/win32 src comfyui
+	$(BIN)/mypy --platform darwin --cache-dir .mypy_cache/darwin src comfyui
 	$(BIN)/lint-imports
 	@if command -v node >/dev/null; then node --experimental-vm-modules --no-warnings tools/check_js.mjs; \
 	else echo "Node is not installed: the pages' JavaScript was not parsed."; fi
