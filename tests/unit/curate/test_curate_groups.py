@@ -183,7 +183,7 @@ def test_one_drawing_of_several_prompts_is_on_one_side(shelf: Callable[..., str]
         about(cat, text="What is it?", n=5),  # the language model's: another model's lesson
         drawn("a blue square", cat, n=6),
     ]
-    pictures = Pictures(shelf.look)  # type: ignore[attr-defined]
+    pictures = PictureGroups(shelf.look)  # type: ignore[attr-defined]
     grouped = pictures.regroup(samples)
     groups = [sample.group for sample in grouped]
     assert groups[0] == groups[1] == groups[2] == samples[0].group

@@ -346,7 +346,9 @@ def test_an_adapter_for_more_words_is_refused_by_the_layer_that_has_them(
     model.resize_token_embeddings(model.get_input_embeddings().num_embeddings + 5)
     config = LoraConfig(r=8, lora_alpha=16, target_modules=["q_proj"], modules_to_save=["embed_tokens"])
     get_peft_model(model, config).save_pretrained(tmp_path / "old")
-    with pytest.raises(InvalidInput, match=r"does not fit the base model: .*size mismatch for .*embed_tokens"):
+    with pytest.raises(
+        InvalidInput, match=r"does not fit the base model: .*size mismatch for .*embed_tokens"
+    ):
         run_recipe(sft, tiny_llm, ROWS, adapter={"init_from": str(tmp_path / "old")})
 
 

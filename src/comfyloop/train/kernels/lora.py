@@ -103,7 +103,7 @@ def products(
     Args:
         weights: Of each layer weight, bias or None, A and B, one layer after the other.
     """
-    bases, biases, near = (weights[i::4] for i in range(3))
+    bases, biases, near = (list(weights[i::4]) for i in range(3))
     far = [b.to(rows.dtype) for b in weights[3::4]]
     together = torch.cat(near).to(rows.dtype)  # [sum of r, in]
     inner = rows @ together.T  # [n, sum of r]

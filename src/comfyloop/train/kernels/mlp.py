@@ -49,7 +49,9 @@ def _forward_of(mlp: Any) -> Callable[[Tensor], Tensor] | None:
             return out
 
         return with_loras
-    if any(type(layer) is not nn.Linear for layer in layers) or any(p.requires_grad for p in mlp.parameters()):
+    if any(type(layer) is not nn.Linear for layer in layers) or any(
+        p.requires_grad for p in mlp.parameters()
+    ):
         return None
     gate, up, down = layers
 
@@ -63,7 +65,7 @@ def _forward_of(mlp: Any) -> Callable[[Tensor], Tensor] | None:
 
 
 class _LoraGatedMlp(torch.autograd.Function):
-    """[..., hidden] -> [..., hidden]; of gate, up and down in turn weight, bias, A and B, as `lora.arguments` has them."""
+    """[..., hidden] -> [..., hidden]; of gate, up and down in turn weight, bias, A, B: `lora.arguments`."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, scalings: Sequence[float], *weights: Any) -> Tensor:
