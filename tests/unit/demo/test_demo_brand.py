@@ -1,12 +1,14 @@
-"""The brand of the demo, its posters and its page."""
+"""The demos' pages, and the brand with its posters."""
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from comfyloop.demo import page as before_after
 from comfyloop.demo.brand import material, page, posters
 from tools.starter.image.data import COMMON_NAMES
 
@@ -93,8 +95,39 @@ def test_the_page_shows_every_poster_and_escapes_what_models_say() -> None:
         "seconds": {"demo": 100.0},
     }
     html = page.render(report, [[poster], [poster]])
-    assert len(re.findall(r"<img alt='teapot' src='data:image/webp", html)) == 2
+    assert len(re.findall(r'<img alt="teapot" src="data:image/webp', html)) == 2
     assert "<script>" not in html
     assert "not enough evidence" in html
-    assert "text side: 1.00 at step 1" in html
-    assert "image side: 1.00 at step 1" in html
+    assert "Loss of the text side: 1.00 at step 1" in html
+    assert "Loss of the image side: 1.00 at step 1" in html
+
+
+def test_the_before_and_after_page_stands_alone_and_escapes_what_models_say(tmp_path: Path) -> None:
+    (tmp_path / "cat.webp").write_bytes(b"RIFF")
+    item = {"scene": "pet", "question": "A holiday?", "picture": "cat.webp"}
+    turn = {
+        "outcome": "promoted",
+        "seconds": 61.0,
+        "corrections": [{}, {}],
+        "gate_text": "demo: version 1 against the base model: promote.\nIt is better.\n  More <numbers>",
+        "log": [{"step": 0, "loss": None}, {"step": 1, "loss": 2.0}, {"step": 2, "loss": 0.5}],
+    }
+    report = {
+        "scenes": [{"name": "pet", "title": "The pet", "voice": "Always surfing."}],
+        "turns": [turn],
+        "held_out": [{**item, "answers": ["<b>dull</b>", "It surfs."]}],
+        "general": [{"question": "Two and two?", "answers": ["Four.", "Four."]}],
+        "edit_distance": [0.75, 0.04],
+        "background": {"asked": 10, "failed": 0},
+        "peak_memory_gib": 2.0,
+        "seconds": {"promote_to_first_token": 0.5, "demo": 100.0},
+    }
+    html = before_after.render(report, tmp_path)
+    assert "&lt;b&gt;dull&lt;/b&gt;" in html and '<td class="good">It surfs.</td>' in html
+    assert '<p class="said">It is better.</p>' in html and "More &lt;numbers&gt;" in html
+    assert "Loss: 2.00 at step 1, 0.50 at the end" in html
+    assert "0.75 → 0.04" in html
+    fetched = re.findall(r"(?:src|href)=\"([^\"]*)|url\(([^)]*)\)", html)
+    assert fetched and all(
+        (a or b).startswith("data:") for a, b in fetched
+    )  # a file that can be sent to anyone
