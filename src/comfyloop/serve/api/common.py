@@ -25,7 +25,8 @@ async def whole_characters(connection: HTTPConnection) -> None:
     if isinstance(connection, Request) and path not in ("/v1/images", *FILE_PATHS):
         body = await connection.body()
         route = connection.scope.get("route")
-        unread = isinstance(route, APIRoute) and route.body_field is None and not BYTES_PATHS.fullmatch(path)
+        json_call = path.startswith("/v1/") and not BYTES_PATHS.fullmatch(path)
+        unread = json_call and isinstance(route, APIRoute) and route.body_field is None
         if unread and body.strip() not in (b"", b"{}", b"null"):
             raise InvalidInput(
                 "This call takes no body, and one was sent.",
