@@ -9,11 +9,33 @@ from comfyloop import curate
 from comfyloop.loop import Controller, Stages
 from comfyloop.loop.cycle import LoopCycle
 from comfyloop.loop.lease import lease_of
-from comfyloop.records import GateReport, Loop, LoopState, Project, Snapshot, Triggered, Verdict, Version
+from comfyloop.records import (
+    GateReport,
+    Loop,
+    LoopState,
+    Message,
+    Project,
+    SampleUploaded,
+    Snapshot,
+    Triggered,
+    Verdict,
+    Version,
+)
 from comfyloop.serve.events import Events
 from comfyloop.serve.routing.router import Router
 from comfyloop.settings import Settings
-from comfyloop.store import Store, flags, leases, loops, open_store, projects, snapshots, versions
+from comfyloop.store import (
+    Store,
+    feedback,
+    flags,
+    leases,
+    loops,
+    open_store,
+    projects,
+    runs,
+    snapshots,
+    versions,
+)
 
 
 class Interrupted(Stages):
@@ -86,6 +108,34 @@ def test_what_a_turn_left_for_the_next_one_waits_and_helps_to_start_it(settings:
             loops.save(conn, Loop(project="acme", held_over=9, note="9 pieces of ann's feedback wait."))
         status = Controller(stages).status("acme")
         assert (status.waiting, status.note) == (9, "9 pieces of ann's feedback wait.")
+
+
+class Curated(Interrupted):
+    """Works as ever, but what has come in makes the samples that there were."""
+
+    def curate(self, project: Project, *, fresh: bool | None = None) -> Snapshot | curate.NothingToTrain:
+        with self.store.read() as conn:
+            return snapshots.get(conn, project.name, "s1")
+
+
+def test_feedback_that_changes_no_sample_starts_no_second_run(settings: Settings) -> None:
+    """The same sample sent again and again: a run, a version and a gate each time, for ever."""
+    eager = settings.model_copy(update={"trigger_samples": 12})
+    with at_work(eager, Curated) as (stages, turn):
+        with stages.store.begin() as conn:
+            snapshots.add(conn, Snapshot(id="s1", project="acme", path="", train=1, holdout=0, replay=0))
+            versions.add(conn, Version(project="acme", number=1, text_adapter="a", snapshot="s1"))
+            said = (Message.of("user", "Name it."), Message.of("assistant", "A mug."))
+            feedback.add(conn, [SampleUploaded(project="acme", messages=said) for _ in range(20)])
+            loops.save(conn, Loop(project="acme", state=LoopState.CURATING))
+        assert Controller(stages).status("acme").waiting == 20
+        turn.run()
+        loop = row(stages.store)
+        assert (loop.state, loop.outcome) == (LoopState.IDLE, "nothing_new")
+        assert "acme@1 has learned just this" in loop.reason
+        assert Controller(stages).status("acme").waiting == 0  # looked at: none of it starts a turn
+        with stages.store.read() as conn:
+            assert runs.list_by(conn, "acme") == []
 
 
 class Judged(Interrupted):
