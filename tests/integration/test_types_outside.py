@@ -56,7 +56,7 @@ def test_a_project_outside_sees_the_types_of_it(tmp_path: Path) -> None:
     told = checked.stdout
     for shown in (
         '"str"',
-        '"tuple[int, list[comfyloop.records.Version]]"',
+        '"tuple[int, list[comfyloop.records.versions.Version]]"',
         '"dict[str, Any]"',
         '"tuple[int, ...]"',
     ):
