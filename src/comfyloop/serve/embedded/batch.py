@@ -8,15 +8,13 @@ time.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache
 
 from comfyloop.serve.embedded.continuations import Pass
 from comfyloop.serve.embedded.kv import Decode, KvRows, Prefill, Prefixes, RowsCache, causal_mask
@@ -25,97 +23,8 @@ from comfyloop.serve.embedded.loading import LoadedModel
 from comfyloop.serve.embedded.lora import Adapter, LoraRows
 from comfyloop.serve.embedded.packed import Packer
 from comfyloop.serve.embedded.prompts import Prompt
+from comfyloop.serve.embedded.sequence import CHUNK, DecodeSequence, embed_prompt
 from comfyloop.serve.embedded.vision import Embedded, Vision
-
-CHUNK = 64  # tokens of a prompt that are filled in one pass: what a running answer waits for at most
-
-
-@dataclass(eq=False)
-class DecodeSequence:
-    """One prompt and its answer, as the decoder holds it."""
-
-    prompt: Prompt
-    adapter: Adapter | None
-    room: int  # tokens of prompt and answer together
-    all_logits: bool = False  # every token of the prompt is scored, so nothing is taken from earlier prompts
-    only_scored: bool = False  # no answer is decoded: continuations are read behind the prompt
-    alone: bool = False  # the same bits as alone: how many are answered at a time changes no rounding
-    answer: list[int] = field(default_factory=list)
-    filled: int = 0  # tokens whose keys and values are there
-    reused: int = 0  # of those, how many were computed for an earlier prompt
-    row: int = -1
-    embedded: Embedded | None = None
-    digests: list[bytes] = field(default_factory=list)  # of the prompt up to the end of each whole chunk
-    cache: Any = None  # its own, where the model cannot share one
-    branch: Any = None  # a copy of that with the continuation that is being read
-
-    @property
-    def adapter_name(self) -> str:
-        return "" if self.adapter is None else self.adapter.name
-
-    @property
-    def shift(self) -> int:
-        return 0 if self.embedded is None else self.embedded.shift
-
-    @property
-    def ready(self) -> bool:
-        """Whether it may be decoded."""
-        return self.is_filled and not self.only_scored
-
-    @property
-    def is_filled(self) -> bool:
-        return self.filled >= len(self.prompt.ids)
-
-    @property
-    def has_row(self) -> bool:
-        return self.row >= 0
-
-
-class Decoder(Protocol):
-    """Owned by the model thread. Rows are sequences between `admit` and `release`."""
-
-    def admit(self, sequence: DecodeSequence) -> None: ...
-
-    def prefill(self, sequence: DecodeSequence) -> Tensor:
-        """Fill the next piece of the prompt; logits (n, vocabulary) of its last n tokens."""
-
-    def step(self, sequences: Sequence[DecodeSequence]) -> Tensor:
-        """One more token for each filled sequence; logits (rows, vocabulary)."""
-
-    def read_on(self, sequence: DecodeSequence, further: Pass) -> Tensor:
-        """Tokens behind a filled prompt that is only scored; their logits (tokens, vocabulary)."""
-
-    def reads_whole(self, sequence: DecodeSequence, further: int) -> bool:
-        """Whether `read_whole` takes a prompt that is only scored, with so many tokens behind it; no row is needed."""
-
-    def read_whole(self, texts: Sequence[tuple[DecodeSequence, Pass]]) -> list[Tensor]:
-        """Prompts and what is scored behind them, at once. Of each the logits of the prompt's last token and of those
-        behind it (1 + tokens, vocabulary)."""
-
-    def release(self, sequence: DecodeSequence) -> None: ...
-
-    def prepare(self, adapter: Adapter) -> None:
-        """Do in another thread what the adapter needs before its first row."""
-
-    def forget(self, adapter: str) -> None: ...
-
-    @property
-    def bytes(self) -> int: ...
-
-
-def shares_a_cache(model: Any) -> bool:
-    """Whether every layer attends to everything before it, so that ragged rows can share one cache."""
-    cache = DynamicCache(config=model.config)
-    return len(cache.layers) > 0 and all(type(layer) is DynamicLayer for layer in cache.layers)
-
-
-def make_decoder(
-    loaded: LoadedModel, lora: LoraRows, prefix_bytes: int, image_bytes: int, packed_bytes: int = 1 << 30
-) -> Decoder:
-    vision = Vision(loaded.model, image_bytes) if loaded.processor is not None else None
-    if shares_a_cache(loaded.model):
-        return BatchDecoder(loaded, lora, vision, prefix_bytes, packed_bytes)
-    return SoloDecoder(loaded, lora, vision)
 
 
 class BatchDecoder:
@@ -148,7 +57,7 @@ class BatchDecoder:
         sequence.row = len(self._seated)
         self._seated.append(sequence)
         self._lora.select([sequence.adapter])
-        sequence.embedded = _embed(self.vision, sequence, self._device)
+        sequence.embedded = embed_prompt(self.vision, sequence, self._device)
         if sequence.embedded is None or sequence.embedded.whole is None:
             sequence.digests = _digests(sequence)
             self._reuse(sequence)
@@ -251,7 +160,7 @@ class BatchDecoder:
     def _text(self, sequence: DecodeSequence, further: Pass) -> TextPass:
         self._lora.select([sequence.adapter])  # the adapter may change how pictures are seen
         size, embed = len(sequence.prompt.ids), self._model.get_input_embeddings()
-        embedded = _embed(self.vision, sequence, self._device)
+        embedded = embed_prompt(self.vision, sequence, self._device)
         if not _in_one_dimension(embedded):
             raise RuntimeError("The fast pass reads positions in one dimension only.")
         own = sequence.prompt.ids if embedded is None else []
@@ -393,105 +302,6 @@ class BatchDecoder:
             self.fast.forget(adapter)
         if self.vision is not None:
             self.vision.forget(adapter)
-
-
-class SoloDecoder:
-    """For models whose layers keep a window or a state: each sequence has the model's own kind of cache, and
-    a step takes them one by one."""
-
-    def __init__(self, loaded: LoadedModel, lora: LoraRows, vision: Vision | None) -> None:
-        self._model, self._lora, self.vision, self._device = loaded.model, lora, vision, loaded.device
-
-    @property
-    def bytes(self) -> int:
-        return self.vision.bytes if self.vision else 0
-
-    def admit(self, sequence: DecodeSequence) -> None:
-        self._lora.select([sequence.adapter])
-        sequence.cache = DynamicCache(config=self._model.config)
-        sequence.embedded = _embed(self.vision, sequence, self._device)
-
-    def prefill(self, sequence: DecodeSequence) -> Tensor:
-        self._lora.select([sequence.adapter])
-        start, total = sequence.filled, len(sequence.prompt.ids)
-        embedded = sequence.embedded
-        stop = min(start + CHUNK, total) if embedded is None else total
-        ids = torch.tensor([sequence.prompt.ids[start:stop]], device=self._device)
-        inputs: dict[str, Any] = {"input_ids": ids}
-        if embedded is not None and embedded.whole is not None:
-            inputs.update(embedded.whole)
-        elif embedded is not None:
-            inputs = {"inputs_embeds": embedded.embeds, "position_ids": embedded.positions}
-        else:
-            inputs["position_ids"] = torch.arange(start, stop, device=self._device)[None]
-        logits = self._model(
-            **inputs,
-            past_key_values=sequence.cache,
-            use_cache=True,
-            logits_to_keep=0 if sequence.all_logits else 1,
-        ).logits
-        sequence.filled = stop
-        return logits[0]  # type: ignore[no-any-return]
-
-    def step(self, sequences: Sequence[DecodeSequence]) -> Tensor:
-        logits = []
-        for sequence in sequences:
-            self._lora.select([sequence.adapter])
-            output = self._model(
-                input_ids=torch.tensor([[sequence.answer[-1]]], device=self._device),
-                position_ids=torch.tensor([[sequence.filled + sequence.shift]], device=self._device),
-                past_key_values=sequence.cache,
-                use_cache=True,
-                logits_to_keep=1,
-            )
-            sequence.filled += 1
-            logits.append(output.logits[0, -1])
-        return torch.stack(logits)
-
-    def read_on(self, sequence: DecodeSequence, further: Pass) -> Tensor:
-        self._lora.select([sequence.adapter])
-        logits, first = [], 0
-        for part in further.parts:
-            if part.start == 0:
-                sequence.branch = copy.deepcopy(sequence.cache)
-            length = part.stop - part.start
-            place = len(sequence.prompt.ids) + sequence.shift + part.start
-            output = self._model(
-                input_ids=torch.tensor([further.tokens[first : first + length]], device=self._device),
-                position_ids=torch.arange(place, place + length, device=self._device)[None],
-                past_key_values=sequence.branch,
-                use_cache=True,
-            )
-            logits.append(output.logits[0])
-            first += length
-        return torch.cat(logits)
-
-    def reads_whole(self, sequence: DecodeSequence, further: int) -> bool:
-        return False
-
-    def read_whole(self, texts: Sequence[tuple[DecodeSequence, Pass]]) -> list[Tensor]:
-        raise NotImplementedError
-
-    def release(self, sequence: DecodeSequence) -> None:
-        sequence.cache = sequence.branch = None
-
-    def prepare(self, adapter: Adapter) -> None: ...
-
-    def forget(self, adapter: str) -> None:
-        if self.vision is not None:
-            self.vision.forget(adapter)
-
-
-def _embed(vision: Vision | None, sequence: DecodeSequence, device: torch.device) -> Embedded | None:
-    prompt = sequence.prompt
-    if not prompt.images:
-        return None
-    assert vision is not None  # prompts with images are refused where there is no processor
-    inputs = {k: v.to(device) for k, v in prompt.inputs.items()}
-    inputs = {k: v.to(vision.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
-    return vision.embed(
-        torch.tensor([prompt.ids], device=device), inputs, prompt.images, sequence.adapter_name
-    )
 
 
 def _digests(sequence: DecodeSequence) -> list[bytes]:

@@ -21,8 +21,8 @@ import torch
 from comfyloop import platforms
 from comfyloop.errors import ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound, QueueFull
 from comfyloop.models.rope import RopeScaling
-from comfyloop.serve.embedded.batch import CHUNK, Decoder, DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring
+from comfyloop.serve.embedded.decoders import make_decoder
 from comfyloop.serve.embedded.jobs import Event, Failed, Finished, Job, JobSampling, TextPiece
 from comfyloop.serve.embedded.llama import READ_ROWS
 from comfyloop.serve.embedded.loading import LoadedModel, load, set_threads
@@ -32,6 +32,7 @@ from comfyloop.serve.embedded.options import EngineOptions
 from comfyloop.serve.embedded.prompts import Prompt, PromptMaker
 from comfyloop.serve.embedded.repetition import Circle
 from comfyloop.serve.embedded.sampling import pick, token_logprobs
+from comfyloop.serve.embedded.sequence import CHUNK, Decoder, DecodeSequence
 from comfyloop.serve.embedded.structure import Structure, Structures
 from comfyloop.serve.embedded.text import TextStream
 from comfyloop.serve.embedded.threads import StepThreads

@@ -9,12 +9,12 @@ from dataclasses import dataclass, field
 import torch
 
 from comfyloop.errors import ComfyLoopError
-from comfyloop.serve.embedded.batch import DecodeSequence
 from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.lora import Adapter
 from comfyloop.serve.embedded.prompts import Prompt
 from comfyloop.serve.embedded.repetition import Circle, Repetition
 from comfyloop.serve.embedded.sampling import TokenLogprob
+from comfyloop.serve.embedded.sequence import DecodeSequence
 from comfyloop.serve.embedded.structure import Structure
 from comfyloop.serve.embedded.text import TextStream
 

@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from comfyloop.errors import Conflict, InvalidInput, NotFound
-from comfyloop.serve.embedded.batch import DecodeSequence, SoloDecoder, make_decoder
+from comfyloop.serve.embedded.decoders import make_decoder
 from comfyloop.serve.embedded.loading import LoadedModel
 from comfyloop.serve.embedded.lora import LoraRows
 from comfyloop.serve.embedded.prompts import Prompt
 from comfyloop.serve.embedded.protocol import EngineMessage
+from comfyloop.serve.embedded.sequence import DecodeSequence
+from comfyloop.serve.embedded.solo import SoloDecoder
 from tests.unit.serve.embedded.families import with_a_sliding_window, with_positions_in_two_dimensions
 
 QUESTIONS = [

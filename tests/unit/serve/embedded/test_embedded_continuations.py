@@ -11,13 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from comfyloop.errors import InvalidInput
-from comfyloop.serve.embedded.batch import DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring, passes_of
+from comfyloop.serve.embedded.decoders import make_decoder
 from comfyloop.serve.embedded.jobs import JobSampling
 from comfyloop.serve.embedded.loading import LoadedModel
 from comfyloop.serve.embedded.lora import LoraRows
 from comfyloop.serve.embedded.prompts import Prompt
 from comfyloop.serve.embedded.protocol import EngineMessage
+from comfyloop.serve.embedded.sequence import DecodeSequence
 from tests.unit.serve.embedded.conftest import Asked
 from tests.unit.serve.embedded.families import with_a_sliding_window, with_positions_in_two_dimensions
 from tests.unit.serve.embedded.test_embedded_batch import about

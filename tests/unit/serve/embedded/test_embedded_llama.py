@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
-from comfyloop.serve.embedded.batch import DecodeSequence, make_decoder
 from comfyloop.serve.embedded.continuations import Scoring
+from comfyloop.serve.embedded.decoders import make_decoder
 from comfyloop.serve.embedded.llama import narrowed
 from comfyloop.serve.embedded.loading import LoadedModel
 from comfyloop.serve.embedded.lora import LoraRows, read_adapter
 from comfyloop.serve.embedded.prompts import Prompt
+from comfyloop.serve.embedded.sequence import DecodeSequence
 from tests.unit.serve.embedded.conftest import save_adapter
 
 SHAPE = {
