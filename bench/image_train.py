@@ -64,18 +64,18 @@ def ours(model: str, folder: Path, side: int) -> dict[str, list[float]]:
     }
     spec = ImageTrainSpec.model_validate({**told, "adapter": {"r": RANK, "lora_alpha": RANK}})
     with tempfile.TemporaryDirectory() as run:
-        student = prepare(RunDirectory(run), spec)
+        trainable = prepare(RunDirectory(run), spec)
         rows, _ = read_rows(folder / "train.jsonl", pairs=False, max_image_pixels=10**8)
-        updates = updates_for(student, spec)
+        updates = updates_for(trainable, spec)
         chance = random.Random(0)
-        student.train()
+        trainable.train()
         seconds: dict[str, list[float]] = {"ours, first epoch": [], "ours": []}
         torch.set_num_threads(1)
         for epoch in range(EPOCHS):
             for start in range(0, len(rows), BATCH):
                 began = time.process_time()
-                for batch in batches(student, rows[start : start + BATCH], spec, chance):
-                    updates.backward(denoising_loss(student, batch, 0.0).mean())
+                for batch in batches(trainable, rows[start : start + BATCH], spec, chance):
+                    updates.backward(denoising_loss(trainable, batch, 0.0).mean())
                 updates.update(1e-4)
                 seconds["ours" if epoch else "ours, first epoch"].append(time.process_time() - began)
     return seconds

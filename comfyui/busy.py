@@ -12,7 +12,7 @@ LEASE = 5.0  # seconds for which the service believes it
 LOOK = 0.2  # seconds between looks: training holds within a second of a prompt's start
 
 
-class Busy:
+class ActivityReporter:
     """`working` tells whether a prompt is being executed and waits for nobody; `connected` whether to say so."""
 
     def __init__(

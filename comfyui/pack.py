@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from .busy import Busy
+from .busy import ActivityReporter
 from .capture import Capture
 from .config import Config, ConfigFile
 from .delivery import Delivery
@@ -66,7 +66,7 @@ class Pack:
         )
         self.delivery = Delivery(self.spool, self.service, self._tell_waiting)
         self.capture = Capture(host, lambda: self.config, self.keep)
-        self._busy = Busy(
+        self._busy = ActivityReporter(
             self.service,
             f"comfyui-{os.getpid()}",
             lambda: host.running() and not self.pauses,

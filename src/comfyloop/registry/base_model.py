@@ -108,13 +108,13 @@ def refuse_other_base(what: str, made_for: BaseModelOf, here: BaseModelOf) -> No
     unless both are called by the same public name.
     """
     told = f"{what} was trained on {_told(made_for)}, and this project's base model is {_told(here)}"
-    mend = "Import it into a project with that base model: comfyloop up --model MODEL --project NAME."
+    hint = "Import it into a project with that base model: comfyloop up --model MODEL --project NAME."
     if made_for.kind and here.kind and made_for.kind != here.kind:
-        raise InvalidInput(f"{told}: it does not fit.", mend)
+        raise InvalidInput(f"{told}: it does not fit.", hint)
     same_name = made_for.name == here.name and PUBLIC.match(here.name) is not None
     if made_for.weights and here.weights and made_for.weights != here.weights and not same_name:
         raise InvalidInput(
-            f"{told}, which has other weights: it would answer otherwise than it learned to.", mend
+            f"{told}, which has other weights: it would answer otherwise than it learned to.", hint
         )
 
 

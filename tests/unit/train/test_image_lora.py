@@ -73,7 +73,7 @@ def test_a_parent_of_another_shape_is_refused(tiny_sd15: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def wearing(tiny_sd15: Path) -> ImageModel:
+def with_lora(tiny_sd15: Path) -> ImageModel:
     model = checkpoint.load(tiny_sd15)
     lora.add(model, ImageAdapterSpec(r=4, lora_alpha=4))
     return model
@@ -101,11 +101,11 @@ STEM = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_q"
     ],
 )
 def test_a_lora_of_odd_shapes_is_refused_by_what_is_odd(
-    changes: dict[str, torch.Tensor], words: tuple[str, ...], wearing: ImageModel
+    changes: dict[str, torch.Tensor], words: tuple[str, ...], with_lora: ImageModel
 ) -> None:
-    tensors = {**kohya.tensors(wearing), **{f"{STEM}.{name}": tensor for name, tensor in changes.items()}}
+    tensors = {**kohya.tensors(with_lora), **{f"{STEM}.{name}": tensor for name, tensor in changes.items()}}
     with pytest.raises(ModelError) as error:
-        lora.read_into(wearing, tensors, "v1")
+        lora.read_into(with_lora, tensors, "v1")
     assert all(word in str(error.value) for word in ("v1", *words)), error.value
 
 
@@ -127,16 +127,18 @@ def test_a_lora_says_what_it_was_taught_to_predict(
         kohya.refuse_another_prediction(model, metadata, "v1")
 
 
-def test_an_alpha_in_half_precision_is_the_same(wearing: ImageModel) -> None:
-    tensors = kohya.tensors(wearing)
-    lora.read_into(wearing, {n: t.bfloat16() if n.endswith("alpha") else t for n, t in tensors.items()}, "v1")
-    lora.read_into(wearing, {n: t * 1.0001 if n.endswith("alpha") else t for n, t in tensors.items()}, "v1")
+def test_an_alpha_in_half_precision_is_the_same(with_lora: ImageModel) -> None:
+    tensors = kohya.tensors(with_lora)
+    lora.read_into(
+        with_lora, {n: t.bfloat16() if n.endswith("alpha") else t for n, t in tensors.items()}, "v1"
+    )
+    lora.read_into(with_lora, {n: t * 1.0001 if n.endswith("alpha") else t for n, t in tensors.items()}, "v1")
 
 
-def test_names_of_kohyas_trainer_are_called_so(wearing: ImageModel) -> None:
-    tensors = {n.replace("down_blocks_1", "input_blocks_4"): t for n, t in kohya.tensors(wearing).items()}
+def test_names_of_kohyas_trainer_are_called_so(with_lora: ImageModel) -> None:
+    tensors = {n.replace("down_blocks_1", "input_blocks_4"): t for n, t in kohya.tensors(with_lora).items()}
     with pytest.raises(ModelError, match="input_blocks and so on"):
-        lora.read_into(wearing, tensors, "v1")
+        lora.read_into(with_lora, tensors, "v1")
 
 
 @pytest.mark.parametrize("alpha", [None, torch.tensor(0.5), torch.ones(2), torch.tensor(torch.inf)])

@@ -50,7 +50,7 @@ OF_THE_STARTER: dict[str, object] = {
 changes everything that it draws, its convolutions must learn it too."""
 
 
-class Work(NamedTuple):
+class ProductResult(NamedTuple):
     """What one version makes of one product's name."""
 
     product: Product
@@ -126,7 +126,7 @@ class _Studio:
         self._client, self._painter, self._brand = client, painter, brand
         self._console, self._clock, self._quiet = console, clock, quiet
         self.version = BASE
-        self.columns: list[tuple[str, list[Work]]] = []
+        self.columns: list[tuple[str, list[ProductResult]]] = []
         self.turns: list[dict[str, Any]] = []
 
     def turn(self, number: int, what: str, feedback: Sequence[Feedback]) -> None:
@@ -155,7 +155,7 @@ class _Studio:
             ]
             files = self._painter.draw(drawings, self._lora(version))
             made = [
-                Work(product, copy, prompt, _opened(file))
+                ProductResult(product, copy, prompt, _opened(file))
                 for product, (_, copy), (_, prompt), file in zip(
                     products, copies, prompts, files, strict=True
                 )

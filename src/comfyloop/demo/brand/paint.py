@@ -21,9 +21,9 @@ def paint(job: Path) -> None:
     """
     told = json.loads(job.read_text(encoding="utf-8"))
     spec = ImageTrainSpec(model=told["model"], train="", cache=told["cache"])
-    student = load_with_adapter(RunDirectory(job.parent), spec, told["lora"])
+    trainable = load_with_adapter(RunDirectory(job.parent), spec, told["lora"])
     for drawing in told["drawings"]:
-        drawn = draw(student, drawing["prompt"], drawing["seed"])
+        drawn = draw(trainable, drawing["prompt"], drawing["seed"])
         drawn.save(Path(told["folder"]) / drawing["file"], format="PNG")
 
 

@@ -1,4 +1,4 @@
-"""The image model wearing a trainable LoRA, and all it needs to be asked about pictures and captions."""
+"""The image model with a trainable LoRA, and all it needs to be asked about pictures and captions."""
 
 from __future__ import annotations
 

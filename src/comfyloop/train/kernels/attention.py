@@ -1,4 +1,4 @@
-"""Self-attention with rotary positions in fewer sweeps over memory than transformers' own forward pass.
+"""Self-attention with rotary positions in fewer passes over memory than transformers' own forward pass.
 
 Queries, keys and values come from one autograd function, rotation is another that turns both halves in place of
 copying, negating and joining them, and packed attention (see `packing`) takes it from there.

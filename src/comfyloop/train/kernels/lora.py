@@ -1,4 +1,4 @@
-"""The forward and backward pass of plain LoRA layers in fewer sweeps over memory than PEFT's.
+"""The forward and backward pass of plain LoRA layers in fewer passes over memory than PEFT's.
 
 PEFT computes ``base(x) + B(A(x)) * scaling`` with a tensor for every step. Here it is one autograd function whose
 additions are part of the products, also for several layers that read the same states. Beside half-precision

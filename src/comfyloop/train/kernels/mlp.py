@@ -1,4 +1,4 @@
-"""The gated MLP, frozen or with LoRAs, in fewer sweeps over memory and with less memory than autograd's record takes.
+"""The gated MLP, frozen or with LoRAs, in fewer passes over memory and with less memory than autograd's record takes.
 
 SwiGLU (Shazeer 2020), as Llama and its relatives compute it: ``down(silu(gate(x)) * up(x))``. Backward needs what
 `gate` and `up` gave and no more; the product of the two is made again from them.

@@ -1,4 +1,4 @@
-"""RMSNorm with a frozen weight in fewer sweeps over memory than autograd's record of its steps.
+"""RMSNorm with a frozen weight in fewer passes over memory than autograd's record of its steps.
 
 Zhang and Sennrich 2019, as Llama and its relatives compute it: statistics in float32, the normed input rounded
 to the model's precision before the weight.

@@ -29,26 +29,26 @@ def run(directory: RunDirectory, spec: ImageTrainSpec, log: RunLog, control: Con
     holdout = read_pictures(directory, spec.holdout, spec, log) if spec.holdout else []
 
     log.phase("loading the model")
-    student = prepare(directory, spec)
+    trainable = prepare(directory, spec)
     control.check()
 
     log.phase("looking at the pictures")
-    train = encode(student, directory.resolve(spec.train), train, spec, log, control)
+    train = encode(trainable, directory.resolve(spec.train), train, spec, log, control)
     if spec.holdout:
-        holdout = encode(student, directory.resolve(spec.holdout), holdout, spec, log, control)
+        holdout = encode(trainable, directory.resolve(spec.holdout), holdout, spec, log, control)
 
     def look() -> dict[str, float]:
-        loss, accuracy = pick_accuracy(student, holdout, spec, control)
+        loss, accuracy = pick_accuracy(trainable, holdout, spec, control)
         return {"holdout_loss": loss, "pick_accuracy": accuracy}
 
-    updates = updates_for(student, spec)
+    updates = updates_for(trainable, spec)
     plan = Plan.of(spec, len(train))
-    training = Training(directory, spec, log, control, updates, plan, fingerprint(spec, train, student))
+    training = Training(directory, spec, log, control, updates, plan, fingerprint(spec, train, trainable))
     for number, step in enumerate(training.steps(look if holdout else None), start=training.began_at):
         chance = random.Random(f"{spec.seed} {number}")  # nothing to save: a resumed step draws the same
         for indices in step.micro_batches():
-            for batch in batches(student, [train[i] for i in indices], spec, chance):
-                found = preference_loss(student, batch, spec.beta_dpo)
+            for batch in batches(trainable, [train[i] for i in indices], spec, chance):
+                found = preference_loss(trainable, batch, spec.beta_dpo)
                 loss = found.loss.sum() / len(step.samples)
                 step.backward(loss)
                 right = float(found.right.sum()) / len(step.samples)

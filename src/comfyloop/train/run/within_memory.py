@@ -14,13 +14,13 @@ from comfyloop.train.specs.base import RunSpec
 Spec = TypeVar("Spec", bound=RunSpec)
 
 
-def within_memory(work: Callable[[Spec], None], spec: Spec, log: RunLog, mend: str) -> None:
+def within_memory(work: Callable[[Spec], None], spec: Spec, log: RunLog, hint: str) -> None:
     """Do `work` as a spec says; where memory does not suffice, again, with a spec of the same steps that takes less.
 
     It goes on from the last checkpoint: the steps, and what they are made of, stay the same.
 
     Args:
-        mend: What to set so that it would do, when nothing is left to make smaller.
+        hint: What to set so that it would do, when nothing is left to make smaller.
 
     Raises:
         RunFailed: Not even one sample at a time finds room. Whatever else `work` raises goes on.
@@ -36,7 +36,7 @@ def within_memory(work: Callable[[Spec], None], spec: Spec, log: RunLog, mend: s
         # out of the handler, so that nothing of what failed is kept by its traceback
         less = spec.smaller() if spec.world_size == 1 else None
         if less is None:
-            raise RunFailed(f"Memory does not suffice for this run, with {_at_a_time(spec)}: {said}.", mend)
+            raise RunFailed(f"Memory does not suffice for this run, with {_at_a_time(spec)}: {said}.", hint)
         log.warn(
             f"Memory did not suffice for {_at_a_time(spec)}, so the run goes on with {_at_a_time(less)}: the same "
             "steps, computed more slowly."

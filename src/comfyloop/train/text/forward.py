@@ -81,7 +81,7 @@ def answer_states(
         own = [_own_states(model, features, example) for example in examples]
         labels = torch.cat([example.input_ids[example.answer] for example in examples])
         return torch.cat(own), labels.to(model.device)
-    row = pack(examples, model.device, share=model.shares_beginnings)
+    row = pack(examples, model.device, share=model.shares_prefixes)
     states = model.hidden_states(
         row.predicting,
         input_ids=row.input_ids,

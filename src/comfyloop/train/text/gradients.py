@@ -1,6 +1,6 @@
 """The gradients of the way a run trains, held against plain autograd: before the first step, once.
 
-Plain means: PEFT's and transformers' own modules in the place of those with fewer sweeps, four-bit weights
+Plain means: PEFT's and transformers' own modules in the place of those with fewer passes, four-bit weights
 dequantised and multiplied by torch, no activation left out to be computed again. A backward pass that is wrong shows
 in no log-probability, and a run that trains by it ends as if all were well.
 """

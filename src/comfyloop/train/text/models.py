@@ -154,7 +154,7 @@ class Loaded:
         return states if self.answers_only else states[predicting]
 
     @property
-    def shares_beginnings(self) -> bool:
+    def shares_prefixes(self) -> bool:
         """Whether samples of a row may have the tokens in common that they begin with.
 
         Not where each sample's own noise is put on them, nor under an attention that would not know of it.

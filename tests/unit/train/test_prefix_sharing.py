@@ -146,4 +146,4 @@ def test_the_loss_and_its_gradient_are_the_same(
 
 def test_noise_is_each_samples_own(tiny_llm: Path, tmp_path: Path) -> None:
     loaded, _ = ready(tiny_llm, rows(tmp_path, pictures=False), neftune_noise_alpha=5)
-    assert not loaded.shares_beginnings
+    assert not loaded.shares_prefixes

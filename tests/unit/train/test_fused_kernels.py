@@ -1,4 +1,4 @@
-"""LoRA layers, norms, MLPs and attention in fewer sweeps: values and gradients are PEFT's and transformers' own."""
+"""LoRA layers, norms, MLPs and attention in fewer passes: values and gradients are PEFT's and transformers' own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from comfyloop.train.kernels import attention, last_layer, lora, mlp, packing, r
 from tests.families import text_fields, text_tokenizer
 
 
-def wearing(tiny_llm: Path, dtype: torch.dtype, **config: object):  # type: ignore[no-untyped-def]
+def with_lora(tiny_llm: Path, dtype: torch.dtype, **config: object):  # type: ignore[no-untyped-def]
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(tiny_llm, dtype=dtype)
     config.setdefault("target_modules", ["q_proj", "v_proj", "o_proj"])
@@ -46,7 +46,7 @@ def loss_and_gradients(model):  # type: ignore[no-untyped-def]
 def test_the_same_loss_and_gradients(
     tiny_llm: Path, dtype: torch.dtype, bound: float, layers: str | list[str], loras: int, mlps: int
 ) -> None:
-    own = wearing(tiny_llm, dtype, target_modules=layers)
+    own = with_lora(tiny_llm, dtype, target_modules=layers)
     ours = copy.deepcopy(own)
     assert lora.fuse_lora(ours) == 2 * loras
     assert rms_norm.fuse_rms_norm(ours) == 5
@@ -134,8 +134,8 @@ def test_the_last_layer_goes_on_with_the_places_that_predict_answers_alone(
 
 def test_float32_sums_come_closer_to_the_truth_than_half_precision_ones(tiny_llm: Path) -> None:
     """In bfloat16 the input's gradient is added up in float32 here, and in bfloat16 by autograd."""
-    truth = loss_and_gradients(wearing(tiny_llm, torch.float32))[1]
-    own = wearing(tiny_llm, torch.bfloat16)
+    truth = loss_and_gradients(with_lora(tiny_llm, torch.float32))[1]
+    own = with_lora(tiny_llm, torch.bfloat16)
     ours = copy.deepcopy(own)
     lora.fuse_lora(ours)
     rms_norm.fuse_rms_norm(ours)
@@ -149,7 +149,7 @@ def test_float32_sums_come_closer_to_the_truth_than_half_precision_ones(tiny_llm
 
 
 def test_the_adapter_can_still_be_switched_off_and_merged(tiny_llm: Path) -> None:
-    peft = wearing(tiny_llm, torch.float32, target_modules="all-linear")
+    peft = with_lora(tiny_llm, torch.float32, target_modules="all-linear")
     ids = torch.arange(12)[None] + 5
     with torch.no_grad():
         with peft.disable_adapter():
@@ -167,4 +167,4 @@ def test_the_adapter_can_still_be_switched_off_and_merged(tiny_llm: Path) -> Non
 
 @pytest.mark.parametrize("config", [{"use_dora": True}, {"lora_dropout": 0.1}, {"lora_bias": True}])
 def test_layers_that_are_not_plain_are_left_to_peft(tiny_llm: Path, config: dict[str, object]) -> None:
-    assert lora.fuse_lora(wearing(tiny_llm, torch.float32, **config)) == 0
+    assert lora.fuse_lora(with_lora(tiny_llm, torch.float32, **config)) == 0
