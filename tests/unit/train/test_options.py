@@ -66,6 +66,7 @@ def test_a_learning_rate_that_suits_the_recipe() -> None:
 def test_a_wider_model_learns_at_a_lower_rate(config: Any, rate: float, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(config))
     assert own_rate(RECIPES["sft"], str(tmp_path)) == rate
+    assert own_rate(RECIPES["sft"], str(tmp_path), going_on=True) == pytest.approx(rate / 2, rel=0.02)
     assert (
         TrainSpec.from_settings(Settings(), model=str(tmp_path), train="t", holdout=None).learning_rate
         == rate

@@ -240,7 +240,8 @@ class TrainSpec(RunSpec):
                 "distillation": {"lmbda": settings.distillation_lmbda},
                 "quant_method": settings.quant_method or None,
                 "gradient_checkpointing": settings.gradient_checkpointing,
-                "learning_rate": settings.learning_rate or own_rate(RECIPES[settings.recipe], model),
+                "learning_rate": settings.learning_rate
+                or own_rate(RECIPES[settings.recipe], model, going_on=bool(init_from)),
                 "epochs": epochs or settings.epochs or MOST_EPOCHS,
                 "replay_share": settings.replay_share if RECIPES[settings.recipe].replays else 0.0,
                 "max_steps": settings.max_steps,
