@@ -76,7 +76,7 @@ RECIPES_OF = {
 ## Of the text side
 
 The learning rate is for a language model up to 576 wide (SmolLM2-135M); one that is k times as wide gets a k-th of it,
-7B and 8B models about a seventh.
+7B and 8B models about a seventh. A turn that goes on from a version takes half of that.
 
 | `recipe` | learns from | rows also have | the loop uses it with | learning rate of a LoRA | ms-swift |
 |---|---|---|---|---|---|

@@ -21,8 +21,8 @@ UNKNOWN = 4096
 
 
 GOING_ON = 0.5
-"""Of the rate, where a LoRA is gone on from: turn after turn at the whole of it, a brand's sixth turn had lost 5% of the
-likelihood of general answers, and none was lost, but the first turn learned less, at half of it from the first on."""
+"""Of the rate, where a LoRA is gone on from. Turn after turn at the whole of it a brand's sixth had lost 5% of the
+likelihood of general answers; at half of it from the first turn on nothing was lost, but the first learned less."""
 
 
 def own_rate(recipe: Recipe, model: str, *, going_on: bool = False) -> float:
