@@ -145,19 +145,26 @@ class Controller:
         return retention.prune(self.store, self.settings, dry_run=dry_run)
 
     def cancel(self, project: str) -> Loop:
-        """Stop the present run within a step; its last checkpoint stays.
+        """Stop the present run within a step; its last checkpoint stays. A turn that was only asked for is not begun.
 
         Raises:
             Conflict: No run is under way.
         """
-        loop = self.status(project)
-        if loop.state is not LoopState.TRAINING:
-            raise Conflict(
-                f"No run of {project!r} is under way: its loop is {loop.state}.",
-                "There is nothing to cancel.",
-            )
-        runners.cancel(self._stages.run_dir(loop.run))
-        return loop
+        with self.store.begin() as conn:
+            loop = loops.get(conn, project)
+            asked = loop.state is LoopState.IDLE and loop.requested
+            if asked:
+                back = {"requested": False, "consolidate": False, "updated_at": now()}
+                loops.save(conn, loop.model_copy(update=back))
+        if not asked:
+            if loop.state is not LoopState.TRAINING:
+                soon = loop.state is LoopState.CURATING
+                raise Conflict(
+                    f"No run of {project!r} is under way: its loop is {loop.state}.",
+                    "Its run is about to begin: cancel it then." if soon else "There is nothing to cancel.",
+                )
+            runners.cancel(self._stages.run_dir(loop.run))
+        return self.status(project)
 
     def snapshot(self, project: str) -> Snapshot:
         """Curate now, without a run. Raises DataError when there is nothing to train on."""

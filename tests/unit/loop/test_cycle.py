@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
 
 from comfyloop import curate
+from comfyloop.errors import Conflict
 from comfyloop.loop import Controller, Stages
 from comfyloop.loop.cycle import LoopCycle
 from comfyloop.loop.lease import lease_of
@@ -15,6 +20,8 @@ from comfyloop.records import (
     LoopState,
     Message,
     Project,
+    Run,
+    RunState,
     SampleUploaded,
     Snapshot,
     Triggered,
@@ -36,6 +43,9 @@ from comfyloop.store import (
     snapshots,
     versions,
 )
+from comfyloop.train.run.directory import Status, TrainState
+from comfyloop.train.specs.joint import JointSpec
+from comfyloop.train.specs.text import TrainSpec
 
 
 class Interrupted(Stages):
@@ -108,6 +118,49 @@ def test_what_a_turn_left_for_the_next_one_waits_and_helps_to_start_it(settings:
             loops.save(conn, Loop(project="acme", held_over=9, note="9 pieces of ann's feedback wait."))
         status = Controller(stages).status("acme")
         assert (status.waiting, status.note) == (9, "9 pieces of ann's feedback wait.")
+
+
+def test_a_turn_that_was_only_asked_for_is_not_begun_when_it_is_cancelled(settings: Settings) -> None:
+    with at_work(settings) as (stages, _):
+        controller = Controller(stages)
+        controller.request("acme", consolidate=True)
+        assert not controller.cancel("acme").requested and not row(stages.store).consolidate
+        with pytest.raises(Conflict, match="nothing to cancel"):
+            controller.cancel("acme")
+        with stages.store.begin() as conn:
+            loops.save(conn, Loop(project="acme", state=LoopState.CURATING))
+        with pytest.raises(Conflict, match="about to begin"):
+            controller.cancel("acme")
+
+
+class Heeding(Interrupted):
+    """Works as ever, but what trains does nothing but heed the sign to stop."""
+
+    def train(self, loop: Loop, run_dir: Path, spec: TrainSpec | JointSpec) -> Status:
+        assert (run_dir / "cancel").exists()
+        return self.runner.poll(run_dir).model_copy(update={"state": TrainState.CANCELLED})
+
+
+def test_a_run_cancelled_before_it_began_gives_its_feedback_back(settings: Settings, tmp_path: Path) -> None:
+    said = (Message.of("user", "Name it."), Message.of("assistant", "A mug."))
+    sent = SampleUploaded(project="acme", messages=said)
+    line = {"id": "1", "query": "Name it.", "response": "A mug.", "feedback": [sent.id]}
+    (tmp_path / "train.jsonl").write_text(json.dumps(line) + "\n")
+    with at_work(settings, Heeding) as (stages, turn):
+        made = Snapshot(id="s1", project="acme", path=str(tmp_path), train=1, holdout=0, replay=0)
+        run = Run(id="run-1", project="acme", snapshot="s1", recipe="sft", path=str(stages.run_dir("run-1")))
+        with stages.store.begin() as conn:
+            snapshots.add(conn, made)
+            runs.add(conn, run)
+            feedback.add(conn, [sent])
+            loops.save(conn, Loop(project="acme", state=LoopState.TRAINING, snapshot="s1", run="run-1"))
+        Controller(stages).cancel("acme")  # there is no folder of the run yet
+        turn.run()
+        loop = row(stages.store)
+        assert (loop.state, loop.outcome) == (LoopState.IDLE, "cancelled"), loop.error
+        assert Controller(stages).status("acme").waiting == 1
+        with stages.store.read() as conn:
+            assert runs.get(conn, "run-1").state is RunState.CANCELLED
 
 
 class Curated(Interrupted):

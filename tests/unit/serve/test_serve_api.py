@@ -278,6 +278,8 @@ def test_the_loop_is_asked_for_and_told(gateway: Gateway) -> None:
     started = gateway.http.post("/v1/loop")
     assert started.status_code == 202 and started.json()["requested"] is True
     assert gateway.http.post("/v1/loop", json={"project": "nope"}).status_code == 404
+    taken_back = gateway.http.post("/v1/loop/cancel")
+    assert taken_back.status_code == 202 and taken_back.json()["requested"] is False
     idle = gateway.http.post("/v1/loop/cancel")
     assert idle.status_code == 409 and error(idle)["code"] == "conflict"
 
