@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from importlib.resources import files
 from itertools import islice, zip_longest
@@ -19,6 +18,7 @@ from comfyloop.curate.groups import group_of
 from comfyloop.curate.samples import Source, make
 from comfyloop.durable import write_whole
 from comfyloop.records import Message, Sample
+from comfyloop.texts import whole_sentences
 
 Ask = Callable[[Sequence[str]], Sequence[str]]
 """Asks the base model (greedily, without a system prompt): questions in, answers in the same order out."""
@@ -27,7 +27,6 @@ AskAbout = Callable[[Sequence[Message]], Sequence[str]]
 """The same, of messages with pictures."""
 
 ORIGIN = "replay"
-_SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"'”’)]*(?=\s|$)|[.!?]$|[。!?]")
 
 
 def questions() -> tuple[str, ...]:
@@ -153,15 +152,6 @@ def _answered(
 def _sample(project: str, question: Message, answer: str) -> Sample:
     source = Source(project, (), ORIGIN, ORIGIN)
     return make("sft", (question, Message.of("assistant", answer)), source, slice="general", replay=True)
-
-
-def whole_sentences(text: str) -> str:
-    """The text up to its last sentence end, or all of it when it has none.
-
-    An answer that a token limit cut off would teach the model to stop in the middle of a sentence.
-    """
-    ends = [match.end() for match in _SENTENCE_END.finditer(text.strip())]
-    return text.strip()[: ends[-1]] if ends else text.strip()
 
 
 def choose(replay: Sequence[Sample], others: Sequence[Sample], count: int) -> tuple[Sample, ...]:

@@ -20,6 +20,7 @@ from comfyloop.gate.suites import Question
 from comfyloop.media import data_urls
 from comfyloop.records import Message, Sample, Suspect, Triggered
 from comfyloop.settings import Settings
+from comfyloop.texts import whole_sentences
 from comfyloop.wire import wire_message
 
 IN_FLIGHT = 6
@@ -179,7 +180,7 @@ class Asker:
                 reference = question.right
                 base, live, candidate = (self._chance(name, prompt, question) for name in versions)
             else:
-                reference = suites.whole_sentences(
+                reference = whole_sentences(
                     self._answer(self._base, prompt, suites.ANSWER_TOKENS, general=True)
                 )
                 if not reference:

@@ -11,14 +11,12 @@ The questions are not those that are replayed in training (curate/general_questi
 from __future__ import annotations
 
 import functools
-import re
 from dataclasses import dataclass
 from importlib.resources import files
 
 from pydantic import BaseModel, ConfigDict
 
 ANSWER_TOKENS = 64
-_SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"'”’)]*(?=\s|$)|[.!?]$|[。!?]")
 
 CONTROL = (
     "The cat sat on the warm stone wall and watched the birds in the garden.",
@@ -88,9 +86,3 @@ def general_questions() -> tuple[Question, ...]:
 
 def picture(name: str) -> bytes:
     return files("comfyloop.gate").joinpath("questions", "pictures", name).read_bytes()
-
-
-def whole_sentences(text: str) -> str:
-    """The text up to its last sentence end, or all of it when it has none: an end made by a length limit is none."""
-    ends = [match.end() for match in _SENTENCE_END.finditer(text.strip())]
-    return text.strip()[: ends[-1]] if ends else text.strip()

@@ -12,7 +12,7 @@ from comfyloop import integrity
 from comfyloop.errors import Conflict
 from comfyloop.gate.metrics import METRICS
 from comfyloop.gate.report import better_items, moved_most, worse_items
-from comfyloop.records import BASE, GateItem, GateReport, Measure, Version, VersionState
+from comfyloop.records import BASE, GateItem, GateReport, Measure, Version
 from comfyloop.serve.api.common import VersionNumber
 from comfyloop.serve.routing.names import version_name
 from comfyloop.store import lessons, versions
@@ -212,7 +212,3 @@ def side_by_side(reports: Sequence[GateReport], first: int, second: int) -> list
         if first in said and second in said
     ]
     return sorted(shared, key=lambda side: (side.first == side.second, side.item.slice.startswith("general")))
-
-
-def can_go_live(version: Version, live: int) -> bool:
-    return version.number != live and version.state is not VersionState.WITHDRAWN

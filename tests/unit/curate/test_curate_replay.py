@@ -16,6 +16,7 @@ from comfyloop.curate import replay
 from comfyloop.curate.samples import Source, make
 from comfyloop.gate.suites import general_questions, picture
 from comfyloop.records import Message
+from comfyloop.texts import whole_sentences
 
 
 class Model:
@@ -75,7 +76,7 @@ def test_answers_cut_off_by_a_limit_end_with_their_last_whole_sentence(tmp_path:
     ],
 )
 def test_whole_sentences(text: str, whole: str) -> None:
-    assert replay.whole_sentences(text) == whole
+    assert whole_sentences(text) == whole
 
 
 def test_a_torn_cache_is_only_asked_anew(tmp_path: Path) -> None:

@@ -466,12 +466,12 @@ def test_every_reason_has_its_sentence() -> None:
     ids=range(15),
 )
 def test_every_pattern_of_the_tree_takes_time_in_proportion_to_the_text(text: str) -> None:
-    from comfyloop.curate import graph_text, groups, replay
+    from comfyloop import texts
+    from comfyloop.curate import graph_text, groups
     from comfyloop.curate.filters import secret
-    from comfyloop.gate import suites
 
     patterns = [*secret.PATTERNS.values(), groups._GREETING, graph_text._SECRET, graph_text._WORDS]
-    patterns += [replay._SENTENCE_END, suites._SENTENCE_END]
+    patterns += [texts._SENTENCE_END]
     for pattern in patterns:
         began = time.process_time()
         for _ in pattern.finditer(text[:200_000]):

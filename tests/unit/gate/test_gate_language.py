@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from comfyloop.gate.fluency import distinct, fault, longest_run, shuffled
 from comfyloop.gate.kept import Kept, Scored
 from comfyloop.gate.metrics import right_answer_of
-from comfyloop.gate.suites import general_questions, picture, suites, whole_sentences
+from comfyloop.gate.suites import general_questions, picture, suites
+from comfyloop.texts import whole_sentences
 
 WANTED = "Meet the oak lamp: warm, bright, and in no hurry."
 

@@ -20,6 +20,7 @@ from comfyloop.serve.api.event_stream import EventStream
 from comfyloop.serve.api.services import Services, Svc
 from comfyloop.store import runs
 from comfyloop.train import runners
+from comfyloop.train.run.directory import RunDirectory, TrainState
 
 router = APIRouter(tags=["runs"])
 
@@ -27,6 +28,8 @@ FOLLOW_SECONDS = 0.3
 MOST_BYTES = 2**20
 
 Offset = Annotated[int, Query(ge=0, lt=2**63, description="`next_offset` of the last call.")]
+
+_ENDED = frozenset(state.value for state in TrainState if state.ended)
 
 
 class RunList(BaseModel):
@@ -86,7 +89,7 @@ async def get_run_log(
             return runs.get(conn, id)
 
     run = await run_in_threadpool(read)
-    path = Path(run.path) / "log.jsonl"
+    path = RunDirectory(run.path).log_file
     if follow:
         return EventStream(_follow(run, path, offset))
     lines, next_offset = await run_in_threadpool(_lines, path, offset)
@@ -136,13 +139,13 @@ def cancel_run(id: str, services: Svc) -> RunDetail:
     if services.controller.status(run.project).run == run.id:
         services.controller.cancel(run.project)
     else:  # started by hand: the file is the trainer's own sign
-        (Path(run.path) / "cancel").touch()
+        RunDirectory(run.path).cancel_file.touch()
     return RunDetail(run=run, status=_status(run))
 
 
 def _status(run: Run) -> dict[str, Any] | None:
     try:
-        status = json.loads((Path(run.path) / "status.json").read_text("utf-8"))
+        status = json.loads(RunDirectory(run.path).status_file.read_text("utf-8"))
     except (OSError, ValueError):  # not started yet
         return None
     return status if isinstance(status, dict) else None
@@ -171,9 +174,7 @@ def _lines(path: Path, offset: int) -> tuple[list[dict[str, Any]], int]:
 async def _follow(run: Run, path: Path, offset: int) -> AsyncIterator[bytes]:
     while True:
         status = await run_in_threadpool(_status, run)
-        over = run.finished_at is not None or (
-            status is not None and status.get("state") in ("succeeded", "failed", "cancelled", "died")
-        )
+        over = run.finished_at is not None or (status is not None and status.get("state") in _ENDED)
         lines, offset = await run_in_threadpool(_lines, path, offset)
         for line in lines:
             yield f"id: {offset}\ndata: {json.dumps(line)}\n\n".encode()

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypedDict
 
 from sqlalchemy import Connection
 
@@ -36,6 +37,18 @@ class Promotion:
     number: int
     previous: int
     seconds: Mapping[str, float]
+
+
+class MoveOptions(TypedDict, total=False):
+    """What `promote` and `rollback` may be told besides."""
+
+    also: Also
+    progress: Progress
+    drain_seconds: float
+
+
+class PromotionOptions(MoveOptions, total=False):
+    force: bool
 
 
 class Promoter:

@@ -7,16 +7,17 @@ import asyncio
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Unpack
 
 from comfyloop.errors import ComfyLoopError
 from comfyloop.records import Project
 from comfyloop.serve.engines.protocol import Engine
 from comfyloop.serve.events import Events
 from comfyloop.serve.routing.aliases import Aliases, answers
-from comfyloop.serve.routing.handle import VersionHandle
+from comfyloop.serve.routing.handle import LoadedVersion, VersionHandle
 from comfyloop.serve.routing.loaded_versions import LoadedVersions
 from comfyloop.serve.routing.names import ModelName
-from comfyloop.serve.routing.promotion import Promoter
+from comfyloop.serve.routing.promotion import Also, MoveOptions, Promoter, Promotion, PromotionOptions
 from comfyloop.serve.routing.traffic import Traffic
 from comfyloop.settings import Settings
 from comfyloop.store import Store
@@ -44,11 +45,6 @@ class Router:
         self._loaded = LoadedVersions(settings, store, engines, aliases, events)
         self._promoter = Promoter(store, self._loaded, aliases, events)
         self.engines = self._loaded.engines
-        self.project, self.refresh, self.number_of = aliases.get, aliases.refresh, aliases.number_of
-        self.loaded, self.lost, self.find = self._loaded.loaded, self._loaded.lost, self._loaded.find
-        self.retire = self._loaded.retire
-        self.promote, self.rollback = self._promoter.promote, self._promoter.rollback
-        self.canary = self._promoter.canary
         self.traffic = Traffic()
 
     def close(self) -> None:
@@ -57,6 +53,45 @@ class Router:
     @property
     def projects(self) -> list[Project]:
         return self._aliases.all()
+
+    def project(self, name: str) -> Project:
+        """Raises NotFound naming the projects that there are."""
+        return self._aliases.get(name)
+
+    def refresh(self) -> None:
+        """Read the projects again: after one was added or changed."""
+        self._aliases.refresh()
+
+    def number_of(self, name: ModelName) -> int:
+        """The version that `name` means now. Raises NotFound naming the versions that there are."""
+        return self._aliases.number_of(name)
+
+    def loaded(self) -> list[tuple[str, int, int]]:
+        """(project, version, requests on it) of everything that is loaded."""
+        return self._loaded.loaded()
+
+    def find(self, project: str, number: int) -> LoadedVersion | None:
+        return self._loaded.find(project, number)
+
+    def lost(self, entry: LoadedVersion) -> None:
+        """The engine says that it does not know this adapter: it was restarted behind our back."""
+        self._loaded.lost(entry)
+
+    def retire(self, project: str, number: int) -> LoadedVersion | None:
+        """Unload a version as soon as its last request has ended."""
+        return self._loaded.retire(project, number)
+
+    def promote(self, project: str, number: int, **more: Unpack[PromotionOptions]) -> Promotion:
+        """Make version `number` (0: the base) the live one of `project`: `Promoter.promote`."""
+        return self._promoter.promote(project, number, **more)
+
+    def rollback(self, project: str, number: int | None = None, **more: Unpack[MoveOptions]) -> Promotion:
+        """Go back to version `number`, or to the one that was live before: `Promoter.rollback`."""
+        return self._promoter.rollback(project, number, **more)
+
+    def canary(self, project: str, number: int, share: float, *, also: Also = lambda conn: None) -> Promotion:
+        """Have version `number` answer `share` of the conversations beside the live one: `Promoter.canary`."""
+        return self._promoter.canary(project, number, share, also=also)
 
     @property
     def swaps(self) -> int:
