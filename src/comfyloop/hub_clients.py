@@ -33,13 +33,15 @@ def modelscope() -> Any:
         InvalidInput: It is not installed.
     """
     try:
-        from modelscope_hub import HubApi
+        from modelscope_hub import HubApi, HubConfig
     except ImportError:
         raise InvalidInput("modelscope-hub is not installed.", INSTALL) from None
-    # Said each time: the client remembers what the environment said when it was first asked.
+    # Said each time: the client's own configuration is what the environment said when it was first asked.
     names = {"endpoint": "MODELSCOPE_ENDPOINT", "token": "MODELSCOPE_API_TOKEN"}
     return HubApi(
-        **{name: os.environ[variable] for name, variable in names.items() if os.environ.get(variable)}
+        HubConfig(
+            **{name: os.environ[variable] for name, variable in names.items() if os.environ.get(variable)}
+        )
     )
 
 
