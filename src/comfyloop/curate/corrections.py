@@ -56,11 +56,11 @@ def unsure(items: Sequence[Feedback]) -> list[Dropped]:
     dropped = [
         Dropped(feedback=item.id, reason="another_subject", detail="it keeps less than half of the words")
         for item in items
-        if isinstance(item, PromptEdited) and _captured(item) and not is_correction(item.before, item.after)
+        if isinstance(item, PromptEdited) and is_captured(item) and not is_correction(item.before, item.after)
     ]
     waiting: dict[object, list[Feedback]] = {}
     for item in items:
-        if not isinstance(item, PromptEdited | GraphEdited) or not _captured(item):
+        if not isinstance(item, PromptEdited | GraphEdited) or not is_captured(item):
             continue
         who = (item.author, item.kind)
         undone = waiting.get((*who, repr(item.after), repr(item.before)))
@@ -75,6 +75,6 @@ def unsure(items: Sequence[Feedback]) -> list[Dropped]:
     return list({lost.feedback: lost for lost in dropped}.values())
 
 
-def _captured(item: PromptEdited | GraphEdited) -> bool:
+def is_captured(item: PromptEdited | GraphEdited) -> bool:
     """Noticed between two runs: it names the node; one from a review does not."""
     return isinstance(item, GraphEdited) or (bool(item.node) and item.generation is None)

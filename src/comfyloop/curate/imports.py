@@ -6,12 +6,12 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, ValidationError
 
 from comfyloop import formats
 from comfyloop.curate.rows import to_messages
 from comfyloop.formats import Row
-from comfyloop.records import ImagePicked, Record, SampleUploaded
+from comfyloop.records import Box, ImagePicked, Record, SampleUploaded
 
 Uploaded = SampleUploaded | ImagePicked
 _MOST_KEYS = 50
@@ -28,6 +28,8 @@ def unsayable(row: Row) -> str:
             "it has a picture that was kept, and more than the prompt: leave out the conversation to feed back the "
             "picture, or the picture to feed back the conversation"
         )
+    if row.extra.get("crop") is not None and _crop(row) is None:
+        return "its crop is no box: give left, top, right and bottom in pixels of the picture"
     return ""
 
 
@@ -45,6 +47,8 @@ def feedback_from(row: Row, project: str, author: str, hashes: Mapping[str, str]
         )
         repeats = _repeats(row)
         more += [repeats] if repeats != 1 else []
+        crop = _crop(row)
+        more += [list(crop)] if crop is not None else []
         content: list[object] = [project, author, row.answer, chosen, over, *more]
         return ImagePicked(
             id=_id_of(content),
@@ -54,6 +58,7 @@ def feedback_from(row: Row, project: str, author: str, hashes: Mapping[str, str]
             over=tuple(over),
             prompt=row.answer,
             repeats=repeats,
+            crop=crop,
             comment=comment,
         )
     messages = to_messages(row, [hashes[str(image)] for image in row.images])
@@ -72,6 +77,16 @@ def feedback_from(row: Row, project: str, author: str, hashes: Mapping[str, str]
 def _repeats(row: Row) -> int:
     told = row.extra.get("repeats")
     return told if isinstance(told, int) and 1 <= told <= 1000 else 1
+
+
+def _crop(row: Row) -> Box | None:
+    try:
+        return _BOX.validate_python(row.extra.get("crop"))
+    except ValidationError:
+        return None
+
+
+_BOX: TypeAdapter[Box] = TypeAdapter(Box)
 
 
 def _id_of(content: list[object]) -> str:

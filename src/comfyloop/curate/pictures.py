@@ -24,13 +24,13 @@ def picked_drafts(
     source, messages = Source.of(item), _messages(item, generations)
     drafts = [
         Draft(
-            make("captioned_image", messages, source, picked=image, repeats=item.repeats),
+            make("captioned_image", messages, source, picked=image, repeats=item.repeats, crop=item.crop),
             to_review=item.to_review,
         )
         for image in item.picked
     ]
     drafts += [
-        Draft(make("image_pair", messages, source, picked=better, over=worse))
+        Draft(make("image_pair", messages, source, picked=better, over=worse, crop=item.crop))
         for better in item.picked
         for worse in item.over
         if better != worse
@@ -52,7 +52,7 @@ def rated_drafts(
         elif not prompt:
             dropped.append(Dropped(feedback=item.id, reason="no_prompt"))
         else:
-            by_prompt.setdefault((item.author, _same(_messages(item, generations))), []).append(item)
+            by_prompt.setdefault((item.author, prompt_of(item, generations)), []).append(item)
     for ratings in by_prompt.values():
         good = [item for item in ratings if item.rating > 3]
         bad = [item for item in ratings if item.rating < 3]
@@ -78,10 +78,13 @@ def _prompt(item: ImagePicked | ImageRated, generations: Mapping[str, Generation
     return (item.prompt or (generation.answer if generation else "")).strip()
 
 
-def _same(messages: Sequence[Message]) -> tuple[tuple[str, ...], ...]:
+def prompt_of(
+    item: ImagePicked | ImageRated, generations: Mapping[str, Generation]
+) -> tuple[tuple[str, ...], ...]:
     """What tells one prompt from another: neither spaces nor how a letter is composed."""
     return tuple(
-        (m.role, " ".join(unicodedata.normalize("NFC", m.text).split()), *m.images) for m in messages
+        (m.role, " ".join(unicodedata.normalize("NFC", m.text).split()), *m.images)
+        for m in _messages(item, generations)
     )
 
 

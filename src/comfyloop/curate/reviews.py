@@ -8,7 +8,7 @@ too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
@@ -43,41 +43,64 @@ class Reviewed:
     """
     Attributes:
         decided: The drafts as they were, with what was decided about them.
+        rejected: Feedback of drafts that are not learned, with the decision.
+        looked_up: Items whose verdict it was made by, also where there is none.
     """
 
     drafts: list[Draft] = field(default_factory=list)
     dropped: list[Dropped] = field(default_factory=list)
     taught: list[Taught] = field(default_factory=list)
     decided: list[tuple[Draft, SampleReviewed]] = field(default_factory=list)
+    rejected: dict[str, SampleReviewed] = field(default_factory=dict)
+    looked_up: list[str] = field(default_factory=list)
 
 
 def apply(drafts: Sequence[Draft], verdicts: Mapping[str, ReviewVerdict]) -> Reviewed:
+    done = together([of_one(draft, verdicts) for draft in drafts])
+    done.dropped = dropped(done.rejected, {id for draft in done.drafts for id in draft.sample.feedback})
+    return done
+
+
+def of_one(draft: Draft, verdicts: Mapping[str, ReviewVerdict]) -> Reviewed:
+    """What becomes of a draft; `dropped` is for who knows what is made of the same feedback."""
     done = Reviewed()
-    rejected: dict[str, SampleReviewed] = {}
-    for draft in drafts:
-        done.drafts += _settled(draft, verdicts, done, rejected, ()) if verdicts else [draft]
-    used = {id for draft in done.drafts for id in draft.sample.feedback}
-    done.dropped = [
+    done.drafts += _settled(draft, verdicts, done, ()) if verdicts else [draft]
+    return done
+
+
+def together(made: Sequence[Reviewed]) -> Reviewed:
+    done = Reviewed(
+        drafts=[draft for one in made for draft in one.drafts],
+        taught=list(dict.fromkeys(taught for one in made for taught in one.taught)),
+        decided=[decided for one in made for decided in one.decided],
+    )
+    for one in made:
+        done.rejected |= one.rejected
+    return done
+
+
+def dropped(rejected: Mapping[str, SampleReviewed], used: Collection[str]) -> list[Dropped]:
+    """The feedback that was rejected, but for what others are made of.
+
+    Args:
+        used: The feedback of all drafts that are left.
+    """
+    return [
         Dropped(feedback=id, reason=REJECTED, detail=f"by {decision.author} ({decision.id})")
         for id, decision in rejected.items()
         if id not in used
     ]
-    done.taught = list(dict.fromkeys(done.taught))
-    return done
 
 
 def _settled(
-    draft: Draft,
-    verdicts: Mapping[str, ReviewVerdict],
-    done: Reviewed,
-    rejected: dict[str, SampleReviewed],
-    before: tuple[str, ...],
+    draft: Draft, verdicts: Mapping[str, ReviewVerdict], done: Reviewed, before: tuple[str, ...]
 ) -> Iterator[Draft]:
     """What becomes of a draft.
 
     Args:
         before: Items that it was before it was fixed: who changes a text back means the text as it was.
     """
+    done.looked_up.append(draft.item)
     verdict = verdicts.get(draft.item)
     if verdict is None or draft.item in before:
         yield draft
@@ -89,7 +112,7 @@ def _settled(
     match decision.decision:
         case "reject":
             done.taught.append(Taught(draft.sample.answer, False))
-            rejected.update(dict.fromkeys(draft.sample.feedback, decision))
+            done.rejected.update(dict.fromkeys(draft.sample.feedback, decision))
         case "accept":
             done.taught.append(Taught(draft.sample.answer, draft.sample.label is not False))
             yield replace(draft, answered=answered)
@@ -97,7 +120,7 @@ def _settled(
             assert decision.text is not None
             done.taught.append(Taught(draft.sample.answer, False))
             for fixed in _fixed(draft, decision, decision.text.strip(), answered):
-                yield from _settled(fixed, verdicts, done, rejected, (*before, draft.item))
+                yield from _settled(fixed, verdicts, done, (*before, draft.item))
 
 
 def _fixed(draft: Draft, decision: SampleReviewed, text: str, answered: frozenset[str]) -> Iterator[Draft]:
@@ -119,6 +142,7 @@ def _fixed(draft: Draft, decision: SampleReviewed, text: str, answered: frozense
                 over=sample.over,
                 slice=sample.slice,
                 repeats=sample.repeats,
+                crop=sample.crop,
             )
             yield made(fixed, None)
         case "preference":

@@ -56,6 +56,7 @@ def row_of(sample: Sample, image_path: Callable[[str], str], *, extra: bool = Tr
             "author": sample.author,
             "feedback": list(sample.feedback),
             **({"repeats": sample.repeats} if sample.repeats != 1 else {}),
+            **({"crop": list(sample.crop)} if sample.crop else {}),
         }
     return written
 
@@ -104,6 +105,7 @@ def read_samples(path: Path, project: str) -> list[Sample]:
                 slice=extra["slice"],
                 replay=extra["replay"],
                 repeats=int(extra.get("repeats", 1)),
+                crop=tuple(extra["crop"]) if extra.get("crop") else None,
             )
         except (KeyError, TypeError, ValidationError) as error:
             raise DataError(f"{place}: this row was not written by a snapshot ({error}).") from error

@@ -21,17 +21,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 from comfyloop.curate import graph, graph_text
+from comfyloop.curate.corrections import words_in_order
 from comfyloop.curate.groups import group_of
 from comfyloop.records import (
     AnswerAccepted,
     AnswerEdited,
     AnswerRated,
+    Box,
     Dropped,
     Feedback,
     Generation,
@@ -74,6 +76,38 @@ class Draft:
         """What the review queue calls its content: the same for an answer and for its being preferred."""
         sample = self.made_from or self.sample
         return "item_" + _hash([[_plain(m) for m in sample.messages], sample.label, sample.picked])
+
+    @cached_property
+    def noted(self) -> dict[str, Any]:
+        """What filters found in it and need again: a draft does not change."""
+        return {}
+
+    @cached_property
+    def content(self) -> bytes:
+        """What tells its sample from others: not runs of white space."""
+        sample = self.sample
+        turns = tuple((m.role, m.images, " ".join(m.text.split())) for m in sample.messages)
+        rejected = None if sample.rejected is None else " ".join(sample.rejected.split())
+        return _digest((sample.kind, turns, rejected, sample.label, sample.picked, sample.over, sample.crop))
+
+    def question(self, same: Callable[[str], str]) -> str:
+        """What tells its question from others: neither small words and marks, nor how a picture was saved.
+
+        Args:
+            same: From a picture to the first one that shows the same.
+        """
+        shown = tuple(tuple(map(same, images)) for images in self._asked[1])
+        return _digest((self._asked[0], shown)).hex() if any(shown) else self._asked_alone
+
+    @cached_property
+    def _asked(self) -> tuple[bytes, tuple[tuple[str, ...], ...]]:
+        prompt = self.sample.prompt or self.sample.messages
+        said = [(message.role, words_in_order(message.text)) for message in prompt]
+        return _digest(said), tuple(message.images for message in prompt)
+
+    @cached_property
+    def _asked_alone(self) -> str:
+        return self._asked[0].hex()
 
     def is_answered(self, filter: str) -> bool:
         return self.answered is not None and (not self.answered or filter in self.answered)
@@ -127,6 +161,7 @@ def make(
     slice: str | None = None,
     replay: bool = False,
     repeats: int = 1,
+    crop: Box | None = None,
 ) -> Sample:
     """A sample with its id (hash of the content), group and slice worked out.
 
@@ -134,7 +169,9 @@ def make(
     """
     turns = tuple(canonical(message) for message in messages)
     prompt = turns[:-1] or turns
-    content = [kind, [_plain(m) for m in turns], rejected, label, picked, over, replay]
+    content: list[Any] = [kind, [_plain(m) for m in turns], rejected, label, picked, over, replay]
+    if crop is not None:
+        content.append(crop)
     return Sample(
         id=_hash(content),
         project=source.project,
@@ -151,6 +188,7 @@ def make(
         origin=source.origin,
         author=source.author,
         repeats=repeats,
+        crop=crop,
     )
 
 
@@ -167,6 +205,10 @@ def _plain(message: Message) -> dict[str, Any]:
     }
 
 
+def _digest(content: object) -> bytes:
+    return hashlib.blake2b(repr(content).encode("utf-8", "surrogatepass"), digest_size=16).digest()
+
+
 def _hash(content: list[Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -178,8 +220,8 @@ def newest(items: Sequence[Feedback]) -> tuple[list[Feedback], list[Dropped]]:
     """
     by_target: dict[tuple[str, ...], list[int]] = {}
     for index, item in enumerate(items):
-        if (target := _target(item)) is not None:
-            by_target.setdefault((item.author, *target), []).append(index)
+        if (about := target(item)) is not None:
+            by_target.setdefault((item.author, *about), []).append(index)
     replaced_by: dict[int, str] = {}
     for indices in by_target.values():
         indices.sort(key=lambda i: (items[i].created_at, i))
@@ -194,7 +236,7 @@ def newest(items: Sequence[Feedback]) -> tuple[list[Feedback], list[Dropped]]:
     return kept, dropped
 
 
-def _target(item: Feedback) -> tuple[str, ...] | None:
+def target(item: Feedback) -> tuple[str, ...] | None:
     """What one person can say only one thing about; None where every piece of feedback stands alone."""
     match item:
         case AnswerEdited() | AnswerAccepted():

@@ -37,6 +37,7 @@ _OWN = (
     "feedback",
     "comment",
     "repeats",
+    "crop",
 )
 _TELLING = frozenset(
     {"image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "video", "videos", "audio"}

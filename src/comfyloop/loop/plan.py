@@ -109,6 +109,7 @@ def image_spec(
             "adapter": ImageAdapterSpec(r=r, lora_alpha=r, target_modules=settings.image_target_modules),
             "about": AdapterMetadata(project=project.name, trigger_words=settings.trigger_words),
             "resolution": settings.image_resolution,
+            "crop": settings.image_crop,
             "epochs": settings.image_epochs,
             "learning_rate": settings.image_learning_rate,
             "per_device_train_batch_size": settings.batch_size,

@@ -45,5 +45,16 @@ def new_id(prefix: str) -> str:
     return f"{prefix}_{int(time.time() * 1000):012x}{secrets.token_hex(8)}"
 
 
+def _is_a_box(box: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = box
+    if not (0 <= left < right and 0 <= top < bottom):
+        raise ValueError("a box is left, top, right and bottom in pixels, each side longer than none")
+    return box
+
+
+Box = Annotated[tuple[int, int, int, int], AfterValidator(_is_a_box)]
+"""Left, top, right and bottom in pixels of a picture as it is upright."""
+
+
 class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, model_validator
 
 from comfyloop.modalities.image import Sha256
-from comfyloop.records.base import MOST_REVIEWED, Author, Id, ProjectName, Rating, Record, Time, new_id, now
+from comfyloop.records.base import (
+    MOST_REVIEWED,
+    Author,
+    Box,
+    Id,
+    ProjectName,
+    Rating,
+    Record,
+    Time,
+    new_id,
+    now,
+)
 from comfyloop.records.chat import Message
 
 
@@ -67,6 +78,11 @@ class ImagePicked(_Feedback):
         description="How often the image model passes it in an epoch, as kohya has it.",
     )
     to_review: bool = ToReview
+    crop: Box | None = Field(
+        default=None,
+        description="The part of the picture that was picked which counts, by a person: left, top, right, bottom in "
+        "pixels. The image model learns that alone.",
+    )
     workflow: dict[str, Any] = Field(
         default={},
         description="What they were made by, in ComfyUI's API form: the gate draws with the newest.",

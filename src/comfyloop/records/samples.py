@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from comfyloop.modalities.image import Sha256
-from comfyloop.records.base import Author, Id, ProjectName, Record, Time, now
+from comfyloop.records.base import Author, Box, Id, ProjectName, Record, Time, now
 from comfyloop.records.chat import Message
 
 SampleKind = Literal["sft", "preference", "labelled", "captioned_image", "image_pair"]
@@ -35,6 +35,7 @@ class Sample(Record):
     origin: str = ""  # the kind of that feedback: "answer_edited", "answer_accepted", ...
     author: str = "local"
     repeats: int = 1  # image kinds: how often it is passed in an epoch
+    crop: Box | None = None  # image kinds: the part of `picked` that is learned
 
     @property
     def prompt(self) -> tuple[Message, ...]:

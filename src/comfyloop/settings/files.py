@@ -36,6 +36,7 @@ FOLDER_MAY_SET = frozenset(
             "image_lora_r",
             "image_target_modules",
             "image_resolution",
+            "image_crop",
             "image_prediction_type",
             "trigger_words",
             "lora_r",

@@ -325,6 +325,11 @@ class ImageSettings(BaseModel):
         ge=0,
         description="Side of a square of as many pixels as a picture has; 0: the model's own.",
     )
+    image_crop: Literal["subject", "middle"] = Field(
+        default="subject",
+        description="What of a picture is kept where it has to be cut: the `subject`, as far as it stands out from its "
+        "ground, or the `middle`. `comfyloop data crop` shows it. A box that a person gave counts before both.",
+    )
     trigger_words: str = Field(
         default="", description="Put before every caption in training, and into the LoRA file for its users."
     )

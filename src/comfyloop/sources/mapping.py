@@ -41,7 +41,7 @@ _WORDS = {
     "chosen": "chosen preferred better",
 }
 """By which names, written small and without signs, columns are known; the first that is there counts."""
-_KEPT = ("comment", "repeats")
+_KEPT = ("comment", "repeats", "crop")
 """What a source adds of its own, whatever the columns are called."""
 _TRUE = ("true", "1", "yes", "good", "up", "like", "wanted")
 _FALSE = ("false", "0", "no", "bad", "down", "dislike", "unwanted", "-1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.curate import made_of, read_samples, strip
+from comfyloop.curate import feedback_from, made_of, read_samples, strip, unsayable
+from comfyloop.curate.pictures import picked_drafts
 from comfyloop.curate.rows import dump_rows, row_of
 from comfyloop.curate.samples import Source, make
 from comfyloop.errors import DataError, NotFound, StorageError
 from comfyloop.formats import Row, read_whole
-from comfyloop.records import ImagePart, Message, Sample, TextPart
+from comfyloop.records import ImagePart, ImagePicked, Message, Sample, TextPart
 
 SOURCE = Source("acme", ("fb_1",), "answer_edited", "ada")
 
@@ -221,3 +223,22 @@ def test_a_pipe_or_a_device_is_refused_and_not_waited_for(tmp_path: Path) -> Non
     for path in (pipe, Path("/dev/zero")):
         with pytest.raises(StorageError, match="no file but a pipe"):
             read_rows(path)
+
+
+def test_a_persons_box_goes_from_a_pick_into_the_row_and_comes_back(tmp_path: Path) -> None:
+    pick = ImagePicked(
+        id="fb_1", project="acme", picked=("a" * 64,), over=("b" * 64,), prompt="a mug", crop=(1, 2, 30, 40)
+    )
+    drafts, _ = picked_drafts(pick, {})
+    whole, _ = picked_drafts(pick.model_copy(update={"crop": None}), {})
+    made = [draft.sample for draft in drafts]
+    assert {sample.id for sample in made}.isdisjoint(draft.sample.id for draft in whole)
+    rows = [row_of(sample, lambda sha: f"images/{sha}.png") for sample in made]
+    assert [row["crop"] for row in rows] == [[1, 2, 30, 40]] * 2
+    file = tmp_path / "train.captioned_image.jsonl"
+    file.write_text(dump_rows(rows), "utf-8")
+    assert read_samples(file, "acme") == made
+    (read, _) = read_whole(file, "").good
+    assert feedback_from(read, "acme", "bob", {str(read.chosen_image): "a" * 64}).crop == (1, 2, 30, 40)  # type: ignore[union-attr]
+    crooked = replace(read, extra={**read.extra, "crop": [9, 2, 3, 40]})
+    assert unsayable(read) == "" and "no box" in unsayable(crooked)

@@ -223,6 +223,50 @@ def test_changing_one_picture_encodes_one_again(tiny_sd15: Path, tmp_path: Path)
     assert look() == 3  # another VAE: other latents, the same captions
 
 
+def test_what_stands_over_is_cut_away_from_where_no_subject_is(tiny_sd15: Path, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (400, 100), "#dddddd")
+    picture.paste("#c02020", (290, 20, 350, 80))
+    picture.save(tmp_path / "wide.png")
+    picture.crop((200, 0, 400, 100)).save(tmp_path / "other.png")
+    path = write(tmp_path, row("wide.png", rejected="other.png"))
+    (found,), _ = read_rows(path, pairs=True, max_image_pixels=LIMIT)
+    model, cache = checkpoint.load(tiny_sd15), Cache(tmp_path / "cache")
+    by_subject, by_middle = Latents(model, cache, 64, 8), Latents(model, cache, 64, 8, "middle")
+    how, middle = by_subject.fit(found.chosen), by_middle.fit(found.chosen)
+    assert how.size == middle.size == by_subject.size(found.chosen) and how.scaled == middle.scaled
+    scale = how.scaled[0] / 400
+    assert how.corner[0] <= 290 * scale and 350 * scale <= how.corner[0] + how.size[0]
+    assert middle.corner[0] + middle.size[0] < 350 * scale
+    assert not torch.equal(by_subject.of(found.chosen), by_middle.of(found.chosen))
+    again = Latents(model, Cache(tmp_path / "cache"), 64, 8)
+    (tmp_path / "wide.png").unlink()  # what was cached tells where it was cut
+    assert again.fit(found.chosen) == how and torch.equal(again.of(found.chosen), by_subject.of(found.chosen))
+    assert by_subject.of(found.rejected, like=found.chosen).shape == by_subject.of(found.chosen).shape
+
+
+def test_a_persons_box_counts_before_what_stands_out(tiny_sd15: Path, tmp_path: Path) -> None:
+    picture = Image.new("RGB", (400, 100), "#dddddd")
+    picture.paste("#c02020", (290, 20, 350, 80))
+    picture.paste("#2020c0", (20, 20, 80, 80))
+    picture.save(tmp_path / "wide.png")
+    boxed, by_hand = row("wide.png", crop=[0, 0, 100, 100]), row("cut.png")
+    picture.crop((0, 0, 100, 100)).save(tmp_path / "cut.png")
+    (one, other), bad = read_rows(write(tmp_path, boxed, by_hand), pairs=False, max_image_pixels=LIMIT)
+    assert not bad and (one.chosen.width, one.chosen.height) == (100, 100)
+    assert np.array_equal(np.asarray(decode(one.chosen)), np.asarray(decode(other.chosen)))
+    latents = Latents(checkpoint.load(tiny_sd15), Cache(tmp_path / "cache"), 64, 8)
+    assert torch.equal(latents.of(one.chosen), latents.of(other.chosen))
+
+
+@pytest.mark.parametrize(
+    "crop", [[0, 0, 401, 100], [5, 5, 5, 9], [-1, 0, 9, 9], [0, 0, 9], "all", [0, 0, 9.5, 9]]
+)
+def test_a_box_that_is_none_is_named(crop: Any, tmp_path: Path) -> None:
+    Image.new("RGB", (400, 100)).save(tmp_path / "wide.png")
+    rows, bad = read_rows(write(tmp_path, row("wide.png", crop=crop)), pairs=False, max_image_pixels=LIMIT)
+    assert not rows and "400 x 100" in bad[0].reason
+
+
 def test_a_spec_of_the_image_side_from_the_command_line() -> None:
     known = {"recipe": "image_sft", "model": "m.safetensors", "train": "t.jsonl", "skip_bad": None}
     spec = make_spec(known, ["adapter.r=4", "snr_gamma=0", "about.trigger_words=acme style"])

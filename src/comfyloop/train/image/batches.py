@@ -60,7 +60,7 @@ def batches(
         if training and chance.random() < spec.caption_dropout:
             caption = ""
         drawn = draw_timestep(trainable.model.scheduler, chance) if timesteps is None else timesteps[number]
-        size = trainable.latents.fit(row.chosen).size
+        size = trainable.latents.size(row.chosen)
         groups.setdefault((size, trainable.captions.windows(caption)), []).append((row, caption, drawn))
     return [_batch(trainable, group, spec, chance, training) for group in groups.values()]
 

@@ -1,7 +1,7 @@
 """Aspect-ratio buckets: which sizes pictures are brought to, and what is cut off to get there.
 
 A picture keeps its shape as far as the sizes allow: it goes to the bucket of the nearest aspect ratio, is
-scaled to cover it, and loses what stands over, half on each side.
+scaled to cover it, and loses what stands over: half on each side, or where its subject is not (latents.py).
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -10,10 +12,13 @@ from diffusers import AutoencoderTiny
 from PIL import Image
 from torch import Tensor
 
+from comfyloop.media import subject
 from comfyloop.train.image.buckets import Fit, cut, fit, sizes
 from comfyloop.train.image.cache import Cache, key, weights_key
 from comfyloop.train.image.model import ImageModel
 from comfyloop.train.image.rows import Picture, decode
+
+Crop = Literal["subject", "middle"]
 
 NATIVE = {"sd15": 512, "sd2": 768, "sdxl": 1024, "sd3": 1024, "flux": 1024}
 """The side of the squares that each family was trained on."""
@@ -22,9 +27,13 @@ NATIVE = {"sd15": 512, "sd2": 768, "sdxl": 1024, "sd3": 1024, "flux": 1024}
 class Latents:
     """The VAE's view of pictures, in float32 on the CPU."""
 
-    def __init__(self, model: ImageModel, cache: Cache, resolution: int, bucket_step: int) -> None:
+    def __init__(
+        self, model: ImageModel, cache: Cache, resolution: int, bucket_step: int, crop: Crop = "subject"
+    ) -> None:
         self._model = model
         self._cache = cache
+        self._crop = crop
+        self._corners: dict[tuple[object, ...], tuple[int, int]] = {}
         self.weights = weights_key([model.vae])
         native = native_resolution(model)
         self.resolution = resolution or native
@@ -37,11 +46,30 @@ class Latents:
             step = -(-step // 16) * 16
         self.buckets = sizes(self.resolution, step)
 
+    def size(self, picture: Picture) -> tuple[int, int]:
+        """Width and height that a picture is brought to."""
+        return self._middle(picture).size
+
     def fit(self, picture: Picture, like: Picture | None = None) -> Fit:
-        """How the picture is cut; with `like`, to the size of that one."""
-        if like is not None and like != picture:
-            return fit(picture.width, picture.height, [self.fit(like).size])
-        return fit(picture.width, picture.height, self.buckets)
+        """How the picture is cut; with `like`, to the size of that one.
+
+        Raises:
+            UnusableRow: The picture cannot be decoded.
+        """
+        how = self._middle(picture, like)
+        if not self._moves(how):
+            return how
+        if (picture.sha256, picture.box, how) not in self._corners:
+            left, top = self._found(picture, how)["corner"].tolist()
+            self._corners[picture.sha256, picture.box, how] = (left, top)
+        return replace(how, corner=self._corners[picture.sha256, picture.box, how])
+
+    def _middle(self, picture: Picture, like: Picture | None = None) -> Fit:
+        sizes = self.buckets if like is None or like == picture else [self.size(like)]
+        return fit(picture.width, picture.height, sizes)
+
+    def _moves(self, how: Fit) -> bool:
+        return self._crop == "subject" and how.scaled != how.size
 
     def of(
         self, picture: Picture, *, like: Picture | None = None, generator: torch.Generator | None = None
@@ -53,13 +81,23 @@ class Latents:
         Raises:
             UnusableRow: The picture cannot be decoded.
         """
-        how = self.fit(picture, like)
-        name = key("latents", picture.sha256, how.size, how.scaled, how.corner, self.weights)
-        found = self._cache.get(name, lambda: self._encode(cut(decode(picture), how)))
+        found = self._found(picture, self._middle(picture, like))
         latents = found["mean"]
         if generator is not None and "std" in found:
             latents = latents + found["std"] * torch.randn(latents.shape, generator=generator)
         return (latents - self._model.latent_shift) * self._model.latent_scale
+
+    def _found(self, picture: Picture, how: Fit) -> dict[str, Tensor]:
+        """Latents, and where they were cut out."""
+        crop = self._crop if self._moves(how) else "middle"
+        which = (picture.sha256, picture.box) if picture.box else (picture.sha256,)
+        name = key("latents", *which, how.size, how.scaled, how.corner, crop, self.weights)
+        return self._cache.get(name, lambda: self._made(decode(picture), how))
+
+    def _made(self, picture: Image.Image, how: Fit) -> dict[str, Tensor]:
+        if self._moves(how):
+            how = replace(how, corner=subject.corner(subject.weights(picture), how.scaled, how.size))
+        return self._encode(cut(picture, how)) | {"corner": torch.tensor(how.corner)}
 
     @torch.no_grad()
     def _encode(self, picture: Image.Image) -> dict[str, Tensor]:

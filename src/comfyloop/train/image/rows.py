@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image, ImageOps
@@ -23,12 +23,14 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture as it was found: `sha256` is of its bytes, the size is of the upright picture."""
+    """One picture as it was found: `sha256` is of its bytes, the size is of the upright picture, or of the part of it
+    that a person said counts."""
 
     source: formats.Picture
     sha256: str
     width: int
     height: int
+    box: tuple[int, int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,22 @@ def _row(row: Row, pairs: bool, max_image_pixels: int) -> PictureRow:
             raise UnusableRow("its two pictures are the same, so nothing was preferred")
     repeats = row.extra.get("repeats")
     often = repeats if isinstance(repeats, int) and repeats > 1 else 1
+    chosen = _part(chosen, row.extra.get("crop"))
     return PictureRow(row.line, row.id, caption, chosen, rejected, row.item, often)
+
+
+def _part(picture: Picture, crop: object) -> Picture:
+    """The part of a picture that a row says counts."""
+    if crop is None:
+        return picture
+    whole = isinstance(crop, list) and len(crop) == 4 and all(type(one) is int for one in crop)
+    left, top, right, bottom = crop if whole and isinstance(crop, list) else (0, 0, 0, 0)
+    if not (0 <= left < right <= picture.width and 0 <= top < bottom <= picture.height):
+        raise UnusableRow(
+            f"its crop {crop!r:.60} is no box (left, top, right, bottom) in its picture of {picture.width} x "
+            f"{picture.height} pixels"
+        )
+    return replace(picture, width=right - left, height=bottom - top, box=(left, top, right, bottom))
 
 
 def _picture(source: formats.Picture | None, key: str, max_image_pixels: int) -> Picture:
@@ -144,6 +161,8 @@ def decode(picture: Picture) -> Image.Image:
             image.seek(0)
             image.load()
             upright = ImageOps.exif_transpose(image)
+            if picture.box is not None:
+                upright = upright.crop(picture.box)
             if has_more_than_eight_bits(upright):
                 return eight_bits(upright)
             if upright.mode in {"RGBA", "LA", "PA"} or "transparency" in upright.info:

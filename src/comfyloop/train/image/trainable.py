@@ -104,7 +104,7 @@ def prepare(directory: RunDirectory, spec: ImageTrainSpec) -> TrainableImageMode
         module.to(device, dtype)
     cache = Cache(directory.resolve(spec.cache) if spec.cache else directory.path / "cache")
     # the keys are hashes of the weights as they came, so before the LoRA is put on
-    latents = Latents(model, cache, spec.resolution, spec.bucket_step)
+    latents = Latents(model, cache, spec.resolution, spec.bucket_step, spec.crop)
     captions = Captions(model, None if spec.adapter.text_encoder else cache)
     lora.add(model, spec.adapter)
     if spec.adapter.init_from is not None:

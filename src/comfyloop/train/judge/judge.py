@@ -218,7 +218,7 @@ def drawing(version: ComparedVersion, row: PictureRow) -> dict[str, float]:
     """Draw a version's own prompt, in the shape of the picture that was kept."""
     spec, place = version.spec, picture_file(version.drawings, version.side, row.id)
     asked = caption_of(replace(row, caption=spec.prompts(row.id, row.caption)[version.side]), spec.image)
-    size = version.trainable.latents.fit(row.chosen).size
+    size = version.trainable.latents.size(row.chosen)
     drawn = draw(
         version.trainable, asked, seed_of(row.id), size=size, steps=spec.steps, guidance=spec.guidance
     )

@@ -99,4 +99,4 @@ def _with_names(row: Row) -> dict[str, Any]:
     """A row with its pictures by their absolute paths."""
     chosen, rejected = (str(one) if one else None for one in (row.chosen_image, row.rejected_image))
     named = formats.to_json(row, [str(image) for image in row.images], chosen, rejected)
-    return named | ({"repeats": row.extra["repeats"]} if "repeats" in row.extra else {})
+    return named | {key: row.extra[key] for key in ("repeats", "crop") if key in row.extra}

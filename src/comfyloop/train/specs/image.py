@@ -67,6 +67,10 @@ class ImageTrainSpec(RunSpec):
     bucket_step: int = Field(
         default=64, ge=8, multiple_of=8, description="Widths and heights are multiples of this."
     )
+    crop: Literal["subject", "middle"] = Field(
+        default="subject",
+        description="What of a picture is kept where it is cut to its size: the subject, or the middle.",
+    )
     caption_dropout: float = Field(default=0.1, ge=0, le=1, description="Share of pictures without caption.")
     trigger_in_caption: bool = Field(default=True, description="Put the trigger words before every caption.")
     snr_gamma: float = Field(
