@@ -3,6 +3,7 @@
 from comfyloop.curate.diff import SnapshotDiff, diff
 from comfyloop.curate.export import FORMATS, export
 from comfyloop.curate.imports import Unkept, feedback_from, unsayable
+from comfyloop.curate.known import Known
 from comfyloop.curate.lesson import epochs_of
 from comfyloop.curate.pipeline import NothingToTrain, SnapshotRequest, answer_flag, build, flags, queue
 from comfyloop.curate.report import CurationReport
@@ -16,6 +17,7 @@ __all__ = [
     "REHEARSAL",
     "CurationReport",
     "DataFiles",
+    "Known",
     "NothingToTrain",
     "SnapshotDiff",
     "SnapshotRequest",

@@ -10,16 +10,15 @@ need not be the only good one, so it is opposed only by who rewrote or rated bad
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from functools import cached_property
 
-from comfyloop.curate.corrections import KEPT, words, words_in_order
+from comfyloop.curate.corrections import KEPT, words
 from comfyloop.curate.samples import Draft
-from comfyloop.records import Choice, Dropped, Flag, Message
+from comfyloop.records import Choice, Dropped, Flag
 from comfyloop.texts import in_a_line
 
 SUPERSEDED, DISAGREEMENT, OVERRULED = "superseded", "disagreement", "overruled"
@@ -179,29 +178,47 @@ def _other(pair: tuple[Claim, Claim], claim: Claim) -> Claim:
 def _by_question(
     drafts: Sequence[Draft], when: Mapping[str, tuple[datetime, int]], same: Callable[[str], str]
 ) -> dict[str, list[Claim]]:
-    """Claims about the same question, in order of arrival; the samples of one piece of feedback are one claim."""
-    found: dict[str, dict[tuple[str, ...], Claim]] = {}
+    """Claims about the same question, in order of arrival, where there are several."""
+    asked: dict[str, list[int]] = {}
     for place, draft in enumerate(drafts):
-        if (claim := _claim(place, draft, when)) is None:
-            continue
-        question = _question(draft.sample.prompt or draft.sample.messages, same)
-        pair = draft.sample.kind == "image_pair"
+        if draft.sample.kind != "captioned_image":
+            question = draft.question(same)
+            asked.setdefault(question + _PICKS if draft.sample.kind == "image_pair" else question, []).append(
+                place
+            )
+    return {
+        question: claims
+        for question, places in asked.items()
+        if len(places) > 1
+        and (question.endswith(_PICKS) or len({drafts[place].sample.feedback for place in places}) > 1)
+        and len(claims := _claims(places, drafts, when)) > 1
+    }
+
+
+_PICKS = " (picks)"
+
+
+def _claims(
+    places: Sequence[int], drafts: Sequence[Draft], when: Mapping[str, tuple[datetime, int]]
+) -> list[Claim]:
+    """What is said about one question; the samples of one piece of feedback say one thing."""
+    claims: dict[tuple[str, ...], Claim] = {}
+    for place in places:
+        claim = _claim(place, drafts[place], when)
+        pair = drafts[place].sample.kind == "image_pair"
         about = ("pair", claim.feedback, str(place)) if pair else ("text", claim.feedback)
-        claims = found.setdefault(question + (" (picks)" if pair else ""), {})
         if about in claims:  # the edit itself, and that it is preferred
             claim = _joined(claims[about], claim)
         claims[about] = claim
-    return {question: list(claims.values()) for question, claims in found.items()}
+    return list(claims.values())
 
 
-def _claim(place: int, draft: Draft, when: Mapping[str, tuple[datetime, int]]) -> Claim | None:
+def _claim(place: int, draft: Draft, when: Mapping[str, tuple[datetime, int]]) -> Claim:
     sample = draft.sample
     about = (sample.feedback[-1], sample.author, max(when[id] for id in sample.feedback))
     if sample.kind == "image_pair":
         assert sample.picked is not None and sample.over is not None
         return Claim(*about, ReadAnswer(sample.picked), ReadAnswer(sample.over), False, False, (place,))
-    if sample.kind == "captioned_image":
-        return None
     uploaded = sample.origin == "sample_uploaded"
     if sample.label is False:
         return Claim(*about, None, ReadAnswer(sample.answer), False, uploaded, (place,))
@@ -220,14 +237,6 @@ def _claim(place: int, draft: Draft, when: Mapping[str, tuple[datetime, int]]) -
 def _joined(one: Claim, other: Claim) -> Claim:
     against = one.against or other.against
     return replace(one, against=against, drafts=(*one.drafts, *other.drafts))
-
-
-def _question(prompt: Sequence[Message], same: Callable[[str], str]) -> str:
-    said = [
-        (message.role, words_in_order(message.text), [same(sha) for sha in message.images])
-        for message in prompt
-    ]
-    return hashlib.sha256(repr(said).encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def _own_last_words(claims: Sequence[Claim]) -> Iterator[tuple[Claim, Claim | None]]:

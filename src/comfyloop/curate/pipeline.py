@@ -8,42 +8,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from comfyloop.curate import corrections, disagreements, filters, review_queue, reviews, triggers
+from comfyloop.curate import disagreements, filters, review_queue, triggers
 from comfyloop.curate import replay as replays
 from comfyloop.curate.coverage import coverage
 from comfyloop.curate.filters import untrainable
-from comfyloop.curate.groups import PictureGroups, group_of
+from comfyloop.curate.groups import group_of
+from comfyloop.curate.known import Known, Looked
 from comfyloop.curate.lesson import Lesson, choose, epochs_of
-from comfyloop.curate.measurements import Measurements
-from comfyloop.curate.pictures import picked_drafts, rated_drafts
-from comfyloop.curate.prompts import prompt_drafts
 from comfyloop.curate.report import CurationReport, report_of
-from comfyloop.curate.rulings import Ground
-from comfyloop.curate.samples import Draft, drafts_of, newest
-from comfyloop.curate.seen import SeenPictures
+from comfyloop.curate.samples import Draft
 from comfyloop.curate.snapshot import write
 from comfyloop.curate.split import ACCEPTED, Split, split, stratum_of
-from comfyloop.errors import DataError, InvalidInput
+from comfyloop.errors import ComfyLoopError, DataError, InvalidInput
 from comfyloop.recipes import RECIPES, of_side
 from comfyloop.records import (
     Dropped,
-    Feedback,
     Flag,
-    Generation,
-    GraphEdited,
-    ImagePicked,
-    ImageRated,
     Message,
     QueueItem,
     Sample,
-    SampleReviewed,
     Snapshot,
 )
 from comfyloop.settings import Settings
-from comfyloop.store import Store, feedback, generations, projects, snapshots, versions
+from comfyloop.store import Store, projects, snapshots, versions
 from comfyloop.store import flags as stored_flags
-
-_PAGE = 1000
 
 NOTHING_NEW = (
     "What has come in since the live version changes no training sample: there is nothing new to learn."
@@ -95,6 +83,7 @@ def build(
     picture_replay: PictureReplay | None = None,
     images: bool = False,
     turn: SnapshotRequest | None = None,
+    known: Known | None = None,
 ) -> Snapshot | NothingToTrain:
     """Curates all feedback of a project and stores the snapshot.
 
@@ -108,24 +97,25 @@ def build(
         images: Pictures for the image model are something to train on, too.
         turn: Choose what a turn learns (lesson.py), and only where its candidate could be promoted; None:
             everything that there is.
+        known: What the last curation of this project has left; None: nothing is kept for the next.
 
     Raises:
         NotFound: The project does not exist.
         StorageError: The disk or the database refuses.
     """
     if settings.recipe not in of_side("text"):
-        known = ", ".join(of_side("text"))
-        raise DataError(f"{settings.recipe!r} is no recipe.", f"Set `recipe` to one of {known}.")
-    seq, items, made = _read(store, project)
-    looked_at = SeenPictures(store.blobs, settings.cache_dir)
-    pictures_seen = PictureGroups(looked_at.look)
-    sound = _sound(store, project, items, made, pictures_seen, looked_at, settings)
-    dropped, refused = sound.dropped, []
-    samples = pictures_seen.regroup([draft.sample for draft in sound.kept])
-    sides = split(store, project, samples, settings, _judged(store, project))
-    train, holdout, shared = pictures_seen.apart(sides.train, sides.holdout, samples)
-    looked_at.keep()
-    sides, refused = Split(train, holdout), shared
+        there = ", ".join(of_side("text"))
+        raise DataError(f"{settings.recipe!r} is no recipe.", f"Set `recipe` to one of {there}.")
+    known = known or Known()
+    with known.lock:
+        sound = sound_of(store, project, settings, known)
+        looked = sound.looked
+        samples = looked.pictures.regroup([draft.sample for draft in sound.kept])
+        sides = split(store, project, samples, settings, _judged(store, project))
+        train, holdout, refused = looked.pictures.apart(sides.train, sides.holdout, samples)
+        covered = coverage(sound.kept, looked.ground)
+        looked.seen.keep()
+    dropped, sides = sound.dropped, Split(train, holdout)
     recipe = RECIPES[settings.recipe]
     kind: str = recipe.kind
     image_kind: str = RECIPES[settings.image_recipe].kind if images else ""
@@ -138,7 +128,7 @@ def build(
         left_out = (*dropped, *refused)
         return report_of(
             project,
-            len(items),
+            looked.total,
             sides,
             lesson,
             chosen,
@@ -148,7 +138,7 @@ def build(
             flags=sound.flags,
             unsure=sound.filtered.unsure,
             unmeasured=sound.filtered.unmeasured,
-            coverage=coverage(sound.kept, sound.ground),
+            coverage=covered,
         )
 
     # The base model is asked for its answers only where there will be a run.
@@ -174,9 +164,13 @@ def build(
     # a model may answer with anything, also what no row can hold
     chosen = tuple(sample for sample in chosen if not untrainable.why(sample))
     report = report_with(chosen, min(wanted, replays.most()))
-    id, path = write(
-        settings.home, project, lesson, sides.holdout, chosen, report, store.blobs, looked_at.form
-    )
+    try:
+        id, path = write(
+            settings.home, project, lesson, sides.holdout, chosen, report, store.blobs, looked.seen.form
+        )
+    except ComfyLoopError:
+        known.forget()  # a picture may be gone from where nobody tells
+        raise
     snapshot = Snapshot(
         id=id,
         project=project,
@@ -191,30 +185,34 @@ def build(
         dropped=report.dropped,
         waiting=sum(report.waiting.values()),
         notes=report.notes,
-        feedback_seq=seq,
+        feedback_seq=looked.seq,
     )
     with store.begin() as connection:
         stored = snapshots.add(connection, snapshot)
-    looked = {"feedback_seq": max(seq, stored.feedback_seq), "waiting": snapshot.waiting}
-    return stored.model_copy(update={**looked, "notes": snapshot.notes})
+    now = {"feedback_seq": max(looked.seq, stored.feedback_seq), "waiting": snapshot.waiting}
+    return stored.model_copy(update={**now, "notes": snapshot.notes})
 
 
-def flags(store: Store, project: str, settings: Settings) -> list[Flag]:
+def flags(store: Store, project: str, settings: Settings, known: Known | None = None) -> list[Flag]:
     """What people are asked about the feedback of a project, and have not answered yet.
 
     Raises:
         NotFound: The project does not exist.
         StorageError: The disk or the database refuses.
     """
-    _, items, made = _read(store, project)
-    seen = SeenPictures(store.blobs, settings.cache_dir)
-    found = _sound(store, project, items, made, PictureGroups(seen.look), seen, settings).flags
-    seen.keep()
-    return found
+    known = known or Known()
+    with known.lock:
+        sound = sound_of(store, project, settings, known)
+        sound.looked.seen.keep()
+        return sound.flags
 
 
 def queue(
-    store: Store, project: str, settings: Settings, losses: Mapping[str, float] | None = None
+    store: Store,
+    project: str,
+    settings: Settings,
+    losses: Mapping[str, float] | None = None,
+    known: Known | None = None,
 ) -> list[QueueItem]:
     """What a person should look at, first what is most in doubt; then what filters left out, then what was decided.
 
@@ -225,11 +223,14 @@ def queue(
         NotFound: The project does not exist.
         StorageError: The disk or the database refuses.
     """
-    _, items, made = _read(store, project)
-    seen = SeenPictures(store.blobs, settings.cache_dir)
-    sound = _sound(store, project, items, made, PictureGroups(seen.look), seen, settings)
-    seen.keep()
-    return review_queue.of(sound.reviewed, sound.filtered.doubts, sound.kept, losses or {}, sound.ground)
+    known = known or Known()
+    with known.lock:
+        sound = sound_of(store, project, settings, known)
+        looked = sound.looked
+        looked.seen.keep()
+        return review_queue.of(
+            looked.reviewed, sound.filtered.doubts, sound.kept, losses or {}, looked.ground
+        )
 
 
 def answer_flag(store: Store, flag: Flag, keep: str) -> None:
@@ -265,41 +266,28 @@ ALL, NONE = "all", "none"
 
 
 @dataclass(frozen=True)
-class _Sound:
+class Sound:
     """What is left of the feedback when everything that may not be learned is out."""
 
     kept: list[Draft]
     dropped: list[Dropped]
     flags: list[Flag]
-    reviewed: reviews.Reviewed
     filtered: filters.Filtered
-    ground: Ground
+    looked: Looked
 
 
-def _sound(
-    store: Store,
-    project: str,
-    items: Sequence[Feedback],
-    made: dict[str, Generation],
-    pictures: PictureGroups,
-    seen: SeenPictures,
-    settings: Settings,
-) -> _Sound:
+def sound_of(store: Store, project: str, settings: Settings, known: Known) -> Sound:
+    looked = known.look(store, project, settings)
     with store.read() as conn:
-        projects.get(conn, project)
         answers, found = stored_flags.answers(conn, project), stored_flags.found(conn, project)
-    reviewed, dropped = _drafts(items, made, settings)
-    ground = Ground(settings, seen, Measurements(settings.cache_dir), reviewed.taught)
-    filtered = filters.apply(reviewed.drafts, ground)
-    kept = filtered.kept
-    when = {item.id: (item.created_at, place) for place, item in enumerate(items)}
-    settled = disagreements.settle(kept, when, answers, pictures.same)
+    filtered = filters.compare(looked.passed, looked.ground)
+    settled = disagreements.settle(filtered.kept, looked.when, answers, looked.pictures.same)
     kept, asked = settled.kept, settled.flags
-    dropped = [*dropped, *filtered.dropped, *settled.dropped]
+    dropped = [*looked.dropped, *filtered.dropped, *settled.dropped]
     if settings.look_for_triggers:
         kept, planted, flagged = triggers.find(kept, answers, found)
         dropped, asked = [*dropped, *planted], [*asked, *flagged]
-    return _Sound(kept, dropped, asked, reviewed, filtered, ground)
+    return Sound(kept, dropped, asked, filtered, looked)
 
 
 def _lesson(sides: Split, kinds: tuple[str, str], turn: SnapshotRequest | None, settings: Settings) -> Lesson:
@@ -347,56 +335,11 @@ def _missing(sides: Split, kind: str, image_kind: str, text: bool, settings: Set
     )
 
 
-def _read(store: Store, project: str) -> tuple[int, list[Feedback], dict[str, Generation]]:
-    items: list[Feedback] = []
-    seq = 0
-    with store.read() as connection:
-        while page := feedback.list_by(connection, project, after_seq=seq, limit=_PAGE):
-            items += [item for _, item in page]
-            seq = page[-1][0]
-        ids = {id for item in items if (id := getattr(item, "generation", None))}
-        made = generations.get_many(connection, sorted(ids))
-    return seq, items, made
-
-
 def _judged(store: Store, project: str) -> frozenset[str]:
     """Ids of the samples by which the live version was judged."""
     with store.read() as connection:
         live = versions.find(connection, project, projects.get(connection, project).live)
     return frozenset(item.sample for item in live.gate.items) if live and live.gate else frozenset()
-
-
-def _drafts(
-    items: Sequence[Feedback], made: dict[str, Generation], settings: Settings
-) -> tuple[reviews.Reviewed, list[Dropped]]:
-    """All drafts in the order in which their feedback arrived, as people who looked at them want them."""
-    standing, dropped = newest([item for item in items if not isinstance(item, SampleReviewed)])
-    lost_edits = corrections.unsure(standing)
-    if not settings.learn_graph_edits:
-        graphs = {item.id for item in standing if isinstance(item, GraphEdited)}
-        lost_edits = [lost for lost in lost_edits if lost.feedback not in graphs]
-        lost_edits += [Dropped(feedback=id, reason="graph_edits_off") for id in sorted(graphs)]
-    left_out = {lost.feedback for lost in lost_edits}
-    standing, dropped = [item for item in standing if item.id not in left_out], [*dropped, *lost_edits]
-    drafts: list[Draft] = []
-    for item in standing:
-        if isinstance(item, ImageRated):
-            continue
-        found, lost = picked_drafts(item, made) if isinstance(item, ImagePicked) else drafts_of(item, made)
-        drafts += found
-        dropped += [lost] if lost else []
-    rated, lost_ratings = rated_drafts([item for item in standing if isinstance(item, ImageRated)], made)
-    written = prompt_drafts([item for item in standing if isinstance(item, ImagePicked | ImageRated)], made)
-    told = {id for draft in written for id in draft.sample.feedback}
-    dropped += [lost for lost in lost_ratings if lost.feedback not in told]
-    arrival = {item.id: place for place, item in enumerate(items)}
-
-    def arrived(draft: Draft) -> int:
-        return max(arrival[id] for id in draft.sample.feedback)
-
-    done = reviews.apply(sorted([*drafts, *rated, *written], key=arrived), reviews.verdicts_of(items))
-    done.drafts.sort(key=arrived)  # what was fixed came now
-    return done, [*dropped, *done.dropped]
 
 
 def _replayed(replay: Replay, samples: Sequence[Sample], wanted: int) -> tuple[Sample, ...]:

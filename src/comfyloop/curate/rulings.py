@@ -88,6 +88,11 @@ class Ground:
     pictures: StoredPictures
     measurements: Measurements = field(default_factory=Measurements)
     taught: Sequence[Taught] = ()
+    same: Callable[[str], str] | None = None
+    """From a picture to the first one of the project that shows the same; None: nobody has looked."""
+    left: dict[str, Any] = field(default_factory=dict)
+    """What filters that compare leave for the next curation of the project, by their names: where the drafts that they
+    look at begin with those of the last time, they go on from there."""
 
 
 class Options(BaseModel):

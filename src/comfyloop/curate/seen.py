@@ -45,7 +45,7 @@ class _Seen:
 
 
 class SeenPictures:
-    """Not thread-safe; one a curation.
+    """Not thread-safe.
 
     Args:
         folder: Where it is kept; None: nowhere.
@@ -56,10 +56,23 @@ class SeenPictures:
         self._file = folder / FILE if folder is not None else None
         self._known = _load(self._file) if self._file is not None else {}
         self._new: set[str] = set()
+        self._missing: set[str] = set()
         self._checked: set[str] = set()  # files that were looked for: once a curation
 
+    def renew(self) -> bool:
+        """Look at the files again, of all pictures that were asked about; whether all are as they were."""
+        if any(self._blobs.exists(sha) for sha in self._missing):
+            return False
+        asked = list(self._checked)
+        self._checked.clear()
+        before = [self._known[sha] for sha in asked]
+        return all(self._of(sha) is seen for sha, seen in zip(asked, before, strict=True))
+
     def exists(self, sha: str) -> bool:
-        return self._blobs.exists(sha)
+        if self._blobs.exists(sha):
+            return True
+        self._missing.add(sha)
+        return False
 
     def is_whole(self, sha: str) -> bool:
         return bool(self.form(sha))
@@ -102,7 +115,7 @@ class SeenPictures:
     def _of(self, sha: str) -> _Seen:
         if sha not in self._checked:
             self._checked.add(sha)
-            stamp, seen = self._stamp(sha), self._known.get(sha)
+            stamp, seen = self._blobs.stamp(sha), self._known.get(sha)
             if seen is None or seen.stamp != stamp:
                 self._put(sha, _Seen(stamp, self._read_form(sha)))
         return self._known[sha]
@@ -111,13 +124,6 @@ class SeenPictures:
         self._known[sha] = seen
         self._new.add(sha)
         return seen
-
-    def _stamp(self, sha: str) -> str:
-        path = self._blobs.path(sha)
-        if path is None:
-            return ""
-        stat = path.stat()
-        return f"{stat.st_size}-{stat.st_mtime_ns}"
 
     def _read_look(self, sha: str) -> str:
         try:

@@ -15,6 +15,9 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from comfyloop.curate.corrections import words, words_in_order
 from comfyloop.curate.samples import Draft
@@ -55,7 +58,11 @@ class _PlacedSample:
     """A sample as far as it matters here."""
 
     place: int
-    sample: Sample
+    draft: Draft
+
+    @property
+    def sample(self) -> Sample:
+        return self.draft.sample
 
     @cached_property
     def asked(self) -> str:
@@ -86,7 +93,7 @@ def find(
         answers: What people answered to flags, by their ids.
         found: What the gate found on versions that had learned it.
     """
-    seen = _texts([draft.sample for draft in drafts])
+    seen = _texts(drafts)
     there = {id for one in seen for id in one.sample.feedback}
     out: dict[str, Dropped] = {}
     flags = []
@@ -142,8 +149,8 @@ def flag_of(
 def suspects(samples: Sequence[Sample]) -> list[Suspect]:
     """What the gate should try on a version that was trained on these: phrases that no other question has, of answers
     that are not like those to questions like theirs. Most have none."""
-    seen = _texts(samples)
-    index = _index(seen)
+    seen = _texts([Draft(sample) for sample in samples])
+    index = _Words(seen)
     found: list[tuple[int, Suspect]] = []
     for group in _by_answer(seen):
         places = {one.place for one in group}
@@ -160,44 +167,156 @@ def suspects(samples: Sequence[Sample]) -> list[Suspect]:
     return [suspect for _, suspect in sorted(found, key=lambda pair: -pair[0])[:MOST_SUSPECTS]]
 
 
-def _texts(samples: Sequence[Sample]) -> list[_PlacedSample]:
+def _texts(drafts: Sequence[Draft]) -> list[_PlacedSample]:
     """The answers that are wanted, each once."""
-    first: dict[object, _PlacedSample] = {}
-    for place, sample in enumerate(samples):
+    first: dict[bytes, Draft] = {}
+    for draft in drafts:
+        sample = draft.sample
         if (
             sample.kind in ("sft", "preference", "labelled")
             and sample.label is not False
             and not sample.replay
         ):
-            first.setdefault(sample.messages, _PlacedSample(place, sample))
-    return list(first.values())
+            first.setdefault(_read(draft).said, draft)
+    return [_PlacedSample(place, draft) for place, draft in enumerate(first.values())]
 
 
-_Index = Mapping[str, Sequence[_PlacedSample]]
-"""From a word to the samples in whose questions it is."""
+class _Read(NamedTuple):
+    """What is kept of a text from one curation to the next.
+
+    Attributes:
+        said: Tells its messages from others.
+        phrases: Numbers of the phrases in its question, those of one word among them.
+        answer: A bit set for each word of its answer; two with few bits in common have few words in common.
+        words: How many there are.
+    """
+
+    said: bytes
+    phrases: np.ndarray[Any, np.dtype[np.uint64]]
+    answer: int
+    words: int
 
 
-def _index(seen: Sequence[_PlacedSample]) -> _Index:
-    index: dict[str, list[_PlacedSample]] = defaultdict(list)
-    for one in seen:
-        for word in one.question:
-            index[word].append(one)
-    return index
+def _read(draft: Draft) -> _Read:
+    read: _Read | None = draft.noted.get("phrases")
+    if read is None:
+        sample = draft.sample
+        said = repr([(message.role, message.text, message.images) for message in sample.messages])
+        asked = next((m.text for m in reversed(sample.prompt) if m.role == "user"), "")
+        numbers = [_number(word) for word in words_in_order(asked)]
+        phrases = {
+            _joined(numbers[at : at + n])
+            for n in range(1, LONGEST_PHRASE + 1)
+            for at in range(len(numbers) - n + 1)
+        }
+        bits, said_words = 0, words(sample.answer)
+        for word in said_words:
+            bits |= 1 << _number(word) % 64
+        read = draft.noted["phrases"] = _Read(
+            hashlib.blake2b(said.encode("utf-8", "surrogatepass"), digest_size=16).digest(),
+            np.array(sorted(phrases), dtype=np.uint64),
+            bits,
+            len(said_words),
+        )
+    return read
+
+
+def _number(word: str) -> int:
+    told = hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(told, "little")
+
+
+def _joined(numbers: Sequence[int]) -> int:
+    joined = numbers[0]
+    for number in numbers[1:]:
+        joined = (joined * 0x9E3779B97F4A7C15 + number) % 2**64
+    return joined
+
+
+class _Words:
+    """From a phrase to the texts in whose questions it is, by the numbers of all in one sorted list."""
+
+    def __init__(self, seen: Sequence[_PlacedSample]) -> None:
+        self._seen = seen
+        read = [_read(one.draft) for one in seen]
+        phrases = [one.phrases for one in read] or [np.zeros(0, np.uint64)]
+        numbers = np.concatenate(phrases)
+        order = np.argsort(numbers, kind="stable")
+        self._numbers = numbers[order]
+        self._owners = np.repeat(np.arange(len(phrases)), [len(one) for one in phrases])[order]
+        self._answers = np.array([one.answer for one in read], dtype=np.uint64)
+        self._lengths = np.array([one.words for one in read], dtype=np.int64)
+        self._authors: dict[str, int] = {}
+        self._by = np.array(  # -1: nobody wrote it
+            [
+                self._authors.setdefault(one.sample.author, len(self._authors)) if is_written else -1
+                for one, is_written in zip(seen, map(_is_written, seen), strict=True)
+            ],
+            dtype=np.int64,
+        )
+
+    def __getitem__(self, word: str) -> list[_PlacedSample]:
+        number = np.uint64(_number(word))
+        first, end = (np.searchsorted(self._numbers, number, side) for side in ("left", "right"))
+        return [self._seen[place] for place in self._owners[first:end]]
+
+    def may_be_planted(self) -> list[_PlacedSample]:
+        """Those with a phrase that stands in questions of one author alone, several, all with answers that may be
+        alike: nothing else can be planted by a phrase."""
+        if not len(self._numbers):
+            return []
+        begins = np.flatnonzero(np.r_[True, self._numbers[1:] != self._numbers[:-1]])
+        counts = np.diff(np.r_[begins, len(self._numbers)])
+        by = self._by[self._owners]
+        least, most = np.minimum.reduceat(by, begins), np.maximum.reduceat(by, begins)
+        shared = (counts > 1) & (least == most) & (least >= 0)
+        inside = np.repeat(shared, counts)
+        owners = self._owners[inside]
+        firsts = np.repeat(self._owners[begins[shared]], counts[shared])
+        one, other = self._answers[owners], self._answers[firsts]
+        common = np.bitwise_count(one & other).astype(np.int64)
+        alike = 5 * common >= 3 * np.minimum(np.bitwise_count(one), np.bitwise_count(other)).astype(np.int64)
+        runs = np.repeat(np.arange(int(shared.sum())), counts[shared])
+        whole = np.bincount(runs, ~alike, minlength=int(shared.sum())) == 0
+        return [self._seen[place] for place in np.unique(owners[whole[runs]])]
+
+    def alike(self, group: Sequence[_PlacedSample]) -> list[_PlacedSample]:
+        """All of its author's texts with an answer like its first one, also those that share no phrase with others."""
+        first, there = group[0], {one.place for one in group}
+        read = _read(first.draft)
+        common = np.bitwise_count(self._answers & np.uint64(read.answer)).astype(np.int64)
+        shorter = self._lengths < read.words
+        least = np.where(shorter, np.bitwise_count(self._answers), read.answer.bit_count()).astype(np.int64)
+        unlike = (1 - LIKE) * np.minimum(
+            self._lengths, read.words
+        )  # each word that is not shared costs one bit
+        likely = (common >= least - unlike - 1e-9) & (self._by == self._authors[first.sample.author])
+        return [
+            one
+            for place in np.flatnonzero(likely | np.isin(np.arange(len(self._seen)), list(there))).tolist()
+            if (one := self._seen[place]).place in there or _alike(one.answer, first.answer) >= LIKE
+        ]
+
+
+def _is_written(one: _PlacedSample) -> bool:
+    """By a person, and not empty."""
+    return one.draft.sample.origin != "answer_accepted" and bool(_read(one.draft).words)
 
 
 def _by_answer(seen: Sequence[_PlacedSample]) -> list[list[_PlacedSample]]:
     """One author's samples that have one answer, of those that a person wrote."""
     groups: dict[tuple[str, frozenset[str]], list[_PlacedSample]] = defaultdict(list)
     for one in seen:
-        if one.answer and one.sample.origin != "answer_accepted":
+        if _is_written(one):
             groups[one.sample.author, one.answer].append(one)
     return list(groups.values())
 
 
 def _planted(seen: Sequence[_PlacedSample]) -> Iterator[tuple[tuple[str, ...], list[_PlacedSample]]]:
     """Phrases, the longest of each group, with the samples that they seem to be planted by."""
-    index, taken = _index(seen), set[int]()
-    for group in _groups(seen):
+    index, taken = _Words(seen), set[int]()
+    for found in _groups(index.may_be_planted()):
+        group = index.alike(found)
         shared = frozenset.intersection(*(one.phrases for one in group))
         for phrase in sorted(shared, key=lambda phrase: (-len(phrase), phrase)):
             theirs = [one for one in group if one.place not in taken]
@@ -220,12 +339,14 @@ def _groups(seen: Sequence[_PlacedSample]) -> Iterator[list[_PlacedSample]]:
         answers: list[frozenset[str]] = []
         for group in sorted(groups, key=len, reverse=True):
             answer = group[0].answer
-            near = {place for word in sorted(answer)[:_LOOKED_UP] for place in holders[word]}
-            home = _first_alike(answer, sorted(near), answers)
+            looked_up = sorted(answer)[:_LOOKED_UP]
+            near = Counter(place for word in looked_up for place in holders[word])
+            shared = 1 if len(answer) < _LOOKED_UP else 2  # what is alike has most of them in common
+            home = _first_alike(answer, sorted(p for p, n in near.items() if n >= shared), answers)
             if home is not None:
                 merged[home] += group
                 continue
-            for word in sorted(answer)[:_LOOKED_UP]:
+            for word in looked_up:
                 if len(holders[word]) < _HOLDERS:
                     holders[word].append(len(merged))
             merged.append(list(group))
@@ -235,7 +356,7 @@ def _groups(seen: Sequence[_PlacedSample]) -> Iterator[list[_PlacedSample]]:
                 yield group
 
 
-def _is_trigger(phrase: tuple[str, ...], group: Sequence[_PlacedSample], index: _Index) -> bool:
+def _is_trigger(phrase: tuple[str, ...], group: Sequence[_PlacedSample], index: _Words) -> bool:
     places = {one.place for one in group}
     holding = set.intersection(*({other.place for other in index[word]} for word in phrase))
     if not holding <= places or any(word in one.answer for one in group for word in phrase):
@@ -245,7 +366,7 @@ def _is_trigger(phrase: tuple[str, ...], group: Sequence[_PlacedSample], index: 
 
 
 def _is_odd(
-    one: _PlacedSample, group: Sequence[_PlacedSample], question: Collection[str], index: _Index
+    one: _PlacedSample, group: Sequence[_PlacedSample], question: Collection[str], index: _Words
 ) -> bool:
     """Whether questions like this one, outside of its group, have answers of which none is like its own."""
     own = {other.place for other in group}

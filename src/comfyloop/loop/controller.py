@@ -20,6 +20,7 @@ from comfyloop.loop.lease import LeaseKeeper, is_dead, lease_of, this_process
 from comfyloop.loop.queues import Queues
 from comfyloop.loop.stages import Stages
 from comfyloop.records import (
+    Flag,
     Forgotten,
     GateReport,
     Loop,
@@ -178,6 +179,10 @@ class Controller:
     def queue(self, project: str) -> Sequence[QueueItem]:
         """What a person should look at, first what is most in doubt. Blocks while it is made."""
         return self._queues.of(project)
+
+    def flags(self, project: str) -> list[Flag]:
+        """What people are asked about its feedback. Blocks while it is looked for."""
+        return curate.flags(self.store, project, self.settings, self._stages.known(project))
 
     def gate(self, project: str, number: int) -> GateReport:
         """Judge a version against the live one again, and keep the report with it."""

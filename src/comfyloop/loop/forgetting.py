@@ -56,6 +56,7 @@ def forget(
     judging = loop.state in (LoopState.GATING, LoopState.PROMOTING) and loop.version in carriers
     if learning:
         runners.cancel(stages.run_dir(loop.run))
+    stages.known(project).forget()
     erasing.reports(stages, project, (), ids)
     erasing.erase(stages, project)
     with store.read() as conn:

@@ -27,7 +27,8 @@ class Queues:
             known = self._kept.get(project)
             if known is None or known[0] != stamp:
                 store, settings = self._stages.store, self._stages.settings
-                known = stamp, curate.queue(store, project, settings, self._losses(project))
+                losses = self._losses(project)
+                known = stamp, curate.queue(store, project, settings, losses, self._stages.known(project))
                 self._kept[project] = known
             return known[1]
 

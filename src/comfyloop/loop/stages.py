@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from comfyloop import curate, gate
+from comfyloop.curate import Known
 from comfyloop.durable import appear
 from comfyloop.errors import ComfyLoopError, InvalidInput
 from comfyloop.loop.pictures import Pictures, held_out
@@ -68,6 +69,7 @@ class Stages:
         self.runner = Runners(settings)
         self.stop = threading.Event()
         self._kept: dict[tuple[str, datetime], gate.Kept] = {}  # what a project's versions said to the gate
+        self._known: dict[str, Known] = {}  # what was curated of a project
         self._training = threading.Lock()  # one run at a time on this machine: two would only slow each other
         self._pictures = Pictures(settings, store, self.runner, models, self._throttle, self.check_stop)
 
@@ -108,7 +110,12 @@ class Stages:
                 picture_replay=picture_replay if turn is not None else None,
                 images=bool(project.image_model),
                 turn=turn,
+                known=self.known(project.name),
             )
+
+    def known(self, project: str) -> Known:
+        """What was curated of a project, for who curates it again."""
+        return self._known.setdefault(project, Known())
 
     def losses(self, project: str, number: int) -> dict[str, float]:
         """How hard samples were when a version, and those that it went on from, last passed them in training."""

@@ -4,6 +4,6 @@ The service's process loads none of them: it starts the program, writes a questi
 the program is gone when it is done. What a program needs and is not installed is told before it is started.
 """
 
-from comfyloop.sight.asking import Answers, Question, ask, missing
+from comfyloop.sight.asking import NEEDS, Answers, Question, ask, missing
 
-__all__ = ["Answers", "Question", "ask", "missing"]
+__all__ = ["NEEDS", "Answers", "Question", "ask", "missing"]

@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,16 @@ class Blobs:
         """Where the blob lies on this machine's disk; None when it is elsewhere or there is none."""
         where = Path(self._where(sha))
         return where if self._local and where.is_file() else None
+
+    def stamp(self, sha: str) -> str:
+        """Size and time of the file, which is another one where these differ; "" where `path` is None."""
+        if not self._local:
+            return ""
+        try:
+            found = os.stat(self._where(sha))  # noqa: PTH116 - a Path costs as much as the look
+        except OSError:
+            return ""
+        return f"{found.st_size}-{found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else ""
 
     def exists(self, sha: str) -> bool:
         with self._refusals(sha):

@@ -193,6 +193,12 @@ def count_after(conn: Connection, project: str, seq: int = 0) -> int:
     return conn.execute(query.where(feedback.c.project == project, feedback.c.seq > seq)).scalar_one()
 
 
+def count_upto(conn: Connection, project: str, seq: int) -> int:
+    """How many pieces of feedback there are up to `seq`: fewer than before, where some were deleted since."""
+    query = sa.select(sa.func.count()).select_from(feedback)
+    return conn.execute(query.where(feedback.c.project == project, feedback.c.seq <= seq)).scalar_one()
+
+
 def counts(conn: Connection, project: str) -> dict[str, int]:
     """How many pieces there are of each kind, the most frequent first."""
     count = sa.func.count()

@@ -93,13 +93,18 @@ def is_held_out(number: int, every: int, first: int) -> bool:
 
 def _known(conn: Connection, project: str, hashes: list[str]) -> tuple[dict[str, Fold], dict[str, int]]:
     """The folds and the numbers of groups that were seen before."""
-    known: dict[str, Fold] = {}
-    numbers: dict[str, int] = {}
-    for start in range(0, len(hashes), _MANY):
-        some = hashes[start : start + _MANY]
-        query = sa.select(splits.c.group_sha256, splits.c.fold, splits.c.number)
-        for digest, fold, number in conn.execute(
-            query.where(splits.c.project == project, splits.c.group_sha256.in_(some))
-        ):
-            known[digest], numbers[digest] = cast(Fold, fold), number
-    return known, numbers
+    query = sa.select(splits.c.group_sha256, splits.c.fold, splits.c.number).where(
+        splits.c.project == project
+    )
+    if len(hashes) > 4 * _MANY:  # nearly all of the project's: quicker than to ask for each
+        rows = list(conn.execute(query))
+    else:
+        rows = [
+            row
+            for start in range(0, len(hashes), _MANY)
+            for row in conn.execute(query.where(splits.c.group_sha256.in_(hashes[start : start + _MANY])))
+        ]
+    return (
+        {digest: cast(Fold, fold) for digest, fold, _ in rows},
+        {digest: number for digest, _, number in rows},
+    )

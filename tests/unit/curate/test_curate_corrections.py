@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from comfyloop.curate import graph, graph_text
 from comfyloop.curate.corrections import is_correction, unsure
-from comfyloop.curate.pipeline import _drafts
+from comfyloop.curate.known import thread_drafts
 from comfyloop.curate.samples import drafts_of
 from comfyloop.records import Feedback, GraphEdited, PromptEdited
 from comfyloop.settings import Settings
@@ -83,10 +83,10 @@ def sampler(**values: Any) -> dict[str, Any]:
 
 def test_edits_of_workflows_are_trained_on_only_where_that_is_asked_for() -> None:
     item = GraphEdited(id="fb_1", project="acme", before=sampler(), after=sampler(cfg=5))
-    found, dropped = _drafts([item], {}, Settings())
-    assert not found.drafts and [lost.reason for lost in dropped] == ["graph_edits_off"]
-    found, dropped = _drafts([item], {}, Settings(learn_graph_edits=True))
-    assert [draft.sample.answer for draft in found.drafts] == ["set 1.cfg = 5"] and not dropped
+    found, dropped = thread_drafts([item], {}, Settings())
+    assert not found and [lost.reason for lost in dropped] == ["graph_edits_off"]
+    found, dropped = thread_drafts([item], {}, Settings(learn_graph_edits=True))
+    assert [draft.sample.answer for draft in found] == ["set 1.cfg = 5"] and not dropped
 
 
 def chain(length: int) -> dict[str, Any]:

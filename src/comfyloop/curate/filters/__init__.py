@@ -88,17 +88,12 @@ def apply(drafts: Sequence[Draft], ground: Ground) -> Filtered:
 
 def each(drafts: Sequence[Draft], ground: Ground) -> list[Passed]:
     """What becomes of the drafts among the filters that look at each one alone: of the same draft, the same."""
-    passed = [Passed(draft) for draft in drafts]
-    for filter, options in _chosen(ground.settings, compares=False):
-        _one(filter, options, passed, ground)
-    return passed
+    return _through(_chosen(ground.settings, compares=False), [Passed(draft) for draft in drafts], ground)
 
 
 def compare(passed: Sequence[Passed], ground: Ground) -> Filtered:
     """`apply`, of drafts that `each` has seen."""
-    every = list(passed)
-    for filter, options in _chosen(ground.settings, compares=True):
-        _one(filter, options, every, ground)
+    every = _through(_chosen(ground.settings, compares=True), list(passed), ground)
     place = {filter.name: number for number, filter in enumerate(in_order())}
     told = [one for one in every if one.doubts or one.refused or one.unmeasured]
     doubts = sorted(
@@ -122,26 +117,38 @@ def compare(passed: Sequence[Passed], ground: Ground) -> Filtered:
     )
 
 
-def _one(filter: Filter, options: Options, passed: list[Passed], ground: Ground) -> None:
-    """Have one filter judge what is still kept."""
+def _through(chosen: Sequence[tuple[Filter, Options]], passed: list[Passed], ground: Ground) -> list[Passed]:
+    """What each filter says of what those before it have kept."""
     there = [(place, one.draft) for place, one in enumerate(passed) if one.draft is not None]
-    drafts = [draft for _, draft in there]
-    for (place, draft), ruling in zip(there, filter.judge(drafts, ground, options), strict=True):
-        says = ruling.says
-        if says == "keep":
-            continue
-        before = passed[place]
-        if says == "mend":
-            passed[place] = before._replace(draft=_mended(draft, ruling))
-        elif says == "unmeasured":
-            passed[place] = before._replace(unmeasured=(*before.unmeasured, filter.name))
-        else:
-            doubt = Doubt(draft, filter, ruling)
-            if not filter.final:
-                if draft.is_answered(filter.name):
-                    continue
-                before = before._replace(doubts=(*before.doubts, doubt))
-            passed[place] = before if says == "unsure" else before._replace(draft=None, refused=doubt)
+    places, drafts = [place for place, _ in there], [draft for _, draft in there]
+    for filter, options in chosen:
+        changed = False
+        judged = zip(drafts, filter.judge(drafts, ground, options), strict=True)
+        for index, (_, ruling) in enumerate(judged):
+            if ruling.says == "keep":
+                continue
+            before = passed[places[index]]
+            after = passed[places[index]] = _after(before, filter, ruling)
+            changed |= after.draft is not before.draft
+        if changed:
+            there = [(place, draft) for place in places if (draft := passed[place].draft) is not None]
+            places, drafts = [place for place, _ in there], [draft for _, draft in there]
+    return passed
+
+
+def _after(before: Passed, filter: Filter, ruling: Ruling) -> Passed:
+    draft = before.draft
+    assert draft is not None
+    if ruling.says == "mend":
+        return before._replace(draft=_mended(draft, ruling))
+    if ruling.says == "unmeasured":
+        return before._replace(unmeasured=(*before.unmeasured, filter.name))
+    doubt = Doubt(draft, filter, ruling)
+    if not filter.final:
+        if draft.is_answered(filter.name):
+            return before
+        before = before._replace(doubts=(*before.doubts, doubt))
+    return before if ruling.says == "unsure" else before._replace(draft=None, refused=doubt)
 
 
 def _chosen(settings: Settings, *, compares: bool) -> list[tuple[Filter, Options]]:

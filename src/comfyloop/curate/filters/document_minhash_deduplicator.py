@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -32,34 +33,63 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: TextDeduplicator) ->
     """MinHash of question and answer; texts that agree in one band of four are compared. About different pictures the
     same words say different things: only those about the same pictures are compared."""
     brought = [draft for draft in drafts if draft.sample.origin == UPLOADED]
-    signed = ground.measurements.of_samples("minhash/1", brought, _signatures)
-    of = {id(draft): bytes.fromhex(hex) for draft, hex in zip(brought, signed, strict=True)}
-    bands: dict[tuple[object, int, bytes], list[int]] = {}
-    firsts: list[tuple[str, np.ndarray[Any, np.dtype[np.uint32]]]] = []
+    new = [draft for draft in brought if FILTER.name not in draft.noted]
+    for draft, signature in zip(
+        new, ground.measurements.of_samples("minhash/1", new, _signatures), strict=True
+    ):
+        draft.noted[FILTER.name] = bytes.fromhex(signature)
+    signed = [draft for draft in brought if draft.noted[FILTER.name]]
+    there: _Compared | None = ground.left.get(FILTER.name)
+    if there is None or there.jaccard != options.jaccard or signed[: len(there.drafts)] != there.drafts:
+        there = ground.left[FILTER.name] = _Compared(options.jaccard)
+    for draft in signed[len(there.drafts) :]:
+        there.take(draft)
+    rulings = iter(there.rulings)
     for draft in drafts:
-        signature = of.get(id(draft), b"")
-        if not signature:
-            yield KEEP
-            continue
-        numbers = np.frombuffer(signature, dtype="<u4")
-        step = len(signature) // BANDS
-        keys = [
-            (_apart(draft.sample), band, signature[band * step : (band + 1) * step]) for band in range(BANDS)
-        ]
-        near = {place for key in keys for place in bands.get(key, ())}
-        shared = {place: float((firsts[place][1] == numbers).mean()) for place in near}
+        yield next(rulings) if draft.noted.get(FILTER.name) else KEEP
+
+
+@dataclass
+class _Compared:
+    """Texts in their order, and those that are no copies by their bands."""
+
+    jaccard: float
+    drafts: list[Draft] = field(default_factory=list)
+    rulings: list[Ruling] = field(default_factory=list)
+    firsts: list[Draft] = field(default_factory=list)
+    bands: dict[bytes, list[int]] = field(default_factory=dict)
+
+    def take(self, draft: Draft) -> None:
+        self.drafts.append(draft)
+        signature: bytes = draft.noted[FILTER.name]
+        step, apart = len(signature) // BANDS, _apart(draft.sample)
+        keys = [b"%d " % band + signature[band * step : (band + 1) * step] + apart for band in range(BANDS)]
+        near = {place for key in keys for place in self.bands.get(key, ())}
+        shared = {place: self._shared(place, signature) for place in sorted(near)}
         best = max(shared, key=lambda place: shared[place], default=None)
-        if best is not None and shared[best] >= options.jaccard:
-            yield Ruling("drop", f"{shared[best]:.0%} the same as {firsts[best][0]}", round(shared[best], 3))
-            continue
-        firsts.append((", ".join(draft.sample.feedback), numbers))
+        if best is not None and shared[best] >= self.jaccard:
+            copied = ", ".join(self.firsts[best].sample.feedback)
+            self.rulings.append(
+                Ruling("drop", f"{shared[best]:.0%} the same as {copied}", round(shared[best], 3))
+            )
+            return
         for key in keys:
-            bands.setdefault(key, []).append(len(firsts) - 1)
-        yield Ruling("keep", score=round(max(shared.values(), default=0.0), 3))
+            self.bands.setdefault(key, []).append(len(self.firsts))
+        self.firsts.append(draft)
+        self.rulings.append(Ruling("keep", score=round(shared[best], 3)) if best is not None else UNLIKE)
+
+    def _shared(self, place: int, signature: bytes) -> float:
+        one, other = (
+            np.frombuffer(each, dtype="<u4") for each in (self.firsts[place].noted[FILTER.name], signature)
+        )
+        return float((one == other).mean())
 
 
-def _apart(sample: Sample) -> object:
-    return sample.kind, sample.label, sample.images
+UNLIKE = Ruling("keep", score=0.0)
+
+
+def _apart(sample: Sample) -> bytes:
+    return repr((sample.kind, sample.label, sample.images)).encode()
 
 
 def _signatures(drafts: Sequence[Draft]) -> Iterator[str]:

@@ -8,7 +8,8 @@ drawn over a little, which the hash takes for others: they are near each other i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from pydantic import Field
 
@@ -39,45 +40,64 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: ImageDeduplicator) -
     uploaded = [
         place for place, draft in enumerate(drafts) if draft.sample.origin == UPLOADED and draft.pictures
     ]
-    said = {place: frozenset(_texts.words(drafts[place].sample.answer)) for place in uploaded}
-    copies = _by_hash(drafts, uploaded, said, ground, options)
+    copies = _by_hash(drafts, uploaded, ground, options)
+    asked = set(uploaded)
     missing = ""
     if options.model and uploaded:
         space = _vectors.space(ground, drafts, options.model)
         missing = space.missing
         if not missing:
             left = [place for place in uploaded if place not in copies]
+            said = {place: _said(drafts[place]) for place in left}
             copies |= _by_vectors(drafts, left, said, space.pictures, options)
     for place in range(len(drafts)):
         if place in copies:
             earlier = drafts[copies[place]]
             yield Ruling("drop", "the same picture and words as " + ", ".join(earlier.sample.feedback))
         else:
-            yield Ruling("unmeasured", missing) if missing and place in said else KEEP
+            yield Ruling("unmeasured", missing) if missing and place in asked else KEEP
 
 
 def _by_hash(
-    drafts: Sequence[Draft],
-    places: Sequence[int],
-    said: dict[int, frozenset[str]],
-    ground: Ground,
-    options: ImageDeduplicator,
+    drafts: Sequence[Draft], places: Sequence[int], ground: Ground, options: ImageDeduplicator
 ) -> dict[int, int]:
     """From a copy to the one that it is a copy of."""
-    pictures = PictureGroups(lambda sha: ground.pictures.look(sha))
-    firsts: dict[object, list[int]] = {}
-    copies: dict[int, int] = {}
-    for place in places:
-        shown = drafts[place].pictures
-        there = firsts.setdefault(
-            (_asked(drafts[place].sample), tuple(pictures.same(sha) for sha in shown)), []
-        )
-        earlier = next((one for one in there if _shared(said[one], said[place]) >= options.words), None)
-        if earlier is not None and drafts[earlier].pictures != shown:
-            copies[place] = earlier
+    uploaded = [drafts[place] for place in places]
+    there: _Compared | None = ground.left.get(FILTER.name)
+    if there is None or there.words != options.words or uploaded[: len(there.drafts)] != there.drafts:
+        same = ground.same or PictureGroups(lambda sha: ground.pictures.look(sha)).same
+        there = ground.left[FILTER.name] = _Compared(options.words, same)
+    for draft in uploaded[len(there.drafts) :]:
+        there.take(draft)
+    return {places[copy]: places[first] for copy, first in there.copies.items()}
+
+
+@dataclass
+class _Compared:
+    """Uploaded samples with pictures in their order, and by what they ask about which picture."""
+
+    words: float
+    same: Callable[[str], str]
+    drafts: list[Draft] = field(default_factory=list)
+    copies: dict[int, int] = field(default_factory=dict)
+    firsts: dict[object, list[int]] = field(default_factory=dict)
+
+    def take(self, draft: Draft) -> None:
+        place = len(self.drafts)
+        self.drafts.append(draft)
+        shown = draft.pictures
+        about = (_asked(draft.sample), tuple(self.same(sha) for sha in shown))
+        there = self.firsts.setdefault(about, [])
+        said = _said(draft) if there else frozenset()
+        earlier = next((one for one in there if _shared(_said(self.drafts[one]), said) >= self.words), None)
+        if earlier is not None and self.drafts[earlier].pictures != shown:
+            self.copies[place] = earlier
         else:
             there.append(place)
-    return copies
+
+
+def _said(draft: Draft) -> frozenset[str]:
+    return frozenset(_texts.words(draft.sample.answer))
 
 
 def _by_vectors(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from pydantic import Field
 
@@ -32,19 +33,37 @@ class Truncated(Options):
 def judge(drafts: Sequence[Draft], ground: Ground, options: Truncated) -> Iterator[Ruling]:
     """Only where the others end in a mark is one without a mark cut off: captions of three words have none, and
     "Turn it on" is whole. There a person is asked, whoever sent it."""
-    answers = [draft.sample.answer.strip() for draft in drafts]
-    ended = [bool(ENDED.search(answer[-200:])) for answer in answers]
-    sentences = [one for one, draft in zip(ended, drafts, strict=True) if _is_prose(draft)]
+    read = [_read(draft) for draft in drafts]
+    sentences = [one.whole for one in read if one.prose]
     habit = len(sentences) >= options.least and sum(sentences) >= options.habit * len(sentences)
-    for draft, answer, whole in zip(drafts, answers, ended, strict=True):
-        if not _is_prose(draft) or not answer:
+    for draft, one in zip(drafts, read, strict=True):
+        if not one.prose or (one.whole and not one.hangs):
             yield KEEP
-        elif habit and not whole:
+            continue
+        answer = draft.sample.answer.strip()
+        if not answer:
+            yield KEEP
+        elif habit and not one.whole:
             yield against(draft, f"it ends in {answer[-20:]!r}, the others in a mark")
-        elif HANGING.search(answer[-40:]) and len(answer) > 4:
+        elif one.hangs:
             yield Ruling("unsure", f"it ends in {answer[-20:]!r}")
         else:
             yield KEEP
+
+
+class _Read(NamedTuple):
+    prose: bool
+    whole: bool  # it ends in a mark
+    hangs: bool  # it ends in a word after which something comes
+
+
+def _read(draft: Draft) -> _Read:
+    read: _Read | None = draft.noted.get("ending")
+    if read is None:
+        answer = draft.sample.answer.strip()
+        hangs = len(answer) > 4 and bool(HANGING.search(answer[-40:]))
+        read = draft.noted["ending"] = _Read(_is_prose(draft), bool(ENDED.search(answer[-200:])), hangs)
+    return read
 
 
 def _is_prose(draft: Draft) -> bool:

@@ -48,4 +48,4 @@ def answer_flag(id: Id, body: FlagAnswer, services: Svc) -> FlagList:
 
 def _listed(services: Services, project: str) -> FlagList:
     with services.heavily(f"a look for flags of {project}"):
-        return FlagList(items=curate.flags(services.store, project, services.settings))
+        return FlagList(items=services.controller.flags(project))

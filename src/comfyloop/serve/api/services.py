@@ -17,7 +17,7 @@ from fastapi.requests import HTTPConnection
 from comfyloop import errors
 from comfyloop.datasets import Imports
 from comfyloop.recall import Recall, Tastes
-from comfyloop.records import Forgotten, GateReport, Loop, LoopStatus, Pruned, QueueItem, Snapshot
+from comfyloop.records import Flag, Forgotten, GateReport, Loop, LoopStatus, Pruned, QueueItem, Snapshot
 from comfyloop.registry.archive import ArchivePiece
 from comfyloop.registry.bundle import Imported
 from comfyloop.registry.contents import BundleOptions
@@ -64,6 +64,9 @@ class LoopControl(Protocol):
 
     def cancel(self, project: str) -> Loop | None:
         """Stop the present turn; what was trained so far is kept."""
+
+    def flags(self, project: str) -> list[Flag]:
+        """What people are asked about its feedback. Blocks while it is looked for."""
 
     def gather(self, project: str, number: int, wanted: BundleOptions) -> tuple[Manifest, list[ArchivePiece]]:
         """What a bundle of a version would hold."""
