@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
+from typer.testing import CliRunner
 
+from comfyloop.cli import app
 from comfyloop.media import subject
 
 CAT = Path(__file__).parents[1] / "integration" / "chelsea.jpg"
@@ -42,6 +45,33 @@ def test_a_cut_keeps_the_whole_subject_where_the_middle_would_cut_it(number: int
 def test_of_an_even_picture_the_middle_is_kept() -> None:
     even = Image.new("RGB", (900, 400), "#408060")
     assert subject.corner(subject.weights(even), even.size, (400, 400)) == (250, 0)
+
+
+def test_how_pictures_will_be_cut_is_shown_and_nothing_is_changed(tmp_path: Path) -> None:
+    folder, out = tmp_path / "pictures", tmp_path / "crops"
+    folder.mkdir()
+    wide = Image.new("RGB", (2000, 400), "#c8c0b0")  # wider than any size that models draw
+    wide.paste("#b01020", (1700, 100, 1900, 300))
+    wide.save(folder / "wide.png")
+    (folder / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n, and no more")
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+
+    def kept(*more: str) -> list[int]:
+        asked = ["data", "crop", str(folder), "--out", str(out), "--json", *more]
+        done = CliRunner().invoke(app, asked)
+        (told,) = json.loads(done.stdout)
+        assert done.exit_code == 1 and "broken.png" in done.stderr and told["size"] == [2000, 400]
+        box: list[int] = told["kept"]
+        return box
+
+    assert kept("--by", "middle")[2] < 1700
+    left, top, right, bottom = kept()
+    assert 0 < left <= 1700 and right >= 1900 and (top, bottom) == (0, 400)
+    with Image.open(out / "wide.jpg") as drawn:
+        assert drawn.getpixel((10, 100))[0] < 100 < drawn.getpixel((left // 2 + 40, 100))[0]  # type: ignore[index]
+    refused = CliRunner().invoke(app, ["data", "crop", str(folder), "--out", str(folder)])
+    assert refused.exit_code and "among the pictures" in refused.output + str(refused.exception)
+    assert {file.name: file.read_bytes() for file in folder.iterdir()} == before
 
 
 @given(st.integers(1, 90), st.integers(1, 90), st.integers(0, 2**32), st.data())

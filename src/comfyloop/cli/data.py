@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -33,6 +34,11 @@ What = Annotated[
         show_default=False,
     ),
 ]
+
+
+class Crop(StrEnum):
+    SUBJECT = "subject"
+    MIDDLE = "middle"
 
 
 @data_app.command("add")
@@ -265,6 +271,36 @@ def caption(
     )
     put([asdict(one) for one in written], as_json, *lines)
     if failed:
+        raise typer.Exit(1)
+
+
+@data_app.command("crop")
+def crop(
+    what: Annotated[Path, typer.Argument(help="A picture, or a folder of them.", exists=True)],
+    out: Annotated[
+        Path, typer.Option(help="Folder into which they are drawn, with what is cut away darkened.")
+    ] = Path("crops"),
+    resolution: Annotated[
+        int, typer.Option(min=64, help="Side of a square of as many pixels as the image model is trained on.")
+    ] = 512,
+    by: Annotated[
+        Crop, typer.Option("--by", help="Keep the subject or the middle, as the setting image_crop says.")
+    ] = Crop.SUBJECT,
+    as_json: Json = False,
+) -> None:
+    """Show how the image side will cut pictures, before anything is trained on them. Nothing is changed."""
+    from comfyloop.train.image.preview import previews
+
+    if out.resolve() == (what if what.is_dir() else what.parent).resolve():
+        raise InvalidInput("What is drawn would lie among the pictures.", "Give another folder: --out.")
+    made, bad = previews(what, out, resolution, by.value)
+    lines = [f"{one['picture']}: {one['kept']} of {one['size']}, as {one['drawn']}" for one in made]
+    for name, why in bad:
+        err.print(f"{escape(name)}: {escape(why)}", style="red")
+    if made:
+        lines.append('Where it is wrong, say it in its row: "crop": [left, top, right, bottom].')
+    put(made, as_json, *map(escape, lines))
+    if bad:
         raise typer.Exit(1)
 
 

@@ -1,0 +1,67 @@
+"""How pictures will be cut, drawn for a person to see before anything is trained on them. No torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from PIL import Image, ImageDraw
+
+from comfyloop.formats import UnusableRow
+from comfyloop.media import subject
+from comfyloop.train.image.buckets import fit, sizes
+from comfyloop.train.image.rows import decode, picture_at
+
+STEP = 64
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
+SIDE = 1024
+"""Pixels of the longer side of what is drawn."""
+
+
+def previews(
+    what: Path, out: Path, resolution: int, by: Literal["subject", "middle"]
+) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
+    """Draw a picture, or all of a folder, into another folder: of each its size, the box that is kept and where it is
+    drawn; and of those that cannot be read, why."""
+    files = (
+        sorted(file for file in what.rglob("*") if file.suffix.lower() in ENDINGS)
+        if what.is_dir()
+        else [what]
+    )
+    buckets = sizes(resolution, STEP)
+    made: list[dict[str, Any]] = []
+    bad: list[tuple[str, str]] = []
+    for file in files:
+        name = str(file.relative_to(what)) if what.is_dir() else file.name
+        try:
+            picture = decode(picture_at(file))
+        except UnusableRow as error:
+            bad.append((name, str(error)))
+            continue
+        how = fit(*picture.size, buckets)
+        corner = how.corner
+        if by == "subject" and how.scaled != how.size:
+            corner = subject.corner(subject.weights(picture), how.scaled, how.size)
+        scale = picture.width / how.scaled[0], picture.height / how.scaled[1]
+        kept = [
+            round(place * each)
+            for place, each in zip(
+                (*corner, corner[0] + how.size[0], corner[1] + how.size[1]), scale * 2, strict=True
+            )
+        ]
+        drawn = out / Path(name).with_suffix(".jpg")
+        drawn.parent.mkdir(parents=True, exist_ok=True)
+        _drawn(picture, kept).save(drawn, quality=90)
+        made.append({"picture": name, "size": list(picture.size), "kept": kept, "drawn": str(drawn)})
+    return made, bad
+
+
+def _drawn(picture: Image.Image, kept: list[int]) -> Image.Image:
+    """The picture, darker where it is cut away."""
+    shown = picture.point(lambda value: value // 3)
+    left, top, right, bottom = kept
+    shown.paste(picture.crop((left, top, right, bottom)), (left, top))
+    width = max(2, max(picture.size) // 200)
+    ImageDraw.Draw(shown).rectangle((left, top, right - 1, bottom - 1), outline="#ff3b30", width=width)
+    shown.thumbnail((SIDE, SIDE))
+    return shown
