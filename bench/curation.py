@@ -188,9 +188,9 @@ class Took(NamedTuple):
     cpu: float  # seconds of this process and of the programs that filters ask: what a busy machine does not stretch
 
 
-def curated(store: Store, settings: Settings) -> tuple[Json, Took]:
+def curated(store: Store, settings: Settings, known: curate.Known) -> tuple[Json, Took]:
     began, before = time.monotonic(), cpu_seconds()
-    made = curate.build(store, "emoji", settings)
+    made = curate.build(store, "emoji", settings, known=known)
     took = Took(time.monotonic() - began, cpu_seconds() - before)
     if isinstance(made, curate.NothingToTrain):
         raise SystemExit(made.reason)
@@ -370,11 +370,12 @@ def main() -> None:
             with store.begin() as conn:
                 projects.add(conn, Project(name="emoji", base_model="starter"))
             upload(store, whole, 0)
-            report, first = curated(store, settings)
+            known = curate.Known()  # as a service keeps it
+            report, first = curated(store, settings, known)
             found = told(whole, report)
             print(json.dumps(found, ensure_ascii=False, indent=1), flush=True)
             upload(store, later, len(whole))
-            _, second = curated(store, settings)
+            _, second = curated(store, settings, known)
             unseen = [
                 (store.blobs.put(png(item.picture)), name)
                 for item, name in zip(clean, names, strict=True)

@@ -146,6 +146,14 @@ def test_a_caption_beside_the_wrong_picture_is_shown_to_a_person(eyes: list[str]
     assert eyes[2:] == ["clip", "clip"]
 
 
+def test_many_wrong_captions_do_not_keep_the_scorer_from_naming_them(eyes: list[str]) -> None:
+    drafts = [about(n, n) for n in range(17)] + [about(17 + n, 17 + (n + 6) % 13) for n in range(13)]
+    filter = FILTERS["image_text_similarity"]
+    ground = Ground(Settings(), Stored())  # type: ignore[arg-type]
+    says = [ruling.says for ruling in filter.judge(drafts, ground, filter.options())]
+    assert says[:17] == ["keep"] * 17 and says[17:].count("unsure") >= 7
+
+
 def test_a_scorer_that_tells_little_in_a_set_asks_nothing(eyes: list[str]) -> None:
     drafts = [about(n, (n * 7 + 3) % 30) for n in range(30)]  # to it, all of them are captions of others
     filter = FILTERS["image_text_similarity"]
