@@ -64,7 +64,7 @@ def test_names_in_english_and_chinese_are_nearest_to_their_own_pictures(tmp_path
     ]
     filter = FILTERS["image_text_similarity"]
     options = filter.options.model_validate(
-        {"least_auc": 0.5}
+        {"least_told": 0.5}
     )  # half of them are wrong: it cannot tell how well it tells them
     says = [ruling.says for ruling in filter.judge([*drafts, *wrong], ground, options)]
     assert says[:12].count("keep") >= 10 and says[12:].count("unsure") >= 8
