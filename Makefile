@@ -43,6 +43,8 @@ check: setup
 	$(BIN)/lint-imports
 	@if command -v node >/dev/null; then node --experimental-vm-modules --no-warnings tools/check_js.mjs; \
 	else echo "Node is not installed: the pages' JavaScript was not parsed."; fi
+	@if command -v eslint >/dev/null; then eslint .; \
+	else echo "eslint is not installed: the pages' JavaScript was not checked further."; fi
 
 bench: setup
 	for script in bench/*.py; do $(BIN)/python $$script || exit 1; done

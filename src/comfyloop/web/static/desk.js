@@ -194,7 +194,7 @@ body.addEventListener("htmx:beforeSwap", (event) => {
   if (target.contains(document.activeElement) && document.activeElement.matches("input, textarea, select")) event.detail.shouldSwap = false;
   opened = open(target);
 });
-body.addEventListener("htmx:afterSettle", (event) => {
+body.addEventListener("htmx:afterSettle", () => {
   for (const id of opened) document.getElementById(id)?.setAttribute("open", "");
   tellTimes(document);
 });
