@@ -35,7 +35,7 @@ def stratum_of(sample: Sample) -> str:
 def split(
     store: Store, project: str, samples: Sequence[Sample], settings: Settings, judged: Collection[str] = ()
 ) -> Split:
-    """Splits samples (in order of arrival) by the fold of their group; replay always trains.
+    """Splits samples (in order of arrival) by the side of their group; replay always trains.
 
     Of what came after a version was judged, again every second correction is held out until there are
     `settings.holdout_first`: what it has mastered cannot show that the next one is better. A correction is held out to

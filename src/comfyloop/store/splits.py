@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from comfyloop.store.locks import one_at_a_time
 from comfyloop.store.schema import splits
 
-Fold = Literal["train", "holdout"]
+SplitSide = Literal["train", "holdout"]
 _MANY = 500  # groups in one statement
 
 
@@ -28,9 +28,9 @@ def assign(
     every: int,
     first: int = 0,
     judged: Collection[str] = (),
-) -> dict[str, Fold]:
-    """The fold of each group. A new group gets the next number of its stratum, and `is_held_out` decides by its place
-    among those that came after the judged ones; a group seen before keeps its fold, whatever the settings are now.
+) -> dict[str, SplitSide]:
+    """The side of each group. A new group gets the next number of its stratum, and `is_held_out` decides by its place
+    among those that came after the judged ones; a group seen before keeps its side, whatever the settings are now.
 
     Args:
         groups: Group -> its stratum, in the order in which they came up.
@@ -91,8 +91,8 @@ def is_held_out(number: int, every: int, first: int) -> bool:
     return number % every == every - 1
 
 
-def _known(conn: Connection, project: str, hashes: list[str]) -> tuple[dict[str, Fold], dict[str, int]]:
-    """The folds and the numbers of groups that were seen before."""
+def _known(conn: Connection, project: str, hashes: list[str]) -> tuple[dict[str, SplitSide], dict[str, int]]:
+    """The sides and the numbers of groups that were seen before."""
     query = sa.select(splits.c.group_sha256, splits.c.fold, splits.c.number).where(
         splits.c.project == project
     )
@@ -105,6 +105,6 @@ def _known(conn: Connection, project: str, hashes: list[str]) -> tuple[dict[str,
             for row in conn.execute(query.where(splits.c.group_sha256.in_(hashes[start : start + _MANY])))
         ]
     return (
-        {digest: cast(Fold, fold) for digest, fold, _ in rows},
+        {digest: cast(SplitSide, side) for digest, side, _ in rows},
         {digest: number for digest, _, number in rows},
     )
