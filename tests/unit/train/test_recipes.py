@@ -41,7 +41,8 @@ def test_each_has_its_way_of_training(name: str) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_settings_and_specs_take_it_with_the_rate_that_suits_it(name: str, tmp_path: Path) -> None:
     recipe = RECIPES[name]
-    spec = make_spec({"model": "m", "train": "t.jsonl", "recipe": name}, [])
+    (tmp_path / "config.json").write_text('{"hidden_size": 576}')
+    spec = make_spec({"model": str(tmp_path), "train": "t.jsonl", "recipe": name}, [])
     assert spec.learning_rate == recipe.learning_rate
     assert isinstance(spec, ImageTrainSpec if recipe.side == "image" else TrainSpec)
     write_spec(tmp_path, spec)
