@@ -5,12 +5,14 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import psutil
 import torch
 
 from comfyloop.errors import ModelError
+from comfyloop.models.memory import Machine
 
 CPU = torch.device("cpu")
 
@@ -93,6 +95,17 @@ def memory(device: torch.device) -> Memory:
         most = torch.mps.recommended_max_memory()
         return Memory(most, min(most - torch.mps.driver_allocated_memory(), system.available))
     return Memory(system.total, system.available)
+
+
+def machine(device: torch.device, dtype: torch.dtype) -> Machine:
+    """It as a plan of its memory knows it."""
+    return Machine(
+        name=name(device),
+        kind=device.type,
+        total=memory(device).total,
+        each=dtype.itemsize,
+        four_bits=device.type in ("cpu", "cuda", "xpu") and find_spec("bitsandbytes") is not None,
+    )
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -12,6 +12,8 @@ import torch
 from comfyloop import platforms
 from comfyloop.errors import ModelError
 from comfyloop.models import devices
+from comfyloop.models.counting import count
+from comfyloop.models.memory import refuse_too_large
 from comfyloop.models.processors import load_processor
 from comfyloop.models.rope import RopeScaling, max_positions, scale
 from comfyloop.serve.embedded.options import DType
@@ -92,10 +94,25 @@ def load(
         )
     scale(config, rope_scaling)
     place = devices.choose(device)
-    model = _weights(name, config, sees, _dtype(dtype, place, config), place)
+    precision = _dtype(dtype, place, config)
+    _refuse_too_large(folder, config, sees, precision, place)
+    model = _weights(name, config, sees, precision, place)
     return LoadedModel(
         model, tokenizer, processor, _context(config, max_context), _eos(model, tokenizer), rope_scaling
     )
+
+
+def _refuse_too_large(
+    folder: Path, config: Any, sees: bool, dtype: torch.dtype, device: torch.device
+) -> None:
+    """Raise ModelError for weights that the device has no room for: loading them would end in whatever it ends in."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    machine = devices.machine(device, dtype)
+    if folder.is_dir() and sum(file.stat().st_size for file in folder.iterdir()) * 4 < machine.room:
+        return  # however it is loaded; the others are counted, which takes a second
+    figures = count(config, AutoModelForImageTextToText if sees else AutoModelForCausalLM)
+    refuse_too_large(str(folder), figures, machine)
 
 
 def _weights(name: str, config: Any, sees: bool, dtype: torch.dtype, device: torch.device) -> Any:

@@ -50,8 +50,9 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each sample of a packed row.
 
-    On a processor it is written out, as long as a sample's scores are few: two to three times as fast, forward
-    and backward, as torch's own kernel there (measured in bfloat16 at 32 to 512 tokens).
+    On a processor (and on the meta device, where `text.rehearsal` counts) it is written out, as long as a sample's
+    scores are few: two to three times as fast, forward and backward, as torch's own kernel there (measured in
+    bfloat16 at 32 to 512 tokens).
 
     Args:
         query: [1, heads, L, head_dim]; key and value: [1, kv_heads, L, head_dim].
@@ -65,7 +66,7 @@ def packed_attention(
     spans = tuple(spans or [Span(query.shape[2])])
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     longest = max(span.length + sum(spans[i].length for i in span.before) for span in spans)
-    if softcap or (query.device.type == "cpu" and not dropout and longest <= WRITTEN_OUT):
+    if softcap or (query.device.type in ("cpu", "meta") and not dropout and longest <= WRITTEN_OUT):
         rows = (x[0].transpose(0, 1) for x in (query, key, value))
         out: Tensor = _WrittenOut.apply(  # type: ignore[no-untyped-call]
             *rows, spans, scale, sliding_window, softcap, dropout

@@ -11,7 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-PLAIN = {"LlamaRMSNorm", "MistralRMSNorm", "Qwen2RMSNorm", "Qwen3RMSNorm", "SmolLM3RMSNorm"}
+PLAIN = {
+    "LlamaRMSNorm",
+    "MistralRMSNorm",
+    "Qwen2RMSNorm",
+    "Qwen2_5_VLRMSNorm",
+    "Qwen3RMSNorm",
+    "SmolLM3RMSNorm",
+}
 """Classes of transformers that compute ``weight * (x / rms(x))``; others add to the weight, or to nothing."""
 
 

@@ -10,6 +10,11 @@ from comfyloop.serve.engines.kinds._kind import EngineKind, Start, new_secret
 from comfyloop.serve.engines.protocol import BASE_NAME, SECRET_VARIABLE, Launch
 from comfyloop.settings import Settings
 
+KEEPS_MIB = 256 + 128
+KEEPS_MIB_ON_CPU = 1024
+"""What it keeps of prompts and images seen before, and on a processor of weights laid out a second time, as its own
+options have them."""
+
 
 def launch(settings: Settings, start: Start) -> Launch:
     adapters = [f"{name}={path}" for name, path in start.adapters.items()]
