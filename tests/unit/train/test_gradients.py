@@ -94,6 +94,16 @@ def test_a_backward_pass_that_is_a_tenth_off_is_refused(
         forward.prove(model, features, examples)
 
 
+def test_passes_that_are_wrong_on_an_untested_device_are_left_out(
+    tiny_llm: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, features, examples = ready(tiny_llm)
+    monkeypatch.setattr(lora._LoraLinears, "backward", wrong_backward(lora._LoraLinears, 5, 1.1))
+    monkeypatch.setattr(forward, "TESTED_ON", ())
+    assert "lora_B" in forward.prove(model, features, examples)
+    assert not model.alone and forward.prove(model, features, examples) == ""
+
+
 @needs_bitsandbytes
 @needs_avx512_bf16
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

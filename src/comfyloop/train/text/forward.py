@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from comfyloop.errors import ModelError
+from comfyloop.models import devices
 from comfyloop.train.data.batches import pack
 from comfyloop.train.data.examples import Example
 from comfyloop.train.kernels.losses import answer_log_probs
@@ -28,13 +29,15 @@ from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text import gradients
 from comfyloop.train.text.feature_cache import FeatureCache, tower_hash
 from comfyloop.train.text.features import ImageFeatures
-from comfyloop.train.text.models import Loaded
+from comfyloop.train.text.models import Loaded, unfuse
 from comfyloop.train.text.quantization import four_bit_layers
 
 AGREEMENT = 2e-3
 """How far the log-probabilities of an answer's tokens may be apart on average, in nats, in float32."""
 ROUGH_AGREEMENT = 0.5
 """The same in half precision, where two right orders of rounding have been seen 0.13 apart (the starter)."""
+TESTED_ON = ("cpu",)
+"""Kinds of devices on which our own passes are tested: what is wrong there is a fault to be told of."""
 PACKED_AGREEMENT = 0.02
 """A sample in a packed row and in a row of its own, in half precision. As a rule the same bit for bit; but where a
 processor's products of other shapes round otherwise (AMX), 0.08 apart: `_keep_apart` tells that from a leak."""
@@ -67,7 +70,8 @@ def prepare(
             if features.frozen and example.pixels is not None:
                 example.pixels.let_go()
         log.say(f"images: {features.computed} samples' looked at, {features.read} remembered")
-    prove(model, features, examples)
+    if unfused := prove(model, features, examples):
+        log.warn(f"The trainer's own passes are not right on this device, so they are left out: {unfused}")
     if model.alone:
         log.say(f"samples go through the model one by one: {model.alone}")
     return features
@@ -92,12 +96,29 @@ def answer_states(
     return states, row.labels
 
 
-def prove(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> None:
-    """Compare with the model's own code on samples of the run; go sample by sample where packing differs.
+def prove(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> str:
+    """Compare with the model's own code on samples of the run; go sample by sample where packing differs, and without
+    our own passes where they are wrong on a device that they were never tested on.
+
+    Returns:
+        Why our own passes were left out; empty: they were not.
 
     Raises:
         ModelError: Not even that gives the model's own logits, or the gradients of plain autograd.
     """
+    try:
+        _prove(model, features, examples)
+    except (ModelError, RuntimeError) as error:
+        if model.device.type in TESTED_ON or devices.is_out_of_memory(error) or not unfuse(model.module):
+            raise
+        why = str(error)
+        model.go_alone("")
+        _prove(model, features, examples)
+        return why
+    return ""
+
+
+def _prove(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> None:
     model.eval()
     some = _telling(examples)
     _prove_log_probs(model, features, some)

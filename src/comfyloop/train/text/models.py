@@ -236,7 +236,7 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
     else:
         keep_unpacked(base)
     peft = make_trainable(base, spec, init_from)
-    if peft is not None and device.type == "cpu" and spec.world_size == 1:
+    if peft is not None and spec.world_size == 1:
         fuse(peft)
     loaded = Loaded(
         base,
@@ -259,6 +259,19 @@ def fuse(peft: PeftModel) -> None:
     rms_norm.fuse_rms_norm(peft)
     mlp.fuse_mlp(peft)
     attention.fuse_attention(peft)
+
+
+def unfuse(peft: nn.Module) -> int:
+    """Take those passes away again: PEFT's and transformers' own modules compute; of how many."""
+    passes = {module.__name__ for module in (lora, rms_norm, mlp, attention)}
+    fused = [
+        module
+        for module in peft.modules()
+        if getattr(module.__dict__.get("forward"), "__module__", "") in passes
+    ]
+    for module in fused:
+        del module.forward
+    return len(fused)
 
 
 def read_weights(
