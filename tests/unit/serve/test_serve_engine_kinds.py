@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -122,3 +123,41 @@ def test_an_engine_is_offline_and_reachable_from_this_machine_alone(
     assert launch.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
     for kind in ("vllm", "lmdeploy", "embedded"):
         assert "127.0.0.1" in KINDS[kind].launch(settings, start).argv
+
+
+@pytest.fixture
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program that says what NVIDIA's does on a card of 24 GB."""
+    tool = tmp_path / "bin" / "nvidia-smi"
+    tool.parent.mkdir()
+    tool.write_text("#!/bin/sh\necho 24576\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tool.parent), prepend=os.pathsep)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the stand-in for nvidia-smi is a shell script")
+@pytest.mark.usefixtures("card")
+def test_vllm_leaves_of_a_card_what_it_does_not_need(settings: Settings, tmp_path: Path) -> None:
+    def taken(model: str, **more: object) -> str | None:
+        own = settings.model_copy(update=more)
+        argv = list(KINDS["vllm"].launch(own, Start(model, Path("port"), {}, "python-of-it")).argv)
+        return (
+            argv[argv.index("--gpu-memory-utilization") + 1] if "--gpu-memory-utilization" in argv else None
+        )
+
+    shape = {
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "num_key_value_heads": 4,
+        "hidden_size": 3584,
+    }
+    (tmp_path / "config.json").write_text(json.dumps({"text_config": shape}))
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(7 * 2**30)  # a hole: it takes no room
+    # 7 GiB of weights, 8 x 4,096 tokens of 57,344 bytes, 2 GiB beside: 10.75 of 24
+    assert taken(str(tmp_path), max_batch=8) == "0.45"
+    assert taken(str(tmp_path), max_batch=8, gpu_memory_utilization=0.6) == "0.6"
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.truncate(70 * 2**30)
+    assert taken(str(tmp_path)) == "0.9"
+    assert taken("somebody/on-a-hub") is None  # as vLLM does by itself

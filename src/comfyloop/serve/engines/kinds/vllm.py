@@ -7,6 +7,7 @@ from pathlib import Path
 
 from comfyloop.environments import clean_environ
 from comfyloop.models.adapter_check import Limits
+from comfyloop.serve.engines.kinds import _card
 from comfyloop.serve.engines.kinds._kind import EngineKind, Start, free_port, guarded, new_secret
 from comfyloop.serve.engines.kinds._layers import LAYERS
 from comfyloop.serve.engines.protocol import BASE_NAME, Launch
@@ -37,7 +38,7 @@ def launch(settings: Settings, start: Start) -> Launch:
         # request runs would then end the engine.
         *("--lora-target-modules", *sorted(LAYERS)),
         *(("--enable-tower-connector-lora",) if settings.tower_loras else ()),
-        *(("--enforce-eager",) if on_cpu else ()),
+        *(("--enforce-eager",) if on_cpu else _share(settings, start.model)),
         *(("--lora-modules", *adapters) if adapters else ()),
         *settings.engine_args,
     ]
@@ -55,6 +56,11 @@ def launch(settings: Settings, start: Start) -> Launch:
     if Path(start.model).exists():
         environment["HF_HUB_OFFLINE"] = "1"
     return guarded(argv, port, environment, secret)
+
+
+def _share(settings: Settings, model: str) -> tuple[str, ...]:
+    taken = settings.gpu_memory_utilization or _card.share(model, settings.max_batch)
+    return ("--gpu-memory-utilization", str(taken)) if taken else ()
 
 
 def _rank(settings: Settings) -> int:
