@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
+import json
 import os
 import shutil
 import sqlite3
@@ -113,6 +114,17 @@ def _training(settings: Settings) -> MachineCheck:
     missing = [f"{need.complaint} {need.hint}" for need in asked if own and not need.is_met]
     if missing:
         return MachineCheck("training", False, " ".join(missing))
+    if settings.engine == "embedded" and settings.quant_method != settings.engine_quant_method:
+        trains, serves = (
+            "four bits" if method else "whole weights"
+            for method in (settings.quant_method, settings.engine_quant_method)
+        )
+        return MachineCheck(
+            "training",
+            True,
+            f"Learns on {trains} what is served on {serves}; the gate judges what is served. To have both alike set "
+            f"engine_quant_method = {json.dumps(settings.quant_method)}.",
+        )
     if not QLORA.is_met:
         return MachineCheck("training", True, f"LoRA and whole weights; {QLORA.complaint} {QLORA.hint}")
     return MachineCheck("training", True, "LoRA, QLoRA and whole weights.")

@@ -76,6 +76,7 @@ def plan_of(settings: Settings, gpu: int | None = None) -> MemoryPlan:
         trained,
         requests=settings.max_batch,
         kept=(KEEPS_MIB + (KEEPS_MIB_ON_CPU if machine.kind == "cpu" else 0)) * MIB,
+        four_bits=settings.engine == "embedded" and settings.engine_quant_method == "bnb",
         passes=settings.trigger_samples * spec.epochs / (1 - spec.replay_share),
         image=_image(settings),
     )

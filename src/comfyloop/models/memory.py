@@ -127,17 +127,26 @@ class Need:
         return self.weights + self.cache + self.activations + self.optimizer + self.context
 
 
-def to_serve(model: Figures, machine: Machine, *, requests: int, kept: int = 0, tower: int = 0) -> Need:
+def to_serve(
+    model: Figures,
+    machine: Machine,
+    *,
+    requests: int,
+    kept: int = 0,
+    tower: int = 0,
+    four_bits: bool = False,
+) -> Need:
     """Args:
     requests: Answered together, of `REQUEST_TOKENS` each.
     kept: Bytes that the engine keeps of prompts, images and weights seen before.
     tower: Bytes of looking at an image.
+    four_bits: The language model's linear layers are in NF4.
     """
     prompt = 512 * model.hidden * 4 * machine.each + model.vocabulary * 4 * requests
     return Need(
-        weights=model.weights(machine.each),
+        weights=model.weights(machine.each, four_bits),
         cache=model.cache(REQUEST_TOKENS * requests, machine.each) + kept,
-        activations=machine.with_slack(max(tower, prompt)),
+        activations=machine.with_slack(max(tower, prompt)) + _one_in_full(model, machine, four_bits),
         context=machine.context,
     )
 
@@ -177,9 +186,10 @@ def ways(machine: Machine, wanted: Way, pixels: int) -> Iterator[Way]:
         yield Way(quant, size, checkpointing, pixels)
 
 
-def settings_of(way: Way, wanted: Way) -> dict[str, str | int | bool]:
+def settings_of(way: Way, wanted: Way, *, served_in_four_bits: bool = False) -> dict[str, str | int | bool]:
     """The settings that differ from what is set."""
-    return {name: value for name, value in vars(way).items() if value != getattr(wanted, name)}
+    changed = {name: value for name, value in vars(way).items() if value != getattr(wanted, name)}
+    return changed | ({"engine_quant_method": "bnb"} if served_in_four_bits else {})
 
 
 @dataclass(frozen=True)
@@ -230,17 +240,18 @@ def make(
     *,
     requests: int,
     kept: int,
+    four_bits: bool = False,
     passes: float = 0.0,
     image: Image | None = None,
 ) -> MemoryPlan:
     """The plan of a base model on a device: what is finest first, and of two equals what lets all stay in memory.
 
     Args:
-        requests, kept: As `to_serve` has them.
+        requests, kept, four_bits: As `to_serve` has them.
         passes: Samples that a turn goes through, each as often as it is passed.
     """
 
-    def needs_of(way: Way) -> dict[str, Need]:
+    def needs_of(way: Way, four_bits: bool) -> dict[str, Need]:
         needs = {
             "serving": to_serve(
                 model,
@@ -248,22 +259,24 @@ def make(
                 requests=requests,
                 kept=kept,
                 tower=trained.looking(way.max_pixels),
+                four_bits=four_bits,
             ),
             "training": to_train(model, machine, way, trained),
         }
         return needs | ({"drawing": image.to_draw(machine)} if image is not None else {})
 
     tried = [wanted.max_pixels, *(pixels for pixels in LESS_PIXELS if pixels < wanted.max_pixels)]
-    way, fits = wanted, False
+    served = [False, True] if machine.four_bits and not four_bits else [four_bits]
+    way, small, fits = wanted, four_bits, False
     for pixels, at_once in product(tried, (True, False)):
-        for way in ways(machine, wanted, pixels):
-            sizes = [need.total for need in needs_of(way).values()]
+        for way, small in product(ways(machine, wanted, pixels), served):
+            sizes = [need.total for need in needs_of(way, small).values()]
             fits = (sum(sizes) if at_once else max(sizes)) <= machine.room
             if fits:
                 break
         if fits:
             break
-    needs = needs_of(way)
+    needs = needs_of(way, small)
     complaint = hint = ""
     if not fits:
         name = max(needs, key=lambda one: needs[one].total)
@@ -280,7 +293,7 @@ def make(
         machine,
         way,
         needs,
-        settings_of(way, wanted) if fits else {},
+        settings_of(way, wanted, served_in_four_bits=small and not four_bits) if fits else {},
         turns(machine, needs),
         work / (machine.speed * EFFICIENCY) if machine.speed else 0.0,
         complaint,
@@ -301,15 +314,23 @@ def turns(machine: Machine, needs: Mapping[str, Need]) -> tuple[tuple[str, ...],
     return tuple(map(tuple, groups))
 
 
-def refuse_too_large(name: str, model: Figures, machine: Machine) -> None:
-    """Raise ModelError for a model that the device cannot hold with one answer, before any of it is loaded."""
-    need = to_serve(model, machine, requests=1)
+def refuse_too_large(name: str, model: Figures, machine: Machine, four_bits: bool = False) -> None:
+    """Raise ModelError for a model that the device cannot hold with one answer, before any of it is loaded. The hint
+    says the settings under which it would fit."""
+    need = to_serve(model, machine, requests=1, four_bits=four_bits)
     if need.total <= machine.room:
         return
+    small = to_serve(model, machine, requests=1, four_bits=True)
+    hint = "Name a smaller base model, or serve this one from another machine: engine = url."
+    if machine.four_bits and not four_bits and small.total <= machine.room:
+        hint = (
+            f"Set engine_quant_method = bnb: in four bits it takes {small.total / GIB:.1f} GiB. Or name a "
+            "smaller base model."
+        )
     raise ModelError(
         f"{name} takes {need.total / GIB:.1f} GiB to serve ({need.weights / GIB:.1f} of it weights), and "
         f"{machine.name} has room for {machine.room / GIB:.1f}. It was not loaded.",
-        "Name a smaller base model, or serve this one from another machine: engine = url.",
+        hint,
     )
 
 

@@ -128,6 +128,11 @@ class ServeSettings(BaseModel):
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = Field(
         default="auto", description="Weights' precision."
     )
+    engine_quant_method: Literal["", "bnb"] = Field(
+        default="",
+        description="`bnb`: the embedded engine keeps the language model's linear layers in four bits (NF4), a quarter "
+        "of the memory and slower; adapters trained with `quant_method = bnb` then answer on what they learned on.",
+    )
     engine_threads: int = Field(default=0, ge=0, description="CPU threads of the engine; 0: all cores.")
     max_batch: int = Field(default=8, ge=1, description="Requests decoded together.")
     max_queue: int = Field(default=64, ge=1, description="Requests that may wait; beyond it 429.")

@@ -51,17 +51,38 @@ def test_a_card_with_room_for_all_keeps_what_is_set() -> None:
     assert plan.changed == {} and plan.together == (("serving", "training"),) and not plan.complaint
 
 
-def test_a_24_gb_card_takes_turns_with_settings_under_which_each_fits() -> None:
+def test_a_24_gb_card_takes_turns_where_images_are_large() -> None:
     plan = planned(24)
-    assert plan.together == (("serving",), ("training",))
+    assert plan.together == (("serving",), ("training",)) and "engine_quant_method" not in plan.changed
     assert plan.changed["quant_method"] == "bnb"
-    assert all(need.total <= plan.machine.room for need in plan.needs.values())
+
+
+def test_a_24_gb_card_holds_both_in_four_bits() -> None:
+    plan = planned(24, max_pixels=262_144)
+    assert plan.changed["quant_method"] == plan.changed["engine_quant_method"] == "bnb"
+    assert plan.together == (("serving", "training"),)
+    assert sum(need.total for need in plan.needs.values()) <= plan.machine.room
     assert to_train(QWEN, plan.machine, Way(), TRAINED).total > plan.machine.room
 
 
+def test_a_12_gb_card_takes_turns_with_settings_under_which_each_fits() -> None:
+    plan = planned(12)
+    assert plan.together == (("serving",), ("training",))
+    assert plan.changed["quant_method"] == plan.changed["engine_quant_method"] == "bnb"
+    assert all(need.total <= plan.machine.room for need in plan.needs.values())
+
+
+def test_a_refusal_names_the_setting_under_which_it_fits() -> None:
+    with pytest.raises(
+        ModelError, match=r"not loaded.*engine_quant_method = bnb: in four bits it takes [789]\."
+    ):
+        refuse_too_large("Qwen", QWEN, of_size(HERE, 12 * GIB))
+    refuse_too_large("Qwen", QWEN, of_size(HERE, 12 * GIB), four_bits=True)
+
+
 def test_what_fits_in_no_way_is_said_with_a_mend() -> None:
-    plan = planned(8)
-    assert "Serving takes" in plan.complaint and "7.6" in plan.complaint and "smaller base model" in plan.hint
+    plan = planned(6)
+    assert "takes" in plan.complaint and "5.7" in plan.complaint and "smaller base model" in plan.hint
     with pytest.raises(ModelError, match=r"not loaded.*smaller base model"):
         refuse_too_large("Qwen", QWEN, plan.machine)
     refuse_too_large("Qwen", QWEN, of_size(HERE, 24 * GIB))

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from comfyloop.errors import ModelError
 from comfyloop.formats import Row, Turn
+from comfyloop.models.quantization import four_bit_layers
 from comfyloop.train.data.examples import Example
 from comfyloop.train.kernels import lora, mlp, rms_norm
 from comfyloop.train.recipes import sft
@@ -22,7 +23,6 @@ from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text import forward, gradients, models
 from comfyloop.train.text.features import ImageFeatures
 from comfyloop.train.text.models import Loaded, describe, load
-from comfyloop.train.text.quantization import four_bit_layers
 from tests.families import make_family
 from tests.unit.train.conftest import RunRecipe
 from tests.unit.train.test_preferences import THINGS, pair_row

@@ -103,6 +103,7 @@ def parse(arguments: list[str] | None = None) -> EngineOptions:
     p.add_argument("--port", type=int, default=0, help="0 takes a free one.")
     p.add_argument("--port-file", type=Path, help="The bound port is written here.")
     p.add_argument("--dtype", choices=["auto", "bfloat16", "float16", "float32"], default="auto")
+    p.add_argument("--quant-method", choices=["", "bnb"], default="", help="bnb: linear layers in four bits.")
     p.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1, mps, xpu.")
     p.add_argument("--threads", type=int, default=0, help="CPU threads; 0: all cores.")
     p.add_argument("--max-batch", type=int, default=8, help="Requests decoded together.")

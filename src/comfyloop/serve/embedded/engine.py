@@ -261,6 +261,7 @@ class EmbeddedEngine:
         self.loaded: LoadedModel = load(
             o.model,
             dtype=o.dtype,
+            quant_method=o.quant_method,
             device=o.device,
             max_context=o.max_context,
             rope_scaling=RopeScaling.parse(o.rope_scaling),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from comfyloop.models import devices
 from comfyloop.models.counting import count
 from comfyloop.models.memory import refuse_too_large
 from comfyloop.models.processors import load_processor
+from comfyloop.models.quantization import in_four_bits, keep_unpacked
 from comfyloop.models.rope import RopeScaling, max_positions, scale
 from comfyloop.serve.embedded.options import DType
 
@@ -43,6 +45,7 @@ def load(
     name: str,
     *,
     dtype: DType = "auto",
+    quant_method: str = "",
     device: str = "auto",
     max_context: int = 0,
     rope_scaling: RopeScaling | None = None,
@@ -50,7 +53,7 @@ def load(
     """Load `name`, a model directory or a hub id, onto one device.
 
     Raises:
-        ModelError: it is not there, is not a model that chats, or has no tokenizer.
+        ModelError: it is not there, is not a model that chats, has no tokenizer, or does not fit.
     """
     from transformers import AutoConfig, AutoTokenizer
     from transformers.models.auto.modeling_auto import (
@@ -95,15 +98,20 @@ def load(
     scale(config, rope_scaling)
     place = devices.choose(device)
     precision = _dtype(dtype, place, config)
-    _refuse_too_large(folder, config, sees, precision, place)
-    model = _weights(name, config, sees, precision, place)
+    if quant_method and find_spec("bitsandbytes") is None:
+        raise ModelError(
+            "engine_quant_method = bnb needs bitsandbytes, which is not installed.",
+            "pip install 'comfyloop[quant]'",
+        )
+    _refuse_too_large(folder, config, sees, precision, place, bool(quant_method))
+    model = _weights(name, config, sees, precision, place, bool(quant_method))
     return LoadedModel(
         model, tokenizer, processor, _context(config, max_context), _eos(model, tokenizer), rope_scaling
     )
 
 
 def _refuse_too_large(
-    folder: Path, config: Any, sees: bool, dtype: torch.dtype, device: torch.device
+    folder: Path, config: Any, sees: bool, dtype: torch.dtype, device: torch.device, four_bits: bool
 ) -> None:
     """Raise ModelError for weights that the device has no room for: loading them would end in whatever it ends in."""
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
@@ -112,15 +120,20 @@ def _refuse_too_large(
     if folder.is_dir() and sum(file.stat().st_size for file in folder.iterdir()) * 4 < machine.room:
         return  # however it is loaded; the others are counted, which takes a second
     figures = count(config, AutoModelForImageTextToText if sees else AutoModelForCausalLM)
-    refuse_too_large(str(folder), figures, machine)
+    refuse_too_large(str(folder), figures, machine, four_bits)
 
 
-def _weights(name: str, config: Any, sees: bool, dtype: torch.dtype, device: torch.device) -> Any:
+def _weights(
+    name: str, config: Any, sees: bool, dtype: torch.dtype, device: torch.device, four_bits: bool
+) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
     auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
+    quantised = in_four_bits(auto, config, dtype, device) if four_bits else {}
     try:
-        model, info = auto.from_pretrained(name, config=config, dtype=dtype, output_loading_info=True)
+        model, info = auto.from_pretrained(
+            name, config=config, dtype=dtype, output_loading_info=True, **quantised
+        )
     except Exception as error:  # every reader of weights raises its own kind
         if devices.is_out_of_memory(error):
             raise ModelError(f"{name} does not fit into memory.") from error
@@ -133,7 +146,11 @@ def _weights(name: str, config: Any, sees: bool, dtype: torch.dtype, device: tor
     head = model.get_output_embeddings()
     if head is not None:
         head.register_forward_pre_hook(_close_up)
-    return model.to(device).eval().requires_grad_(False)
+    if four_bits:
+        keep_unpacked(model)  # what its adapters were trained on, and packed layers with a bias fail
+    else:
+        model.to(device)
+    return model.eval().requires_grad_(False)
 
 
 def _close_up(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from comfyloop.errors import InvalidInput, NotFound
 from comfyloop.models.adapter_check import rank_and_scale, refuse_no_effect
 from comfyloop.models.lora_start import refuse_changed_base
+from comfyloop.models.quantization import plain_weight
 from comfyloop.models.rope import RopeScaling, refuse_other_positions
 
 _PREFIX = "base_model.model."
@@ -207,7 +208,7 @@ def _pair(
     a, b = (parts[p].to(device, torch.float32) for p in ("lora_A", "lora_B"))
     magnitude = None
     if config.get("use_dora"):
-        norm = torch.linalg.norm(linear.weight.float() + scaling * (b @ a), dim=1)
+        norm = torch.linalg.norm(plain_weight(linear) + scaling * (b @ a), dim=1)
         magnitude = parts["lora_magnitude_vector"].to(device, torch.float32) / norm
     return LoraPair(a, b, scaling, magnitude)
 

@@ -17,6 +17,7 @@ class EngineOptions:
     port: int = 0
     port_file: Path | None = None
     dtype: DType = "auto"
+    quant_method: Literal["", "bnb"] = ""  # bnb: the language model's linear layers in NF4
     device: str = "auto"
     threads: int = 0  # 0: all cores
     max_batch: int = 8  # sequences decoded together

@@ -139,7 +139,7 @@ def register_callback(tell: Callable[..., None], stop_files: list[Path]) -> None
     from swift.callbacks import callbacks_map
     from transformers import TrainerCallback
 
-    from comfyloop.train.text.quantization import keep_unpacked
+    from comfyloop.models.quantization import keep_unpacked
 
     class Witness(TrainerCallback):  # type: ignore[misc]
         def __init__(self, args: Any, trainer: Any) -> None:

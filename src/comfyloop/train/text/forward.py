@@ -20,6 +20,7 @@ from torch import Tensor
 
 from comfyloop.errors import ModelError
 from comfyloop.models import devices
+from comfyloop.models.quantization import four_bit_layers
 from comfyloop.train.data.batches import pack
 from comfyloop.train.data.examples import Example
 from comfyloop.train.kernels.losses import answer_log_probs
@@ -30,7 +31,6 @@ from comfyloop.train.text import gradients
 from comfyloop.train.text.feature_cache import FeatureCache, tower_hash
 from comfyloop.train.text.features import ImageFeatures
 from comfyloop.train.text.models import Loaded, unfuse
-from comfyloop.train.text.quantization import four_bit_layers
 
 AGREEMENT = 2e-3
 """How far the log-probabilities of an answer's tokens may be apart on average, in nats, in float32."""

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from comfyloop.models.quantization import four_bit_layers
 from comfyloop.train.kernels import attention, last_layer, lora, mlp, rms_norm
 from comfyloop.train.text.models import Loaded
-from comfyloop.train.text.quantization import four_bit_layers
 
 BOUND = 1e-3
 """How far gradients of a kind of layer may be apart, as a share of their length, in float32."""

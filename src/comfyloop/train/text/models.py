@@ -25,6 +25,7 @@ from transformers.utils import is_flash_attn_2_available
 from comfyloop.errors import ModelError
 from comfyloop.models import devices
 from comfyloop.models.processors import load_processor
+from comfyloop.models.quantization import in_four_bits, keep_unpacked
 from comfyloop.models.rope import RopeScaling, max_positions, scale
 from comfyloop.train.data.encode import Encoder
 from comfyloop.train.data.positions import positions_of
@@ -34,7 +35,6 @@ from comfyloop.train.prefork import preloaded
 from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.adapters import save_adapter, save_model
 from comfyloop.train.text.neftune import noise
-from comfyloop.train.text.quantization import in_four_bits, keep_unpacked
 from comfyloop.train.text.trainable import keep_still, make_trainable, trained_modules
 
 

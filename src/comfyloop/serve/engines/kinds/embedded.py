@@ -29,6 +29,7 @@ def launch(settings: Settings, start: Start) -> Launch:
             *("--port-file", str(start.port_file)),
             *("--parent-pid", str(os.getpid())),
             *("--dtype", settings.dtype),
+            *(("--quant-method", settings.engine_quant_method) if settings.engine_quant_method else ()),
             *("--threads", str(settings.engine_threads)),
             *("--max-batch", str(settings.max_batch)),
             *("--max-queue", str(settings.max_queue)),

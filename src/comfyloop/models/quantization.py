@@ -1,4 +1,4 @@
-"""QLoRA: frozen base weights in four bits (Dettmers et al. 2023), through bitsandbytes."""
+"""Frozen base weights in four bits (NF4, Dettmers et al. 2023), through bitsandbytes: for QLoRA and to serve."""
 
 from __future__ import annotations
 
@@ -52,3 +52,13 @@ def keep_unpacked(model: nn.Module) -> int:
     for layer in layers:
         layer.support_avx512bf16_for_cpu = False
     return len(layers)
+
+
+def plain_weight(layer: nn.Linear) -> torch.Tensor:
+    """A linear layer's weight [out, in] in float32, whether it is in four bits or not."""
+    state = getattr(layer.weight, "quant_state", None)
+    if state is None:
+        return layer.weight.float()
+    from bitsandbytes.functional import dequantize_4bit
+
+    return dequantize_4bit(layer.weight.data, state).float()  # type: ignore[no-any-return]
