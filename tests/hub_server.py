@@ -402,7 +402,7 @@ _ROUTES: list[tuple[str, str, _Answer]] = [
     ("POST", rf"/api/{_KIND}/{_REPO}/commit/{_REV}", _Handler.hf_commit),
     ("POST", rf"/api/{_KIND}/{_REPO}/paths-info/{_REV}", _Handler.hf_paths),
     ("GET", rf"/api/{_KIND}/{_REPO}/tree/{_REV}/?", _Handler.hf_tree),
-    ("GET", rf"/api/{_KIND}/{_REPO}/revision/{_REV}", _Handler.hf_info),
+    ("GET", rf"/api/{_KIND}/{_REPO}/revision/(?P<rev>.+)", _Handler.hf_info),
     ("GET", rf"/api/{_KIND}/{_REPO}", _Handler.hf_info),
     ("POST", rf"/(?:datasets/)?{_REPO}\.git/info/lfs/objects/batch", _Handler.lfs_batch),
     ("PUT", r"/upload/(?P<oid>[0-9a-f]{64})", _Handler.upload),

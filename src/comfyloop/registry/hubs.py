@@ -31,7 +31,8 @@ from comfyloop.registry.archive import disk_error
 from comfyloop.registry.manifest import KNOWN
 
 _PLACE = re.compile(
-    r"^(?P<hub>hf|ms):(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})(@(?P<revision>[\w.-]{1,100}))?$"
+    r"^(?P<hub>hf|ms):(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95})"
+    r"(@(?P<revision>[\w.-]+(/[\w.-]+){0,9}))?$"
 )
 _NAMES = {"hf": "Hugging Face", "ms": "ModelScope"}
 _LOGIN = {
@@ -105,23 +106,35 @@ def pull(place: HubPlace, folder: Path, *, quiet: bool = False) -> Path:
 
 
 def base_model(model: str, cache: Path) -> str | None:
-    """What is loaded for a base model that is named with its hub: a hub id for transformers, or a folder that
-    ModelScope's client has downloaded; None where no hub is named."""
+    """What is loaded for a base model that is named with its hub: a hub id for transformers, or the folder of what
+    was downloaded, ModelScope's models and those of a `@revision`; None where no hub is named."""
     if not model.startswith(("hf:", "ms:")):
         return None
     place = HubPlace.parse(model)
     if place.hub == "hf":
-        return place.repo
-    folder = cache / "modelscope" / place.repo.replace("/", "--")
+        return place.repo if place.revision is None else _hf_model(place)
+    # A folder for each revision: what is downloaded of one would be taken for the other.
+    revision = f"@{place.revision}" if place.revision else ""
+    folder = cache / "modelscope" / f"{place.repo}{revision}".replace("/", "--")
     whole = folder / ".whole.json"
-    if not whole.is_file():
+    told = json.dumps({"repo": place.repo, "revision": place.revision}) + "\n"
+    if not whole.is_file() or whole.read_text("utf-8") != told:
         with _in_sentences(place):
             _ms_pull(place, folder, None)
-            write_whole(whole, json.dumps({"repo": place.repo, "revision": place.revision}) + "\n")
+            write_whole(whole, told)
     return str(folder)
 
 
 # --- Hugging Face
+
+
+def _hf_model(place: HubPlace) -> str:
+    with _in_sentences(place):
+        return str(
+            hub_clients.hugging_face().snapshot_download(
+                place.repo, revision=place.revision, ignore_patterns=["original/*", "onnx/*"]
+            )
+        )
 
 
 def _hf_push(folder: Path, place: HubPlace, private: bool) -> None:

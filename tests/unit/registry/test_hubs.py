@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -144,6 +145,23 @@ def test_a_base_model_comes_from_modelscope_once(reached: Hub, tmp_path: Path) -
     assert len(reached.asked) == asked
     assert hubs.base_model("hf:Qwen/tiny", tmp_path) == "Qwen/tiny"
     assert hubs.base_model("Qwen/tiny", tmp_path) is None
+
+
+def test_a_base_model_is_of_the_revision_that_is_named(
+    reached: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hf"))
+    reached.put("models/Qwen/tiny", {"config.json": b"{}", "original/a.pth": b"x"})
+    folder = Path(hubs.base_model("hf:Qwen/tiny@refs/pr/1", tmp_path) or "")
+    assert [path.name for path in folder.iterdir()] == ["config.json"]
+    assert any(unquote(path).endswith("/revision/refs/pr/1") for _, path in reached.asked)
+
+    newest = hubs.base_model("ms:Qwen/tiny", tmp_path)
+    asked = len(reached.asked)
+    pinned = hubs.base_model("ms:Qwen/tiny@v1.0", tmp_path)
+    assert pinned != newest and len(reached.asked) > asked  # of v1.0 nothing was there yet
 
 
 def test_a_bundle_put_together_from_strange_names_is_refused(
