@@ -73,6 +73,16 @@ def variable_sentence(name: str) -> str:
     )
 
 
+def reached(host: str) -> str:
+    """A name under which this machine reaches what listens on `host`, as a URL has it."""
+    return "localhost" if host in ("", "0.0.0.0", "::") else bracketed(host)
+
+
+def bracketed(host: str) -> str:
+    """A host as a URL has it: IPv6 in brackets."""
+    return f"[{host}]" if ":" in host and not host.startswith("[") else host
+
+
 @contextlib.contextmanager
 def service(url: str | None, project: str | None = None) -> Iterator[Client]:
     settings = settings_of()
@@ -80,7 +90,7 @@ def service(url: str | None, project: str | None = None) -> Iterator[Client]:
         project = settings.project
     # The token that our own service made is for it alone, not for whoever --url names.
     token = settings.token or ("" if url else tokens.stored(settings.home))
-    with Client(url or f"http://{settings.host}:{settings.port}", token, project) as client:
+    with Client(url or f"http://{reached(settings.host)}:{settings.port}", token, project) as client:
         yield client
 
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import psutil
 
 from comfyloop import platforms, starter, tokens
+from comfyloop.cli.base import reached
 from comfyloop.client.client import Client
 from comfyloop.errors import ComfyLoopError, ModelError
 from comfyloop.serve.api.origin import is_loopback
@@ -171,7 +172,7 @@ def _image_model(settings: Settings) -> MachineCheck:
 
 
 def _service(settings: Settings) -> MachineCheck:
-    url = f"http://{settings.host}:{settings.port}"
+    url = f"http://{reached(settings.host)}:{settings.port}"
     with Client(url, settings.token or tokens.stored(settings.home), timeout=10) as client:
         try:
             client.call("GET", "/healthz")

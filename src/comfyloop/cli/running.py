@@ -14,7 +14,19 @@ import typer
 from rich.markup import escape
 
 from comfyloop import __version__, tokens
-from comfyloop.cli.base import Json, Project, Url, app, err, out, put, service, settings_of
+from comfyloop.cli.base import (
+    Json,
+    Project,
+    Url,
+    app,
+    bracketed,
+    err,
+    out,
+    put,
+    reached,
+    service,
+    settings_of,
+)
 from comfyloop.client import show
 from comfyloop.errors import InvalidInput
 
@@ -59,16 +71,11 @@ def up(
     with assembly.running(settings) as services:
         if port_file is not None:
             port_file.write_text(f"{bound}\n", "utf-8")
-        err.print(f"ComfyLoop {__version__} on http://{settings.host}:{bound}  (data in {settings.home})")
-        err.print(f"Open http://{_reached(settings.host)}:{bound} in a browser to watch it learn.")
+        err.print(
+            f"ComfyLoop {__version__} on http://{bracketed(settings.host)}:{bound}  (data in {settings.home})"
+        )
+        err.print(f"Open http://{reached(settings.host)}:{bound} in a browser to watch it learn.")
         server.run(services, listener, front)
-
-
-def _reached(host: str) -> str:
-    """A name under which a browser on this machine reaches what listens on `host`."""
-    if host in ("", "0.0.0.0", "::"):
-        return "localhost"
-    return f"[{host}]" if ":" in host else host
 
 
 class DemoScene(StrEnum):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -52,6 +53,25 @@ def test_the_setting_project_says_which_one_a_command_is_about(
     monkeypatch.setenv("COMFYLOOP_PROJECT", "nowhere")
     with pytest.raises(ComfyLoopError, match="no project 'nowhere'"):
         told(two, "status")
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1"),
+        ("::1", "http://[::1]"),
+        ("fe80::1", "http://[fe80::1]"),
+        ("::", "http://localhost"),
+        ("0.0.0.0", "http://localhost"),
+    ],
+)
+def test_a_command_finds_the_service_whatever_it_listens_on(
+    monkeypatch: pytest.MonkeyPatch, host: str, url: str
+) -> None:
+    monkeypatch.setenv("COMFYLOOP_HOST", host)
+    monkeypatch.setenv("COMFYLOOP_PORT", "1")  # where nothing is
+    with pytest.raises(ComfyLoopError, match=re.escape(f"No service answers at {url}:1.")):
+        CliRunner().invoke(app, ["status"], catch_exceptions=False)
 
 
 def test_a_name_stays_one_part_of_a_path(two: Gateway) -> None:
