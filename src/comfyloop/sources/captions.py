@@ -15,7 +15,7 @@ from typing import Any
 
 from comfyloop import formats
 from comfyloop.sources.source import DataSource, SourceItem, SourceOptions, found
-from comfyloop.sources.tree import OTHER_PICTURES, Tree, encoding_of
+from comfyloop.sources.tree import Tree, encoding_of
 
 TEXTS = (".txt", ".caption")
 LONGEST = 2**20
@@ -39,7 +39,7 @@ def read(tree: Tree, options: SourceOptions) -> Iterator[SourceItem]:
     for name in listed:
         yield from _of_metadata(tree, name, options)
     below = tuple(str(PurePosixPath(name).parent) for name in listed)
-    for name in (*tree.pictures, *tree.other_pictures):
+    for name in (*tree.pictures, *sorted(tree.other_pictures)):
         folder = PurePosixPath(name).parent
         if any(root in (".", str(folder)) or folder.is_relative_to(root) for root in below):
             continue
@@ -68,7 +68,7 @@ def beside(tree: Tree, picture: str) -> str | None:
 
 def of_picture(tree: Tree, name: str, options: SourceOptions) -> SourceItem:
     path = tree.path(name)
-    if path.suffix.lower() in OTHER_PICTURES:
+    if name in tree.other_pictures:
         return found(None, name, path.parent, NOT_TAKEN)
     text = beside(tree, name)
     kohya = _KOHYA.fullmatch(path.parent.name)
@@ -95,6 +95,7 @@ def words_of(path: Path, options: SourceOptions) -> tuple[dict[str, Any], str]:
     encoding = options.encoding or encoding_of(path) or "utf-8-sig"
     try:
         text = data.decode(encoding).strip("\ufeff \t\r\n")
+        text = text.replace("\r\n", "\n").replace("\r", "\n")  # as Python reads a file of text
     except (UnicodeDecodeError, LookupError) as error:
         line = data[: getattr(error, "start", 0)].count(b"\n") + 1
         return (

@@ -20,7 +20,7 @@ from PIL import Image
 from comfyloop.comfyui.workflow import malformed, shown_text
 from comfyloop.sources.captions import TEXTS, beside, of_picture
 from comfyloop.sources.source import DataSource, SourceItem, SourceOptions, found
-from comfyloop.sources.tree import OTHER_PICTURES, Tree
+from comfyloop.sources.tree import Tree
 
 LONGEST = 16 * 2**20
 """Bytes of a workflow."""
@@ -37,9 +37,9 @@ def fits(tree: Tree) -> bool:
 
 
 def read(tree: Tree, options: SourceOptions) -> Iterator[SourceItem]:
-    for name in (*tree.pictures, *tree.other_pictures):
+    for name in (*tree.pictures, *sorted(tree.other_pictures)):
         path = tree.path(name)
-        if (beside(tree, name) or "").lower().endswith(TEXTS) or path.suffix.lower() in OTHER_PICTURES:
+        if (beside(tree, name) or "").lower().endswith(TEXTS) or name in tree.other_pictures:
             yield of_picture(tree, name, options)
             continue
         try:

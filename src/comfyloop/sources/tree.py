@@ -14,6 +14,7 @@ from typing import Any
 
 from comfyloop import formats
 from comfyloop.errors import ComfyLoopError, InvalidInput
+from comfyloop.media import data_urls
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp")
 OTHER_PICTURES = (".heic", ".heif", ".avif", ".tif", ".tiff", ".jxl", ".jp2", ".tga", ".psd", ".dng")
@@ -55,12 +56,17 @@ class Tree:
 
     @cached_property
     def pictures(self) -> tuple[str, ...]:
-        return self.ending(*PICTURES)
+        """Those that are taken: by their endings, or by their bytes, as phones call JPEGs .heic too."""
+        return tuple(
+            name
+            for name in self.ending(*PICTURES, *OTHER_PICTURES)
+            if PurePosixPath(name).suffix.lower() in PICTURES or _is_taken(self.path(name))
+        )
 
     @cached_property
-    def other_pictures(self) -> tuple[str, ...]:
+    def other_pictures(self) -> frozenset[str]:
         """Pictures of kinds that are not taken."""
-        return self.ending(*OTHER_PICTURES)
+        return frozenset(self.ending(*OTHER_PICTURES)) - frozenset(self.pictures)
 
     def beside(self, name: str) -> Mapping[str, str]:
         """The files of the same name but for the ending, itself among them, by their endings in small letters."""
@@ -109,6 +115,14 @@ def tree_of(path: Path) -> Tree:
             shown = name.encode("utf-8", "backslashreplace").decode()[:200]
             raise InvalidInput(f"A file's name is no text: {shown}.", "Rename it.")
     return Tree(path, files)
+
+
+def _is_taken(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return bool(data_urls.media_type(file.read(16)))
+    except OSError:
+        return False
 
 
 def same_name(name: str) -> str:

@@ -379,6 +379,25 @@ def test_no_picture_is_passed_over_in_silence(adding: Adding, tmp_path: Path) ->
     assert refused.state is DataSetState.REFUSED and "b.heic" in refused.error
 
 
+def test_a_jpeg_that_a_phone_calls_heic_is_a_jpeg(adding: Adding, tmp_path: Path) -> None:
+    (tmp_path / "IMG_3564.HEIC").write_bytes(picture(kind="JPEG"))
+    (tmp_path / "IMG_3564.txt").write_text("a red mug")
+    done = adding.add(tmp_path)
+    assert done.state is DataSetState.DONE and not done.problems
+    assert told(adding) == [("a red mug", 1, 0)]
+
+
+@pytest.mark.parametrize("end", ["\r\n", "\r"])
+def test_the_lines_of_a_caption_end_alike_whoever_wrote_them(
+    adding: Adding, tmp_path: Path, end: str
+) -> None:
+    """Windows' line ends would be learned as tokens of their own."""
+    (tmp_path / "a.png").write_bytes(picture())
+    (tmp_path / "a.txt").write_bytes(f"a red mug,{end}on a table{end}".encode())
+    adding.add(tmp_path)
+    assert told(adding) == [("a red mug,\non a table", 1, 0)]
+
+
 def test_pictures_that_no_row_names_are_told_of(adding: Adding, tmp_path: Path) -> None:
     for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
         (tmp_path / f"{name}.png").write_bytes(picture(colour))
