@@ -3,14 +3,36 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 
 _SENTENCE_END = re.compile(r"(?<!\d)[.!?][\"'”’)]*(?=\s|$)|[.!?]$|[。!?]")
+
+_SPACES = frozenset("\u00a0\u2007\u202f")
+_JOINERS = frozenset("\u200c\u200d")
 
 
 def in_a_line(text: str, most: int = 100) -> str:
     """In one line, its end left out where it has more than `most` characters."""
     flat = " ".join(text.split())
     return flat if len(flat) <= most else flat[: most - 1] + "…"
+
+
+def is_blank(text: str) -> bool:
+    """Nothing that can be seen: white space, zero-width characters, byte order marks."""
+    return all(char.isspace() or unicodedata.category(char) in ("Cf", "Cc") for char in text)
+
+
+def as_seen(text: str) -> str:
+    """Without what pasting changes and nobody sees: the kind of spaces and line ends, marks without a width.
+
+    Joiners stay: they make one picture of several emoji, and other letters in Persian.
+    """
+    told = "".join(
+        " " if char in _SPACES else char
+        for char in text.replace("\r\n", "\n")
+        if unicodedata.category(char) != "Cf" or char in _JOINERS
+    )
+    return told.strip()
 
 
 def whole_sentences(text: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from comfyloop.formats.pictures import take_listed, with_pictures
 from comfyloop.formats.preferences import take_judged
 from comfyloop.formats.query_response import QUERY, RESPONSE
 from comfyloop.formats.record import IMAGE_TAG, BadRow, Item, Part, Picture, Row, Turn, UnusableRow
+from comfyloop.texts import is_blank
 
 SHOWN = 20
 """Rows that a sentence about bad ones names; more are counted."""
@@ -200,23 +200,18 @@ def _check_answer(said: Sequence[Said]) -> None:
         )
     if not any(message.role == "user" for message in said):
         raise UnusableRow("it has no message of the user, so its answer answers nothing")
-    if _is_blank(last.text):
+    if is_blank(last.text):
         raise UnusableRow("its answer is empty")
 
 
 def _rejected(said: Said, turns: Sequence[Turn], has_images: bool) -> str:
     if any(isinstance(part, PictureSlot) for part in said.parts) or (has_images and tags_in(said)):
         raise UnusableRow(f"its rejected answer has an {IMAGE_TAG} tag, and a model cannot write a picture")
-    if _is_blank(said.text):
+    if is_blank(said.text):
         raise UnusableRow("its rejected answer is empty, so there is nothing to compare its answer with")
     if said.text.strip() == turns[-1].text.strip():
         raise UnusableRow("its rejected answer is the same as its answer")
     return said.text
-
-
-def _is_blank(text: str) -> bool:
-    """Nothing that can be seen: white space, zero-width characters, byte order marks."""
-    return all(char.isspace() or unicodedata.category(char) in ("Cf", "Cc") for char in text)
 
 
 def _until_learnt(

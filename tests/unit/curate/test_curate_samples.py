@@ -368,6 +368,9 @@ def test_a_prompt_is_judged_by_the_pictures_made_of_it() -> None:
     [
         ("  \n", "empty"),
         ("A cat. ", "unchanged"),
+        ("A\u00a0cat.", "unchanged"),  # as text is pasted from a browser or Word
+        ("\ufeffA cat.\u200b\u200e", "unchanged"),
+        ("\u200b\u200d", "empty"),
         ("x" * 101, "too_long"),
         ("Use sk-abcdefghijklmnopqrstuvwx to log in.", "secret"),
         ("password: hunter2!", "secret"),

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 
 from comfyloop.curate.rulings import KEEP, Filter, Ground, Options, Ruling
 from comfyloop.curate.samples import Draft
+from comfyloop.texts import is_blank
 
 
 def judge(drafts: Sequence[Draft], ground: Ground, options: Options) -> Iterator[Ruling]:
     for draft in drafts:
         last = draft.sample.messages[-1]
-        if not last.text.strip():
+        if is_blank(last.text):
             yield Ruling("drop", f"the {last.role}'s text is empty")
         elif draft.sample.kind in ("sft", "preference", "labelled") and last.role != "assistant":
             yield Ruling("drop", f"the last message is the {last.role}'s, not the assistant's")
