@@ -214,6 +214,12 @@ def test_the_queue_is_gone_through_by_keys_and_keeps_what_is_typed(page: Any, se
     item = page.evaluate("new URL(location).searchParams.get('item')")
     page.keyboard.press("e")
     page.keyboard.type(" Half of a fix")
+    page.evaluate(  # what an input method is given while it offers words is its own
+        """for (const [key, ctrlKey] of [["Escape", false], ["Enter", true]])
+          document.activeElement.dispatchEvent(
+            new KeyboardEvent("keydown", {key, ctrlKey, isComposing: true, bubbles: true, cancelable: true}))"""
+    )
+    assert page.evaluate("document.activeElement.matches('[data-one] textarea')")
     page.reload()
     page.wait_for_selector("[data-one] textarea")
     assert "Half of a fix" in page.input_value("[data-one] textarea")

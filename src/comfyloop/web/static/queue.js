@@ -339,6 +339,7 @@ const KEYS = {
 };
 
 document.addEventListener("keydown", (event) => {
+  if (event.isComposing || event.keyCode === 229) return; // the input method's own: Escape drops what it offers
   if (event.target.matches("textarea")) {
     if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { event.preventDefault(); fix(event.target.value); }
     if (event.key === "Escape") { editing = false; event.target.blur(); one.focus(); }
