@@ -208,6 +208,32 @@ def test_both_versions_are_asked_at_once(page: Any, service: Gateway) -> None:
     assert "acme-v4" in page.text_content(".answered .side >> nth=1")
 
 
+def test_a_day_has_its_own_name_west_of_greenwich_and_times_are_the_readers(
+    browser: Any, service: Gateway
+) -> None:
+    context = browser.new_context(locale="en-GB", timezone_id="America/New_York")
+    page = context.new_page()
+    page.goto(service.url + PAGES["run"])
+    texts = page.evaluate(
+        """() => {
+          const wanted = [["time", "data-when", "day"], ["option", "data-at", "2026-03-02T00:30:00+00:00"]];
+          const begun = wanted.map(([tag, name, value]) => {
+            const element = document.createElement(tag);
+            element.setAttribute(name, value);
+            element.dateTime = "2026-03-02T00:00:00+00:00";
+            element.textContent = "2026-03-02 00:30 UTC · done";
+            return document.body.appendChild(element);
+          });
+          document.body.dispatchEvent(new Event("htmx:afterSettle"));
+          return begun.map((element) => element.textContent);
+        }"""
+    )
+    others = page.locator("[data-beside] option[data-at]").all_text_contents()
+    context.close()
+    assert texts[0] == "Mar 2" and texts[1].startswith("Mar 1, 2026, 7:30") and texts[1].endswith(" · done")
+    assert others and not any("UTC" in other for other in others)
+
+
 def test_the_queue_is_gone_through_by_keys_and_keeps_what_is_typed(page: Any, service: Gateway) -> None:
     page.goto(service.url + "/queue")
     page.wait_for_selector("[data-one] .why")

@@ -10,8 +10,8 @@ export const words = (key, values = {}) => (said[key] ?? key).replace(/\{(\w+)\}
 const UNITS = [["year", 31536000], ["month", 2592000], ["week", 604800], ["day", 86400], ["hour", 3600], ["minute", 60], ["second", 1]];
 const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
 const STYLES = {
-  day: { month: "short", day: "numeric" },
-  week: { month: "short", day: "numeric" },
+  day: { month: "short", day: "numeric", timeZone: "UTC" }, // a day of UTC: by a clock west of it, it begins the day before
+  week: { month: "short", day: "numeric", timeZone: "UTC" },
   hour: { hour: "2-digit", minute: "2-digit" },
   full: { dateStyle: "medium", timeStyle: "short" },
 };
@@ -32,7 +32,11 @@ function tellTimes(root = document) {
     const at = new Date(time.dateTime);
     const style = STYLES[time.dataset.when];
     time.textContent = style ? new Intl.DateTimeFormat(language, style).format(at) : ago(at);
-    time.title = new Intl.DateTimeFormat(language, STYLES.full).format(at);
+    time.title = new Intl.DateTimeFormat(language, { ...STYLES.full, timeZone: style?.timeZone }).format(at) + (style?.timeZone ? " UTC" : "");
+  }
+  for (const option of root.querySelectorAll("option[data-at]")) { // which holds no element
+    const [, ...rest] = option.textContent.split(" · ");
+    option.textContent = [new Intl.DateTimeFormat(language, STYLES.full).format(new Date(option.dataset.at)), ...rest].join(" · ");
   }
 }
 
