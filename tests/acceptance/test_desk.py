@@ -234,6 +234,29 @@ def test_a_day_has_its_own_name_west_of_greenwich_and_times_are_the_readers(
     assert others and not any("UTC" in other for other in others)
 
 
+def test_what_one_tab_has_not_sent_is_not_lost_by_another(browser: Any, service: Gateway) -> None:
+    context = browser.new_context(locale="en-GB")
+    away, other = context.new_page(), context.new_page()
+    for tab in (away, other):
+        tab.goto(service.url + "/queue")
+        tab.wait_for_selector("[data-one] .why")
+    item = away.evaluate("new URL(location).searchParams.get('item')")
+    away.route("**/v1/queue/decisions", lambda route: route.abort())
+    away.keyboard.press("a")
+    away.wait_for_selector("text=wait to be sent")
+    other.keyboard.press("n")
+    other.keyboard.press("r")
+    other.wait_for_selector("text=Everything is kept.")
+    context.close()
+    made = service.http.get("/v1/queue/decisions", params={"project": "acme"}).json()["items"]
+    standing = {one["decision"]["items"][0]["item"]: one["decision"] for one in made if one["stands"]}
+    for decision in standing.values():
+        undo = {"project": "acme", "decision": "undo", "undoes": decision["id"]}
+        service.http.post("/v1/queue/decisions", json=undo).raise_for_status()
+    assert standing.pop(item)["decision"] == "accept"
+    assert [decision["decision"] for decision in standing.values()] == ["reject"]
+
+
 def test_the_queue_is_gone_through_by_keys_and_keeps_what_is_typed(page: Any, service: Gateway) -> None:
     page.goto(service.url + "/queue")
     page.wait_for_selector("[data-one] .why")
@@ -249,6 +272,15 @@ def test_the_queue_is_gone_through_by_keys_and_keeps_what_is_typed(page: Any, se
     page.reload()
     page.wait_for_selector("[data-one] textarea")
     assert "Half of a fix" in page.input_value("[data-one] textarea")
+    refusal = {"error": {"message": "Not now."}}
+    page.route("**/v1/queue/decisions", lambda route: route.fulfill(status=409, json=refusal), times=1)
+    page.focus("[data-one] textarea")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector("text=Not now.")
+    page.reload()
+    page.wait_for_selector("[data-one] textarea")
+    assert "Half of a fix" in page.input_value("[data-one] textarea")
+    page.focus("[data-one] textarea")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("text=Everything is kept.")
     waited = service.http.get("/v1/queue", params={"project": "acme", "state": "decided"}).json()["items"]

@@ -31,15 +31,20 @@ function el(tag, attributes = {}, ...children) {
 const place = (name) => `comfyloop.${name}.${project}`;
 const load = (name, otherwise) => JSON.parse(localStorage.getItem(place(name)) ?? "null") ?? otherwise;
 const keep = (name, value) => localStorage.setItem(place(name), JSON.stringify(value));
+// Of what is kept now: another tab of this page may have written to it, too.
+const change = (name, otherwise, how) => {
+  const now = how(load(name, otherwise));
+  keep(name, now);
+  return now;
+};
+const without = (id) => (decisions) => decisions.filter((decision) => decision.id !== id);
 
-const drafts = load("drafts", {}); // item -> text that is being written
+let drafts = load("drafts", {}); // item -> text that is being written
 let outbox = load("outbox", []); // decisions that the service does not have yet
 let made = load("made", []); // the last decisions of this browser, for undo
 
 function draft(id, text) {
-  if (text === null) delete drafts[id];
-  else drafts[id] = text;
-  keep("drafts", drafts);
+  drafts = change("drafts", {}, ({ [id]: before, ...others }) => (text === null ? others : { ...others, [id]: text }));
 }
 
 // --- the items
@@ -246,8 +251,7 @@ function edit() {
 }
 
 function put(decision) {
-  outbox.push(decision);
-  keep("outbox", outbox);
+  outbox = change("outbox", [], (all) => [...all, decision]);
   made = [...made, { id: decision.id, items: decision.items }].slice(-200);
   keep("made", made);
   send();
@@ -259,9 +263,8 @@ function undo() {
   keep("made", made);
   const back = lately.items.map((id) => gone.get(id)).filter(Boolean); // none after a reload
   const waiting = outbox.find((decision) => decision.id === lately.id);
-  if (waiting && waiting !== sending) {
-    outbox = outbox.filter((decision) => decision !== waiting);
-    keep("outbox", outbox);
+  if (waiting && waiting.id !== sending?.id) {
+    outbox = change("outbox", [], without(waiting.id));
   } else takeBack(lately.id, !back.length);
   for (const item of back) gone.delete(item.id);
   if (!back.length) return waiting ? start() : undefined;
@@ -273,8 +276,8 @@ function undo() {
 }
 
 function takeBack(id, again = true) {
-  outbox.push({ id: newId(), project, decision: "undo", undoes: id });
-  keep("outbox", outbox);
+  const decision = { id: newId(), project, decision: "undo", undoes: id };
+  outbox = change("outbox", [], (all) => [...all, decision]);
   send().then(() => again && start());
 }
 
@@ -282,7 +285,7 @@ let sending = null;
 let pause = 1000;
 async function send() {
   if (sending) return;
-  while (outbox.length) {
+  while ((outbox = load("outbox", [])).length) {
     sending = outbox[0];
     told();
     let answer;
@@ -300,9 +303,11 @@ async function send() {
     }
     pause = 1000;
     if (answer.status === 401) { sending = null; return location.assign(`/sign-in?next=${encodeURIComponent(location.pathname + location.search)}`); }
-    if (!answer.ok) tell((await answer.json().catch(() => ({}))).error?.message ?? t("refused_by_service"), true);
-    outbox = outbox.filter((decision) => decision !== sending);
-    keep("outbox", outbox);
+    if (!answer.ok) {
+      tell((await answer.json().catch(() => ({}))).error?.message ?? t("refused_by_service"), true);
+      if (sending.text) draft(sending.items[0], sending.text);
+    }
+    outbox = change("outbox", [], without(sending.id));
   }
   sending = null;
   told();
