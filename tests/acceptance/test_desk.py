@@ -277,7 +277,7 @@ def test_the_queue_is_gone_through_by_keys_and_keeps_what_is_typed(page: Any, se
     page.focus("[data-one] textarea")
     page.keyboard.press("Control+Enter")
     page.wait_for_selector("text=Not now.")
-    page.reload()
+    page.goto(f"{service.url}/queue?item={item}")
     page.wait_for_selector("[data-one] textarea")
     assert "Half of a fix" in page.input_value("[data-one] textarea")
     page.focus("[data-one] textarea")
