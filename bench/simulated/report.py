@@ -27,7 +27,7 @@ LETTERS = {
     "not_enough_evidence": "N",
     "nothing_to_train": "-",
     "not_enough_feedback": "-",
-    "waiting": "W",
+    "ask": "W",
     "promoted by the peer's rule": "P",
     "failed": "F",
 }
