@@ -179,6 +179,7 @@ def test_shell(service: RunningService, folder: Path) -> None:
         "runs",
         "snapshot",
         "doctor",
+        "plan",
     } == set(ran)
     (request,) = [code for language, code in blocks("README.md") if code.startswith("curl")]
     if shutil.which("curl") is None:
