@@ -48,5 +48,5 @@ def cached(model: Path) -> int:
 
 def _card() -> int:
     asked = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
-    told = subprocess.run(asked, capture_output=True, text=True, timeout=20, check=True).stdout
+    told = subprocess.run(asked, capture_output=True, encoding="utf-8", timeout=20, check=True).stdout
     return int(told.split()[0]) * MIB
