@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from comfyloop.errors import ModelError
 from comfyloop.files import there
 from comfyloop.models import memory as arithmetic
 from comfyloop.models.figures import Figures
-from comfyloop.models.memory import GIB, LESS_PIXELS, MIB, Image, Machine, MemoryPlan, Step, Trained, Way
+from comfyloop.models.memory import GIB, MIB, Image, Machine, MemoryPlan, Step, Trained, Way
 from comfyloop.serve.engines.kinds.embedded import KEEPS_MIB, KEEPS_MIB_ON_CPU
 from comfyloop.service import model_path
 from comfyloop.settings import IMAGE_STARTER, Settings
@@ -58,8 +59,7 @@ def plan_of(settings: Settings, gpu: int | None = None) -> MemoryPlan:
     wanted = Way(
         settings.quant_method, settings.batch_size, settings.gradient_checkpointing, settings.max_pixels
     )
-    sizes = [wanted.max_pixels, *(pixels for pixels in LESS_PIXELS if pixels < wanted.max_pixels)]
-    found = look(name, gpu=gpu, pixels=sizes, trains=True, spec=spec)
+    found = look(name, gpu=gpu, pixels=arithmetic.sizes_of_images(wanted), trains=True, spec=spec)
     machine, told = Machine(**found["machine"]), found["trained"]
     trained = Trained(
         told["weights"],
@@ -118,13 +118,7 @@ def _image(settings: Settings) -> Image | None:
 
 
 def _weights_of(file: Path) -> int:
-    count = 0
-    for shape in read_header(file).shapes.values():
-        size = 1
-        for side in shape:
-            size *= side
-        count += size
-    return count
+    return sum(map(math.prod, read_header(file).shapes.values()))
 
 
 def _plain(found: MemoryPlan) -> dict[str, Any]:

@@ -186,6 +186,11 @@ def ways(machine: Machine, wanted: Way, pixels: int) -> Iterator[Way]:
         yield Way(quant, size, checkpointing, pixels)
 
 
+def sizes_of_images(wanted: Way) -> list[int]:
+    """Pixels that are tried, the largest first."""
+    return [wanted.max_pixels, *(pixels for pixels in LESS_PIXELS if pixels < wanted.max_pixels)]
+
+
 def settings_of(way: Way, wanted: Way, *, served_in_four_bits: bool = False) -> dict[str, str | int | bool]:
     """The settings that differ from what is set."""
     changed = {name: value for name, value in vars(way).items() if value != getattr(wanted, name)}
@@ -265,10 +270,9 @@ def make(
         }
         return needs | ({"drawing": image.to_draw(machine)} if image is not None else {})
 
-    tried = [wanted.max_pixels, *(pixels for pixels in LESS_PIXELS if pixels < wanted.max_pixels)]
     served = [False, True] if machine.four_bits and not four_bits else [four_bits]
     way, small, fits = wanted, four_bits, False
-    for pixels, at_once in product(tried, (True, False)):
+    for pixels, at_once in product(sizes_of_images(wanted), (True, False)):
         for way, small in product(ways(machine, wanted, pixels), served):
             sizes = [need.total for need in needs_of(way, small).values()]
             fits = (sum(sizes) if at_once else max(sizes)) <= machine.room

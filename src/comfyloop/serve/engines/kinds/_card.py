@@ -8,10 +8,8 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-GIB = 2**30
-MIB = 2**20
-REQUEST_TOKENS = 4096
-"""Of prompt and answer, that room is left for with each request."""
+from comfyloop.models.memory import GIB, MIB, REQUEST_TOKENS
+
 BESIDE = 2 * GIB
 """For activations, CUDA's context and adapters."""
 MOST = 0.9
