@@ -257,6 +257,7 @@ class EmbeddedEngine:
         o = self.options
         set_threads(o.threads)
         self._threads = StepThreads(torch.get_num_threads())
+        self._reading_threads = StepThreads(torch.get_num_threads(), probe_every=8)
         began = time.monotonic()
         self.loaded: LoadedModel = load(
             o.model,
@@ -439,7 +440,9 @@ class EmbeddedEngine:
 
     def _read(self, together: list[Job]) -> None:
         scored = [(job, job.scoring) for job in together if job.scoring is not None]
-        read = self._decoder.read_whole([(_sequence(job), scoring.whole) for job, scoring in scored])
+        texts = [(_sequence(job), scoring.whole) for job, scoring in scored]
+        with self._reading_threads.step(READ_ROWS):  # as many, whatever is read
+            read = self._decoder.read_whole(texts)
         for (job, scoring), logits in zip(scored, read, strict=True):
             self.metrics.prompt_tokens.inc(len(job.prompt.ids) + scoring.size)
             scoring.take_whole(logits)

@@ -17,7 +17,7 @@ shape, however many rows there are, and nothing that is summed hangs on another 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -73,7 +73,8 @@ class _Layer:
     linears: dict[str, Linear]  # by group
 
 
-Delta = tuple[Tensor, Tensor]  # A^T (in, r) and scaled B^T (r, out), float32
+Delta = tuple[Tensor, Tensor]  # A^T (in, r) and scaled B^T (r, out)
+DeltasOf = Mapping[Adapter, Sequence[Mapping[str, Delta]]]  # by layer and group
 
 
 Attend = Callable[[int, Tensor, Tensor, Tensor], Tensor]
@@ -118,7 +119,10 @@ class LlamaStep:
         ]
         head = model.get_output_embeddings()
         self._head = pack(head.weight, head.bias)
+        self._dtype = head.weight.dtype
+        # in float32 for the few rows of a step; where many rows are read, widening them costs more than the products
         self._deltas: dict[Adapter, list[dict[str, Delta]]] = {}
+        self._narrow: dict[Adapter, list[dict[str, Delta]]] = {}
         self._applied: tuple[bool, Sequence[Adapter | None], Applied] = (False, [], [])
 
     @classmethod
@@ -152,11 +156,15 @@ class LlamaStep:
         if left:
             return False
         self._deltas[adapter] = layers
+        self._narrow[adapter] = [
+            {group: (a.to(self._dtype), b.to(self._dtype)) for group, (a, b) in deltas.items()}
+            for deltas in layers
+        ]
         return True
 
     def forget(self, name: str) -> None:
         for adapter in [a for a in self._deltas if a.name == name]:
-            del self._deltas[adapter]
+            del self._deltas[adapter], self._narrow[adapter]
         self._applied = (False, [], [])
 
     def knows(self, adapter: Adapter | None) -> bool:
@@ -233,7 +241,7 @@ class LlamaStep:
         x = _padded(torch.cat([text.x for text in texts]), READ_ROWS)
         positions = _padded(torch.cat([text.positions for text in texts]), READ_ROWS)
         adapters = [text.adapter for text in texts for _ in range(len(text.x))]
-        x = self._through(x, positions[:, None], self._one_by_one(adapters, READ_ROWS), attend)
+        x = self._through(x, positions[:, None], self._one_by_one(self._narrow, adapters, READ_ROWS), attend)
         asked = torch.cat([x[span][text.first_asked :] for text, span in zip(texts, spans, strict=True)])
         counts = [n - text.first_asked for text, n in zip(texts, lengths, strict=True)]
         logits = self._head(_padded(asked, READ_ROWS))
@@ -263,7 +271,7 @@ class LlamaStep:
             seen = functional.scaled_dot_product_attention(queries, k, v, attn_mask=mask)
             return seen.view(-1, group, tokens, size).permute(2, 0, 1, 3)
 
-        x = self._through(x, positions, self._stack([adapter]), attend)
+        x = self._through(x, positions, self._stack(self._narrow, [adapter]), attend)
         return self._head(x if all_logits else x[-1:])
 
     def _through(self, x: Tensor, positions: Tensor, applied: Applied, attend: Attend) -> Tensor:
@@ -295,21 +303,24 @@ class LlamaStep:
             and all(a is b for a, b in zip(adapters, before, strict=True))
         ):
             return applied
-        applied = self._one_by_one(adapters, STEADY_ROWS) if steady else self._stack(adapters)
+        if steady:
+            applied = self._one_by_one(self._deltas, adapters, STEADY_ROWS)
+        else:
+            applied = self._stack(self._deltas, adapters)
         self._applied = (steady, adapters, applied)
         return applied
 
-    def _stack(self, adapters: Sequence[Adapter | None]) -> Applied:
+    def _stack(self, deltas_of: DeltasOf, adapters: Sequence[Adapter | None]) -> Applied:
         present = list({id(a): a for a in adapters if a is not None}.values())
         shared = len(present) > 1 or None in adapters
         applied: Applied = []
         for number in range(len(self._layers)):
             groups = {}
             for group in _GROUPS:
-                there = [a for a in present if group in self._deltas[a][number]]
+                there = [a for a in present if group in deltas_of[a][number]]
                 if not there:
                     continue
-                deltas = [self._deltas[a][number][group] for a in there]
+                deltas = [deltas_of[a][number][group] for a in there]
                 if len(deltas) > 1:
                     a, b = torch.cat([a for a, _ in deltas], 1), torch.cat([b for _, b in deltas])
                 else:
@@ -323,7 +334,9 @@ class LlamaStep:
             applied.append(groups)
         return applied
 
-    def _one_by_one(self, adapters: Sequence[Adapter | None], padded: int) -> Applied:
+    def _one_by_one(
+        self, deltas_of: DeltasOf, adapters: Sequence[Adapter | None], padded: int
+    ) -> Applied:
         """Each adapter by itself, so that what one adds has no part in another's sums."""
         present = list({id(a): a for a in adapters if a is not None}.values())
         whose = {}
@@ -333,9 +346,9 @@ class LlamaStep:
         return [
             {
                 group: [
-                    (*deltas[group], whose[adapter].to(deltas[group][0].device))
+                    (*deltas[group], whose[adapter].to(deltas[group][0]))
                     for adapter in present
-                    if group in (deltas := self._deltas[adapter][number])
+                    if group in (deltas := deltas_of[adapter][number])
                 ]
                 for group in _GROUPS
             }
@@ -345,6 +358,11 @@ class LlamaStep:
     def _linear(self, x: Tensor, layer: _Layer, group: str, applied: dict[str, list[Term]]) -> Tensor:
         out = layer.linears[group](x)
         if not applied.get(group):
+            return out
+        if applied[group][0][0].dtype != torch.float32:
+            for a, b, own in applied[group]:
+                inner = x @ a
+                out = torch.addmm(out, inner if own is None else inner * own, b)
             return out
         wide = out.float()
         for a, b, own in applied[group]:

@@ -1,4 +1,4 @@
-"""How many CPU threads a decode step takes."""
+"""How many CPU threads a pass takes: a decode step, or one that reads texts."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ class StepThreads:
 
     Args:
         most: What one step may take; also what is set between the steps.
+        probe_every: Steps between two probes.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most, self.count = most, most
+    def __init__(self, most: int, probe_every: int = PROBE_EVERY) -> None:
+        self.most, self.count, self._probe_every = most, most, probe_every
         self._usual: list[tuple[int, float]] = []  # rows and seconds of the last steps
         self._tried: list[float] = []
-        self._until_probe = PROBE_EVERY
+        self._until_probe = probe_every
 
     @property
     def next(self) -> int:
@@ -63,7 +64,7 @@ class StepThreads:
             self._begin_again()
 
     def _begin_again(self) -> None:
-        self._usual, self._tried, self._until_probe = [], [], PROBE_EVERY
+        self._usual, self._tried, self._until_probe = [], [], self._probe_every
 
     def _other(self) -> int:
         return 1 if self.count > 1 else self.most
