@@ -62,15 +62,15 @@ def load(model: str, dtype: str) -> None:
             preloaded.hold(base, "weights", model, precision, None)
 
 
-def _dtype(asked: str) -> Any:
+def _dtype(precision: str) -> Any:
     """What a run will most likely choose; found without touching CUDA. One that chooses otherwise reads anew."""
     import torch
 
     from comfyloop.models import devices
 
-    if asked == "auto" and Path("/dev/nvidiactl").exists():
+    if precision == "auto" and Path("/dev/nvidiactl").exists():
         return torch.bfloat16
-    return devices.precision(devices.CPU, asked)
+    return devices.precision(devices.CPU, precision)
 
 
 def serve(service: socket.socket, idle_seconds: float) -> None:

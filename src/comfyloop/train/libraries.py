@@ -49,11 +49,11 @@ def import_models() -> None:
     look = import_utils.define_import_structure
     models = Path(import_utils.__file__).parents[1] / "models"
     # The very call that transformers has made, which is remembered; it has added modules of its own since.
-    seen = {
+    structure = {
         needs: {name[len("models.") :]: has for name, has in modules.items() if name.startswith("models.")}
         for needs, modules in look(models, prefix="models").items()
     }
-    of_models = {needs: modules for needs, modules in seen.items() if modules}
+    of_models = {needs: modules for needs, modules in structure.items() if modules}
 
     def once(module_path: str, prefix: str | None = None) -> Any:
         asks_again = prefix is None and Path(module_path) == models / "__init__.py"

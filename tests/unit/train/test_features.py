@@ -222,7 +222,7 @@ def test_memory_is_bounded(qwen3: Path, tmp_path: Path) -> None:
     for example in (*seen, *seen):
         features.of(example)
     assert features.computed == 6
-    assert sum(v.nbytes for kept in features._kept.values() for v in kept.values()) <= 2 * size
+    assert sum(v.nbytes for tensors in features._in_memory.values() for v in tensors.values()) <= 2 * size
 
 
 def test_pixels_beyond_the_room_are_made_again(

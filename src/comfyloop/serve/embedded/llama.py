@@ -334,9 +334,7 @@ class LlamaStep:
             applied.append(groups)
         return applied
 
-    def _one_by_one(
-        self, deltas_of: DeltasOf, adapters: Sequence[Adapter | None], padded: int
-    ) -> Applied:
+    def _one_by_one(self, deltas_of: DeltasOf, adapters: Sequence[Adapter | None], padded: int) -> Applied:
         """Each adapter by itself, so that what one adds has no part in another's sums."""
         present = list({id(a): a for a in adapters if a is not None}.values())
         whose = {}

@@ -91,14 +91,14 @@ class Encoder:
         input_ids = fields.pop("input_ids") if pictures else torch.tensor(ids, dtype=torch.int64)
         answer: list[int] = []
         for end, turn in enumerate(row.turns, start=1):
-            wanted = turn.learn and (self.train_on == "all" or end == len(row.turns))
-            if turn.role == "assistant" and wanted:
+            is_learned = turn.learn and (self.train_on == "all" or end == len(row.turns))
+            if turn.role == "assistant" and is_learned:
                 start, stop, length = self._answer_span(row.turns[:end], ids)
                 if pictures:
                     whole = end == len(row.turns)
                     upto = input_ids if whole else self._up_to(row.turns[:end], pictures)
-                    moved = _moved_by_images(upto, input_ids, ids[start:length], length)
-                    start, stop = start + moved, stop + moved
+                    shift = _moved_by_images(upto, input_ids, ids[start:length], length)
+                    start, stop = start + shift, stop + shift
                 answer.extend(range(start, stop))
         kinds = {k: v[0] for k, v in fields.items() if v.dim() == 2 and v.shape == (1, input_ids.numel())}
         images = {k: v for k, v in fields.items() if k not in kinds and not _is_heavy(k)}
@@ -201,16 +201,16 @@ class Encoder:
 
         def again() -> dict[str, Tensor]:
             try:
-                made = self._with_images(text, [self._picture(path) for path in row.images])
-                made = {k: v for k, v in made.items() if _is_heavy(k)}
+                fresh_fields = self._with_images(text, [self._picture(path) for path in row.images])
+                fresh_fields = {k: v for k, v in fresh_fields.items() if _is_heavy(k)}
             except UnusableRow:
-                made = {}
-            if digest_of(made | images) != digest:
+                fresh_fields = {}
+            if digest_of(fresh_fields | images) != digest:
                 raise DataError(
                     f"An image of line {row.line} (sample {row.id}) is no longer what it was when the run began.",
                     "Leave the data alone while a run reads it, and start the run again.",
                 )
-            return made
+            return fresh_fields
 
         return Pixels(heavy, digest, again, self._room)
 
@@ -230,15 +230,15 @@ class Encoder:
         )
 
     def _check_size(self, tokens: int, positions: int, with_images: bool) -> None:
-        counted = f"it has {tokens} tokens{' with its images' * with_images}"
+        description = f"it has {tokens} tokens{' with its images' * with_images}"
         fewer = "lower max_pixels, " * with_images
         if self.max_length and tokens > self.max_length:
             raise UnusableRow(
-                f"{counted}, more than the {self.max_length} that max_length allows ({fewer}or raise max_length)"
+                f"{description}, more than the {self.max_length} that max_length allows ({fewer}or raise max_length)"
             )
         if positions > self.max_positions:
             raise UnusableRow(
-                f"{counted} and reaches position {positions}, more than the {self.max_positions} that the model "
+                f"{description} and reaches position {positions}, more than the {self.max_positions} that the model "
                 f"was trained on ({fewer}shorten it, or set rope_scaling)"
             )
 
@@ -310,16 +310,16 @@ class Encoder:
         try:
             return fields_of(self.speller, self.processor, text, pictures)
         except Exception as error:  # the model's own code: it raises what it likes
-            told = str(error) or type(error).__name__
-            raise UnusableRow(f"the model's processor refuses its images ({told})") from None
+            reason = str(error) or type(error).__name__
+            raise UnusableRow(f"the model's processor refuses its images ({reason})") from None
 
     def _up_to(self, turns: Sequence[Turn], pictures: list[Image.Image]) -> Tensor:
         """Token ids [l] of the first turns of a conversation with the images that stand in them."""
         text = self._render(turns, prompt=False)
-        seen = sum(turn.pictures for turn in turns)
-        if seen == 0:
+        picture_count = sum(turn.pictures for turn in turns)
+        if picture_count == 0:
             return torch.tensor(self._tokenize(text), dtype=torch.int64)
-        return self._with_images(text, pictures[:seen])["input_ids"]
+        return self._with_images(text, pictures[:picture_count])["input_ids"]
 
 
 def _moved_by_images(upto: Tensor, input_ids: Tensor, tail: list[int], length: int) -> int:

@@ -30,16 +30,16 @@ class Pixels:
         self.digest = digest  # of these and of all else that the vision tower is given
         self._make = make
         self._room = room
-        self._taken = sum(v.nbytes for v in fields.values())
+        self._held_bytes = sum(v.nbytes for v in fields.values())
         self._fields: dict[str, Tensor] | None = fields
-        room.left -= self._taken
+        room.left -= self._held_bytes
         if room.left < 0:
             self.let_go()
 
     def let_go(self) -> None:
         self._fields = None
-        self._room.left += self._taken
-        self._taken = 0
+        self._room.left += self._held_bytes
+        self._held_bytes = 0
 
     def __del__(self) -> None:
         self.let_go()

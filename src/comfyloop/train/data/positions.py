@@ -32,13 +32,13 @@ def positions_of(config: Any) -> Positions:
     bare = model.__new__(model)  # the method reads nothing but the configuration
     nn.Module.__init__(bare)
     bare.config = config
-    taken = inspect.signature(bare.get_rope_index).parameters
+    parameters = inspect.signature(bare.get_rope_index).parameters
 
     def positions(input_ids: Tensor, fields: dict[str, Tensor]) -> Tensor:
         if not any(name.endswith("grid_thw") for name in fields):
             return torch.arange(input_ids.numel()).expand(3, -1)
-        known = {name: value for name, value in fields.items() if name in taken}
-        found: Tensor = bare.get_rope_index(input_ids=input_ids[None], **known)[0]
-        return found[:, 0]
+        arguments = {name: value for name, value in fields.items() if name in parameters}
+        rope_index: Tensor = bare.get_rope_index(input_ids=input_ids[None], **arguments)[0]
+        return rope_index[:, 0]
 
     return positions

@@ -58,13 +58,13 @@ def in_segments(examples: Sequence[Example], *, share: bool) -> tuple[list[Segme
     for example in examples:
         at, before, branches = 0, None, roots
         while at < len(example):
-            found, common = _branch(branches, example, at) if share else (None, 0)
-            if found is None:
-                found = Segment(example, at, len(example), before)
-                branches.append(found)
-            elif common < len(found):
-                found = _cut(found, found.begin + common, branches)
-            at, before, branches = found.end, found, found.after
+            branch, common = _branch(branches, example, at) if share else (None, 0)
+            if branch is None:
+                branch = Segment(example, at, len(example), before)
+                branches.append(branch)
+            elif common < len(branch):
+                branch = _cut(branch, branch.begin + common, branches)
+            at, before, branches = branch.end, branch, branch.after
         assert before is not None
         ends.append(before)
     return [segment for root in roots for segment in root.all], [end.path for end in ends]
@@ -87,9 +87,9 @@ def _common(segment: Segment, example: Example, at: int) -> int:
         other.positions[..., here] == example.positions[..., here]
     ).reshape(-1, length).all(0)
     common = length if bool(same.all()) else int(same.int().argmin())
-    seen = {sample.pixels.digest for sample in (other, example) if sample.pixels is not None}
+    digests = {sample.pixels.digest for sample in (other, example) if sample.pixels is not None}
     for start, stop in (other.image_span, example.image_span):
-        if at <= start < at + common and (len(seen) > 1 or at + common < stop):
+        if at <= start < at + common and (len(digests) > 1 or at + common < stop):
             common = start - at  # not another sample's images, nor some of them
     return common
 

@@ -100,11 +100,11 @@ def read_demonstrated(
 
 def with_demonstration(row: Row) -> Row:
     """The row with its answer in the question already, in the words of Shenfeld et al. (2026)."""
-    *before, asked, answer = row.turns
-    if asked.role != "user":
+    *before, question, answer = row.turns
+    if question.role != "user":
         raise UnusableRow("no question comes right before its answer")
-    told = (*asked.parts, DEMONSTRATION.format(answer=row.answer.strip()))
-    return replace(row, turns=(*before, replace(asked, content=told), answer))
+    content = (*question.parts, DEMONSTRATION.format(answer=row.answer.strip()))
+    return replace(row, turns=(*before, replace(question, content=content), answer))
 
 
 def read_pairs(
@@ -142,11 +142,11 @@ def read_labelled(
             raise UnusableRow("it has no label, which says for recipe = kto whether its answer was wanted")
         return encoder.encode(row)
 
-    read = _read(directory, file, make, spec, log, control)
+    rows = _read(directory, file, make, spec, log, control)
     labelled, alone = [], 0
-    for number, (row, example) in enumerate(read):
+    for number, (row, example) in enumerate(rows):
         control.check()
-        partner = _partner(encoder, row, example, [r.answer for r, _ in read], number)
+        partner = _partner(encoder, row, example, [r.answer for r, _ in rows], number)
         alone += partner is None
         labelled.append(Labelled(example, bool(row.label), partner or example))
     _told(file, log, [item.example for item in labelled])
@@ -184,42 +184,43 @@ def _read(
 ) -> list[tuple[Row, _Item]]:
     path = directory.resolve(file)
     rows, bad = read_rows(path, log.say)
-    made = []
+    items = []
     for row in rows:
         control.check()
         try:
-            made.append((row, make(row)))
+            items.append((row, make(row)))
         except UnusableRow as error:
             bad.append(BadRow(row.line, row.id, str(error), row.item))
         except (ComfyLoopError, MemoryError):
             raise
         except Exception as error:  # the code of the model's processor and tokenizer raises what it likes
-            told = f"the model's own code fails on it ({type(error).__name__}: {error})"
-            bad.append(BadRow(row.line, row.id, told, row.item))
+            reason = f"the model's own code fails on it ({type(error).__name__}: {error})"
+            bad.append(BadRow(row.line, row.id, reason, row.item))
     bad.sort(key=lambda b: b.line)
     held_out = file == spec.holdout
-    refuse_or_skip(path, len(made), bad, spec.skip_bad, spec.max_bad_share, may_be_none=held_out)
+    refuse_or_skip(path, len(items), bad, spec.skip_bad, spec.max_bad_share, may_be_none=held_out)
     log.left_out(path, bad)
     if held_out:
         repeated = len(
-            {_told_by(row) for row, _ in made} & {_told_by(row) for row in _rows_of(directory, spec)}
+            {_question_key(row) for row, _ in items}
+            & {_question_key(row) for row in _rows_of(directory, spec)}
         )
         if repeated:
             log.warn(
-                f"{repeated} of the {len(made)} rows of the hold-out {path.name} ask what rows of the training data "
+                f"{repeated} of the {len(items)} rows of the hold-out {path.name} ask what rows of the training data "
                 "ask: what is measured on them says nothing about what is new."
             )
-    return made
+    return items
 
 
 def _rows_of(directory: RunDirectory, spec: TrainSpec) -> list[Row]:
     return read_rows(directory.resolve(spec.train))[0]
 
 
-def _told_by(row: Row) -> tuple[object, ...]:
+def _question_key(row: Row) -> tuple[object, ...]:
     """What two rows that ask the same have in common."""
-    asked = tuple((turn.role, turn.parts) for turn in row.turns[:-1] if turn.role != "system")
-    return (asked, tuple(map(str, row.images)))
+    question = tuple((turn.role, turn.parts) for turn in row.turns[:-1] if turn.role != "system")
+    return (question, tuple(map(str, row.images)))
 
 
 def _told(file: str, log: RunLog, examples: Sequence[Example], samples: int | None = None) -> None:
@@ -229,7 +230,7 @@ def _told(file: str, log: RunLog, examples: Sequence[Example], samples: int | No
 
 def fingerprint(spec: TrainSpec, examples: Iterable[Example], labels: Iterable[bool] = ()) -> str:
     """What a checkpoint depends on: the data, and every value that moves the loss."""
-    told = spec.at_once().model_dump_json(
+    spec_json = spec.at_once().model_dump_json(
         exclude={
             "train",
             "holdout",
@@ -245,7 +246,7 @@ def fingerprint(spec: TrainSpec, examples: Iterable[Example], labels: Iterable[b
             "rank_timeout",
         }
     )
-    digest = hashlib.sha256(told.encode())
+    digest = hashlib.sha256(spec_json.encode())
     for example in examples:
         digest.update(example.input_ids.numpy().tobytes() + example.answer.numpy().tobytes())
         digest.update(example.pixels.digest if example.pixels else b"")

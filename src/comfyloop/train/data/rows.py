@@ -27,11 +27,11 @@ def read_rows(path: Path, note: Callable[[str], object] = lambda _: None) -> tup
         NotFound: There is no such file.
         DataError: The file is empty or not UTF-8.
     """
-    found = formats.read(path)
-    for sentence in found.notes:
+    contents = formats.read(path)
+    for sentence in contents.notes:
         note(sentence)
-    good, bad = [], list(found.bad)
-    for row in found.good:
+    good, bad = [], list(contents.bad)
+    for row in contents.good:
         if row.is_of_a_picture:
             bad.append(BadRow(row.line, row.id, _OF_A_PICTURE, row.item))
         else:
@@ -52,12 +52,12 @@ def refuse_or_skip(
     """
     if not bad:
         return
-    named = "; ".join(
+    listing = "; ".join(
         f"{path.name}:{b.where}{f' (sample {b.id})' if b.id else ''}: {b.reason}" for b in bad[:_SHOWN]
     )
     more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
     total = good + len(bad)
-    what = f"{len(bad)} of {total} rows cannot be trained on: {named}{more}."
+    what = f"{len(bad)} of {total} rows cannot be trained on: {listing}{more}."
     if not skip:
         raise DataError(what, "Correct these lines, or set skip_bad to train on the rest.")
     if good == 0 and not may_be_none:

@@ -59,9 +59,11 @@ def batches(
         caption = caption_of(row, spec)
         if training and chance.random() < spec.caption_dropout:
             caption = ""
-        drawn = draw_timestep(trainable.model.scheduler, chance) if timesteps is None else timesteps[number]
+        timestep = (
+            draw_timestep(trainable.model.scheduler, chance) if timesteps is None else timesteps[number]
+        )
         size = trainable.latents.size(row.chosen)
-        groups.setdefault((size, trainable.captions.windows(caption)), []).append((row, caption, drawn))
+        groups.setdefault((size, trainable.captions.windows(caption)), []).append((row, caption, timestep))
     return [_batch(trainable, group, spec, chance, training) for group in groups.values()]
 
 
@@ -82,7 +84,7 @@ def _batch(
         chosen=chosen,
         rejected=torch.stack(rejected) if rejected else None,
         noise=draw_noise(chosen, spec.noise_offset if training else 0.0, generator),
-        timesteps=torch.tensor([drawn for _, _, drawn in group]),
+        timesteps=torch.tensor([timestep for _, _, timestep in group]),
         conditions=Conditions.stack([trainable.captions.of(caption) for _, caption, _ in group]),
         chosen_frames=[(row.chosen, fit(row.chosen)) for row, _, _ in group],
         rejected_frames=[(worse, fit(worse, better)) for worse, better in pairs],

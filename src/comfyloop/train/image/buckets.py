@@ -32,12 +32,12 @@ class Fit:
 def sizes(resolution: int, step: int) -> list[tuple[int, int]]:
     """All buckets: multiples of `step` with at most resolution² pixels, and no more elongated than 3 to 1."""
     area = resolution * resolution
-    found = set()
+    buckets = set()
     for width in range(step, int(resolution * math.sqrt(MOST_ELONGATED)) + step, step):
         height = area // width // step * step
         if height >= step and max(width, height) <= MOST_ELONGATED * min(width, height):
-            found |= {(width, height), (height, width)}
-    return sorted(found) or [(step, step)]
+            buckets |= {(width, height), (height, width)}
+    return sorted(buckets) or [(step, step)]
 
 
 def fit(width: int, height: int, buckets: list[tuple[int, int]]) -> Fit:

@@ -47,7 +47,7 @@ class Cache:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.made = 0
-        self._kept: dict[str, dict[str, Tensor]] = {}
+        self._in_memory: dict[str, dict[str, Tensor]] = {}
 
     def get(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors under a key; computed, written down and kept when they are not there.
@@ -55,22 +55,22 @@ class Cache:
         Raises:
             StorageError: The disk refuses.
         """
-        if name in self._kept:
-            return self._kept[name]
+        if name in self._in_memory:
+            return self._in_memory[name]
         path = self.folder / name[:2] / f"{name}.safetensors"
         try:
-            found: dict[str, Tensor] = load_file(path)
+            tensors: dict[str, Tensor] = load_file(path)
         except (OSError, SafetensorError):  # not there, or cut off by a power failure
-            found = make()
+            tensors = make()
             self.made += 1
-            self._write(path, found)
-        self._kept[name] = found
-        return found
+            self._write(path, tensors)
+        self._in_memory[name] = tensors
+        return tensors
 
     def _write(self, path: Path, tensors: dict[str, Tensor]) -> None:
-        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_whole(path, lambda draft: save_file(kept, draft))
+            replace_whole(path, lambda draft: save_file(on_cpu, draft))
         except OSError as error:
             raise disk_error(path, error) from error

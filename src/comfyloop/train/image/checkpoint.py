@@ -97,12 +97,12 @@ def _refuse_what_does_not_belong(model: ImageModel) -> None:
     pairs = [(sum(text.hidden_size for text in texts), unet.cross_attention_dim, "text states")]
     if model.family == "sdxl":
         sizes = 6 * unet.addition_time_embed_dim
-        told = unet.projection_class_embeddings_input_dim
-        pairs.append((texts[-1].projection_dim + sizes, told, "pooled states with sizes"))
-    for given, wanted, what in pairs:
-        if given != wanted:
+        pooled_width = unet.projection_class_embeddings_input_dim
+        pairs.append((texts[-1].projection_dim + sizes, pooled_width, "pooled states with sizes"))
+    for width, expected, what in pairs:
+        if width != expected:
             raise ModelError(
-                f"Its text encoders give {what} of width {given}, and its UNet takes {wanted}.",
+                f"Its text encoders give {what} of width {width}, and its UNet takes {expected}.",
                 "Name a model whose parts belong together.",
             )
 
@@ -114,15 +114,15 @@ def _from_file(place: Path, vae: Path | None, prediction: Prediction | None) -> 
     tensors = read_tensors(place)
     with safe_open(place, "pt") as file:
         metadata = file.metadata() or {}
-    known = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    shape_of = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     with building(place):
-        family = shapes.family(known)
+        family = shapes.family(shape_of)
         objective = objective_of_file(tensors, metadata, prediction)
         if objective is None:
             objective = Objective("v_prediction" if _predicts_v(tensors, family) else "epsilon")
-        unet = _unet(tensors, known, family)
-        encoders = _text_encoders(tensors, known, family)
-        coder = vae_of(tensors, known, family) if vae is None and shapes.has_vae(known) else None
+        unet = _unet(tensors, shape_of, family)
+        encoders = _text_encoders(tensors, shape_of, family)
+        coder = vae_of(tensors, shape_of, family) if vae is None and shapes.has_vae(shape_of) else None
     if coder is None and vae is None:
         raise ModelError(f"{place.name} has no VAE with an encoder in it.", "Name one in the spec's `vae`.")
     scheduler = DDPMScheduler(
@@ -138,8 +138,8 @@ def _from_file(place: Path, vae: Path | None, prediction: Prediction | None) -> 
 
 def native_side(metadata: Mapping[str, str]) -> int | None:
     """What the file says of itself under `modelspec.resolution` ("1024x1024"); None when it does not."""
-    found = re.fullmatch(r"(\d{2,5})x(\d{2,5})", metadata.get("modelspec.resolution", ""), re.ASCII)
-    return min(int(found[1]), int(found[2])) if found else None
+    resolution = re.fullmatch(r"(\d{2,5})x(\d{2,5})", metadata.get("modelspec.resolution", ""), re.ASCII)
+    return min(int(resolution[1]), int(resolution[2])) if resolution else None
 
 
 def _predicts_v(tensors: Mapping[str, Tensor], family: Family) -> bool:
@@ -148,8 +148,8 @@ def _predicts_v(tensors: Mapping[str, Tensor], family: Family) -> bool:
     return family == "sd2" and norm is not None and float(norm.float().std(unbiased=False)) > 0.09
 
 
-def _unet(tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family) -> UNet2DConditionModel:
-    config, shape = shapes.unet(known, family)
+def _unet(tensors: Mapping[str, Tensor], shape_of: shapes.Shapes, family: Family) -> UNet2DConditionModel:
+    config, shape = shapes.unet(shape_of, family)
     modules = layout.unet_modules(shape)
     at = layout.UNET_PREFIX
     state = {
@@ -162,16 +162,18 @@ def _unet(tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family) -
     return unet
 
 
-def _text_encoders(tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family) -> list[TextEncoder]:
+def _text_encoders(
+    tensors: Mapping[str, Tensor], shape_of: shapes.Shapes, family: Family
+) -> list[TextEncoder]:
     encoders = []
-    first = shapes.clip(known)
+    first = shapes.clip(shape_of)
     if first is not None:
         prefix, config = first
         model = CLIPTextModel(CLIPTextConfig(**config))
         state = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
         _fill_text(model, state)
         encoders.append(TextEncoder(tokenizer.load(), model))
-    second = shapes.open_clip(known)
+    second = shapes.open_clip(shape_of)
     if second is not None:
         prefix, config = second
         projected = CLIPTextModelWithProjection if family == "sdxl" else CLIPTextModel
@@ -183,10 +185,10 @@ def _text_encoders(tensors: Mapping[str, Tensor], known: shapes.Shapes, family: 
         _fill_text(model, state)
         # SDXL's second encoder pads with token 0, which is "!"; SD2's too
         encoders.append(TextEncoder(tokenizer.load(pad_token="!"), model))
-    wanted = 2 if family == "sdxl" else 1
-    if len(encoders) != wanted:
+    expected = 2 if family == "sdxl" else 1
+    if len(encoders) != expected:
         raise ModelError(
-            f"It has {len(encoders)} of the {wanted} text encoders that its UNet was trained with.",
+            f"It has {len(encoders)} of the {expected} text encoders that its UNet was trained with.",
             "Name a checkpoint that has them, or a diffusers folder.",
         )
     return encoders

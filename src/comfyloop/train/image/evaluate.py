@@ -62,14 +62,14 @@ def pick_accuracy(
     for number in range(0, len(repeated), BANDS):
         control.check()
         part = slice(number, number + BANDS)
-        found = [
+        preferences = [
             preference_loss(trainable, batch, spec.beta_dpo)
             for batch in batches(
                 trainable, repeated[part], spec, chance, training=False, timesteps=timesteps[part]
             )
         ]
-        losses.append(float(torch.cat([f.loss for f in found]).mean()))
-        margins.append(float(torch.cat([f.margin for f in found]).mean()))
+        losses.append(float(torch.cat([f.loss for f in preferences]).mean()))
+        margins.append(float(torch.cat([f.margin for f in preferences]).mean()))
     trainable.train()
     right = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
     return sum(losses) / len(losses), sum(right) / len(right)

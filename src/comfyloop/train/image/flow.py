@@ -69,22 +69,22 @@ def load(place: Path, family: Literal["sd3", "flux"], dtype: torch.dtype) -> Ima
         transformer=denoiser,
         vae=vae,
         scheduler=scheduler,
-        **{f"text_encoder{suffix}": found and found.model for suffix, found in encoders.items()},
-        **{f"tokenizer{suffix}": found and found.tokenizer for suffix, found in encoders.items()},
+        **{f"text_encoder{suffix}": encoder and encoder.model for suffix, encoder in encoders.items()},
+        **{f"tokenizer{suffix}": encoder and encoder.tokenizer for suffix, encoder in encoders.items()},
     )
-    there = [found for found in encoders.values() if found is not None]
-    return ImageModel(family, denoiser, vae, there, scheduler, whole)
+    loaded_encoders = [encoder for encoder in encoders.values() if encoder is not None]
+    return ImageModel(family, denoiser, vae, loaded_encoders, scheduler, whole)
 
 
 def refuse_what_does_not_belong(model: ImageModel) -> None:
     """Raise ModelError when the transformer takes other latents than its VAE's, or other texts than its encoders'."""
     config, latent_channels = model.denoiser.config, model.vae.config.latent_channels
-    wanted = latent_channels * (4 if model.family == "flux" else 1)  # Flux sees two by two latents as one
+    expected = latent_channels * (4 if model.family == "flux" else 1)  # Flux sees two by two latents as one
     gives = config.out_channels or config.in_channels
-    if config.in_channels != wanted or gives != wanted:
+    if config.in_channels != expected or gives != expected:
         raise ModelError(
             f"Its transformer takes {config.in_channels} channels and gives {gives}, where the latents of its VAE make "
-            f"{wanted}: models that fill in, or follow edges or depth, take more.",
+            f"{expected}: models that fill in, or follow edges or depth, take more.",
             "Name the text-to-image model that it was made from, and a VAE that belongs to it.",
         )
     texts = [encoder.model.config for encoder in model.text_encoders]
@@ -92,10 +92,10 @@ def refuse_what_does_not_belong(model: ImageModel) -> None:
     pooled = clips[0].hidden_size if model.family == "flux" else sum(text.projection_dim for text in clips)
     pairs = [(pooled, config.pooled_projection_dim)]
     pairs += [(text.d_model, config.joint_attention_dim) for text in texts if hasattr(text, "d_model")]
-    for given, width in pairs:
-        if given != width:
+    for state_width, width in pairs:
+        if state_width != width:
             raise ModelError(
-                f"Its text encoders give states of width {given}, and its transformer takes {width}.",
+                f"Its text encoders give states of width {state_width}, and its transformer takes {width}.",
                 "Name a model whose parts belong together.",
             )
 

@@ -45,8 +45,8 @@ def tensors(model: ImageModel, dtype: torch.dtype = torch.float16) -> dict[str, 
 
 def metadata(model: ImageModel, about: Mapping[str, str]) -> dict[str, str]:
     """What other tools show of a LoRA, and `comfyloop.*` for where it came from; all values are text."""
-    found = parts(model)
-    rank, alpha = len(found[0].down), found[0].alpha
+    lora_parts = parts(model)
+    rank, alpha = len(lora_parts[0].down), lora_parts[0].alpha
     return {
         "format": "pt",
         "ss_network_module": "networks.lora",
@@ -72,8 +72,8 @@ def predicts(model: ImageModel) -> dict[str, str]:
     if model.is_flow:
         return {}
     config = model.scheduler.config
-    told = {"modelspec.prediction_type": _PREDICTS[config.prediction_type]}
-    return told | ({"ss_zero_terminal_snr": "True"} if config.get("rescale_betas_zero_snr") else {})
+    fields = {"modelspec.prediction_type": _PREDICTS[config.prediction_type]}
+    return fields | ({"ss_zero_terminal_snr": "True"} if config.get("rescale_betas_zero_snr") else {})
 
 
 def refuse_another_prediction(model: ImageModel, metadata: Mapping[str, str], source: str) -> None:
@@ -109,8 +109,8 @@ def save(
 
 def read(lora: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors and metadata. Raises ModelError when it is not a LoRA with kohya keys."""
-    found = read_tensors(lora, "Name a version's image adapter.")
-    if not any(name.endswith(".lora_down.weight") for name in found):
+    tensors = read_tensors(lora, "Name a version's image adapter.")
+    if not any(name.endswith(".lora_down.weight") for name in tensors):
         raise ModelError(f"{lora} is not a LoRA with kohya keys.", "Name a version's image adapter.")
     with safe_open(lora, "pt") as file:
-        return found, file.metadata() or {}
+        return tensors, file.metadata() or {}

@@ -60,7 +60,7 @@ class Latents:
         if not self._moves(how):
             return how
         if (picture.sha256, picture.box, how) not in self._corners:
-            left, top = self._found(picture, how)["corner"].tolist()
+            left, top = self._moments(picture, how)["corner"].tolist()
             self._corners[picture.sha256, picture.box, how] = (left, top)
         return replace(how, corner=self._corners[picture.sha256, picture.box, how])
 
@@ -81,13 +81,13 @@ class Latents:
         Raises:
             UnusableRow: The picture cannot be decoded.
         """
-        found = self._found(picture, self._middle(picture, like))
-        latents = found["mean"]
-        if generator is not None and "std" in found:
-            latents = latents + found["std"] * torch.randn(latents.shape, generator=generator)
+        moments = self._moments(picture, self._middle(picture, like))
+        latents = moments["mean"]
+        if generator is not None and "std" in moments:
+            latents = latents + moments["std"] * torch.randn(latents.shape, generator=generator)
         return (latents - self._model.latent_shift) * self._model.latent_scale
 
-    def _found(self, picture: Picture, how: Fit) -> dict[str, Tensor]:
+    def _moments(self, picture: Picture, how: Fit) -> dict[str, Tensor]:
         """Latents, and where they were cut out."""
         crop = self._crop if self._moves(how) else "middle"
         which = (picture.sha256, picture.box) if picture.box else (picture.sha256,)

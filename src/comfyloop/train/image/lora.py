@@ -93,7 +93,7 @@ def trained_modules(model: ImageModel) -> list[tuple[str, nn.Module]]:
 
 
 def parts(model: ImageModel) -> list[LoraPart]:
-    found = []
+    lora_parts = []
     for prefix, module in trained_modules(model):
         # transformers flattened CLIPTextModel; in files the inner model keeps its name
         inner = "" if module is model.denoiser or hasattr(module, "text_model") else "text_model."
@@ -101,15 +101,15 @@ def parts(model: ImageModel) -> list[LoraPart]:
             if isinstance(layer, LoraLayer) and ADAPTER in layer.lora_A:
                 key = f"{prefix}_{(inner + name).replace('.', '_')}"
                 down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
-                found.append(LoraPart(key, down, up, float(layer.lora_alpha[ADAPTER])))
-    return found
+                lora_parts.append(LoraPart(key, down, up, float(layer.lora_alpha[ADAPTER])))
+    return lora_parts
 
 
 def trainable(model: ImageModel) -> list[tuple[str, nn.Parameter]]:
-    named = []
+    weights = []
     for part in parts(model):
-        named += [(f"{part.key}.lora_down.weight", part.down), (f"{part.key}.lora_up.weight", part.up)]
-    return named
+        weights += [(f"{part.key}.lora_down.weight", part.down), (f"{part.key}.lora_up.weight", part.up)]
+    return weights
 
 
 def read_into(model: ImageModel, tensors: Mapping[str, Tensor], source: str) -> None:

@@ -55,8 +55,8 @@ def draw_noise(latents: Tensor, offset: float, generator: torch.Generator) -> Te
 
 
 def signal_to_noise(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor:
-    kept: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
-    return kept / (1 - kept)
+    signal: Tensor = scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    return signal / (1 - signal)
 
 
 def draw_timestep(scheduler: Scheduler, chance: random.Random) -> int:

@@ -62,14 +62,16 @@ def read_tokenizer(kind: Any, place: Path, model: Any) -> Any:
     """The tokenizer of a text encoder. Raises ModelError: It cannot be read, or has other words than the encoder."""
     try:
         tokenizer = kind.from_pretrained(place, local_files_only=True)
-        words, known = len(tokenizer), model.config.vocab_size
+        words, vocabulary = len(tokenizer), model.config.vocab_size
     except Exception as error:  # as for weights
         raise ModelError(
             f"Its {place.name} cannot be read: {first_line(error)}.", "Download the folder again."
         ) from None
-    if not known // 2 < words <= known:  # transformers makes one of three words where the files are missing
+    if (
+        not vocabulary // 2 < words <= vocabulary
+    ):  # transformers makes one of three words where the files are missing
         raise ModelError(
-            f"Its {place.name} has {words} words, and its text encoder knows {known}.",
+            f"Its {place.name} has {words} words, and its text encoder knows {vocabulary}.",
             "Download the folder again.",
         )
     return tokenizer

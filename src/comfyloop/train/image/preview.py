@@ -29,7 +29,7 @@ def previews(
         else [what]
     )
     buckets = sizes(resolution, STEP)
-    made: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     bad: list[tuple[str, str]] = []
     for file in files:
         name = str(file.relative_to(what)) if what.is_dir() else file.name
@@ -43,25 +43,25 @@ def previews(
         if by == "subject" and how.scaled != how.size:
             corner = subject.corner(subject.weights(picture), how.scaled, how.size)
         scale = picture.width / how.scaled[0], picture.height / how.scaled[1]
-        kept = [
+        box = [
             round(place * each)
             for place, each in zip(
                 (*corner, corner[0] + how.size[0], corner[1] + how.size[1]), scale * 2, strict=True
             )
         ]
-        drawn = out / Path(name).with_suffix(".jpg")
-        drawn.parent.mkdir(parents=True, exist_ok=True)
-        _drawn(picture, kept).save(drawn, quality=90)
-        made.append({"picture": name, "size": list(picture.size), "kept": kept, "drawn": str(drawn)})
-    return made, bad
+        target = out / Path(name).with_suffix(".jpg")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _drawn(picture, box).save(target, quality=90)
+        entries.append({"picture": name, "size": list(picture.size), "kept": box, "drawn": str(target)})
+    return entries, bad
 
 
-def _drawn(picture: Image.Image, kept: list[int]) -> Image.Image:
+def _drawn(picture: Image.Image, box: list[int]) -> Image.Image:
     """The picture, darker where it is cut away."""
-    shown = picture.point(lambda value: value // 3)
-    left, top, right, bottom = kept
-    shown.paste(picture.crop((left, top, right, bottom)), (left, top))
+    preview = picture.point(lambda value: value // 3)
+    left, top, right, bottom = box
+    preview.paste(picture.crop((left, top, right, bottom)), (left, top))
     width = max(2, max(picture.size) // 200)
-    ImageDraw.Draw(shown).rectangle((left, top, right - 1, bottom - 1), outline="#ff3b30", width=width)
-    shown.thumbnail((SIDE, SIDE))
-    return shown
+    ImageDraw.Draw(preview).rectangle((left, top, right - 1, bottom - 1), outline="#ff3b30", width=width)
+    preview.thumbnail((SIDE, SIDE))
+    return preview

@@ -29,7 +29,7 @@ def draw_prior(
     """
     folder.mkdir(exist_ok=True)
     captions = list(dict.fromkeys(row.caption for row in rows))
-    made = []
+    prior_rows = []
     trainable.eval()
     for number in range(count):
         control.check()
@@ -37,8 +37,8 @@ def draw_prior(
         caption = captions[number % len(captions)]
         if not path.exists():
             with lora.reference(trainable.model, None):
-                drawn = draw(trainable, caption, seed=number)
-            replace_whole(path, partial(drawn.save, format="PNG"))
+                image = draw(trainable, caption, seed=number)
+            replace_whole(path, partial(image.save, format="PNG"))
             log.say(f"drew prior picture {number + 1} of {count}")
-        made.append(PictureRow(number, f"prior {number}", caption, picture_at(path)))
-    return made
+        prior_rows.append(PictureRow(number, f"prior {number}", caption, picture_at(path)))
+    return prior_rows

@@ -41,7 +41,7 @@ def draw(
     width, height = size or (side, side)
     generator = torch.Generator().manual_seed(seed)
     if model.is_flow:
-        drawn: Image.Image = model.pipeline(
+        image: Image.Image = model.pipeline(
             prompt,
             width=width,
             height=height,
@@ -49,21 +49,21 @@ def draw(
             guidance_scale=guidance,
             generator=generator,
         ).images[0]
-        return drawn
+        return image
     scheduler = EulerDiscreteScheduler.from_config(model.scheduler.config, timestep_spacing="linspace")
     scheduler.set_timesteps(steps)
     frame = [(_blank(width, height), Fit((width, height), (width, height), (0, 0)))]
-    wanted = trainable.captions.of(prompt)
-    unwanted = trainable.captions.of(negative) if guidance != 1 else wanted
+    conditions = trainable.captions.of(prompt)
+    negative_conditions = trainable.captions.of(negative) if guidance != 1 else conditions
     shape = (1, model.denoiser.config.in_channels, height // 8, width // 8)
     latents = torch.randn(shape, generator=generator) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
         noising = Noising(scheduler.scale_model_input(latents, t), t[None], latents)
-        said = trainable.predict(noising, wanted, frame).cpu()
+        prediction = trainable.predict(noising, conditions, frame).cpu()
         if guidance != 1:
-            other = trainable.predict(noising, unwanted, frame).cpu()
-            said = other + guidance * (said - other)
-        latents = scheduler.step(said, t, latents).prev_sample
+            negative_prediction = trainable.predict(noising, negative_conditions, frame).cpu()
+            prediction = negative_prediction + guidance * (prediction - negative_prediction)
+        latents = scheduler.step(prediction, t, latents).prev_sample
     return decode(trainable, latents)
 
 

@@ -57,12 +57,12 @@ def read_rows(
         NotFound: There is no such file.
         DataError: The file is empty or not UTF-8.
     """
-    found = formats.read(path)
-    for sentence in found.notes:
+    contents = formats.read(path)
+    for sentence in contents.notes:
         note(sentence)
     rows: list[PictureRow] = []
-    bad = list(found.bad)
-    for row in found.good:
+    bad = list(contents.bad)
+    for row in contents.good:
         try:
             rows.append(_row(row, pairs, max_image_pixels))
         except UnusableRow as error:
@@ -101,13 +101,13 @@ def _part(picture: Picture, crop: object) -> Picture:
 def _picture(source: formats.Picture | None, key: str, max_image_pixels: int) -> Picture:
     if source is None:
         raise UnusableRow(f"it has no picture under {key!r}")
-    found = picture_at(source)
-    if found.width * found.height > max_image_pixels:
+    picture = picture_at(source)
+    if picture.width * picture.height > max_image_pixels:
         raise UnusableRow(
-            f"its image {source.name} has {found.width} x {found.height} pixels, more than max_image_pixels "
+            f"its image {source.name} has {picture.width} x {picture.height} pixels, more than max_image_pixels "
             f"({max_image_pixels:,})"
         )
-    return found
+    return picture
 
 
 def picture_at(source: formats.Picture) -> Picture:

@@ -51,18 +51,20 @@ class Captions:
 
         def make() -> dict[str, Tensor]:
             with torch.no_grad():
-                made = self._encode(caption)
-            return {"states": made.states} | ({} if made.pooled is None else {"pooled": made.pooled})
+                conditions = self._encode(caption)
+            return {"states": conditions.states} | (
+                {} if conditions.pooled is None else {"pooled": conditions.pooled}
+            )
 
         plain = pieces_of(caption) == [(caption, 1.0)]
-        found = self._cache.get(key("caption" if plain else "emphasis", caption, self._key), make)
-        return Conditions(found["states"], found.get("pooled"))
+        tensors = self._cache.get(key("caption" if plain else "emphasis", caption, self._key), make)
+        return Conditions(tensors["states"], tensors.get("pooled"))
 
     def _encode(self, caption: str) -> Conditions:
         if self._model.is_flow:
             # the pipeline of these models knows no weights, so the words are given without them
-            made = flow.encode(self._model, "".join(text for text, _ in pieces_of(caption)))
-            return Conditions(made[0].float(), made[1].float())
+            text_states = flow.encode(self._model, "".join(text for text, _ in pieces_of(caption)))
+            return Conditions(text_states[0].float(), text_states[1].float())
         encoders = self._model.text_encoders
         states, pooled = [], None
         for encoder in encoders:

@@ -65,9 +65,9 @@ class TrainableImageModel:
         """
         if self.model.is_flow:
             assert conditions.pooled is not None
-            told = (t.to(self.device, self.dtype) for t in (conditions.states, conditions.pooled))
+            text_inputs = (t.to(self.device, self.dtype) for t in (conditions.states, conditions.pooled))
             noisy = noising.noisy.to(self.device, self.dtype)
-            return flow.predict(self.model, noisy, noising.timesteps, *told).float()
+            return flow.predict(self.model, noisy, noising.timesteps, *text_inputs).float()
         extra = None
         if conditions.pooled is not None:
             sizes = [
@@ -145,7 +145,7 @@ def encode(
     Raises:
         DataError: Pictures cannot be decoded; names each line.
     """
-    made, good, bad = trainable.cache.made, [], []
+    computed_before, good, bad = trainable.cache.made, [], []
     for row in rows:
         control.check()
         try:
@@ -161,7 +161,9 @@ def encode(
     held_out = spec.holdout is not None and path == Path(spec.holdout)
     refuse_or_skip(path, len(good), bad, spec.skip_bad, spec.max_bad_share, may_be_none=held_out)
     log.left_out(path, bad)
-    log.say(f"encoded {trainable.cache.made - made} pictures and captions, the others were in the cache")
+    log.say(
+        f"encoded {trainable.cache.made - computed_before} pictures and captions, the others were in the cache"
+    )
     return good
 
 
@@ -172,10 +174,10 @@ def caption_of(row: PictureRow, spec: ImageTrainSpec) -> str:
 
 def fingerprint(spec: ImageTrainSpec, rows: Iterable[PictureRow], trainable: TrainableImageModel) -> str:
     """What a checkpoint depends on: the data, and every value that moves the loss."""
-    told = spec.at_once().model_dump_json(
+    spec_json = spec.at_once().model_dump_json(
         exclude={"train", "holdout", "prior", "cache", "about", *_WITHOUT_EFFECT}
     )
-    digest = hashlib.sha256(told.encode())
+    digest = hashlib.sha256(spec_json.encode())
     digest.update(trainable.latents.weights.encode())
     for row in rows:
         digest.update(f"{row.chosen.sha256} {row.rejected and row.rejected.sha256} {row.caption}\n".encode())

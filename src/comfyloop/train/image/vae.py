@@ -65,12 +65,12 @@ def _vae_of_folder(place: Path) -> AutoencoderKL | AutoencoderTiny:
 
 
 def vae_of(
-    tensors: Mapping[str, Tensor], known: shapes.Shapes, family: Family
+    tensors: Mapping[str, Tensor], shape_of: shapes.Shapes, family: Family
 ) -> AutoencoderKL | AutoencoderTiny | None:
     at = shapes.VAE_PREFIX
-    if any(name.startswith(f"{at}taesd_decoder.") for name in known):
+    if any(name.startswith(f"{at}taesd_decoder.") for name in shape_of):
         return _taesd({name.removeprefix(at): t for name, t in tensors.items() if name.startswith(at)})
-    config = shapes.vae(known, family)
+    config = shapes.vae(shape_of, family)
     if config is None:
         return None
     vae = AutoencoderKL(**config)

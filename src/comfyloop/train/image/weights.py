@@ -117,7 +117,7 @@ def read_part(kind: Any, place: Path, dtype: torch.dtype | None = None) -> Any:
     variant = weights_of(place)
     more = {} if dtype is None else {"dtype": dtype}
     try:
-        module, told = kind.from_pretrained(
+        module, loading_info = kind.from_pretrained(
             place,
             local_files_only=True,
             use_safetensors=True,
@@ -131,7 +131,12 @@ def read_part(kind: Any, place: Path, dtype: torch.dtype | None = None) -> Any:
         raise ModelError(
             f"Its {place.name} cannot be read: {first_line(error)}.", "Download the folder again."
         ) from None
-    complain(place.name, told["missing_keys"], told["unexpected_keys"], told.get("mismatched_keys", ()))
+    complain(
+        place.name,
+        loading_info["missing_keys"],
+        loading_info["unexpected_keys"],
+        loading_info.get("mismatched_keys", ()),
+    )
     refuse_no_numbers(place.name, module.named_parameters())
     return module
 
@@ -144,16 +149,16 @@ def first_line(error: Exception) -> str:
 def fill(module: nn.Module, state: Mapping[str, Tensor], part: str) -> None:
     """Every tensor of the module and none besides. Raises ModelError naming what is missing or too much."""
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    given = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    unlike = [name for name in own.keys() & given.keys() if own[name] != given[name]]
-    complain(part, own.keys() - given.keys(), given.keys() - own.keys(), unlike)
+    shape_of = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    unlike = [name for name in own.keys() & shape_of.keys() if own[name] != shape_of[name]]
+    complain(part, own.keys() - shape_of.keys(), shape_of.keys() - own.keys(), unlike)
     module.load_state_dict({name: tensor.float() for name, tensor in state.items()}, strict=False)
     refuse_no_numbers(part, module.named_parameters())
 
 
-def refuse_no_numbers(part: str, named: Iterable[tuple[str, Tensor]]) -> None:
+def refuse_no_numbers(part: str, named_tensors: Iterable[tuple[str, Tensor]]) -> None:
     """Raise ModelError when a part has NaN or infinite weights, as merges leave them: every loss would be one."""
-    for name, tensor in named:
+    for name, tensor in named_tensors:
         if not torch.isfinite(tensor.detach().float().sum()):
             raise ModelError(
                 f"Its {part} has weights that are no numbers (NaN or infinite), as in {name}.",
@@ -166,8 +171,12 @@ def complain(part: str, missing: Iterable[str], unknown: Iterable[str], unlike: 
     shaped = [entry if isinstance(entry, str) else entry[0] for entry in unlike]
     missing = [name for name in missing if not name.endswith("position_ids")]
     unknown = [name for name in unknown if not name.endswith("position_ids")]
-    for what, found in (("lacks", missing), ("has the unknown", unknown), ("has another shape of", shaped)):
-        if found:
-            names = sorted(found)
+    for what, tensor_names in (
+        ("lacks", missing),
+        ("has the unknown", unknown),
+        ("has another shape of", shaped),
+    ):
+        if tensor_names:
+            names = sorted(tensor_names)
             more = f" and {len(names) - 3} more" if len(names) > 3 else ""
             raise ModelError(f"Its {part} {what} {', '.join(names[:3])}{more}.", _OTHER_KIND)

@@ -82,14 +82,14 @@ def run(directory: RunDirectory, spec: JudgeSpec, log: RunLog, control: Control)
     if (directory.path / SEEN_FILE).exists():
         return
     log.phase("reading the pictures")
-    kept = [row for row in _rows(directory, spec, spec.kept) if row.id in spec.chosen]
+    kept_rows = [row for row in _rows(directory, spec, spec.kept) if row.id in spec.chosen]
     pairs = [row for row in _rows(directory, spec, spec.pairs, pairs=True) if row.id in spec.chosen]
-    drawn = [row for row in kept if row.id in spec.drawn]
+    rows_to_draw = [row for row in kept_rows if row.id in spec.drawn]
     drawings = directory.resolve(spec.pictures or "drawn")
     questions: list[tuple[Ask, PictureRow]] = [
-        *((errors, row) for row in kept),
+        *((errors, row) for row in kept_rows),
         *((preference, row) for row in pairs),
-        *((drawing, row) for row in drawn if spec.pictures is None),
+        *((drawing, row) for row in rows_to_draw if spec.pictures is None),
     ]
     notes = Notes(directory.path / "notes.jsonl")
     for side, adapter in enumerate((spec.live, spec.candidate)):
@@ -107,19 +107,19 @@ def run(directory: RunDirectory, spec: JudgeSpec, log: RunLog, control: Control)
         gc.collect()
 
     by = taste = ""
-    if drawn:
+    if rows_to_draw:
         log.phase("looking at what was drawn")
         scorer = image_scorer_of(spec)
         if scorer is not None:
             by = scorer.name
-            liked = _rows(directory, spec, spec.image.train)[-MOST_LIKED:]
-            look_at(scorer, drawn, liked, drawings, notes, control)
-        compared = _rows(directory, spec, spec.taste, pairs=True)[-MOST_PAIRS:]
-        if compared:
-            taste = by_taste(scorer, drawn, compared, drawings, notes, control)
-        sheet(drawn, spec, drawings).save(directory.path / SHEET_FILE)
-    seen = JudgeFindings(scores=notes.both(), by=by, taste=taste)
-    write_atomically(directory.path / SEEN_FILE, seen.model_dump_json().encode())
+            liked_rows = _rows(directory, spec, spec.image.train)[-MOST_LIKED:]
+            look_at(scorer, rows_to_draw, liked_rows, drawings, notes, control)
+        compared_pairs = _rows(directory, spec, spec.taste, pairs=True)[-MOST_PAIRS:]
+        if compared_pairs:
+            taste = by_taste(scorer, rows_to_draw, compared_pairs, drawings, notes, control)
+        sheet(rows_to_draw, spec, drawings).save(directory.path / SHEET_FILE)
+    findings = JudgeFindings(scores=notes.both(), by=by, taste=taste)
+    write_atomically(directory.path / SEEN_FILE, findings.model_dump_json().encode())
 
 
 def _rows(
@@ -136,10 +136,10 @@ def load_with_adapter(
     directory: RunDirectory, spec: ImageTrainSpec, adapter: str | None
 ) -> TrainableImageModel:
     """The model with an adapter, whatever rank and modules that has; a fresh one changes nothing."""
-    worn = ImageAdapterSpec(r=1, lora_alpha=1)
+    adapter_spec = ImageAdapterSpec(r=1, lora_alpha=1)
     if adapter is not None:
-        worn = form_of(directory.resolve(adapter)).model_copy(update={"init_from": adapter})
-    trainable = prepare(directory, spec.model_copy(update={"adapter": worn}))
+        adapter_spec = form_of(directory.resolve(adapter)).model_copy(update={"init_from": adapter})
+    trainable = prepare(directory, spec.model_copy(update={"adapter": adapter_spec}))
     trainable.start = None  # preferences are told against the untrained model
     trainable.eval()
     return trainable
@@ -176,16 +176,18 @@ def errors(version: ComparedVersion, row: PictureRow) -> dict[str, float]:
     captions = {"own": row.caption}
     if row.id in version.spec.written:
         captions["written"] = version.spec.written[row.id][version.side]
-    found = {}
+    losses = {}
     for name, caption in captions.items():
-        seen = [
+        squared_errors = [
             error
             for batch in _looks(version, replace(row, caption=caption))
             for error in denoising_error(version.trainable, batch).tolist()
         ]
         for number, band in enumerate(BANDS):
-            found[f"denoising_loss/{name}/{band}"] = sum(seen[number * LOOKS : (number + 1) * LOOKS]) / LOOKS
-    return found
+            losses[f"denoising_loss/{name}/{band}"] = (
+                sum(squared_errors[number * LOOKS : (number + 1) * LOOKS]) / LOOKS
+            )
+    return losses
 
 
 @torch.no_grad()
@@ -217,13 +219,13 @@ def _looks(version: ComparedVersion, row: PictureRow) -> Iterator[Batch]:
 def drawing(version: ComparedVersion, row: PictureRow) -> dict[str, float]:
     """Draw a version's own prompt, in the shape of the picture that was kept."""
     spec, place = version.spec, picture_file(version.drawings, version.side, row.id)
-    asked = caption_of(replace(row, caption=spec.prompts(row.id, row.caption)[version.side]), spec.image)
+    prompt = caption_of(replace(row, caption=spec.prompts(row.id, row.caption)[version.side]), spec.image)
     size = version.trainable.latents.size(row.chosen)
-    drawn = draw(
-        version.trainable, asked, seed_of(row.id), size=size, steps=spec.steps, guidance=spec.guidance
+    image = draw(
+        version.trainable, prompt, seed_of(row.id), size=size, steps=spec.steps, guidance=spec.guidance
     )
     place.parent.mkdir(parents=True, exist_ok=True)
-    replace_whole(place, lambda draft: drawn.save(draft, format="PNG"))
+    replace_whole(place, lambda draft: image.save(draft, format="PNG"))
     return {}
 
 
@@ -232,7 +234,7 @@ def drawing(version: ComparedVersion, row: PictureRow) -> dict[str, float]:
 
 def look_at(
     scorer: ImageScorer,
-    drawn: Sequence[PictureRow],
+    rows: Sequence[PictureRow],
     liked: Sequence[PictureRow],
     drawings: Path,
     notes: Notes,
@@ -244,7 +246,7 @@ def look_at(
         control.check()
         with contextlib.suppress(UnusableRow):
             faces.append(scorer.embed(row.chosen.source))
-    for row in drawn:
+    for row in rows:
         for side in range(len(SIDES)):
             control.check()
             picture = picture_file(drawings, side, row.id)
@@ -258,7 +260,7 @@ def look_at(
 
 def by_taste(
     scorer: ImageScorer | None,
-    drawn: Sequence[PictureRow],
+    rows: Sequence[PictureRow],
     compared: Sequence[PictureRow],
     drawings: Path,
     notes: Notes,
@@ -266,7 +268,7 @@ def by_taste(
 ) -> str:
     """How each picture is liked, by what the person preferred so far, where that is known; a sentence on it."""
 
-    def seen(picture: Picture) -> Vector:
+    def vector_of(picture: Picture) -> Vector:
         control.check()
         vector = looks(decode(picture))
         return (
@@ -280,24 +282,26 @@ def by_taste(
         with contextlib.suppress(UnusableRow):
             assert row.rejected is not None
             # of one picture that was picked over several the pairs are one choice
-            pairs.append(Comparison(seen(row.chosen), seen(row.rejected), (row.caption, row.chosen.sha256)))
+            pairs.append(
+                Comparison(vector_of(row.chosen), vector_of(row.rejected), (row.caption, row.chosen.sha256))
+            )
     taste = learn(pairs)
-    for row in drawn if taste.known else ():
+    for row in rows if taste.known else ():
         for side in range(len(SIDES)):
             picture = picture_at(picture_file(drawings, side, row.id))
-            notes.take(side, row.id, {"taste": taste.score(seen(picture))})
+            notes.take(side, row.id, {"taste": taste.score(vector_of(picture))})
     return taste.sentence
 
 
-def sheet(drawn: Sequence[PictureRow], spec: JudgeSpec, drawings: Path) -> Image.Image:
-    rows = []
-    for row in drawn:
+def sheet(rows: Sequence[PictureRow], spec: JudgeSpec, drawings: Path) -> Image.Image:
+    lines = []
+    for row in rows:
         pictures = [
             *(decode(picture_at(picture_file(drawings, side, row.id))) for side in range(len(SIDES))),
             decode(row.chosen),
         ]
-        rows.append(SheetRow(tuple(pictures), (*spec.prompts(row.id, row.caption), row.caption)))
-    return contact_sheet((*SIDES, "kept by you"), rows)
+        lines.append(SheetRow(tuple(pictures), (*spec.prompts(row.id, row.caption), row.caption)))
+    return contact_sheet((*SIDES, "kept by you"), lines)
 
 
 class Notes:
@@ -305,31 +309,31 @@ class Notes:
 
     def __init__(self, file: Path) -> None:
         self._file = file
-        self._answered: set[tuple[str, int, str]] = set()
-        self._found: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
+        self._answers: set[tuple[str, int, str]] = set()
+        self._scores: dict[str, tuple[dict[str, float], dict[str, float]]] = {}
         for line in file.read_text(encoding="utf-8").split("\n") if file.exists() else ():
             with contextlib.suppress(ValueError):
                 name, side, id, values = json.loads(line)
-                self._answered.add((name, side, id))
+                self._answers.add((name, side, id))
                 self.take(side, id, values)
 
     def once(self, ask: Ask, version: ComparedVersion, row: PictureRow) -> None:
         """Ask, unless that was done before."""
         key = (ask.__name__, version.side, row.id)
-        if key in self._answered:
+        if key in self._answers:
             return
         values = ask(version, row)
         with self._file.open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps([*key, values]))  # the new line first: it ends one that was torn
-        self._answered.add(key)
+        self._answers.add(key)
         self.take(version.side, row.id, values)
 
     def take(self, side: int, id: str, values: dict[str, float]) -> None:
-        self._found.setdefault(id, ({}, {}))[side].update(values)
+        self._scores.setdefault(id, ({}, {}))[side].update(values)
 
     def both(self) -> dict[str, Scores]:
         """By a row's id what was measured of both versions."""
         return {
             id: {name: (live[name], candidate[name]) for name in live.keys() & candidate.keys()}
-            for id, (live, candidate) in self._found.items()
+            for id, (live, candidate) in self._scores.items()
         }

@@ -60,10 +60,10 @@ class Clip:
     def __init__(self, place: str) -> None:
         self.name = f"CLIP ({Path(place).name})"
         try:
-            model, told = AutoModel.from_pretrained(place, output_loading_info=True)
+            model, loading_info = AutoModel.from_pretrained(place, output_loading_info=True)
             self._model: Any = model.eval()
             self._processor: Any = AutoProcessor.from_pretrained(place)
-            complain("model", told["missing_keys"], (), told["mismatched_keys"])
+            complain("model", loading_info["missing_keys"], (), loading_info["mismatched_keys"])
             if not hasattr(self._model, "get_image_features"):
                 raise ValueError(f"{type(self._model).__name__} compares no pictures with texts")
         except Exception as error:  # readers raise whatever the damage leads them to
@@ -114,9 +114,9 @@ class ModelViewer:
     @torch.no_grad()
     def embed(self, picture: Picture) -> Tensor:
         """The mean over the picture's tokens."""
-        found = self._features.of(self._encoder.encode(self._row(picture, "-")))
-        seen = [value for name, value in found.items() if name.startswith("pooler_output")]
-        return _unit(torch.cat([value.flatten(0, -2) for value in seen]).mean(0))
+        features = self._features.of(self._encoder.encode(self._row(picture, "-")))
+        pooled = [value for name, value in features.items() if name.startswith("pooler_output")]
+        return _unit(torch.cat([value.flatten(0, -2) for value in pooled]).mean(0))
 
     def _row(self, picture: Picture, answer: str) -> Row:
         turns = (Turn("user", f"{IMAGE_TAG}{QUESTION}"), Turn("assistant", answer))

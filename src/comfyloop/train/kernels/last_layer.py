@@ -34,8 +34,8 @@ def keep_answers_only(whole: Any) -> bool:
         if predicting is None:
             return as_transformers_does(hidden_states, **kwargs)
         attended, _ = layer.self_attn(hidden_states=layer.input_layernorm(hidden_states), **kwargs)
-        kept = hidden_states.index_select(1, predicting) + attended.index_select(1, predicting)
-        return kept + layer.mlp(layer.post_attention_layernorm(kept))
+        residual = hidden_states.index_select(1, predicting) + attended.index_select(1, predicting)
+        return residual + layer.mlp(layer.post_attention_layernorm(residual))
 
     layer.forward = forward
     return True

@@ -78,17 +78,17 @@ class _LoraLinears(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, scalings: Sequence[float], *weights: Any) -> tuple[Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
-        made, kept = products(rows, scalings, weights)
-        ctx.save_for_backward(rows, *kept)
+        outputs, saved_tensors = products(rows, scalings, weights)
+        ctx.save_for_backward(rows, *saved_tensors)
         ctx.scalings, ctx.dtype = scalings, weights[2].dtype
-        return tuple(out.view(*x.shape[:-1], -1) for out in made)
+        return tuple(out.view(*x.shape[:-1], -1) for out in outputs)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, *kept = ctx.saved_tensors
+        rows, *layer_tensors = ctx.saved_tensors
         above = [gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
         of_x, of_weights = gradients_of(
-            rows, ctx.scalings, kept, above, ctx.dtype, of_rows=ctx.needs_input_grad[0]
+            rows, ctx.scalings, layer_tensors, above, ctx.dtype, of_rows=ctx.needs_input_grad[0]
         )
         if of_x is not None:
             of_x = of_x.view(*gradients[0].shape[:-1], -1)
@@ -108,17 +108,17 @@ def products(
     together = torch.cat(near).to(rows.dtype)  # [sum of r, in]
     inner = rows @ together.T  # [n, sum of r]
     own = torch.split(inner, [b.shape[1] for b in far], dim=1)
-    made = [
+    outputs = [
         nn.functional.linear(rows, base, bias).addmm_(part, b.T, alpha=scaling)
         for base, bias, b, part, scaling in zip(bases, biases, far, own, scalings, strict=True)
     ]
-    return made, [together, inner, *bases, *far]
+    return outputs, [together, inner, *bases, *far]
 
 
 def gradients_of(
     rows: Tensor,
     scalings: Sequence[float],
-    kept: Sequence[Tensor],
+    saved_tensors: Sequence[Tensor],
     above: Sequence[Tensor],
     dtype: torch.dtype,
     *,
@@ -130,7 +130,7 @@ def gradients_of(
         above: Of what each layer made [n, out].
         dtype: That of A and B.
     """
-    together, inner, *weights = kept
+    together, inner, *weights = saved_tensors
     bases, far = weights[: len(above)], weights[len(above) :]
     ranks = [b.shape[1] for b in far]
     # Written so that the long side of each narrow matrix is contiguous: twice to four times as fast.

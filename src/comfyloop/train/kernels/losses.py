@@ -114,8 +114,8 @@ class _HeadLogProbs(torch.autograd.Function):
             if grad_hidden is not None:
                 grad_hidden[rows] = (projected @ weight).div_(totals)
         ctx.head, ctx.chunk = head, chunk
-        kept = (hidden, weight, bias, *targets) if ctx.trains_head else (None, None, None, None, None)
-        ctx.save_for_backward(grad_hidden, *kept)
+        head_tensors = (hidden, weight, bias, *targets) if ctx.trains_head else (None, None, None, None, None)
+        ctx.save_for_backward(grad_hidden, *head_tensors)
         ctx.mark_non_differentiable(right)
         return log_probs, right
 
@@ -131,8 +131,8 @@ class _HeadLogProbs(torch.autograd.Function):
         for start in range(0, hidden.shape[0], ctx.chunk):
             rows = slice(start, start + ctx.chunk)
             targets = Targets(ids, shares).rows(rows)
-            read = ctx.head.read(nn.functional.linear(hidden[rows], weight, bias), targets)
-            gradient = read.gradient().mul_(scale[rows, None] / read.total)
+            reading = ctx.head.read(nn.functional.linear(hidden[rows], weight, bias), targets)
+            gradient = reading.gradient().mul_(scale[rows, None] / reading.total)
             grad_weight += (gradient.to(hidden.dtype).T @ hidden[rows]).float()
             if grad_bias is not None:
                 grad_bias += gradient.sum(0)
@@ -156,13 +156,13 @@ def _read_in_blocks(
         projected: [c, V] what the linear layer gave; `Reading.gradient` is left in its place where that is asked
             for.
     """
-    found = []
-    for block, wanted in zip(torch.split(projected, BLOCK), targets.in_blocks(BLOCK), strict=True):
-        read = head.read(block, wanted)
+    readings = []
+    for block, block_targets in zip(torch.split(projected, BLOCK), targets.in_blocks(BLOCK), strict=True):
+        reading = head.read(block, block_targets)
         if needs_gradient:
-            block.copy_(read.gradient())
-        found.append((read.log_probs, read.right, read.total))
-    log_probs, right, totals = map(torch.cat, zip(*found, strict=True))
+            block.copy_(reading.gradient())
+        readings.append((reading.log_probs, reading.right, reading.total))
+    log_probs, right, totals = map(torch.cat, zip(*readings, strict=True))
     return log_probs, right, totals
 
 

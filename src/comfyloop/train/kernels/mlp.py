@@ -24,9 +24,9 @@ def fuse_mlp(model: nn.Module) -> int:
     """Give MLPs of those classes the passes below, where their weights are frozen and not quantised; how many."""
     fused = 0
     for module in list(model.modules()):
-        made = _forward_of(module) if _is_gated(module) else None
-        if made is not None:
-            module.forward = made
+        fused_forward = _forward_of(module) if _is_gated(module) else None
+        if fused_forward is not None:
+            module.forward = fused_forward
             fused += 1
     return fused
 
@@ -78,8 +78,8 @@ class _LoraGatedMlp(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        rows, gated, upped, *kept = ctx.saved_tensors
-        near, far = kept[: ctx.near], kept[ctx.near :]
+        rows, gated, upped, *layer_tensors = ctx.saved_tensors
+        near, far = layer_tensors[: ctx.near], layer_tensors[ctx.near :]
         opened = silu(gated)
         above = [gradients[0].reshape(-1, gradients[0].shape[-1])]
         of_product, of_down = lora.gradients_of(

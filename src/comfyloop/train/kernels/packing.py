@@ -84,14 +84,14 @@ def _by_torch(q: Tensor, k: Tensor, v: Tensor, dropout: float, scale: float, win
     """Causal attention of a sample's last l tokens, [1, heads, l, head_dim], to all m of it, by torch's kernels."""
     length, total = q.shape[2], k.shape[2]
     shared = q.shape[1] // k.shape[1]
-    seen: Any = None
+    mask: Any = None
     if window is not None and window < total:
-        seen = _hidden(total, window, torch.float32, q.device)[total - length : total, :total] == 0
+        mask = _hidden(total, window, torch.float32, q.device)[total - length : total, :total] == 0
     elif length < total:
-        seen = causal_lower_right(length, total)
+        mask = causal_lower_right(length, total)
         k, v = (x.repeat_interleave(shared, 1) for x in (k, v))  # it knows no shared heads
     return nn.functional.scaled_dot_product_attention(
-        q, k, v, seen, dropout, is_causal=seen is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
+        q, k, v, mask, dropout, is_causal=mask is None, scale=scale, enable_gqa=q.shape[1] != k.shape[1]
     )
 
 
@@ -126,19 +126,19 @@ def _layout(
     """Where in a row the queries and keys of each product are. Every layer of a step asks for the same."""
     lengths = [span.length for span in spans]
     tokens = torch.split(torch.arange(sum(lengths)), lengths)
-    found: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}
+    members_by_size: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}
     for span, own in zip(spans, tokens, strict=True):
-        seen = torch.cat([tokens[i] for i in span.before] + [own])
-        rows, keys = _padded(len(own)), _padded(len(seen))
-        earlier = len(seen) - len(own)
+        visible = torch.cat([tokens[i] for i in span.before] + [own])
+        rows, keys = _padded(len(own)), _padded(len(visible))
+        earlier = len(visible) - len(own)
         hidden = _hidden(rows + keys, window, dtype, device)[earlier : earlier + rows, :keys]
-        found.setdefault((rows, keys), []).append((own, seen, hidden))
+        members_by_size.setdefault((rows, keys), []).append((own, visible, hidden))
     groups: list[_Group] = []
     places = torch.empty(sum(lengths), heads, dtype=torch.long)
     begin = 0
-    for (rows, keys), members in found.items():
+    for (rows, keys), members in members_by_size.items():
         own = torch.stack([_repeat_last(own, rows) for own, _, _ in members])
-        seen = torch.stack([_repeat_last(seen, keys) for _, seen, _ in members])
+        visible = torch.stack([_repeat_last(visible, keys) for _, visible, _ in members])
         padding = torch.stack([torch.arange(rows) >= len(own) for own, _, _ in members])
         padding = padding[:, None].expand(-1, heads, -1)  # [n, heads, rows]
         numbers = begin + torch.arange(padding.numel()).view(padding.shape)
@@ -148,7 +148,7 @@ def _layout(
             _Group(
                 _of_heads(own, heads).to(device),
                 padding.flatten().nonzero()[:, 0].to(device),
-                _of_heads(seen, kv_heads).to(device),
+                _of_heads(visible, kv_heads).to(device),
                 torch.stack([hidden for _, _, hidden in members])[:, None],
                 begin,
             )
@@ -193,7 +193,7 @@ class _WrittenOut(torch.autograd.Function):
         layout = _layout(spans, heads, kv_heads, window, query.dtype, query.device)
         queries, keys, values = (x.reshape(-1, width) for x in (query, key, value))
         gathered = query.new_empty(layout.padded, width)
-        kept: list[Tensor | None] = []
+        saved_tensors: list[Tensor | None] = []
         for group in layout.groups:
             n, _, rows, total = group.hidden.shape
             q = queries.index_select(0, group.queries).view(n * kv_heads, -1, width)
@@ -204,10 +204,12 @@ class _WrittenOut(torch.autograd.Function):
                 scores.mul_(softcap)
             scores.view(n, heads, rows, total).add_(group.hidden)
             weights = torch.softmax(scores, -1)
-            left = nn.functional.dropout(torch.ones_like(weights), dropout) if dropout else None
-            torch.bmm(weights if left is None else weights * left, v, out=_part(gathered, group, q))
-            kept += [q, k, v, weights, slope, left]
-        ctx.save_for_backward(*kept)
+            dropout_mask = nn.functional.dropout(torch.ones_like(weights), dropout) if dropout else None
+            torch.bmm(
+                weights if dropout_mask is None else weights * dropout_mask, v, out=_part(gathered, group, q)
+            )
+            saved_tensors += [q, k, v, weights, slope, dropout_mask]
+        ctx.save_for_backward(*saved_tensors)
         ctx.layout, ctx.scale, ctx.shape, ctx.kv_shape = layout, scale, query.shape, key.shape
         return gathered.index_select(0, layout.places).view(query.shape)
 
@@ -217,19 +219,19 @@ class _WrittenOut(torch.autograd.Function):
         gathered = above.new_empty(ctx.layout.padded, above.shape[-1])
         wide = torch.promote_types(above.dtype, torch.float32)  # keys get their gradient from several spans
         of_key, of_value = (above.new_zeros(ctx.kv_shape, dtype=wide).flatten(0, 1) for _ in range(2))
-        kept = iter(ctx.saved_tensors)
+        saved_tensors = iter(ctx.saved_tensors)
         for group in ctx.layout.groups:
-            q, k, v, weights, slope, left = (next(kept) for _ in range(6))
+            q, k, v, weights, slope, dropout_mask = (next(saved_tensors) for _ in range(6))
             of_out = above.index_select(0, group.queries).index_fill_(0, group.padding, 0.0).view(q.shape)
             of_weights = of_out @ v.transpose(1, 2)
-            if left is not None:
-                of_weights *= left
+            if dropout_mask is not None:
+                of_weights *= dropout_mask
             of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             if slope is not None:
                 of_scores *= slope
             _product(of_scores, k, ctx.scale, out=_part(gathered, group, q))
             of_k = _product(of_scores.transpose(1, 2), q, ctx.scale)  # [n * kv_heads, m, d]
-            of_v = (weights if left is None else weights * left).transpose(1, 2) @ of_out
+            of_v = (weights if dropout_mask is None else weights * dropout_mask).transpose(1, 2) @ of_out
             for all_of_it, part in ((of_key, of_k), (of_value, of_v)):
                 all_of_it.index_add_(0, group.keys, part.to(wide).flatten(0, 1))
         of_query = gathered.index_select(0, ctx.layout.places).view(ctx.shape)
@@ -253,11 +255,11 @@ def _hidden(size: int, window: int | None, dtype: torch.dtype, device: torch.dev
 
 @lru_cache(maxsize=4)
 def _hidden_of(size: int, window: int | None, dtype: torch.dtype, device: torch.device) -> Tensor:
-    seen = torch.ones(size, size, dtype=torch.bool, device=device).tril()
+    visible = torch.ones(size, size, dtype=torch.bool, device=device).tril()
     if window is not None:
-        seen = seen.triu(1 - window)
+        visible = visible.triu(1 - window)
     # The least number and not -inf: padding may see nothing at all, and its weights must be numbers.
-    return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(~seen, torch.finfo(dtype).min)
+    return torch.zeros(size, size, dtype=dtype, device=device).masked_fill_(~visible, torch.finfo(dtype).min)
 
 
 def _no_mask(**_: Any) -> None:

@@ -56,11 +56,11 @@ class ShardedUpdates(shares.SharedOptimizerStep):
         # One after the other, and kept by one rank only: the others have no room for the whole of it.
         leads = dist.get_rank() == 0
         tensors: dict[str, Tensor] = {}
-        written: set[int] = set()
+        saved_ids: set[int] = set()
         for name, weight in self.loaded.module.state_dict(keep_vars=True).items():
-            if id(weight) in written or not (self.loaded.peft is None or weight.requires_grad):
+            if id(weight) in saved_ids or not (self.loaded.peft is None or weight.requires_grad):
                 continue  # a head that is the embedding too; base weights below a LoRA
-            written.add(id(weight))
+            saved_ids.add(id(weight))
             whole = shares.full(weight.detach()).cpu()
             if leads:
                 tensors[name] = whole

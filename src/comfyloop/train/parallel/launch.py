@@ -68,13 +68,13 @@ def launch(
 
 def _rank(spec: RunSpec, number: int, lock: int, port: int, work: Callable[[], int]) -> platforms.forks.Fork:
     """One rank as a fork of this process, which has imported the libraries for all of them."""
-    told = {
+    variables = {
         "RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": spec.world_size, "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": port, LOCK_VARIABLE: lock,
     }  # fmt: skip
 
     def rank() -> None:
-        os.environ.update({name: str(value) for name, value in told.items()})
+        os.environ.update({name: str(value) for name, value in variables.items()})
         end_with(work)
 
     return platforms.forks.Fork(rank)

@@ -62,17 +62,17 @@ class RankLost(Exception):
     """Another process of the run is gone, so this one cannot go on. The run can, from its last checkpoint."""
 
 
-def refuse_other_size(told: int, rank: Rank) -> None:
+def refuse_other_size(world_size: int, rank: Rank) -> None:
     """Raises InvalidInput when there are more or fewer processes than the spec says.
 
     Torchrun ends all ranks as soon as one has failed: the others wait, so that rank 0 can write down why.
     """
-    if rank.world_size != told:
+    if rank.world_size != world_size:
         if not rank.leads:
             time.sleep(LEADER_SECONDS)
         raise InvalidInput(
-            f"The run is to be trained by {told} processes and was started with {rank.world_size}.",
-            f"Start it with --nproc-per-node (times --nnodes) = {told}, or set world_size in spec.json.",
+            f"The run is to be trained by {world_size} processes and was started with {rank.world_size}.",
+            f"Start it with --nproc-per-node (times --nnodes) = {world_size}, or set world_size in spec.json.",
         )
 
 
@@ -94,11 +94,11 @@ def join(spec: RunSpec, rank: Rank) -> None:
         backend += f",{device.type}:{ACCELERATORS[device.type]}"
     with lost_ranks():
         dist.init_process_group(backend, timeout=timedelta(seconds=spec.rank_timeout))
-        heard = torch.ones((), dtype=torch.int64)
-        dist.all_reduce(heard)
-    if int(heard) != spec.world_size:
+        count = torch.ones((), dtype=torch.int64)
+        dist.all_reduce(count)
+    if int(count) != spec.world_size:
         raise InvalidInput(
-            f"{int(heard)} processes answered where {spec.world_size} should.", "Start the run again."
+            f"{int(count)} processes answered where {spec.world_size} should.", "Start the run again."
         )
 
 
@@ -107,10 +107,10 @@ def agree(code: int) -> int:
     import torch
     import torch.distributed as dist
 
-    said = torch.tensor(code, dtype=torch.int64)
+    greatest = torch.tensor(code, dtype=torch.int64)
     with lost_ranks():
-        dist.all_reduce(said, dist.ReduceOp.MAX)
-    return int(said)
+        dist.all_reduce(greatest, dist.ReduceOp.MAX)
+    return int(greatest)
 
 
 def leave() -> None:

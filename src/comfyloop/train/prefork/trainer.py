@@ -230,8 +230,8 @@ def stamp(model: str) -> str:
     return digest.hexdigest()
 
 
-def _files(found: Iterable[Path]) -> list[Path]:
-    return sorted(path for path in found if path.is_file())
+def _files(paths: Iterable[Path]) -> list[Path]:
+    return sorted(path for path in paths if path.is_file())
 
 
 def room_for(model: str) -> bool:

@@ -46,9 +46,9 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
 
     log.phase("asking the reference")
     plan = Plan.of(spec, len(train))
-    asked = [*(train[i] for i in plan.used()), *holdout]
-    sums = reference_log_probs(directory, spec, model, features, both(asked), control)
-    reference = dict(zip(asked, sums.view(-1, 2), strict=True))
+    reference_pairs = [*(train[i] for i in plan.used()), *holdout]
+    sums = reference_log_probs(directory, spec, model, features, both(reference_pairs), control)
+    reference = dict(zip(reference_pairs, sums.view(-1, 2), strict=True))
 
     def look() -> dict[str, float]:
         values = holdout_values(model, features, holdout, reference, spec.preference, control)

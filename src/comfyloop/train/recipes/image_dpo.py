@@ -48,10 +48,10 @@ def run(directory: RunDirectory, spec: ImageTrainSpec, log: RunLog, control: Con
         chance = random.Random(f"{spec.seed} {number}")  # nothing to save: a resumed step draws the same
         for indices in step.micro_batches():
             for batch in batches(trainable, [train[i] for i in indices], spec, chance):
-                found = preference_loss(trainable, batch, spec.beta_dpo)
-                loss = found.loss.sum() / len(step.samples)
+                preference = preference_loss(trainable, batch, spec.beta_dpo)
+                loss = preference.loss.sum() / len(step.samples)
                 step.backward(loss)
-                right = float(found.right.sum()) / len(step.samples)
+                right = float(preference.right.sum()) / len(step.samples)
                 step.add(loss=float(loss.detach()), implicit_accuracy=right)
         step.finish()
 

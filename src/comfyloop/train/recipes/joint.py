@@ -63,40 +63,42 @@ def write_captions(
     """The rows of the image side, and beside each that has a brief one more, with the prompt that the text side
     of this run writes for that brief."""
     source = directory.resolve(image.train)
-    found = formats.read(source)
-    for sentence in found.notes:
+    contents = formats.read(source)
+    for sentence in contents.notes:
         log.say(sentence)
-    rows, bad = found.good, found.bad
+    rows, bad = contents.good, contents.bad
     refuse_or_skip(source, len(rows), bad, image.skip_bad, image.max_bad_share)
     log.left_out(source, bad)
-    written: list[str] = [""] * len(rows)
+    prompts: list[str] = [""] * len(rows)
     if spec.written_prompts and spec.writer_model and any(len(row.turns) > 1 for row in rows):
-        trained = directory.side(TEXT).adapter
-        adapter = trained if trained.is_dir() else spec.writer and directory.resolve(spec.writer)
+        trained_adapter = directory.side(TEXT).adapter
+        adapter = (
+            trained_adapter if trained_adapter.is_dir() else spec.writer and directory.resolve(spec.writer)
+        )
         writer = Writer(spec.writer_model, Path(adapter) if adapter else None)
         answers: dict[object, str] = {}  # several pictures may have been made for one brief
         for number, row in enumerate(rows):
             brief = row.turns[:-1]
             if brief:
                 control.check()
-                asked = (brief, row.images)
-                if asked not in answers:
-                    answers[asked] = writer.write(brief, row.images, spec.prompt_tokens)
-                written[number] = answers[asked]
+                question = (brief, row.images)
+                if question not in answers:
+                    answers[question] = writer.write(brief, row.images, spec.prompt_tokens)
+                prompts[number] = answers[question]
         log.say(f"the text side wrote {sum(map(bool, answers.values()))} prompts")
-    made = []
-    for row, prompt in zip(rows, written, strict=True):
-        made.append({"id": row.id, **_with_names(row)})
+    lines = []
+    for row, prompt in zip(rows, prompts, strict=True):
+        lines.append({"id": row.id, **_with_names(row)})
         if prompt and prompt != row.answer:
             *before, own = row.turns
-            told = replace(row, turns=(*before, replace(own, content=(prompt,))))
-            made.append({"id": f"{row.id}-written", **_with_names(told)})
+            rewritten = replace(row, turns=(*before, replace(own, content=(prompt,))))
+            lines.append({"id": f"{row.id}-written", **_with_names(rewritten)})
     target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in made).encode())
+    write_atomically(target, "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in lines).encode())
 
 
 def _with_names(row: Row) -> dict[str, Any]:
     """A row with its pictures by their absolute paths."""
     chosen, rejected = (str(one) if one else None for one in (row.chosen_image, row.rejected_image))
-    named = formats.to_json(row, [str(image) for image in row.images], chosen, rejected)
-    return named | {key: row.extra[key] for key in ("repeats", "crop") if key in row.extra}
+    fields = formats.to_json(row, [str(image) for image in row.images], chosen, rejected)
+    return fields | {key: row.extra[key] for key in ("repeats", "crop") if key in row.extra}

@@ -47,27 +47,27 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
 
     log.phase("asking the reference")
     plan = Plan.of(spec, len(train))
-    asked = [*(train[i] for i in plan.used()), *holdout]
-    sums = reference_log_probs(directory, spec, model, features, both(asked), control)
-    reference = dict(zip(asked, sums.view(-1, 2), strict=True))
+    reference_items = [*(train[i] for i in plan.used()), *holdout]
+    sums = reference_log_probs(directory, spec, model, features, both(reference_items), control)
+    reference = dict(zip(reference_items, sums.view(-1, 2), strict=True))
 
     def look() -> dict[str, float]:
         values = holdout_values(model, features, holdout, reference, spec.preference, control)
         return {f"holdout_{name}": value for name, value in values.items()}
 
     updates = make_updates(model, spec)
-    told = fingerprint(spec, both(train), [item.wanted for item in train])
-    training = Training(directory, spec, log, control, updates, plan, told)
+    mark = fingerprint(spec, both(train), [item.wanted for item in train])
+    training = Training(directory, spec, log, control, updates, plan, mark)
     for step in training.steps(look if holdout else None):
         items = [train[i] for i in step.samples]
-        moved = 0.0
+        drift = 0.0
         for indices in step.micro_batches():
-            moved += step.weight * divergence(model, features, [train[i] for i in indices], reference)
-        kl = max(0.0, step.total(moved / len(items)))
+            drift += step.weight * divergence(model, features, [train[i] for i in indices], reference)
+        kl = max(0.0, step.total(drift / len(items)))
         for indices in step.micro_batches():
-            judged = judge(model, features, [train[i] for i in indices], reference, kl, spec.preference)
-            step.backward(judged.losses.sum() / len(items))
-            step.add(**judged.shares_of(items))
+            comparison = judge(model, features, [train[i] for i in indices], reference, kl, spec.preference)
+            step.backward(comparison.losses.sum() / len(items))
+            step.add(**comparison.shares_of(items))
         step.finish(sum(item.example.answer.numel() for item in items), kl=kl)
 
     log.phase("saving the result")
@@ -151,11 +151,11 @@ def holdout_values(
 ) -> dict[str, float]:
     """Loss, margin and accuracy over answers that are never trained on."""
     groups = [[items[i] for i in g] for g in in_groups([i.example for i in items], EVALUATION_TOKENS)]
-    moved = 0.0
+    drift = 0.0
     for group in groups:
         control.check()
-        moved += divergence(model, features, group, reference)
-    kl = max(0.0, moved / len(items))
+        drift += divergence(model, features, group, reference)
+    kl = max(0.0, drift / len(items))
     model.eval()
     totals: dict[str, float] = {}
     for group in groups:

@@ -33,7 +33,7 @@ from comfyloop.train.text.teacher import Teacher, helped
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
     """Train as `spec` says. Leaves, and raises, what the recipe `sft` does."""
     torch.manual_seed(spec.seed)
-    told = spec.distillation
+    options = spec.distillation
 
     log.phase("reading the data")
     description = describe(spec.model, spec.rope_scaling)
@@ -59,24 +59,30 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
         return {"holdout_loss": holdout_loss(model, features, holdout, control)}
 
     updates = make_updates(model, spec)
-    teacher = Teacher(model, updates, told.teacher_update_rate)
+    teacher = Teacher(model, updates, options.teacher_update_rate)
     training = Training(directory, spec, log, control, updates, plan, mark)
-    asked = [None if shown is None else example for example, shown in zip(train, teachers, strict=True)]
-    room = [
-        encoder.max_positions - prompt_end(shown or own) for own, shown in zip(train, teachers, strict=True)
+    prompts = [
+        None if demonstration is None else example
+        for example, demonstration in zip(train, teachers, strict=True)
     ]
-    sampled = Sampled(directory, model, encoder, plan, asked, room, told, mark)
+    room = [
+        encoder.max_positions - prompt_end(demonstration or own)
+        for own, demonstration in zip(train, teachers, strict=True)
+    ]
+    sampled = Sampled(directory, model, encoder, plan, prompts, room, options, mark)
     last_seen: dict[str, float] = {}
     for step in training.steps(look if holdout else None):
         answers = sampled.of(step.number, step.check)
         students = {i: encoder.continued(train[i], tokens) for i, tokens in answers.items()}
         answer_tokens = sum(students.get(i, train[i]).answer.numel() for i in step.samples)
         for indices in step.micro_batches():
-            taught = [i for i in indices if i in students]
-            if taught:
-                shown = [encoder.continued(_shown(teachers[i]), answers[i]) for i in taught]
-                made = teacher.teach(features, shown, [students[i] for i in taught], told.distillation_topk)
-                students |= dict(zip(taught, made, strict=True))
+            taught_rows = [i for i in indices if i in students]
+            if taught_rows:
+                demonstrations = [encoder.continued(_shown(teachers[i]), answers[i]) for i in taught_rows]
+                targets = teacher.teach(
+                    features, demonstrations, [students[i] for i in taught_rows], options.distillation_topk
+                )
+                students |= dict(zip(taught_rows, targets, strict=True))
             batch = [students.get(i, train[i]) for i in indices]
             outcome = answer_loss(model, features, batch, spec.replay_kl)
             step.backward(outcome.total / answer_tokens)
@@ -94,16 +100,18 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     updates.save_result(directory.model if model.peft is None else directory.adapter)
 
 
-def tell_of_teacher(log: RunLog, found: tuple[float, float] | None) -> None:
+def tell_of_teacher(log: RunLog, means: tuple[float, float] | None) -> None:
     """Say by how much likelier the model finds the wanted answers once it was shown them."""
-    if found is None:
+    if means is None:
         return
-    alone, shown = found
-    log.say(f"the teacher: wanted answers at {alone:.2f} nats a token, {shown:.2f} once it was shown them")
-    if shown <= alone:
+    alone, with_answer = means
+    log.say(
+        f"the teacher: wanted answers at {alone:.2f} nats a token, {with_answer:.2f} once it was shown them"
+    )
+    if with_answer <= alone:
         log.warn(
-            f"Shown the wanted answers, the model finds them no likelier ({alone:.2f} -> {shown:.2f} nats a token): it "
-            "has nothing to teach itself. Set recipe = sft, or take a larger model."
+            f"Shown the wanted answers, the model finds them no likelier ({alone:.2f} -> {with_answer:.2f} nats a "
+            "token): it has nothing to teach itself. Set recipe = sft, or take a larger model."
         )
 
 

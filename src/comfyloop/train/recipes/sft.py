@@ -48,7 +48,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     control.check()
     features = prepare(model, spec, [*train, *holdout], log, control)
     plan = Plan.of(spec, len(train), [example.part for example in train])
-    told = fingerprint(spec, train)
+    mark = fingerprint(spec, train)
     if spec.replay_kl:
         train = hold_to_base(model, features, train, spec, log, control)
 
@@ -56,7 +56,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
         return {"holdout_loss": holdout_loss(model, features, holdout, control)}
 
     updates = make_updates(model, spec)
-    training = Training(directory, spec, log, control, updates, plan, told)
+    training = Training(directory, spec, log, control, updates, plan, mark)
     last_seen: dict[str, float] = {}
     for step in training.steps(look if holdout else None):
         answer_tokens = sum(train[i].answer.numel() for i in step.samples)

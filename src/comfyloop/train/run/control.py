@@ -76,8 +76,8 @@ class Control:
 
     def stopwatch(self) -> Callable[[], float]:
         """Tells the seconds since now that were not spent on hold."""
-        began, held = time.monotonic(), self.held_seconds
-        return lambda: time.monotonic() - began - (self.held_seconds - held)
+        began, held_before = time.monotonic(), self.held_seconds
+        return lambda: time.monotonic() - began - (self.held_seconds - held_before)
 
     def _wish(self) -> _Wish:
         wish = _Wish.GO_ON
@@ -118,10 +118,10 @@ def ask_for_large_pages(environ: Mapping[str, str]) -> dict[str, str]:
     A step takes gigabytes and gives them back. In pages of 4 KiB the first one alone spent a second on 130,000
     faults (SmolLM2-135M); in large ones it takes 400 faults and no more memory.
     """
-    told = environ.get("GLIBC_TUNABLES", "")
-    if "glibc.malloc.hugetlb" not in told:
-        told = ":".join(filter(None, [told, "glibc.malloc.hugetlb=1"]))
-    return {**environ, "GLIBC_TUNABLES": told}
+    tunables = environ.get("GLIBC_TUNABLES", "")
+    if "glibc.malloc.hugetlb" not in tunables:
+        tunables = ":".join(filter(None, [tunables, "glibc.malloc.hugetlb=1"]))
+    return {**environ, "GLIBC_TUNABLES": tunables}
 
 
 def watch_memory(limit_gb: float, on_exceeded: Callable[[str], None]) -> None:
@@ -137,10 +137,10 @@ def watch_memory(limit_gb: float, on_exceeded: Callable[[str], None]) -> None:
 
     def watch() -> None:
         while True:
-            used = process.memory_info().rss
-            if used > limit:
+            rss = process.memory_info().rss
+            if rss > limit:
                 on_exceeded(
-                    f"The training process used {used / 2**30:.1f} GiB of memory, more than its limit of "
+                    f"The training process used {rss / 2**30:.1f} GiB of memory, more than its limit of "
                     f"{limit_gb:g} GiB. Raise memory_gb (train_memory_gb in the settings), lower "
                     "per_device_train_batch_size or max_pixels, or set gradient_checkpointing."
                 )

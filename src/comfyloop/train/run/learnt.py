@@ -52,8 +52,8 @@ def refuse_unlearnt(
     if recipe.kind == "sft" and not recipe.samples_answers and before < LOW and after < LOW:
         return
     if len(held_out) > 1:
-        kept = min(held_out[1:]) if spec.early_stopping_patience else held_out[-1]
-        if kept < held_out[0]:
+        final_loss = min(held_out[1:]) if spec.early_stopping_patience else held_out[-1]
+        if final_loss < held_out[0]:
             return
     if spec.adapter.init_from is not None and spec.replay_share > 0:
         return

@@ -89,10 +89,12 @@ class RunLog:
 
     def left_out(self, path: Path, bad: Sequence[BadRow]) -> None:
         """Rows that are not trained on, with the reason: said, and kept in the status."""
-        found = tuple(LeftOut(file=path.name, line=row.line, sample=row.id, reason=row.reason) for row in bad)
-        for row, told in zip(bad, found, strict=True):
-            self.say(f"left out {path.name}:{row.where} (sample {row.id}): {told.reason}")
-        new = [told for told in found if told not in self._status.left_out]
+        entries = tuple(
+            LeftOut(file=path.name, line=row.line, sample=row.id, reason=row.reason) for row in bad
+        )
+        for row, entry in zip(bad, entries, strict=True):
+            self.say(f"left out {path.name}:{row.where} (sample {row.id}): {entry.reason}")
+        new = [entry for entry in entries if entry not in self._status.left_out]
         if new:
             self._set(
                 left_out=(*self._status.left_out, *new)[:MOST_LEFT_OUT],
@@ -115,12 +117,12 @@ class RunLog:
         self.say(
             f"training {trainable:,} of {total:,} parameters ({share:.2%}), steps {step} to {total_steps}"
         )
-        kept = [
+        lines = [
             line
             for line in self._run.log_lines()
             if line.get("side", "") != self._side or (step and line["step"] <= step)
         ]
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        text = "".join(json.dumps(line) + "\n" for line in lines)
         write_atomically(self._run.log_file, text.encode())
         self._close()  # of a try that memory did not suffice for
         self._events = None if self._silent else _Events(self._run.tensorboard / self._side, step)
@@ -170,9 +172,9 @@ class RunLog:
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, completed=line["step"], loss=loss)
         else:
-            shown = {k: v for k, v in line.items() if v is not None}
+            fields = {k: v for k, v in line.items() if v is not None}
             self.say(
-                "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items())
+                "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
             )
 
     def held(self, holding: bool) -> None:

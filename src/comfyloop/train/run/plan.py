@@ -69,8 +69,8 @@ class Plan:
     def _replayed(self) -> int:
         """How much replay an epoch passes."""
         others = len(self._new) + self._rehearsed
-        wanted = math.ceil(round(others * self.replay_share / (1 - self.replay_share), 9))
-        return min(len(self.replay), wanted)
+        count = math.ceil(round(others * self.replay_share / (1 - self.replay_share), 9))
+        return min(len(self.replay), count)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -12,11 +12,11 @@ def learning_rate(step: int, total: int, spec: RunSpec) -> float:
     warmup = math.ceil(spec.warmup_ratio * total)
     if step < warmup:
         return spec.learning_rate * (step + 1) / (warmup + 1)
-    done = (step - warmup) / max(1, total - warmup)
+    progress = (step - warmup) / max(1, total - warmup)
     match spec.lr_scheduler_type:
         case "constant":
             return spec.learning_rate
         case "linear":
-            return spec.learning_rate * (1 - done)
+            return spec.learning_rate * (1 - progress)
         case "cosine":
-            return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+            return spec.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))

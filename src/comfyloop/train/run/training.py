@@ -177,18 +177,18 @@ class Step:
         """A value added up over all processes, of which `share` is this one's."""
         return self._training.updates.total({"value": share})["value"]
 
-    def finish(self, answer_tokens: int | None = None, **known: float) -> None:
+    def finish(self, answer_tokens: int | None = None, **extra_values: float) -> None:
         """Change the weights, write a line of the log, and a checkpoint when it is time.
 
         Args:
             answer_tokens: In all samples of the step, for the log's rate; pictures have none.
-            known: Values for the log that are not made of shares.
+            extra_values: Values for the log that are not made of shares.
 
         Raises:
             RunFailed: The loss is no longer a number.
         """
         training, spec = self._training, self._training.spec
-        values = training.updates.total(self._shares) | known
+        values = training.updates.total(self._shares) | extra_values
         now, total = self.number + 1, training.plan.total_steps
         if not math.isfinite(values["loss"]):
             raise RunFailed(
@@ -199,9 +199,9 @@ class Step:
         norm = training.updates.update(rate)
         seconds = self._worked()
         if training.look is not None and (now % spec.eval_steps == 0 or now == total):
-            looked = training.look()
-            training.best.see(looked["holdout_loss"])
-            values |= looked
+            holdout_values = training.look()
+            training.best.see(holdout_values["holdout_loss"])
+            values |= holdout_values
         training.log.step(
             step=now,
             epoch=round(now / training.plan.steps_per_epoch, 4),

@@ -32,11 +32,11 @@ def within_memory(work: Callable[[Spec], None], spec: Spec, log: RunLog, hint: s
         except Exception as error:
             if not devices.is_out_of_memory(error):
                 raise
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         # out of the handler, so that nothing of what failed is kept by its traceback
         less = spec.smaller() if spec.world_size == 1 else None
         if less is None:
-            raise RunFailed(f"Memory does not suffice for this run, with {_at_a_time(spec)}: {said}.", hint)
+            raise RunFailed(f"Memory does not suffice for this run, with {_at_a_time(spec)}: {reason}.", hint)
         log.warn(
             f"Memory did not suffice for {_at_a_time(spec)}, so the run goes on with {_at_a_time(less)}: the same "
             "steps, computed more slowly."

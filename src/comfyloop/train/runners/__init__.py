@@ -50,7 +50,7 @@ class Runners:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._made: dict[str, Runner] = {}
+        self._runners: dict[str, Runner] = {}
 
     def start(self, run_dir: Path) -> None:
         name = self._settings.train_runner
@@ -71,30 +71,30 @@ class Runners:
         if run.read_status().state.ended:  # it did so itself, just now
             return run.read_status()
         seconds = self._settings.cancel_seconds
-        told = f"The run was cancelled, and killed since it had not stopped {seconds:.0f} s later."
-        ended = status.model_copy(update={"state": TrainState.CANCELLED, "error": told, "pid": 0})
+        sentence = f"The run was cancelled, and killed since it had not stopped {seconds:.0f} s later."
+        ended = status.model_copy(update={"state": TrainState.CANCELLED, "error": sentence, "pid": 0})
         run.write_status(ended)
         return ended
 
     def _is_overdue(self, run_dir: Path) -> bool:
         """Whether it was told to stop so long ago that it hangs."""
         try:
-            asked = RunDirectory(run_dir).cancel_file.stat().st_mtime
+            requested_at = RunDirectory(run_dir).cancel_file.stat().st_mtime
         except OSError:
             return False
-        return time.time() - asked > self._settings.cancel_seconds
+        return time.time() - requested_at > self._settings.cancel_seconds
 
     def prepare(self, model: str, dtype: str, images: bool = False) -> None:
         self._runner(self._settings.train_runner).prepare(model, dtype, images)
 
     def close(self) -> None:
-        for runner in self._made.values():
+        for runner in self._runners.values():
             runner.close()
 
     def _runner(self, name: str) -> Runner:
-        if name not in self._made:
-            self._made[name] = _make(name, self._settings)
-        return self._made[name]
+        if name not in self._runners:
+            self._runners[name] = _make(name, self._settings)
+        return self._runners[name]
 
 
 def _make(name: str, settings: Settings) -> Runner:

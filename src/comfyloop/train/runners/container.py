@@ -30,28 +30,28 @@ GPU = Path("/dev/nvidiactl")
 class ContainerRunner:
     def __init__(self, settings: Settings) -> None:
         self._image = settings.train_image
-        self._asked = settings.container_engine
+        self._engine_choice = settings.container_engine
         self._watch = Watch(self._runs)
 
     def start(self, run_dir: Path) -> None:
         run = RunDirectory(run_dir)
         spec = read_spec(run.path)
-        engine = find_engine(self._asked)
+        engine = find_engine(self._engine_choice)
         status = self._watch.take_up(run)
-        done = subprocess.run(
+        result = subprocess.run(
             command(engine, self._image, run, spec), capture_output=True, encoding="utf-8", errors="replace"
         )
         self._watch.started(run)
-        if done.returncode:
+        if result.returncode:
             run.write_status(status)
-            raise refusal(engine, self._image, done.stderr)
+            raise refusal(engine, self._image, result.stderr)
 
     def poll(self, run_dir: Path) -> Status:
         return self._watch.poll(run_dir)
 
     def end(self, run_dir: Path) -> None:
         run = RunDirectory(run_dir)
-        subprocess.run([find_engine(self._asked), "kill", name(run)], capture_output=True)
+        subprocess.run([find_engine(self._engine_choice), "kill", name(run)], capture_output=True)
         self._watch.started(run)
 
     def prepare(self, model: str, dtype: str, images: bool = False) -> None:
@@ -61,19 +61,27 @@ class ContainerRunner:
         """Nothing is kept open: the engine watches over its containers."""
 
     def _runs(self, run: RunDirectory) -> bool:
-        engine = find_engine(self._asked)
-        asked = [engine, "inspect", "--type", "container", "--format", "{{.State.Running}}", name(run)]
-        done = subprocess.run(asked, capture_output=True, encoding="utf-8", errors="replace")
-        if done.returncode == 0:
-            return done.stdout.strip() == "true"
-        if "no such" in done.stderr.lower():
+        engine = find_engine(self._engine_choice)
+        inspect_command = [
+            engine,
+            "inspect",
+            "--type",
+            "container",
+            "--format",
+            "{{.State.Running}}",
+            name(run),
+        ]
+        result = subprocess.run(inspect_command, capture_output=True, encoding="utf-8", errors="replace")
+        if result.returncode == 0:
+            return result.stdout.strip() == "true"
+        if "no such" in result.stderr.lower():
             return False
-        raise refusal(engine, self._image, done.stderr)
+        raise refusal(engine, self._image, result.stderr)
 
 
-def find_engine(asked: str) -> str:
+def find_engine(choice: str) -> str:
     """Path of podman or docker. Raises InvalidInput when there is none."""
-    names = ENGINES if asked == "auto" else (asked,)
+    names = ENGINES if choice == "auto" else (choice,)
     for engine in names:
         if (path := shutil.which(engine)) is not None:
             return path
@@ -165,10 +173,10 @@ def hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE") or str(Path(home) / "hub"))
 
 
-def refusal(engine: str, image: str, said: str) -> EngineUnavailable | Conflict | RunFailed:
+def refusal(engine: str, image: str, output: str) -> EngineUnavailable | Conflict | RunFailed:
     """The error that an engine's complaint stands for."""
-    last = said.strip().splitlines()[-1] if said.strip() else "it gave no reason"
-    lower = said.lower()
+    last = output.strip().splitlines()[-1] if output.strip() else "it gave no reason"
+    lower = output.lower()
     if "cannot connect" in lower or "failed to connect" in lower or "connection refused" in lower:
         return EngineUnavailable(
             f"{Path(engine).name} does not answer: {last}",

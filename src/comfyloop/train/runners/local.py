@@ -42,8 +42,8 @@ class LocalRunner:
 
     def __init__(self, settings: Settings) -> None:
         # ms-swift starts by itself
-        wanted = settings.warm_trainer and settings.train_engine == "comfyloop" and platforms.can_fork()
-        self.warm = WarmTrainer(settings.warm_minutes) if wanted else None
+        can_be_warm = settings.warm_trainer and settings.train_engine == "comfyloop" and platforms.can_fork()
+        self.warm = WarmTrainer(settings.warm_minutes) if can_be_warm else None
 
     def start(self, run_dir: Path) -> None:
         start(run_dir, warm=self.warm)
@@ -166,12 +166,12 @@ def wait(run_dir: Path | str, timeout: float, interval: float = 0.1) -> Status:
 def follow(run_dir: Path | str, interval: float = 0.2) -> Iterator[dict[str, Any]]:
     """The log's lines as they come, each step once, until the run has ended (or died)."""
     run = RunDirectory(run_dir)
-    seen = -1
+    last_step = -1
     while True:
         ended = poll(run.path).state.ended  # before reading, so that the last lines are not missed
         for line in run.log_lines():
-            if line["step"] > seen:
-                seen = line["step"]
+            if line["step"] > last_step:
+                last_step = line["step"]
                 yield line
         if ended:
             return

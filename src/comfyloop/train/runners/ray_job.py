@@ -39,17 +39,17 @@ def main(arguments: list[str]) -> int:
 
     ranks = []
     try:
-        told: dict[str, str] = {}
+        variables: dict[str, str] = {}
         if spec.world_size > 1:
             address, port = ray.get(meeting_point.options(**at(0)).remote())
-            told = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": str(spec.world_size)}
+            variables = {"MASTER_ADDR": address, "MASTER_PORT": str(port), "WORLD_SIZE": str(spec.world_size)}
         for number in range(spec.world_size):
-            mine = told | {"RANK": str(number), "LOCAL_RANK": "0"} if told else {}
-            ranks.append(train.options(**at(number)).remote(str(run.path), mine))
+            rank_variables = variables | {"RANK": str(number), "LOCAL_RANK": "0"} if variables else {}
+            ranks.append(train.options(**at(number)).remote(str(run.path), rank_variables))
         waiting, codes = list(ranks), list[int]()
         while waiting and not any(codes):
-            done, waiting = ray.wait(waiting)
-            codes += ray.get(done)
+            finished, waiting = ray.wait(waiting)
+            codes += ray.get(finished)
         return max(codes, key=abs)
     finally:
         for rank in ranks:
@@ -66,7 +66,7 @@ def meeting_point() -> tuple[str, int]:
 
 
 @ray.remote(max_retries=0)  # type: ignore[untyped-decorator]
-def train(run_dir: str, told: dict[str, str]) -> int:
+def train(run_dir: str, variables: dict[str, str]) -> int:
     """One rank as a process of its own, which ends when this task is ended; its exit code."""
 
     with Path(run_dir, "train.out").open("ab") as output:
@@ -75,7 +75,7 @@ def train(run_dir: str, told: dict[str, str]) -> int:
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **told},
+            env={**os.environ, **variables},
             **platforms.ending_with_us(),
         ).returncode
 

@@ -40,8 +40,8 @@ class Watch:
         status = run.read_status()
         if status.state.ended or status.state is TrainState.QUEUED:
             return status
-        asked, running = self._looked.get(run.path, (0.0, True))
-        if time.monotonic() - asked >= LOOK_SECONDS:
+        looked_at, running = self._looked.get(run.path, (0.0, True))
+        if time.monotonic() - looked_at >= LOOK_SECONDS:
             running = self._runs(run)
             self._looked[run.path] = (time.monotonic(), running)
         return status if running else run.read_last_status()

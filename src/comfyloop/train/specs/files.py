@@ -42,11 +42,11 @@ def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec | JudgeSp
             f"{run_dir} is not a run directory: it has no {SPEC_FILE}.",
             "Write one with comfyloop.train.specs.files.write_spec, or name another directory.",
         ) from None
-    named = _recipe(text)
+    recipe = _recipe(text)
     try:
-        if named in of_side("image"):
+        if recipe in of_side("image"):
             return ImageTrainSpec.model_validate_json(text)
-        match named:
+        match recipe:
             case "joint":
                 return JointSpec.model_validate_json(text)
             case "judge":
@@ -58,8 +58,8 @@ def read_spec(run_dir: Path) -> TrainSpec | ImageTrainSpec | JointSpec | JudgeSp
 
 
 def _recipe(text: str) -> str:
-    told = _parsed(text)
-    return str(told.get("recipe", "")) if isinstance(told, dict) else ""
+    spec = _parsed(text)
+    return str(spec.get("recipe", "")) if isinstance(spec, dict) else ""
 
 
 def _parsed(text: str) -> Any:

@@ -36,9 +36,9 @@ def unmet(spec: TrainSpec) -> list[Need]:
     """What a run of this spec would miss in this environment; ms-swift brings its own."""
     if spec.train_engine == "swift":
         return []
-    asked = [QLORA] if spec.quant_method == "bnb" else []
-    asked += [ZERO] if spec.world_size > 1 and spec.parallel != "fsdp2" else []
-    return [need for need in asked if not need.is_met]
+    needs = [QLORA] if spec.quant_method == "bnb" else []
+    needs += [ZERO] if spec.world_size > 1 and spec.parallel != "fsdp2" else []
+    return [need for need in needs if not need.is_met]
 
 
 def refuse_unmet(spec: TrainSpec) -> None:

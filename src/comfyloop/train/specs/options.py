@@ -31,7 +31,7 @@ def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec
     Raises:
         InvalidInput: There is no such field, or the value does not fit it.
     """
-    told: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     values: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
@@ -47,15 +47,15 @@ def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec
                 f"A training spec has no field {name!r}.", f"The fields are {', '.join(sorted(names))}."
             )
         part, dot, field = name.rpartition(".")
-        (told.setdefault(part, {}) if dot else told)[field] = value
-    if told.get("tuner_type") == "full":
-        told.setdefault("learning_rate", WHOLE_WEIGHTS_RATE)
+        (fields.setdefault(part, {}) if dot else fields)[field] = value
+    if fields.get("tuner_type") == "full":
+        fields.setdefault("learning_rate", WHOLE_WEIGHTS_RATE)
     elif recipe is not None:
-        told.setdefault("learning_rate", own_rate(recipe, str(told.get("model", ""))))
+        fields.setdefault("learning_rate", own_rate(recipe, str(fields.get("model", ""))))
     try:
-        return kind.model_validate(told)
+        return kind.model_validate(fields)
     except ValidationError as error:
-        wrong = in_words(error.errors(), "the spec", told)
+        wrong = in_words(error.errors(), "the spec", fields)
         raise InvalidInput(f"These options are not a training spec: {wrong}.", "Correct them.") from None
 
 

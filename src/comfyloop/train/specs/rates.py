@@ -54,6 +54,6 @@ def _config(model: str) -> Path:
             from huggingface_hub import try_to_load_from_cache
         except ImportError:
             raise FileNotFoundError(model) from None
-        kept = try_to_load_from_cache(model, "config.json")
-        return Path(kept) if isinstance(kept, str) else Path(model, "config.json")
+        cached_path = try_to_load_from_cache(model, "config.json")
+        return Path(cached_path) if isinstance(cached_path, str) else Path(model, "config.json")
     return Path(model, "config.json")

@@ -41,7 +41,7 @@ def arguments(
         own: The name of our model type, template and callback.
     """
     lora = spec.adapter
-    given: dict[str, Any] = {
+    flags: dict[str, Any] = {
         "model": places.model,
         "model_type": own,
         "template": own,
@@ -103,7 +103,7 @@ def arguments(
         "resume_from_checkpoint": places.checkpoint,
         **_preference(spec, places),
     }
-    return [word for name, value in given.items() if value is not None for word in _words(name, value)]
+    return [word for name, value in flags.items() if value is not None for word in _words(name, value)]
 
 
 def _preference(spec: TrainSpec, places: Places) -> dict[str, Any]:
@@ -111,10 +111,10 @@ def _preference(spec: TrainSpec, places: Places) -> dict[str, Any]:
     assert swift is not None  # a spec of another recipe does not name this engine
     if swift.command == "sft":
         return {}
-    told = spec.preference
+    preference = spec.preference
     # the reference is the parent version, as in our own recipes; without one, the adapter switched off
-    common = {"rlhf_type": spec.recipe, "beta": told.beta, "ref_adapters": places.init_from}
-    own = {name: getattr(told, name) for name in swift.flags}
+    common = {"rlhf_type": spec.recipe, "beta": preference.beta, "ref_adapters": places.init_from}
+    own = {name: getattr(preference, name) for name in swift.flags}
     if own.get("rpo_alpha") == 0:
         del own["rpo_alpha"]  # by which it would still compute that loss
     return common | own

@@ -32,9 +32,13 @@ class SwiftProgress:
             case "begin":
                 self.world_size = event["world_size"]
                 self.total_steps = event["total_steps"]
-                for kept in (self.rows, self.tokens, self.losses):  # what a killed process did past its save
-                    for step in [step for step in kept if step > event["step"]]:
-                        del kept[step]
+                for records in (
+                    self.rows,
+                    self.tokens,
+                    self.losses,
+                ):  # what a killed process did past its save
+                    for step in [step for step in records if step > event["step"]]:
+                        del records[step]
             case "step":
                 batches = event["batches"]
                 self.rows[event["step"]] = [row for batch in batches for row in batch["rows"]]
@@ -44,35 +48,37 @@ class SwiftProgress:
                 self.losses[event["step"]] = event["values"]["loss"]
 
 
-def check_run(seen: SwiftProgress, given: Sequence[str], names: dict[str, str]) -> str:
+def check_run(progress: SwiftProgress, row_hashes: Sequence[str], names: dict[str, str]) -> str:
     """Ask of a whole run what it must answer for; what was found, in a sentence.
 
     Args:
-        given: The hash of each row that was to be trained on; for `dpo` a chosen and a rejected one a pair.
+        row_hashes: The hash of each row that was to be trained on; for `dpo` a chosen and a rejected one a pair.
         names: What a row is called in sentences, by its hash.
 
     Raises:
         RunFailed: Rows were left out, repeated or replaced, steps are missing, more or fewer processes than
             one trained, an answer had no token to learn, the loss is no number or never moved.
     """
-    if seen.world_size != 1:
+    if progress.world_size != 1:
         raise RunFailed(
-            f"ms-swift trained with {seen.world_size} processes, and one was asked for.",
+            f"ms-swift trained with {progress.world_size} processes, and one was asked for.",
             "Unset WORLD_SIZE, RANK and NPROC_PER_NODE, or train with train_engine = comfyloop.",
         )
-    missing = [step for step in range(1, seen.total_steps + 1) if step not in seen.rows]
-    if missing or not seen.total_steps:
+    missing = [step for step in range(1, progress.total_steps + 1) if step not in progress.rows]
+    if missing or not progress.total_steps:
         raise RunFailed(
-            f"ms-swift took {len(seen.rows)} of {seen.total_steps} steps; step {(missing or [1])[0]} is "
+            f"ms-swift took {len(progress.rows)} of {progress.total_steps} steps; step {(missing or [1])[0]} is "
             "missing.",
             MEND,
         )
-    _check_rows([seen.rows[step] for step in sorted(seen.rows)], Counter(given), names)
-    if seen.without_answer:
-        raise RunFailed(f"ms-swift trained on {seen.without_answer} rows without an answer to learn.", MEND)
-    losses = [seen.losses[step] for step in sorted(seen.losses)]
-    if len(losses) < seen.total_steps:
-        raise RunFailed(f"ms-swift logged a loss for {len(losses)} of {seen.total_steps} steps.", MEND)
+    _check_rows([progress.rows[step] for step in sorted(progress.rows)], Counter(row_hashes), names)
+    if progress.without_answer:
+        raise RunFailed(
+            f"ms-swift trained on {progress.without_answer} rows without an answer to learn.", MEND
+        )
+    losses = [progress.losses[step] for step in sorted(progress.losses)]
+    if len(losses) < progress.total_steps:
+        raise RunFailed(f"ms-swift logged a loss for {len(losses)} of {progress.total_steps} steps.", MEND)
     if not all(map(math.isfinite, losses)):
         raise RunFailed(
             f"The loss of ms-swift's step {next(i for i, x in enumerate(losses, 1) if not math.isfinite(x))} "
@@ -81,36 +87,38 @@ def check_run(seen: SwiftProgress, given: Sequence[str], names: dict[str, str]) 
         )
     if len(losses) > 1 and len(set(losses)) == 1:
         raise RunFailed(f"The loss of ms-swift's run never moved from {losses[0]:g}.", MEND)
-    tokens, taken = sum(seen.tokens.values()), sum(map(len, seen.rows.values()))
-    used = "every one" if taken >= len(given) else f"{taken}"  # max_steps may end the run within a pass
+    tokens, rows_used = sum(progress.tokens.values()), sum(map(len, progress.rows.values()))
+    used = (
+        "every one" if rows_used >= len(row_hashes) else f"{rows_used}"
+    )  # max_steps may end the run within a pass
     return (
-        f"{used} of {len(given)} rows was used as it was given ({tokens} tokens in {len(losses)} steps), "
+        f"{used} of {len(row_hashes)} rows was used as it was given ({tokens} tokens in {len(losses)} steps), "
         f"by one process; loss {losses[0]:.4g} -> {losses[-1]:.4g}"
     )
 
 
-def _check_rows(steps: Sequence[Sequence[str]], given: Counter[str], names: dict[str, str]) -> None:
+def _check_rows(steps: Sequence[Sequence[str]], expected: Counter[str], names: dict[str, str]) -> None:
     """Every pass over the data uses every row once; the last pass may be cut short.
 
     Passes do not begin in the middle of a step, so a pass ends with the step in which its rows are complete.
     """
-    left = given.copy()
+    remaining = expected.copy()
     for number, rows in enumerate(steps, start=1):
-        taken = Counter(rows)
-        if strange := next((row for row in taken if row not in given), None):
+        step_rows = Counter(rows)
+        if strange := next((row for row in step_rows if row not in expected), None):
             raise RunFailed(
                 f"ms-swift trained in step {number} on a row that is none of those given (its tokens have "
                 f"the hash {strange}).",
                 MEND,
             )
-        if again := taken - left:
-            unused = next(iter((left - taken) or left), "")
+        if again := step_rows - remaining:
+            unused = next(iter((remaining - step_rows) or remaining), "")
             raise RunFailed(
                 f"ms-swift trained on {names.get(next(iter(again)), 'a row')} twice in one pass over the data"
                 + (f", in the place of {names.get(unused, 'another one')}" if unused else "")
                 + f" (step {number}).",
                 MEND,
             )
-        left -= taken
-        if not left:
-            left = given.copy()
+        remaining -= step_rows
+        if not remaining:
+            remaining = expected.copy()

@@ -79,26 +79,26 @@ def from_swift(command: str, *, model: str | None = None) -> FromSwift:
     """
     verb, flags, refused = _split(command)
     renamed = {name: RENAMED[name] for name in flags if name in RENAMED}
-    given: dict[str, list[str]] = {}
+    words_of: dict[str, list[str]] = {}
     for name, words in flags.items():
-        given.setdefault(RENAMED.get(name, name), []).extend(words)
+        words_of.setdefault(RENAMED.get(name, name), []).extend(words)
     fields: dict[str, Any] = {}
     needless: dict[str, str] = {}
     honoured: dict[str, str] = {}
-    recipe = _recipe(verb, given)
+    recipe = _recipe(verb, words_of)
     try:
-        refuse_other_learning(recipe, given)
+        refuse_other_learning(recipe, words_of)
     except Other as reason:
         raise InvalidInput(f"The command asks for {reason}.", "Train it with ms-swift itself.") from None
     except ValueError:
         raise InvalidInput("--use_chat_template takes true or false.") from None
     if not _has_losses(recipe):
-        given.pop("loss_type", None)  # the one that there is
+        words_of.pop("loss_type", None)  # the one that there is
     old = bool(OLD & flags.keys())
-    wanted = {**_defaults(recipe, given, old=old), **given}
-    _name_model(wanted, model, honoured)
-    _make_up(wanted, needless, honoured)
-    for name, words in wanted.items():
+    with_defaults = {**_defaults(recipe, words_of, old=old), **words_of}
+    _name_model(with_defaults, model, honoured)
+    _make_up(with_defaults, needless, honoured)
+    for name, words in with_defaults.items():
         if name in _TAKEN:
             continue
         if name in NEEDLESS:
@@ -120,27 +120,27 @@ def from_swift(command: str, *, model: str | None = None) -> FromSwift:
                 ) from None
         else:
             refused[name] = REFUSED.get(name, "ComfyLoop has nothing like it")
-    datasets, holdouts = tuple(given.get("dataset", ())), tuple(given.get("val_dataset", ()))
+    datasets, holdouts = tuple(words_of.get("dataset", ())), tuple(words_of.get("val_dataset", ()))
     if not datasets:
         raise InvalidInput("The command names no data.", "Add --dataset with a .jsonl file.")
-    told = fields | {"recipe": recipe, "train": "train.jsonl"}
-    told |= {"holdout": "holdout.jsonl"} if holdouts else {}
+    spec_fields = fields | {"recipe": recipe, "train": "train.jsonl"}
+    spec_fields |= {"holdout": "holdout.jsonl"} if holdouts else {}
     try:
-        spec = TrainSpec.model_validate(told)
+        spec = TrainSpec.model_validate(spec_fields)
     except ValidationError as error:
-        wrong = in_words(error.errors(), "together", told)
+        wrong = in_words(error.errors(), "together", spec_fields)
         raise InvalidInput(f"The command asks for what cannot be trained: {wrong}.") from None
-    output = _value("output_dir", given["output_dir"], one) if "output_dir" in given else None
-    honoured |= _became(spec, flags, given, refused)
-    differs = _differences(given, old=old)
+    output = _value("output_dir", words_of["output_dir"], one) if "output_dir" in words_of else None
+    honoured |= _became(spec, flags, words_of, refused)
+    differs = _differences(words_of, old=old)
     return FromSwift(spec, datasets, holdouts, output, honoured, differs, needless, refused, renamed)
 
 
 def _became(
-    spec: TrainSpec, flags: dict[str, list[str]], given: dict[str, list[str]], refused: dict[str, str]
+    spec: TrainSpec, flags: dict[str, list[str]], words_of: dict[str, list[str]], refused: dict[str, str]
 ) -> dict[str, str]:
     """What each honoured flag of the command is in the spec, under the name that the command gives it."""
-    said = {
+    descriptions = {
         "dataset": "trained on",
         "val_dataset": "held out, never trained on",
         "output_dir": "the run directory",
@@ -148,16 +148,16 @@ def _became(
     became: dict[str, str] = {}
     for flag in flags:
         name = RENAMED.get(flag, flag)
-        if name in said and given.get(name):
-            became[flag] = f"{' '.join(given[name])}, {said[name]}"
+        if name in descriptions and words_of.get(name):
+            became[flag] = f"{' '.join(words_of[name])}, {descriptions[name]}"
         elif name == "rlhf_type" or (name == "loss_type" and not _has_losses(spec.recipe)):
             became[flag] = f"recipe = {spec.recipe}"
         elif name in HONOURED and name not in refused:
             place = HONOURED[name][0]
-            found: Any = spec
+            value: Any = spec
             for part in place.split("."):
-                found = getattr(found, part)
-            became[flag] = f"{place} = {found}"
+                value = getattr(value, part)
+            became[flag] = f"{place} = {value}"
     return became
 
 
@@ -232,12 +232,12 @@ _RECIPES = {name: recipe for name, recipe in RECIPES.items() if recipe.swift is 
 """Those that ms-swift has, too, by the same names."""
 
 
-def _recipe(verb: str, given: dict[str, list[str]]) -> str:
+def _recipe(verb: str, words_of: dict[str, list[str]]) -> str:
     if verb == "pt":
         raise InvalidInput(
             "`swift pt` learns whole texts, and ComfyLoop learns answers.", "Give the data as conversations."
         )
-    kind = given.get("rlhf_type", ["dpo"])[-1] if verb == "rlhf" else verb
+    kind = words_of.get("rlhf_type", ["dpo"])[-1] if verb == "rlhf" else verb
     if kind not in _RECIPES:
         own = " The nearest to OPSD is recipe = sdft: give the rows' own answers." if kind == "gkd" else ""
         raise InvalidInput(
@@ -249,10 +249,10 @@ def _recipe(verb: str, given: dict[str, list[str]]) -> str:
 # --- values -------------------------------------------------------------------------------------------------
 
 
-def _defaults(recipe: str, given: dict[str, list[str]], *, old: bool) -> dict[str, list[str]]:
+def _defaults(recipe: str, words_of: dict[str, list[str]], *, old: bool) -> dict[str, list[str]]:
     """What ms-swift does when it is not told: version 4.6, or 2.x for a command of 2024."""
-    told = {
-        "learning_rate": "1e-5" if given.get("tuner_type") == ["full"] else "1e-4",
+    defaults = {
+        "learning_rate": "1e-5" if words_of.get("tuner_type") == ["full"] else "1e-4",
         "num_train_epochs": "1" if old else "3",
         "lr_scheduler_type": "cosine",
         "warmup_ratio": "0.05" if old else "0",
@@ -269,46 +269,50 @@ def _defaults(recipe: str, given: dict[str, list[str]], *, old: bool) -> dict[st
         "save_steps": "500" if not old else "50",
         "seed": "42",
     }
-    return {name: [value] for name, value in told.items()} | ({"max_length": ["2048"]} if old else {})
+    return {name: [value] for name, value in defaults.items()} | ({"max_length": ["2048"]} if old else {})
 
 
-def _differences(given: dict[str, list[str]], *, old: bool) -> dict[str, str]:
+def _differences(words_of: dict[str, list[str]], *, old: bool) -> dict[str, str]:
     """Defaults of ms-swift's that are not ours, by the flag that would say them."""
     ours = TrainSpec.model_fields
-    found = {
+    differences = {
         "max_pixels": "ms-swift leaves pictures to the model's processor; here those of more than "
         f"{ours['max_pixels'].default:,} pixels are scaled down to that, as they are when the result is served",
         "torch_dtype": "ms-swift takes the precision in the model's config.json; here it is bfloat16 where the "
         "processor has it, float32 elsewhere",
     }
     if old:
-        found["split_dataset_ratio"] = (
+        differences["split_dataset_ratio"] = (
             "ms-swift of 2024 held out 1% of the rows; here every row is trained on"
         )
-        found["truncation_strategy"] = (
+        differences["truncation_strategy"] = (
             "ms-swift of 2024 left out rows that are too long; here they are an error"
         )
     stand_ins = {"split_dataset_ratio": "val_dataset"}
-    return {n: how for n, how in found.items() if n not in given and stand_ins.get(n) not in given}
+    return {
+        n: how for n, how in differences.items() if n not in words_of and stand_ins.get(n) not in words_of
+    }
 
 
-def _name_model(wanted: dict[str, list[str]], model: str | None, honoured: dict[str, str]) -> None:
+def _name_model(words_of: dict[str, list[str]], model: str | None, honoured: dict[str, str]) -> None:
     """Settle which model is trained. Raises InvalidInput when nothing names one that can be."""
-    kind = (wanted.get("model_type") or [""])[0]
-    meant = MODEL_TYPES.get(kind) or MODEL_TYPES_OF_OWN_CODE.get(kind)
+    kind = (words_of.get("model_type") or [""])[0]
+    hub_id = MODEL_TYPES.get(kind) or MODEL_TYPES_OF_OWN_CODE.get(kind)
     if model is not None:
-        wanted["model"] = [model]
-        if meant:
-            honoured["model_type"] = f"{meant} then; {model} takes its place (--model)"
-            del wanted["model_type"]
-    elif not wanted.get("model") and kind in MODEL_TYPES:
-        wanted["model"] = [MODEL_TYPES[kind]]
+        words_of["model"] = [model]
+        if hub_id:
+            honoured["model_type"] = f"{hub_id} then; {model} takes its place (--model)"
+            del words_of["model_type"]
+    elif not words_of.get("model") and kind in MODEL_TYPES:
+        words_of["model"] = [MODEL_TYPES[kind]]
         honoured["model_type"] = f"model = {MODEL_TYPES[kind]}"
-        del wanted["model_type"]
-    elif not wanted.get("model"):
+        del words_of["model_type"]
+    elif not words_of.get("model"):
         why = f": --model_type {kind} is only a name" if kind else ""
-        if meant:
-            why = f": --model_type {kind} stood for {meant}, which needs code of its own that is not run here"
+        if hub_id:
+            why = (
+                f": --model_type {kind} stood for {hub_id}, which needs code of its own that is not run here"
+            )
         raise InvalidInput(
             f"The command names no model{why}.",
             "Add --model with a model directory or the hub id of a model that transformers loads, such as "
@@ -316,34 +320,34 @@ def _name_model(wanted: dict[str, list[str]], model: str | None, honoured: dict[
         )
 
 
-def _make_up(wanted: dict[str, list[str]], needless: dict[str, str], honoured: dict[str, str]) -> None:
+def _make_up(words_of: dict[str, list[str]], needless: dict[str, str], honoured: dict[str, str]) -> None:
     """What depends on other flags: accumulation, looks at the hold-out, quantisation."""
-    batch = _value("per_device_train_batch_size", wanted["per_device_train_batch_size"], integer)
-    wanted.setdefault("gradient_accumulation_steps", [str(max(1, math.ceil(16 / max(1, batch))))])
-    wanted.setdefault("eval_steps", wanted["save_steps"])
-    if "use_4bit" in wanted:
-        four = _value("use_4bit", wanted.pop("use_4bit"), yes)
+    batch = _value("per_device_train_batch_size", words_of["per_device_train_batch_size"], integer)
+    words_of.setdefault("gradient_accumulation_steps", [str(max(1, math.ceil(16 / max(1, batch))))])
+    words_of.setdefault("eval_steps", words_of["save_steps"])
+    if "use_4bit" in words_of:
+        four = _value("use_4bit", words_of.pop("use_4bit"), yes)
         if four:
-            wanted.setdefault("quant_bits", ["4"])
+            words_of.setdefault("quant_bits", ["4"])
         honoured["use_4bit"] = (
             "quant_method = bnb, quant_bits = 4" if four else "no quantisation by this flag"
         )
-    if wanted.get("quant_bits") in (["0"], ["None"]):
-        del wanted["quant_bits"]
-    if "quant_bits" in wanted:
-        wanted.setdefault("quant_method", ["bnb"])
-    if "use_flash_attn" in wanted:
-        flash = _value("use_flash_attn", wanted.pop("use_flash_attn"), yes)
+    if words_of.get("quant_bits") in (["0"], ["None"]):
+        del words_of["quant_bits"]
+    if "quant_bits" in words_of:
+        words_of.setdefault("quant_method", ["bnb"])
+    if "use_flash_attn" in words_of:
+        flash = _value("use_flash_attn", words_of.pop("use_flash_attn"), yes)
         if flash:
-            wanted.setdefault("attn_impl", ["flash_attention_2"])
+            words_of.setdefault("attn_impl", ["flash_attention_2"])
         honoured["use_flash_attn"] = f"attn_implementation = {'flash_attention_2' if flash else 'auto'}"
-    if "target_regex" in wanted:
-        wanted["target_modules"] = wanted.pop("target_regex")
-        honoured["target_regex"] = f"adapter.target_modules = {' '.join(wanted['target_modules'])}"
+    if "target_regex" in words_of:
+        words_of["target_modules"] = words_of.pop("target_regex")
+        honoured["target_regex"] = f"adapter.target_modules = {' '.join(words_of['target_modules'])}"
     for name in ("template", "model_type"):
-        if name in wanted:
+        if name in words_of:
             needless[name] = "the model's own class and chat template are used"
-            del wanted[name]
+            del words_of[name]
 
 
 def _value(name: str, words: Sequence[str], convert: Callable[[Sequence[str]], _Value]) -> _Value:

@@ -110,17 +110,17 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
     watch = SwiftWatch(directory, spec, log, control, len(train))
     command = [str(python), "-P", worker.__file__, str(task)]  # -P: our folder has a swift.py too
     watch.run(command, folder / "events.jsonl", afresh=places.checkpoint is None)
-    found = check_run(watch.seen, hashes, names)
-    log.say(f"checked: {found}")
+    summary = check_run(watch.progress, hashes, names)
+    log.say(f"checked: {summary}")
     rows = len(train) // 2 if recipe.kind == "preference" else len(train)
     steps = math.ceil(rows / (spec.per_device_train_batch_size * spec.gradient_accumulation_steps))
-    losses = [watch.seen.losses[step] for step in sorted(watch.seen.losses)]
+    losses = [watch.progress.losses[step] for step in sorted(watch.progress.losses)]
     held_out = [line["holdout_loss"] for line in log.lines() if line["holdout_loss"] is not None]
     refuse_unlearnt(spec, losses, steps, held_out)
 
     log.phase("saving the adapter")
     last = newest_checkpoint(folder)
-    if last is None or step_of(last) != watch.seen.total_steps:
+    if last is None or step_of(last) != watch.progress.total_steps:
         raise RunFailed("ms-swift ended without a checkpoint of its last step.", see_output(directory))
     check_weights_moved(last, places.init_from)
     keep_adapter(last, directory.adapter)
@@ -157,13 +157,13 @@ def prepare_rows(
     examples = [example for example in examples if (example.line, example.id) in good]
     lines, kind = [], RECIPES[spec.recipe].kind
     for row in (row for row in rows if (row.line, row.id) in good):
-        told = replace(
+        swift_row = replace(
             row,
             rejected=row.rejected if kind == "preference" else None,
             label=row.label if kind == "labelled" else None,
         )
         images = [str(image.absolute() if isinstance(image, Path) else image) for image in row.images]
-        lines.append(json.dumps(formats.to_swift(told, images), ensure_ascii=False) + "\n")
+        lines.append(json.dumps(formats.to_swift(swift_row, images), ensure_ascii=False) + "\n")
     write_atomically(place, "".join(lines).encode())
     return examples
 
@@ -252,9 +252,9 @@ def step_of(checkpoint: Path) -> int:
 
 def refuse_other_data(folder: Path, places: Places, command_line: list[str], hashes: list[str]) -> None:
     """A checkpoint is gone on from only with the spec and the data that it is of."""
-    told = [word for word in command_line if word != str(places.checkpoint)]
-    told = [word for word in told if word != "--resume_from_checkpoint"]
-    digest = hashlib.sha256(json.dumps([told, hashes]).encode()).hexdigest()
+    words = [word for word in command_line if word != str(places.checkpoint)]
+    words = [word for word in words if word != "--resume_from_checkpoint"]
+    digest = hashlib.sha256(json.dumps([words, hashes]).encode()).hexdigest()
     place = folder / "fingerprint"
     if places.checkpoint is not None and place.read_text("utf-8") != digest:
         raise InvalidInput(
@@ -271,10 +271,12 @@ def check_weights_moved(checkpoint: Path, init_from: Path | None) -> None:
         raise RunFailed("ms-swift left an adapter with weights that are no numbers.", "Lower learning_rate.")
     if init_from is not None:
         before = load_file(init_from / ADAPTER_FILES[1])
-        moved = any(not torch.equal(after[name], before[name].to(after[name])) for name in after)
+        has_moved = any(not torch.equal(after[name], before[name].to(after[name])) for name in after)
     else:
-        moved = any(tensor.any() for name, tensor in after.items() if "lora_B" in name)  # they begin at zero
-    if not moved:
+        has_moved = any(
+            tensor.any() for name, tensor in after.items() if "lora_B" in name
+        )  # they begin at zero
+    if not has_moved:
         raise RunFailed(
             "ms-swift took all its steps, and the adapter is what it was before.", "Raise learning_rate."
         )

@@ -218,16 +218,16 @@ def loss_type(words: Sequence[str]) -> str:
     return words[0]
 
 
-def refuse_other_learning(recipe: str, given: Mapping[str, Sequence[str]]) -> None:
+def refuse_other_learning(recipe: str, words_of: Mapping[str, Sequence[str]]) -> None:
     """Raises Other, after the flag's name, where a command would learn something else than answers."""
-    task = list(given.get("task_type", ["causal_lm"]))
+    task = list(words_of.get("task_type", ["causal_lm"]))
     if task != ["causal_lm"]:
         raise Other(f"--task_type {' '.join(task)}: ComfyLoop learns answers (causal_lm)")
-    if "use_chat_template" in given and not yes(given["use_chat_template"]):
+    if "use_chat_template" in words_of and not yes(words_of["use_chat_template"]):
         raise Other("--use_chat_template false: ComfyLoop learns the answers of conversations")
     swift = RECIPES[recipe].swift
     usual = swift.loss if swift is not None else ""
-    loss = list(given.get("loss_type", ()))
+    loss = list(words_of.get("loss_type", ()))
     if usual and loss and loss != [usual]:
         raise Other(f"--loss_type {' '.join(loss)}: the loss of {recipe} is {usual}")
 
@@ -236,11 +236,11 @@ def rope(words: Sequence[str]) -> dict[str, Any]:
     word = one(words)
     if not word.startswith("{"):
         raise Unmeant('give it with its factor, as in \'{"rope_type": "yarn", "factor": 2.0}\'')
-    told: Any = json.loads(word)
-    if not isinstance(told, dict):
+    config: Any = json.loads(word)
+    if not isinstance(config, dict):
         raise ValueError
-    kept = {"rope_type": told.get("rope_type", told.get("type")), "factor": told.get("factor")}
-    return {name: value for name, value in kept.items() if value is not None}
+    scaling = {"rope_type": config.get("rope_type", config.get("type")), "factor": config.get("factor")}
+    return {name: value for name, value in scaling.items() if value is not None}
 
 
 HONOURED: dict[str, tuple[str, Callable[[Sequence[str]], Any]]] = {

@@ -49,11 +49,11 @@ class Tail:
 def environment(spec: TrainSpec, cache: Path) -> dict[str, str]:
     """Variables of ms-swift's process: nothing of our packages, of a launcher's ranks, or of the home's caches."""
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "NNODES", "NODE_RANK")
-    kept = {name: value for name, value in clean_environ().items() if name not in ranks}
+    inherited = {name: value for name, value in clean_environ().items() if name not in ranks}
     ours = {"MODELSCOPE_CACHE": str(cache), "HF_DATASETS_CACHE": str(cache / "datasets")}
     if Path(spec.model).is_dir():
         ours["HF_HUB_OFFLINE"] = "1"
-    return {**kept, **ours, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
+    return {**inherited, **ours, "TOKENIZERS_PARALLELISM": "false", "PYTHONUNBUFFERED": "1"}
 
 
 def see_output(directory: RunDirectory) -> str:
@@ -68,7 +68,7 @@ class SwiftWatch:
     ) -> None:
         self.directory, self.spec, self.log, self.control = directory, spec, log, control
         self.samples = samples
-        self.seen = SwiftProgress()
+        self.progress = SwiftProgress()
         self.worked: Callable[[], float] | None = None  # since the first step began
         self.began_at = 0
         self.error = ""  # what ms-swift failed with
@@ -158,7 +158,7 @@ class SwiftWatch:
         """
         valid: list[dict[str, Any]] = []
         for event in events:
-            self.seen.add(event)
+            self.progress.add(event)
             if event["event"] == "begin":
                 valid = [earlier for earlier in valid if earlier["step"] <= event["step"]]
             if event["event"] in ("begin", "step", "log"):
@@ -174,7 +174,7 @@ class SwiftWatch:
 
     def _look(self, tail: Tail) -> None:
         for event in tail.lines():
-            self.seen.add(event)
+            self.progress.add(event)
             match event["event"]:
                 case "importing":
                     self.log.phase("importing ms-swift")
@@ -205,7 +205,7 @@ class SwiftWatch:
         seconds, self._last = max(now - self._last, 1e-3), now
         batches = self._counts.get("batches", [])
         tokens, padded = sum(b["tokens"] for b in batches), sum(b["padded"] for b in batches)
-        done, total = step - self.began_at, self.seen.total_steps
+        steps_done, total = step - self.began_at, self.progress.total_steps
         self.log.step(
             step=step,
             epoch=event["epoch"],
@@ -216,6 +216,6 @@ class SwiftWatch:
             samples_per_s=sum(len(b["rows"]) for b in batches) / seconds,
             answer_tokens_per_s=sum(b["answer_tokens"] for b in batches) / seconds,
             padded_share=padded / max(1, padded + tokens),
-            eta_seconds=self.worked() / max(1, done) * (total - step) if self.worked else None,
+            eta_seconds=self.worked() / max(1, steps_done) * (total - step) if self.worked else None,
             **{k: v for k, v in values.items() if k.startswith(("rewards/", "logps/"))},
         )

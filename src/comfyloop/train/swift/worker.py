@@ -101,13 +101,13 @@ def register_template(encoder: Any) -> None:
             }
 
         def _data_collator_mm_data(self, batch: list[dict[str, Any]]) -> dict[str, Any]:
-            found: dict[str, list[Any]] = {}
+            pixel_values: dict[str, list[Any]] = {}
             for row in batch:
                 for name in [name for name in row if name.startswith(PIXELS)]:
-                    found.setdefault(name.removeprefix(PIXELS), []).append(row.pop(name))
-            joined = {name: torch.cat(values) for name, values in found.items()}
+                    pixel_values.setdefault(name.removeprefix(PIXELS), []).append(row.pop(name))
+            tensors = {name: torch.cat(values) for name, values in pixel_values.items()}
             dtype = self.model_info.torch_dtype
-            return {k: v.to(dtype) if v.is_floating_point() else v for k, v in joined.items()}
+            return {k: v.to(dtype) if v.is_floating_point() else v for k, v in tensors.items()}
 
     register(TemplateMeta(NAME, prefix=[], prompt=["{{QUERY}}"], chat_sep=None, template_cls=OwnTemplate))
 
@@ -175,8 +175,8 @@ def register_callback(tell: Callable[..., None], stop_files: list[Path]) -> None
             self._stop(control)
 
         def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            told = {"epoch": state.epoch, "learning_rate": self.rate, "batches": self.batches}
-            tell(event="step", step=state.global_step, **told)
+            values = {"epoch": state.epoch, "learning_rate": self.rate, "batches": self.batches}
+            tell(event="step", step=state.global_step, **values)
             self.batches = []
             self._stop(control)
 
@@ -204,7 +204,7 @@ def count(inputs: dict[str, Any], processor: Any) -> dict[str, Any]:
     ids, labels = inputs[f"{prefix}input_ids"], inputs[f"{prefix}labels"]
     mask = inputs.get(f"{prefix}attention_mask")
     rows = (
-        [row[kept.bool()].tolist() for row, kept in zip(ids, mask, strict=True)]
+        [row[row_mask.bool()].tolist() for row, row_mask in zip(ids, mask, strict=True)]
         if mask is not None
         else ids.tolist()
     )

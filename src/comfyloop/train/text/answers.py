@@ -49,10 +49,10 @@ class AnswerReader(nn.Module):
         soft = torch.cat([torch.full((e.answer.numel(),), e.targets is not None) for e in examples])
         soft = soft.to(labels.device)
         hard_places, soft_places = (~soft).nonzero()[:, 0], soft.nonzero()[:, 0]
-        given = [example.targets for example in examples if example.targets is not None]
+        soft_targets = [example.targets for example in examples if example.targets is not None]
         targets = Targets(
-            torch.cat([some.ids for some in given]).to(labels.device),
-            torch.cat([some.shares for some in given if some.shares is not None]).to(labels.device),
+            torch.cat([some.ids for some in soft_targets]).to(labels.device),
+            torch.cat([some.shares for some in soft_targets if some.shares is not None]).to(labels.device),
         )
         parts = [
             answer_log_probs(states[hard_places], head, labels[hard_places]),

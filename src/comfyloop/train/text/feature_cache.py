@@ -61,20 +61,20 @@ class FeatureCache:
     def put(self, pixels: bytes, tensors: dict[str, Tensor]) -> None:
         """Keep tensors. A disk that refuses is no error: they are computed again another time."""
         path = self._path(pixels)
-        kept = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
-        metadata = {"crc32": str(_crc32(kept))}
+        on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
+        metadata = {"crc32": str(_crc32(on_cpu))}
         with contextlib.suppress(OSError, SafetensorError):
             path.parent.mkdir(parents=True, exist_ok=True)
-            replace_whole(path, lambda draft: save_file(kept, draft, metadata=metadata))
+            replace_whole(path, lambda draft: save_file(on_cpu, draft, metadata=metadata))
             self._make_room(path.stat().st_size)
 
     def _path(self, pixels: bytes) -> Path:
         name = hashlib.blake2b(pixels + self._tower, digest_size=20).hexdigest()
         return self.folder / name[:2] / f"{name}.safetensors"
 
-    def _make_room(self, added: int) -> None:
+    def _make_room(self, written_bytes: int) -> None:
         if self._size is not None:
-            self._size += added
+            self._size += written_bytes
         if self._size is not None and self._size <= self._limit:
             return
         files = []
@@ -93,14 +93,14 @@ class FeatureCache:
             self._size -= size
 
 
-def tower_hash(parameters: Iterable[tuple[str, Tensor]], told: str) -> bytes:
+def tower_hash(parameters: Iterable[tuple[str, Tensor]], conditions: str) -> bytes:
     """A hash of weights that differs when any of them does, at the speed of memory.
 
     Args:
         parameters: Names and weights of all that features depend on.
-        told: What else they depend on: precision, versions, attention.
+        conditions: What else they depend on: precision, versions, attention.
     """
-    digest = hashlib.blake2b(told.encode(), digest_size=20)
+    digest = hashlib.blake2b(conditions.encode(), digest_size=20)
     for name, weight in parameters:
         flat = weight.detach().reshape(-1)
         bits = flat.view(

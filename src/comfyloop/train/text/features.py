@@ -45,7 +45,7 @@ class ImageFeatures:
         self.cache = cache
         self.computed = self.read = 0  # samples whose images went through the tower, or came from the disk
         self._room = memory
-        self._kept: OrderedDict[bytes, Features] = OrderedDict()
+        self._in_memory: OrderedDict[bytes, Features] = OrderedDict()
         self._timed = False
         self.frozen = not any(p.requires_grad for _, p in self.parameters())
 
@@ -89,24 +89,24 @@ class ImageFeatures:
         if not self.frozen:
             return self._compute(example)
         key = example.pixels.digest
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
+        if key in self._in_memory:
+            self._in_memory.move_to_end(key)
+            return self._in_memory[key]
         features = self._from_disk(key) or self._computed_once(key, example)
         self._keep(key, features)
         return features
 
     def packed(self, examples: Sequence[Example]) -> dict[str, Any]:
         """Model inputs that put these features in the place of the images' tokens; empty without images."""
-        looked: dict[bytes, Features] = {}  # two answers to one conversation share its images
+        features_of: dict[bytes, Features] = {}  # two answers to one conversation share its images
         for example in examples:
-            if example.pixels is not None and example.pixels.digest not in looked:
-                looked[example.pixels.digest] = self.of(example)
-        seen = [_record(looked[e.pixels.digest]) for e in examples if e.pixels is not None]
-        if not seen:
+            if example.pixels is not None and example.pixels.digest not in features_of:
+                features_of[example.pixels.digest] = self.of(example)
+        records = [_record(features_of[e.pixels.digest]) for e in examples if e.pixels is not None]
+        if not records:
             return {}
-        joined = {name: _joined(name, [record[name] for record in seen]) for name in seen[0]}
-        return {"mm_encoder_outputs": {"image": SimpleNamespace(**joined)}}
+        outputs = {name: _joined(name, [record[name] for record in records]) for name in records[0]}
+        return {"mm_encoder_outputs": {"image": SimpleNamespace(**outputs)}}
 
     def _compute(self, example: Example) -> Features:
         inputs = {
@@ -121,8 +121,8 @@ class ImageFeatures:
                 "Use a model such as Qwen-VL, LLaVA, SmolVLM or InternVL, or train on text alone.",
             )
         output = whole.get_image_features(**inputs, return_dict=True)
-        read = {name: output.get(name) for name in ("pooler_output", "deepstack_features")}
-        features = dict(_flat({name: value for name, value in read.items() if value is not None}))
+        outputs = {name: output.get(name) for name in ("pooler_output", "deepstack_features")}
+        features = dict(_flat({name: value for name, value in outputs.items() if value is not None}))
         rows = sum(v.numel() // v.shape[-1] for k, v in features.items() if k.startswith("pooler_output"))
         if rows != example.image_tokens:
             raise DataError(
@@ -149,18 +149,18 @@ class ImageFeatures:
         return features
 
     def _from_disk(self, key: bytes) -> Features | None:
-        found = self.cache.get(key) if self.cache is not None else None
-        if found is None:
+        tensors = self.cache.get(key) if self.cache is not None else None
+        if tensors is None:
             return None
         self.read += 1
-        return {name: value.to(self.model.device) for name, value in found.items()}
+        return {name: value.to(self.model.device) for name, value in tensors.items()}
 
     def _keep(self, key: bytes, features: Features) -> None:
         size = sum(v.nbytes for v in features.values())
-        self._kept[key] = features
+        self._in_memory[key] = features
         self._room -= size
-        while self._room < 0 and self._kept:
-            self._room += sum(v.nbytes for v in self._kept.popitem(last=False)[1].values())
+        while self._room < 0 and self._in_memory:
+            self._room += sum(v.nbytes for v in self._in_memory.popitem(last=False)[1].values())
 
 
 def _flat(value: Any, path: str = "") -> list[tuple[str, Tensor]]:

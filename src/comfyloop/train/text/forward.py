@@ -254,8 +254,8 @@ def own_code_only(whole: Any) -> str:
         return f"it has layers of {', '.join(sorted(kinds)).replace('_', ' ')}"
     if getattr(whole, "_is_stateful", False):
         return "its layers keep a state"
-    taken = inspect.signature(type(whole.base_model).forward).parameters
-    if "token_type_ids" in taken or getattr(text, "use_bidirectional_attention", None):
+    forward_parameters = inspect.signature(type(whole.base_model).forward).parameters
+    if "token_type_ids" in forward_parameters or getattr(text, "use_bidirectional_attention", None):
         return "its image tokens see ahead"
     rope = getattr(text, "rope_parameters", None) or {}
     for parameters in [v for v in rope.values() if isinstance(v, dict)] or [rope]:

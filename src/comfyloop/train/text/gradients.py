@@ -50,7 +50,7 @@ def disagreement(model: Loaded, ours: LogProbs, plain: LogProbs) -> str:
         ours, plain: Log-probabilities of the answers of some samples, as a step computes them and by the model's
             own code.
     """
-    worst = max(differences(model, ours, plain), key=lambda found: found.share, default=None)
+    worst = max(differences(model, ours, plain), key=lambda difference: difference.share, default=None)
     bound = BOUND if model.dtype == torch.float32 else ROUGH_BOUND
     if worst is None or worst.share <= bound:
         return ""
@@ -62,7 +62,7 @@ def differences(model: Loaded, ours: LogProbs, plain: LogProbs) -> list[Differen
     chosen = _first_and_last(model.trainable)
     with _slight_lora(model.module):
         with _checkpointing_as_in_training(model.module):
-            found = _gradients(ours, chosen)
+            gradients = _gradients(ours, chosen)
         with _plain(model.module):
             expected = _gradients(plain, chosen)
     lengths = {kind: _length([expected[name] for name in names]) for kind, names in _kinds(expected).items()}
@@ -70,7 +70,7 @@ def differences(model: Loaded, ours: LogProbs, plain: LogProbs) -> list[Differen
     return [
         Difference(
             kind,
-            _length([found[name] - expected[name] for name in names]) / max(lengths[kind], least, 1e-30),
+            _length([gradients[name] - expected[name] for name in names]) / max(lengths[kind], least, 1e-30),
         )
         for kind, names in _kinds(expected).items()
     ]
@@ -78,10 +78,10 @@ def differences(model: Loaded, ours: LogProbs, plain: LogProbs) -> list[Differen
 
 def _gradients(log_probs: LogProbs, chosen: dict[str, nn.Parameter]) -> dict[str, Tensor]:
     with torch.enable_grad():
-        found = torch.autograd.grad(-log_probs().sum(), list(chosen.values()), allow_unused=True)
+        gradients = torch.autograd.grad(-log_probs().sum(), list(chosen.values()), allow_unused=True)
     return {
         name: torch.zeros_like(parameter, dtype=torch.float32) if gradient is None else gradient.float()
-        for (name, parameter), gradient in zip(chosen.items(), found, strict=True)
+        for (name, parameter), gradient in zip(chosen.items(), gradients, strict=True)
     }
 
 
@@ -154,20 +154,20 @@ def _checkpointing_as_in_training(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def _plain(model: nn.Module) -> Iterator[None]:
     """The model's modules as PEFT and transformers wrote them, four-bit weights as torch multiplies them."""
-    taken: list[tuple[Any, Any]] = []
+    replaced_forwards: list[tuple[Any, Any]] = []
     four_bits = {id(layer) for layer in four_bit_layers(model)}
     for module in model.modules():
         own = module.__dict__.get("forward")
         if id(module) in four_bits:
-            taken.append((module, own))
+            replaced_forwards.append((module, own))
             module.forward = _dequantised(module)
         elif own is not None and getattr(own, "__module__", "") in _OWN:
-            taken.append((module, own))
+            replaced_forwards.append((module, own))
             del module.forward
     try:
         yield
     finally:
-        for module, own in taken:
+        for module, own in replaced_forwards:
             if own is not None:
                 module.forward = own
             else:

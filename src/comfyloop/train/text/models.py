@@ -76,8 +76,8 @@ def describe(model: str, rope_scaling: RopeScaling | None = None) -> Description
         ModelError: It does not exist, lacks its configuration, tokenizer or processor, or its positions cannot
             be scaled so.
     """
-    if rope_scaling is None and (kept := preloaded.take("description", model)) is not None:
-        return kept  # type: ignore[no-any-return]
+    if rope_scaling is None and (preloaded_description := preloaded.take("description", model)) is not None:
+        return preloaded_description  # type: ignore[no-any-return]
     if Path(model).is_absolute() and not Path(model).is_dir():
         raise ModelError(f"There is no model directory {model}.", "Name a directory or a hub id that exists.")
     try:
@@ -224,8 +224,8 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
     device = devices.choose()
     dtype = devices.precision(device, spec.dtype)
     implementation = choose_attention(spec.attn_implementation, device, dtype)
-    kept = spec.quant_method is None and spec.rope_scaling is None
-    base = preloaded.take("weights", spec.model, dtype, implementation) if kept else None
+    can_be_preloaded = spec.quant_method is None and spec.rope_scaling is None
+    base = preloaded.take("weights", spec.model, dtype, implementation) if can_be_preloaded else None
     if base is None:
         quantised = (
             in_four_bits(description.auto, description.config, dtype, device) if spec.quant_method else {}
@@ -286,10 +286,10 @@ def read_weights(
         raise ModelError(f"The weights of {model} cannot be read: {_first_line(error)}") from None
 
 
-def choose_attention(asked: str, device: torch.device, dtype: torch.dtype) -> str | None:
+def choose_attention(choice: str, device: torch.device, dtype: torch.dtype) -> str | None:
     """FlashAttention where it is installed and can be used, unless the spec insists; None: the model's default."""
-    if asked != "auto":
-        return asked
+    if choice != "auto":
+        return choice
     half = device.type == "cuda" and dtype != torch.float32
     return "flash_attention_2" if half and is_flash_attn_2_available() else None
 

@@ -39,23 +39,23 @@ def reference_log_probs(
 
     Call it before a checkpoint is restored. A run that is gone on with reads what it kept the first time.
     """
-    told = fingerprint(spec, examples)
-    kept = _kept(directory.reference, told)
-    if kept is not None:
-        return kept.to(model.device)
+    mark = fingerprint(spec, examples)
+    saved_sums = _saved(directory.reference, mark)
+    if saved_sums is not None:
+        return saved_sums.to(model.device)
     model.eval()
     sums = torch.empty(len(examples), dtype=torch.float32)
     for indices in in_groups(examples, EVALUATION_TOKENS):
         control.check()
         sums[indices] = read_answers(model, features, [examples[i] for i in indices]).sums.cpu()
-    write_atomically(directory.reference, save({"log_probs": sums}, metadata={"fingerprint": told}))
+    write_atomically(directory.reference, save({"log_probs": sums}, metadata={"fingerprint": mark}))
     return sums.to(model.device)
 
 
-def _kept(file: Path, told: str) -> Tensor | None:
+def _saved(file: Path, mark: str) -> Tensor | None:
     try:
         with safe_open(file, "pt") as opened:
-            if opened.metadata().get("fingerprint") == told:
+            if opened.metadata().get("fingerprint") == mark:
                 tensor: Tensor = opened.get_tensor("log_probs")
                 return tensor
     except (OSError, SafetensorError):

@@ -107,8 +107,8 @@ def _peak_of_step(model: Loaded, lengths: Sequence[int], device: str) -> int:
             spans=[packing.Span(length) for length in lengths],
             **more,
         ).last_hidden_state[0]
-        found = out if model.answers_only else out[predicting]
-        answer_log_probs(found, model.head, labels)[0].sum().backward()  # type: ignore[no-untyped-call]
+        answer_rows = out if model.answers_only else out[predicting]
+        answer_log_probs(answer_rows, model.head, labels)[0].sum().backward()  # type: ignore[no-untyped-call]
     return int(alive.most)
 
 
@@ -119,26 +119,26 @@ class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.most = 0
-        self._known: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._storages: weakref.WeakSet[Any] = weakref.WeakSet()
         for tensor in (*model.parameters(), *model.buffers()):
-            self._known.add(tensor.untyped_storage())
+            self._storages.add(tensor.untyped_storage())
 
     def __torch_dispatch__(
         self, op: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
-        given = (args, kwargs or {})
-        if any(map(_on_paper, tree_leaves(given))):
+        inputs = (args, kwargs or {})
+        if any(map(_on_paper, tree_leaves(inputs))):
             # what a tower computes of an image's size has content, up to where it meets what has none
-            given = tree_map_only(Tensor, lambda tensor: tensor.to(META), given)
-        out = op(*given[0], **given[1])
+            inputs = tree_map_only(Tensor, lambda tensor: tensor.to(META), inputs)
+        out = op(*inputs[0], **inputs[1])
         for tensor in filter(_on_paper, tree_leaves(out)):
             self._see(tensor.untyped_storage())
         return out
 
     def _see(self, storage: Any) -> None:
-        if storage in self._known:
+        if storage in self._storages:
             return
-        self._known.add(storage)
+        self._storages.add(storage)
         size = storage.nbytes()
         self.now += size
         self.most = max(self.most, self.now)

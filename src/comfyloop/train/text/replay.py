@@ -53,23 +53,23 @@ def hold_to_base(
     General questions come again turn after turn: what was found likely is kept on the disk, beside features of images.
     Call it before the first step: where the weights themselves are trained, they still are the base model's.
     """
-    made = list(examples)
+    targeted = list(examples)
     places = [place for place, example in enumerate(examples) if example.part == "replay"]
     if not places:
-        return made
+        return targeted
     log.phase("asking the base model")
     cache = _cache(model, features, spec) if spec.feature_cache_dir else None
-    asked = []
+    places_to_ask = []
     for place in places:
-        if (kept := _kept(cache, examples[place])) is not None:
-            made[place] = replace(examples[place], targets=kept)
+        if (cached_targets := _cached(cache, examples[place])) is not None:
+            targeted[place] = replace(examples[place], targets=cached_targets)
         else:
-            asked.append(place)
+            places_to_ask.append(place)
     model.eval()
     with model.peft.disable_adapter() if model.peft is not None else contextlib.nullcontext():
-        for group in in_groups([examples[place] for place in asked], EVALUATION_TOKENS):
+        for group in in_groups([examples[place] for place in places_to_ask], EVALUATION_TOKENS):
             control.check()
-            some = [asked[index] for index in group]
+            some = [places_to_ask[index] for index in group]
             states, _ = answer_states(model, features, [examples[place] for place in some])
             likely = likely_tokens(states, model.head, LIKELIEST)
             start = 0
@@ -78,11 +78,11 @@ def hold_to_base(
                 ids, shares = likely.rows(rows)
                 assert shares is not None
                 targets = Targets(ids.cpu(), shares.cpu())
-                made[place] = replace(examples[place], targets=targets)
+                targeted[place] = replace(examples[place], targets=targets)
                 if cache is not None:
                     cache.put(_key(examples[place]), {"ids": targets.ids.int(), "shares": shares})
-    log.say(f"general questions: {len(asked)} asked, {len(places) - len(asked)} remembered")
-    return made
+    log.say(f"general questions: {len(places_to_ask)} asked, {len(places) - len(places_to_ask)} remembered")
+    return targeted
 
 
 def _cache(model: Loaded, features: ImageFeatures, spec: TrainSpec) -> FeatureCache:
@@ -106,11 +106,11 @@ def _key(example: Example) -> bytes:
     return digest.digest()
 
 
-def _kept(cache: FeatureCache | None, example: Example) -> Targets | None:
-    found = cache.get(_key(example)) if cache is not None else None
-    if found is None or len(found["ids"]) != example.answer.numel():
+def _cached(cache: FeatureCache | None, example: Example) -> Targets | None:
+    tensors = cache.get(_key(example)) if cache is not None else None
+    if tensors is None or len(tensors["ids"]) != example.answer.numel():
         return None
-    return Targets(found["ids"].long(), found["shares"])
+    return Targets(tensors["ids"].long(), tensors["shares"])
 
 
 def entropy(example: Example) -> float:

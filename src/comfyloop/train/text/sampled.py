@@ -47,14 +47,14 @@ class Sampled:
         plan: Plan,
         examples: Sequence[Example | None],
         room: Sequence[int],
-        told: DistillationSpec,
+        options: DistillationSpec,
         fingerprint: str,
     ) -> None:
         self._file = directory.sampled
         self._model, self._encoder, self._plan = model, encoder, plan
-        self._examples, self._room, self._told = examples, room, told
+        self._examples, self._room, self._options = examples, room, options
         self._fingerprint = fingerprint
-        self._known: dict[tuple[int, int], Tensor] = {}
+        self._answers: dict[tuple[int, int], Tensor] = {}
         self._read()
 
     def of(self, step: int, check: Check) -> dict[int, Tensor]:
@@ -65,11 +65,11 @@ class Sampled:
             check: Called at every token; what it raises ends the sampling.
         """
         mine = self._own(step)
-        if any((step, index) not in self._known for index in mine):
+        if any((step, index) not in self._answers for index in mine):
             self._sample(step, check)
-        taught = {index: self._example((step, index)) for index in self._taught(step)}
-        wanted = {index: example.input_ids[example.answer] for index, example in taught.items()}
-        return wanted | {index: self._known[step, index] for index in mine}
+        examples = {index: self._example((step, index)) for index in self._taught(step)}
+        targets = {index: example.input_ids[example.answer] for index, example in examples.items()}
+        return targets | {index: self._answers[step, index] for index in mine}
 
     def _taught(self, step: int) -> list[int]:
         batches = self._plan.micro_batches(step)
@@ -78,14 +78,14 @@ class Sampled:
     def _own(self, step: int) -> list[int]:
         """Those that the student answers itself: which is chance, the same each time."""
         chance = random.Random(self._plan.seed * 1_000_003 + step)
-        return [index for index in self._taught(step) if chance.random() < self._told.lmbda]
+        return [index for index in self._taught(step) if chance.random() < self._options.lmbda]
 
     def _sample(self, step: int, check: Check) -> None:
         """All answers from `step` to the end of its block."""
-        steps = self._told.steps_per_generation
+        steps = self._options.steps_per_generation
         end = min((step // steps + 1) * steps, self._plan.total_steps)
-        wanted = [(number, index) for number in range(step, end) for index in self._own(number)]
-        together = self._side_by_side(wanted)
+        places = [(number, index) for number in range(step, end) for index in self._own(number)]
+        together = self._side_by_side(places)
         self._model.eval()
         why = self._model.alone
         self._model.go_alone("it writes answers")
@@ -98,16 +98,16 @@ class Sampled:
                     [self._example(place) for place in group],
                     self._encoder,
                     most=most,
-                    temperature=self._told.temperature,
+                    temperature=self._options.temperature,
                     seed=seed,
                     check=check,
                 )
                 for place, tokens in zip(group, answers, strict=True):
-                    self._known[place] = tokens[: self._most(place[1])]
+                    self._answers[place] = tokens[: self._most(place[1])]
         finally:
             self._model.go_alone(why)
             self._model.train()
-        self._write(wanted)
+        self._write(places)
 
     def _side_by_side(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """Groups that are written together; one with images by itself: each processor joins those its own way."""
@@ -117,8 +117,8 @@ class Sampled:
 
     def _most(self, index: int) -> int:
         """Tokens that the answer to a sample may have."""
-        wanted = self._example((0, index)).answer.numel()
-        return min(self._told.max_completion_length, max(LEAST, int(LONGER * wanted)), self._room[index])
+        length = self._example((0, index)).answer.numel()
+        return min(self._options.max_completion_length, max(LEAST, int(LONGER * length)), self._room[index])
 
     def _example(self, place: tuple[int, int]) -> Example:
         example = self._examples[place[1]]
@@ -132,14 +132,14 @@ class Sampled:
             with contextlib.suppress(ValueError):
                 block = json.loads(line)
                 if block["fingerprint"] == self._fingerprint:
-                    for told in block["answers"]:
-                        place = told["step"], told["sample"]
-                        self._known[place] = torch.tensor(told["tokens"], dtype=torch.int64)
+                    for answer in block["answers"]:
+                        place = answer["step"], answer["sample"]
+                        self._answers[place] = torch.tensor(answer["tokens"], dtype=torch.int64)
 
     def _write(self, places: Sequence[tuple[int, int]]) -> None:
         answers: list[dict[str, Any]] = []
         for step, index in places:
-            tokens = self._known[step, index]
+            tokens = self._answers[step, index]
             text = self._encoder.tokenizer.decode(tokens, skip_special_tokens=True)
             id = self._example((step, index)).id
             answers.append({"step": step, "sample": index, "id": id, "text": text, "tokens": tokens.tolist()})
@@ -187,11 +187,11 @@ def sample(
     pad = encoder.tokenizer.pad_token_id
     pad = pad if pad is not None else stop[0] if stop else 0
     ids = torch.full((len(prompts), longest), pad, dtype=torch.int64)
-    seen = torch.zeros_like(ids)
+    attention_mask = torch.zeros_like(ids)
     for row, prompt in enumerate(prompts):
         ids[row, longest - len(prompt) :] = prompt
-        seen[row, longest - len(prompt) :] = 1
-    fields = {"input_ids": ids, "attention_mask": seen}
+        attention_mask[row, longest - len(prompt) :] = 1
+    fields = {"input_ids": ids, "attention_mask": attention_mask}
     if examples[0].pixels is not None:
         fields |= {name: kinds[None, :longest] for name, kinds in examples[0].token_kinds.items()}
         fields |= {
@@ -211,12 +211,12 @@ def sample(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = model.whole.generate(
+        sequences = model.whole.generate(
             **{name: value.to(model.device) for name, value in fields.items()},
             generation_config=plain,
             stopping_criteria=StoppingCriteriaList([_Checking(check)]),
         )
-    return [_until(answer, encoder.stop_ids) for answer in made[:, longest:].cpu()]
+    return [_until(answer, encoder.stop_ids) for answer in sequences[:, longest:].cpu()]
 
 
 def _until(tokens: Tensor, stop_ids: frozenset[int]) -> Tensor:

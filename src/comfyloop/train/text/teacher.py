@@ -65,13 +65,13 @@ class Teacher:
             states, _ = answer_states(self._model, features, shown)
             likely = likely_tokens(states, self._model.head, most)
         self._model.train()
-        made, start = [], 0
+        taught, start = [], 0
         for student in students:
             rows = slice(start, start := start + student.answer.numel())
             ids, shares = likely.rows(rows)
             assert shares is not None
-            made.append(replace(student, targets=Targets(ids.cpu(), shares.cpu())))
-        return made
+            taught.append(replace(student, targets=Targets(ids.cpu(), shares.cpu())))
+        return taught
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
@@ -97,12 +97,15 @@ def helped(
 
     A model that does not find an answer likelier after it was shown it has nothing to teach. None: there are none.
     """
-    asked = [item for item in items if item.teacher is not None][:MOST_ASKED]
-    if not asked:
+    with_teacher = [item for item in items if item.teacher is not None][:MOST_ASKED]
+    if not with_teacher:
         return None
     model.eval()
     means = []
-    for examples in ([item.example for item in asked], [item.teacher for item in asked if item.teacher]):
+    for examples in (
+        [item.example for item in with_teacher],
+        [item.teacher for item in with_teacher if item.teacher],
+    ):
         total = 0.0
         for indices in in_groups(examples, EVALUATION_TOKENS):
             control.check()

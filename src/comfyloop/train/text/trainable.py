@@ -84,7 +84,7 @@ def make_trainable(base: Any, spec: TrainSpec, init_from: Path | None) -> PeftMo
 
 
 def lora_targets(
-    base: Any, asked: str | tuple[str, ...], wanted: tuple[Part, ...] = ("llm",)
+    base: Any, choice: str | tuple[str, ...], wanted: tuple[Part, ...] = ("llm",)
 ) -> str | list[str]:
     """What PEFT's `target_modules` must be, so that only the parts that are wanted are touched.
 
@@ -99,31 +99,31 @@ def lora_targets(
         if (isinstance(module, nn.Linear) or type(module).__name__ == "Conv1D") and module is not head
     }
     inside = {name for name, part in linear.items() if part in wanted}
-    if asked == "attention":  # a projector has no attention: all of it
+    if choice == "attention":  # a projector has no attention: all of it
         chosen = {name for name in inside if linear[name] == "aligner" or _is_attention(name)}
-    elif asked == "all-linear":
+    elif choice == "all-linear":
         chosen = inside
-    elif isinstance(asked, str):
+    elif isinstance(choice, str):
         head_name = next((name for name, module in base.named_modules() if module is head), "")
-        if re.fullmatch(asked, head_name):
+        if re.fullmatch(choice, head_name):
             raise ModelError(
-                f"target_modules = {asked!r} names the output layer {head_name}, which is applied to answers alone "
+                f"target_modules = {choice!r} names the output layer {head_name}, which is applied to answers alone "
                 "and cannot carry a LoRA here.",
                 "Write a pattern that leaves it out.",
             )
-        chosen = {name for name in linear if re.fullmatch(asked, name)}
+        chosen = {name for name in linear if re.fullmatch(choice, name)}
         if chosen:
-            return asked
+            return choice
     else:
-        chosen = {name for name in inside if name.rpartition(".")[2] in asked or name in asked}
+        chosen = {name for name in inside if name.rpartition(".")[2] in choice or name in choice}
     if missing := [part for part in wanted if part not in {linear[name] for name in chosen}]:
         raise ModelError(
-            f"target_modules = {asked!r} names no linear layer of the {missing[0]} of {type(base).__name__}.",
+            f"target_modules = {choice!r} names no linear layer of the {missing[0]} of {type(base).__name__}.",
             f"It has: {_leaves(n for n in inside if linear[n] == missing[0]) or 'none'}.",
         )
-    if not isinstance(asked, str):
+    if not isinstance(choice, str):
         ends = {name.rpartition(".")[2] for name in inside}
-        if lost := [name for name in asked if name not in inside and name not in ends]:
+        if lost := [name for name in choice if name not in inside and name not in ends]:
             raise ModelError(
                 f"target_modules names {lost[0]!r}, which is no linear layer of what is trained of "
                 f"{type(base).__name__}.",
@@ -201,15 +201,15 @@ def adapter_config(path: Path) -> dict[str, Any]:
             "Name the adapter of the parent version, or train afresh.",
         )
     try:
-        told: dict[str, Any] = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+        config: dict[str, Any] = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidInput(
             f"{path / 'adapter_config.json'} cannot be read: {error}.", "Train afresh."
         ) from None
-    return told
+    return config
 
 
-def _go_on_from(base: Any, path: Path, asked: AdapterSpec) -> PeftModel:
+def _go_on_from(base: Any, path: Path, adapter_spec: AdapterSpec) -> PeftModel:
     refuse_changed_base(f"The adapter {path}", adapter_config(path))
     try:
         peft = PeftModel.from_pretrained(base, str(path), is_trainable=True)
@@ -220,7 +220,7 @@ def _go_on_from(base: Any, path: Path, asked: AdapterSpec) -> PeftModel:
         ) from None
     config = peft.peft_config["default"]
     for name in ("r", "lora_alpha", "use_rslora", "use_dora"):
-        have, want = getattr(config, name), getattr(asked, name)
+        have, want = getattr(config, name), getattr(adapter_spec, name)
         if have != want:
             raise InvalidInput(
                 f"The parent adapter was trained with {name} = {have} and this run asks for {want}.",

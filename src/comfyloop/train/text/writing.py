@@ -49,6 +49,6 @@ class Writer:
         if "pixel_values" in fields:
             fields["pixel_values"] = fields["pixel_values"].to(self._model.dtype)
         length = fields["input_ids"].shape[1]
-        made = self._model.generate(**fields, max_new_tokens=most, do_sample=False)
-        text: str = self._encoder.tokenizer.decode(made[0, length:], skip_special_tokens=True)
+        output = self._model.generate(**fields, max_new_tokens=most, do_sample=False)
+        text: str = self._encoder.tokenizer.decode(output[0, length:], skip_special_tokens=True)
         return " ".join(text.split())
