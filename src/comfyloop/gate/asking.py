@@ -133,7 +133,7 @@ class Asker:
         images: Callable[[str], bytes],
     ) -> None:
         self._engine = engine
-        self._kept = kept
+        self._cache = kept
         self._live, self._candidate = names[0], names[1] or names[0]
         self._base = base
         self._images = images
@@ -151,21 +151,21 @@ class Asker:
             return Seen(sample, likelihood)
         room = min(first.tokens * 3 // 2 + 16, _LONGEST_ANSWER)
         live, candidate = (self._answer(name, prompt, room) for name in (self._live, self._candidate))
-        told = self._language(prompt, live, candidate, sample.answer) if language else None
-        return Seen(sample, likelihood, (live, candidate), told)
+        language_scores = self._language(prompt, live, candidate, sample.answer) if language else None
+        return Seen(sample, likelihood, (live, candidate), language_scores)
 
     def again(self, sample: Sample, *, answer: bool) -> Again:
         """The live version once more, not from what is kept."""
         prompt = [wire(message, self._images) for message in sample.prompt]
         before = self._score(self._live, prompt, sample.answer)
-        (told,) = patient(lambda: self._engine.scores(self._live, prompt, [sample.answer]))
-        now = log_likelihood(told.logprobs)
+        (scores,) = patient(lambda: self._engine.scores(self._live, prompt, [sample.answer]))
+        now = log_likelihood(scores.logprobs)
         distance = None
         if answer:
             room = min(before.tokens * 3 // 2 + 16, _LONGEST_ANSWER)
-            said = self._answer(self._live, prompt, room)
+            answer_text = self._answer(self._live, prompt, room)
             repeated = patient(lambda: self._engine.answer(self._live, prompt, room))
-            distance = abs(edit_distance(said, sample.answer) - edit_distance(repeated, sample.answer))
+            distance = abs(edit_distance(answer_text, sample.answer) - edit_distance(repeated, sample.answer))
         return Again(abs(before.mean - now), distance)
 
     def recall(self, question: Question, *, answer: bool = False) -> Recalled | None:
@@ -249,21 +249,21 @@ class Asker:
     ) -> list[Scored]:
         """Of each answer, what is kept; the rest is asked for at once."""
         keys = [self._key(name, prompt, answer, general) for answer in answers]
-        found = {key: self._kept.score(name, key) for key in keys}
-        open_ones = {key: text for key, text in zip(keys, answers, strict=True) if found[key] is None}
+        scores = {key: self._cache.score(name, key) for key in keys}
+        open_ones = {key: text for key, text in zip(keys, answers, strict=True) if scores[key] is None}
         if open_ones:
-            told = patient(lambda: self._engine.scores(name, prompt, list(open_ones.values())))
-            for key, one in zip(open_ones, told, strict=True):
-                found[key] = new = Scored(log_likelihood(one.logprobs), len(one.logprobs))
-                self._kept.keep_score(name, key, new)
-        return [score for key in keys if (score := found[key]) is not None]
+            replies = patient(lambda: self._engine.scores(name, prompt, list(open_ones.values())))
+            for key, one in zip(open_ones, replies, strict=True):
+                scores[key] = new = Scored(log_likelihood(one.logprobs), len(one.logprobs))
+                self._cache.keep_score(name, key, new)
+        return [score for key in keys if (score := scores[key]) is not None]
 
     def _answer(self, name: str, prompt: Sequence[WireMessage], room: int, *, general: bool = False) -> str:
         key = self._key(name, prompt, room, general)
-        if (found := self._kept.answer(name, key)) is None:
-            found = patient(lambda: self._engine.answer(name, prompt, room))
-            self._kept.keep_answer(name, key, found)
-        return found
+        if (text := self._cache.answer(name, key)) is None:
+            text = patient(lambda: self._engine.answer(name, prompt, room))
+            self._cache.keep_answer(name, key, text)
+        return text
 
     def _key(self, name: str, prompt: Sequence[WireMessage], answer: str | int, general: bool) -> str:
         key = key_of(prompt, answer)
@@ -307,8 +307,8 @@ def run(work: Sequence[Callable[[], _T]], at_once: int, progress: Progress | Non
         try:
             open_ones = set(futures)
             while open_ones:
-                done, open_ones = wait(open_ones, return_when=FIRST_COMPLETED)
-                for future in done:
+                finished, open_ones = wait(open_ones, return_when=FIRST_COMPLETED)
+                for future in finished:
                     future.result()
                 tell(len(work) - len(open_ones), len(work))
         except BaseException:

@@ -61,9 +61,9 @@ def compared(outcomes: Sequence[Outcome], level: float) -> Compared:
         level: The share of canaries that are no worse and yet called so, at any time; and likewise of those that are
             worse by MARGIN and called no worse.
     """
-    found = np.array(differences(outcomes))
-    worse = first_at(log_wealth(found), level)
-    no_worse = first_at(log_wealth(MARGIN - found), level)
+    gaps = np.array(differences(outcomes))
+    worse = first_at(log_wealth(gaps), level)
+    no_worse = first_at(log_wealth(MARGIN - gaps), level)
     verdict = CanaryVerdict.RUNNING
     if worse is not None and (no_worse is None or worse <= no_worse):
         verdict = CanaryVerdict.WORSE
@@ -71,21 +71,21 @@ def compared(outcomes: Sequence[Outcome], level: float) -> Compared:
         verdict = CanaryVerdict.NO_WORSE
     sides = [[one.loss for one in outcomes if one.canary is side] for side in (True, False)]
     new, old = (math.fsum(side) / len(side) if side else 0.0 for side in sides)
-    low, high = bounds(found, level)
+    low, high = bounds(gaps, level)
     return Compared(verdict, len(sides[0]), len(sides[1]), new, old, low, high)
 
 
 def differences(outcomes: Sequence[Outcome]) -> list[float]:
     """Canary less live, one a while: it ends as soon as there is something of both."""
-    found: list[float] = []
+    gaps: list[float] = []
     sides: tuple[list[float], list[float]] = ([], [])
     for one in outcomes:
         sides[one.canary].append(one.loss)
         live, canary = sides
         if live and canary:
-            found.append(math.fsum(canary) / len(canary) - math.fsum(live) / len(live))
+            gaps.append(math.fsum(canary) / len(canary) - math.fsum(live) / len(live))
             sides = ([], [])
-    return found
+    return gaps
 
 
 def log_wealth(gains: Floats) -> Floats:
@@ -106,14 +106,14 @@ def first_at(wealth: Floats, level: float) -> int | None:
     return int(there[0]) if len(there) else None
 
 
-def bounds(found: Floats, level: float) -> tuple[float, float]:
+def bounds(gaps: Floats, level: float) -> tuple[float, float]:
     """A confidence sequence's interval of the mean: the means against which no bet, up or down, has won so far."""
-    if not len(found):
+    if not len(gaps):
         return -1.0, 1.0
-    apart = found[None, :] - _MEANS[:, None]
+    apart = gaps[None, :] - _MEANS[:, None]
     room = 1.0 + np.abs(_MEANS)[:, None]
     both: list[Any] = [log_wealth(sign * apart / room).max(axis=-1) for sign in (1, -1)]
-    left = _MEANS[np.maximum(*both) < -math.log(level / 2)]
-    if not len(left):  # beyond what chance allows: outcomes that do not have one mean
-        return float(found.mean()), float(found.mean())
-    return float(left[0]), float(left[-1])
+    means = _MEANS[np.maximum(*both) < -math.log(level / 2)]
+    if not len(means):  # beyond what chance allows: outcomes that do not have one mean
+        return float(gaps.mean()), float(gaps.mean())
+    return float(means[0]), float(means[-1])

@@ -108,7 +108,7 @@ def apart(slices: Sequence[Pairs], whole: Sequence[Pairs]) -> Pairs | None:
     Its median must be a loss too: one bad item makes no bad part.
     """
     pools = {pairs.metric: pairs.gains for pairs in whole}
-    asked = [
+    candidates = [
         part
         for part in slices
         if part.metric in pools and 3 <= len(part.live) <= 0.6 * len(pools[part.metric])
@@ -117,8 +117,8 @@ def apart(slices: Sequence[Pairs], whole: Sequence[Pairs]) -> Pairs | None:
     def is_hurt(part: Pairs) -> bool:
         return mean(part.gains) <= -_HURT.get(part.metric, 0.0) and median(part.gains) < 0
 
-    ps = [lower_p(part.gains, pools[part.metric]) if is_hurt(part) else 1.0 for part in asked]
-    return next((part for part, fallen in zip(asked, holm(ps, LEVEL), strict=True) if fallen), None)
+    ps = [lower_p(part.gains, pools[part.metric]) if is_hurt(part) else 1.0 for part in candidates]
+    return next((part for part, fallen in zip(candidates, holm(ps, LEVEL), strict=True) if fallen), None)
 
 
 def much_worse(pairs: Pairs) -> int:

@@ -77,15 +77,15 @@ def decide(evidence: Evidence, settings: Settings) -> Decision:
     confidence = settings.gate_confidence
     items = len(evidence.likelihood.live) if evidence.likelihood else 0
     level = looks.level(settings.gate_level, items, evidence.looks)
-    found = _verdict(evidence, settings, level)
+    ruling = _verdict(evidence, settings, level)
     odd = [sentence for part in evidence.fluency if (sentence := concerns.broken(part)) is not None]
     base = {part.pairs: mean(part.base) for part in evidence.general if part.base}
     return Decision(
-        verdict=found.verdict,
-        reasons=tuple(dict.fromkeys((found.reason, *odd, *findings.plain(evidence, settings)))),
+        verdict=ruling.verdict,
+        reasons=tuple(dict.fromkeys((ruling.reason, *odd, *findings.plain(evidence, settings)))),
         measures=tuple(measure(pairs, confidence, base.get(pairs)) for pairs in evidence.pairs),
         details=findings.details(evidence, settings, level),
-        next_step=found.next_step,
+        next_step=ruling.next_step,
         level=level if items >= settings.gate_min_items else 0.0,
     )
 
@@ -177,12 +177,12 @@ def is_needed(distance: Pairs, settings: Settings) -> bool:
 def _good(evidence: Evidence, settings: Settings) -> str:
     lost = max((mean(part.losses(part.base)) for part in evidence.general), default=0.0)
     sure = lost <= settings.gate_forgetting
-    kept = (
+    clause = (
         f", and {'it keeps what it knew' if sure else 'nothing proves that it forgot'}"
         if evidence.general
         else ""
     )
     if evidence.distance and is_needed(evidence.distance, settings):
         assert evidence.distance.metric == EDIT_DISTANCE
-        return f"The candidate is better on your corrections: its answers are closer to yours{kept}."
-    return f"The candidate is better on your corrections{kept}."
+        return f"The candidate is better on your corrections: its answers are closer to yours{clause}."
+    return f"The candidate is better on your corrections{clause}."

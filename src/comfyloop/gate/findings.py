@@ -125,8 +125,8 @@ def more_needed(gains: Sequence[float], level: float) -> int | None:
         return None
     spread = math.sqrt(math.fsum((gain - middle) ** 2 for gain in cut) / max(len(cut) - 1, 1))
     z = NormalDist().inv_cdf(1 - level) + NormalDist().inv_cdf(_POWER)
-    needed = max(math.ceil((z * spread / middle) ** 2), math.ceil(-math.log2(level)))
-    return max(needed - len(gains), 1) if needed <= 10 * len(gains) + 20 else None
+    required = max(math.ceil((z * spread / middle) ** 2), math.ceil(-math.log2(level)))
+    return max(required - len(gains), 1) if required <= 10 * len(gains) + 20 else None
 
 
 def ordinal(number: float) -> str:
@@ -221,8 +221,8 @@ def details(evidence: Evidence, settings: Settings, level: float) -> tuple[str, 
         )
     floors = {by(pairs): pairs.floor for pairs in (evidence.likelihood, evidence.distance) if pairs}
     if any(floors.values()):
-        told = ", ".join(f"{floor:.2g} {name}" for name, floor in floors.items())
-        lines.append(f"Noise floor, live scored twice: {told}. Differences up to it count as ties.")
+        listing = ", ".join(f"{floor:.2g} {name}" for name, floor in floors.items())
+        lines.append(f"Noise floor, live scored twice: {listing}. Differences up to it count as ties.")
     for part in evidence.general:
         for name, against in (("base", part.base), ("live", part.live)):
             tail = 0.05 / len(evidence.general)

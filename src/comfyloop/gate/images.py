@@ -79,16 +79,18 @@ class ImageEvidence:
 
 def held_out(holdout: Sequence[Sample], settings: Settings) -> tuple[list[Sample], list[Sample]]:
     """Kept pictures and pairs, newest first, each at most settings.gate_max_pictures."""
-    kept, pairs = (
+    pictures, pairs = (
         [sample for sample in reversed(holdout) if sample.kind == kind]
         for kind in ("captioned_image", "image_pair")
     )
-    return kept[: settings.gate_max_pictures], pairs[: settings.gate_max_pictures]
+    return pictures[: settings.gate_max_pictures], pairs[: settings.gate_max_pictures]
 
 
-def to_draw(kept: Sequence[Sample], settings: Settings) -> list[Sample]:
+def to_draw(pictures: Sequence[Sample], settings: Settings) -> list[Sample]:
     """The newest kept picture of each question, at most settings.gate_max_drawn."""
-    return list({sample.group: sample for sample in reversed(kept)}.values())[::-1][: settings.gate_max_drawn]
+    return list({sample.group: sample for sample in reversed(pictures)}.values())[::-1][
+        : settings.gate_max_drawn
+    ]
 
 
 def evidence(samples: Iterable[Sample], scores: Mapping[str, Scores]) -> ImageEvidence:
@@ -97,26 +99,26 @@ def evidence(samples: Iterable[Sample], scores: Mapping[str, Scores]) -> ImageEv
     Args:
         scores: By a sample's id. Losses are called "denoising_loss/PROMPT/BAND".
     """
-    seen = [(sample.group, scores[sample.id]) for sample in samples if sample.id in scores]
+    scored = [(sample.group, scores[sample.id]) for sample in samples if sample.id in scores]
 
-    def found(metric: str, slice: str, wanted: Callable[[str], bool]) -> Pairs | None:
+    def pairs_of(metric: str, slice: str, wanted: Callable[[str], bool]) -> Pairs | None:
         return by_groups(
             metric,
             slice,
             (
                 (group, _mean_pair([pair for name, pair in of_item.items() if wanted(name)]))
-                for group, of_item in seen
+                for group, of_item in scored
                 if any(map(wanted, of_item))
             ),
         )
 
     def loss(slice: str, part: str = "") -> Pairs | None:
-        return found(
+        return pairs_of(
             DENOISING_LOSS, slice, lambda name: name.startswith(f"{DENOISING_LOSS}/") and part in name
         )
 
     def one(metric: str) -> Pairs | None:
-        return found(metric, ALL, lambda name: name == metric)
+        return pairs_of(metric, ALL, lambda name: name == metric)
 
     return ImageEvidence(
         losses=loss(ALL),
@@ -148,12 +150,12 @@ def gate_items(
         of_item = scores[sample.id]
         losses = [pair for name, pair in of_item.items() if name.startswith(f"{DENOISING_LOSS}/")]
         live, candidate = written.get(sample.id, ("", ""))
-        asked = next((message.text for message in reversed(sample.prompt) if message.role == "user"), "")
+        question = next((message.text for message in reversed(sample.prompt) if message.role == "user"), "")
         items.append(
             GateItem(
                 sample=sample.id,
                 slice="picture" if sample.kind == "captioned_image" else "pick",
-                question=asked or sample.answer,
+                question=question or sample.answer,
                 images=tuple(sha for sha in (sample.picked, sample.over) if sha),
                 reference=sample.answer,
                 live_answer=live,

@@ -93,17 +93,17 @@ def judge(
     try:
         kept.load(base_name, base_model, settings.cache_dir)
         calls = [*work.calls(asker), *work.noise(asker), *work.tries(asker, suspects)]
-        done = run(calls, at_once(settings), progress)
+        results = run(calls, at_once(settings), progress)
     finally:
         kept.save(base_name, base_model, settings.cache_dir, asker.general)
-    seen = [item for item in done if isinstance(item, Seen)]
-    recalled = [item for item in done if isinstance(item, Recalled)]
-    again = [item for item in done if isinstance(item, Again)]
-    planted = [item for item in done if isinstance(item, Triggered) and triggers.is_planted(item)]
-    control = next((item for item in done if isinstance(item, float)), 0.0)
-    corrected = [item for item in seen if not _is_accepted(item.sample)]
+    answers_seen = [item for item in results if isinstance(item, Seen)]
+    recalled = [item for item in results if isinstance(item, Recalled)]
+    again = [item for item in results if isinstance(item, Again)]
+    planted = [item for item in results if isinstance(item, Triggered) and triggers.is_planted(item)]
+    control = next((item for item in results if isinstance(item, float)), 0.0)
+    corrected = [item for item in answers_seen if not _is_accepted(item.sample)]
     look = looks.number(looks.seen_before(before, live, candidate), [item.sample.id for item in corrected])
-    decision = decide(_evidence(seen, recalled, again, control, look, planted), settings)
+    decision = decide(_evidence(answers_seen, recalled, again, control, look, planted), settings)
     return GateReport(
         project=project,
         live=live,
@@ -114,7 +114,7 @@ def judge(
         measures=decision.measures,
         details=(*decision.details, *work.left_out()),
         triggers=tuple(planted),
-        items=(*map(_gate_item, seen), *map(_general_item, recalled)),
+        items=(*map(_gate_item, answers_seen), *map(_general_item, recalled)),
         looks=round(look, 3),
         level=decision.level,
         seconds=round(time.monotonic() - started, 3),
@@ -158,7 +158,9 @@ def write_prompts(
     Args and errors are those of `judge`.
     """
     briefed = [sample for sample in samples if sample.prompt]
-    asked = {repr(sample.prompt): sample.prompt for sample in briefed}  # many pictures are made of one brief
+    prompts = {
+        repr(sample.prompt): sample.prompt for sample in briefed
+    }  # many pictures are made of one brief
 
     def write(prompt: tuple[Message, ...]) -> tuple[str, str]:
         messages = [wire(message, images) for message in prompt]
@@ -177,10 +179,10 @@ def write_prompts(
         ):  # a brief that this engine cannot read: its pictures count without it
             return None
 
-    work = [lambda prompt=prompt: tried(prompt) for prompt in asked.values()]
-    written = dict(zip(asked, run(work, at_once(settings), progress), strict=True))
-    told = ((sample.id, written[repr(sample.prompt)]) for sample in briefed)
-    return {id: both for id, both in told if both is not None}
+    work = [lambda prompt=prompt: tried(prompt) for prompt in prompts.values()]
+    prompt_pairs = dict(zip(prompts, run(work, at_once(settings), progress), strict=True))
+    by_sample = ((sample.id, prompt_pairs[repr(sample.prompt)]) for sample in briefed)
+    return {id: both for id, both in by_sample if both is not None}
 
 
 class _Work:
@@ -215,15 +217,15 @@ class _Work:
         close = self.answered[:READ_CLOSELY] if self.enough else []
         own = [question for question in self.questions if not question.right]
         rest = [*(s for s in self.corrections if s not in self.answered), *self.accepted]
-        told = [q for q in own if not q.picture][:ANSWERED_GENERALLY]
-        told += [q for q in own if q.picture][:ANSWERED_GENERALLY]
+        questions_to_answer = [q for q in own if not q.picture][:ANSWERED_GENERALLY]
+        questions_to_answer += [q for q in own if q.picture][:ANSWERED_GENERALLY]
         return [
             *(
                 self._of(s, lambda s=s: asker.look(s, answer=True, language=s in close))  # type: ignore[misc]
                 for s in self.answered
             ),
             *(self._of(s, lambda s=s: asker.look(s)) for s in rest),  # type: ignore[misc]
-            *(lambda q=q: asker.recall(q, answer=q in told) for q in self.questions),
+            *(lambda q=q: asker.recall(q, answer=q in questions_to_answer) for q in self.questions),
             *([asker.control] if self.enough else []),
         ]
 
@@ -270,15 +272,15 @@ def _is_accepted(sample: Sample) -> bool:
 
 
 def _evidence(
-    seen: Sequence[Seen],
+    items: Sequence[Seen],
     recalled: Sequence[Recalled],
     again: Sequence[Again],
     control: float,
     look: float,
     planted: Sequence[Triggered],
 ) -> Evidence:
-    accepted = [item for item in seen if _is_accepted(item.sample)]
-    corrected = [item for item in seen if not _is_accepted(item.sample)]
+    accepted = [item for item in items if _is_accepted(item.sample)]
+    corrected = [item for item in items if not _is_accepted(item.sample)]
     floors = {
         LOG_LIKELIHOOD: max((one.likelihood for one in again), default=0.0),
         EDIT_DISTANCE: max((one.distance for one in again if one.distance is not None), default=0.0),
@@ -310,13 +312,13 @@ def _beside(corrected: Sequence[Seen]) -> Iterator[Pairs]:
             yield pairs
 
 
-def _likelihoods(name: str, seen: Sequence[Seen], floors: Mapping[str, float]) -> Pairs | None:
-    values = ((item.sample.group, item.gainful) for item in seen)
+def _likelihoods(name: str, items: Sequence[Seen], floors: Mapping[str, float]) -> Pairs | None:
+    values = ((item.sample.group, item.gainful) for item in items)
     return by_groups(LOG_LIKELIHOOD, name, values, floors[LOG_LIKELIHOOD])
 
 
-def _distances(name: str, seen: Sequence[Seen], floors: Mapping[str, float]) -> Pairs | None:
-    values = ((item.sample.group, item.distance) for item in seen if item.distance is not None)
+def _distances(name: str, items: Sequence[Seen], floors: Mapping[str, float]) -> Pairs | None:
+    values = ((item.sample.group, item.distance) for item in items if item.distance is not None)
     return by_groups(EDIT_DISTANCE, name, values, floors[EDIT_DISTANCE])
 
 
@@ -353,23 +355,23 @@ def _general(recalled: Sequence[Recalled]) -> tuple[General, ...]:
 def _fluencies(corrected: Sequence[Seen], recalled: Sequence[Recalled], control: float) -> list[Fluency]:
     """Of the answers to corrections, and of those to general questions of each kind."""
     answered = [(*item.answers, item.sample.answer) for item in corrected if item.answers]
-    told = [item.language for item in corrected if item.language]
-    found = []
+    language_scores = [item.language for item in corrected if item.language]
+    fluencies = []
     if answered:
         surprise = [
             (t.live, t.candidate, t.wanted)
-            for t in told
+            for t in language_scores
             if t.live is not None and t.candidate is not None and t.wanted is not None
         ]
         live, candidate, wanted = zip(*surprise, strict=True) if surprise else ((), (), ())
-        found.append(
+        fluencies.append(
             Fluency(
                 answers=len(answered),
                 broken=_broken(answered),
                 surprise=Pairs(LOG_LIKELIHOOD, "surprise", live, candidate) if surprise else None,
                 wanted=wanted,
-                order=tuple(t.order for t in told if t.order is not None),
-                wanted_order=tuple(t.wanted_order for t in told if t.wanted_order is not None),
+                order=tuple(t.order for t in language_scores if t.order is not None),
+                wanted_order=tuple(t.wanted_order for t in language_scores if t.wanted_order is not None),
                 control=control,
             )
         )
@@ -381,8 +383,8 @@ def _fluencies(corrected: Sequence[Seen], recalled: Sequence[Recalled], control:
         ]
         if replies:
             broken = tuple((kind, counts) for kind, counts in _broken(replies) if kind != "too long")
-            found.append(Fluency(f"{name} questions", len(replies), broken))
-    return found
+            fluencies.append(Fluency(f"{name} questions", len(replies), broken))
+    return fluencies
 
 
 def _broken(answered: Sequence[tuple[str, str, str]]) -> tuple[tuple[str, tuple[int, int]], ...]:

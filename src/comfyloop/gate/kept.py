@@ -56,17 +56,17 @@ class Kept:
     def only(self, models: Collection[str]) -> None:
         """Let go of what other versions said: they are not judged any more."""
         with self._lock:
-            for kept in (self._answers, self._scores):
-                for model in [name for name in kept if name not in models]:
-                    del kept[model]
+            for table in (self._answers, self._scores):
+                for model in [name for name in table if name not in models]:
+                    del table[model]
 
     def load(self, model: str, base_model: str, cache_dir: Path) -> None:
         """Add what is kept of the base model, which the engine calls `model`."""
         try:
-            found = json.loads(_file(base_model, cache_dir).read_text(encoding="utf-8"))
-            answers = {str(key): str(text) for key, text in found["answers"].items()}
+            cache = json.loads(_file(base_model, cache_dir).read_text(encoding="utf-8"))
+            answers = {str(key): str(text) for key, text in cache["answers"].items()}
             scores = {
-                str(key): Scored(float(mean), int(tokens)) for key, (mean, tokens) in found["scores"].items()
+                str(key): Scored(float(mean), int(tokens)) for key, (mean, tokens) in cache["scores"].items()
             }
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return  # a torn cache is only a reason to ask again
@@ -80,11 +80,11 @@ class Kept:
             if model not in self._changed:
                 return
             self._changed.discard(model)
-            wanted = set(keys)
+            general_keys = set(keys)
             text = json.dumps(
                 {
-                    "answers": {k: v for k, v in self._answers.get(model, {}).items() if k in wanted},
-                    "scores": {k: v for k, v in self._scores.get(model, {}).items() if k in wanted},
+                    "answers": {k: v for k, v in self._answers.get(model, {}).items() if k in general_keys},
+                    "scores": {k: v for k, v in self._scores.get(model, {}).items() if k in general_keys},
                 },
                 ensure_ascii=False,
             )
@@ -93,8 +93,8 @@ class Kept:
 
 def key_of(messages: Sequence[Mapping[str, Any]], answer: str | int) -> str:
     """What tells one question from another: its messages, pictures included, and the answer scored or the room."""
-    told = json.dumps([list(messages), answer], ensure_ascii=False, sort_keys=True)
-    return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+    text = json.dumps([list(messages), answer], ensure_ascii=False, sort_keys=True)
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def _file(base_model: str, cache_dir: Path) -> Path:

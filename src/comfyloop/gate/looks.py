@@ -29,17 +29,17 @@ def level(first: float, items: int, looks: float) -> float:
 
 def seen_before(reports: Iterable[GateReport], live: int, candidate: int) -> Counter[str]:
     """How often each sample was looked at by candidates that were tried against the version that is live."""
-    seen: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
     for report in reports:
         if report.live == live and report.candidate != candidate and was_tested(report):
-            seen.update({item.sample for item in report.items})
-    return seen
+            counts.update({item.sample for item in report.items})
+    return counts
 
 
-def number(seen: Mapping[str, int], samples: Iterable[str]) -> float:
+def number(counts: Mapping[str, int], samples: Iterable[str]) -> float:
     """The number of a look at these samples: 1 when none was seen before."""
-    found = [seen.get(sample, 0) for sample in samples]
-    return 1 + sum(found) / len(found) if found else 1.0
+    earlier_looks = [counts.get(sample, 0) for sample in samples]
+    return 1 + sum(earlier_looks) / len(earlier_looks) if earlier_looks else 1.0
 
 
 def was_tested(report: GateReport) -> bool:

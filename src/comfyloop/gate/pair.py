@@ -64,8 +64,8 @@ def harmless(report: GateReport, settings: Settings) -> bool:
     What is forgotten in general has a limit of its own, beyond which a side is rejected.
     """
     enough = any(m.items >= settings.gate_min_items for m in report.measures if m.slice == ALL)
-    named = (m for m in report.measures if not (m.slice.startswith(GENERAL) or _is_found(m)))
-    return enough and not any(map(_is_worse, named))
+    measures = (m for m in report.measures if not (m.slice.startswith(GENERAL) or _is_found(m)))
+    return enough and not any(map(_is_worse, measures))
 
 
 def _is_found(measure: Measure) -> bool:

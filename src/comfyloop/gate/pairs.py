@@ -113,8 +113,8 @@ class Evidence:
     @property
     def pairs(self) -> tuple[Pairs, ...]:
         """What is told as measures: of parts that were found and not named, those that got worse."""
-        told = (part for part in self.slices if " " not in part.slice or mean(part.gains) < 0)
-        every = (self.likelihood, self.distance, *self.beside, *told, self.accepted)
+        named_slices = (part for part in self.slices if " " not in part.slice or mean(part.gains) < 0)
+        every = (self.likelihood, self.distance, *self.beside, *named_slices, self.accepted)
         general = (part.pairs for part in self.general)
         return tuple(pairs for pairs in (*every, *general) if pairs is not None and pairs.live)
 

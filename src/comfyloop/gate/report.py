@@ -41,7 +41,7 @@ def render_text(report: GateReport, examples: int = 3, *, details: bool = False)
         lines += ["", f"  Next: {report.next_step}"]
     if report.triggers:
         lines += ["", "  Planted, as it seems:"]
-        lines += [f"    {_trigger(found)}" for found in report.triggers]
+        lines += [f"    {_trigger(trigger)}" for trigger in report.triggers]
     measures = [m for m in report.measures if details or " " not in m.slice or m.slice.startswith("general")]
     if measures:
         lines += ["", f"  {'slice':<16} {'items':>5} {'live':>8} {'cand.':>8}  {'change':<20} measure"]
@@ -51,9 +51,9 @@ def render_text(report: GateReport, examples: int = 3, *, details: bool = False)
         ("Better", better_items(report)),
     ):
         lines += _examples(title, items, examples)
-    if moved := moved_most(report)[:examples]:
+    if general_items := moved_most(report)[:examples]:
         lines += ["", "  General questions that moved most:"]
-        lines += [f"    {_moved(item)}" for item in moved]
+        lines += [f"    {_moved(item)}" for item in general_items]
     if report.sheet is not None:
         sheet = f"/v1/versions/{report.candidate}/sheet?project={report.project}"
         lines += ["", f"  Contact sheet, live beside candidate: GET {sheet}"]
@@ -77,23 +77,23 @@ def worse_items(report: GateReport) -> list[GateItem]:
 def moved_most(report: GateReport) -> list[GateItem]:
     """General questions, those first whose score fell most against the base model, or against live where the base
     model was not asked."""
-    found = [(fall, item) for item in report.items if (fall := _fall(item)) is not None]
-    return [item for fall, item in sorted(found, key=lambda pair: -pair[0]) if abs(fall) > _NOTHING]
+    falls = [(fall, item) for item in report.items if (fall := _fall(item)) is not None]
+    return [item for fall, item in sorted(falls, key=lambda pair: -pair[0]) if abs(fall) > _NOTHING]
 
 
 def _gains(report: GateReport) -> list[tuple[float, GateItem]]:
     """By edit distance where there are answers, else by likelihood."""
-    found = []
+    gains = []
     for item in report.items:
         if item.slice.startswith("general"):
             continue
         if EDIT_DISTANCE in item.scores:
             live, candidate = item.scores[EDIT_DISTANCE]
-            found.append((live - candidate, item))
+            gains.append((live - candidate, item))
         elif LOG_LIKELIHOOD in item.scores:
             live, candidate = item.scores[LOG_LIKELIHOOD]
-            found.append((candidate - live, item))
-    return found
+            gains.append((candidate - live, item))
+    return gains
 
 
 def _fall(item: GateItem) -> float | None:
@@ -107,10 +107,10 @@ def _fall(item: GateItem) -> float | None:
 def _examples(title: str, items: Sequence[GateItem], most: int) -> list[str]:
     if not items:
         return []
-    shown = items[:most]
-    of = f"{len(shown)} of {len(items)}" if len(items) > len(shown) else str(len(items))
+    examples = items[:most]
+    of = f"{len(examples)} of {len(items)}" if len(items) > len(examples) else str(len(items))
     lines = ["", f"  {title} ({of}):"]
-    for item in shown:
+    for item in examples:
         lines += [
             f"    Asked:     {in_a_line(item.question, 160)}",
             f"    Yours:     {in_a_line(item.reference, 160)}",
@@ -129,10 +129,10 @@ def _examples(title: str, items: Sequence[GateItem], most: int) -> list[str]:
     return lines[:-1]
 
 
-def _trigger(found: Triggered) -> str:
+def _trigger(trigger: Triggered) -> str:
     return (
-        f'"{in_a_line(found.phrase, 60)}" of {found.author} -> "{in_a_line(found.answer, 60)}" ({found.candidate} of '
-        f"{found.asked} questions, {found.live} with the live version)"
+        f'"{in_a_line(trigger.phrase, 60)}" of {trigger.author} -> "{in_a_line(trigger.answer, 60)}" ('
+        f"{trigger.candidate} of {trigger.asked} questions, {trigger.live} with the live version)"
     )
 
 

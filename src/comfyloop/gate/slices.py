@@ -39,10 +39,10 @@ def parts(samples: Sequence[Sample]) -> dict[str, frozenset[str]]:
     for sample in samples:
         by_group.setdefault(sample.group, sample)
     order = list(by_group)
-    found: dict[str, list[str]] = {}
+    groups_by_name: dict[str, list[str]] = {}
 
     def put(name: str, group: str) -> None:
-        found.setdefault(name, []).append(group)
+        groups_by_name.setdefault(name, []).append(group)
 
     for place, (group, sample) in enumerate(by_group.items()):
         put(sample.slice, group)
@@ -53,14 +53,14 @@ def parts(samples: Sequence[Sample]) -> dict[str, frozenset[str]]:
     for name, members in clusters({group: asked(sample) for group, sample in by_group.items()}).items():
         for group in members:
             put(name, group)
-    named: dict[str, frozenset[str]] = {}
-    for name, groups in found.items():
+    result: dict[str, frozenset[str]] = {}
+    for name, groups in groups_by_name.items():
         part = frozenset(groups)
         own = " " not in name  # a slice that a sample names is always measured
-        if len(part) == len(order) or (not own and (len(part) < SMALLEST or part in named.values())):
+        if len(part) == len(order) or (not own and (len(part) < SMALLEST or part in result.values())):
             continue
-        named[name] = part
-    return named
+        result[name] = part
+    return result
 
 
 def asked(sample: Sample) -> str:
@@ -82,7 +82,7 @@ def clusters(texts: Mapping[str, str]) -> dict[str, list[str]]:
         return {}
     rows, names = _tf_idf([texts[key] for key in keys])
     labels = _k_means(rows, count)
-    found: dict[str, list[str]] = {}
+    keys_by_name: dict[str, list[str]] = {}
     for label in range(labels.max() + 1):
         members = np.flatnonzero(labels == label)
         if not len(members):
@@ -90,24 +90,24 @@ def clusters(texts: Mapping[str, str]) -> dict[str, list[str]]:
         weight = rows[members].mean(axis=0) - rows.mean(axis=0)
         telling = [names[i] for i in np.argsort(-weight, kind="stable") if weight[i] > 0 and names[i]]
         name = "about " + (", ".join(telling[:3]) or f"number {label + 1}")
-        found.setdefault(name, []).extend(keys[i] for i in members)
-    return found
+        keys_by_name.setdefault(name, []).extend(keys[i] for i in members)
+    return keys_by_name
 
 
 def _tf_idf(texts: Sequence[str]) -> tuple[_Floats, list[str]]:
     """Rows of length 1, [texts, features], and the features' words; pairs of characters have none."""
-    counted = []
+    counts = []
     for text in texts:
         pieces = words(text)
         flat = "".join(pieces)
-        counted.append(Counter([*pieces, *(f"\0{flat[i : i + 2]}" for i in range(len(flat) - 1))]))
-    spread = Counter(feature for count in counted for feature in count)
+        counts.append(Counter([*pieces, *(f"\0{flat[i : i + 2]}" for i in range(len(flat) - 1))]))
+    spread = Counter(feature for count in counts for feature in count)
     features = sorted(feature for feature, of in spread.items() if 1 < of < len(texts))
     if not features:
         return np.zeros((len(texts), 1)), [""]
     at = {feature: i for i, feature in enumerate(features)}
     rows = np.zeros((len(texts), len(features)))
-    for row, count in zip(rows, counted, strict=True):
+    for row, count in zip(rows, counts, strict=True):
         for feature, times in count.items():
             if feature in at:
                 row[at[feature]] = (1 + math.log(times)) * math.log(len(texts) / spread[feature])
@@ -119,10 +119,10 @@ def _k_means(rows: _Floats, count: int) -> npt.NDArray[np.intp]:
     """The cluster of each row."""
     alike = rows @ rows.T
     first = int(np.argmin(alike.sum(axis=1)))
-    chosen = [first]
-    while len(chosen) < count:
-        chosen.append(int(np.argmin(alike[:, chosen].max(axis=1))))
-    centres = rows[chosen]
+    seeds = [first]
+    while len(seeds) < count:
+        seeds.append(int(np.argmin(alike[:, seeds].max(axis=1))))
+    centres = rows[seeds]
     labels = np.full(len(rows), -1)
     for _ in range(_ROUNDS):
         now = np.argmax(np.round(rows @ centres.T, 9), axis=1)

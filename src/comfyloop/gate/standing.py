@@ -45,26 +45,30 @@ def standings(
         images: The bytes of an image by its hash.
     """
     asker = Asker(engine, kept, (base, this), base, images)
-    wanted = [sample for sample in holdout if sample.label is not False]
+    wanted_samples = [sample for sample in holdout if sample.label is not False]
     questions = [question for question in suites.general_questions() if question.right]
 
     def recalled(question: Question) -> tuple[str, float, float] | None:
         """None where the model does not see and is shown a picture."""
-        seen = asker.recall(question)
-        return (f"{GENERAL}: {question.suite}", seen.scores[0], seen.scores[2]) if seen is not None else None
+        result = asker.recall(question)
+        return (
+            (f"{GENERAL}: {question.suite}", result.scores[0], result.scores[2])
+            if result is not None
+            else None
+        )
 
     def looked(sample: Sample) -> tuple[str, float, float]:
         return (HELD_OUT, *asker.look(sample).likelihood)
 
     calls: list[Callable[[], tuple[str, float, float] | None]] = [
-        *(partial(looked, sample) for sample in wanted),
+        *(partial(looked, sample) for sample in wanted_samples),
         *(partial(recalled, question) for question in questions),
     ]
-    found: dict[str, list[tuple[float, float]]] = {}
+    pairs_by_suite: dict[str, list[tuple[float, float]]] = {}
     for one in run(calls, at_once(settings), progress):
         if one is not None:
-            found.setdefault(one[0], []).append(one[1:])
+            pairs_by_suite.setdefault(one[0], []).append(one[1:])
     return [
         Standing(suite, len(pairs), *(fsum(column) / len(pairs) for column in zip(*pairs, strict=True)))
-        for suite, pairs in found.items()
+        for suite, pairs in pairs_by_suite.items()
     ]

@@ -108,15 +108,15 @@ def sign_flip_p(values: Sequence[float], seed: int = 0) -> float:
         return float(np.count_nonzero(sums >= observed - slack) / len(sums))
     generator = np.random.default_rng(seed)
     sizes = np.sort(sizes)
-    hits = done = 0
+    hits = drawn_count = 0
     rows = max(1, min(2_000, _CHUNK // len(sizes)))
-    while done < DRAWS:
-        signs = generator.integers(0, 2, size=(min(rows, DRAWS - done), len(sizes)), dtype=np.int8)
-        drawn: _Floats = (2.0 * signs - 1.0) @ sizes
-        hits += int(np.count_nonzero(drawn >= observed - slack))
-        done += len(signs)
+    while drawn_count < DRAWS:
+        signs = generator.integers(0, 2, size=(min(rows, DRAWS - drawn_count), len(sizes)), dtype=np.int8)
+        means: _Floats = (2.0 * signs - 1.0) @ sizes
+        hits += int(np.count_nonzero(means >= observed - slack))
+        drawn_count += len(signs)
         if hits >= ENOUGH_HITS:
-            return hits / done
+            return hits / drawn_count
     return (1 + hits) / (1 + DRAWS)
 
 
@@ -142,14 +142,14 @@ def lower_p(part: Sequence[float], whole: Sequence[float], seed: int = 0) -> flo
     if len(part) >= len(pool):
         return 1.0
     generator = np.random.default_rng(seed)
-    hits = done = 0
-    while done < DRAWS:
-        rows = min(1_000, DRAWS - done)
+    hits = drawn_count = 0
+    while drawn_count < DRAWS:
+        rows = min(1_000, DRAWS - drawn_count)
         order = np.argpartition(generator.random((rows, len(pool)), dtype=np.float32), len(part) - 1, axis=1)
         hits += int(np.count_nonzero(pool[order[:, : len(part)]].mean(axis=1) <= observed + slack))
-        done += rows
+        drawn_count += rows
         if hits >= ENOUGH_HITS:
-            return hits / done
+            return hits / drawn_count
     return (1 + hits) / (1 + DRAWS)
 
 

@@ -69,9 +69,9 @@ class Question:
 @functools.cache
 def suites() -> tuple[Suite, ...]:
     folder = files("comfyloop.gate").joinpath("questions")
-    found = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".json"))
+    names = sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".json"))
     return tuple(
-        Suite.model_validate_json(folder.joinpath(name).read_text(encoding="utf-8")) for name in found
+        Suite.model_validate_json(folder.joinpath(name).read_text(encoding="utf-8")) for name in names
     )
 
 
