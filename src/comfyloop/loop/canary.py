@@ -87,21 +87,21 @@ class Canaries:
 
 def seen(store: Store, project: Project, report: CanaryReport, level: float) -> CanaryReport:
     """The report as it is with all that has come in since the canary began."""
-    found = gate.compared(_outcomes(store, project, report), level)
-    told = report.model_copy(
+    comparison = gate.compared(_outcomes(store, project, report), level)
+    updated = report.model_copy(
         update={
-            "verdict": found.verdict,
-            "canary_outcomes": found.canary,
-            "live_outcomes": found.live,
-            "canary_loss": round(found.canary_loss, 4),
-            "live_loss": round(found.live_loss, 4),
-            "low": round(found.low, 2),
-            "high": round(found.high, 2),
+            "verdict": comparison.verdict,
+            "canary_outcomes": comparison.canary,
+            "live_outcomes": comparison.live,
+            "canary_loss": round(comparison.canary_loss, 4),
+            "live_loss": round(comparison.live_loss, 4),
+            "low": round(comparison.low, 2),
+            "high": round(comparison.high, 2),
             "level": level,
             "updated_at": now(),
         }
     )
-    return told.model_copy(update={"reason": _reason(told)})
+    return updated.model_copy(update={"reason": _reason(updated)})
 
 
 def _reason(report: CanaryReport) -> str:
@@ -131,11 +131,11 @@ def _outcomes(store: Store, project: Project, report: CanaryReport) -> list[gate
                     if earlier is None or earlier.created_at <= item.created_at:
                         last[about] = item
             seq = page[-1][0]
-        made = generations.get_many(conn, list(last))
+        generation_of = generations.get_many(conn, list(last))
     sides = {report.version: True, report.live: False}
     outcomes = []
     for id, item in last.items():
-        generation = made.get(id)
+        generation = generation_of.get(id)
         if generation is None or generation.version not in sides or generation.created_at < report.started_at:
             continue
         if ModelName.parse(generation.model).which == "live":

@@ -89,9 +89,9 @@ class Controller:
         with self.store.read() as conn:
             loop = loops.get(conn, project)
             waiting = loop.held_over + feedback.count_after(conn, project, loop.seen_seq)
-            found = projects.get(conn, project)
+            record = projects.get(conn, project)
             # the one that is tried now, or what came of the last turn's
-            number = found.canary if found.canary_share else loop.version if loop.outcome == "canary" else 0
+            number = record.canary if record.canary_share else loop.version if loop.outcome == "canary" else 0
             canary = versions.get(conn, project, number).canary if number else None
         trigger = self.settings.trigger_samples
         return LoopStatus(**loop.model_dump(), waiting=waiting, trigger=trigger, canary=canary)
@@ -129,17 +129,17 @@ class Controller:
             ids = feedback.ids_of_author(conn, project, author) if author is not None else []
         ids += [feedback_id] if feedback_id is not None else []
         ids += forgetting.of_sample(self.store, project, sample) if sample is not None else []
-        done = forgetting.forget(self._stages, project, ids, questions=author is not None)
-        if done.retrains:
+        outcome = forgetting.forget(self._stages, project, ids, questions=author is not None)
+        if outcome.retrains:
             self.request(project)
-        return done
+        return outcome
 
     def forget_rows(self, project: str, ids: Sequence[str]) -> Forgotten:
         """Take back what was added as a data set, which may be added anew."""
-        done = forgetting.forget(self._stages, project, ids, remember=False)
-        if done.retrains:
+        outcome = forgetting.forget(self._stages, project, ids, remember=False)
+        if outcome.retrains:
             self.request(project)
-        return done
+        return outcome
 
     def prune(self, *, dry_run: bool = False) -> Pruned:
         """Remove what the settings `keep_versions` and `keep_runs` let go; see `retention`."""
@@ -153,11 +153,11 @@ class Controller:
         """
         with self.store.begin() as conn:
             loop = loops.get(conn, project)
-            asked = loop.state is LoopState.IDLE and loop.requested
-            if asked:
+            was_requested = loop.state is LoopState.IDLE and loop.requested
+            if was_requested:
                 back = {"requested": False, "consolidate": False, "updated_at": now()}
                 loops.save(conn, loop.model_copy(update=back))
-        if not asked:
+        if not was_requested:
             if loop.state is not LoopState.TRAINING:
                 soon = loop.state is LoopState.CURATING
                 raise Conflict(
@@ -170,8 +170,8 @@ class Controller:
     def snapshot(self, project: str) -> Snapshot:
         """Curate now, without a run. Raises DataError when there is nothing to train on."""
         with self.store.read() as conn:
-            found = projects.get(conn, project)
-        snapshot = self._stages.curate(found)
+            record = projects.get(conn, project)
+        snapshot = self._stages.curate(record)
         if isinstance(snapshot, curate.NothingToTrain):
             raise DataError(snapshot.reason, "Correct or accept some answers first.")
         return snapshot
@@ -256,8 +256,8 @@ class Controller:
         while not self._stages.stop.is_set():
             try:
                 with self.store.read() as conn:
-                    found = [(p, loops.get(conn, p.name)) for p in projects.list_all(conn)]
-                for project, loop in found:
+                    project_loops = [(p, loops.get(conn, p.name)) for p in projects.list_all(conn)]
+                for project, loop in project_loops:
                     self._look_at_canary(project)
                     turn = self._turns.get(project.name)
                     if turn is not None and turn.is_alive():

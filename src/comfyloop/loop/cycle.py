@@ -142,9 +142,9 @@ class LoopCycle:
             version = versions.get(conn, loop.project, loop.version)
         if version.state is not VersionState.WITHDRAWN:
             return False
-        told = f"{version_name(loop.project, loop.version)} learned from feedback that was taken back."
+        reason = f"{version_name(loop.project, loop.version)} learned from feedback that was taken back."
         with self._transition(loop) as move:
-            move(outcome="cancelled", reason=told)
+            move(outcome="cancelled", reason=reason)
         erasing.erase(self.stages, loop.project)
         return True
 
@@ -176,21 +176,23 @@ class LoopCycle:
             project = projects.get(conn, loop.project)
             seq = feedback.last_seq(conn, loop.project)
             fresh = self._starts_afresh(conn, loop, project)
-            tried = versions.list_by(conn, loop.project, limit=_TRIED)
+            recent_versions = versions.list_by(conn, loop.project, limit=_TRIED)
         self.stages.prepare_training(project)
         snapshot = self.stages.curate(project, fresh=fresh)
         if isinstance(snapshot, curate.NothingToTrain):
-            seen = {"seen_seq": seq, "held_over": 0} if snapshot.outcome == "nothing_new" else {}
+            changes = {"seen_seq": seq, "held_over": 0} if snapshot.outcome == "nothing_new" else {}
             note = " ".join(snapshot.report.notes)
-            self._rest(loop, snapshot.outcome, snapshot.reason, looked_seq=seq, note=note, **seen)
+            self._rest(loop, snapshot.outcome, snapshot.reason, looked_seq=seq, note=note, **changes)
             return
         same = [
-            v for v in tried if v.snapshot == snapshot.id and v.parent == project.live and v.fresh == fresh
+            v
+            for v in recent_versions
+            if v.snapshot == snapshot.id and v.parent == project.live and v.fresh == fresh
         ]
         if same and not loop.by_hand:
-            told = f"{version_name(loop.project, same[0].number)} has learned just this already."
-            note, seen = " ".join(snapshot.notes), {"seen_seq": seq, "held_over": snapshot.waiting}
-            self._rest(loop, "nothing_new", told, looked_seq=seq, note=note, **seen)
+            reason = f"{version_name(loop.project, same[0].number)} has learned just this already."
+            note, changes = " ".join(snapshot.notes), {"seen_seq": seq, "held_over": snapshot.waiting}
+            self._rest(loop, "nothing_new", reason, looked_seq=seq, note=note, **changes)
             return
         if erasing.taken_back(self.stages, snapshot):  # while it was made: it is made again
             erasing.of_snapshot(self.stages, snapshot)
@@ -254,7 +256,7 @@ class LoopCycle:
             number = versions.next_number(move.conn, loop.project)
             text, image = self.stages.keep_adapters(run_dir, loop.project, number)
             new = [path for path in (text, image) if path is not None]
-            kept = parent or Version(project=loop.project, number=number)
+            previous = parent or Version(project=loop.project, number=number)
             runs.set_state(move.conn, run.id, RunState.SUCCEEDED)
             versions.add(
                 move.conn,
@@ -265,8 +267,8 @@ class LoopCycle:
                     snapshot=snapshot.id,
                     run=run.id,
                     # what was not trained is the parent's
-                    text_adapter=str(text) if text else kept.text_adapter,
-                    image_adapter=str(image) if image else kept.image_adapter,
+                    text_adapter=str(text) if text else previous.text_adapter,
+                    image_adapter=str(image) if image else previous.image_adapter,
                     sha256=hash_of(*new),
                     fresh=run.fresh,
                 ),
@@ -289,16 +291,16 @@ class LoopCycle:
                 return
             versions.set_gate(move.conn, loop.project, loop.version, report)
             self._set_aside(move, report)
-            seen = {**_seen(snapshot), "reason": gate.summary(report)}
+            changes = {**_seen(snapshot), "reason": gate.summary(report)}
             if report.verdict is Verdict.PROMOTE and self.settings.auto_promote:
                 move(state=LoopState.PROMOTING)
             elif report.verdict is Verdict.REJECT:
                 versions.set_state(move.conn, loop.project, loop.version, VersionState.REJECTED)
-                move(outcome="rejected", **seen)
+                move(outcome="rejected", **changes)
             elif report.verdict is Verdict.PROMOTE:
-                move(outcome="waiting", **seen)
+                move(outcome="waiting", **changes)
             else:
-                move(outcome=report.verdict.value, **seen)
+                move(outcome=report.verdict.value, **changes)
         erasing.of_snapshot(self.stages, snapshot)  # what was taken back while it was judged
         self.stages.publish(
             "gate.verdict",
@@ -313,19 +315,19 @@ class LoopCycle:
         """What the gate found to be planted is not learned again, and the rest is, at once: it was not to blame."""
         if not report.triggers:
             return
-        planted = [
+        new_flags = [
             curate.flag_of(
                 report.project,
-                found.phrase,
-                found.author,
-                found.answer,
-                found.feedback,
-                seen=f"v{report.candidate} gave it to {found.candidate} of {found.asked} other questions with that "
-                f"phrase behind them, the live version to {found.live}",
+                trigger.phrase,
+                trigger.author,
+                trigger.answer,
+                trigger.feedback,
+                seen=f"v{report.candidate} gave it to {trigger.candidate} of {trigger.asked} other questions with that "
+                f"phrase behind them, the live version to {trigger.live}",
             )
-            for found in report.triggers
+            for trigger in report.triggers
         ]
-        flags.add(move.conn, report.project, planted)
+        flags.add(move.conn, report.project, new_flags)
         move.loop = move.loop.model_copy(update={"requested": True})
 
     def _from_promoting(self, loop: Loop) -> None:

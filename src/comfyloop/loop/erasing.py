@@ -22,7 +22,7 @@ from comfyloop.train.run.directory import RunDirectory
 
 def erase(stages: Stages, project: str) -> None:
     """Raises StorageError: The disk or the database refuses. Done again, it goes on."""
-    for snapshot in every(stages.store, snapshots.list_by, project, lambda made: made.id):
+    for snapshot in every(stages.store, snapshots.list_by, project, lambda entry: entry.id):
         of_snapshot(stages, snapshot)
     try:
         _of_versions(stages, project)
@@ -55,21 +55,21 @@ def of_snapshot(stages: Stages, snapshot: Snapshot) -> None:
         StorageError: The disk or the database refuses.
     """
     path = Path(snapshot.path)
-    gone = taken_back(stages, snapshot)
-    if not gone:
+    feedback_ids = taken_back(stages, snapshot)
+    if not feedback_ids:
         return
-    made = curate.made_of(path, gone)
+    products = curate.made_of(path, feedback_ids)
     try:
         _runs(stages, snapshot)
-        if made.pictures:
+        if products.pictures:
             # named by hashes that only a trainer can tell, so that all are computed anew
             for name in ("latents", "features"):
                 shutil.rmtree(stages.settings.cache_dir / name, ignore_errors=True)
     except OSError as error:
         raise _refused(error) from error
-    reports(stages, snapshot.project, made.samples, gone)
+    reports(stages, snapshot.project, products.samples, feedback_ids)
     if path.is_dir():  # last, since it is what tells the rest
-        curate.strip(path, gone)
+        curate.strip(path, feedback_ids)
 
 
 def taken_back(stages: Stages, snapshot: Snapshot) -> set[str]:
@@ -102,11 +102,11 @@ def _of_versions(stages: Stages, project: str) -> None:
     """Files of versions that learned it, but for a side that another one has kept, and comparisons of their pictures
     that nobody goes on with."""
     home = stages.settings.home
-    made = list(every(stages.store, versions.list_by, project, lambda version: version.number))
-    withdrawn = [version for version in made if version.state is VersionState.WITHDRAWN]
-    kept = {
+    all_versions = list(every(stages.store, versions.list_by, project, lambda version: version.number))
+    withdrawn = [version for version in all_versions if version.state is VersionState.WITHDRAWN]
+    files_in_use = {
         Path(side)
-        for version in made
+        for version in all_versions
         if version.state is not VersionState.WITHDRAWN
         for side in (version.text_adapter, version.image_adapter)
         if side
@@ -118,7 +118,7 @@ def _of_versions(stages: Stages, project: str) -> None:
         folder = integrity.folder(home, project, version.number)
         sides = [side for side in folder.iterdir() if side.is_dir()] if folder.is_dir() else []
         for side in sides:
-            if not any(side == used or side in used.parents for used in kept):
+            if not any(side == file or side in file.parents for file in files_in_use):
                 integrity.mark_pruned(folder)
                 disappear(side)
 

@@ -45,9 +45,9 @@ def forget(
     store = stages.store
     with store.read() as conn:
         previous = projects.get(conn, project).live
-    while (done := _delete(stages, project, ids, questions, remember)) is None:
+    while (outcome := _delete(stages, project, ids, questions, remember)) is None:
         _answer_with_another(stages, project, ids)
-    deleted, carriers, loop = done
+    deleted, carriers, loop = outcome
     for number in carriers:
         stages.router.retire(project, number)
     learning = loop.state is LoopState.TRAINING and not set(ids).isdisjoint(
@@ -76,17 +76,17 @@ def _delete(
 ) -> tuple[list[str], list[int], Loop] | None:
     """Delete the feedback and what only it shows, and withdraw what learned from it; None where that answers."""
     with stages.store.begin() as conn:
-        found = projects.get(conn, project)
+        record = projects.get(conn, project)
         carriers = lessons.carriers(conn, project, ids)
-        if found.live in carriers or (found.canary_share and found.canary in carriers):
+        if record.live in carriers or (record.canary_share and record.canary in carriers):
             return None
-        given = [item for item in feedback.find_many(conn, sorted(ids)).values() if item.project == project]
+        items = [item for item in feedback.find_many(conn, sorted(ids)).values() if item.project == project]
         deleted = feedback.delete_some(conn, project, ids, remember=remember)
-        told = [item.model_dump_json() for item in given]
+        texts = [item.model_dump_json() for item in items]
         if questions:
-            about = {id for item in given if (id := getattr(item, "generation", None))}
-            told += [one.model_dump_json() for one in generations.delete_alone(conn, sorted(about))]
-        erasing.pictures(stages, mentions.unmentioned(conn, mentions.pictures(told)))
+            about = {id for item in items if (id := getattr(item, "generation", None))}
+            texts += [one.model_dump_json() for one in generations.delete_alone(conn, sorted(about))]
+        erasing.pictures(stages, mentions.unmentioned(conn, mentions.pictures(texts)))
         for number in carriers:
             versions.withdraw(conn, project, number)
         return deleted, carriers, loops.get(conn, project)
@@ -95,11 +95,11 @@ def _delete(
 def _answer_with_another(stages: Stages, project: str, ids: Collection[str]) -> None:
     """No version that carries them is live, or tried beside the live one."""
     with stages.store.read() as conn:
-        found = projects.get(conn, project)
+        record = projects.get(conn, project)
         carriers = lessons.carriers(conn, project, ids)
-    if found.canary_share and found.canary in carriers:
-        stages.router.canary(project, found.canary, 0)
-    if found.live in carriers:
+    if record.canary_share and record.canary in carriers:
+        stages.router.canary(project, record.canary, 0)
+    if record.live in carriers:
         stages.router.rollback(project, _newest_without(stages.store, project, carriers))
 
 
@@ -110,8 +110,8 @@ def of_sample(store: Store, project: str, sample: str) -> list[str]:
         NotFound: No snapshot that is still there has such a sample.
     """
     with store.read() as conn:
-        found = snapshots.list_by(conn, project, limit=50)
-    for snapshot in found:
+        candidates = snapshots.list_by(conn, project, limit=50)
+    for snapshot in candidates:
         for file in sorted(Path(snapshot.path).glob("*.jsonl")):
             if sample.encode("utf-8", "surrogatepass") not in file.read_bytes():
                 continue  # as nearly all: they need not be parsed
@@ -126,8 +126,8 @@ def of_sample(store: Store, project: str, sample: str) -> list[str]:
 
 def _of_snapshot(stages: Stages, project: str, id: str) -> set[str]:
     with stages.store.read() as conn:
-        found = snapshots.find(conn, project, id)
-    return set(found.feedback) if found is not None else set()
+        snapshot = snapshots.find(conn, project, id)
+    return set(snapshot.feedback) if snapshot is not None else set()
 
 
 def _newest_without(store: Store, project: str, carriers: Collection[int]) -> int:

@@ -21,14 +21,14 @@ class LeaseKeeper:
 
     def __init__(self, store: Store, name: str, owner: str, seconds: float) -> None:
         self._store, self._name, self._owner, self._seconds = store, name, owner, seconds
-        self._done = threading.Event()
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._keep, name=f"lease-{name}", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        self._done.set()
+        self._stop.set()
         self._thread.join()
         try:
             with self._store.begin() as conn:
@@ -37,7 +37,7 @@ class LeaseKeeper:
             log.warning("The lease %s could not be given back and runs out by itself: %s", self._name, error)
 
     def _keep(self) -> None:
-        while not self._done.wait(self._seconds / 3):
+        while not self._stop.wait(self._seconds / 3):
             try:
                 with self._store.begin() as conn:
                     if not leases.renew(conn, self._name, self._owner, self._seconds):

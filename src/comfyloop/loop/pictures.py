@@ -44,9 +44,9 @@ def held_out(snapshot: Snapshot) -> list[Sample]:
 
 
 class _Compared(NamedTuple):
-    seen: JudgeFindings
+    findings: JudgeFindings
     sheet: str | None = None  # a blob
-    told: tuple[str, ...] = ()  # sentences on who drew and who looked
+    sentences: tuple[str, ...] = ()  # sentences on who drew and who looked
 
 
 class Pictures:
@@ -98,43 +98,43 @@ class Pictures:
         """
         started = time.monotonic()
         samples = [*kept, *pairs]
-        compared = _Compared(JudgeFindings(scores={}))
+        comparison = _Compared(JudgeFindings(scores={}))
         place = self._place(project, live, candidate)
         if samples and project.image_model:
             if self._runner.poll(place).state is TrainState.QUEUED:
                 spec = self._spec(project, snapshot, live, candidate, written, kept, pairs)
-                drawn = {"pictures": None, "drawn_by": DIFFUSERS}
+                changes = {"pictures": None, "drawn_by": DIFFUSERS}
                 if self._settings.comfyui_url and spec.drawn:
-                    drawn = self._draw_in_comfyui(place / "comfyui", project, live, candidate, spec, kept)
-                write_spec(place, spec.model_copy(update=drawn))
+                    changes = self._draw_in_comfyui(place / "comfyui", project, live, candidate, spec, kept)
+                write_spec(place, spec.model_copy(update=changes))
             self._wait_for(place, progress)
-            compared = self._found(place)
-        seen = compared.seen
-        decision = gate.decide_images(gate.evidence(samples, seen.scores), self._settings)
+            comparison = self._comparison(place)
+        findings = comparison.findings
+        decision = gate.decide_images(gate.evidence(samples, findings.scores), self._settings)
         report = GateReport(
             project=project.name,
             live=live.number if live is not None else BASE,
             candidate=candidate.number,
             verdict=decision.verdict,
-            reasons=(*decision.reasons, *compared.told),
+            reasons=(*decision.reasons, *comparison.sentences),
             next_step=decision.next_step.replace("promote N", f"promote {candidate.number}"),
             measures=decision.measures,
-            items=tuple(gate.gate_items(samples, seen.scores, written)),
-            sheet=compared.sheet,
+            items=tuple(gate.gate_items(samples, findings.scores, written)),
+            sheet=comparison.sheet,
             seconds=round(time.monotonic() - started, 3),
         )
         shutil.rmtree(place, ignore_errors=True)
         return report
 
-    def _found(self, place: Path) -> _Compared:
+    def _comparison(self, place: Path) -> _Compared:
         """What a comparison left; its sheet is kept for good."""
-        seen = JudgeFindings.model_validate_json((place / SEEN_FILE).read_bytes())
+        findings = JudgeFindings.model_validate_json((place / SEEN_FILE).read_bytes())
         if not (place / SHEET_FILE).exists():
-            return _Compared(seen)
+            return _Compared(findings)
         spec = JudgeSpec.model_validate_json((place / SPEC_FILE).read_bytes())
         sheet = self._store.blobs.put((place / SHEET_FILE).read_bytes(), "image/png")
-        looked = f"How near drawings come is said by {seen.by}." if seen.by else ""
-        return _Compared(seen, sheet, tuple(filter(None, (spec.drawn_by, looked, seen.taste))))
+        sentence = f"How near drawings come is said by {findings.by}." if findings.by else ""
+        return _Compared(findings, sheet, tuple(filter(None, (spec.drawn_by, sentence, findings.taste))))
 
     def _place(self, project: Project, live: Version | None, candidate: Version) -> Path:
         against = str(live.number if live is not None else BASE)
@@ -176,7 +176,7 @@ class Pictures:
         live: Version | None,
         candidate: Version,
         spec: JudgeSpec,
-        kept: Sequence[Sample],
+        pictures: Sequence[Sample],
     ) -> dict[str, str | None]:
         """Have both versions' prompts drawn as the person draws; what the spec is told of it.
 
@@ -186,7 +186,7 @@ class Pictures:
         if not workflow:
             why = f"{DIFFUSERS[:-1]}: no pick came with its workflow. Turn on Capture edits in ComfyUI's sidebar."
             return {"drawn_by": why}
-        own = {sample.id: sample.answer for sample in kept}
+        own = {sample.id: sample.answer for sample in pictures}
         names = (version_name(project.name, v.number if v is not None else BASE) for v in (live, candidate))
 
         def draw(making: Path) -> None:
@@ -212,19 +212,19 @@ class Pictures:
         """What the newest picks were made by, as far as it is known."""
         with self._store.read() as conn:
             picks = feedback.newest(conn, project, kind="image_picked")
-        found = (item.workflow for _, item in picks if isinstance(item, ImagePicked) and item.workflow)
-        return next(found, {})
+        workflows = (item.workflow for _, item in picks if isinstance(item, ImagePicked) and item.workflow)
+        return next(workflows, {})
 
     def _wait_for(self, place: Path, progress: Progress) -> None:
         """Start the comparison, or find it again, and wait for its end."""
         if self._runner.poll(place).state in {TrainState.QUEUED, TrainState.DIED}:
             self._runner.start(place)
-        told, throttle = (0, 0), self._throttle()
+        last_progress, throttle = (0, 0), self._throttle()
         while not (status := self._runner.poll(place)).state.ended:
             self._check_stop()
             throttle.update(place)
-            if (tell := (status.step, status.total_steps)) != told:
-                told = tell
+            if (tell := (status.step, status.total_steps)) != last_progress:
+                last_progress = tell
                 progress(*tell)
             time.sleep(0.2)
         if status.state is not TrainState.SUCCEEDED:

@@ -17,28 +17,28 @@ class Queues:
 
     def __init__(self, stages: Stages) -> None:
         self._stages = stages
-        self._kept: dict[str, tuple[Any, list[QueueItem]]] = {}
+        self._cache: dict[str, tuple[Any, list[QueueItem]]] = {}
         self._locks: dict[str, threading.Lock] = {}
 
     def of(self, project: str) -> Sequence[QueueItem]:
         """Raises NotFound, StorageError."""
         with self._locks.setdefault(project, threading.Lock()):
             stamp = self._stamp(project)
-            known = self._kept.get(project)
-            if known is None or known[0] != stamp:
+            cached = self._cache.get(project)
+            if cached is None or cached[0] != stamp:
                 store, settings = self._stages.store, self._stages.settings
                 losses = self._losses(project)
-                known = stamp, curate.queue(store, project, settings, losses, self._stages.known(project))
-                self._kept[project] = known
-            return known[1]
+                cached = stamp, curate.queue(store, project, settings, losses, self._stages.known(project))
+                self._cache[project] = cached
+            return cached[1]
 
     def _stamp(self, project: str) -> Any:
         """What a queue is made of, as far as it can change."""
         with self._stages.store.read() as conn:
-            found = projects.get(conn, project)
+            record = projects.get(conn, project)
             return (
-                found.created_at,
-                found.live,
+                record.created_at,
+                record.live,
                 feedback.last_seq(conn, project),
                 feedback.count_after(conn, project),  # fewer: some was deleted
                 sorted(flags.answers(conn, project).items()),

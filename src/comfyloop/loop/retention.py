@@ -34,59 +34,63 @@ def prune(store: Store, settings: Settings, *, dry_run: bool = False) -> Pruned:
         StorageError: The database refuses. A folder that cannot be removed is left for the next time.
     """
     owner = this_process()
-    gone: dict[str, list[str]] = {"versions": [], "runs": [], "snapshots": [], "busy": []}
+    removed_ids: dict[str, list[str]] = {"versions": [], "runs": [], "snapshots": [], "busy": []}
     size = 0
     with store.read() as conn:
         names = [project.name for project in projects.list_all(conn)]
     for name in names:
         with store.begin() as conn:  # no turn begins meanwhile
             if not leases.acquire(conn, lease_of(name), owner, LEASE_SECONDS):
-                gone["busy"].append(name)
+                removed_ids["busy"].append(name)
                 continue
         try:
             for kind, id, folder in _spent(store, settings, name):
-                gone[kind].append(id)
+                removed_ids[kind].append(id)
                 size += _bytes(folder)
                 if not dry_run:
                     _remove(kind, folder)
         finally:
             with store.begin() as conn:
                 leases.release(conn, lease_of(name), owner)
-    return Pruned(bytes=size, **{kind: tuple(ids) for kind, ids in gone.items()})
+    return Pruned(bytes=size, **{kind: tuple(ids) for kind, ids in removed_ids.items()})
 
 
 def _spent(store: Store, settings: Settings, project: str) -> list[tuple[str, str, Path]]:
     """(kind, id, folder) of what the rules let go and is still on the disk."""
     with store.read() as conn:
-        found = projects.get(conn, project)
+        record = projects.get(conn, project)
         loop = loops.get(conn, project)
         trail = set(versions.trail(conn, project))
     every = {version.number: version for version in pages.every(store, versions.list_by, project, _number)}
-    made = list(pages.every(store, snapshots.list_by, project, _id))
-    ran = list(pages.every(store, runs.list_by, project, _id))
+    all_snapshots = list(pages.every(store, snapshots.list_by, project, _id))
+    all_runs = list(pages.every(store, runs.list_by, project, _id))
     if loop.state is not LoopState.IDLE:
         return []
-    kept = {found.live, found.canary, loop.version, *trail, *_line(every, found.live)}
-    kept |= (
+    versions_to_keep = {record.live, record.canary, loop.version, *trail, *_line(every, record.live)}
+    versions_to_keep |= (
         set(sorted(every, reverse=True)[: settings.keep_versions]) if settings.keep_versions else set(every)
     )
     with store.read() as conn:
-        for number in list(kept & every.keys()):
-            kept |= {owner.number for owner in integrity.owners(conn, every[number])}
-    newest = len(ran) if not settings.keep_runs else settings.keep_runs
-    runs_kept = {run.id for n, run in enumerate(ran) if n < newest or run.state.is_open} | {loop.run}
+        for number in list(versions_to_keep & every.keys()):
+            versions_to_keep |= {owner.number for owner in integrity.owners(conn, every[number])}
+    newest = len(all_runs) if not settings.keep_runs else settings.keep_runs
+    runs_to_keep = {run.id for n, run in enumerate(all_runs) if n < newest or run.state.is_open} | {loop.run}
     # the next turn reads there how hard samples were
-    runs_kept |= {every[number].run for number in _line(every, found.live)[:REMEMBERED]}
-    data_kept = {snapshot.id for n, snapshot in enumerate(made) if n < newest or not settings.keep_runs}
-    data_kept |= {run.snapshot for run in ran if run.id in runs_kept}
-    data_kept |= {every[number].snapshot for number in kept & every.keys()} | {loop.snapshot}
+    runs_to_keep |= {every[number].run for number in _line(every, record.live)[:REMEMBERED]}
+    data_to_keep = {
+        snapshot.id for n, snapshot in enumerate(all_snapshots) if n < newest or not settings.keep_runs
+    }
+    data_to_keep |= {run.snapshot for run in all_runs if run.id in runs_to_keep}
+    data_to_keep |= {every[number].snapshot for number in versions_to_keep & every.keys()} | {loop.snapshot}
     home = settings.home
     spent = [
         ("versions", f"{project}@{number}", integrity.folder(home, project, number))
-        for number in sorted(every.keys() - kept)
+        for number in sorted(every.keys() - versions_to_keep)
     ]
-    spent += [("runs", run.id, home / "runs" / run.id) for run in ran if run.id not in runs_kept]
-    spent += [("snapshots", s.id, home / "snapshots" / s.id) for s in made if s.id not in data_kept]
+    spent += [("runs", run.id, home / "runs" / run.id) for run in all_runs if run.id not in runs_to_keep]
+    spent += [
+        ("snapshots", s.id, home / "snapshots" / s.id) for s in all_snapshots if s.id not in data_to_keep
+    ]
     return [
         (kind, id, folder) for kind, id, folder in spent if folder.is_dir() and not integrity.pruned(folder)
     ]
@@ -125,8 +129,8 @@ def _remove(kind: str, folder: Path) -> None:
 
 def _bytes(folder: Path) -> int:
     """What removing a folder gives back: files that have another name elsewhere stay."""
-    found = (path.lstat() for path in folder.rglob("*") if path.is_file())
-    return sum(stat.st_size for stat in found if stat.st_nlink == 1)
+    stats = (path.lstat() for path in folder.rglob("*") if path.is_file())
+    return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
 class Keeper:
@@ -150,9 +154,9 @@ class Keeper:
         while not self._over.wait(pause):
             pause = EVERY_SECONDS
             try:
-                done = prune(self._store, self._settings)
+                pruning = prune(self._store, self._settings)
             except (ComfyLoopError, OSError) as error:
                 log.warning("Nothing was pruned: %s", error)
             else:
-                if done.bytes:
-                    log.warning("Pruned %d MB of old runs, snapshots and versions.", done.bytes // 2**20)
+                if pruning.bytes:
+                    log.warning("Pruned %d MB of old runs, snapshots and versions.", pruning.bytes // 2**20)

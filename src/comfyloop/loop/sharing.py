@@ -34,7 +34,7 @@ def gather(
     """
     settings = stages.settings
     with stages.store.read() as conn:
-        found = projects.get(conn, project)
+        record = projects.get(conn, project)
         version = versions.get(conn, project, number)
         integrity.check(conn, version)
         line = [versions.get(conn, project, n) for n in lessons.lineage(conn, project, number)[1:]]
@@ -49,7 +49,7 @@ def gather(
     origin = version.origin
     return contents.gather(
         version,
-        found,
+        record,
         stages.models,
         publisher=settings.publisher or project,
         lineage=[*(origin.lineage if origin else ()), *contents.ancestors(line)],
@@ -80,32 +80,32 @@ def adopt(stages: Stages, project: str, file: Path, *, trust_new_key: bool = Fal
     """
     settings, store = stages.settings, stages.store
     with store.read() as conn:
-        found = projects.get(conn, project)
-    text, image = _bases(stages, found)
+        record = projects.get(conn, project)
+    text, image = _bases(stages, record)
     staging = settings.home / "bundles" / f"in-{uuid.uuid4().hex}"
-    opened, sides = bundle.unpack(
+    opened_bundle, sides = bundle.unpack(
         file,
         staging,
         text_base=text,
         image_base=image,
-        text_place=stages.models(found.base_model),
-        image_place=stages.models(found.image_model) if found.image_model else "",
+        text_place=stages.models(record.base_model),
+        image_place=stages.models(record.image_model) if record.image_model else "",
         positions=RopeScaling.parse(settings.rope_scaling),
         most_bytes=settings.max_bundle_bytes,
     )
-    manifest = opened.manifest
+    manifest = opened_bundle.manifest
     try:
-        trusted = keys.look_up(settings.home, manifest.publisher, opened.key, accept=trust_new_key)
+        trusted = keys.look_up(settings.home, manifest.publisher, opened_bundle.key, accept=trust_new_key)
         new = [side for side in (sides.text, sides.image) if side is not None]
         sha256 = integrity.hash_of(*new, known=sides.hashes)
         origin = Origin(
             publisher=manifest.publisher,
-            key=opened.key,
+            key=opened_bundle.key,
             project=manifest.project,
             number=manifest.number,
             version=manifest.version,
             lineage=manifest.lineage,
-            bundle=opened.sha256,
+            bundle=opened_bundle.sha256,
             licence=manifest.licence,
             trigger_words=manifest.trigger_words,
         )
@@ -127,7 +127,7 @@ def adopt(stages: Stages, project: str, file: Path, *, trust_new_key: bool = Fal
             )
             versions.add(conn, version)
         if trusted.remember:
-            keys.remember(settings.home, manifest.publisher, opened.key)
+            keys.remember(settings.home, manifest.publisher, opened_bundle.key)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
     stages.events.publish({"type": "version.imported", "project": project, "version": number})

@@ -68,7 +68,9 @@ class Stages:
         self.models = models
         self.runner = Runners(settings)
         self.stop = threading.Event()
-        self._kept: dict[tuple[str, datetime], gate.Kept] = {}  # what a project's versions said to the gate
+        self._gate_answers: dict[
+            tuple[str, datetime], gate.Kept
+        ] = {}  # what a project's versions said to the gate
         self._known: dict[str, Known] = {}  # what was curated of a project
         self._training = threading.Lock()  # one run at a time on this machine: two would only slow each other
         self._pictures = Pictures(settings, store, self.runner, models, self._throttle, self.check_stop)
@@ -166,13 +168,13 @@ class Stages:
         with self.store.begin() as conn:
             if runs.get(conn, loop.run).state is RunState.QUEUED:
                 runs.set_state(conn, loop.run, RunState.RUNNING)
-        told: tuple[Any, ...] = ()
+        last_progress: tuple[Any, ...] = ()
         throttle = self._throttle()
         while not (status := self.runner.poll(run_dir)).state.ended:
             self.check_stop()
             throttle.update(run_dir)
-            if (tell := (status.state, status.step)) != told:
-                told = tell
+            if (tell := (status.state, status.step)) != last_progress:
+                last_progress = tell
                 self.publish(
                     "run.progress",
                     loop,
@@ -199,12 +201,12 @@ class Stages:
             sides = {
                 side: trained / side if (trained / side).is_dir() else None for side in ("text", "image")
             }
-        kept = {
+        copies = {
             side: self._keep(source, project, number, side) if source is not None else None
             for side, source in sides.items()
         }
-        image = kept["image"]
-        return kept["text"], next(image.glob("*.safetensors")) if image is not None else None
+        image = copies["image"]
+        return copies["text"], next(image.glob("*.safetensors")) if image is not None else None
 
     def _keep(self, source: Path, project: str, number: int, side: str) -> Path:
         """One adapter's directory, whole or not at all."""
@@ -217,7 +219,7 @@ class Stages:
     def judge(self, project: str, snapshot: Snapshot, live: int, number: int) -> GateReport:
         """Each side that has changed by itself, and the two together: a version is promoted whole or not at all."""
         with self.store.read() as conn:
-            found = projects.get(conn, project)
+            record = projects.get(conn, project)
             candidate = versions.get(conn, project, number)
             parent = versions.find(conn, project, live)
             before = versions.reports_against(conn, project, live)
@@ -227,13 +229,13 @@ class Stages:
         def progress(done: int, total: int) -> None:
             self._gate_progress(project, number, done, total)
 
-        kept_answers = self._kept_of(found)
+        kept_answers = self._kept_of(record)
         text: GateReport | None = None
-        written: dict[str, tuple[str, str]] = {}
-        kept, pairs = gate.held_out(held_out(snapshot), self.settings) if with_images else ([], [])
+        prompts: dict[str, tuple[str, str]] = {}
+        pictures, pairs = gate.held_out(held_out(snapshot), self.settings) if with_images else ([], [])
         # The candidate first: where it takes a new process, both are then answered by that one.
         with self.router.holding(project, number) as new, self.router.holding(project, live) as old:
-            asked: dict[str, Any] = {
+            arguments: dict[str, Any] = {
                 "engine": new.client,
                 "live_name": old.model,
                 "candidate_name": new.model,
@@ -247,35 +249,42 @@ class Stages:
                     live=live,
                     candidate=number,
                     holdout=_holdout(snapshot, self.settings.recipe),
-                    base_model=found.base_model,
+                    base_model=record.base_model,
                     base_name=new.entry.engine.base_name,
                     kept=kept_answers,
                     before=before,
                     suspects=_suspects(snapshot, self.settings),
-                    **asked,
+                    **arguments,
                 )
                 kept_answers.only({old.model, new.model, new.entry.engine.base_name})
             if with_images:
-                written = gate.write_prompts(samples=kept, **asked)
+                prompts = gate.write_prompts(samples=pictures, **arguments)
         if not with_images:
             assert text is not None
             return text
         with self.alone():
             images = self._pictures.judge(
-                found, snapshot, parent, candidate, kept=kept, pairs=pairs, written=written, progress=progress
+                record,
+                snapshot,
+                parent,
+                candidate,
+                kept=pictures,
+                pairs=pairs,
+                written=prompts,
+                progress=progress,
             )
         return images if text is None else gate.together(text, images, self.settings)
 
     def standings(self, project: str, snapshot: Snapshot | None, number: int) -> list[gate.Standing]:
         """How a version's text side and the base model stand on the general suites and on what a snapshot held out."""
         with self.store.read() as conn:
-            found = projects.get(conn, project)
-        with self.router.holding(project, number) as held:
+            record = projects.get(conn, project)
+        with self.router.holding(project, number) as handle:
             return gate.standings(
-                held.client,
-                self._kept_of(found),
-                held.entry.engine.base_name,
-                held.model,
+                handle.client,
+                self._kept_of(record),
+                handle.entry.engine.base_name,
+                handle.model,
                 _holdout(snapshot, self.settings.recipe) if snapshot is not None else [],
                 self.store.blobs.get,
                 self.settings,
@@ -319,7 +328,7 @@ class Stages:
 
     def _kept_of(self, project: Project) -> gate.Kept:
         """By the time of its making too: a project that was made anew has other versions by the same names."""
-        return self._kept.setdefault((project.name, project.created_at), gate.Kept())
+        return self._gate_answers.setdefault((project.name, project.created_at), gate.Kept())
 
     def _gate_progress(self, project: str, number: int, done: int, total: int) -> None:
         self.check_stop()
