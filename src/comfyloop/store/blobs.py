@@ -117,10 +117,10 @@ class Blobs:
         if not self._local:
             return ""
         try:
-            found = os.stat(self._where(sha))  # noqa: PTH116 - a Path costs as much as the look
+            status = os.stat(self._where(sha))  # noqa: PTH116 - a Path costs as much as the look
         except OSError:
             return ""
-        return f"{found.st_size}-{found.st_mtime_ns}" if stat.S_ISREG(found.st_mode) else ""
+        return f"{status.st_size}-{status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else ""
 
     def exists(self, sha: str) -> bool:
         with self._refusals(sha):

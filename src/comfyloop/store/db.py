@@ -185,10 +185,10 @@ def open_store(settings: Settings) -> Store:
 def _identity(file: Path | None) -> tuple[int, int] | None:
     """The file behind a name; None where there is none."""
     try:
-        found = file.stat() if file is not None else None
+        status = file.stat() if file is not None else None
     except OSError:
         return None
-    return (found.st_dev, found.st_ino) if found is not None else None
+    return (status.st_dev, status.st_ino) if status is not None else None
 
 
 def _refuse_emptied(url: URL, home: Path) -> None:
@@ -200,15 +200,15 @@ def _refuse_emptied(url: URL, home: Path) -> None:
     file = Path(str(url.database)).absolute()
     if file.parent != home.absolute() or (file.exists() and file.stat().st_size):
         return
-    left = [
+    folders = [
         name
         for name in ("versions", "snapshots", "blobs")
         if (home / name).is_dir() and any((home / name).iterdir())
     ]
-    if left:
+    if folders:
         what = "is empty" if file.exists() else "is gone"
         raise StorageError(
-            f"The database {file} {what}, but {' and '.join(left)} beside it are not.",
+            f"The database {file} {what}, but {' and '.join(folders)} beside it are not.",
             f"Put back a copy of it; or, to begin anew, move {home} away.",
         )
 

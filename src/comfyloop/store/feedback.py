@@ -35,13 +35,13 @@ def add(conn: Connection, items: Sequence[Feedback]) -> tuple[list[str], list[st
     """
     one_at_a_time(conn, "feedback")
     ids = [item.id for item in items]
-    known = find_many(conn, ids)
+    earlier_items = find_many(conn, ids)
     deleted = _deleted(conn, ids)
     stored: list[str] = []
     duplicates: list[str] = []
     bodies: list[Body] = []
     for item in items:
-        earlier = known.get(item.id)
+        earlier = earlier_items.get(item.id)
         if earlier is not None and not same(earlier, item):
             raise Conflict(
                 f"The feedback {item.id!r} exists already with other content.",
@@ -50,7 +50,7 @@ def add(conn: Connection, items: Sequence[Feedback]) -> tuple[list[str], list[st
         if earlier is not None or item.id in deleted:
             duplicates.append(item.id)
             continue
-        known[item.id] = item
+        earlier_items[item.id] = item
         stored.append(item.id)
         bodies.append(body_of(item))
     _insert(conn, bodies)
@@ -81,11 +81,11 @@ def add_made_of_content(conn: Connection, bodies: Iterable[Body]) -> tuple[int, 
     """
     one_at_a_time(conn, "feedback")
     stored = total = 0
-    left = iter(bodies)
-    while some := list(islice(left, _MANY)):
+    remaining = iter(bodies)
+    while some := list(islice(remaining, _MANY)):
         by_id = {body.id: body for body in some}
-        there = existing(conn, list(by_id)) | _deleted(conn, list(by_id))
-        new = [body for body in by_id.values() if body.id not in there]
+        ids_there = existing(conn, list(by_id)) | _deleted(conn, list(by_id))
+        new = [body for body in by_id.values() if body.id not in ids_there]
         _insert(conn, new)
         stored, total = stored + len(new), total + len(some)
     return stored, total - stored
@@ -107,21 +107,21 @@ def get(conn: Connection, id: str) -> Feedback:
     """Raises:
     NotFound: There is no such feedback.
     """
-    found = find_many(conn, [id])
-    if id not in found:
+    items = find_many(conn, [id])
+    if id not in items:
         raise NotFound(f"There is no feedback {id!r}.", "GET /v1/feedback lists what there is.")
-    return found[id]
+    return items[id]
 
 
 def find_many(conn: Connection, ids: Sequence[str]) -> dict[str, Feedback]:
     """Those of `ids` that exist, by id."""
-    found: dict[str, Feedback] = {}
+    items: dict[str, Feedback] = {}
     for start in range(0, len(ids), _MANY):
         some = ids[start : start + _MANY]
         for body in conn.scalars(sa.select(feedback.c.body).where(feedback.c.id.in_(some))):
             item = feedback_adapter.validate_json(body)
-            found[item.id] = item
-    return found
+            items[item.id] = item
+    return items
 
 
 def list_by(
@@ -180,11 +180,11 @@ def ids_after(conn: Connection, project: str, after_seq: int, limit: int = 1000)
 
 def existing(conn: Connection, ids: Sequence[str]) -> set[str]:
     """Those of `ids` that are stored, and were not deleted."""
-    found: set[str] = set()
+    ids_there: set[str] = set()
     for start in range(0, len(ids), _MANY):
         some = ids[start : start + _MANY]
-        found.update(conn.scalars(sa.select(feedback.c.id).where(feedback.c.id.in_(some))))
-    return found
+        ids_there.update(conn.scalars(sa.select(feedback.c.id).where(feedback.c.id.in_(some))))
+    return ids_there
 
 
 def count_after(conn: Connection, project: str, seq: int = 0) -> int:
@@ -276,17 +276,19 @@ def delete(conn: Connection, id: str) -> None:
 def _delete(conn: Connection, which: sa.ColumnElement[bool], remember: bool = True) -> int:
     """Delete pieces, and keep their ids alone, or nothing. How many there were."""
     if remember:
-        gone = sa.select(feedback.c.id).where(which)
-        conn.execute(feedback_deleted.insert().from_select(["id"], gone))
+        ids = sa.select(feedback.c.id).where(which)
+        conn.execute(feedback_deleted.insert().from_select(["id"], ids))
     return conn.execute(feedback.delete().where(which)).rowcount
 
 
 def _deleted(conn: Connection, ids: Sequence[str]) -> set[str]:
-    gone: set[str] = set()
+    deleted_ids: set[str] = set()
     for start in range(0, len(ids), _MANY):
         some = ids[start : start + _MANY]
-        gone.update(conn.scalars(sa.select(feedback_deleted.c.id).where(feedback_deleted.c.id.in_(some))))
-    return gone
+        deleted_ids.update(
+            conn.scalars(sa.select(feedback_deleted.c.id).where(feedback_deleted.c.id.in_(some)))
+        )
+    return deleted_ids
 
 
 def _where(project: str, kind: str | None, author: str | None) -> sa.Select[int, str]:

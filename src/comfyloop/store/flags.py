@@ -22,12 +22,12 @@ def answers(conn: Connection, project: str) -> dict[str, str]:
     return {key: answer for key, answer in conn.execute(query.where(flags.c.answer.is_not(None)))}
 
 
-def put_answers(conn: Connection, project: str, given: Mapping[str, str]) -> None:
+def put_answers(conn: Connection, project: str, answers_by_key: Mapping[str, str]) -> None:
     """Raises:
     NotFound: There is no such project.
     """
     projects.get(conn, project)
-    for key, answer in given.items():
+    for key, answer in answers_by_key.items():
         here = sa.and_(flags.c.project == project, flags.c.key == key)
         if not conn.execute(flags.update().where(here).values(answer=answer)).rowcount:
             conn.execute(flags.insert().values(project=project, key=key, answer=answer))
@@ -42,9 +42,9 @@ def found(conn: Connection, project: str) -> list[Flag]:
 def strip(conn: Connection, project: str, feedback: Collection[str]) -> None:
     """Take what was said in these pieces of feedback out of what the gate found; answers stay."""
     for flag in found(conn, project):
-        kept = tuple(choice for choice in flag.choices if choice.feedback not in feedback)
-        if len(kept) < len(flag.choices):
-            body = flag.model_copy(update={"choices": kept}).model_dump_json() if kept else None
+        choices = tuple(choice for choice in flag.choices if choice.feedback not in feedback)
+        if len(choices) < len(flag.choices):
+            body = flag.model_copy(update={"choices": choices}).model_dump_json() if choices else None
             here = sa.and_(flags.c.project == project, flags.c.key == flag.id)
             conn.execute(flags.update().where(here).values(body=body))
 

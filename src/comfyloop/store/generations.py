@@ -41,37 +41,37 @@ def get(conn: Connection, id: str) -> Generation:
     """Raises:
     NotFound: There is no such generation.
     """
-    found = get_many(conn, [id])
-    if id not in found:
+    generations_by_id = get_many(conn, [id])
+    if id not in generations_by_id:
         raise NotFound(
             f"There is no generation {id!r}.",
             "Its id is the `id` of a chat answer; GET /v1/generations lists them.",
         )
-    return found[id]
+    return generations_by_id[id]
 
 
 def get_many(conn: Connection, ids: Sequence[str]) -> dict[str, Generation]:
     """Those of `ids` that exist, by id."""
-    found: dict[str, Generation] = {}
+    generations_by_id: dict[str, Generation] = {}
     for start in range(0, len(ids), _MANY):
         some = ids[start : start + _MANY]
         for body in conn.scalars(sa.select(generations.c.body).where(generations.c.id.in_(some))):
             generation = Generation.model_validate_json(body)
-            found[generation.id] = generation
-    return found
+            generations_by_id[generation.id] = generation
+    return generations_by_id
 
 
 def delete_alone(conn: Connection, ids: Collection[str]) -> list[Generation]:
     """Delete those of `ids` that no feedback is about; what was deleted."""
-    wanted = set(ids)
+    alone = set(ids)
     for start in range(0, len(ids), _MANY):
         some = sorted(ids)[start : start + _MANY]
-        wanted -= set(conn.scalars(sa.select(feedback.c.generation).where(feedback.c.generation.in_(some))))
-    found = get_many(conn, sorted(wanted))
-    for start in range(0, len(found), _MANY):
-        some = sorted(found)[start : start + _MANY]
+        alone -= set(conn.scalars(sa.select(feedback.c.generation).where(feedback.c.generation.in_(some))))
+    unmentioned = get_many(conn, sorted(alone))
+    for start in range(0, len(unmentioned), _MANY):
+        some = sorted(unmentioned)[start : start + _MANY]
         conn.execute(generations.delete().where(generations.c.id.in_(some)))
-    return list(found.values())
+    return list(unmentioned.values())
 
 
 def list_by(

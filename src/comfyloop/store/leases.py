@@ -44,8 +44,8 @@ def release(conn: Connection, name: str, owner: str) -> bool:
 def holder(conn: Connection, name: str) -> tuple[str, float] | None:
     """Who holds a lease and for how many seconds still; None when nobody does."""
     row = conn.execute(sa.select(leases.c.owner, leases.c.expires).where(leases.c.name == name)).one_or_none()
-    left = 0.0 if row is None else row.expires - _clock(conn)
-    return None if row is None or left <= 0 else (row.owner, left)
+    seconds_left = 0.0 if row is None else row.expires - _clock(conn)
+    return None if row is None or seconds_left <= 0 else (row.owner, seconds_left)
 
 
 def run_out(conn: Connection, name: str) -> str | None:

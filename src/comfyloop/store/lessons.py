@@ -33,11 +33,11 @@ def _parents(conn: Connection, project: str) -> dict[int, int]:
 
 
 def _walk(parents: Mapping[int, int], number: int) -> list[int]:
-    found: list[int] = []
-    while number in parents and number not in found:
-        found.append(number)
+    line: list[int] = []
+    while number in parents and number not in line:
+        line.append(number)
         number = parents[number]
-    return found
+    return line
 
 
 def learned(conn: Connection, project: str, number: int) -> set[str]:

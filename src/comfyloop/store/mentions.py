@@ -21,9 +21,9 @@ def pictures(bodies: Iterable[str]) -> set[str]:
 
 def unmentioned(conn: Connection, wanted: Collection[str]) -> set[str]:
     """Those of some pictures that neither feedback nor a generation of any project names. Reads all of them."""
-    left = set(wanted)
+    remaining = set(wanted)
     for table in (feedback, generations):
-        if left:
+        if remaining:
             for row in within(conn, sa.select(table.c.body), "body"):
-                left.difference_update(_SHA.findall(row.body))
-    return left
+                remaining.difference_update(_SHA.findall(row.body))
+    return remaining

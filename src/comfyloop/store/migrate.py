@@ -38,8 +38,8 @@ def upgrade(conn: Connection, shown: str) -> None:
 
     config = Config()
     config.set_main_option("script_location", "comfyloop.store:migrations")
-    known = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
-    if here is not None and here not in known:
+    revisions = {script.revision for script in ScriptDirectory.from_config(config).walk_revisions()}
+    if here is not None and here not in revisions:
         raise StorageError(
             f"The database {shown} was written by a newer ComfyLoop: it is at revision {here}, "
             f"and this ComfyLoop knows revisions up to {HEAD}.",

@@ -52,8 +52,8 @@ def every(
     last: Mark | None = None
     while True:
         with store.read() as conn:
-            found = listing(conn, project, before=last, limit=PAGE)
-        yield from found
-        if len(found) < PAGE:
+            rows = listing(conn, project, before=last, limit=PAGE)
+        yield from rows
+        if len(rows) < PAGE:
             return
-        last = mark(found[-1])
+        last = mark(rows[-1])

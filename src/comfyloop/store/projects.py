@@ -86,7 +86,7 @@ def update(
                 f"which cannot be used with {base_model!r}.",
                 "Make a new project for the other model.",
             )
-    given = {
+    values = {
         "base_model": base_model,
         "image_model": image_model,
         "image_vae": image_vae,
@@ -94,7 +94,7 @@ def update(
         "system_prompt": system_prompt,
         "auto": auto,
     }
-    changes = {key: value for key, value in given.items() if value is not None}
+    changes = {key: value for key, value in values.items() if value is not None}
     if changes:
         conn.execute(projects.update().where(projects.c.name == name).values(changes))
     return get(conn, name)

@@ -42,7 +42,7 @@ def assign(
         raise ValueError(f"every must be at least 2 to leave something to train on, not {every}")
     one_at_a_time(conn, "folds")
     hashes = {group: _hash(group) for group in groups}
-    known, numbers = _known(conn, project, list(hashes.values()))
+    sides, numbers = _known(conn, project, list(hashes.values()))
     query = sa.select(splits.c.stratum, sa.func.max(splits.c.number)).where(splits.c.project == project)
     last = {stratum: number for stratum, number in conn.execute(query.group_by(splits.c.stratum))}
     begin: dict[str, int] = {}
@@ -51,24 +51,24 @@ def assign(
         begin[groups[group]] = max(begin.get(groups[group], 0), number + 1)
     rows: list[dict[str, str | int]] = []
     for group, digest in hashes.items():
-        if digest in known:
+        if digest in sides:
             continue
         stratum = groups[group]
         number = last[stratum] = last.get(stratum, -1) + 1
         place = number - begin.get(stratum, 0)
-        known[digest] = "holdout" if is_held_out(place, every, first) else "train"
+        sides[digest] = "holdout" if is_held_out(place, every, first) else "train"
         rows.append(
             {
                 "project": project,
                 "group_sha256": digest,
                 "stratum": stratum,
                 "number": number,
-                "fold": known[digest],
+                "fold": sides[digest],
             }
         )
     if rows:
         conn.execute(splits.insert(), rows)
-    return {group: known[digest] for group, digest in hashes.items()}
+    return {group: sides[digest] for group, digest in hashes.items()}
 
 
 def release(conn: Connection, project: str, groups: Collection[str]) -> None:

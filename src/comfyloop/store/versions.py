@@ -76,8 +76,8 @@ def get(conn: Connection, project: str, number: int) -> Version:
     """
     version = find(conn, project, number)
     if version is None:
-        known = sa.select(versions.c.number).where(versions.c.project == project)
-        newest = list(conn.scalars(known.order_by(versions.c.number.desc()).limit(20)))
+        numbers = sa.select(versions.c.number).where(versions.c.project == project)
+        newest = list(conn.scalars(numbers.order_by(versions.c.number.desc()).limit(20)))
         trained = f"{', '.join(map(str, reversed(newest)))} and " if newest else "only "
         there = f"It has {trained}0, the base model."
         raise NotFound(f"The project {project!r} has no version {number}.", there)
@@ -202,13 +202,13 @@ def _stripped(
         if number in withdrawn
     }
     items = tuple(item.model_copy(update=silent) for item in report.items if item.sample not in samples)
-    planted = tuple(found for found in report.triggers if set(ids).isdisjoint(found.feedback))
-    update: dict[str, Any] = {"items": items, "triggers": planted}
+    triggers = tuple(trigger for trigger in report.triggers if set(ids).isdisjoint(trigger.feedback))
+    update: dict[str, Any] = {"items": items, "triggers": triggers}
     if silent or len(items) < len(report.items):
         update["sheet"] = None  # it shows the pictures that were held out and what was drawn
         # parts that were found are named by words of the questions
         update["measures"] = tuple(part for part in report.measures if not part.slice.startswith("about "))
-    if planted != report.triggers:
+    if triggers != report.triggers:
         update["reasons"] = ("It seemed planted. What it was has been taken back.",)
     return report.model_copy(update=update)
 
@@ -220,8 +220,8 @@ def reports_against(conn: Connection, project: str, live: int, limit: int = 200)
         versions.c.project == project,
         versions.c.gate.contains(f'"live":{live},', autoescape=True),
     )
-    found = conn.scalars(query.order_by(versions.c.number.desc()).limit(limit))
-    reports = map(GateReport.model_validate_json, found)
+    bodies = conn.scalars(query.order_by(versions.c.number.desc()).limit(limit))
+    reports = map(GateReport.model_validate_json, bodies)
     return [report for report in reports if report.live == live]
 
 
@@ -366,10 +366,10 @@ def rollback_target(conn: Connection, project: str) -> int:
         Conflict: Nothing was promoted.
     """
     projects.get(conn, project)
-    gone = sa.select(versions.c.number).where(
+    query = sa.select(versions.c.number).where(
         versions.c.project == project, versions.c.state == VersionState.WITHDRAWN
     )
-    withdrawn = set(conn.scalars(gone))
+    withdrawn = set(conn.scalars(query))
     trail = [number for number in _trail(conn, project) if number not in withdrawn]
     if len(trail) < 2:
         raise Conflict(
