@@ -16,9 +16,9 @@ def _key_of(row: Mapping[str, Any]) -> str | None:
 
 def take(row: dict[str, Any]) -> list[Said]:
     instruction = question(row)
-    given = row.pop("input") if isinstance(row.get("input"), str) else None
-    both = f"{instruction}\n{given}" if instruction and given else instruction or given or ""
-    return exchange(row, both)
+    input_text = row.pop("input") if isinstance(row.get("input"), str) else None
+    prompt = f"{instruction}\n{input_text}" if instruction and input_text else instruction or input_text or ""
+    return exchange(row, prompt)
 
 
 FORMAT = Format("Alpaca", _key_of, take)

@@ -34,18 +34,18 @@ def take(row: dict[str, Any]) -> list[Said]:
     return with_system(row, format.take(row))
 
 
-def with_system(row: dict[str, Any], said: list[Said]) -> list[Said]:
+def with_system(row: dict[str, Any], messages: list[Said]) -> list[Said]:
     """A conversation with the system prompt that stands beside it, which is taken out of the row.
 
     Raises:
         UnusableRow: There is another one in it.
     """
-    given = only(row, ("system", "system_prompt"))
-    if not given:
-        return said
-    system = said_by("system", given, 0)
-    if said and said[0].role == "system":
-        if said[0].text.strip() != system.text.strip():
+    prompt = only(row, ("system", "system_prompt"))
+    if not prompt:
+        return messages
+    system = said_by("system", prompt, 0)
+    if messages and messages[0].role == "system":
+        if messages[0].text.strip() != system.text.strip():
             raise UnusableRow("it has two system prompts, one among its messages and one beside them")
-        return said
-    return [system, *said]
+        return messages
+    return [system, *messages]

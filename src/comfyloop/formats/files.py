@@ -103,13 +103,13 @@ def objects(path: Path) -> list[dict[str, Any]]:
         NotFound, StorageError: It is not there, or cannot be read.
         DataError: It was changed since, and a line of it is no object.
     """
-    found = items(path)
-    for item in found:
+    rows = items(path)
+    for item in rows:
         if item.value is None:
             raise DataError(
                 f"{path}:{item.line}: {item.problem}.", "Restore the file, or make the snapshot again."
             )
-    return [item.value for item in found if item.value is not None]
+    return [item.value for item in rows if item.value is not None]
 
 
 def _regular(path: Path, most: int) -> None:
@@ -164,13 +164,13 @@ class _Window:
 
     def more(self) -> bool:
         """Hold more behind what is not yet read; False at the end of the file."""
-        gone = self.text[: self.place]
-        breaks = gone.count("\n")
+        consumed = self.text[: self.place]
+        breaks = consumed.count("\n")
         self.line += breaks
-        self.column = len(gone) - gone.rfind("\n") - 1 + (0 if breaks else self.column)
-        left = self.text[self.place :]
-        piece = self.file.read(max(_PIECE, len(left)))
-        self.text, self.place = left + piece, 0
+        self.column = len(consumed) - consumed.rfind("\n") - 1 + (0 if breaks else self.column)
+        rest = self.text[self.place :]
+        piece = self.file.read(max(_PIECE, len(rest)))
+        self.text, self.place = rest + piece, 0
         return bool(piece)
 
     def skip(self, between: str) -> bool:

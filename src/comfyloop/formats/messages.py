@@ -88,18 +88,18 @@ def _message(message: dict[str, Any], number: int) -> Said:
 
 
 def said_by(role: Any, content: Any, number: int) -> Said:
-    known = ROLES.get(role.lower()) if isinstance(role, str) else None
-    if known is None:
+    own_role = ROLES.get(role.lower()) if isinstance(role, str) else None
+    if own_role is None:
         tools = ": tool calls cannot be trained on" if role in _TOOLS else ""
         raise UnusableRow(
             f"message {number} has the role {role!r}, which is none of {', '.join(ROLES)}{tools}"
         )
     if isinstance(content, str):
-        return Said(known, (content,), tagged=True)
+        return Said(own_role, (content,), tagged=True)
     if isinstance(content, dict):
         content = [content]
     if isinstance(content, list) and content:
-        return Said(known, tuple(_part(part, number) for part in content), tagged=False)
+        return Said(own_role, tuple(_part(part, number) for part in content), tagged=False)
     raise UnusableRow(f"message {number} has a content of type {type(content).__name__}, not text")
 
 

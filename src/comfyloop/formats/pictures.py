@@ -17,13 +17,15 @@ SOURCES = ("path", "url", "image")
 
 def take_listed(row: dict[str, Any]) -> list[Any]:
     """Takes the row's list of pictures, under whichever key. Raises UnusableRow where two lists differ."""
-    found = [(key, row.pop(key)) for key in LISTS if key in row]
-    told = [
-        (key, value if isinstance(value, list) else [value]) for key, value in found if value not in ("", [])
+    entries = [(key, row.pop(key)) for key in LISTS if key in row]
+    lists = [
+        (key, value if isinstance(value, list) else [value])
+        for key, value in entries
+        if value not in ("", [])
     ]
-    if len(told) > 1 and any(value != told[0][1] for _, value in told):
-        raise UnusableRow(f"it has both {told[0][0]} and {told[1][0]}")
-    return told[0][1] if told else []
+    if len(lists) > 1 and any(value != lists[0][1] for _, value in lists):
+        raise UnusableRow(f"it has both {lists[0][0]} and {lists[1][0]}")
+    return lists[0][1] if lists else []
 
 
 def picture(source: Any, folder: Path) -> Picture:
@@ -117,13 +119,13 @@ def _cut(message: Said) -> tuple[Piece, ...]:
 def _check_count(places: int, pictures: Sequence[Picture], cut: Sequence[Sequence[Piece]]) -> None:
     if places == len(pictures):
         return
-    named = f"its text has {places} {IMAGE_TAG} tag{'s' * (places != 1)} and it names {len(pictures)} "
-    named += f"image{'s' * (len(pictures) != 1)}"
+    counts = f"its text has {places} {IMAGE_TAG} tag{'s' * (places != 1)} and it names {len(pictures)} "
+    counts += f"image{'s' * (len(pictures) != 1)}"
     if places < len(pictures):
-        left = ", ".join(one.name for one in pictures[places:])
-        raise UnusableRow(f"{named}: there is no {IMAGE_TAG} tag for {left}")
+        listing = ", ".join(one.name for one in pictures[places:])
+        raise UnusableRow(f"{counts}: there is no {IMAGE_TAG} tag for {listing}")
     at = [
         n for n, parts in enumerate(cut, 1) for p in parts if isinstance(p, PictureSlot) and p.source is None
     ]
-    left = ", ".join(f"tag {k} (message {at[k - 1]})" for k in range(len(pictures) + 1, places + 1))
-    raise UnusableRow(f"{named}: there is no picture for {left}")
+    listing = ", ".join(f"tag {k} (message {at[k - 1]})" for k in range(len(pictures) + 1, places + 1))
+    raise UnusableRow(f"{counts}: there is no picture for {listing}")

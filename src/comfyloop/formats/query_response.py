@@ -22,15 +22,15 @@ def question(row: dict[str, Any]) -> Any:
     return row.pop(key) if key else None
 
 
-def exchange(row: dict[str, Any], asked: Any) -> list[Said]:
+def exchange(row: dict[str, Any], question_text: Any) -> list[Said]:
     """The history of a row, a question, and the answer of the row."""
     history = row.pop("history", None) or []
     if not isinstance(history, list) or not all(isinstance(t, list) and len(t) == 2 for t in history):
         raise UnusableRow("its history is no list of [query, response] pairs")
-    said = []
+    messages = []
     for number, (query, response) in enumerate(history):
-        said += [said_by("user", query, 2 * number + 1), said_by("assistant", response, 2 * number + 2)]
-    return [*said, said_by("user", asked, len(said) + 1), *answered(row)]
+        messages += [said_by("user", query, 2 * number + 1), said_by("assistant", response, 2 * number + 2)]
+    return [*messages, said_by("user", question_text, len(messages) + 1), *answered(row)]
 
 
 def answered(row: dict[str, Any]) -> list[Said]:

@@ -34,11 +34,11 @@ def only(row: dict[str, Any], keys: Sequence[str]) -> Any:
     Raises:
         UnusableRow: Two of them say different things.
     """
-    found = [(key, row.pop(key)) for key in keys if key in row]
-    told = [(key, value) for key, value in found if value is not None]
-    if len(told) > 1 and any(value != told[0][1] for _, value in told):
-        raise UnusableRow(f"it has both {told[0][0]} and {told[1][0]}")
-    return told[0][1] if told else None
+    entries = [(key, row.pop(key)) for key in keys if key in row]
+    values = [(key, value) for key, value in entries if value is not None]
+    if len(values) > 1 and any(value != values[0][1] for _, value in values):
+        raise UnusableRow(f"it has both {values[0][0]} and {values[1][0]}")
+    return values[0][1] if values else None
 
 
 @dataclass(frozen=True)

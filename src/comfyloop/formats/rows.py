@@ -73,10 +73,10 @@ def read(path: Path, *, may_be_empty: bool = False) -> Rows:
     bad: list[BadRow] = []
     unread: Counter[str] = Counter()
     tagged = 0
-    found = items(path)
-    if not found and not may_be_empty:
+    file_items = items(path)
+    if not file_items and not may_be_empty:
         raise DataError(f"{path} has no rows.", "Add at least one line to train on.")
-    for item in found:
+    for item in file_items:
         name = ""
         try:
             name = _name_of(item)
@@ -109,12 +109,12 @@ def read_whole(path: Path, hint: str, *, may_be_empty: bool = False) -> Rows:
     Raises:
         DataError: Some rows cannot be used; each is named with file and line (the first 20 of them).
     """
-    found = read(path, may_be_empty=may_be_empty)
-    if found.bad:
-        named = [f"{path}:{bad.where}: {bad.reason}" for bad in found.bad]
-        total = len(found.good) + len(found.bad)
-        raise DataError(f"{len(named)} of {total} rows cannot be used:\n{listed(named)}", hint)
-    return found
+    contents = read(path, may_be_empty=may_be_empty)
+    if contents.bad:
+        problems = [f"{path}:{bad.where}: {bad.reason}" for bad in contents.bad]
+        total = len(contents.good) + len(contents.bad)
+        raise DataError(f"{len(problems)} of {total} rows cannot be used:\n{listed(problems)}", hint)
+    return contents
 
 
 def listed(sentences: Sequence[str]) -> str:
@@ -183,9 +183,9 @@ def part_of(row: Mapping[str, Any]) -> Part:
 
 def _name_of(item: Item) -> str:
     """The row's own id, or one made of its text."""
-    given = parsed(item).get("id")
-    if isinstance(given, str | int) and given != "" and len(str(given)) <= 200:
-        return _shown(str(given))
+    id = parsed(item).get("id")
+    if isinstance(id, str | int) and id != "" and len(str(id)) <= 200:
+        return _shown(str(id))
     return hashlib.sha256(item.text.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
 
@@ -223,8 +223,8 @@ def _until_learnt(
     end = max((n for n, turn in enumerate(turns, 1) if turn.role == "assistant" and turn.learn), default=0)
     if not end or judged:
         raise UnusableRow("none of its answers is to be learnt (weight 0 or loss false)")
-    kept = turns[:end]
-    return kept, images[: sum(turn.pictures for turn in kept)]
+    learnt_turns = turns[:end]
+    return learnt_turns, images[: sum(turn.pictures for turn in learnt_turns)]
 
 
 def _check_text(text: str) -> None:

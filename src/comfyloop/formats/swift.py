@@ -16,14 +16,14 @@ _TAGS = re.compile(r"<(?:image|video|audio|bbox|ref-object|cot-process)>")
 
 def to_swift(row: Row, images: Sequence[str]) -> dict[str, Any]:
     """A row's content with its pictures called by these names."""
-    written: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
+    fields: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
     if images:
-        written["images"] = list(images)
+        fields["images"] = list(images)
     if row.rejected is not None:
-        written["rejected_response"] = row.rejected
+        fields["rejected_response"] = row.rejected
     if row.label is not None:
-        written["label"] = row.label
-    return written
+        fields["label"] = row.label
+    return fields
 
 
 def _message(turn: Turn) -> dict[str, Any]:
@@ -34,8 +34,8 @@ def _message(turn: Turn) -> dict[str, Any]:
 def quoted_tag(row: Row) -> str:
     """The first tag that is text in a row, which ms-swift would take for the place of something; "" without one."""
     for text in (*(part for turn in row.turns for part in turn.parts if part), row.rejected or ""):
-        if found := _TAGS.search(text):
-            return found[0]
+        if tag := _TAGS.search(text):
+            return tag[0]
     return ""
 
 

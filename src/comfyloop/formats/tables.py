@@ -100,14 +100,14 @@ def _is_messages(value: Any) -> bool:
     return bool(listed) and all(isinstance(item, dict) and item.keys() & {"role", "from"} for item in listed)
 
 
-def _read(written: str, otherwise: str) -> Any:
+def _read(text: str, otherwise: str) -> Any:
     """What is written as JSON, or as Python prints it, which is what pandas puts into a cell."""
     try:
-        return json.loads(written)
+        return json.loads(text)
     except (ValueError, RecursionError):
         pass
     try:
-        return ast.literal_eval(written)
+        return ast.literal_eval(text)
     except (ValueError, SyntaxError, RecursionError, MemoryError, TypeError):
         return otherwise
 
@@ -136,11 +136,11 @@ def of_parquet(path: Path) -> Iterator[Item]:
 
 
 def _of_values(number: int, row: dict[str, Any]) -> Item:
-    told = {key: value for key, value in row.items() if value is not None}
+    cells = {key: value for key, value in row.items() if value is not None}
     try:
-        value = {key: _plain(value, key) for key, value in told.items()}
+        value = {key: _plain(value, key) for key, value in cells.items()}
     except TypeError as error:
-        return Item(number, repr(sorted(told)), None, str(error))
+        return Item(number, repr(sorted(cells)), None, str(error))
     return Item(number, json.dumps(value, default=str), value)
 
 

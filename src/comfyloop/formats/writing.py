@@ -17,18 +17,18 @@ def to_json(
 
     A text that holds an image tag itself is written in parts, in which text is text; ms-swift has no such form.
     """
-    written: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
+    fields: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
     if images:
-        written["images"] = list(images)
+        fields["images"] = list(images)
     if row.rejected is not None:
-        written["rejected_response"] = _rejected(row.rejected)
+        fields["rejected_response"] = _rejected(row.rejected)
     if row.label is not None:
-        written["label"] = row.label
+        fields["label"] = row.label
     if chosen is not None:
-        written["chosen"] = as_json(chosen)
+        fields["chosen"] = as_json(chosen)
     if rejected is not None:
-        written["rejected"] = as_json(rejected)
-    return written
+        fields["rejected"] = as_json(rejected)
+    return fields
 
 
 def _message(turn: Turn) -> dict[str, Any]:
