@@ -118,11 +118,11 @@ class Reader:
         self._handle = handle
         self.name = name
         size = handle.seek(0, 2)
-        found = _listed(handle, size, name)
-        for info in found:
+        entries = _listed(handle, size, name)
+        for info in entries:
             _refuse_odd_file(name, info)
-        _refuse_more_than_it_holds(name, found, size, most_bytes)
-        self.files = [ArchivedFile(info.filename, info.file_size, info.CRC) for info in found]
+        _refuse_more_than_it_holds(name, entries, size, most_bytes)
+        self.files = [ArchivedFile(info.filename, info.file_size, info.CRC) for info in entries]
         names = [file.name for file in self.files]
         if twice := next((n for n in names if names.count(n) > 1), None):
             raise InvalidInput(f"{name} has two files named {shown(twice)}.", ASK_AGAIN)
@@ -147,12 +147,12 @@ class Reader:
 
     def chunks(self, file: ArchivedFile) -> Iterator[bytes]:
         self._handle.seek(self._starts[file.name])
-        left = file.bytes
-        while left:
-            chunk = self._handle.read(min(CHUNK, left))
+        bytes_left = file.bytes
+        while bytes_left:
+            chunk = self._handle.read(min(CHUNK, bytes_left))
             if not chunk:
                 raise InvalidInput(f"{self.name} is cut off.", ASK_AGAIN)
-            left -= len(chunk)
+            bytes_left -= len(chunk)
             yield chunk
 
     def whole(self, look: Callable[[ArchivedFile, bytes], object]) -> str:
@@ -235,11 +235,13 @@ def _refuse_odd_file(archive: str, info: zipfile.ZipInfo) -> None:
         raise InvalidInput(f"{archive} is encrypted.", "Ask for it without a password.")
 
 
-def _refuse_more_than_it_holds(archive: str, found: Iterable[zipfile.ZipInfo], size: int, most: int) -> None:
-    found = list(found)
-    total = sum(info.file_size for info in found)
-    packed = [info for info in found if info.compress_type != zipfile.ZIP_STORED]
-    if packed or total > size:
+def _refuse_more_than_it_holds(
+    archive: str, entries: Iterable[zipfile.ZipInfo], size: int, most: int
+) -> None:
+    entries = list(entries)
+    total = sum(info.file_size for info in entries)
+    compressed_entries = [info for info in entries if info.compress_type != zipfile.ZIP_STORED]
+    if compressed_entries or total > size:
         raise InvalidInput(
             f"{archive} would grow from {size} to {total} bytes when it is unpacked; a bundle is stored as it is.",
             ASK_AGAIN,

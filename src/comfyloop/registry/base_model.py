@@ -51,17 +51,17 @@ def text_base(model: str, place: str) -> BaseModelOf:
 
 
 def image_base(model: str, place: str) -> BaseModelOf:
-    found = there(place)
-    if found is None:
+    path = there(place)
+    if path is None:
         return BaseModelOf(name=named(model))
-    return BaseModelOf(name=named(model), kind=_family(found), weights=fingerprint(found))
+    return BaseModelOf(name=named(model), kind=_family(path), weights=fingerprint(path))
 
 
 def local(model: str) -> Path | None:
     """The folder of a text model, a hub's that was downloaded too; None where it is not on this machine."""
-    found = there(model)
-    if found is not None:
-        return found if found.is_dir() else None
+    path = there(model)
+    if path is not None:
+        return path if path.is_dir() else None
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", model):
         return None
     try:
@@ -75,14 +75,16 @@ def local(model: str) -> Path | None:
 def fingerprint(place: Path) -> str:
     """SHA-256 over the names, kinds, shapes and first bytes of a model's tensors, in whatever files they lie; empty
     where it has no safetensors."""
-    found: dict[str, str] = {}
+    described_tensors: dict[str, str] = {}
     for file in sorted(place.rglob("*.safetensors")) if place.is_dir() else [place]:
         under = file.parent.relative_to(place).as_posix() if place.is_dir() else "."
-        for name, told in _tensors(file):
-            found[f"{under}/{name}"] = told
-    if not found:
+        for name, description in _tensors(file):
+            described_tensors[f"{under}/{name}"] = description
+    if not described_tensors:
         return ""
-    return hashlib.sha256("\n".join(f"{name} {found[name]}" for name in sorted(found)).encode()).hexdigest()
+    return hashlib.sha256(
+        "\n".join(f"{name} {described_tensors[name]}" for name in sorted(described_tensors)).encode()
+    ).hexdigest()
 
 
 def _tensors(file: Path) -> Iterator[tuple[str, str]]:
@@ -107,18 +109,20 @@ def refuse_other_base(what: str, made_for: BaseModelOf, here: BaseModelOf) -> No
     Models of the same kind and shape take each other's adapters and answer worse for it, so weights are compared too,
     unless both are called by the same public name.
     """
-    told = f"{what} was trained on {_told(made_for)}, and this project's base model is {_told(here)}"
+    sentence = (
+        f"{what} was trained on {_described(made_for)}, and this project's base model is {_described(here)}"
+    )
     hint = "Import it into a project with that base model: comfyloop up --model MODEL --project NAME."
     if made_for.kind and here.kind and made_for.kind != here.kind:
-        raise InvalidInput(f"{told}: it does not fit.", hint)
+        raise InvalidInput(f"{sentence}: it does not fit.", hint)
     same_name = made_for.name == here.name and PUBLIC.match(here.name) is not None
     if made_for.weights and here.weights and made_for.weights != here.weights and not same_name:
         raise InvalidInput(
-            f"{told}, which has other weights: it would answer otherwise than it learned to.", hint
+            f"{sentence}, which has other weights: it would answer otherwise than it learned to.", hint
         )
 
 
-def _told(base: BaseModelOf) -> str:
+def _described(base: BaseModelOf) -> str:
     return f"{base.name} ({NAMES.get(base.kind, base.kind)})" if base.kind else base.name
 
 
@@ -134,9 +138,9 @@ def check_text(what: str, folder: Path, place: str, positions: RopeScaling | Non
         raise InvalidInput(
             f"{what} has an adapter_config.json that cannot be read: {error}.", "Export it again."
         ) from None
-    found = local(place)
+    base_folder = local(place)
     try:
-        check(what, str(folder), _LIMITS, str(found or ""), positions=positions)
+        check(what, str(folder), _LIMITS, str(base_folder or ""), positions=positions)
     except NotFound as error:
         raise InvalidInput(
             f"{what} lacks a part of its text side. {error.message}", "Export it again."
@@ -146,21 +150,21 @@ def check_text(what: str, folder: Path, place: str, positions: RopeScaling | Non
 def check_image(what: str, file: Path, place: str) -> None:
     """Raise InvalidInput when an image LoRA has a tensor that is none of kohya's, or is for a module that the image
     model does not have."""
-    found = _whole(what, file)
+    shape_of = _whole(what, file)
     parts: dict[str, dict[str, Shape]] = {}
-    for key, shape in found.items():
+    for key, shape in shape_of.items():
         match = _KEY.match(key)
         if match is None:
             raise InvalidInput(f"{what} has an unknown tensor {key[:120]!r}; an image LoRA has kohya's keys.")
         parts.setdefault(match["module"], {})[match["part"]] = shape
     if not parts:
         raise InvalidInput(f"{what} has an image side without tensors.")
-    known = _modules(Path(place)) if there(place) is not None else set()
+    modules = _modules(Path(place)) if there(place) is not None else set()
     for module, own in parts.items():
         down, up = own.get("lora_down.weight"), own.get("lora_up.weight")
         if down is None or up is None or len(down) != len(up) or len(down) not in (2, 4) or down[0] != up[1]:
             raise InvalidInput(f"{what} has tensors of {module} that do not belong together.")
-        if known and module not in known:
+        if modules and module not in modules:
             raise InvalidInput(
                 f"{what} is for a module {module} that this project's image model does not have: it does not fit."
             )
@@ -188,14 +192,16 @@ def _family(place: Path) -> str:
 def _modules(place: Path) -> set[str]:
     """The modules of an image model as kohya's keys name them."""
     if place.is_dir():
-        found: set[str] = set()
+        modules: set[str] = set()
         for folder, prefix in _PARTS.items():
             for file in sorted((place / folder).glob("*.safetensors")):
                 names = read_header(file).shapes
-                found |= {_kohya(prefix, name) for name in names if name.endswith(".weight")}
+                modules |= {_kohya(prefix, name) for name in names if name.endswith(".weight")}
         if (place / "text_encoder_2").is_dir():
-            found |= {key.replace("lora_te_", "lora_te1_", 1) for key in found if key.startswith("lora_te_")}
-        return found
+            modules |= {
+                key.replace("lora_te_", "lora_te1_", 1) for key in modules if key.startswith("lora_te_")
+            }
+        return modules
     return set(_modules_of_file(read_header(place).shapes))
 
 
@@ -211,18 +217,18 @@ def _kohya(prefix: str, tensor: str) -> str:
     return f"{prefix}_{tensor.removesuffix('.weight').replace('.', '_')}"
 
 
-def _modules_of_file(found: shapes.Shapes) -> Iterator[str]:
-    kind = shapes.family(found)
-    _, shape = shapes.unet(found, kind)
+def _modules_of_file(shape_of: shapes.Shapes) -> Iterator[str]:
+    kind = shapes.family(shape_of)
+    _, shape = shapes.unet(shape_of, kind)
     names = layout.unet_modules(shape)
     at = layout.UNET_PREFIX
-    for name in found:
+    for name in shape_of:
         if name.startswith(at) and name.endswith(".weight"):
             yield _kohya("lora_unet", layout.rename(name.removeprefix(at), names))
     te = ("lora_te1", "lora_te2") if kind == "sdxl" else ("lora_te", "lora_te")
-    layers: list[tuple[str, dict[str, Any]] | None] = [shapes.clip(found), shapes.open_clip(found)]
-    for prefix, told in zip(te, layers, strict=True):
-        for layer in range(told[1]["num_hidden_layers"] if told else 0):
+    layers: list[tuple[str, dict[str, Any]] | None] = [shapes.clip(shape_of), shapes.open_clip(shape_of)]
+    for prefix, encoder in zip(te, layers, strict=True):
+        for layer in range(encoder[1]["num_hidden_layers"] if encoder else 0):
             for name in (
                 "self_attn_q_proj",
                 "self_attn_k_proj",

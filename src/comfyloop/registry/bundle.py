@@ -77,10 +77,10 @@ def write(manifest: Manifest, pieces: Sequence[ArchivePiece], target: Path, home
         with part.open("wb") as handle:
             packing = ArchiveWriter(handle)
             files = [packing.add(piece) for piece in pieces]
-            told = manifest.model_copy(
+            complete_manifest = manifest.model_copy(
                 update={"files": tuple(BundleFile(**file._asdict()) for file in files)}
             )
-            body = (told.model_dump_json(indent=2) + "\n").encode()
+            body = (complete_manifest.model_dump_json(indent=2) + "\n").encode()
             packing.add(ArchivePiece(MANIFEST, body))
             packing.add(ArchivePiece(SIGNATURE, keys.sign(home, body)))
             packing.close()
@@ -92,7 +92,7 @@ def write(manifest: Manifest, pieces: Sequence[ArchivePiece], target: Path, home
     finally:
         with contextlib.suppress(OSError):
             part.unlink(missing_ok=True)
-    return told
+    return complete_manifest
 
 
 def look(file: Path) -> Opened:
@@ -194,10 +194,10 @@ def fold(folder: Path, target: Path) -> Path:
     if not body.is_file() or not signature.is_file():
         raise NotFound(f"{folder} has no manifest or no signature.")
     try:
-        told = Manifest.model_validate_json(body.read_bytes())
+        manifest = Manifest.model_validate_json(body.read_bytes())
     except (ValidationError, RecursionError):
         raise InvalidInput("The manifest cannot be read.", ASK_AGAIN) from None
-    for one in told.files:
+    for one in manifest.files:
         if one.name not in KNOWN or (folder / one.name).is_symlink():
             raise InvalidInput(f"{shown(one.name)} is no part of a bundle.", ASK_AGAIN)
         if not (folder / one.name).is_file():
@@ -205,9 +205,9 @@ def fold(folder: Path, target: Path) -> Path:
     try:
         with target.open("wb") as handle:
             packing = ArchiveWriter(handle)
-            for one in told.files:
-                found = packing.add(ArchivePiece(one.name, path=folder / one.name))
-                if found.sha256 != one.sha256:
+            for one in manifest.files:
+                archived = packing.add(ArchivePiece(one.name, path=folder / one.name))
+                if archived.sha256 != one.sha256:
                     (folder / one.name).unlink()
                     raise _other(one.name, target.name)
             packing.add(ArchivePiece(MANIFEST, path=body))
@@ -262,11 +262,11 @@ def _open(reader: Reader) -> Opened:
         raise InvalidInput(f"{reader.name} has a manifest that cannot be read: {wrong}.", ASK_AGAIN) from None
     except RecursionError:
         raise InvalidInput(f"{reader.name} has a manifest that cannot be read.", ASK_AGAIN) from None
-    told = {file.name: (file.bytes, file.crc32) for file in manifest.files}
-    there = {
+    signed_files = {file.name: (file.bytes, file.crc32) for file in manifest.files}
+    archived_files = {
         name: (file.bytes, file.crc32) for name, file in files.items() if name not in (MANIFEST, SIGNATURE)
     }
-    if told != there or len(told) != len(manifest.files):
+    if signed_files != archived_files or len(signed_files) != len(manifest.files):
         raise InvalidInput(f"{reader.name} does not hold the files that were signed.", ASK_AGAIN)
     for file in manifest.files:
         most = MOST_WORDS if file.name in SMALL else MOST_SHEET if file.name == SHEET else MOST_BYTES

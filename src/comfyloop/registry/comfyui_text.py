@@ -58,6 +58,6 @@ def write(adapter: Path, kind: str, target: Path) -> list[str]:
         save_file(tensors, target, metadata={"format": "pt"})
     except OSError as error:
         raise disk_error(target, error) from error
-    if left := len(layers) - len(inner):
-        return [f"{left} layers of the adapter that lie outside the language model's own are left out."]
+    if outside := len(layers) - len(inner):
+        return [f"{outside} layers of the adapter that lie outside the language model's own are left out."]
     return []

@@ -163,15 +163,17 @@ def identity(version: Version) -> str:
 
 def ancestors(line: Sequence[Version]) -> list[Ancestor]:
     """What a version went on from, newest first, and what that came from where it was imported."""
-    found: list[Ancestor] = []
+    line_of_descent: list[Ancestor] = []
     for version in line:
         origin = version.origin
         if origin is None:
-            found.append(Ancestor(version=identity(version)))
+            line_of_descent.append(Ancestor(version=identity(version)))
         else:
-            found.append(Ancestor(version=origin.version, publisher=origin.publisher, key=origin.key))
-            found += origin.lineage
-    return found
+            line_of_descent.append(
+                Ancestor(version=origin.version, publisher=origin.publisher, key=origin.key)
+            )
+            line_of_descent += origin.lineage
+    return line_of_descent
 
 
 def without_persons(report: GateReport) -> GateReport:
@@ -185,7 +187,9 @@ def without_persons(report: GateReport) -> GateReport:
             "details": (),
             # parts that were found are named by words of the questions
             "measures": tuple(measure for measure in report.measures if measure.slice not in parts),
-            "reasons": tuple(told for told in report.reasons if not any(part in told for part in parts)),
+            "reasons": tuple(
+                reason for reason in report.reasons if not any(part in reason for part in parts)
+            ),
         }
     )
 
@@ -213,28 +217,28 @@ def of_report(report: GateReport | None) -> list[dict[str, str]]:
 
 def without_places(spec: Mapping[str, Any]) -> dict[str, Any]:
     """How it was trained, without files and folders."""
-    kept: dict[str, Any] = {}
+    fields: dict[str, Any] = {}
     for name, value in spec.items():
         if name in _UNSAID:
             continue
         if isinstance(value, Mapping):
-            kept[name] = without_places(value)
+            fields[name] = without_places(value)
         elif not (isinstance(value, str) and ("/" in value or "\\" in value)):
-            kept[name] = value
-    return kept
+            fields[name] = value
+    return fields
 
 
 def _text(folder: Path, base: str) -> list[ArchivePiece]:
     config, weights = folder / "adapter_config.json", folder / "adapter_model.safetensors"
     try:
-        told = json.loads(config.read_text("utf-8"))
+        fields = json.loads(config.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise NotFound(
             f"{config} cannot be read: {error}.", "Put back a copy, or choose another version."
         ) from None
-    told = {name: value for name, value in told.items() if name in _CONFIG}
-    told |= {"base_model_name_or_path": base, "inference_mode": True}
-    pieces = [_json(TEXT_CONFIG, told), _weights(TEXT_WEIGHTS, weights)]
+    fields = {name: value for name, value in fields.items() if name in _CONFIG}
+    fields |= {"base_model_name_or_path": base, "inference_mode": True}
+    pieces = [_json(TEXT_CONFIG, fields), _weights(TEXT_WEIGHTS, weights)]
     positions = folder / "positions.json"
     if positions.is_file():
         pieces.append(ArchivePiece(TEXT_POSITIONS, path=positions))
@@ -256,15 +260,15 @@ def _weights(name: str, file: Path) -> ArchivePiece:
         raise NotFound(
             f"{file} cannot be read: {error}.", "Put back a copy, or choose another version."
         ) from None
-    told = header.get("__metadata__") or {}
-    kept = {key: value for key, value in told.items() if key.startswith(_METADATA)}
-    if kept == told:
+    metadata = header.get("__metadata__") or {}
+    public_metadata = {key: value for key, value in metadata.items() if key.startswith(_METADATA)}
+    if public_metadata == metadata:
         return ArchivePiece(name, path=file)
-    header["__metadata__"] = kept
+    header["__metadata__"] = public_metadata
     new = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     new += b" " * (-len(new) % 8)
     return ArchivePiece(name, len(new).to_bytes(8, "little") + new, file, 8 + size)
 
 
-def _json(name: str, told: object) -> ArchivePiece:
-    return ArchivePiece(name, (json.dumps(told, ensure_ascii=False, indent=2) + "\n").encode())
+def _json(name: str, value: object) -> ArchivePiece:
+    return ArchivePiece(name, (json.dumps(value, ensure_ascii=False, indent=2) + "\n").encode())

@@ -101,12 +101,12 @@ class Family:
         key = _inner(tensor)
         if not key or key.endswith("rotary_emb.inv_freq"):
             return ""
-        found = self._names.get_name(f"model.{key}", (".weight", ".bias")) or self._names.get_name(
+        gguf_name = self._names.get_name(f"model.{key}", (".weight", ".bias")) or self._names.get_name(
             key, (".weight", ".bias")
         )
-        if found is None:
+        if gguf_name is None:
             raise InvalidInput(f"llama.cpp's {self.name} has no place for the tensor {tensor}.")
-        return str(found)
+        return str(gguf_name)
 
     def laid_out(self, tensor: str, rows: Floats) -> Floats:
         """The rows of a tensor, or of a LoRA's B for it, as llama.cpp expects them: its Llama turns neighbouring pairs

@@ -136,8 +136,8 @@ def _model_tensors(
             change = changed.pop(tensor.layer, None) if tensor.name.endswith(".weight") else None
 
             def values(tensor: merge.Tensor = tensor, change: Layer | None = change) -> Floats:
-                found = tensor.read() if change is None else change.on(tensor.read())
-                return family.laid_out(tensor.name, found)
+                weights = tensor.read() if change is None else change.on(tensor.read())
+                return family.laid_out(tensor.name, weights)
 
             yield _Tensor(name, tensor.shape, _kind_of(tensor.shape, kind), values)
 

@@ -27,13 +27,13 @@ def add(folder: Path, size: int, writer: GGUFWriter) -> None:
     Raises:
         InvalidInput: llama.cpp would split texts otherwise than this tokenizer does.
     """
-    told = _told(folder)
-    model = told.get("model") or {}
+    tokenizer = _tokenizer_of(folder)
+    model = tokenizer.get("model") or {}
     if model.get("type") != "BPE":
         raise InvalidInput(f"The tokenizer of {folder.name} is no BPE, so it is not written as GGUF.")
     tokens: dict[int, str] = {number: token for token, number in model["vocab"].items()}
-    added = {one["id"]: one for one in told.get("added_tokens") or ()}
-    tokens |= {number: one["content"] for number, one in added.items()}
+    added_tokens = {one["id"]: one for one in tokenizer.get("added_tokens") or ()}
+    tokens |= {number: one["content"] for number, one in added_tokens.items()}
     if max(tokens) >= size:
         raise InvalidInput(
             f"The tokenizer of {folder.name} has {max(tokens) + 1} tokens, its embedding {size}."
@@ -43,10 +43,10 @@ def add(folder: Path, size: int, writer: GGUFWriter) -> None:
     def kind(number: int) -> TokenType:
         if number not in tokens:
             return TokenType.UNUSED
-        if number in added:
+        if number in added_tokens:
             if tokens[number] == model.get("unk_token"):
                 return TokenType.UNKNOWN
-            return TokenType.CONTROL if added[number]["special"] else TokenType.USER_DEFINED
+            return TokenType.CONTROL if added_tokens[number]["special"] else TokenType.USER_DEFINED
         return TokenType.BYTE if of_bytes and _is_byte(tokens[number]) else TokenType.NORMAL
 
     special = SpecialVocab(folder, load_merges=not of_bytes, n_vocab=size)
@@ -55,7 +55,7 @@ def add(folder: Path, size: int, writer: GGUFWriter) -> None:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores(_scores(model, tokens, size))
-        writer.add_add_space_prefix(_prefixes(told))
+        writer.add_add_space_prefix(_prefixes(tokenizer))
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(split_of(folder))
@@ -70,7 +70,7 @@ def split_of(folder: Path) -> str:
     Raises:
         InvalidInput: It has none for it, as far as is known here.
     """
-    before = _told(folder).get("pre_tokenizer") or {}
+    before = _tokenizer_of(folder).get("pre_tokenizer") or {}
     match before.get("pretokenizers") or [before]:
         case [{"type": "ByteLevel", "use_regex": True, "add_prefix_space": False}]:
             return "gpt-2"
@@ -87,15 +87,15 @@ def split_of(folder: Path) -> str:
     )
 
 
-def _told(folder: Path) -> dict[str, Any]:
+def _tokenizer_of(folder: Path) -> dict[str, Any]:
     try:
-        told: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text("utf-8"))
+        tokenizer: dict[str, Any] = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"The tokenizer of {folder.name} cannot be read: {error}.",
             "Save it with transformers: tokenizer.json.",
         ) from None
-    return told
+    return tokenizer
 
 
 def _is_byte(token: str) -> bool:
@@ -110,9 +110,9 @@ def _scores(model: dict[str, Any], tokens: dict[int, str], size: int) -> list[fl
     return [-float(ranks.get(tokens.get(number, ""), len(ranks))) for number in range(size)]
 
 
-def _prefixes(told: dict[str, Any]) -> bool:
+def _prefixes(tokenizer: dict[str, Any]) -> bool:
     """Whether a space is put before a text."""
-    normalizer, before = told.get("normalizer") or {}, told.get("pre_tokenizer") or {}
+    normalizer, before = tokenizer.get("normalizer") or {}, tokenizer.get("pre_tokenizer") or {}
     steps = [*(normalizer.get("normalizers") or [normalizer]), *(before.get("pretokenizers") or [before])]
     return any(
         step.get("type") == "Prepend"

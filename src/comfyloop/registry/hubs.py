@@ -117,11 +117,11 @@ def base_model(model: str, cache: Path) -> str | None:
     revision = f"@{place.revision}" if place.revision else ""
     folder = cache / "modelscope" / f"{place.repo}{revision}".replace("/", "--")
     whole = folder / ".whole.json"
-    told = json.dumps({"repo": place.repo, "revision": place.revision}) + "\n"
-    if not whole.is_file() or whole.read_text("utf-8") != told:
+    stamp = json.dumps({"repo": place.repo, "revision": place.revision}) + "\n"
+    if not whole.is_file() or whole.read_text("utf-8") != stamp:
         with _in_sentences(place):
             _ms_pull(place, folder, None)
-            write_whole(whole, told)
+            write_whole(whole, stamp)
     return str(folder)
 
 
@@ -140,8 +140,8 @@ def _hf_model(place: HubPlace) -> str:
 def _hf_push(folder: Path, place: HubPlace, private: bool) -> None:
     api = hub_clients.hugging_face()
     api.create_repo(place.repo, private=private, exist_ok=True)
-    told = f"{folder.name}: a version of ComfyLoop's"
-    api.upload_folder(repo_id=place.repo, folder_path=folder, revision=place.revision, commit_message=told)
+    message = f"{folder.name}: a version of ComfyLoop's"
+    api.upload_folder(repo_id=place.repo, folder_path=folder, revision=place.revision, commit_message=message)
 
 
 def _hf_pull(place: HubPlace, into: Path, names: list[str]) -> None:
@@ -207,11 +207,11 @@ def _in_sentences(place: HubPlace) -> Iterator[None]:
 
 
 def _sentence(place: HubPlace, error: BaseException) -> ComfyLoopError:
-    hub, said = _NAMES[place.hub], hub_clients.understood(error)
-    match said.meaning:
+    hub, failure = _NAMES[place.hub], hub_clients.understood(error)
+    match failure.meaning:
         case Meaning.DISK_FULL | Meaning.LOCAL:
-            assert isinstance(said.cause, OSError)
-            return disk_error(Path(said.cause.filename or "."), said.cause)
+            assert isinstance(failure.cause, OSError)
+            return disk_error(Path(failure.cause.filename or "."), failure.cause)
         case Meaning.OFFLINE:
             return InvalidInput("HF_HUB_OFFLINE is set, so no hub is asked.", "Unset it, and start again.")
         case Meaning.NOT_THERE | Meaning.NO_REVISION | Meaning.NO_FILE:
@@ -221,13 +221,15 @@ def _sentence(place: HubPlace, error: BaseException) -> ComfyLoopError:
         case Meaning.NOT_ALLOWED | Meaning.GATED:
             return InvalidInput(f"{hub} does not let you do this with {place}.", _LOGIN[place.hub])
         case Meaning.NO_ID:
-            return InvalidInput(f"{hub} does not take the name {place}: {said.told}.", "Give another name.")
+            return InvalidInput(
+                f"{hub} does not take the name {place}: {failure.told}.", "Give another name."
+            )
         case Meaning.TOO_OFTEN:
-            told = f"in {said.wait:.0f} seconds" if said.wait else "in some minutes"
+            when = f"in {failure.wait:.0f} seconds" if failure.wait else "in some minutes"
             return QueueFull(
                 f"{hub} asks to wait: it was called too often.",
-                f"Try again {told}.",
-                retry_after=said.wait or None,
+                f"Try again {when}.",
+                retry_after=failure.wait or None,
             )
         case Meaning.DAMAGED:
             return InvalidInput(
@@ -235,6 +237,6 @@ def _sentence(place: HubPlace, error: BaseException) -> ComfyLoopError:
             )
         case _:
             return EngineUnavailable(
-                f"{hub} could not be reached, or the connection broke off ({said.told}).",
+                f"{hub} could not be reached, or the connection broke off ({failure.told}).",
                 "Do it again: what has gone over stays there.",
             )

@@ -90,19 +90,19 @@ def _entry(file: Path) -> IndexEntry:
         raise InvalidInput(
             f"{file.name!r} cannot be listed.", "Use letters, digits, dots and dashes in names of files."
         )
-    told: dict[str, Any] = {"file": file.name, "bytes": file.stat().st_size}
+    fields: dict[str, Any] = {"file": file.name, "bytes": file.stat().st_size}
     try:
-        opened, told["sha256"] = bundle.verify(file)
+        verified_bundle, fields["sha256"] = bundle.verify(file)
     except ComfyLoopError as error:
         with file.open("rb") as handle:
-            told["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
-        return IndexEntry(**told, problem=str(error)[:2000])
-    manifest = opened.manifest
+            fields["sha256"] = hashlib.file_digest(handle, "sha256").hexdigest()
+        return IndexEntry(**fields, problem=str(error)[:2000])
+    manifest = verified_bundle.manifest
     return IndexEntry(
-        **told,
+        **fields,
         name=f"{manifest.project}@{manifest.number}",
         publisher=manifest.publisher,
-        key=opened.key,
+        key=verified_bundle.key,
         text_base=manifest.text_base,
         image_base=manifest.image_base,
         licence=manifest.licence,
@@ -169,14 +169,14 @@ def fetch(place: str, name: str, cache: Path, most_bytes: int) -> Path:
     target = cache / "adopted" / f"{entry.sha256[:16]}.comfyloop"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        found = (
+        sha256 = (
             _download(place, entry, target)
             if _is_web(place)
             else _copied(regular(_folder(place, cache) / entry.file, most_bytes), target)
         )
     except OSError as error:
         raise disk_error(target, error) from error
-    if found != entry.sha256:
+    if sha256 != entry.sha256:
         target.unlink(missing_ok=True)
         raise InvalidInput(
             f"{entry.file} is another file than the index of {place} says: its hash does not fit."
@@ -211,7 +211,7 @@ def _folder(place: str, cache: Path) -> Path:
         str(target),
     ]
     try:
-        done = subprocess.run(
+        result = subprocess.run(
             command,
             env=environment,
             capture_output=True,
@@ -228,9 +228,11 @@ def _folder(place: str, cache: Path) -> Path:
         raise EngineUnavailable(
             f"{address} was not there within {GIT_SECONDS} seconds.", "Try again."
         ) from None
-    if done.returncode:
-        said = (done.stderr.strip().splitlines() or ["git failed"])[-1][:300]
-        raise EngineUnavailable(f"{address} cannot be cloned: {said}.", "Look at the address, and try again.")
+    if result.returncode:
+        reason = (result.stderr.strip().splitlines() or ["git failed"])[-1][:300]
+        raise EngineUnavailable(
+            f"{address} cannot be cloned: {reason}.", "Look at the address, and try again."
+        )
     return target
 
 

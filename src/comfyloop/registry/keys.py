@@ -92,12 +92,12 @@ def look_up(home: Path, publisher: str, key: str, *, accept: bool = False) -> Tr
     Raises:
         Conflict: It was another one.
     """
-    known = _others(home).get(publisher)
+    earlier_key = _others(home).get(publisher)
     if key == own(home):
         return Trusted("Signed by this service itself.", remember=False)
-    if known == key:
+    if earlier_key == key:
         return Trusted(f"Signed by {publisher}, whose key {short(key)} is known here.", remember=False)
-    if known is None:
+    if earlier_key is None:
         return Trusted(
             f"Signed by {publisher} with the key {short(key)}, which was not met before. It is trusted from now on: "
             f"compare it with what {publisher} says that it is.",
@@ -105,21 +105,21 @@ def look_up(home: Path, publisher: str, key: str, *, accept: bool = False) -> Tr
         )
     if accept:
         return Trusted(
-            f"Signed by {publisher} with the key {short(key)}, in place of {short(known)} from now on.",
+            f"Signed by {publisher} with the key {short(key)}, in place of {short(earlier_key)} from now on.",
             remember=True,
         )
     raise Conflict(
         f"It says that it is by {publisher}, but it is signed with the key {short(key)}, and {publisher}'s is "
-        f"{short(known)}.",
+        f"{short(earlier_key)}.",
         f"Ask {publisher}. If the key was changed, import it with --trust-new-key.",
     )
 
 
 def remember(home: Path, publisher: str, key: str) -> None:
     """Raises StorageError: The disk refuses."""
-    known = _others(home) | {publisher: key}
+    keys_by_publisher = _others(home) | {publisher: key}
     try:
-        write_whole(home / _FOLDER / _OTHERS, json.dumps(known, indent=2, sort_keys=True) + "\n")
+        write_whole(home / _FOLDER / _OTHERS, json.dumps(keys_by_publisher, indent=2, sort_keys=True) + "\n")
     except OSError as error:
         raise StorageError(f"The key of {publisher} could not be kept: {error.strerror}.") from error
 
@@ -127,14 +127,14 @@ def remember(home: Path, publisher: str, key: str) -> None:
 def _others(home: Path) -> dict[str, str]:
     file = home / _FOLDER / _OTHERS
     try:
-        found = json.loads(file.read_text("utf-8"))
+        contents = json.loads(file.read_text("utf-8"))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:
         raise StorageError(
             f"The keys in {file} cannot be read: {error}.", "Mend or remove that file."
         ) from error
-    return {str(name): str(key) for name, key in found.items()} if isinstance(found, dict) else {}
+    return {str(name): str(key) for name, key in contents.items()} if isinstance(contents, dict) else {}
 
 
 def _secret(home: Path) -> bytes:
@@ -153,13 +153,13 @@ def _secret(home: Path) -> bytes:
                 pass
             finally:
                 draft.unlink()
-        found = file.read_bytes()
+        secret = file.read_bytes()
     except OSError as error:
         raise StorageError(
             f"The key in {file} cannot be used: {error.strerror}.", "Mend that folder's rights."
         ) from error
-    if len(found) != KEY_BYTES:
+    if len(secret) != KEY_BYTES:
         raise StorageError(
             f"{file} is no key.", "Put back a copy; without one, remove it: a new one is made."
         )
-    return found
+    return secret

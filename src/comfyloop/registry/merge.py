@@ -134,12 +134,12 @@ def layers_of(adapter: Path, model: Path | None = None) -> dict[str, Layer]:
         )
     config: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
     refuse_changed_base(str(adapter), config)
-    found: dict[str, dict[str, Floats]] = {}
+    parts_of_layer: dict[str, dict[str, Floats]] = {}
     for tensor in tensors_of(adapter / "adapter_model.safetensors"):
         layer, _, part = tensor.name.removeprefix(_PREFIX).rpartition(".lora_")
-        found.setdefault(layer, {})[part] = tensor.read()
+        parts_of_layer.setdefault(layer, {})[part] = tensor.read()
     layers = {}
-    for layer, parts in found.items():
+    for layer, parts in parts_of_layer.items():
         scale = rank_and_scale(config, layer)[1]
         layers[tail(layer)] = Layer(
             parts["A.weight"], parts["B.weight"], scale, parts.get("magnitude_vector.weight")
@@ -150,24 +150,24 @@ def layers_of(adapter: Path, model: Path | None = None) -> dict[str, Layer]:
 def _rewrite(source: Path, target: Path, layers: dict[str, Layer]) -> None:
     """Copy a file of weights; what is adapted is written anew and taken out of `layers`."""
     header, start = _header(source)
-    with source.open("rb") as read, target.open("wb") as write:
-        _pass_on(read, write, start)
+    with source.open("rb") as reader, target.open("wb") as writer:
+        _pass_on(reader, writer, start)
         for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"][0]):
             begin, end = entry["data_offsets"]
             layer = layers.pop(tail(name.removesuffix(".weight")), None) if name.endswith(".weight") else None
             if layer is None:
-                _pass_on(read, write, end - begin)
+                _pass_on(reader, writer, end - begin)
                 continue
-            weight = _floats(read.read(end - begin), entry["dtype"], name).reshape(entry["shape"])
-            write.write(_bytes(layer.on(weight), entry["dtype"]))
+            weight = _floats(reader.read(end - begin), entry["dtype"], name).reshape(entry["shape"])
+            writer.write(_bytes(layer.on(weight), entry["dtype"]))
 
 
-def _pass_on(read: BinaryIO, write: BinaryIO, count: int) -> None:
+def _pass_on(reader: BinaryIO, writer: BinaryIO, count: int) -> None:
     while count:
-        chunk = read.read(min(CHUNK, count))
+        chunk = reader.read(min(CHUNK, count))
         if not chunk:
             raise InvalidInput("The base model's weights are cut off.", "Download it again.")
-        write.write(chunk)
+        writer.write(chunk)
         count -= len(chunk)
 
 

@@ -45,9 +45,15 @@ def chatml_system(model: Path) -> str | None:
     if not isinstance(template, str):
         return None
     alone = _rendered(template, [{"role": "user", "content": _QUESTION}])
-    told = _rendered(template, [{"role": "system", "content": _MARK}, {"role": "user", "content": _QUESTION}])
+    with_system = _rendered(
+        template, [{"role": "system", "content": _MARK}, {"role": "user", "content": _QUESTION}]
+    )
     chat = f"<|im_start|>user\n{_QUESTION}<|im_end|>\n<|im_start|>assistant\n"
-    if alone is None or told != f"<|im_start|>system\n{_MARK}<|im_end|>\n{chat}" or not alone.endswith(chat):
+    if (
+        alone is None
+        or with_system != f"<|im_start|>system\n{_MARK}<|im_end|>\n{chat}"
+        or not alone.endswith(chat)
+    ):
         return None
     first = alone.removesuffix(chat)
     system = first.removeprefix("<|im_start|>system\n").removesuffix("<|im_end|>\n")

@@ -32,12 +32,12 @@ def complete(folder: Path, model: str, spec: Mapping[str, Any], target: Path) ->
     """
     name = model.removeprefix("hf:").removeprefix("ms:")
     on_hub = "/" in name and PUBLIC.match(name) is not None
-    told: dict[str, Any] = {"tuner_type": "lora", "task_type": "causal_lm"}
+    arguments: dict[str, Any] = {"tuner_type": "lora", "task_type": "causal_lm"}
     if on_hub:
-        told["model"] = name
+        arguments["model"] = name
     if spec.get("quant_method") == "bnb":
-        told |= {**_QUANTISED, "quant_bits": int(spec.get("quant_bits", 4))}
-    (folder / ARGUMENTS).write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+        arguments |= {**_QUANTISED, "quant_bits": int(spec.get("quant_bits", 4))}
+    (folder / ARGUMENTS).write_text(json.dumps(arguments, indent=2) + "\n", "utf-8")
     words = [f"swift infer --adapters {target}"]
     if not on_hub:
         words.append(f"--model {model}")
