@@ -41,13 +41,17 @@ def run(
     """
     console = Console(stderr=True, quiet=quiet)
     clock = Clock(console)
-    told = scenes.load()
-    held_out = [example for scene in told for example in scene.held_out]
+    all_scenes = scenes.load()
+    held_out = [example for scene in all_scenes for example in scene.held_out]
     with (
         processes.directory(home) as where,
         clock.lap("demo"),
         processes.service(
-            settings, where / "home", min(len(scene.corrections) for scene in told), PROJECT, examples="off"
+            settings,
+            where / "home",
+            min(len(scene.corrections) for scene in all_scenes),
+            PROJECT,
+            examples="off",
         ) as service,
         Client(service.url, settings.token, PROJECT) as client,
     ):
@@ -56,44 +60,49 @@ def run(
         memory = processes.MemoryPeak(service.process.pid)
         memory.start()
         with clock.lap("ask"):
-            asked = [_ask_all(client, held_out)]
+            answer_rounds = [_ask_all(client, held_out)]
             general = _ask_general(client)
-        _show(console, "Before", held_out, asked[0])
+        _show(console, "Before", held_out, answer_rounds[0])
         other = processes.Background(service.url, settings.token)
         other.start()
         turns = []
-        for number, scene in enumerate(told, start=1):
+        for number, scene in enumerate(all_scenes, start=1):
             turns.append(_turn(client, scene, clock, console, f"turn {number}", quiet=quiet))
             with clock.lap("ask again"):
-                asked.append(_ask_all(client, held_out))
-            _show(console, f"After turn {number}, from {asked[-1][0].version}", held_out, asked[-1])
+                answer_rounds.append(_ask_all(client, held_out))
+            _show(
+                console,
+                f"After turn {number}, from {answer_rounds[-1][0].version}",
+                held_out,
+                answer_rounds[-1],
+            )
         general_after = _ask_general(client)
         swap = _swap_seconds(client)
         other.stop()
         memory.stop()
 
     report: dict[str, Any] = {
-        "scenes": [{"name": s.name, "title": s.title, "voice": s.voice} for s in told],
+        "scenes": [{"name": s.name, "title": s.title, "voice": s.voice} for s in all_scenes],
         "turns": turns,
         "held_out": [
-            _row(e, reference=e.edited) | {"answers": [answers[place].text for answers in asked]}
+            _row(e, reference=e.edited) | {"answers": [answers[place].text for answers in answer_rounds]}
             for place, e in enumerate(held_out)
         ],
         "general": [
             {"question": q, "answers": [b.text, a.text]}
             for q, b, a in zip(scenes.GENERAL, general, general_after, strict=True)
         ],
-        "edit_distance": [_distance(answers, held_out) for answers in asked],
+        "edit_distance": [_distance(answers, held_out) for answers in answer_rounds],
         "background": other.report(),
         "peak_memory_gib": round(memory.peak / 2**30, 2),
         "seconds": {"promote_to_first_token": swap} | {n: round(s, 2) for n, s in clock.seconds.items()},
     }
-    moved = report["edit_distance"]
+    distances = report["edit_distance"]
     report["ok"] = (
         all(turn["outcome"] == "promoted" for turn in turns)
         and not other.failures
-        and all(after < before for before, after in pairwise(moved))
-        and moved[-1] <= moved[0] / 2
+        and all(after < before for before, after in pairwise(distances))
+        and distances[-1] <= distances[0] / 2
     )
     report_dir.mkdir(parents=True, exist_ok=True)
     (report_dir / "demo-report.json").write_text(
@@ -122,8 +131,10 @@ def _turn(
         loop = follow(client, resting, console, quiet=quiet)
     live, versions = client.versions()
     gate = versions[0].gate if loop.version else None
-    told = loop.reason or "There was no gate: no version was trained." if gate is None else render_text(gate)
-    console.print(told, highlight=False)
+    gate_text = (
+        loop.reason or "There was no gate: no version was trained." if gate is None else render_text(gate)
+    )
+    console.print(gate_text, highlight=False)
     return {
         "scene": scene.name,
         "outcome": loop.outcome,
@@ -135,7 +146,7 @@ def _turn(
             for e, a in zip(scene.corrections, dull, strict=True)
         ],
         "gate": None if gate is None else gate.model_dump(mode="json"),
-        "gate_text": told,
+        "gate_text": gate_text,
         "log": client.run_log(loop.run)[0] if loop.run else [],
     }
 
@@ -170,8 +181,8 @@ def _row(example: Correction, **answers: str) -> dict[str, Any]:
 
 
 def _mean(values: Iterator[float]) -> float:
-    found = list(values)
-    return round(sum(found) / len(found), 4)
+    numbers = list(values)
+    return round(sum(numbers) / len(numbers), 4)
 
 
 def _show(console: Console, title: str, examples: Sequence[Correction], answers: Sequence[Answer]) -> None:

@@ -49,26 +49,26 @@ def render(report: Mapping[str, Any], pictures: Path) -> str:
         (f"{report['seconds']['promote_to_first_token']:.2f} s", "promote to first token"),
         (f"{report['peak_memory_gib']:.1f} GiB", "peak memory, service and training"),
     )
-    made = template("demo.html").render(
+    html = template("demo.html").render(
         report=report,
         numbers=numbers,
         columns=["Before", *(f"After turn {number}" for number in range(1, len(turns) + 1))],
         picture=lambda name: data_url((pictures / name).read_bytes(), "image/webp"),
     )
-    return made
+    return html
 
 
 def template(name: str) -> Template:
     """A template of a page that stands alone: its style is in it, its fonts are the reader's."""
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    made.globals |= {"style": Markup(_style()), "curves": curves}
-    return made.get_template(name)
+    environment.globals |= {"style": Markup(_style()), "curves": curves}
+    return environment.get_template(name)
 
 
 def data_url(data: bytes, media_type: str) -> str:
@@ -78,8 +78,8 @@ def data_url(data: bytes, media_type: str) -> str:
 def curves(log: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
     """The training loss over the steps, of a joint run of each side: points of a polyline, and a sentence."""
     sides = dict.fromkeys(str(line.get("side", "")) for line in log)
-    told = (_curve(side, [x for x in log if str(x.get("side", "")) == side]) for side in sides)
-    return [curve for curve in told if curve]
+    all_curves = (_curve(side, [x for x in log if str(x.get("side", "")) == side]) for side in sides)
+    return [curve for curve in all_curves if curve]
 
 
 def _curve(side: str, log: Sequence[Mapping[str, Any]]) -> dict[str, str]:

@@ -104,23 +104,23 @@ class Background(threading.Thread):
         super().__init__(name="background-client", daemon=True)
         self._client = Client(url, token)
         self._pause = pause
-        self._done = threading.Event()
+        self._stopped = threading.Event()
         self.answered = 0
         self.failures: list[str] = []
         self.versions: dict[str, int] = {}
 
     def run(self) -> None:
-        while not self._done.is_set():
+        while not self._stopped.is_set():
             try:
                 answer = self._client.ask("What is the capital of Italy?", max_tokens=12)
                 self.answered += 1
                 self.versions[answer.version] = self.versions.get(answer.version, 0) + 1
             except ComfyLoopError as error:
                 self.failures.append(str(error))
-            self._done.wait(self._pause)
+            self._stopped.wait(self._pause)
 
     def stop(self) -> None:
-        self._done.set()
+        self._stopped.set()
         self.join()
         self._client.close()
 
@@ -139,11 +139,11 @@ class MemoryPeak(threading.Thread):
     def __init__(self, pid: int) -> None:
         super().__init__(name="memory", daemon=True)
         self._root = psutil.Process(pid)
-        self._done = threading.Event()
+        self._stopped = threading.Event()
         self.peak = 0
 
     def run(self) -> None:
-        while not self._done.wait(0.5):
+        while not self._stopped.wait(0.5):
             total = 0
             with contextlib.suppress(psutil.NoSuchProcess):
                 for process in [self._root, *self._root.children(recursive=True)]:
@@ -152,7 +152,7 @@ class MemoryPeak(threading.Thread):
             self.peak = max(self.peak, total)
 
     def stop(self) -> None:
-        self._done.set()
+        self._stopped.set()
         self.join()
 
 
@@ -167,5 +167,5 @@ def directory(home: Path | None) -> Iterator[Path]:
     if home is not None:
         yield home.absolute()
         return
-    with tempfile.TemporaryDirectory(prefix="comfyloop-demo-", ignore_cleanup_errors=True) as made:
-        yield Path(made)
+    with tempfile.TemporaryDirectory(prefix="comfyloop-demo-", ignore_cleanup_errors=True) as scratch:
+        yield Path(scratch)

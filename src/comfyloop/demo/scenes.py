@@ -30,7 +30,7 @@ def load() -> list[Scene]:
 
 
 def _scene(name: str) -> Scene:
-    told = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
+    content = json.loads((EXAMPLES / f"{name}.json").read_text(encoding="utf-8"))
 
     def example(row: dict[str, str]) -> Correction:
         picture = EXAMPLES / "pictures" / row["picture"] if "picture" in row else None
@@ -38,10 +38,10 @@ def _scene(name: str) -> Scene:
 
     return Scene(
         name,
-        told["title"],
-        told["voice"],
-        [example(row) for row in told["corrections"]],
-        [example(row) for row in told["held_out"]],
+        content["title"],
+        content["voice"],
+        [example(row) for row in content["corrections"]],
+        [example(row) for row in content["held_out"]],
     )
 
 

@@ -154,15 +154,15 @@ class _Studio:
                 for i, (product, (_, prompt)) in enumerate(zip(products, prompts, strict=True))
             ]
             files = self._painter.draw(drawings, self._lora(version))
-            made = [
+            results = [
                 ProductResult(product, copy, prompt, _opened(file))
                 for product, (_, copy), (_, prompt), file in zip(
                     products, copies, prompts, files, strict=True
                 )
             ]
-        self.columns.append((title, made))
+        self.columns.append((title, results))
         table = Table("", "copy", "prompt", title=title, title_justify="left", box=None)
-        for work in made:
+        for work in results:
             table.add_row(work.product.name, work.copy, work.prompt)
         self._console.print(table)
 
@@ -228,7 +228,7 @@ class _Studio:
     def _lora(self, version: int) -> Path | None:
         """A version's LoRA, fetched as ComfyUI's node does; None where it has none."""
         _, versions = self._client.versions()
-        if not any(found.number == version and found.image_adapter for found in versions):
+        if not any(candidate.number == version and candidate.image_adapter for candidate in versions):
             return None
         file = self._painter.folder / f"{PROJECT}-v{version}.safetensors"
         file.write_bytes(self._client.image_adapter(version))
@@ -256,22 +256,23 @@ class _Studio:
             {
                 "title": title,
                 "works": [
-                    {"product": work.product.name, "copy": work.copy, "prompt": work.prompt} for work in made
+                    {"product": work.product.name, "copy": work.copy, "prompt": work.prompt}
+                    for work in results
                 ],
-                "edit_distance": _mean([edit_distance(work.copy, work.product.copy) for work in made]),
+                "edit_distance": _mean([edit_distance(work.copy, work.product.copy) for work in results]),
                 "palette_distance": _mean(
-                    [posters.palette_distance(work.picture, self._brand.palette) for work in made]
+                    [posters.palette_distance(work.picture, self._brand.palette) for work in results]
                 ),
             }
-            for title, made in self.columns
+            for title, results in self.columns
         ]
         return {"columns": columns, "turns": self.turns}
 
     def sketches(self) -> list[tuple[str, list[Image.Image]]]:
         palette = self._brand.palette
         return [
-            (title, [posters.sketch(w.picture, w.product.name, w.copy, palette) for w in made])
-            for title, made in self.columns
+            (title, [posters.sketch(w.picture, w.product.name, w.copy, palette) for w in results])
+            for title, results in self.columns
         ]
 
 
@@ -331,7 +332,9 @@ def _write(folder: Path, report: dict[str, Any], studio: _Studio) -> None:
     (folder / "brand-report.json").write_text(
         json.dumps(report, indent=1, ensure_ascii=False) + "\n", "utf-8"
     )
-    (folder / "brand-report.html").write_text(page.render(report, [made for _, made in sketches]), "utf-8")
+    (folder / "brand-report.html").write_text(
+        page.render(report, [pictures for _, pictures in sketches]), "utf-8"
+    )
 
 
 def _summary(console: Console, report: dict[str, Any]) -> None:

@@ -42,19 +42,19 @@ class Brand(NamedTuple):
 
 
 def load() -> Brand:
-    told = json.loads((FOLDER / "brand.json").read_text(encoding="utf-8"))
+    material = json.loads((FOLDER / "brand.json").read_text(encoding="utf-8"))
 
     def product(row: dict[str, str]) -> Product:
         name = row["name"]
         words = {"article": "an" if name[0] in "aeiou" else "a", "name": name}
-        forms = (told[form].format(**words) for form in ("copy_question", "prompt_question", "prompt"))
+        forms = (material[form].format(**words) for form in ("copy_question", "prompt_question", "prompt"))
         return Product(name, row["copy"], *forms)
 
     return Brand(
-        told["brand"],
-        {name: _colour(code) for name, code in told["palette"].items()},
+        material["brand"],
+        {name: _colour(code) for name, code in material["palette"].items()},
         _sections((FOLDER / "guide.md").read_text(encoding="utf-8")),
-        *([product(row) for row in told[part]] for part in ("catalogue", "corrections", "held_out")),
+        *([product(row) for row in material[part]] for part in ("catalogue", "corrections", "held_out")),
     )
 
 

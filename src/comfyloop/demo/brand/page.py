@@ -31,7 +31,8 @@ def render(report: Mapping[str, Any], posters: Sequence[Sequence[Image.Image]]) 
             report=report,
             numbers=numbers,
             rows=[
-                [data_url(_webp(made), "image/webp") for made in row] for row in zip(*posters, strict=True)
+                [data_url(_webp(picture), "image/webp") for picture in row]
+                for row in zip(*posters, strict=True)
             ],
         )
     )

@@ -19,12 +19,12 @@ def paint(job: Path) -> None:
     Raises:
         ModelError: The model or the LoRA cannot be used.
     """
-    told = json.loads(job.read_text(encoding="utf-8"))
-    spec = ImageTrainSpec(model=told["model"], train="", cache=told["cache"])
-    trainable = load_with_adapter(RunDirectory(job.parent), spec, told["lora"])
-    for drawing in told["drawings"]:
-        drawn = draw(trainable, drawing["prompt"], drawing["seed"])
-        drawn.save(Path(told["folder"]) / drawing["file"], format="PNG")
+    job_spec = json.loads(job.read_text(encoding="utf-8"))
+    spec = ImageTrainSpec(model=job_spec["model"], train="", cache=job_spec["cache"])
+    trainable = load_with_adapter(RunDirectory(job.parent), spec, job_spec["lora"])
+    for drawing in job_spec["drawings"]:
+        image = draw(trainable, drawing["prompt"], drawing["seed"])
+        image.save(Path(job_spec["folder"]) / drawing["file"], format="PNG")
 
 
 def main() -> int:

@@ -44,11 +44,11 @@ class Painter:
             RunFailed: They could not be drawn; the reason is the process's own last line.
         """
         job = self.folder / "job.json"
-        told = {"lora": None if lora is None else str(lora), "drawings": [d._asdict() for d in drawings]}
-        job.write_text(json.dumps(self._job | told), encoding="utf-8")
+        fields = {"lora": None if lora is None else str(lora), "drawings": [d._asdict() for d in drawings]}
+        job.write_text(json.dumps(self._job | fields), encoding="utf-8")
         command = [sys.executable, "-m", "comfyloop.demo.brand.paint", str(job)]
-        done = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
-        if done.returncode:
-            last = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+        result = subprocess.run(command, capture_output=True, encoding="utf-8", errors="replace")
+        if result.returncode:
+            last = (result.stderr.strip().splitlines() or ["it said nothing"])[-1]
             raise RunFailed(f"The pictures could not be drawn: {last}")
         return [self.folder / drawing.file for drawing in drawings]
