@@ -15,18 +15,18 @@ CHUNK = 2**20
 
 def contents(client: Client, number: int, wanted: dict[str, Any]) -> dict[str, Any]:
     """What a bundle of a version would hold: `manifest`, and `files` with their sizes."""
-    told: dict[str, Any] = client.call(
+    listing: dict[str, Any] = client.call(
         "POST", f"/v1/versions/{number}/bundle/contents", wanted, project=client.project
     )
-    return told
+    return listing
 
 
 def evaluate(client: Client, number: int) -> list[dict[str, Any]]:
     """How a version and its base model stand on suites: what `wanted` takes as `suites`."""
-    told: list[dict[str, Any]] = client.call(
+    suites: list[dict[str, Any]] = client.call(
         "POST", f"/v1/versions/{number}/evaluation", project=client.project
     )
-    return told
+    return suites
 
 
 def export(client: Client, number: int, target: Path, wanted: dict[str, Any]) -> None:
@@ -70,8 +70,8 @@ def take_in(client: Client, file: Path, *, trust_new_key: bool = False) -> dict[
         client._streamed("POST", "/v1/bundles", content=chunks, params=params, headers=headers) as response,
     ):
         response.read()
-        taken: dict[str, Any] = response.json()
-    return taken
+        imported: dict[str, Any] = response.json()
+    return imported
 
 
 def _about(client: Client) -> dict[str, str]:

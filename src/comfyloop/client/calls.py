@@ -120,10 +120,10 @@ def ask(
         "repetition_detection": CIRCLE,
         **({} if examples else {"examples": False}),
     }
-    given = yield from call(at, "POST", "/v1/chat/completions", body)
-    text, helped = given["choices"][0]["message"]["content"], tuple(given.get("examples", ()))
+    response = yield from call(at, "POST", "/v1/chat/completions", body)
+    text, helped = response["choices"][0]["message"]["content"], tuple(response.get("examples", ()))
     # No text that is sent back may hold a NUL, which a small model does write now and then.
-    return Answer(text.replace("\0", "\ufffd"), given["id"], given["system_fingerprint"], helped)
+    return Answer(text.replace("\0", "\ufffd"), response["id"], response["system_fingerprint"], helped)
 
 
 def send_feedback(at: Service, items: Sequence[Feedback]) -> Call[dict[str, list[str]]]:
@@ -172,8 +172,8 @@ def _project(at: Service) -> Call[str]:
 
 def generation(at: Service, id: str) -> Call[Generation]:
     """What was asked and answered, by its id."""
-    found = yield from call(at, "GET", f"/v1/generations/{quote(id, safe='')}")
-    return Generation.model_validate(found)
+    body = yield from call(at, "GET", f"/v1/generations/{quote(id, safe='')}")
+    return Generation.model_validate(body)
 
 
 def preferences(at: Service, id: str | None = None, text: str | None = None) -> Call[list[dict[str, Any]]]:
@@ -210,10 +210,10 @@ def queue(
     after: str | None = None
     while True:
         most = min(1000, 1000 if limit is None else limit - len(items))
-        asked = {"project": at.project, "state": state, "filter": filter, "after": after, "limit": most}
-        found = yield from call(at, "GET", "/v1/queue", **asked)
-        items += [QueueItem.model_validate(item) for item in found["items"]]
-        after = found["next_after"]
+        query = {"project": at.project, "state": state, "filter": filter, "after": after, "limit": most}
+        body = yield from call(at, "GET", "/v1/queue", **query)
+        items += [QueueItem.model_validate(item) for item in body["items"]]
+        after = body["next_after"]
         if after is None or len(items) == limit:
             return items
 
@@ -259,8 +259,8 @@ def start_turn(at: Service, *, consolidate: bool = False) -> Call[LoopStatus]:
 
 def forget(at: Service, /, **what: str | None) -> Call[Forgotten]:
     """Take back what `author` sent, one piece of `feedback`, or what a `sample` was made of."""
-    done = yield from call(at, "POST", "/v1/forget", {"project": at.project, **what})
-    return Forgotten.model_validate(done)
+    body = yield from call(at, "POST", "/v1/forget", {"project": at.project, **what})
+    return Forgotten.model_validate(body)
 
 
 def snapshot(at: Service) -> Call[Snapshot]:
@@ -270,8 +270,8 @@ def snapshot(at: Service) -> Call[Snapshot]:
 
 def versions(at: Service) -> Call[tuple[int, list[Version]]]:
     """The live number, and the versions, newest first."""
-    found = yield from call(at, "GET", "/v1/versions", project=at.project)
-    return found["live"], [Version.model_validate(item) for item in found["items"]]
+    body = yield from call(at, "GET", "/v1/versions", project=at.project)
+    return body["live"], [Version.model_validate(item) for item in body["items"]]
 
 
 def image_adapter(at: Service, number: int) -> Call[bytes]:
@@ -285,14 +285,14 @@ def image_adapter(at: Service, number: int) -> Call[bytes]:
 
 def gate(at: Service, number: int) -> Call[GateReport]:
     """Judge a version against the live one."""
-    found = yield from call(at, "POST", f"/v1/versions/{number}/gate", project=at.project)
-    return GateReport.model_validate(found)
+    body = yield from call(at, "POST", f"/v1/versions/{number}/gate", project=at.project)
+    return GateReport.model_validate(body)
 
 
 def gate_report(at: Service, number: int) -> Call[GateReport]:
     """What the gate said, without judging again. Raises NotFound when the version was never judged."""
-    found = yield from call(at, "GET", f"/v1/versions/{number}/gate", project=at.project)
-    return GateReport.model_validate(found)
+    body = yield from call(at, "GET", f"/v1/versions/{number}/gate", project=at.project)
+    return GateReport.model_validate(body)
 
 
 def sheet(at: Service, number: int) -> Call[bytes]:
@@ -318,14 +318,14 @@ def promote(
 
 def rollback(at: Service, to: int | None = None) -> Call[dict[str, Any]]:
     """Make the version live that was live before, or the one numbered `to`."""
-    done: dict[str, Any] = yield from call(at, "POST", "/v1/rollback", {"project": at.project, "to": to})
-    return done
+    body: dict[str, Any] = yield from call(at, "POST", "/v1/rollback", {"project": at.project, "to": to})
+    return body
 
 
 def run_log(at: Service, run: str, offset: int = 0) -> Call[tuple[list[dict[str, Any]], int]]:
     """Log lines from a byte offset on, and the offset to go on from."""
-    found = yield from call(at, "GET", f"/v1/runs/{quote(run, safe='')}/log", offset=offset)
-    return found["lines"], found["next_offset"]
+    body = yield from call(at, "GET", f"/v1/runs/{quote(run, safe='')}/log", offset=offset)
+    return body["lines"], body["next_offset"]
 
 
 def ready(at: Service) -> Call[bool]:
@@ -347,10 +347,10 @@ def page(
 
     Listings from the newest on have `next_before`, those from the oldest on `next_after`.
     """
-    found = yield from call(at, "GET", path, project=at.project, **query)
-    on = {name.removeprefix("next_"): found.get(name) for name in ("next_before", "next_after")}
+    body = yield from call(at, "GET", path, project=at.project, **query)
+    on = {name.removeprefix("next_"): body.get(name) for name in ("next_before", "next_after")}
     on = {name: value for name, value in on.items() if value is not None}
-    return _items(found), query | on if on else None
+    return _items(body), query | on if on else None
 
 
 def unreachable(at: Service, error: httpx.HTTPError | UnicodeEncodeError) -> ComfyLoopError:
@@ -372,8 +372,8 @@ def unreachable(at: Service, error: httpx.HTTPError | UnicodeEncodeError) -> Com
     return raised
 
 
-def _items(found: Any) -> list[dict[str, Any]]:
-    items: list[dict[str, Any]] = found["items"]
+def _items(body: Any) -> list[dict[str, Any]]:
+    items: list[dict[str, Any]] = body["items"]
     return items
 
 
@@ -393,11 +393,11 @@ def error_of(response: httpx.Response) -> ComfyLoopError:
         if "ready" in body:  # /readyz
             message = " ".join(filter(None, [*dict.fromkeys(body["problems"].values()), body["storage"]]))
         else:
-            told = body["error"]
+            fault = body["error"]
             code, message, hint = (
-                str(told.get("code")),
-                str(told["message"]),
-                str(told.get("hint") or told.get("mend") or ""),
+                str(fault.get("code")),
+                str(fault["message"]),
+                str(fault.get("hint") or fault.get("mend") or ""),
             )
     after = response.headers.get("retry-after")
     message = message.removesuffix(hint).strip()  # the wire's message has the hint in it

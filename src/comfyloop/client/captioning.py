@@ -55,11 +55,11 @@ def without_caption(path: Path) -> list[Path]:
         InvalidInput: There is none.
     """
     tree = tree_of(path)
-    found = [tree.path(name) for name in tree.pictures if captions.beside(tree, name) is None]
-    if not found:
+    pictures = [tree.path(name) for name in tree.pictures if captions.beside(tree, name) is None]
+    if not pictures:
         beside = " without a text beside it" if tree.pictures else ""
         raise InvalidInput(f"There is no picture{beside} in {path.name}.", "Name a folder of pictures.")
-    return found
+    return pictures
 
 
 def write(
@@ -94,14 +94,14 @@ def _one(
     client: Client, picture: Path, wanted: CaptionOptions, engine: Client | None, project: str, model: str
 ) -> Captioned:
     sha = client.upload_image(picture.read_bytes())
-    asked = wanted.template.replace("{name}", _words(picture.stem))
-    id = _id_of(project, sha, wanted.question, asked, model)
+    question = wanted.template.replace("{name}", _words(picture.stem))
+    id = _id_of(project, sha, wanted.question, question, model)
     try:
         client.call("GET", f"/v1/feedback/{id}")
         return Captioned(str(picture), id)
     except NotFound:
         pass
-    text = " ".join(_asked(client, engine, model, asked, picture, wanted.max_tokens).split())
+    text = " ".join(_asked(client, engine, model, question, picture, wanted.max_tokens).split())
     if not text:
         return Captioned(str(picture), problem="The model answered nothing.")
     comment = f"written by {model}"[:4000]
@@ -144,5 +144,5 @@ def _words(stem: str) -> str:
     return " ".join(re.findall(r"[^\W_]+", stem))
 
 
-def _id_of(*told: str) -> str:
-    return "caption_" + hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]
+def _id_of(*parts: str) -> str:
+    return "caption_" + hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:32]

@@ -67,10 +67,10 @@ def _awaited(
 def _shown_as_method(method: Callable[P, T], call: Callable[..., Any]) -> Callable[P, T]:
     """What `help` shows: a method that returns what the call comes to."""
     signature = inspect.signature(call)
-    _, *given = signature.parameters.values()
+    _, *parameters = signature.parameters.values()
     own = inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     returned = str(signature.return_annotation).removeprefix("Call[").removesuffix("]")
-    method.__signature__ = inspect.Signature([own, *given], return_annotation=returned)  # type: ignore[attr-defined]
+    method.__signature__ = inspect.Signature([own, *parameters], return_annotation=returned)  # type: ignore[attr-defined]
     return method
 
 

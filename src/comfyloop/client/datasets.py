@@ -56,20 +56,24 @@ def send(client: Client, id: str, path: Path, options: SourceOptions, format: st
         )
     if not path.is_dir() and not path.is_file():
         raise NotFound(f"{path} is no file but a pipe or a device.", "Name a file or folder.")
-    there = {sent["path"]: sent for sent in _sent(client, id)}
+    files_there = {entry["path"]: entry for entry in _sent(client, id)}
     files = list(_files(path, options, format))
-    total, done = sum(file.path.stat().st_size for file in files), 0
+    total, sent_bytes = sum(file.path.stat().st_size for file in files), 0
     for file in files:
         size = file.path.stat().st_size
-        tell("sending", done, total)
+        tell("sending", sent_bytes, total)
         with file.path.open("rb") as data:
             sha = hashlib.file_digest(data, "sha256").hexdigest()
-            known = there.get(file.name, {"bytes": 0, "sha256": ""})
-            if known["sha256"] != sha:
-                begin_at = known["bytes"] if known["sha256"] is None and known["bytes"] < size else 0
+            there_already = files_there.get(file.name, {"bytes": 0, "sha256": ""})
+            if there_already["sha256"] != sha:
+                begin_at = (
+                    there_already["bytes"]
+                    if there_already["sha256"] is None and there_already["bytes"] < size
+                    else 0
+                )
                 _send_file(client, id, file.name, data, begin_at, size, sha)
-        done += size
-    tell("sending", done, total)
+        sent_bytes += size
+    tell("sending", sent_bytes, total)
 
 
 def _send_file(client: Client, id: str, name: str, data: Any, offset: int, size: int, sha: str) -> None:
@@ -95,21 +99,21 @@ def _files(path: Path, options: SourceOptions, format: str) -> Iterator[Local]:
     yield from _outside(tree.root if path.is_dir() else None, look(tree, options, format))
 
 
-def _outside(root: Path | None, looked: Any) -> Iterator[Local]:
+def _outside(root: Path | None, scan: Any) -> Iterator[Local]:
     """The pictures that rows name and that are not below the folder which is sent; all, where a file is sent."""
-    seen: set[str] = set()
-    for one in looked.objects:
+    names: set[str] = set()
+    for one in scan.objects:
         try:
-            pictures = looked.reading.row_as_written(one).pictures
+            pictures = scan.reading.row_as_written(one).pictures
         except UnusableRow:  # the service says it, with all the others
             continue
         for picture in pictures:
             if not isinstance(picture, Path):
                 continue
             name = outside_name(as_written(picture, one.folder))
-            if name in seen or (root is not None and picture.resolve().is_relative_to(root.resolve())):
+            if name in names or (root is not None and picture.resolve().is_relative_to(root.resolve())):
                 continue
-            seen.add(name)
+            names.add(name)
             if picture.is_file():
                 yield Local(name, picture)
 
@@ -118,8 +122,8 @@ def take(client: Client, id: str, request: dict[str, Any], tell: Tell, pause: fl
     """Have the service take a data set, and wait until it has. What it became."""
     client.call("POST", f"/v1/datasets/{id}/import", request, project=client.project)
     while True:
-        found: dict[str, Any] = client.call("GET", f"/v1/datasets/{id}", project=client.project)
-        tell(found["state"], found["rows"] or found["progress"], found["total"])
-        if found["state"] in ("done", "refused", "failed"):
-            return found
+        dataset: dict[str, Any] = client.call("GET", f"/v1/datasets/{id}", project=client.project)
+        tell(dataset["state"], dataset["rows"] or dataset["progress"], dataset["total"])
+        if dataset["state"] in ("done", "refused", "failed"):
+            return dataset
         time.sleep(pause)

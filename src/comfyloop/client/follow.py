@@ -55,9 +55,13 @@ def follow(
             if loop.state is LoopState.TRAINING and loop.run:
                 new, offset = client.run_log(loop.run, offset)
                 lines += new
-                if told := client.call("GET", f"/v1/runs/{loop.run}")["status"]:
-                    total, step = told["total_steps"] or None, told["step"]
-                    note = told["phase"] if told["loss"] is None else f"step {step}  loss {told['loss']:.3f}"
+                if status := client.call("GET", f"/v1/runs/{loop.run}")["status"]:
+                    total, step = status["total_steps"] or None, status["step"]
+                    note = (
+                        status["phase"]
+                        if status["loss"] is None
+                        else f"step {step}  loss {status['loss']:.3f}"
+                    )
             bar.update(task, description=loop.state.value, total=total, completed=step, note=note)
             if live is not None and lines:
                 live.update(Group(show.loss_curve(lines), bar))

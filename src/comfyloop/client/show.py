@@ -44,7 +44,7 @@ def lineage(live: int, versions: Sequence[Version]) -> RenderableType:
     children: dict[int, list[Version]] = {}
     for version in sorted(versions, key=lambda v: v.number):
         children.setdefault(version.parent, []).append(version)
-    known = {version.number for version in versions}
+    numbers = {version.number for version in versions}
     root = Tree(Text("base", style="green bold" if live == BASE else ""))
 
     def grow(tree: Tree, number: int) -> None:
@@ -54,7 +54,7 @@ def lineage(live: int, versions: Sequence[Version]) -> RenderableType:
     for parent in sorted(children):
         if parent == BASE:
             grow(root, BASE)
-        elif parent not in known:  # an older one that is not in this listing
+        elif parent not in numbers:  # an older one that is not in this listing
             grow(root.add(f"… {parent}"), parent)
     return root
 
@@ -72,65 +72,65 @@ def _version_line(version: Version) -> Text:
     return line
 
 
-def snapshot(found: Snapshot) -> RenderableType:
+def snapshot(record: Snapshot) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    table.add_row("snapshot", found.id[:12])
-    table.add_row("training samples", f"{found.train} and {found.replay} of replay")
-    table.add_row("held out", str(found.holdout))
-    for reason, count in found.dropped.items():
+    table.add_row("snapshot", record.id[:12])
+    table.add_row("training samples", f"{record.train} and {record.replay} of replay")
+    table.add_row("held out", str(record.holdout))
+    for reason, count in record.dropped.items():
         table.add_row("left out", f"{count} {reason.replace('_', ' ')}")
-    table.add_row("in", found.path)
+    table.add_row("in", record.path)
     return table
 
 
-def runs(found: Iterable[Run]) -> Table:
+def runs(records: Iterable[Run]) -> Table:
     table = Table("run", "state", "recipe", "from", "begun", "error", box=None)
-    for run in found:
+    for run in records:
         origin = "base" if run.parent == BASE else f"v{run.parent}"
         table.add_row(run.id, state(run.state), run.recipe, origin, when(run.created_at), run.error)
     return table
 
 
-def loop(found: Loop) -> RenderableType:
+def loop(status: Loop) -> RenderableType:
     table = Table.grid(padding=(0, 2))
-    table.add_row("project", found.project)
-    table.add_row("loop", found.state)
-    if found.outcome:
-        table.add_row("last turn", found.outcome.replace("_", " "))
-    if found.reason:
-        table.add_row("because", found.reason)
-    if found.note:
-        table.add_row("note", found.note)
-    if found.version and found.outcome in ("rejected", "ask", "not_enough_evidence", "waiting"):
-        table.add_row("", f"comfyloop gate show {found.version} shows what was seen.")
-    if found.error:
-        table.add_row("because", Text(found.error, style="red"))
-    if isinstance(found, LoopStatus) and found.canary is not None:
-        table.add_row("canary", canary(found.canary))
+    table.add_row("project", status.project)
+    table.add_row("loop", status.state)
+    if status.outcome:
+        table.add_row("last turn", status.outcome.replace("_", " "))
+    if status.reason:
+        table.add_row("because", status.reason)
+    if status.note:
+        table.add_row("note", status.note)
+    if status.version and status.outcome in ("rejected", "ask", "not_enough_evidence", "waiting"):
+        table.add_row("", f"comfyloop gate show {status.version} shows what was seen.")
+    if status.error:
+        table.add_row("because", Text(status.error, style="red"))
+    if isinstance(status, LoopStatus) and status.canary is not None:
+        table.add_row("canary", canary(status.canary))
     return table
 
 
 def canary(report: CanaryReport) -> str:
     """How a version does that is tried beside the live one, in a line."""
-    told = report.reason or "Nothing was said about its answers yet."
+    sentence = report.reason or "Nothing was said about its answers yet."
     if report.canary_outcomes and report.live_outcomes:
-        told += f" (difference {report.low:+.2f} to {report.high:+.2f})"
-    return f"v{report.version} beside v{report.live}, {report.share:.0%} of the conversations: {told}"
+        sentence += f" (difference {report.low:+.2f} to {report.high:+.2f})"
+    return f"v{report.version} beside v{report.live}, {report.share:.0%} of the conversations: {sentence}"
 
 
-def forgotten(done: Forgotten) -> list[RenderableType]:
+def forgotten(outcome: Forgotten) -> list[RenderableType]:
     """What was taken back, in sentences."""
-    count = len(done.feedback)
-    lines = [f"{done.project}: {count} piece{'s' * (count != 1)} of feedback deleted."]
-    if done.versions:
-        named = ", ".join(f"v{number}" for number in done.versions)
-        lines.append(f"Withdrawn, since they learned from it: {named}.")
+    count = len(outcome.feedback)
+    lines = [f"{outcome.project}: {count} piece{'s' * (count != 1)} of feedback deleted."]
+    if outcome.versions:
+        numbers = ", ".join(f"v{number}" for number in outcome.versions)
+        lines.append(f"Withdrawn, since they learned from it: {numbers}.")
     else:
         lines.append("No version had learned from it.")
-    if done.live != done.previous:
-        now = f"v{done.live}" if done.live else "the base model"
-        lines.append(f"v{done.previous} was live; {now} answers now.")
-    if done.retrains:
+    if outcome.live != outcome.previous:
+        now = f"v{outcome.live}" if outcome.live else "the base model"
+        lines.append(f"v{outcome.previous} was live; {now} answers now.")
+    if outcome.retrains:
         lines.append("A turn begins that learns the rest without it.")
     return list(lines)
 
@@ -151,10 +151,10 @@ def bundle(manifest: Mapping[str, Any], files: Mapping[str, int]) -> list[str]:
     return [escape(line) for line in lines]
 
 
-def suites(found: Sequence[Mapping[str, Any]]) -> RenderableType:
+def suites(standings: Sequence[Mapping[str, Any]]) -> RenderableType:
     """What a version and its base model gave on suites."""
     table = Table("suite", "items", "base", "this version", box=None)
-    for one in found:
+    for one in standings:
         table.add_row(Text(one["suite"]), str(one["items"]), f"{one['base']:.3f}", f"{one['this']:.3f}")
     return table
 
@@ -171,7 +171,7 @@ def index(entries: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
             )
             continue
         bases = " + ".join(entry[side]["name"] for side in ("text_base", "image_base") if entry[side])
-        told = (
+        cells = (
             entry["name"],
             entry["publisher"],
             bases,
@@ -179,7 +179,7 @@ def index(entries: Sequence[Mapping[str, Any]]) -> list[RenderableType]:
             entry["verdict"],
             entry["file"],
         )
-        table.add_row(*map(escape, told))
+        table.add_row(*map(escape, cells))
     return [table]
 
 
@@ -230,17 +230,21 @@ def _block(filled: float) -> str:
     return BLOCKS[max(0, min(8, math.ceil(filled * 8)))]
 
 
-def from_swift(asked: FromSwift) -> list[str]:
+def from_swift(command: FromSwift) -> list[str]:
     """What became of an ms-swift command line, a line each."""
     lines = [
-        escape(f"--{flag}: {became}" + (f" (--{asked.renamed[flag]} today)" if flag in asked.renamed else ""))
-        for flag, became in asked.honoured.items()
+        escape(
+            f"--{flag}: {became}" + (f" (--{command.renamed[flag]} today)" if flag in command.renamed else "")
+        )
+        for flag, became in command.honoured.items()
     ]
-    lines += [f"--{old} is --{new} today" for old, new in asked.renamed.items() if old not in asked.honoured]
-    lines += [f"[dim]no --{flag}: {escape(how)}[/]" for flag, how in asked.differs.items()]
-    lines += [f"[dim]--{flag} makes no difference: {why}[/]" for flag, why in asked.needless.items()]
+    lines += [
+        f"--{old} is --{new} today" for old, new in command.renamed.items() if old not in command.honoured
+    ]
+    lines += [f"[dim]no --{flag}: {escape(how)}[/]" for flag, how in command.differs.items()]
+    lines += [f"[dim]--{flag} makes no difference: {why}[/]" for flag, why in command.needless.items()]
     lines += [
         f"[yellow]--{escape(flag)} cannot be honoured: {escape(why)}[/]"
-        for flag, why in asked.refused.items()
+        for flag, why in command.refused.items()
     ]
     return lines
