@@ -91,11 +91,11 @@ class Recall:
 
     def _of(self, project: str) -> _Project:
         with self._lock:
-            known = self._projects.setdefault(project, _Project(self._store, project))
+            entry = self._projects.setdefault(project, _Project(self._store, project))
             self._projects.move_to_end(project)
             if len(self._projects) > _PROJECTS:
                 self._projects.popitem(last=False)
-            return known
+            return entry
 
 
 class _Project:
@@ -114,10 +114,10 @@ class _Project:
             near = self._index.nearest(question, NEAR)
             if not near:
                 return []
-            known = self._learned_by(version)
-            chosen = _chosen(near, known, question, most, careful)
+            learned = self._learned_by(version)
+            chosen = _chosen(near, learned, question, most, careful)
             if chosen and self._index.gone(self._store, [near.edit for near in chosen]):
-                chosen = _chosen(self._index.nearest(question, NEAR), known, question, most, careful)
+                chosen = _chosen(self._index.nearest(question, NEAR), learned, question, most, careful)
             return chosen
 
     def words(self) -> list[Written]:
@@ -146,12 +146,12 @@ class _Project:
 
 
 def _chosen(
-    found: Sequence[Near], known: Learned, question: RecallQuestion, most: int, careful: bool
+    candidates: Sequence[Near], learned: Learned, question: RecallQuestion, most: int, careful: bool
 ) -> list[Near]:
     """The best that may be used, one a question, as far as they fit; the best first."""
     chosen: list[Near] = []
     room = EXAMPLES_BYTES
-    for near in _usable(found, known, question, careful):
+    for near in _usable(candidates, learned, question, careful):
         takes = size(near.edit.question.text, near.edit.answer)
         if near.same:
             # Small models pass over a single example, also where it is the very question that they are asked; but
@@ -167,10 +167,12 @@ def _chosen(
     return chosen if len(chosen) >= least else []
 
 
-def _usable(found: Sequence[Near], known: Learned, question: RecallQuestion, careful: bool) -> Iterator[Near]:
+def _usable(
+    candidates: Sequence[Near], learned: Learned, question: RecallQuestion, careful: bool
+) -> Iterator[Near]:
     """Those that the version has not learnt, the best first. Pictures are for questions about pictures."""
-    others = not (careful and _knows(found))
-    for near in found:
+    others = not (careful and _knows(candidates))
+    for near in candidates:
         images, id = near.edit.question.images, near.edit.feedback
         if near.same:
             fits = True
@@ -179,14 +181,14 @@ def _usable(found: Sequence[Near], known: Learned, question: RecallQuestion, car
         else:
             fits = len(images) == len(question.images)
         # What was held out, the gate has seen the version do without.
-        if fits and id not in known.trained and (near.same or id not in known.held):
+        if fits and id not in learned.trained and (near.same or id not in learned.held):
             yield near
 
 
-def _knows(found: Sequence[Near]) -> bool:
+def _knows(candidates: Sequence[Near]) -> bool:
     """Whether people kept what the model had said to such questions, and changed how: it knew the answers. Told by
     examples how to put them, a small model forgets what it knew."""
-    nearest = [near.edit.kept for near in found if not near.same][:ASKED]
+    nearest = [near.edit.kept for near in candidates if not near.same][:ASKED]
     return sum(nearest) >= KNOWN * max(1, len(nearest))
 
 

@@ -53,11 +53,11 @@ class RecallQuestion:
     @classmethod
     def of(cls, messages: Sequence[Message]) -> RecallQuestion | None:
         """The last thing that the person said; None where there is no text."""
-        asked = next((message for message in reversed(messages) if message.role == "user"), None)
-        if asked is None or not asked.text.strip():
+        last = next((message for message in reversed(messages) if message.role == "user"), None)
+        if last is None or not last.text.strip():
             return None
         system = "\n".join(message.text for message in messages if message.role == "system")
-        return cls(system, asked.text, asked.images)
+        return cls(system, last.text, last.images)
 
     def same(self, other: RecallQuestion) -> bool:
         """Case and white space do not count."""
@@ -135,7 +135,7 @@ class EditIndex:
 
     def _read(self, conn: Connection, after: int, last: int) -> list[tuple[Feedback, Generation]]:
         """The newest MOST claims after a sequence number, oldest first, with what they are about."""
-        found: list[tuple[Feedback, Generation]] = []
+        pairs: list[tuple[Feedback, Generation]] = []
         looked_at = 0
         before: int | None = last + 1
         while looked_at < MOST:
@@ -144,13 +144,13 @@ class EditIndex:
             )
             about = [(item, id) for _, item in page if (id := getattr(item, "generation", None))]
             answers = generations.get_many(conn, [id for _, id in about])
-            found += [(item, answers[id]) for item, id in about if id in answers]
+            pairs += [(item, answers[id]) for item, id in about if id in answers]
             looked_at += len(page)
             if len(page) < _PAGE:
                 break
             before = page[-1][0]
-        found.reverse()
-        return found
+        pairs.reverse()
+        return pairs
 
     def _take(self, item: Feedback, generation: Generation) -> None:
         """Of several claims of one person about one answer the newest counts, by when it was made."""
@@ -180,9 +180,9 @@ class EditIndex:
         question = _question(generation)
         slot = None
         if question is not None and answer and size(question.text, answer) <= LONGEST:
-            kept = _kept(question.text, generation, answer)
-            seen = generation.answer[:LONGEST]
-            slot = self._put(Edit(item.id, question, answer, seen, weight, kept))
+            keeps_content = _kept(question.text, generation, answer)
+            beginning = generation.answer[:LONGEST]
+            slot = self._put(Edit(item.id, question, answer, beginning, weight, keeps_content))
         self._claims[key] = _Claim(item.created_at, slot)
         if len(self._claims) > MOST:
             self._forget(next(iter(self._claims)))
@@ -212,8 +212,8 @@ class EditIndex:
 
     def edits(self) -> list[Edit]:
         """What people rewrote, in the order in which it came."""
-        found = [self._edits[claim.slot] for claim in self._claims.values() if claim.slot is not None]
-        return [edit for edit in found if edit is not None and edit.weight == EDITED]
+        latest = [self._edits[claim.slot] for claim in self._claims.values() if claim.slot is not None]
+        return [edit for edit in latest if edit is not None and edit.weight == EDITED]
 
     def nearest(self, question: RecallQuestion, least: float) -> list[Near]:
         """Edits asked under the same system prompt, of score >= `least`: the same question first, then the
@@ -221,7 +221,7 @@ class EditIndex:
         if not len(self):
             return []
         cosines = self._vectors @ vector(question.text)
-        found: list[tuple[bool, float, int, Near]] = []
+        scored: list[tuple[bool, float, int, Near]] = []
         for slot in np.flatnonzero(cosines >= least).tolist():
             edit = self._edits[slot]
             if edit is None or edit.question.system != question.system:
@@ -230,9 +230,9 @@ class EditIndex:
             same = cosine > 0.999 and edit.question.same(question)
             score = cosine * edit.weight
             if same or score >= least:
-                found.append((same, round(score, 6), self._came[slot], Near(edit, score, same)))
-        found.sort(key=lambda ranked: ranked[:3], reverse=True)
-        return [near for *_, near in found]
+                scored.append((same, round(score, 6), self._came[slot], Near(edit, score, same)))
+        scored.sort(key=lambda ranked: ranked[:3], reverse=True)
+        return [near for *_, near in scored]
 
 
 def _kept(question: str, generation: Generation, answer: str) -> bool:

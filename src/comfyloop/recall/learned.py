@@ -62,9 +62,9 @@ def _answers_as_asked(store: Store, project: str, version: int) -> bool:
         at = versions.get(conn, project, version) if version != BASE else None
         while at is not None:
             measures = at.gate.measures if at.gate is not None else ()
-            told = [m.candidate for m in measures if (m.metric, m.slice) == ("edit_distance", "all")]
-            if told:
-                return told[0] <= AS_ASKED
+            distances = [m.candidate for m in measures if (m.metric, m.slice) == ("edit_distance", "all")]
+            if distances:
+                return distances[0] <= AS_ASKED
             before = versions.find(conn, project, at.parent) if at.parent != BASE else None
             at = before if before is not None and before.text_adapter == at.text_adapter else None
     return False
@@ -72,19 +72,21 @@ def _answers_as_asked(store: Store, project: str, version: int) -> bool:
 
 def _snapshots(store: Store, project: str, version: int) -> list[Snapshot]:
     """Those that the text side of a version was trained on, the newest first."""
-    found: dict[str, Snapshot] = {}
+    by_id: dict[str, Snapshot] = {}
     with store.read() as conn:
         if version != BASE:
             versions.get(conn, project, version)
         for number in lessons.lineage(conn, project, version):
             row = versions.get(conn, project, number)
             parent = versions.find(conn, project, row.parent) if row.parent != BASE else None
-            kept = parent is not None and row.text_adapter == parent.text_adapter  # only pictures were learnt
-            if row.text_adapter is not None and not kept:
+            text_unchanged = (
+                parent is not None and row.text_adapter == parent.text_adapter
+            )  # only pictures were learnt
+            if row.text_adapter is not None and not text_unchanged:
                 snapshot = snapshots.find(conn, project, row.snapshot)
                 if snapshot is not None:
-                    found[snapshot.id] = snapshot
-    return list(found.values())
+                    by_id[snapshot.id] = snapshot
+    return list(by_id.values())
 
 
 def _ids(path: Path) -> Iterator[str]:

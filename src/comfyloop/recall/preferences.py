@@ -20,16 +20,16 @@ class Preference(Record):
     feedback: tuple[str, ...] = Field(default=(), description="Those of them that show it.")
 
 
-def merged(found: Sequence[Written], own: Mapping[str, str | None]) -> list[Preference]:
+def merged(rules_found: Sequence[Written], own: Mapping[str, str | None]) -> list[Preference]:
     """A person's own text in place of a rule's, without those that they do not want."""
     listed = []
-    for each in found:
+    for each in rules_found:
         text = own.get(each.id, each.text)
         if text is not None:
             listed.append(
                 Preference(id=each.id, text=text, written=each.text, of=each.of, feedback=each.feedback)
             )
-    rules = {each.id for each in found}
+    rules = {each.id for each in rules_found}
     listed += [Preference(id=id, text=text) for id, text in own.items() if text and id not in rules]
     return listed
 

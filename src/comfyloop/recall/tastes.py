@@ -45,18 +45,18 @@ class Tastes:
     def __init__(self, store: Store, max_image_pixels: int) -> None:
         self._store, self._max_image_pixels = store, max_image_pixels
         self._lock = threading.Lock()
-        self._seen: OrderedDict[str, Vector] = OrderedDict()
+        self._vectors: OrderedDict[str, Vector] = OrderedDict()
 
     def of(self, project: str) -> Taste:
         """What is known of a project's taste now. Raises StorageError."""
         with self._store.read() as conn:
             items = [item for _, item in feedback.of_kinds(conn, project, KINDS, limit=NEWEST)]
-        found = []
+        pairs = []
         for one in comparisons(items)[:MOST]:
             better, worse = self._look(one.better), self._look(one.worse)
             if better is not None and worse is not None:
-                found.append(Comparison(better, worse, one.choice))
-        return learn(found)
+                pairs.append(Comparison(better, worse, one.choice))
+        return learn(pairs)
 
     def rank(self, project: str, pictures: Sequence[str]) -> tuple[Taste, dict[str, float]]:
         """The taste, and scores of pictures (by their hashes, which are stored) with the best first.
@@ -67,59 +67,59 @@ class Tastes:
             StorageError.
         """
         taste = self.of(project)
-        seen = {sha: vector for sha in pictures if (vector := self._look(sha)) is not None}
+        vectors = {sha: vector for sha in pictures if (vector := self._look(sha)) is not None}
         if not taste.known:
             return taste, dict.fromkeys(pictures, 0.0)
-        scores = ranked(taste, seen)
+        scores = ranked(taste, vectors)
         least = min(scores.values(), default=0.0)
         return taste, scores | {sha: least for sha in pictures if sha not in scores}
 
     def _look(self, sha256: str) -> Vector | None:
         with self._lock:
-            if sha256 in self._seen:
-                self._seen.move_to_end(sha256)
-                return self._seen[sha256]
+            if sha256 in self._vectors:
+                self._vectors.move_to_end(sha256)
+                return self._vectors[sha256]
         try:
             data = self._store.blobs.get(sha256)
             vector = looks(read_picture(data, _PIXELS, self._max_image_pixels))
         except (ComfyLoopError, BadPicture):
             return None  # deleted, or no picture that can be read: it says nothing
         with self._lock:
-            self._seen[sha256] = vector
-            while len(self._seen) > _SEEN:
-                self._seen.popitem(last=False)
+            self._vectors[sha256] = vector
+            while len(self._vectors) > _SEEN:
+                self._vectors.popitem(last=False)
         return vector
 
 
 def comparisons(items: Sequence[Feedback]) -> list[Likes]:
     """What feedback (the newest first) says of pairs of pictures: a pick over what it was chosen from, a rating of
     4-5 over one of 1-2 for the same prompt by the same person. Of several claims about one thing the newest counts."""
-    found: list[Likes] = []
-    said: set[tuple[str, ...]] = set()
+    pairs: list[Likes] = []
+    claims: set[tuple[str, ...]] = set()
     ratings: dict[tuple[str, str], list[ImageRated]] = {}
     for item in items:
         if isinstance(item, ImagePicked):
             key = ("pick", item.author, item.prompt, *sorted({*item.picked, *item.over}))
-            if key not in said:
+            if key not in claims:
                 choice = ("pick", item.id)
-                found += [
+                pairs += [
                     Likes(better, worse, choice)
                     for better in item.picked
                     for worse in item.over
                     if better != worse
                 ]
-            said.add(key)
+            claims.add(key)
         elif isinstance(item, ImageRated):
             key = ("rating", item.author, item.image)
-            if key not in said:
+            if key not in claims:
                 ratings.setdefault((item.author, " ".join(item.prompt.split())), []).append(item)
-            said.add(key)
+            claims.add(key)
     for (author, prompt), rated in ratings.items():
-        found += [
+        pairs += [
             Likes(good.image, bad.image, ("rating", author, prompt))
             for good in rated
             if good.rating > 3
             for bad in rated
             if bad.rating < 3
         ]
-    return found
+    return pairs

@@ -30,24 +30,24 @@ _FUNCTION_WORDS = re.compile(
 
 def vector(text: str) -> Vector:
     """A unit vector of DIMS floats, all zero for a text without letters or digits."""
-    made = np.zeros(DIMS, np.float32)
+    values = np.zeros(DIMS, np.float32)
     for feature, weight in _features(_clipped(text)):
         code = zlib.crc32(feature.encode("utf-8", "surrogatepass"))
-        made[code % DIMS] += weight if code & (1 << 20) else -weight
-    length = float(np.linalg.norm(made))
-    return made / np.float32(length) if length else made
+        values[code % DIMS] += weight if code & (1 << 20) else -weight
+    length = float(np.linalg.norm(values))
+    return values / np.float32(length) if length else values
 
 
 def content(text: str) -> set[str]:
     """The words of a text that carry its meaning: without function words; of Chinese, pairs of characters."""
-    found: set[str] = set()
+    words: set[str] = set()
     for match in _RUNS.finditer(_clipped(text)):
         run = match[0]
         if match[1]:
-            found.update(run[i : i + 2] for i in range(max(1, len(run) - 1)))
+            words.update(run[i : i + 2] for i in range(max(1, len(run) - 1)))
         elif not _FUNCTION_WORDS.fullmatch(run):
-            found.add(run)
-    return found
+            words.add(run)
+    return words
 
 
 def _clipped(text: str) -> str:
@@ -63,14 +63,16 @@ def _features(text: str) -> Iterator[tuple[str, float]]:
     for match in _RUNS.finditer(text):
         run = match[0]
         if match[1]:  # Chinese, Japanese, Korean: no spaces between words
-            found = [(run[i : i + 2], 1.0) for i in range(len(run) - 1)] + [(letter, 0.7) for letter in run]
+            features = [(run[i : i + 2], 1.0) for i in range(len(run) - 1)] + [
+                (letter, 0.7) for letter in run
+            ]
         else:
             share = 0.5 if _FUNCTION_WORDS.fullmatch(run) else 1.0
             letters = f"<{run}>"
-            found = [(letters[i : i + 3], 0.7 * share) for i in range(len(letters) - 2)]
-            found += [(f"={run}", 1.5 * share), (f"{before} {run}", 0.7)]
+            features = [(letters[i : i + 3], 0.7 * share) for i in range(len(letters) - 2)]
+            features += [(f"={run}", 1.5 * share), (f"{before} {run}", 0.7)]
         before = run
-        for feature, weight in found:
+        for feature, weight in features:
             counts[feature] = counts.get(feature, 0.0) + weight
     for feature, weight in counts.items():
         yield feature, weight**0.5

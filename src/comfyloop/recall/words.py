@@ -52,13 +52,13 @@ def written(pairs: Sequence[EditPair]) -> list[Written]:
     if len(pairs) < LEAST:
         return []
     chinese = sum(_is_chinese(pair.wanted) for pair in pairs) >= SHARE * len(pairs)
-    found = [
+    sentences = [
         _length(pairs, chinese),
         _quote(pairs, "begins", str.startswith, lambda text: text, chinese),
         _quote(pairs, "ends", str.endswith, lambda text: text[::-1], chinese),
         *(_habit(pairs, *habit, chinese) for habit in _HABITS),
     ]
-    return [each for each in found if each is not None]
+    return [each for each in sentences if each is not None]
 
 
 _Holds = Callable[[str], bool]
