@@ -54,8 +54,8 @@ def main() -> None:
         cache = Path(home) / "answers"
         replay.samples("default", "starter", ask, cache, replay.most())
         replay.of_pictures("default", "starter", about_pictures, cache, (), list(pictures), PICTURES)
-        (made,) = (cache / "replay").iterdir()
-        answers = json.loads(made.read_text(encoding="utf-8"))
+        (answers_file,) = (cache / "replay").iterdir()
+        answers = json.loads(answers_file.read_text(encoding="utf-8"))
     OUT.write_text(json.dumps({"starter": answers}, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     print(f"{len(answers)} answers: {OUT}")
 

@@ -52,10 +52,10 @@ def fetch(work: Path, packages: dict[str, str] = PACKAGES) -> dict[str, Path]:
         place = work / "npm" / key
         if not (place / "package").is_dir():
             place.mkdir(parents=True, exist_ok=True)
-            done = subprocess.run(
+            result = subprocess.run(
                 ["npm", "pack", "--silent", spec], cwd=place, check=True, capture_output=True, text=True
             )
-            with tarfile.open(place / done.stdout.split()[-1]) as archive:
+            with tarfile.open(place / result.stdout.split()[-1]) as archive:
                 archive.extractall(place, filter="data")
         places[key] = place / "package"
     return places
@@ -76,7 +76,7 @@ def concepts(work: Path) -> list[Concept]:
     entries = json.loads((places["names"] / "en/data.json").read_text())
     messages = json.loads((places["names"] / "en/messages.json").read_text())
     groups = {g["order"]: g["key"] for g in messages["groups"]}
-    found = []
+    concept_list = []
     for entry in entries:
         group = groups.get(entry.get("group", -1))
         if group is None or group in SKIPPED_GROUPS:
@@ -96,8 +96,8 @@ def concepts(work: Path) -> list[Concept]:
                 pictures[style] = f"svg:{places[style]}:{name}"
         if any(style in pictures for style in TRAIN_STYLES):
             tags = tuple(t.lower() for t in entry.get("tags", ()) if t.lower() != entry["label"].lower())
-            found.append(Concept(code, entry["label"], tags, group, pictures))
-    return found
+            concept_list.append(Concept(code, entry["label"], tags, group, pictures))
+    return concept_list
 
 
 def picture(source: str) -> Image.Image:
@@ -156,7 +156,9 @@ def held_out_codes(split: str = "siblings") -> frozenset[str]:
     return frozenset(line.split()[0] for line in lines if line and not line.startswith("#"))
 
 
-def split(found: list[Concept], name: str = "siblings") -> tuple[list[Concept], list[Concept]]:
+def split(concept_list: list[Concept], name: str = "siblings") -> tuple[list[Concept], list[Concept]]:
     """Training and held-out concepts."""
-    held = held_out_codes(name)
-    return [c for c in found if c.code not in held], [c for c in found if c.code in held]
+    held_out = held_out_codes(name)
+    return [c for c in concept_list if c.code not in held_out], [
+        c for c in concept_list if c.code in held_out
+    ]

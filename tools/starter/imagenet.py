@@ -119,7 +119,7 @@ def kinds(work: Path) -> list[Kind]:
         first, _, last = span.partition("-")
         runs.update(dict.fromkeys(range(int(first), int(last or first) + 1), noun))
     plain = dict(entry.split("=") for entry in _PLAIN.replace("\n", "|").strip("|").split("|"))
-    found = []
+    kind_list = []
     for index, names in enumerate(class_names(work)):
         exact = names.split(",")[0].strip()
         words = exact.replace("-", " ").lower()
@@ -128,5 +128,5 @@ def kinds(work: Path) -> list[Kind]:
         tags = ["animal"] if index in _ANIMALS else []
         if any(index in span for span in _PETS):
             tags.append("pet")
-        found.append(Kind(noun, exact.lower().replace("-", " "), tuple(tags)))
-    return found
+        kind_list.append(Kind(noun, exact.lower().replace("-", " "), tuple(tags)))
+    return kind_list

@@ -117,7 +117,7 @@ def find(work: Path) -> list[Concept]:
     entries = json.loads((places["names"] / "en/data.json").read_text())
     messages = json.loads((places["names"] / "en/messages.json").read_text())
     groups = {g["order"]: g["key"] for g in messages["groups"]}
-    kept = []
+    concepts = []
     for entry in entries:
         label, group = entry["label"].lower(), groups.get(entry.get("group", -1), "component")
         if group in SKIPPED_GROUPS or "o’clock" in label or "-thirty" in label:
@@ -134,8 +134,8 @@ def find(work: Path) -> list[Concept]:
                 pictures["fluent3d"] = str(path)
         tags = tuple(t.lower() for t in entry.get("tags", ()) if t.lower() != label)
         if pictures:
-            kept.append(Concept(code, label, tags, group, pictures))
-    return kept
+            concepts.append(Concept(code, label, tags, group, pictures))
+    return concepts
 
 
 def load(work: Path) -> Pictures:

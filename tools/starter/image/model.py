@@ -41,9 +41,9 @@ class Prompts:
         states = torch.zeros(len(captions), TOKENS, text.WIDTH)
         bias = torch.full((len(captions), TOKENS), -torch.inf)
         for row, caption in enumerate(captions):
-            found = self.tokenizer(caption).input_ids[1:-1][: TOKENS - 2]
-            count = len(found) + 2
-            states[row, :count] = self.encode(found)
+            token_ids = self.tokenizer(caption).input_ids[1:-1][: TOKENS - 2]
+            count = len(token_ids) + 2
+            states[row, :count] = self.encode(token_ids)
             bias[row, :count] = 0.0
             bias[row, count - 1] = float(np.log(text.POSITIONS - count + 1))
         return states, bias[:, None]
@@ -139,13 +139,16 @@ def predict(unet: UNet2DConditionModel, noisy: Tensor, t: Tensor, context: Tenso
         skips += outputs
     x = unet.mid_block(x, embedded, encoder_hidden_states=states)
     for block in unet.up_blocks:
-        taken = tuple(skips[-len(block.resnets) :])
+        block_skips = tuple(skips[-len(block.resnets) :])
         del skips[-len(block.resnets) :]
         if getattr(block, "has_cross_attention", False):
             x = block(
-                hidden_states=x, temb=embedded, res_hidden_states_tuple=taken, encoder_hidden_states=states
+                hidden_states=x,
+                temb=embedded,
+                res_hidden_states_tuple=block_skips,
+                encoder_hidden_states=states,
             )
         else:
-            x = block(hidden_states=x, temb=embedded, res_hidden_states_tuple=taken)
+            x = block(hidden_states=x, temb=embedded, res_hidden_states_tuple=block_skips)
     out: Tensor = unet.conv_out(unet.conv_act(unet.conv_norm_out(x)))
     return out

@@ -107,8 +107,8 @@ class TrainingState:
         for mine, saved in ((self.masters, state["masters"]), (self.average, state["average"])):
             for target, source in zip(mine, saved, strict=True):
                 target.copy_(source)
-        for optimizer, kept in zip(self.optimizers, state["optimizers"], strict=True):
-            optimizer.load_state_dict(kept)
+        for optimizer, optimizer_state in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(optimizer_state)
         self.step = state["step"]
         self.chance.setstate(state["chance"])
         torch.set_rng_state(state["torch"])

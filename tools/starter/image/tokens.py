@@ -41,11 +41,11 @@ def token_texts() -> list[str | None]:
     for token in clip.vocabulary():
         stem = token.removesuffix(clip.END_OF_WORD)
         try:
-            read = bytes(letters[letter] for letter in stem).decode()
+            piece = bytes(letters[letter] for letter in stem).decode()
         except (KeyError, UnicodeDecodeError):
             texts.append(None)
         else:
-            texts.append(read + " " * (stem != token))
+            texts.append(piece + " " * (stem != token))
     texts[text.START] = texts[text.END] = None
     return texts
 
@@ -84,8 +84,8 @@ def table(folder: Path) -> NDArray[np.int8]:
     components = unit(centred @ axes[: text.TOKEN_WIDTH].T / np.sqrt(sizes[: text.TOKEN_WIDTH]))
     noise = unit(np.random.Generator(np.random.PCG64(6)).standard_normal((text.VOCABULARY, text.TOKEN_WIDTH)))
     rows = noise.copy()  # specials and bytes that are no text stay random
-    kept = np.where(whole, 1.0, FRAGMENT_MEANING)[:, None]
-    rows[readable] = unit(kept * components + np.sqrt(1 - kept**2) * noise[readable])
+    meaning = np.where(whole, 1.0, FRAGMENT_MEANING)[:, None]
+    rows[readable] = unit(meaning * components + np.sqrt(1 - meaning**2) * noise[readable])
     silent = [i for i, t in enumerate(texts) if t is not None and t.endswith(" ") and t.strip() in SILENT]
     rows[[*silent, text.START, text.END]] = 0
     largest = np.abs(rows).max(-1, keepdims=True)

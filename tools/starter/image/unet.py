@@ -37,8 +37,8 @@ def latents(work: Path, pictures: Pictures) -> Tensor:
     side = denoiser.SIDE
     source, path = work / "vae" / "average.pt", work / "unet" / f"latents-{side}.pt"
     if path.exists() and path.stat().st_mtime > source.stat().st_mtime:
-        kept: Tensor = torch.load(path, weights_only=True)
-        return kept
+        cached: Tensor = torch.load(path, weights_only=True)
+        return cached
     vae = AutoencoderTiny(scaling_factor=1.0)
     vae.load_state_dict(torch.load(source, weights_only=True))
     vae.to(torch.bfloat16)
@@ -78,8 +78,8 @@ def main() -> None:
     stored = latents(args.work, pictures)
     captions, prompts = Captions(pictures.concepts), Prompts(args.work / "tokens.safetensors")
     shares = weights_of_pictures(pictures)
-    kept = DDPMScheduler(**denoiser.schedule()).alphas_cumprod
-    snr = kept / (1 - kept)
+    signal_shares = DDPMScheduler(**denoiser.schedule()).alphas_cumprod
+    snr = signal_shares / (1 - signal_shares)
     # Min-SNR (Hang et al. 2023) for the picture's error, which never falls below the v-prediction weight:
     # plain noise prediction hardly learns what a picture shows, which is decided near pure noise.
     loss_weights = (snr + 1).clamp(max=MOST_SNR) / snr
@@ -91,27 +91,27 @@ def main() -> None:
     state = TrainingState(unet, args.rate, DECAY, WEIGHT_DECAY, FASTER, muon_except=EXACT)
     state.resume(folder / "state.pt")
     unet.to(memory_format=torch.channels_last)
-    begun = saved = drawn = time.monotonic()
+    begun = saved_at = drawn_at = time.monotonic()
     start_step, losses = state.step, []
     while (spent := time.monotonic() - begun) < args.hours * 3600:
         picks = state.chance.choices(range(len(shares)), shares, k=BATCH)
-        written = [
+        texts = [
             ""
             if state.chance.random() < CAPTION_DROPOUT
             else captions.write(int(pictures.concept[i]), STYLES[pictures.style[i]], state.chance)
             for i in picks
         ]
-        context, attention.bias = prompts(written)
+        context, attention.bias = prompts(texts)
         clean = stored[picks]
         noise = torch.randn_like(clean)
         # one timestep out of each of as many bands
         t = (((torch.arange(BATCH) + torch.rand(BATCH)) / BATCH) ** NOISIER * 1000).long().clamp(max=999)
-        signal = kept[t].view(-1, 1, 1, 1)
+        signal = signal_shares[t].view(-1, 1, 1, 1)
         noisy = (signal.sqrt() * clean + (1 - signal).sqrt() * noise).contiguous(
             memory_format=torch.channels_last
         )
-        made = predict(unet, noisy, t, context)
-        loss = (loss_weights[t] * (made - noise).square().mean((1, 2, 3))).mean()
+        prediction = predict(unet, noisy, t, context)
+        loss = (loss_weights[t] * (prediction - noise).square().mean((1, 2, 3))).mean()
         loss.backward()
         cooling = 1 - spent / (args.hours * 3600) if args.cool else 1.0
         state.update(args.rate * min(1.0, (state.step + 1) / WARM_STEPS) * cooling)
@@ -123,12 +123,12 @@ def main() -> None:
                 flush=True,
             )
         now = time.monotonic()
-        if now - saved > SAVE_SECONDS:
-            saved = now
+        if now - saved_at > SAVE_SECONDS:
+            saved_at = now
             state.save(folder / "state.pt")
             torch.save(state.averaged(), folder / "average.pt")
-        if now - drawn > SHEET_SECONDS:
-            drawn = now
+        if now - drawn_at > SHEET_SECONDS:
+            drawn_at = now
             sheet.draw(args.work, folder / f"sheet-{state.step:06d}.png")
     state.save(folder / "state.pt")
     torch.save(state.averaged(), folder / "average.pt")

@@ -69,9 +69,9 @@ def crops(pictures: Pictures, chance: random.Random, count: int) -> Tensor:
             if chance.random() < 0.7
             else (chance.randrange(256), chance.randrange(256), chance.randrange(256))
         )
-        drawn = on(background, pictures.pixels[chance.randrange(len(pictures.pixels))])
+        pixels = on(background, pictures.pixels[chance.randrange(len(pictures.pixels))])
         side = chance.choice((SIZE, 96, 96, 96, 64))
-        image = Image.fromarray(drawn)
+        image = Image.fromarray(pixels)
         if side != SIZE:
             image = image.resize((side, side), Image.Resampling.LANCZOS)
         if chance.random() < 0.5:
@@ -89,16 +89,16 @@ def edges(x: Tensor) -> tuple[Tensor, Tensor]:
     return x[..., 1:] - x[..., :-1], x[..., 1:, :] - x[..., :-1, :]
 
 
-def difference(made: Tensor, wanted: Tensor, features: EarlyFeatures) -> Tensor:
-    made32, wanted32 = made.float(), wanted.float()
-    loss = F.l1_loss(made32, wanted32)
+def difference(output: Tensor, target: Tensor, features: EarlyFeatures) -> Tensor:
+    output32, target32 = output.float(), target.float()
+    loss = F.l1_loss(output32, target32)
     # without this the latents carry shapes first and colours only after many hours
-    loss = loss + COLOUR_WEIGHT * F.mse_loss(F.avg_pool2d(made32, 8), F.avg_pool2d(wanted32, 8))
-    for a, b in zip(edges(made32), edges(wanted32), strict=True):
+    loss = loss + COLOUR_WEIGHT * F.mse_loss(F.avg_pool2d(output32, 8), F.avg_pool2d(target32, 8))
+    for a, b in zip(edges(output32), edges(target32), strict=True):
         loss = loss + EDGE_WEIGHT * F.l1_loss(a, b)
     with torch.no_grad():
-        targets = features(wanted)
-    for a, b in zip(features(made), targets, strict=True):
+        targets = features(target)
+    for a, b in zip(features(output), targets, strict=True):
         loss = loss + FEATURE_WEIGHT * (a - b).float().abs().mean() / b.float().abs().mean()
     return loss
 
@@ -122,14 +122,14 @@ def unreadable_colours(latents: Tensor, wanted: Tensor) -> Tensor:
 def sheet(vae: AutoencoderTiny, pictures: Pictures, path: Path) -> float:
     """Originals above their reconstructions; returns the mean PSNR in dB."""
     picks = np.linspace(0, len(pictures.pixels) - 1, 48).astype(int)
-    drawn = torch.from_numpy(on((255, 255, 255), pictures.pixels[picks]))
-    wanted = drawn.permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = torch.from_numpy(on((255, 255, 255), pictures.pixels[picks]))
+    originals = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
     with torch.no_grad():
-        made = vae.decode(vae.encode(wanted.to(vae.dtype)).latents).sample.float()
-    made = made.clamp(-1, 1)
-    psnr = 10 * torch.log10(4 / (made - wanted).square().mean((1, 2, 3))).mean()
+        output = vae.decode(vae.encode(originals.to(vae.dtype)).latents).sample.float()
+    output = output.clamp(-1, 1)
+    psnr = 10 * torch.log10(4 / (output - originals).square().mean((1, 2, 3))).mean()
     rows = []
-    for half in (wanted, made):
+    for half in (originals, output):
         tiles = ((half + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         rows.append(tiles)
     canvas = np.concatenate(
@@ -159,19 +159,19 @@ def main() -> None:
     torch.manual_seed(0)
     run = Run(folder, args.decoder)
     vae, state = run.vae, run.state
-    start = saved = time.monotonic()
+    start = saved_at = time.monotonic()
     losses: list[float] = []
     while (spent := time.monotonic() - start) < args.minutes * 60:
-        drawn = crops(pictures, state.chance, BATCH).to(torch.bfloat16)
-        wanted = drawn.contiguous(memory_format=torch.channels_last)
+        squares = crops(pictures, state.chance, BATCH).to(torch.bfloat16)
+        originals = squares.contiguous(memory_format=torch.channels_last)
         with torch.set_grad_enabled(not args.decoder):
-            latents = vae.encode(wanted).latents
+            latents = vae.encode(originals).latents
         flat = latents.float().transpose(0, 1).flatten(1)
         moments = flat.mean(1).square().mean() + (flat.std(1) - 1).square().mean()
-        made = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
-        loss: Any = difference(made, wanted, features)
+        output = vae.decode(latents + LATENT_NOISE * torch.randn_like(latents)).sample
+        loss: Any = difference(output, originals, features)
         if not args.decoder:
-            unread = unreadable_colours(latents, wanted)
+            unread = unreadable_colours(latents, originals)
             loss = loss + MOMENT_WEIGHT * moments + READABLE_WEIGHT * unread
         loss.backward()
         fraction = spent / (args.minutes * 60)
@@ -185,8 +185,8 @@ def main() -> None:
                 f"{'' if args.decoder else f' unread {float(unread.detach()):.3f}'} {spent:.0f} s",
                 flush=True,
             )
-        if time.monotonic() - saved > SAVE_SECONDS:
-            saved = time.monotonic()
+        if time.monotonic() - saved_at > SAVE_SECONDS:
+            saved_at = time.monotonic()
             run.save(pictures)
     run.save(pictures)
 
@@ -213,8 +213,8 @@ class Run:
 
     def whole(self) -> dict[str, Tensor]:
         path = self.folder / "average.pt"
-        found: dict[str, Tensor] = torch.load(path, weights_only=True) if path.exists() else {}
-        return found
+        tensors: dict[str, Tensor] = torch.load(path, weights_only=True) if path.exists() else {}
+        return tensors
 
     def save(self, pictures: Pictures) -> None:
         self.state.save(self.place)
