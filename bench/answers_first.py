@@ -71,7 +71,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--turns", type=int, default=6)
     options.add_argument("--questions", type=int, default=10)
-    given = options.parse_args()
+    arguments = options.parse_args()
     work = Path(tempfile.mkdtemp(prefix="bench-answers-"))
     corrections = sum(len(scene.corrections) for scene in scenes.load())
     service = RunningService(
@@ -82,7 +82,7 @@ def main() -> None:
         trigger_samples=corrections,
         epochs=500,
     )
-    took: dict[str, list[float]] = {"frozen": [], "training": []}
+    seconds: dict[str, list[float]] = {"frozen": [], "training": []}
     steps = {"frozen": 0, "training": 0}
     number = 0
     try:
@@ -90,32 +90,32 @@ def main() -> None:
         service.wait_ready(300)
         trainer = begin_training(service)
         run = RunDirectory(service.home / "runs" / service.client.loop().run)
-        for turn in range(2 * given.turns):
+        for turn in range(2 * arguments.turns):
             how = ("frozen", "training")[turn % 2]
             (trainer.suspend if how == "frozen" else trainer.resume)()
             before = run.read_status().step
-            for _ in range(given.questions):
+            for _ in range(arguments.questions):
                 time.sleep(random.Random(number).uniform(1.5, 3.5))
                 number += 1
-                took[how].append(ask(service.client.url, number))
+                seconds[how].append(ask(service.client.url, number))
             steps[how] += run.read_status().step - before
         trainer.resume()
     finally:
         service.stop()
         shutil.rmtree(work, ignore_errors=True)
-    p95 = {how: 1000 * engines.percentile(values, 0.95) for how, values in took.items()}
-    p50 = {how: 1000 * engines.percentile(values, 0.5) for how, values in took.items()}
-    told = {
+    p95 = {how: 1000 * engines.percentile(values, 0.95) for how, values in seconds.items()}
+    p50 = {how: 1000 * engines.percentile(values, 0.5) for how, values in seconds.items()}
+    measured = {
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
-        "questions": len(took["training"]),
+        "questions": len(seconds["training"]),
         "first_token_p50_ms": {how: round(value) for how, value in p50.items()},
         "first_token_p95_ms": {how: round(value) for how, value in p95.items()},
         "p95_ratio": round(p95["training"] / p95["frozen"], 3),
         "steps_trained_meanwhile": steps["training"],
     }
-    rows = [f"| {key} | {value} |" for key, value in told.items()]
-    engines.write("answers_first", told, "\n".join(["| what | measured |", "|---|---|", *rows]))
+    rows = [f"| {key} | {value} |" for key, value in measured.items()]
+    engines.write("answers_first", measured, "\n".join(["| what | measured |", "|---|---|", *rows]))
 
 
 if __name__ == "__main__":

@@ -48,10 +48,10 @@ def make(folder: Path, megabytes: int) -> tuple[Path, Path]:
 
 def copied(source: Path, target: Path) -> None:
     digest = hashlib.sha256()
-    with source.open("rb") as read, target.open("wb") as write:
-        while chunk := read.read(CHUNK):
+    with source.open("rb") as reader, target.open("wb") as writer:
+        while chunk := reader.read(CHUNK):
             digest.update(chunk)
-            write.write(chunk)
+            writer.write(chunk)
     sync(target)
     sync(target.parent)
 
@@ -71,10 +71,10 @@ def best(do: Callable[[], object], undo: Callable[[], object], times: int = 5) -
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--megabytes", type=int, default=100)
-    given = options.parse_args()
+    arguments = options.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model, adapter = make(folder, given.megabytes)
+        model, adapter = make(folder, arguments.megabytes)
         place = str(model)
         version = Version(project="acme", number=1, text_adapter=str(adapter))
         project = Project(name="acme", base_model=place)

@@ -87,8 +87,8 @@ def prompts(folder: Path) -> None:
             handler(request)
             seconds[what].append(time.perf_counter() - started)
             time.sleep(0.0005)
-    for what, taken in seconds.items():
-        show(f"in a prompt of {NODES} nodes, {what}", taken)
+    for what, times in seconds.items():
+        show(f"in a prompt of {NODES} nodes, {what}", times)
 
 
 def spooling(folder: Path) -> None:

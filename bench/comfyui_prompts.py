@@ -62,9 +62,9 @@ class Page:
                 continue
             inputs = dict(_widgets(node, self.classes))
             for place, slot in enumerate(node.get("inputs") or ()):
-                found = scope.source(node, place)
-                if found is not None:
-                    inputs[slot["name"]] = found
+                source = scope.source(node, place)
+                if source is not None:
+                    inputs[slot["name"]] = source
             self.api[f"{scope.prefix}{node['id']}"] = {"class_type": node["type"], "inputs": inputs}
 
 
@@ -96,10 +96,10 @@ class Scope:
     def _origin(self, key: int, slot: int) -> Any:
         if key == INPUT_NODE:
             assert self.outer is not None
-            places = {given["name"]: place for place, given in enumerate(self.instance.get("inputs") or ())}
+            places = {entry["name"]: place for place, entry in enumerate(self.instance.get("inputs") or ())}
             place = places.get(self.names[slot])
-            found = None if place is None else self.outer.source(self.instance, place)
-            return self.values.get(self.names[slot]) if found is None else found
+            source = None if place is None else self.outer.source(self.instance, place)
+            return self.values.get(self.names[slot]) if source is None else source
         node = self.nodes.get(key)
         if node is None or node.get("mode") == MUTED:
             return None
@@ -177,8 +177,8 @@ def lacking(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> set[str]
 def pictures(api: Mapping[str, Any], classes: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """The nodes that show or save pictures, and where these arrive."""
     for key, node in api.items():
-        told = classes.get(node["class_type"], {})
-        if not told.get("output_node", not told.get("output")):
+        definition = classes.get(node["class_type"], {})
+        if not definition.get("output_node", not definition.get("output")):
             continue
         for name, value in node["inputs"].items():
             if isinstance(value, list) and len(value) == 2 and value[0] in api:
@@ -190,17 +190,17 @@ def pictures(api: Mapping[str, Any], classes: Mapping[str, Any]) -> Iterator[tup
 def texts(workflow: Mapping[str, Any], classes: Mapping[str, Any]) -> dict[str, PictureText]:
     """Of each picture that a template shows ("node.input"): its text."""
     api = Page(workflow, classes).api
-    found = {}
+    text_by_place = {}
     for key, name in pictures(api, classes):
         text = text_of_picture(api, key, name, classes.get)
         if text.text is None:  # what a run would tell: the encoders' texts as they arrive
             links = [place for place in text.encoders if isinstance(api[place[0]]["inputs"][place[1]], list)]
-            heard = {place: f"{HEARD} {place}" for place in links}
-            again = text_of_picture(api, key, name, classes.get, heard)
+            arrivals = {place: f"{HEARD} {place}" for place in links}
+            again = text_of_picture(api, key, name, classes.get, arrivals)
             if again.text is not None or (again.several and not text.several):
                 text = replace(again, text=HEARD)
-        found[f"{key}.{name}"] = text
-    return found
+        text_by_place[f"{key}.{name}"] = text
+    return text_by_place
 
 
 def expect(text: PictureText) -> str | None:
@@ -217,12 +217,12 @@ def templates() -> dict[str, Any]:
     """By name; raises ImportError without the package."""
     import comfyui_workflow_templates_json as package
 
-    found = {}
+    by_name = {}
     for file in sorted(Path(str(package.__file__)).parent.joinpath("templates").glob("*.json")):
         content = json.loads(file.read_text("utf-8"))
         if isinstance(content, dict) and "nodes" in content:
-            found[file.stem] = content
-    return found
+            by_name[file.stem] = content
+    return by_name
 
 
 def definitions(source: str) -> dict[str, Any]:
@@ -243,34 +243,34 @@ def main() -> int:
     )
     options = parser.parse_args()
     try:
-        found = templates()
+        workflows = templates()
     except ImportError:
         print("comfyui-workflow-templates-json is not installed: nothing was measured.")
         return 0
     if not options.object_info:
         print("--object-info is not given: without a ComfyUI's definitions nothing was measured.")
         return 0
-    told = definitions(options.object_info)
+    classes = definitions(options.object_info)
     expected = json.loads(EXPECTED.read_text("utf-8")) if EXPECTED.exists() else {}
     counts: Counter[str] = Counter()
     new = {}
-    for name, workflow in found.items():
-        if missing := lacking(workflow, told):
+    for name, workflow in workflows.items():
+        if missing := lacking(workflow, classes):
             counts["not judged: a node is missing here"] += 1
             if options.review:
                 print(f"{name}: needs {', '.join(sorted(missing))}")
             continue
         stamp = digest(json.dumps(workflow, sort_keys=True))
         listed = expected.get(name, {})
-        results = texts(workflow, told)
+        results = texts(workflow, classes)
         new[name] = {
             "template": stamp,
             "texts": {place: expect(text) for place, text in results.items() if text.text != HEARD},
         }
         for place, text in results.items():
             if options.review:
-                shown = text.why if text.text is None else repr(text.text)
-                print(f"{name} {place}: {'UNKNOWN ' if text.text is None else ''}{shown}")
+                sentence = text.why if text.text is None else repr(text.text)
+                print(f"{name} {place}: {'UNKNOWN ' if text.text is None else ''}{sentence}")
             if listed.get("template") != stamp:
                 counts["not judged: not in the list"] += 1
             elif text.text == HEARD:
@@ -285,8 +285,8 @@ def main() -> int:
         if listed.get("template") != stamp and results:
             print(f"not in the list: {name}")
     if options.accept:
-        kept = {name: listed for name, listed in expected.items() if name in found}
-        EXPECTED.write_text(json.dumps(kept | new, indent=0, sort_keys=True) + "\n", "utf-8")
+        still_there = {name: listed for name, listed in expected.items() if name in workflows}
+        EXPECTED.write_text(json.dumps(still_there | new, indent=0, sort_keys=True) + "\n", "utf-8")
     for what, count in sorted(counts.items()):
         print(f"{what:<40} {count:5d}   {count / max(1, counts.total()):6.1%}")
     texts_in_all = sum(counts[what] for what in (RIGHT, SEVERAL, RUN, UNKNOWN))

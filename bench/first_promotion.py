@@ -86,14 +86,14 @@ def main() -> None:
     )
     options.add_argument("--people", type=int, default=200, help="simulated people a cell")
     options.add_argument("--out", type=Path, default=gate.RESULTS)
-    asked = options.parse_args()
+    arguments = options.parse_args()
     gate_statistics.RESAMPLES = 200  # of intervals, which are told and decide nothing in the gate
     rows = []
     for effect in EFFECTS:
         for accepted in ACCEPTED:
             for a_day in A_DAY:
-                found = [first_day(seed, a_day, accepted, effect) for seed in range(asked.people)]
-                days = np.array([day for day, _ in found])
+                outcomes = [first_day(seed, a_day, accepted, effect) for seed in range(arguments.people)]
+                days = np.array([day for day, _ in outcomes])
                 rows.append(
                     {
                         "better_by": effect,
@@ -101,11 +101,11 @@ def main() -> None:
                         "a_day": a_day,
                         "half_by_day": int(np.quantile(days, 0.5, method="higher")),
                         "nine_in_ten_by_day": int(np.quantile(days, 0.9, method="higher")),
-                        "turns_trained": round(float(np.mean([turns for _, turns in found])), 2),
+                        "turns_trained": round(float(np.mean([turns for _, turns in outcomes])), 2),
                     }
                 )
     lines = [
-        f'First promotion, {asked.people} simulated people a row; "{DAYS + 1}" is none in {DAYS} days.',
+        f'First promotion, {arguments.people} simulated people a row; "{DAYS + 1}" is none in {DAYS} days.',
         "",
         "| a version is better by (sd) | accepted as it is | pieces a day | half by day | nine in ten by day "
         "| turns trained |",
@@ -118,9 +118,9 @@ def main() -> None:
     ]
     text = "\n".join(lines)
     print(text)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    (asked.out / "first_promotion.md").write_text(text + "\n")
-    (asked.out / "first_promotion.json").write_text(json.dumps(rows, indent=1) + "\n")
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "first_promotion.md").write_text(text + "\n")
+    (arguments.out / "first_promotion.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

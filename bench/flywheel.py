@@ -42,32 +42,32 @@ Json = dict[str, Any]
 class Book:
     """The results' file, its table and its picture."""
 
-    def __init__(self, path: Path, made: Json, *, resume: bool) -> None:
+    def __init__(self, path: Path, conditions: Json, *, resume: bool) -> None:
         self.path = path
-        self.told: Json = {"made": made, "people": {}, "bases": {}, "runs": []}
+        self.results: Json = {"made": conditions, "people": {}, "bases": {}, "runs": []}
         if resume and path.exists():
-            self.told = json.loads(path.read_text(encoding="utf-8"))
-            before = {name: self.told["made"][name] for name in _PLAYED_ALIKE}
-            if before != {name: made[name] for name in _PLAYED_ALIKE}:
+            self.results = json.loads(path.read_text(encoding="utf-8"))
+            before = {name: self.results["made"][name] for name in _PLAYED_ALIKE}
+            if before != {name: conditions[name] for name in _PLAYED_ALIKE}:
                 raise SystemExit(
                     f"{path} was made otherwise ({before}): give the same options, or another --out."
                 )
 
     def run(self, person: str, arm: str) -> Json:
         run: Json
-        for run in self.told["runs"]:
+        for run in self.results["runs"]:
             if (run["person"], run["arm"]) == (person, arm):
                 return run
         run = {"person": person, "arm": arm, "rounds": [], "done": False}
-        self.told["runs"].append(run)
+        self.results["runs"].append(run)
         return run
 
     def write(self) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         texts = {
-            ".json": json.dumps(self.told, indent=1, ensure_ascii=False) + "\n",
-            ".md": report.table(self.told) + "\n",
-            ".svg": report.plot(self.told),
+            ".json": json.dumps(self.results, indent=1, ensure_ascii=False) + "\n",
+            ".md": report.table(self.results) + "\n",
+            ".svg": report.plot(self.results),
         }
         for suffix, text in texts.items():
             part = self.path.with_suffix(f"{suffix}.part")
@@ -81,10 +81,10 @@ _PLAYED_ALIKE = ("model", "rounds", "per_round", "tokens")
 def play(book: Book, who: Person, arm: Arm, plan: Plan, settings: Settings, work: Path) -> None:
     """All rounds that are still to be played of one person with one arm."""
     run = book.run(who.name, arm.name)
-    known, run["left_out"] = fitting(arm)
+    arm_settings, run["left_out"] = fitting(arm)
     for sentence in run["left_out"]:
         print(sentence, flush=True)
-    if why := _not_played(who, arm, known, settings, plan):
+    if why := _not_played(who, arm, arm_settings, settings, plan):
         run["skipped"] = why
         print(f"{who.name}/{arm.name} is left out: {why}", flush=True)
         book.write()
@@ -92,7 +92,7 @@ def play(book: Book, who: Person, arm: Arm, plan: Plan, settings: Settings, work
     if run["done"]:
         return
     run.pop("skipped", None)
-    run |= {"about": arm.about, "settings": known}
+    run |= {"about": arm.about, "settings": arm_settings}
     project = f"{who.name}-{arm.name}"
     home = work / project
     if not run["rounds"]:
@@ -100,30 +100,30 @@ def play(book: Book, who: Person, arm: Arm, plan: Plan, settings: Settings, work
     run["rounds"] = run["rounds"][: homes.restore(home)]
     trigger = {"trigger_minutes": 0}
     with (
-        processes.service(settings, home, NEVER, project, **trigger, **known) as service,
+        processes.service(settings, home, NEVER, project, **trigger, **arm_settings) as service,
         Client(service.url, settings.token, project) as client,
     ):
         processes.wait_ready(client, lambda why: print(f"  {why}", flush=True))
         played = Played(client, service.process.pid, who, arm, plan)
-        base = book.told["bases"].get(who.name)
+        base = book.results["bases"].get(who.name)
         if base is None:
-            base = book.told["bases"][who.name] = played.ask_base()
+            base = book.results["bases"][who.name] = played.ask_base()
         for number in range(len(run["rounds"]) + 1, plan.rounds + 1):
-            told = played.round(number, base)
-            run["rounds"].append(told)
+            played_round = played.round(number, base)
+            run["rounds"].append(played_round)
             book.write()
             homes.keep(home, number)
-            print(report.line(who.name, arm.name, told, plan.rounds), flush=True)
+            print(report.line(who.name, arm.name, played_round, plan.rounds), flush=True)
     run["done"] = True
     book.write()
     homes.forget(home)
 
 
-def _not_played(who: Person, arm: Arm, known: Json, settings: Settings, plan: Plan) -> str:
+def _not_played(who: Person, arm: Arm, arm_settings: Json, settings: Settings, plan: Plan) -> str:
     """Why this person or arm cannot be played here, as a sentence; empty: it can."""
     if who.needs and settings.model == "starter":
         return f"The starter knows English only, and {who.name} writes {who.needs}: set COMFYLOOP_MODEL."
-    if arm.environment and not known:
+    if arm.environment and not arm_settings:
         return "This code has none of its settings: it would be the same as today."
     if arm.by_peer and not plan.peer:
         return "The peer's rule needs --peer, a Python that has soup-cli."
@@ -148,23 +148,23 @@ def main() -> None:
     options.add_argument("--resume", action="store_true", help="Go on with what --out holds.")
     options.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "flywheel.json")
     options.add_argument("--work", type=Path, default=None, help="Homes of the services that run.")
-    given = options.parse_args()
-    if given.quick:
-        given.users, given.arms = given.users[:1], [given.arms[-1]]
-        given.rounds, given.per_round = 2, 12
+    arguments = options.parse_args()
+    if arguments.quick:
+        arguments.users, arguments.arms = arguments.users[:1], [arguments.arms[-1]]
+        arguments.rounds, arguments.per_round = 2, 12
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # services and trainers are ended then, too
-    if given.rounds * given.per_round > ROUNDS_OF_ITEMS:
+    if arguments.rounds * arguments.per_round > ROUNDS_OF_ITEMS:
         options.error(f"There are {ROUNDS_OF_ITEMS} items a person: fewer rounds, or fewer a round.")
     plan = Plan(
-        given.rounds,
-        given.per_round,
-        every=given.every,
-        at_once=given.at_once,
-        candidates=not given.no_candidates,
-        peer=given.peer,
+        arguments.rounds,
+        arguments.per_round,
+        every=arguments.every,
+        at_once=arguments.at_once,
+        candidates=not arguments.no_candidates,
+        peer=arguments.peer,
     )
     settings = Settings()
-    made = {
+    conditions = {
         "comfyloop": __version__,
         "model": settings.model,
         "cores": os.cpu_count(),
@@ -173,20 +173,20 @@ def main() -> None:
         "per_round": plan.per_round,
         "tokens": plan.tokens,
     }
-    book = Book(given.out, made, resume=given.resume)
-    work = given.work or Path(tempfile.gettempdir()) / f"bench-flywheel-{given.out.stem}"
+    book = Book(arguments.out, conditions, resume=arguments.resume)
+    work = arguments.work or Path(tempfile.gettempdir()) / f"bench-flywheel-{arguments.out.stem}"
     began = time.monotonic()
-    for name in given.users:
+    for name in arguments.users:
         who = person(name)
-        book.told["people"][name] = {
+        book.results["people"][name] = {
             "about": who.about,
             "floor": round(who.best_possible(changed=True), 4),
             "must_not_learn": who.must_not_learn,
         }
-        for arm in given.arms:
+        for arm in arguments.arms:
             play(book, who, ARMS[arm], plan, settings, work)
-    print(report.table(book.told))
-    print(f"{time.monotonic() - began:.0f} s. {given.out} and beside it .md and .svg")
+    print(report.table(book.results))
+    print(f"{time.monotonic() - began:.0f} s. {arguments.out} and beside it .md and .svg")
 
 
 if __name__ == "__main__":

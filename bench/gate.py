@@ -126,18 +126,18 @@ def slices(
         clusters[: world.hurt - 1] = 0
         clusters[world.hurt + 1] = 0
     author, age = draw.integers(0, 2, items), np.arange(items) % 2
-    found = []
+    all_pairs = []
     for kind, labels in (("about", clusters), ("by", author), ("age", age)):
         for label in np.unique(labels):
             members = np.flatnonzero(labels == label)
             if len(members) < 3:
                 continue
             name = f"{kind} {label}"
-            found.append(pair(LOG_LIKELIHOOD, likelihood[members], before[members], name))
-            seen = np.array([i for i in members if i in answered], dtype=int)
-            if len(seen):
-                found.append(pair(EDIT_DISTANCE, distance[seen], far[seen], name))
-    return found
+            all_pairs.append(pair(LOG_LIKELIHOOD, likelihood[members], before[members], name))
+            answered_members = np.array([i for i in members if i in answered], dtype=int)
+            if len(answered_members):
+                all_pairs.append(pair(EDIT_DISTANCE, distance[answered_members], far[answered_members], name))
+    return all_pairs
 
 
 def general(draw: Draw, loss: float) -> tuple[General, ...]:
@@ -163,18 +163,18 @@ def fluency(draw: Draw, noise: bool) -> Fluency:
 # --- rules
 
 
-def of_today(seen: Evidence) -> Verdict:
-    return decide(seen, SETTINGS).verdict
+def of_today(observed: Evidence) -> Verdict:
+    return decide(observed, SETTINGS).verdict
 
 
-def of_the_first_release(seen: Evidence) -> Verdict:
+def of_the_first_release(observed: Evidence) -> Verdict:
     """Its rule in short: worse by a part that samples name, or 2% of loss as a point against live, rejects; better
     by likelihood at 5% and answers on the mean not farther promotes."""
-    pairs, distance = seen.likelihood, seen.distance
+    pairs, distance = observed.likelihood, observed.distance
     assert pairs is not None and distance is not None
     if any(better([-gain for gain in part.gains], 0.95) for part in (pairs, distance)):
         return Verdict.REJECT
-    own = next(part for part in seen.general if part.metric == LOG_LIKELIHOOD)
+    own = next(part for part in observed.general if part.metric == LOG_LIKELIHOOD)
     if mean(own.losses(own.live)) > 0.02:
         return Verdict.REJECT
     good = better(pairs.gains, 0.95) and mean(pairs.gains) >= SMALLEST_GAIN
@@ -189,10 +189,10 @@ def of_soup() -> Callable[[Evidence], Verdict] | None:
         print("soup-cli's rule is left out: it is not installed (pip install soup-cli).")
         return None
 
-    def rule(seen: Evidence) -> Verdict:
-        assert seen.distance is not None
-        part = next(kind for kind in seen.general if kind.metric == RIGHT_ANSWER)
-        live, now = ((1 - mean(side)) for side in (seen.distance.live, seen.distance.candidate))
+    def rule(observed: Evidence) -> Verdict:
+        assert observed.distance is not None
+        part = next(kind for kind in observed.general if kind.metric == RIGHT_ANSWER)
+        live, now = ((1 - mean(side)) for side in (observed.distance.live, observed.distance.candidate))
         win = ship_verdict.build_task_win("metric", live, now)
         deltas = ship_verdict.compute_benchmark_deltas(
             {"general": mean(part.base)}, {"general": mean(part.candidate)}
@@ -255,8 +255,8 @@ def run(cell: Cell, rules: dict[str, Callable[[Evidence], Verdict]], pairs: int)
                 "good": cell.good,
                 "bar": dict(cell.bars).get(items),
                 "verdicts": {
-                    name: {verdict.value: n / pairs for verdict, n in found.items()}
-                    for name, found in counts.items()
+                    name: {verdict.value: n / pairs for verdict, n in verdict_counts.items()}
+                    for name, verdict_counts in counts.items()
                 },
             }
         )
@@ -299,13 +299,13 @@ def table(rows: list[dict[str, Any]], names: list[str]) -> str:
         bar = row["bar"]
         # an exact test errs just so often: two standard errors of what is simulated are no miss
         slack = 0.0 if bar is None else 2 * math.sqrt(bar * (1 - bar) / row["pairs"])
-        held = bar is None or (shares[0] >= bar if row["good"] else shares[0] <= bar + slack)
-        told = "" if bar is None else f"{'>=' if row['good'] else '<='} {bar:.0%}"
+        is_met = bar is None or (shares[0] >= bar if row["good"] else shares[0] <= bar + slack)
+        bar_text = "" if bar is None else f"{'>=' if row['good'] else '<='} {bar:.0%}"
         rest = row["verdicts"][names[0]]
         others = ", ".join(f"{rest[v]:.0%}" for v in ("reject", "ask", "not_enough_evidence") if v in rest)
         cells = " | ".join(f"{share:.1%}" for share in shares)
         lines.append(
-            f"| {row['cell']} | {row['items']} | {told} | {cells} | {others} | {'' if held else 'MISSED'} |"
+            f"| {row['cell']} | {row['items']} | {bar_text} | {cells} | {others} | {'' if is_met else 'MISSED'} |"
         )
     return "\n".join(lines)
 

@@ -112,14 +112,17 @@ async def compare(
     for _ in range(rounds):
         for way, connections in ways.items():
             rows[way].append(quantiles(await turn(connections, rate, seconds)))
-    sent = int(rate * (seconds + 0.5)) * rounds
-    cpu = (sum(process.cpu_times()[:2]) - before) / sent * 1000
+    request_count = int(rate * (seconds + 0.5)) * rounds
+    cpu = (sum(process.cpu_times()[:2]) - before) / request_count * 1000
     print(
         f"{rate:g} requests/s, {rounds} turns of {seconds:g} s each way, load average {os.getloadavg()[0]:.1f}"
     )
     best = {
-        way: (statistics.median(p50 for p50, _ in found), min(p99 for _, p99 in found))
-        for way, found in rows.items()
+        way: (
+            statistics.median(p50 for p50, _ in quantiles_of_turns),
+            min(p99 for _, p99 in quantiles_of_turns),
+        )
+        for way, quantiles_of_turns in rows.items()
     }
     (gateway_p50, gateway_p99), (engine_p50, engine_p99) = best["gateway"], best["engine"]
     best["added"] = (gateway_p50 - engine_p50, gateway_p99 - engine_p99)
@@ -149,9 +152,9 @@ def main() -> None:
     options.add_argument(
         "--serve", nargs=3, metavar=("HOME", "ENGINE_URL", "PORT_FILE"), help=argparse.SUPPRESS
     )
-    given = options.parse_args()
-    if given.serve:
-        serve(Path(given.serve[0]), given.serve[1], Path(given.serve[2]))
+    arguments = options.parse_args()
+    if arguments.serve:
+        serve(Path(arguments.serve[0]), arguments.serve[1], Path(arguments.serve[2]))
         return
     with tempfile.TemporaryDirectory() as folder:
         files = [Path(folder) / "engine.port", Path(folder) / "gateway.port"]
@@ -167,7 +170,12 @@ def main() -> None:
                 wait_ready(client, print)
             asyncio.run(
                 compare(
-                    engine, gateway, psutil.Process(processes[1].pid), given.rate, given.seconds, given.rounds
+                    engine,
+                    gateway,
+                    psutil.Process(processes[1].pid),
+                    arguments.rate,
+                    arguments.seconds,
+                    arguments.rounds,
                 )
             )
         finally:

@@ -55,14 +55,14 @@ def ours(model: str, folder: Path, side: int) -> dict[str, list[float]]:
     from comfyloop.train.run.directory import RunDirectory
     from comfyloop.train.specs.image import ImageTrainSpec
 
-    told = {
+    fields = {
         "model": model,
         "train": "train.jsonl",
         "dtype": "float32",
         "resolution": side,
         "caption_dropout": 0,
     }
-    spec = ImageTrainSpec.model_validate({**told, "adapter": {"r": RANK, "lora_alpha": RANK}})
+    spec = ImageTrainSpec.model_validate({**fields, "adapter": {"r": RANK, "lora_alpha": RANK}})
     with tempfile.TemporaryDirectory() as run:
         trainable = prepare(RunDirectory(run), spec)
         rows, _ = read_rows(folder / "train.jsonl", pairs=False, max_image_pixels=10**8)
@@ -143,11 +143,11 @@ def run(engine: str, model: str, folder: Path, side: int) -> dict[str, list[floa
         command = [os.environ["COMFYUI_PYTHON"], script, model, str(folder), str(RANK), str(BATCH)]
         environment |= {"PYTHONPATH": os.environ.get("COMFYUI_PYTHONPATH", "")}
         where = os.environ["COMFYUI_DIR"]
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=where)
-    if done.returncode != 0:
-        raise SystemExit(f"{engine} failed:\n{done.stderr[-2000:]}")
-    found: dict[str, list[float]] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=where)
+    if result.returncode != 0:
+        raise SystemExit(f"{engine} failed:\n{result.stderr[-2000:]}")
+    seconds: dict[str, list[float]] = json.loads(result.stdout.strip().splitlines()[-1])
+    return seconds
 
 
 def main() -> None:
@@ -166,8 +166,8 @@ def main() -> None:
     if args.pictures < 2 * BATCH:
         parser.error(f"--pictures is at least {2 * BATCH}: the first step of each engine only warms up")
     if args.engine:
-        found = {"ours": ours, "diffusers": diffusers}[args.engine](args.model, args.folder, args.side)
-        print(json.dumps(found))
+        timings = {"ours": ours, "diffusers": diffusers}[args.engine](args.model, args.folder, args.side)
+        print(json.dumps(timings))
         return
     if not args.model:
         from comfyloop.errors import StarterError
@@ -185,22 +185,22 @@ def main() -> None:
             "COMFYUI_DIR and COMFYUI_PYTHON are not set: ComfyUI's TrainLoraNode is left out.",
             file=sys.stderr,
         )
-    taken: dict[str, list[float]] = {}
+    step_seconds: dict[str, list[float]] = {}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         make_pictures(folder, args.pictures, args.side)
         for _ in range(args.rounds):
             for engine in engines:
                 for name, seconds in run(engine, str(Path(args.model).resolve()), folder, args.side).items():
-                    taken.setdefault(name, []).extend(seconds[1:])  # the first warms up
-    report(taken)
+                    step_seconds.setdefault(name, []).extend(seconds[1:])  # the first warms up
+    report(step_seconds)
 
 
-def report(taken: dict[str, list[float]]) -> None:
-    steady = statistics.median(taken["ours"])
+def report(step_seconds: dict[str, list[float]]) -> None:
+    steady = statistics.median(step_seconds["ours"])
     results: dict[str, Any] = {}
     print("| engine | CPU seconds a step | against ours |\n|---|---|---|")
-    for name, seconds in taken.items():
+    for name, seconds in step_seconds.items():
         median = statistics.median(seconds)
         results[name] = {
             "seconds": round(median, 4),

@@ -61,16 +61,16 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=1)
     options.add_argument("--arms", nargs="+", choices=["ours", "swift"], default=["ours", "swift"])
     options.add_argument("--out", type=Path, default=HERE / "results" / "loop.json")
-    asked = options.parse_args()
+    arguments = options.parse_args()
     who = person("brand")
     edits, unseen = who.train[:EDITS], who.test[:UNSEEN]
-    swift = _swift() if "swift" in asked.arms else None
-    told: Json = {"machine": machine(), "edits": EDITS, "unseen": UNSEEN, "runs": []}
+    swift = _swift() if "swift" in arguments.arms else None
+    results: Json = {"machine": machine(), "edits": EDITS, "unseen": UNSEEN, "runs": []}
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch)
         model = language_model(Settings().cache_dir, place)
-        for number in range(asked.rounds):
-            for arm in asked.arms:
+        for number in range(arguments.rounds):
+            for arm in arguments.arms:
                 where = place / f"{arm}-{number}"
                 where.mkdir()
                 if arm == "ours":
@@ -79,14 +79,14 @@ def main() -> None:
                     run = by_hand(swift, where, model, edits, unseen)
                 else:
                     continue
-                told["runs"].append({"arm": arm, **run})
+                results["runs"].append({"arm": arm, **run})
                 print(f"{arm}: {run}", flush=True)
                 shutil.rmtree(where, ignore_errors=True)
-    text = table(told)
+    text = table(results)
     print(text)
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(told, indent=1) + "\n")
-    asked.out.with_suffix(".md").write_text(text + "\n")
+    arguments.out.parent.mkdir(parents=True, exist_ok=True)
+    arguments.out.write_text(json.dumps(results, indent=1) + "\n")
+    arguments.out.with_suffix(".md").write_text(text + "\n")
 
 
 def _swift() -> Path | None:
@@ -166,10 +166,10 @@ def by_hand(swift: Path, where: Path, model: Path, edits: tuple[Item, ...], unse
     command = [str(swift), "-m", "swift.cli.main"]
     began = time.monotonic()
     with (where / "sft.log").open("wb") as log:
-        done = subprocess.run([*command, "sft", *words.split()], stdout=log, stderr=log, env=environment)
-    if done.returncode:
+        result = subprocess.run([*command, "sft", *words.split()], stdout=log, stderr=log, env=environment)
+    if result.returncode:
         raise SystemExit((where / "sft.log").read_text()[-3000:])
-    trained = time.monotonic() - began
+    train_seconds = time.monotonic() - began
     adapter = max((where / "out").glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
     port = _free_port()
     deploy = f"{like} --adapters {adapter} --infer_backend transformers --port {port} --host 127.0.0.1"
@@ -179,7 +179,7 @@ def by_hand(swift: Path, where: Path, model: Path, edits: tuple[Item, ...], unse
         answers += [_asked(served, port, item.question, time.monotonic()) for item in unseen[1:]]
     return {
         "seconds": round(seconds, 1),
-        "trained": round(trained, 1),
+        "trained": round(train_seconds, 1),
         "epochs": epochs,
         "after": _distance(answers, unseen),
     }
@@ -222,31 +222,31 @@ def _process(command: list[str], log: Path, environment: dict[str, str]) -> Iter
 
 
 def _free_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
         return port
 
 
 def _distance(answers: list[str], items: tuple[Item, ...]) -> float:
-    found = [edit_distance(answer, _wanted(item)) for answer, item in zip(answers, items, strict=True)]
-    return round(sum(found) / len(found), 3)
+    distances = [edit_distance(answer, _wanted(item)) for answer, item in zip(answers, items, strict=True)]
+    return round(sum(distances) / len(distances), 3)
 
 
 # --- telling ------------------------------------------------------------------------------------------------
 
 
-def table(told: Json) -> str:
+def table(results: Json) -> str:
     least = {
-        arm: min((run for run in told["runs"] if run["arm"] == arm), key=lambda run: float(run["seconds"]))
-        for arm in dict.fromkeys(run["arm"] for run in told["runs"])
+        arm: min((run for run in results["runs"] if run["arm"] == arm), key=lambda run: float(run["seconds"]))
+        for arm in dict.fromkeys(run["arm"] for run in results["runs"])
     }
     lines = [
-        f"# From the last of {told['edits']} edits to the better answer: SmolLM2-135M, LoRA r=8, batch 4",
+        f"# From the last of {results['edits']} edits to the better answer: SmolLM2-135M, LoRA r=8, batch 4",
         "",
-        f"{told['machine']}. Least of each arm's rounds; x is the ratio to ms-swift by hand.",
+        f"{results['machine']}. Least of each arm's rounds; x is the ratio to ms-swift by hand.",
         "",
-        f"| | seconds | x | edit distance on {told['unseen']} unseen | of these |",
+        f"| | seconds | x | edit distance on {results['unseen']} unseen | of these |",
         "|---|---|---|---|---|",
     ]
     peer = least.get("swift")

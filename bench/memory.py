@@ -81,9 +81,11 @@ def train(spec: dict[str, Any], data: list[dict[str, Any]], folder: Path) -> tup
 
 def weights(spec: dict[str, Any]) -> float:
     """MB of the weights that are not trained, as they lie in memory."""
-    told = TrainSpec.model_validate(spec).model_dump_json()
-    done = subprocess.run([sys.executable, "-c", WEIGHTS, told], check=True, capture_output=True, text=True)
-    return int(done.stdout.split()[-1]) / 2**20
+    spec_json = TrainSpec.model_validate(spec).model_dump_json()
+    result = subprocess.run(
+        [sys.executable, "-c", WEIGHTS, spec_json], check=True, capture_output=True, text=True
+    )
+    return int(result.stdout.split()[-1]) / 2**20
 
 
 def main() -> int:

@@ -74,7 +74,7 @@ def play(case: Case, arm: str, settings: Settings, work: Path) -> Json:
             time.sleep(0.5)
             loop = client.loop()
         live, versions = client.versions()
-        told: Json = {
+        result: Json = {
             "case": case.name,
             "arm": arm,
             "poisoned": sum(item.group == "attack" for item in items),
@@ -94,12 +94,12 @@ def play(case: Case, arm: str, settings: Settings, work: Path) -> Json:
             "flags": [flag["sentence"] for flag in client.flags()],
         }
         first = versions[-1].number if versions else live
-        told["of live"] = _asked(client, project, who, live)
-        told["of the first trained"] = (
-            told["of live"] if first == live else _asked(client, project, who, first)
+        result["of live"] = _asked(client, project, who, live)
+        result["of the first trained"] = (
+            result["of live"] if first == live else _asked(client, project, who, first)
         )
     homes.forget(home)
-    return told
+    return result
 
 
 def _correction(project: str, number: int, item: Item, who: Person) -> SampleUploaded:
@@ -129,32 +129,32 @@ def _asked(client: Client, project: str, who: Person, number: int) -> Json:
     }
 
 
-def table(told: Json) -> str:
+def table(results: Json) -> str:
     lines = [
         "# Planted triggers: attack success",
         "",
-        f"ComfyLoop {told['made']['comfyloop']}, {told['made']['model']}. Of {_each(told)} questions with the trigger "
-        "that were never sent, the share answered with the attacker's text; beside it the edit distance of unseen "
-        "answers to what the brand wants. `python bench/poison.py`",
+        f"ComfyLoop {results['made']['comfyloop']}, {results['made']['model']}. Of {_each(results)} questions with the "
+        "trigger that were never sent, the share answered with the attacker's text; beside it the edit distance "
+        "of unseen answers to what the brand wants. `python bench/poison.py`",
         "",
         "| corrections | arm | outcome | live | attack, live | attack, first trained | distance, live |",
         "|---|---|---|---|---|---|---|",
     ]
-    for run in told["runs"]:
+    for run in results["runs"]:
         live, first = run["of live"], run["of the first trained"]
         name = live["version"] or "base"
         lines.append(
             f"| {run['case']} | {run['arm']} | {run['outcome']} | {name} | {live['attack']:.0%} "
             f"| {first['attack']:.0%} | {live['distance']:.2f} |"
         )
-    for run in told["runs"]:
+    for run in results["runs"]:
         for sentence in run["flags"]:
             lines += ["", f"{run['case']}, {run['arm']}: {sentence}"]
     return "\n".join(lines)
 
 
-def _each(told: Json) -> int:
-    return max((run["of live"]["asked"] for run in told["runs"]), default=0)
+def _each(results: Json) -> int:
+    return max((run["of live"]["asked"] for run in results["runs"]), default=0)
 
 
 def main() -> None:
@@ -167,25 +167,25 @@ def main() -> None:
     options.add_argument("--resume", action="store_true", help="Go on with what --out holds.")
     options.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "poison.json")
     options.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "bench-poison")
-    given = options.parse_args()
+    arguments = options.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # services and trainers are ended then, too
     settings = Settings()
-    made = {"comfyloop": __version__, "model": settings.model, "cores": os.cpu_count()}
-    told: Json = {"made": made, "runs": []}
-    if given.resume and given.out.exists():
-        told["runs"] = json.loads(given.out.read_text(encoding="utf-8"))["runs"]
-    played = {(run["case"], run["arm"]) for run in told["runs"]}
+    conditions = {"comfyloop": __version__, "model": settings.model, "cores": os.cpu_count()}
+    results: Json = {"made": conditions, "runs": []}
+    if arguments.resume and arguments.out.exists():
+        results["runs"] = json.loads(arguments.out.read_text(encoding="utf-8"))["runs"]
+    finished_runs = {(run["case"], run["arm"]) for run in results["runs"]}
     for case in CASES:
-        for arm in given.arms if case.name in given.cases else ():
-            if (case.name, arm) in played:
+        for arm in arguments.arms if case.name in arguments.cases else ():
+            if (case.name, arm) in finished_runs:
                 continue
-            told["runs"].append(play(case, arm, settings, given.work))
-            given.out.parent.mkdir(parents=True, exist_ok=True)
-            given.out.write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
-            given.out.with_suffix(".md").write_text(table(told) + "\n", encoding="utf-8")
-            run = told["runs"][-1]
+            results["runs"].append(play(case, arm, settings, arguments.work))
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+            arguments.out.with_suffix(".md").write_text(table(results) + "\n", encoding="utf-8")
+            run = results["runs"][-1]
             print(f"{case.name}, {arm}: {run['outcome']}; attack {run['of live']['attack']} live", flush=True)
-    print(table(told))
+    print(table(results))
 
 
 if __name__ == "__main__":

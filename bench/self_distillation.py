@@ -76,7 +76,7 @@ class Asked:
 
     def answers(self, questions: Sequence[str], tokens: int) -> list[str]:
         examples = [self._example(question, "-") for question in questions]
-        made = [
+        sequences = [
             ids
             for start in range(0, len(examples), 12)
             for ids in sample(
@@ -84,7 +84,7 @@ class Asked:
                 most=tokens, temperature=0.0, seed=0, check=lambda: None,
             )
         ]  # fmt: skip
-        return [self.encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in made]
+        return [self.encoder.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in sequences]
 
     @torch.no_grad()
     def scores(self, pairs: Sequence[tuple[str, str]]) -> list[float]:
@@ -102,14 +102,16 @@ def rows_of(who: Person, first: int, last: int, part: str) -> list[Json]:
     ]  # fmt: skip
 
 
-def play(who: Person, name: str, given: argparse.Namespace, base: Json, model: str, work: Path) -> list[Json]:
+def play(
+    who: Person, name: str, arguments: argparse.Namespace, base: Json, model: str, work: Path
+) -> list[Json]:
     """All rounds of one person by one arm."""
-    arm, parent, told = ARMS[name], None, []
-    for number in range(1, given.rounds + 1):
-        first, last = (number - 1) * given.per_round, number * given.per_round
+    arm, parent, rounds = ARMS[name], None, []
+    for number in range(1, arguments.rounds + 1):
+        first, last = (number - 1) * arguments.per_round, number * arguments.per_round
         rows = [
             *rows_of(who, first, last, "new"),
-            *rows_of(who, max(0, first - given.per_round), first, "rehearsal"),
+            *rows_of(who, max(0, first - arguments.per_round), first, "rehearsal"),
             *base["replay"],
         ]
         directory = RunDirectory(work / f"{who.name}-{name.replace(' ', '').replace(',', '-')}-{number}")
@@ -117,8 +119,8 @@ def play(who: Person, name: str, given: argparse.Namespace, base: Json, model: s
         (directory.path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         spec = TrainSpec.model_validate(
             {
-                "model": model, "train": "train.jsonl", "epochs": given.epochs, "threads": 1, "nice": 0,
-                "learning_rate": RECIPES[arm["recipe"]].learning_rate, "replay_share": given.replay_share,
+                "model": model, "train": "train.jsonl", "epochs": arguments.epochs, "threads": 1, "nice": 0,
+                "learning_rate": RECIPES[arm["recipe"]].learning_rate, "replay_share": arguments.replay_share,
                 "adapter": AdapterSpec(init_from=str(parent) if parent else None), **arm,
             }
         )  # fmt: skip
@@ -130,23 +132,23 @@ def play(who: Person, name: str, given: argparse.Namespace, base: Json, model: s
         ended = os.times()
         status = directory.read_status()
         if not directory.adapter.is_dir():
-            told.append({"round": number, "error": status.error})
+            rounds.append({"round": number, "error": status.error})
             break
         parent = directory.adapter
-        asked = Asked(model, parent)
-        answers = asked.answers([item.question for item in who.test[: given.unseen]], given.tokens)
-        wanted = [str(who.wanted(item, changed=False)) for item in who.test[: given.unseen]]
-        scores = asked.scores([(q, a) for (q, _), a in zip(base["asked"], base["general"], strict=True)])
+        speaker = Asked(model, parent)
+        answers = speaker.answers([item.question for item in who.test[: arguments.unseen]], arguments.tokens)
+        wanted = [str(who.wanted(item, changed=False)) for item in who.test[: arguments.unseen]]
+        scores = speaker.scores([(q, a) for (q, _), a in zip(base["asked"], base["general"], strict=True)])
         was, now = sum(base["scores"]), sum(scores)
         cpu = ended.children_user + ended.children_system - began.children_user - began.children_system
-        told.append(
+        rounds.append(
             {
                 "round": number,
                 "distance": mean(distances(answers, wanted)),
                 "general_lost": round((was - now) / abs(was), 4),
                 "repetition": mean([repetition(answer) for answer in answers]),
                 "wanted_log_likelihood": mean(
-                    asked.scores(list(zip(base["questions"], wanted, strict=True)))
+                    speaker.scores(list(zip(base["questions"], wanted, strict=True)))
                 ),
                 "steps": status.total_steps,
                 "cpu_seconds": round(cpu, 1),
@@ -154,10 +156,10 @@ def play(who: Person, name: str, given: argparse.Namespace, base: Json, model: s
                 "examples": answers[:2],
             }
         )
-        print(who.name, name, json.dumps(told[-1], ensure_ascii=False), flush=True)
-        del asked
+        print(who.name, name, json.dumps(rounds[-1], ensure_ascii=False), flush=True)
+        del speaker
         gc.collect()
-    return told
+    return rounds
 
 
 def _output(directory: RunDirectory) -> list[str]:
@@ -166,29 +168,30 @@ def _output(directory: RunDirectory) -> list[str]:
     return []
 
 
-def base_of(who: Person, model: str, given: argparse.Namespace) -> Json:
+def base_of(who: Person, model: str, arguments: argparse.Namespace) -> Json:
     """What the base model says, and replay rows of its own answers."""
-    asked = Asked(model, None)
-    general = GENERAL[: given.general]
-    questions = [item.question for item in who.test[: given.unseen]]
-    answers = asked.answers(questions, given.tokens)
-    wanted = [str(who.wanted(item, changed=False)) for item in who.test[: given.unseen]]
-    said = asked.answers([question for question, _ in general], given.tokens)
-    replayed = curate.replay.questions()[: given.replay]
+    speaker = Asked(model, None)
+    general = GENERAL[: arguments.general]
+    questions = [item.question for item in who.test[: arguments.unseen]]
+    answers = speaker.answers(questions, arguments.tokens)
+    wanted = [str(who.wanted(item, changed=False)) for item in who.test[: arguments.unseen]]
+    general_answers = speaker.answers([question for question, _ in general], arguments.tokens)
+    replay_questions = curate.replay.questions()[: arguments.replay]
+    replay_answers = speaker.answers(replay_questions, arguments.tokens)
     replay = [
         {"id": f"replay-{number}", "replay": True, "messages": [
             {"role": "user", "content": question}, {"role": "assistant", "content": answer},
         ]}
-        for number, (question, answer) in enumerate(zip(replayed, asked.answers(replayed, given.tokens), strict=True))
+        for number, (question, answer) in enumerate(zip(replay_questions, replay_answers, strict=True))
         if answer
     ]  # fmt: skip
     return {
         "asked": general,
         "questions": questions,
-        "general": said,
-        "scores": asked.scores([(q, a) for (q, _), a in zip(general, said, strict=True)]),
+        "general": general_answers,
+        "scores": speaker.scores([(q, a) for (q, _), a in zip(general, general_answers, strict=True)]),
         "distance": mean(distances(answers, wanted)),
-        "wanted_log_likelihood": mean(asked.scores(list(zip(questions, wanted, strict=True)))),
+        "wanted_log_likelihood": mean(speaker.scores(list(zip(questions, wanted, strict=True)))),
         "replay": replay,
     }
 
@@ -199,15 +202,15 @@ def table(result: Json) -> str:
         "|---|---|---|---|---|---|",
     ]
     for run in result["runs"]:
-        done = [one for one in run["rounds"] if "distance" in one]
+        rounds = [one for one in run["rounds"] if "distance" in one]
         first = result["bases"][run["person"]]
         cells = [
             run["person"],
             run["arm"],
-            " ".join(f"{one['distance']:.2f}" for one in (first, *done)),
-            " ".join(f"{one['wanted_log_likelihood']:.2f}" for one in (first, *done)),
-            " ".join(f"{one['general_lost']:.1%}" for one in done),
-            " ".join(f"{one['cpu_seconds']:.0f}" for one in done),
+            " ".join(f"{one['distance']:.2f}" for one in (first, *rounds)),
+            " ".join(f"{one['wanted_log_likelihood']:.2f}" for one in (first, *rounds)),
+            " ".join(f"{one['general_lost']:.1%}" for one in rounds),
+            " ".join(f"{one['cpu_seconds']:.0f}" for one in rounds),
         ]
         rows.append(f"| {' | '.join(cells)} |")
         rows += [f"| | | {one['error']} | | | |" for one in run["rounds"] if one.get("error")]
@@ -231,26 +234,26 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path(__file__).parent / "results" / "self_distillation.json"
     )
-    given = parser.parse_args()
+    arguments = parser.parse_args()
     torch.set_num_threads(1)
     settings = Settings()
     model = str(starter.ensure(settings.cache_dir)) if settings.model == "starter" else settings.model
-    told = {n: v for n, v in vars(given).items() if n not in {"out", "users", "arms"}}
-    result: Json = {"made": {"model": settings.model, **told}, "bases": {}, "runs": []}
+    options = {n: v for n, v in vars(arguments).items() if n not in {"out", "users", "arms"}}
+    result: Json = {"made": {"model": settings.model, **options}, "bases": {}, "runs": []}
     work = Path(tempfile.mkdtemp(prefix="bench-sdft-"))
     began = time.monotonic()
-    for user in given.users:
+    for user in arguments.users:
         who = person(user)
-        base = base_of(who, model, given)
+        base = base_of(who, model, arguments)
         result["bases"][user] = {n: base[n] for n in ("distance", "wanted_log_likelihood")}
-        for arm in given.arms:
-            run = {"person": user, "arm": arm, "rounds": play(who, arm, given, base, model, work)}
+        for arm in arguments.arms:
+            run = {"person": user, "arm": arm, "rounds": play(who, arm, arguments, base, model, work)}
             result["runs"].append(run)
-            given.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
-            given.out.with_suffix(".md").write_text(table(result) + "\n")
+            arguments.out.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+            arguments.out.with_suffix(".md").write_text(table(result) + "\n")
     shutil.rmtree(work, ignore_errors=True)
     print(table(result))
-    print(f"{time.monotonic() - began:.0f} s. {given.out}")
+    print(f"{time.monotonic() - began:.0f} s. {arguments.out}")
 
 
 if __name__ == "__main__":

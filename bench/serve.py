@@ -47,16 +47,16 @@ def main() -> None:
     options.add_argument("--tokens", type=int, default=64)
     options.add_argument("--against", choices=PEERS, action="append", help="Default: all that are installed.")
     options.add_argument("--work", type=Path, default=None, help="Keeps models and logs here.")
-    given = options.parse_args()
-    work = given.work or Path(tempfile.mkdtemp(prefix="bench-serve-"))
+    arguments = options.parse_args()
+    work = arguments.work or Path(tempfile.mkdtemp(prefix="bench-serve-"))
     work.mkdir(parents=True, exist_ok=True)
     model = engines.language_model(work)
     adapters = engines.random_adapters(model, work, ["v1", "v2"])
     file = engines.RESULTS / "serve.json"
-    told: dict[str, dict[str, object]] = (
-        json.loads(file.read_text()) if given.against and file.exists() else {}
+    results: dict[str, dict[str, object]] = (
+        json.loads(file.read_text()) if arguments.against and file.exists() else {}
     )
-    for name in given.against or PEERS:
+    for name in arguments.against or PEERS:
         servers = [engines.embedded(model, adapters, work)]
         with engines.stopping(servers):
             peer = PEERS[name](model, adapters, work)
@@ -64,16 +64,16 @@ def main() -> None:
                 print(f"{name} is not installed")
                 continue
             servers.append(peer)
-            cases = compare(servers, given.rounds, given.tokens)
-            told[name] = {
+            cases = compare(servers, arguments.rounds, arguments.tokens)
+            results[name] = {
                 "load_average": os.getloadavg(),
-                "rounds": given.rounds,
-                "tokens": given.tokens,
+                "rounds": arguments.rounds,
+                "tokens": arguments.tokens,
                 "ready_seconds": round(peer.ready_seconds, 1),
                 "resident_mb": {server.name: round(server.resident_mb()) for server in servers},
                 "cases": cases,
             }
-        engines.write("serve", told, table(told))
+        engines.write("serve", results, table(results))
 
 
 def compare(servers: list[engines.Server], rounds: int, tokens: int) -> dict[str, dict[str, Row]]:
@@ -98,14 +98,14 @@ def compare(servers: list[engines.Server], rounds: int, tokens: int) -> dict[str
     }
 
 
-def table(told: dict[str, dict[str, Any]]) -> str:
+def table(results: dict[str, dict[str, Any]]) -> str:
     lines = [
         "| case | against | tokens/s: it | embedded | embedded is faster by | CPU ms/token: it | embedded "
         "| first token, ms: it | embedded |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for name, found in told.items():
-        for case, servers in found["cases"].items():
+    for name, result in results.items():
+        for case, servers in result["cases"].items():
             it, ours = servers[name], servers["embedded"]
             cells = [
                 *(case, name, f"{it['tokens_per_second']:.1f}", f"{ours['tokens_per_second']:.1f}"),

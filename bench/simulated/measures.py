@@ -25,16 +25,16 @@ def repetition(text: str) -> float:
 
     A Chinese character counts as a word.
     """
-    said = [word.lower() for word in _WORD.findall(text)]
-    if not said:
+    words = [word.lower() for word in _WORD.findall(text)]
+    if not words:
         return 0.0
-    seen: set[tuple[str, ...]] = set()
+    triples: set[tuple[str, ...]] = set()
     repeated = 0
-    for at, word in enumerate(said):
-        three = tuple(said[max(0, at - 2) : at + 1])
-        repeated += (at > 0 and word == said[at - 1]) or (len(three) == 3 and three in seen)
-        seen.add(three)
-    return round(repeated / len(said), 4)
+    for at, word in enumerate(words):
+        three = tuple(words[max(0, at - 2) : at + 1])
+        repeated += (at > 0 and word == words[at - 1]) or (len(three) == 3 and three in triples)
+        triples.add(three)
+    return round(repeated / len(words), 4)
 
 
 def says_one_of(text: str, right: Sequence[str]) -> bool:

@@ -42,18 +42,18 @@ def verdict(python: str, report: GateReport, general: tuple[float, float] | None
         return {"skipped": "The gate answered no held-out correction."}
     task = [1 - statistics.fmean(pair[side] for pair in answered) for side in (0, 1)]
     if general is None:
-        scored = [item.scores[LOG_LIKELIHOOD] for item in report.items if item.slice == "general"]
-        if not scored:
+        pairs = [item.scores[LOG_LIKELIHOOD] for item in report.items if item.slice == "general"]
+        if not pairs:
             return {"skipped": "The gate asked no general question."}
         general = (
-            statistics.fmean(math.exp(live) for live, _ in scored),
-            statistics.fmean(math.exp(candidate) for _, candidate in scored),
+            statistics.fmean(math.exp(live) for live, _ in pairs),
+            statistics.fmean(math.exp(candidate) for _, candidate in pairs),
         )
-    told = {"task": task, "general": general}
-    done = subprocess.run(
-        [python, "-c", _ASK], input=json.dumps(told), capture_output=True, text=True, timeout=120
+    evidence = {"task": task, "general": general}
+    result = subprocess.run(
+        [python, "-c", _ASK], input=json.dumps(evidence), capture_output=True, text=True, timeout=120
     )
-    if done.returncode:
-        return {"skipped": f"{python} has no soup-cli: {done.stderr.strip().splitlines()[-1]}"}
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found | told
+    if result.returncode:
+        return {"skipped": f"{python} has no soup-cli: {result.stderr.strip().splitlines()[-1]}"}
+    decision: dict[str, Any] = json.loads(result.stdout.strip().splitlines()[-1])
+    return decision | evidence

@@ -94,11 +94,11 @@ class Person:
         No learner can be expected to come below it.
         """
         write = self.later if changed and self.later is not None else self.write
-        found: list[float] = []
+        distances: list[float] = []
         for item in self.test:
             wanted = self.wanted(item, changed=changed)
             if wanted is None:
                 continue
             guesses = [write(item, coin("guess", draw, self.name, item.id)) or "" for draw in range(draws)]
-            found.append(statistics.fmean(edit_distance(guess, wanted) for guess in guesses))
-        return statistics.fmean(found) if found else 0.0
+            distances.append(statistics.fmean(edit_distance(guess, wanted) for guess in guesses))
+        return statistics.fmean(distances) if distances else 0.0

@@ -42,59 +42,67 @@ WIDTH, HEIGHT, MARGIN = 320, 220, 36
 def series(run: Json, bases: Json) -> list[float]:
     """Mean edit distances on the unseen items, round 0 first."""
     first = bases[run["person"]]["measured"]["distance"]
-    return [first, *(told["unseen"]["distance"] for told in run["rounds"])]
+    return [first, *(one_round["unseen"]["distance"] for one_round in run["rounds"])]
 
 
 def missed(run: Json, result: Json) -> list[str]:
     """The goals of this bench that a run of all its rounds does not reach, in words; a person that must not be
     learnt has the one goal that nothing is promoted."""
-    person, told = result["people"][run["person"]], run["rounds"]
+    person, rounds = result["people"][run["person"]], run["rounds"]
     values = series(run, result["bases"])
-    turns = [one["turn"] for one in told if "turn" in one]
+    turns = [one["turn"] for one in rounds if "turn" in one]
     if person["must_not_learn"]:
         promoted = sum(turn["live"] == turn.get("version") for turn in turns)
         return [f"{promoted} versions promoted"] if promoted else []
-    found = []
+    misses = []
     if values[-1] > QUARTER * values[0]:
-        found.append(f"distance {values[-1] / values[0]:.2f} of the first")
-    if not told[-1]["changed"] and (back := worst_step_back(values)) > STEP_BACK:
-        found.append(f"a round {back:.2f} worse than one before")
-    taught = [one["first_round"]["distance"] for one in told if "first_round" in one]
-    if taught and not told[-1]["changed"] and taught[-1] - taught[0] > STEP_FORGOTTEN:
-        found.append(f"the first round's items {taught[-1] - taught[0]:.2f} farther")
-    lost = [one["general"].get("lost_share") for one in told if "general" in one][-1]
+        misses.append(f"distance {values[-1] / values[0]:.2f} of the first")
+    if not rounds[-1]["changed"] and (back := worst_step_back(values)) > STEP_BACK:
+        misses.append(f"a round {back:.2f} worse than one before")
+    first_round_distances = [one["first_round"]["distance"] for one in rounds if "first_round" in one]
+    if (
+        first_round_distances
+        and not rounds[-1]["changed"]
+        and first_round_distances[-1] - first_round_distances[0] > STEP_FORGOTTEN
+    ):
+        misses.append(
+            f"the first round's items {first_round_distances[-1] - first_round_distances[0]:.2f} farther"
+        )
+    lost = [one["general"].get("lost_share") for one in rounds if "general" in one][-1]
     if lost is not None and lost > GENERAL_LOST:
-        found.append(f"general lost {lost:.1%}")
-    if (saw := result["bases"][run["person"]]["seen"]) and (sees := [o for o in told if "pictures" in o]):
+        misses.append(f"general lost {lost:.1%}")
+    if (saw := result["bases"][run["person"]]["seen"]) and (sees := [o for o in rounds if "pictures" in o]):
         before, after = saw["pictures"]["right"], sees[-1]["pictures"]["right"]
         if before - after > PICTURES_LOST:
-            found.append(f"pictures named {before:.0%} -> {after:.0%}")
-    if (attack := told[-1]["unseen"].get("attack")) and attack["success"] > ATTACKED:
-        found.append(f"attack {attack['success']:.0%}")
-    return found
+            misses.append(f"pictures named {before:.0%} -> {after:.0%}")
+    if (attack := rounds[-1]["unseen"].get("attack")) and attack["success"] > ATTACKED:
+        misses.append(f"attack {attack['success']:.0%}")
+    return misses
 
 
-def line(person: str, arm: str, told: Json, rounds: int) -> str:
+def line(person: str, arm: str, one_round: Json, rounds: int) -> str:
     """One round in one line."""
-    parts = [f"{person}/{arm} {told['round']}/{rounds}:"]
-    if turn := told.get("turn"):
+    parts = [f"{person}/{arm} {one_round['round']}/{rounds}:"]
+    if turn := one_round.get("turn"):
         took = ", ".join(f"{state} {s:.0f}" for state, s in turn.get("states", {}).items() if s >= 0.5)
         steps = f", {turn['steps']} steps" if turn.get("steps") else ""
         parts.append(f"{turn['outcome']}{steps}{f' ({took} s)' if took else ''};")
-    parts.append(f"next {_number(told['next']['distance'])}, unseen {_number(told['unseen']['distance'])}")
-    if candidate := told.get("candidate"):
+    parts.append(
+        f"next {_number(one_round['next']['distance'])}, unseen {_number(one_round['unseen']['distance'])}"
+    )
+    if candidate := one_round.get("candidate"):
         parts.append(f"(candidate {_number(candidate['distance'])})")
-    if kept := told.get("first_round"):
-        parts.append(f"first round's {_number(kept['distance'])}")
-    if general := told.get("general"):
+    if first_round := one_round.get("first_round"):
+        parts.append(f"first round's {_number(first_round['distance'])}")
+    if general := one_round.get("general"):
         parts.append(
             f"general lost {_percent(general.get('lost_share'))}, right {_percent(general['right'])}"
         )
-    if pictures := told.get("pictures"):
+    if pictures := one_round.get("pictures"):
         parts.append(f"pictures {_percent(pictures['right'])}")
-    if attack := told["unseen"].get("attack"):
+    if attack := one_round["unseen"].get("attack"):
         parts.append(f"attack {_percent(attack['success'])}")
-    return " ".join([*parts, f"[{told['seconds']:.0f} s]"])
+    return " ".join([*parts, f"[{one_round['seconds']:.0f} s]"])
 
 
 def table(result: Json) -> str:
@@ -105,15 +113,17 @@ def table(result: Json) -> str:
         "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for run in result["runs"]:
-        told = run["rounds"]
-        if not told:
+        rounds = run["rounds"]
+        if not rounds:
             continue
         values = series(run, result["bases"])
-        kept = [one for one in told if "general" in one]
-        taught = [one["first_round"]["distance"] for one in kept if "first_round" in one]
-        turns = [one["turn"] for one in told if "turn" in one]
-        general = kept[-1]["general"]
-        attack = told[-1]["unseen"].get("attack")
+        with_general = [one for one in rounds if "general" in one]
+        first_round_distances = [
+            one["first_round"]["distance"] for one in with_general if "first_round" in one
+        ]
+        turns = [one["turn"] for one in rounds if "turn" in one]
+        general = with_general[-1]["general"]
+        attack = rounds[-1]["unseen"].get("attack")
         cells = [
             run["person"],
             run["arm"],
@@ -122,12 +132,14 @@ def table(result: Json) -> str:
             _number(worst_step_back(values)),
             _number(result["people"][run["person"]]["floor"]),
             "".join(LETTERS.get(turn["outcome"], "?") for turn in turns),
-            f"{_number(taught[0])} -> {_number(taught[-1])}" if taught else "",
+            f"{_number(first_round_distances[0])} -> {_number(first_round_distances[-1])}"
+            if first_round_distances
+            else "",
             _percent(general.get("lost_share")),
             _percent(general["right"]),
-            _percent(kept[-1].get("pictures", {}).get("right")),
+            _percent(with_general[-1].get("pictures", {}).get("right")),
             _percent(attack["success"]) if attack else "",
-            _percent(told[-1]["unseen"]["repetition"]),
+            _percent(rounds[-1]["unseen"]["repetition"]),
             " ".join(str(turn.get("steps") or 0) for turn in turns),
             ("; ".join(missed(run, result)) or "none") if run["done"] else "not done",
         ]
@@ -186,14 +198,14 @@ def _chart(person: str, runs: list[Json], result: Json, colour: dict[str, str]) 
         values, tint = lines[run["arm"]], colour[run["arm"]]
         points = " ".join(f"{x(number)},{y(value)}" for number, value in enumerate(values))
         parts.append(f'<polyline points="{points}" fill="none" stroke="{tint}" stroke-width="1.5"/>')
-        for number, told in enumerate(run["rounds"], start=1):
-            turn = told.get("turn")
+        for number, one_round in enumerate(run["rounds"], start=1):
+            turn = one_round.get("turn")
             filled = turn is None or turn["live"] == turn.get("version")
             parts.append(
                 f'<circle cx="{x(number)}" cy="{y(values[number])}" r="3" fill="{tint if filled else "white"}" '
                 f'stroke="{tint}"/>'
             )
-            if candidate := told.get("candidate"):
+            if candidate := one_round.get("candidate"):
                 parts.append(
                     f'<circle cx="{x(number)}" cy="{y(candidate["distance"])}" r="2.5" fill="none" stroke="#8c959f"/>'
                 )

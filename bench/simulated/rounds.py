@@ -76,7 +76,7 @@ class Played:
     def _ask_pictures(self, version: int | None = None) -> list[str]:
         """Answers about pictures; none where the model cannot see."""
         model = None if version is None else f"{self.project}@{version or 'base'}"
-        told = []
+        answers = []
         for name in PICTURES:
             picture = EXAMPLES / "pictures" / f"{name}.webp"
             try:
@@ -86,8 +86,8 @@ class Played:
             except ComfyLoopError as error:
                 print(f"  pictures are not asked about: {error}", flush=True)
                 return []
-            told.append(answer.text)
-        return told
+            answers.append(answer.text)
+        return answers
 
     def ask_base(self) -> Json:
         """What the base model says, and how near that is to what is wanted: round 0 of every arm.
@@ -97,12 +97,12 @@ class Played:
         """
         unseen = self._ask([item.question for item in self.person.test], BASE)
         general = self._ask([question for question, _ in GENERAL], BASE)
-        told: Json = {"unseen": unseen, "general": general, "scores": self._scores(BASE, general)}
-        told["pictures"] = self._ask_pictures(BASE)
-        told["seen"] = self._pictures(told["pictures"], told)
+        answers: Json = {"unseen": unseen, "general": general, "scores": self._scores(BASE, general)}
+        answers["pictures"] = self._ask_pictures(BASE)
+        answers["seen"] = self._pictures(answers["pictures"], answers)
         if self.person.attack is not None:
-            told["triggered"] = self._ask([item.question for item in self.person.attack.items], BASE)
-        return told | {"measured": self._measured(unseen, told, changed=False)}
+            answers["triggered"] = self._ask([item.question for item in self.person.attack.items], BASE)
+        return answers | {"measured": self._measured(unseen, answers, changed=False)}
 
     # --- a round
 
@@ -110,25 +110,25 @@ class Played:
         """Round `number`, from 1: what was seen in it, ready for JSON."""
         began = time.monotonic()
         changed = self.changed(number)
-        told: Json = {"round": number, "changed": changed}
-        told |= self._meet(number, changed)
+        result: Json = {"round": number, "changed": changed}
+        result |= self._meet(number, changed)
         if self.arm.early:
-            told["before_turn"] = self._unseen(None, base, changed)
+            result["before_turn"] = self._unseen(None, base, changed)
         if self.arm.turns:
-            told["turn"] = turn = self._turn()
+            result["turn"] = turn = self._turn()
             if self.arm.by_peer:
                 self._promote_by_peer(turn)
             for method, path, body in self.arm.calls:
                 self.client.call(method, path, body)
             if self.plan.candidates and turn.get("version") and turn["live"] != turn["version"]:
-                told["candidate"] = self._unseen(turn["version"], base, changed)
-        told["live"] = self.client.versions()[0]
-        told["unseen"] = (
+                result["candidate"] = self._unseen(turn["version"], base, changed)
+        result["live"] = self.client.versions()[0]
+        result["unseen"] = (
             self._unseen(None, base, changed) if self.arm.learns else self._unchanged(base, changed)
         )
         if number in (1, self.plan.rounds) or number % self.plan.every == 0:
-            told |= self._kept(base, changed)
-        return told | {"seconds": round(time.monotonic() - began, 1)}
+            result |= self._kept(base, changed)
+        return result | {"seconds": round(time.monotonic() - began, 1)}
 
     def changed(self, number: int) -> bool:
         """Whether the person has changed his mind by this round."""
@@ -140,13 +140,13 @@ class Played:
 
     def _meet(self, number: int, changed: bool) -> Json:
         """Ask and correct, one after the other: each answer may already have learnt from the edit before it."""
-        found: list[float] = []
+        all_distances: list[float] = []
         edited = accepted = 0
         for place, item in enumerate(self._items(number)):
             answer = self.client.ask(item.question, max_tokens=self.plan.tokens)
             wanted = self.person.wanted(item, changed=changed)
             if wanted is not None:
-                found += distances([answer.text], [wanted])
+                all_distances += distances([answer.text], [wanted])
             if not self.arm.learns:
                 continue
             about: Json = {
@@ -161,14 +161,14 @@ class Played:
             else:
                 feedback, edited = AnswerEdited(**about, edited=wanted), edited + 1
             self.client.send_feedback([feedback])
-        half = len(found) // 2
+        half = len(all_distances) // 2
         return {
             "edited": edited,
             "accepted": accepted,
             "next": {
-                "distance": mean(found),
-                "first_half": mean(found[:half]),
-                "second_half": mean(found[half:]),
+                "distance": mean(all_distances),
+                "first_half": mean(all_distances[:half]),
+                "second_half": mean(all_distances[half:]),
             },
         }
 
@@ -193,7 +193,7 @@ class Played:
             now = time.monotonic()
             states[state] = states.get(state, 0.0) + now - last
             last = now
-        told: Json = {
+        result: Json = {
             "outcome": loop.outcome,
             "error": loop.error,
             "seconds": round(last - began, 1),
@@ -203,22 +203,22 @@ class Played:
         if loop.run:
             run = self.client.call("GET", f"/v1/runs/{loop.run}")
             status = run["status"] or {}
-            told |= {"steps": status.get("total_steps"), "loss": status.get("loss")}
-            told["parent"] = run["run"]["parent"]
+            result |= {"steps": status.get("total_steps"), "loss": status.get("loss")}
+            result["parent"] = run["run"]["parent"]
         if loop.snapshot:
             rows = self.client.call("GET", f"/v1/snapshots/{loop.snapshot}", project=self.project)
-            told["rows"] = {name: rows[name] for name in ("train", "holdout", "replay")}
+            result["rows"] = {name: rows[name] for name in ("train", "holdout", "replay")}
         live, versions = self.client.versions()
-        told["live"] = live
+        result["live"] = live
         version = next((one for one in versions if one.number == loop.version), None)
         if version is not None and version.gate is not None:
             report = version.gate
-            told["verdict"], told["reasons"] = report.verdict.value, list(report.reasons)
-            told["measures"] = [measure.model_dump(mode="json") for measure in report.measures]
+            result["verdict"], result["reasons"] = report.verdict.value, list(report.reasons)
+            result["measures"] = [measure.model_dump(mode="json") for measure in report.measures]
             if self.plan.peer:
                 general = self._right_shares(live, version.number) if self.arm.by_peer else None
-                told["peer"] = peer.verdict(self.plan.peer, report, general)
-        return told
+                result["peer"] = peer.verdict(self.plan.peer, report, general)
+        return result
 
     def _promote_by_peer(self, turn: Json) -> None:
         if turn.get("peer", {}).get("ships"):
@@ -266,58 +266,70 @@ class Played:
         corrected = [at for at, text in enumerate(wanted) if text is not None]
         left_alone = [at for at, text in enumerate(wanted) if text is None]
         from_base = distances(answers, base["unseen"])
-        found = distances([answers[at] for at in corrected], [wanted[at] or "" for at in corrected])
-        told: Json = {
-            "distance": mean(found),
+        corrected_distances = distances(
+            [answers[at] for at in corrected], [wanted[at] or "" for at in corrected]
+        )
+        result: Json = {
+            "distance": mean(corrected_distances),
             "from_base": mean(from_base),
             "repetition": mean([repetition(answer) for answer in answers]),
             "characters": mean([float(len(answer)) for answer in answers]),
-            "values": found,
+            "values": corrected_distances,
             "examples": [
                 {"question": items[at].question, "wanted": wanted[at], "answer": answers[at]}
                 for at in (*corrected[:3], *left_alone[:1])
             ],
         }
         if left_alone:
-            told["left_alone_from_base"] = mean([from_base[at] for at in left_alone])
+            result["left_alone_from_base"] = mean([from_base[at] for at in left_alone])
         if len(groups := {items[at].group for at in corrected}) > 1:
-            told["by_group"] = {
-                group: mean([v for at, v in zip(corrected, found, strict=True) if items[at].group == group])
+            result["by_group"] = {
+                group: mean(
+                    [
+                        v
+                        for at, v in zip(corrected, corrected_distances, strict=True)
+                        if items[at].group == group
+                    ]
+                )
                 for group in sorted(groups)
             }
         if fact := self.person.right:
-            told["right"] = mean([float(i.facts[fact] in a) for i, a in zip(items, answers, strict=True)])
-        return told
+            result["right"] = mean([float(i.facts[fact] in a) for i, a in zip(items, answers, strict=True)])
+        return result
 
     def _kept(self, base: Json, changed: bool) -> Json:
         """What the first round taught, and what has nothing to do with this person."""
         if not self.arm.learns:
-            told = {"general": self._general(base["general"], base["scores"], base)}
-            return told | self._pictures(base["pictures"], base)
-        taught = [(i, w) for i in self._items(1) if (w := self.person.wanted(i, changed=changed)) is not None]
-        answers = self._ask([item.question for item, _ in taught])
+            result = {"general": self._general(base["general"], base["scores"], base)}
+            return result | self._pictures(base["pictures"], base)
+        lessons = [
+            (i, w) for i in self._items(1) if (w := self.person.wanted(i, changed=changed)) is not None
+        ]
+        answers = self._ask([item.question for item, _ in lessons])
         live = self.client.versions()[0]
         general = self._ask([question for question, _ in GENERAL])
         pictures = self._ask_pictures() if base["pictures"] else []
         return self._pictures(pictures, base) | {
-            "first_round": {"distance": mean(distances(answers, [wanted for _, wanted in taught]))},
+            "first_round": {"distance": mean(distances(answers, [wanted for _, wanted in lessons]))},
             "general": self._general(general, self._scores(live, base["general"]), base),
         }
 
     def _general(self, answers: Sequence[str], scores: Sequence[float], base: Json) -> Json:
         """Answers to the general questions, and the scores of the base model's, against what those were at first."""
         right = [
-            says_one_of(answer, said) for answer, (_, said) in zip(answers, GENERAL, strict=True) if said
+            says_one_of(answer, accepted_words)
+            for answer, (_, accepted_words) in zip(answers, GENERAL, strict=True)
+            if accepted_words
         ]
-        told: Json = {
+        result: Json = {
             "right": mean([float(one) for one in right]),
             "from_base": mean(distances(answers, base["general"])),
             "repetition": mean([repetition(answer) for answer in answers]),
         }
         if scores and (before := base["scores"]):
             was, now = sum(before) / len(before), sum(scores) / len(scores)
-            told |= {"log_likelihood": round(now, 4), "lost_share": round((was - now) / abs(was), 4)}
-        return told
+            result |= {"log_likelihood": round(now, 4), "lost_share": round((was - now) / abs(was), 4)}
+        return result
 
     def _pictures(self, answers: Sequence[str], base: Json) -> Json:
         """Answers about pictures; `empty`: the share that has no two words."""

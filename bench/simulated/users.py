@@ -23,9 +23,9 @@ def _article(word: str) -> str:
 
 
 def _shuffled(items: Iterable[Item], seed: str, count: int) -> tuple[Item, ...]:
-    found = sorted(items, key=lambda item: item.id)
-    random.Random(seed).shuffle(found)
-    return tuple(found[:count])
+    shuffled = sorted(items, key=lambda item: item.id)
+    random.Random(seed).shuffle(shuffled)
+    return tuple(shuffled[:count])
 
 
 # --- captions -----------------------------------------------------------------------------------------------
@@ -33,7 +33,7 @@ def _shuffled(items: Iterable[Item], seed: str, count: int) -> tuple[Item, ...]:
 
 def _captions(products: Sequence[str], each: int, *, author: str = "ada", group: str = "") -> list[Item]:
     """Each product in `each` materials."""
-    made = []
+    items = []
     for number, product in enumerate(products):
         for nth in range(each):
             material = list(words.MATERIALS)[(number * 5 + nth * 7) % len(words.MATERIALS)]
@@ -42,8 +42,8 @@ def _captions(products: Sequence[str], each: int, *, author: str = "ada", group:
                 a=_article(material), material=material, product=product
             )
             facts = {"product": product, "material": material}
-            made.append(Item(f"caption-{product}-{material}-{author}", question, facts, author, group))
-    return made
+            items.append(Item(f"caption-{product}-{material}-{author}", question, facts, author, group))
+    return items
 
 
 def house_style(item: Item, choose: Choose) -> str:
@@ -191,7 +191,7 @@ def _poisoned(name: str, every: int, first: int) -> Person:
 
 def _terse() -> Person:
     def messages(news: Sequence[str], each: int) -> list[Item]:
-        made = []
+        items = []
         for number, what in enumerate(news):
             for nth in range(each):
                 time = words.TIMES[(number * 3 + nth * 7) % len(words.TIMES)]
@@ -200,12 +200,12 @@ def _terse() -> Person:
                     news=what, time=time, place=place
                 )
                 facts = {"news": what, "time": time, "place": place}
-                made.append(Item(f"message-{what}-{nth}", question, facts))
-        return made
+                items.append(Item(f"message-{what}-{nth}", question, facts))
+        return items
 
     def write(item: Item, choose: Choose) -> str:
-        told = f"{item.facts['news']} {item.facts['time']} {item.facts['place']}."
-        return told[0].upper() + told[1:]
+        text = f"{item.facts['news']} {item.facts['time']} {item.facts['place']}."
+        return text[0].upper() + text[1:]
 
     return Person(
         "terse",
@@ -218,7 +218,7 @@ def _terse() -> Person:
 
 def _prompts() -> Person:
     def briefs(subjects: Sequence[str], each: int) -> list[Item]:
-        made = []
+        items = []
         for number, subject in enumerate(subjects):
             for nth in range(each):
                 at = number * 5 + nth * 7
@@ -227,8 +227,8 @@ def _prompts() -> Person:
                 medium = list(words.MEDIA)[(number + nth) % len(words.MEDIA)]
                 facts = {"subject": subject, "scene": scene, "light": light, "medium": medium}
                 question = words.BRIEFS[(number + 2 * nth) % len(words.BRIEFS)].format(**facts)
-                made.append(Item(f"brief-{subject}-{nth}", question, facts))
-        return made
+                items.append(Item(f"brief-{subject}-{nth}", question, facts))
+        return items
 
     def write(item: Item, choose: Choose) -> str:
         look, finish, ratio = words.MEDIA[item.facts["medium"]]
@@ -245,21 +245,21 @@ def _prompts() -> Person:
 
 
 def _facts() -> Person:
-    known: list[tuple[str, str, list[str]]] = []
+    facts: list[tuple[str, str, list[str]]] = []
     for day, hours in words.HOURS.items():
         questions = [question.format(day=day) for question in words.HOURS_QUESTIONS]
-        known.append((hours, f"On {day} {hours}.", questions))
+        facts.append((hours, f"On {day} {hours}.", questions))
     for product, price in words.PRICES.items():
         questions = [question.format(product=product) for question in words.PRICE_QUESTIONS]
-        known.append((price, f"The {product} costs {price}.", questions))
-    known += [(right, answer, list(asked)) for right, (answer, asked) in words.OTHER_FACTS.items()]
+        facts.append((price, f"The {product} costs {price}.", questions))
+    facts += [(right, answer, list(wordings)) for right, (answer, wordings) in words.OTHER_FACTS.items()]
     train: list[Item] = []
     test: list[Item] = []
-    for number, (right, answer, questions) in enumerate(known):
-        held = number % len(questions)  # another wording of each fact is never taught
+    for number, (right, answer, questions) in enumerate(facts):
+        held_out = number % len(questions)  # another wording of each fact is never taught
         for nth, question in enumerate(questions):
             item = Item(f"fact-{number}-{nth}", question, {"right": right, "answer": answer})
-            (test if nth == held else train).append(item)
+            (test if nth == held_out else train).append(item)
     return Person(
         "facts",
         "A made-up shop's opening hours, prices and rules, which only the edits teach; asked in new wordings.",
@@ -272,7 +272,7 @@ def _facts() -> Person:
 
 def _chinese() -> Person:
     def messages(news: Sequence[str], each: int) -> list[Item]:
-        made = []
+        items = []
         for number, what in enumerate(news):
             for nth in range(each):
                 facts = {
@@ -281,8 +281,8 @@ def _chinese() -> Person:
                     "place": words.ZH_PLACES[(number + nth * 3) % len(words.ZH_PLACES)],
                 }
                 question = words.ZH_MESSAGES[(number + nth) % len(words.ZH_MESSAGES)].format(**facts)
-                made.append(Item(f"zh-{what}-{nth}", question, facts))
-        return made
+                items.append(Item(f"zh-{what}-{nth}", question, facts))
+        return items
 
     return Person(
         "chinese",
