@@ -70,8 +70,8 @@ def feedback_show(
 ) -> None:
     """One piece of feedback as it was sent."""
     with service(url) as client:
-        found = client.call("GET", f"/v1/feedback/{quote(id, safe='')}")
-    put(found, as_json, _feedback_line(found), escape(json.dumps(found, indent=2, ensure_ascii=False)))
+        item = client.call("GET", f"/v1/feedback/{quote(id, safe='')}")
+    put(item, as_json, _feedback_line(item), escape(json.dumps(item, indent=2, ensure_ascii=False)))
 
 
 @feedback_app.command("delete")
@@ -80,8 +80,8 @@ def feedback_delete(
 ) -> None:
     """Delete one piece of feedback: the next snapshot no longer holds it."""
     with service(url) as client:
-        done = client.call("DELETE", f"/v1/feedback/{quote(id, safe='')}")
-    put(done, as_json, f"{id} is deleted. Versions trained before keep what they learnt.")
+        reply = client.call("DELETE", f"/v1/feedback/{quote(id, safe='')}")
+    put(reply, as_json, f"{id} is deleted. Versions trained before keep what they learnt.")
 
 
 @feedback_app.command("import")
@@ -96,8 +96,8 @@ def feedback_import(
     from comfyloop.cli import data
 
     with service(url, project) as client:
-        done = data.run(client, str(path), {}, author, quiet=as_json)
-    put(done, as_json, *data.said(done))
+        dataset = data.run(client, str(path), {}, author, quiet=as_json)
+    put(dataset, as_json, *data.said(dataset))
 
 
 @feedback_app.command("flags")
@@ -142,14 +142,14 @@ def generation(
 ) -> None:
     """One answer as it was recorded: messages, version, sampling settings."""
     with service(url) as client:
-        found: Generation = client.generation(id)
-    question = found.messages[-1].text
+        record: Generation = client.generation(id)
+    question = record.messages[-1].text
     put(
-        found,
+        record,
         as_json,
         f"[bold]{escape(question)}[/]",
-        escape(found.answer),
-        f"[dim]{found.project}@{found.version}[/]",
+        escape(record.answer),
+        f"[dim]{record.project}@{record.version}[/]",
     )
 
 

@@ -38,7 +38,7 @@ Url = Annotated[str | None, typer.Option("--url", help="The service; default: wh
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, and nothing else, to standard output.")]
 
 
-def settings_of(**given: Any) -> Settings:
+def settings_of(**overrides: Any) -> Settings:
     """The settings, with what was given on the command line over them; a folder's own file is told of."""
     try:
         for file in files_read():
@@ -46,7 +46,7 @@ def settings_of(**given: Any) -> Settings:
                 err.print(settings_sentence(file), style="dim", highlight=False, soft_wrap=True)
         for name in unknown_variables():
             err.print(variable_sentence(name), style="dim", highlight=False, soft_wrap=True)
-        return Settings(**{name: value for name, value in given.items() if value is not None})
+        return Settings(**{name: value for name, value in overrides.items() if value is not None})
     except ValidationError as error:
         raise InvalidInput(
             f"The settings are wrong: {in_words(error.errors(), 'together')}.",
@@ -66,8 +66,8 @@ def settings_sentence(file: FileRead) -> str:
 
 def variable_sentence(name: str) -> str:
     """That a variable is no setting, and which one was meant by it."""
-    known = [f"COMFYLOOP_{field}".upper() for field in Settings.model_fields]
-    near = difflib.get_close_matches(name.upper(), known, n=1)
+    variables = [f"COMFYLOOP_{field}".upper() for field in Settings.model_fields]
+    near = difflib.get_close_matches(name.upper(), variables, n=1)
     return (
         f"The variable {name} is not used: there is no such setting{f'; {near[0]} is one' if near else ''}."
     )

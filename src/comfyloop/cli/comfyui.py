@@ -35,17 +35,17 @@ def comfyui_link(
 
     target = link(path, copy)
     result = {"path": str(target)}
-    told = [f"The node pack is at {target}. Start ComfyUI again to load it."]
+    sentences = [f"The node pack is at {target}. Start ComfyUI again to load it."]
     if image_model:
         from comfyloop.settings import Settings
         from comfyloop.starter.image import ensure
         from comfyloop.starter.image.__main__ import place_in
 
         result["checkpoint"] = str(place_in(path, ensure(Settings().cache_dir)))
-        told.append(f"The templates' checkpoint is at {result['checkpoint']}.")
+        sentences.append(f"The templates' checkpoint is at {result['checkpoint']}.")
     else:
-        told.append("Add --image-model for the small checkpoint that the templates draw with.")
-    put(result, as_json, *told)
+        sentences.append("Add --image-model for the small checkpoint that the templates draw with.")
+    put(result, as_json, *sentences)
 
 
 @comfyui_app.command("unlink")

@@ -82,8 +82,8 @@ def add(
         "skip_bad": skip_bad, "limit": limit,
     }  # fmt: skip
     with service(url, project) as client:
-        done = run(client, what, request, author, licence, dry_run=dry_run, ask=not yes, quiet=as_json)
-    put(done, as_json, *said(done))
+        dataset = run(client, what, request, author, licence, dry_run=dry_run, ask=not yes, quiet=as_json)
+    put(dataset, as_json, *said(dataset))
 
 
 def run(
@@ -125,16 +125,16 @@ def run(
             started = datasets.begin(client, what, source, author=author, licence=licence, key=what)
             id = started["id"]
         if dry_run or ask:
-            seen = client.call(
+            preview = client.call(
                 "POST", f"/v1/datasets/{id}/preview", {**request, "rows": 5}, project=client.project
             )
     if dry_run:
         client.call("DELETE", f"/v1/datasets/{id}", project=client.project)
-        return dict(seen)
+        return dict(preview)
     if ask and not quiet:
-        put(seen, False, *said(seen))
+        put(preview, False, *said(preview))
         if (
-            seen["guessed"]
+            preview["guessed"]
             and sys.stdin.isatty()
             and not typer.confirm("Is this right?", default=True, err=True)
         ):
@@ -142,14 +142,14 @@ def run(
                 "Nothing was added.", "Say what its columns are: --map query=..., --map response=...."
             )
     with _progress(quiet) as tell:
-        done = datasets.take(client, id, request, tell)
-    if done["state"] == "done":
-        return done
-    refused = done["state"] == "refused"
+        dataset = datasets.take(client, id, request, tell)
+    if dataset["state"] == "done":
+        return dataset
+    refused = dataset["state"] == "refused"
     if refused:
         client.call("DELETE", f"/v1/datasets/{id}", project=client.project)
     again = "" if refused else " The same command goes on where it was."
-    raise DataError(f"{done['error']}{again}")
+    raise DataError(f"{dataset['error']}{again}")
 
 
 def _give_up_if_empty(client: Client, id: str) -> None:
@@ -183,24 +183,26 @@ def _progress(quiet: bool) -> Iterator[Any]:
         )
 
 
-def said(found: dict[str, Any]) -> list[str]:
+def said(dataset: dict[str, Any]) -> list[str]:
     """A preview, or what a data set became."""
-    if "samples" not in found:
-        left = f", {found['bad']} left out" if found["bad"] else ""
-        sentence = f"{found['stored']} samples stored, {found['duplicates']} were there already{left}."
+    if "samples" not in dataset:
+        left_out = f", {dataset['bad']} left out" if dataset["bad"] else ""
+        sentence = (
+            f"{dataset['stored']} samples stored, {dataset['duplicates']} were there already{left_out}."
+        )
         return [
             sentence,
-            *map(escape, found["notes"]),
-            *(map(escape, found["problems"]) if found["bad"] else ()),
+            *map(escape, dataset["notes"]),
+            *(map(escape, dataset["problems"]) if dataset["bad"] else ()),
         ]
-    lines = [f"[bold]{found['format']}[/]: {escape(found['what'])}"]
-    if found["mapping"]:
-        how = "guessed by their names" if found["guessed"] else "as you say"
-        mapped = ", ".join(f"{target}={column}" for target, column in found["mapping"].items())
-        lines.append(f"Columns, {how}: [bold]{escape(mapped)}[/]")
-        if found["left_out"]:
-            lines.append(escape(f"Columns that are left out: {', '.join(found['left_out'])}"))
-    for sample in found["samples"]:
+    lines = [f"[bold]{dataset['format']}[/]: {escape(dataset['what'])}"]
+    if dataset["mapping"]:
+        how = "guessed by their names" if dataset["guessed"] else "as you say"
+        columns = ", ".join(f"{target}={column}" for target, column in dataset["mapping"].items())
+        lines.append(f"Columns, {how}: [bold]{escape(columns)}[/]")
+        if dataset["left_out"]:
+            lines.append(escape(f"Columns that are left out: {', '.join(dataset['left_out'])}"))
+    for sample in dataset["samples"]:
         lines.append(f"[dim]{escape(sample['place'])}[/]")
         if sample["problem"]:
             lines.append(f"  [red]{escape(sample['problem'])}[/]")
@@ -244,7 +246,7 @@ def caption(
     """Write captions for pictures that have no text beside them; each is learned once a person has accepted it."""
     from comfyloop.client import captioning
 
-    wanted = captioning.CaptionOptions(template, question, model, max_tokens, author, review)
+    options = captioning.CaptionOptions(template, question, model, max_tokens, author, review)
     pictures = captioning.without_caption(path)
     with ExitStack() as stack:
         client = stack.enter_context(service(url, project))
@@ -253,23 +255,23 @@ def caption(
             key = os.environ.get("OPENAI_API_KEY", "")
             other = stack.enter_context(Client(engine.rstrip("/").removesuffix("/v1"), key))
         tell = stack.enter_context(_progress(as_json))
-        written = list(
+        captions = list(
             captioning.write(
-                client, pictures, wanted, other, lambda done, total: tell("captions", done, total)
+                client, pictures, options, other, lambda done, total: tell("captions", done, total)
             )
         )
-    new = [one for one in written if one.caption]
-    failed = [one for one in written if one.problem]
+    new = [one for one in captions if one.caption]
+    failed = [one for one in captions if one.problem]
     lines = [f"[dim]{escape(Path(one.picture).name)}[/]  {escape(one.caption)}" for one in new[:20]]
     lines += [f"[red]{escape(Path(one.picture).name)}: {escape(one.problem)}[/]" for one in failed]
-    there = len(written) - len(new) - len(failed)
+    there_already = len(captions) - len(new) - len(failed)
     where = (
         "They wait: comfyloop queue list --filter unreviewed." if review else "They are learned as they are."
     )
     lines.append(
-        f"{len(new)} captions were written, {there} were there already. {where if new else ''}".rstrip()
+        f"{len(new)} captions were written, {there_already} were there already. {where if new else ''}".rstrip()
     )
-    put([asdict(one) for one in written], as_json, *lines)
+    put([asdict(one) for one in captions], as_json, *lines)
     if failed:
         raise typer.Exit(1)
 
@@ -293,13 +295,13 @@ def crop(
 
     if out.resolve() == (what if what.is_dir() else what.parent).resolve():
         raise InvalidInput("What is drawn would lie among the pictures.", "Give another folder: --out.")
-    made, bad = previews(what, out, resolution, by.value)
-    lines = [f"{one['picture']}: {one['kept']} of {one['size']}, as {one['drawn']}" for one in made]
+    cuts, bad = previews(what, out, resolution, by.value)
+    lines = [f"{one['picture']}: {one['kept']} of {one['size']}, as {one['drawn']}" for one in cuts]
     for name, why in bad:
         err.print(f"{escape(name)}: {escape(why)}", style="red")
-    if made:
+    if cuts:
         lines.append('Where it is wrong, say it in its row: "crop": [left, top, right, bottom].')
-    put(made, as_json, *map(escape, lines))
+    put(cuts, as_json, *map(escape, lines))
     if bad:
         raise typer.Exit(1)
 
@@ -308,18 +310,18 @@ def crop(
 def list_(project: Project = None, url: Url = None, as_json: Json = False) -> None:
     """The data sets that were added, and those that come with ComfyLoop: size, licence, modalities."""
     with service(url, project) as client:
-        found = client.call("GET", "/v1/datasets", project=client.project)
-    put(found, as_json, *_tables(found))
+        listing = client.call("GET", "/v1/datasets", project=client.project)
+    put(listing, as_json, *_tables(listing))
 
 
-def _tables(found: dict[str, Any]) -> Iterator[Table]:
-    if found["items"]:
-        added = Table(
+def _tables(listing: dict[str, Any]) -> Iterator[Table]:
+    if listing["items"]:
+        own_sets = Table(
             "id", "name", "state", "rows", "pictures", "licence", title="Added", title_justify="left"
         )
-        for item in found["items"]:
+        for item in listing["items"]:
             rows = f"{item['stored'] + item['duplicates'] or item['rows']}"
-            added.add_row(
+            own_sets.add_row(
                 item["id"],
                 escape(item["name"]),
                 item["state"],
@@ -327,7 +329,7 @@ def _tables(found: dict[str, Any]) -> Iterator[Table]:
                 str(item["pictures"]),
                 escape(item["licence"]),
             )
-        yield added
+        yield own_sets
     builtin = Table(
         "name",
         "what",
@@ -339,7 +341,7 @@ def _tables(found: dict[str, Any]) -> Iterator[Table]:
         title="Built in",
         title_justify="left",
     )
-    for one in found["builtin"]:
+    for one in listing["builtin"]:
         size = f"{one['bytes'] / 1e6:.1f} MB" if one["bytes"] >= 1e5 else f"{one['bytes'] / 1e3:.0f} kB"
         words = (", ".join(one["modalities"]), ", ".join(one["languages"]), escape(one["licence"]))
         builtin.add_row(one["name"], escape(one["what"]), str(one["rows"]), size, *words)
@@ -355,11 +357,13 @@ def show(
 ) -> None:
     """One data set: how far it is, what it was found to be, what was wrong with it."""
     with service(url, project) as client:
-        found = client.call("GET", f"/v1/datasets/{quote(id, safe='')}", project=client.project)
-    shown = [
-        f"{name}: {escape(str(value))}" for name, value in found.items() if value not in ("", 0, [], {}, None)
+        dataset = client.call("GET", f"/v1/datasets/{quote(id, safe='')}", project=client.project)
+    lines = [
+        f"{name}: {escape(str(value))}"
+        for name, value in dataset.items()
+        if value not in ("", 0, [], {}, None)
     ]
-    put(found, as_json, *shown)
+    put(dataset, as_json, *lines)
 
 
 @data_app.command("remove")
@@ -379,12 +383,12 @@ def remove(
     what = "forget" if forget else "delete" if samples else "keep"
     with service(url, project) as client:
         path = f"/v1/datasets/{quote(id, safe='')}"
-        done = client.call("DELETE", path, project=client.project, samples=what)
+        reply = client.call("DELETE", path, project=client.project, samples=what)
     lines = [f"{id} is removed."]
     if what == "keep":
         lines.append("What is feedback stays: --samples takes it out, --forget what learned it, too.")
     else:
-        lines.append(f"{done['deleted']} samples are deleted.")
-    if done["versions"]:
-        lines.append(f"Withdrawn, since they had learned them: {', '.join(map(str, done['versions']))}.")
-    put(done, as_json, " ".join(lines))
+        lines.append(f"{reply['deleted']} samples are deleted.")
+    if reply["versions"]:
+        lines.append(f"Withdrawn, since they had learned them: {', '.join(map(str, reply['versions']))}.")
+    put(reply, as_json, " ".join(lines))

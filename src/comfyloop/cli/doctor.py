@@ -109,10 +109,10 @@ def _database(settings: Settings) -> MachineCheck:
 
 def _training(settings: Settings) -> MachineCheck:
     """Libraries that the settings of training ask for, or that one of them would."""
-    asked = [QLORA] if settings.quant_method == "bnb" else []
-    asked += [ZERO] if settings.train_processes > 1 and settings.train_parallel != "fsdp2" else []
+    needs = [QLORA] if settings.quant_method == "bnb" else []
+    needs += [ZERO] if settings.train_processes > 1 and settings.train_parallel != "fsdp2" else []
     own = settings.train_engine == "comfyloop"
-    missing = [f"{need.complaint} {need.hint}" for need in asked if own and not need.is_met]
+    missing = [f"{need.complaint} {need.hint}" for need in needs if own and not need.is_met]
     if missing:
         return MachineCheck("training", False, " ".join(missing))
     if settings.engine == "embedded" and settings.quant_method != settings.engine_quant_method:
@@ -147,28 +147,28 @@ def _model(settings: Settings) -> MachineCheck:
 def _image_model(settings: Settings) -> MachineCheck:
     """What the image models are: the set one, which new projects get, and those that projects have."""
     new = (settings.image_model, settings.image_vae, settings.image_prediction)
-    named = {new: "new projects"} if settings.image_model else {}
+    owners_of = {new: "new projects"} if settings.image_model else {}
     with contextlib.suppress(ComfyLoopError, OSError), open_store(settings) as store, store.read() as conn:
         for project in projects.list_all(conn):
             if project.image_model:
                 own = settings.of(project)
                 what_it_is = (project.image_model, own.image_vae, own.image_prediction)
-                others = named.get(what_it_is)
-                named[what_it_is] = f"{others}, {project.name}" if others else project.name
-    if not named:
+                others = owners_of.get(what_it_is)
+                owners_of[what_it_is] = f"{others}, {project.name}" if others else project.name
+    if not owners_of:
         return MachineCheck(
             "image model",
             True,
             "None: projects learn texts alone. COMFYLOOP_IMAGE_MODEL names one for new projects.",
         )
-    ok, told = True, []
-    for (model, vae, prediction), owners in named.items():
+    ok, sentences = True, []
+    for (model, vae, prediction), owners in owners_of.items():
         try:
             what = look(model, vae, prediction)
         except ModelError as error:
             ok, what = False, str(error)
-        told.append(f"{model} ({owners}): {what}")
-    return MachineCheck("image model", ok, " ".join(told))
+        sentences.append(f"{model} ({owners}): {what}")
+    return MachineCheck("image model", ok, " ".join(sentences))
 
 
 def _service(settings: Settings) -> MachineCheck:
@@ -192,15 +192,15 @@ def _service(settings: Settings) -> MachineCheck:
 
 
 def _settings(settings: Settings) -> MachineCheck:
-    told = [
+    files = [
         f"{file.path}" + (f" without {', '.join(file.ignored)}" * bool(file.ignored)) for file in files_read()
     ]
-    if not told:
+    if not files:
         return MachineCheck("settings", True, "No settings file; defaults and COMFYLOOP_* variables.")
     return MachineCheck(
         "settings",
         True,
-        f"Read from {' and '.join(told)}."
+        f"Read from {' and '.join(files)}."
         + (" A folder's file may not set these." if any(file.ignored for file in files_read()) else ""),
     )
 
@@ -215,8 +215,10 @@ def _access(settings: Settings) -> MachineCheck:
         )
     token = settings.token or tokens.stored(settings.home)
     if is_loopback(settings.host):
-        asked = "a token is asked" if settings.token else "no token is asked"
-        return MachineCheck("access", True, f"This machine alone reaches {settings.host}, and {asked}.")
+        token_clause = "a token is asked" if settings.token else "no token is asked"
+        return MachineCheck(
+            "access", True, f"This machine alone reaches {settings.host}, and {token_clause}."
+        )
     how = "a token is asked" if token else "`comfyloop up` makes a token, and shows it"
     pages = f"; pages of {', '.join(settings.allowed_origins)} may use it" if settings.allowed_origins else ""
     return MachineCheck(

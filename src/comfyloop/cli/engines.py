@@ -20,7 +20,7 @@ def engines_list(as_json: Json = False) -> None:
     from comfyloop.environments import ENVIRONMENTS, find, installed
 
     settings = settings_of()
-    found = [
+    listing = [
         {
             "name": name,
             "what": environment.what,
@@ -29,8 +29,8 @@ def engines_list(as_json: Json = False) -> None:
         }
         for name, environment in ENVIRONMENTS.items()
     ]
-    lines = [f"{e['name']:<8} {e['python'] or '[dim]not installed[/]'}  [dim]{e['what']}[/]" for e in found]
-    put(found, as_json, *lines)
+    lines = [f"{e['name']:<8} {e['python'] or '[dim]not installed[/]'}  [dim]{e['what']}[/]" for e in listing]
+    put(listing, as_json, *lines)
 
 
 @engines_app.command("install")

@@ -30,11 +30,18 @@ def prune(
 ) -> None:
     """Remove old runs, snapshots and versions, as keep_versions and keep_runs say; the service does so hourly."""
     with service(url) as client:
-        done = client.call("POST", "/v1/prune", dry_run=str(dry_run).lower())
+        pruning = client.call("POST", "/v1/prune", dry_run=str(dry_run).lower())
     verb = "would be removed" if dry_run else "removed"
-    counts = ", ".join(f"{len(done[kind])} {kind}" for kind in ("versions", "runs", "snapshots"))
-    left = f"Left alone, since a turn is under way: {', '.join(done['busy'])}." if done["busy"] else ""
-    put(done, as_json, f"{counts} {verb}: {done['bytes'] / 2**20:.1f} MB.", *([left] if left else []))
+    counts = ", ".join(f"{len(pruning[kind])} {kind}" for kind in ("versions", "runs", "snapshots"))
+    busy_sentence = (
+        f"Left alone, since a turn is under way: {', '.join(pruning['busy'])}." if pruning["busy"] else ""
+    )
+    put(
+        pruning,
+        as_json,
+        f"{counts} {verb}: {pruning['bytes'] / 2**20:.1f} MB.",
+        *([busy_sentence] if busy_sentence else []),
+    )
 
 
 @app.command()
@@ -120,17 +127,17 @@ def _train_on(
     images = recipe in of_side("image")
     base = model or (settings.image_model or IMAGE_STARTER if images else settings.model)
     cache = {"cache": "latents"} if images else {"feature_cache_dir": "features"}
-    known = {
+    fields = {
         "train": absolute(data), "holdout": absolute(holdout), "recipe": recipe,
         "model": model_path(settings, base), "skip_bad": skip_bad or None,
         **{name: str(settings.cache_dir / folder) for name, folder in cache.items()},
     }  # fmt: skip
     if images and model is None and settings.image_model:
-        known |= {
+        fields |= {
             "vae": absolute(Path(settings.image_vae)) if settings.image_vae else None,
             "prediction_type": settings.image_prediction_type,
         }
-    spec = make_spec(known, more)
+    spec = make_spec(fields, more)
     if isinstance(spec, TrainSpec):
         refuse_unmet(spec)
     return run_here(output, spec)
@@ -143,37 +150,41 @@ def _train_from_swift(
     from comfyloop.train.specs.needs import refuse_unmet, unmet
     from comfyloop.train.swift.command_line import from_swift, read_command
 
-    asked = from_swift(read_command(command), model=model)
-    run_dir = output or Path(asked.output or "run")
-    missing = [f"{need.complaint} {need.hint}" for need in unmet(asked.spec)]
-    told: dict[str, Any] = {
-        "spec": asked.spec.model_dump(mode="json"),
+    converted = from_swift(read_command(command), model=model)
+    run_dir = output or Path(converted.output or "run")
+    missing = [f"{need.complaint} {need.hint}" for need in unmet(converted.spec)]
+    result: dict[str, Any] = {
+        "spec": converted.spec.model_dump(mode="json"),
         "run_dir": str(run_dir),
-        "honoured": asked.honoured,
-        "renamed": asked.renamed,
-        "differs_from_ms_swift": asked.differs,
+        "honoured": converted.honoured,
+        "renamed": converted.renamed,
+        "differs_from_ms_swift": converted.differs,
         "missing": missing,
-        "makes_no_difference": asked.needless,
-        "cannot_be_honoured": asked.refused,
+        "makes_no_difference": converted.needless,
+        "cannot_be_honoured": converted.refused,
     }
     if not as_json:
         lines = [
-            escape(json.dumps(told["spec"], indent=2)),
-            *show.from_swift(asked),
+            escape(json.dumps(result["spec"], indent=2)),
+            *show.from_swift(converted),
             escape(f"run directory: {run_dir}"),
         ]
-        put(told["spec"], False, *lines, *(f"[red]missing: {escape(need)}[/]" for need in missing))
+        put(result["spec"], False, *lines, *(f"[red]missing: {escape(need)}[/]" for need in missing))
     code = 0
     if not dry_run:
-        refuse_unmet(asked.spec)
+        refuse_unmet(converted.spec)
         spec = single_run.prepare(
-            run_dir, asked.spec, asked.datasets, asked.holdouts, note=lambda s: err.print(escape(s))
+            run_dir,
+            converted.spec,
+            converted.datasets,
+            converted.holdouts,
+            note=lambda s: err.print(escape(s)),
         )
         status = single_run.train(run_dir, spec, quiet=as_json)
-        told |= {"status": plain(status)}
+        result |= {"status": plain(status)}
         code = status.exit_code
     if as_json:
-        put(told, True)
+        put(result, True)
     return code
 
 
@@ -257,11 +268,11 @@ def promote(
 ) -> None:
     """Make a version live: load, verify, warm up, flip, drain."""
     with service(url, project) as client:
-        done = client.promote(number, force=force, canary=canary)
+        reply = client.promote(number, force=force, canary=canary)
     if canary is not None:
-        put(done, as_json, f"{done['project']}: v{number} answers {canary:.0%} of the conversations")
+        put(reply, as_json, f"{reply['project']}: v{number} answers {canary:.0%} of the conversations")
         return
-    put(done, as_json, f"{done['project']}: v{done['previous']} -> v{done['number']}")
+    put(reply, as_json, f"{reply['project']}: v{reply['previous']} -> v{reply['number']}")
 
 
 @app.command()
@@ -275,8 +286,8 @@ def rollback(
 ) -> None:
     """Go back to the version that was live before."""
     with service(url, project) as client:
-        done = client.rollback(to)
-    put(done, as_json, f"{done['project']}: v{done['previous']} -> v{done['number']}")
+        reply = client.rollback(to)
+    put(reply, as_json, f"{reply['project']}: v{reply['previous']} -> v{reply['number']}")
 
 
 @app.command()
@@ -290,22 +301,22 @@ def forget(
 ) -> None:
     """Take feedback back, and what learned from it: the versions that carry it are withdrawn, and a turn learns the
     rest anew."""
-    given = {"author": author, "feedback": feedback, "sample": sample}
-    if sum(value is not None for value in given.values()) != 1:
+    selection = {"author": author, "feedback": feedback, "sample": sample}
+    if sum(value is not None for value in selection.values()) != 1:
         raise InvalidInput(
             "It is not said what to forget.", "Give one of --author NAME, --feedback ID and --sample ID."
         )
     with service(url, project) as client:
-        done = client.forget(**given)
-    put(done, as_json, *show.forgotten(done))
+        outcome = client.forget(**selection)
+    put(outcome, as_json, *show.forgotten(outcome))
 
 
 @app.command()
 def versions(project: Project = None, url: Url = None, as_json: Json = False) -> None:
     """The versions of a project, each under the one that it was trained from."""
     with service(url, project) as client:
-        live, found = client.versions()
-    put({"live": live, "items": plain(found)}, as_json, show.lineage(live, found))
+        live, items = client.versions()
+    put({"live": live, "items": plain(items)}, as_json, show.lineage(live, items))
 
 
 @app.command()
@@ -318,8 +329,8 @@ def runs(
     """Training runs, or one of them with its loss curve."""
     with service(url, project) as client:
         if run is None:
-            found = [Run.model_validate(item) for item in client.pages("/v1/runs")]
-            put(found, as_json, show.runs(found))
+            items = [Run.model_validate(item) for item in client.pages("/v1/runs")]
+            put(items, as_json, show.runs(items))
             return
         detail = client.call("GET", f"/v1/runs/{quote(run, safe='')}")
         lines, offset = [], 0
@@ -328,5 +339,5 @@ def runs(
                 break
             lines += page[0]
             offset = page[1]
-    shown = Run.model_validate(detail["run"])
-    put({**detail, "log": lines}, as_json, show.runs([shown]), show.loss_curve(lines))
+    record = Run.model_validate(detail["run"])
+    put({**detail, "log": lines}, as_json, show.runs([record]), show.loss_curve(lines))

@@ -39,9 +39,9 @@ def plan(
     settings = settings_of(model=model)
     total = arithmetic.bytes_of(gpu) if gpu is not None else None
     with err.status(f"looking at {settings.model}"):
-        found = plan_of(settings, total)
-    put(_plain(found), as_json, _table(found), *_sentences(found))
-    if found.complaint:
+        memory_plan = plan_of(settings, total)
+    put(_plain(memory_plan), as_json, _table(memory_plan), *_sentences(memory_plan))
+    if memory_plan.complaint:
         raise typer.Exit(1)
 
 
@@ -56,23 +56,23 @@ def plan_of(settings: Settings, gpu: int | None = None) -> MemoryPlan:
     """
     name = model_path(settings, settings.model)
     spec = TrainSpec.from_settings(settings, model=name, train="", holdout=None)
-    wanted = Way(
+    way = Way(
         settings.quant_method, settings.batch_size, settings.gradient_checkpointing, settings.max_pixels
     )
-    found = look(name, gpu=gpu, pixels=arithmetic.sizes_of_images(wanted), trains=True, spec=spec)
-    machine, told = Machine(**found["machine"]), found["trained"]
+    figures = look(name, gpu=gpu, pixels=arithmetic.sizes_of_images(way), trains=True, spec=spec)
+    machine, trained_figures = Machine(**figures["machine"]), figures["trained"]
     trained = Trained(
-        told["weights"],
-        Step(**told["fused"]),
-        Step(**told["checkpointed"]),
-        Step(**told["plain"]),
-        {int(pixels): tokens for pixels, tokens in told["image_tokens"].items()},
-        told["tower"],
+        trained_figures["weights"],
+        Step(**trained_figures["fused"]),
+        Step(**trained_figures["checkpointed"]),
+        Step(**trained_figures["plain"]),
+        {int(pixels): tokens for pixels, tokens in trained_figures["image_tokens"].items()},
+        trained_figures["tower"],
     )
     return arithmetic.make(
-        Figures(**found["model"]),
+        Figures(**figures["model"]),
         machine,
-        wanted,
+        way,
         trained,
         requests=settings.max_batch,
         kept=(KEEPS_MIB + (KEEPS_MIB_ON_CPU if machine.kind == "cpu" else 0)) * MIB,
@@ -91,18 +91,18 @@ def look(
         ModelError: There is no such model, or it is none that trains.
     """
     fields = spec.model_dump(mode="json", include={"adapter", "dtype", "max_pixels", "threads"})
-    told = {"model": model, "gpu": gpu, "pixels": pixels or [], "trains": trains, "spec": fields}
-    done = subprocess.run(
-        [sys.executable, "-m", "comfyloop.memory", json.dumps(told)],
+    question = {"model": model, "gpu": gpu, "pixels": pixels or [], "trains": trains, "spec": fields}
+    result = subprocess.run(
+        [sys.executable, "-m", "comfyloop.memory", json.dumps(question)],
         capture_output=True,
         encoding="utf-8",
         errors="replace",
         timeout=PATIENCE_SECONDS,
     )
-    if done.returncode:
-        lines = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+    if result.returncode:
+        lines = result.stderr.strip().splitlines() or [f"exit code {result.returncode}"]
         raise ModelError(f"No plan can be made of {model}: {lines[-1]}")
-    return json.loads(done.stdout.splitlines()[-1])  # type: ignore[no-any-return]
+    return json.loads(result.stdout.splitlines()[-1])  # type: ignore[no-any-return]
 
 
 def _image(settings: Settings) -> Image | None:
@@ -121,54 +121,59 @@ def _weights_of(file: Path) -> int:
     return sum(map(math.prod, read_header(file).shapes.values()))
 
 
-def _plain(found: MemoryPlan) -> dict[str, Any]:
+def _plain(memory_plan: MemoryPlan) -> dict[str, Any]:
+    machine = memory_plan.machine
     return {
-        "machine": {"name": found.machine.name, "kind": found.machine.kind, "total": found.machine.total,
-                    "room": found.machine.room},
-        "needs": {name: {**vars(need), "total": need.total} for name, need in found.needs.items()},
-        "train_with": vars(found.way),
-        "settings": dict(found.changed),
-        "together": [list(group) for group in found.together],
-        "turn_seconds": round(found.seconds) or None,
-        "complaint": found.complaint,
-        "hint": found.hint,
+        "machine": {"name": machine.name, "kind": machine.kind, "total": machine.total, "room": machine.room},
+        "needs": {name: {**vars(need), "total": need.total} for name, need in memory_plan.needs.items()},
+        "train_with": vars(memory_plan.way),
+        "settings": dict(memory_plan.changed),
+        "together": [list(group) for group in memory_plan.together],
+        "turn_seconds": round(memory_plan.seconds) or None,
+        "complaint": memory_plan.complaint,
+        "hint": memory_plan.hint,
     }  # fmt: skip
 
 
-def _table(found: MemoryPlan) -> Table:
-    table = Table(title=f"{found.machine.name}: {found.machine.total / GIB:.1f} GiB", title_justify="left")
+def _table(memory_plan: MemoryPlan) -> Table:
+    table = Table(
+        title=f"{memory_plan.machine.name}: {memory_plan.machine.total / GIB:.1f} GiB", title_justify="left"
+    )
     table.add_column("GiB")
     parts = ("weights", "cache", "activations", "optimizer", "context", "total")
     for part in parts:
         table.add_column(part, justify="right")
-    for name, need in found.needs.items():
+    for name, need in memory_plan.needs.items():
         table.add_row(name, *(f"{getattr(need, part) / GIB:.2f}" for part in parts))
     return table
 
 
-def _sentences(found: MemoryPlan) -> list[str]:
-    if found.complaint:
-        return [f"{found.complaint} {found.hint}"]
-    way = found.way
-    told = [
+def _sentences(memory_plan: MemoryPlan) -> list[str]:
+    if memory_plan.complaint:
+        return [f"{memory_plan.complaint} {memory_plan.hint}"]
+    way = memory_plan.way
+    sentences = [
         f"Training: {way.batch_size} at a time, images of {way.max_pixels} pixels"
         + (", weights in four bits" if way.quant_method else "")
         + (", activations computed again" if way.gradient_checkpointing else "")
         + "."
     ]
-    if len(found.together) == 1:
-        told.append("All of it fits at the same time.")
+    if len(memory_plan.together) == 1:
+        sentences.append("All of it fits at the same time.")
     else:
-        told.append(f"In turns: {'; '.join(' and '.join(group) for group in found.together)}.")
-    if found.changed:
-        told.append(
-            "Settings: " + ", ".join(f"{name} = {_toml(value)}" for name, value in found.changed.items())
+        sentences.append(f"In turns: {'; '.join(' and '.join(group) for group in memory_plan.together)}.")
+    if memory_plan.changed:
+        sentences.append(
+            "Settings: "
+            + ", ".join(f"{name} = {_toml(value)}" for name, value in memory_plan.changed.items())
         )
-    if found.seconds:
-        told.append(f"A turn of full size trains for about {max(1, round(found.seconds / 60))} min.")
-    elif found.machine.speed == 0:
-        told.append("How long a turn takes is measured on the machine itself.")
-    return told
+    if memory_plan.seconds:
+        sentences.append(
+            f"A turn of full size trains for about {max(1, round(memory_plan.seconds / 60))} min."
+        )
+    elif memory_plan.machine.speed == 0:
+        sentences.append("How long a turn takes is measured on the machine itself.")
+    return sentences
 
 
 def _toml(value: str | int | bool) -> str:

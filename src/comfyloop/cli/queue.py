@@ -51,18 +51,18 @@ def list_(
 
 
 def _lines(item: QueueItem) -> list[str]:
-    asked = next((m.text for m in reversed(item.messages[:-1]) if m.role == "user"), "")
-    shown = f"[bold]{escape(item.id)}[/]  {escape(in_a_line(item.messages[-1].text))}"
-    lines = [shown, *([f"    [dim]asked[/] {escape(in_a_line(asked))}"] if asked else [])]
+    question = next((m.text for m in reversed(item.messages[:-1]) if m.role == "user"), "")
+    heading = f"[bold]{escape(item.id)}[/]  {escape(in_a_line(item.messages[-1].text))}"
+    lines = [heading, *([f"    [dim]asked[/] {escape(in_a_line(question))}"] if question else [])]
     lines += [f"    [dim]picture[/] {sha}" for message in item.messages for sha in message.images]
     lines += [
         f"    {reason.filter}: {escape(reason.sentence)}{escape(f' ({reason.detail})') if reason.detail else ''}"
         for reason in item.reasons
     ]
     if item.decided is not None:
-        said = f": {in_a_line(item.decided.text)}" if item.decided.text else ""
+        words = f": {in_a_line(item.decided.text)}" if item.decided.text else ""
         lines.append(
-            f"    {item.decided.decision} by {escape(item.decided.author)} [dim]{item.decided.id}[/]{escape(said)}"
+            f"    {item.decided.decision} by {escape(item.decided.author)} [dim]{item.decided.id}[/]{escape(words)}"
         )
     return lines
 
@@ -125,17 +125,17 @@ def undo(
     """Take a decision back, all of it."""
     with service(url, project) as client:
         if decision is None:
-            made = client.pages("/v1/queue/decisions")
-            decision = next((m["decision"]["id"] for m in made if _can_be_undone(m)), None)
+            entries = client.pages("/v1/queue/decisions")
+            decision = next((entry["decision"]["id"] for entry in entries if _can_be_undone(entry)), None)
         if decision is None:
             raise NotFound("No decision stands that could be taken back.", "comfyloop queue list --decided")
         id = client.decide("undo", undoes=decision, author=author)
     put({"decisions": [id]}, as_json, f"{decision} is taken back.")
 
 
-def _can_be_undone(made: dict[str, object]) -> bool:
-    decision = made["decision"]
-    return bool(made["stands"]) and isinstance(decision, dict) and decision["decision"] != "undo"
+def _can_be_undone(entry: dict[str, object]) -> bool:
+    decision = entry["decision"]
+    return bool(entry["stands"]) and isinstance(decision, dict) and decision["decision"] != "undo"
 
 
 def _decide(
@@ -153,8 +153,8 @@ def _decide(
             f"E.g.: comfyloop queue {decision} --filter image_sharpness",
         )
     if filter is not None:
-        found = client.queue(state="left_out" if left_out else "waiting", filter=filter)
-        ids = [item.id for item in found]
+        items = client.queue(state="left_out" if left_out else "waiting", filter=filter)
+        ids = [item.id for item in items]
     decisions = [
         client.decide(decision, ids[begin : begin + MOST_REVIEWED], author=author)
         for begin in range(0, len(ids), MOST_REVIEWED)

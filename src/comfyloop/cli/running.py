@@ -111,15 +111,15 @@ def demo(
 
     if scene is DemoScene.BRAND:
         settings = settings_of(model=model, image_model=image_model)
-        done, name = brand.run(settings, report, home, quiet=as_json), "brand-report"
+        result, name = brand.run(settings, report, home, quiet=as_json), "brand-report"
     elif image_model is not None:
         raise InvalidInput(
             "The demo `pets` draws no pictures.", "Give --image-model to `comfyloop demo brand`."
         )
     else:
-        done, name = play(settings_of(model=model), report, home, quiet=as_json), "demo-report"
-    put(done, as_json, f"Report: {report / name}.json and {report / name}.html")
-    if not done["ok"]:
+        result, name = play(settings_of(model=model), report, home, quiet=as_json), "demo-report"
+    put(result, as_json, f"Report: {report / name}.json and {report / name}.html")
+    if not result["ok"]:
         raise typer.Exit(1)
 
 
@@ -145,9 +145,9 @@ def status(project: Project = None, url: Url = None, as_json: Json = False) -> N
         loop = client.loop()
         live, _ = client.versions()
         ready = client.ready()
-    told = {"ready": ready, "live": live, "loop": loop.model_dump(mode="json")}
+    summary = {"ready": ready, "live": live, "loop": loop.model_dump(mode="json")}
     put(
-        told,
+        summary,
         as_json,
         f"service     {'ready' if ready else 'not ready'}",
         f"live        v{live}",

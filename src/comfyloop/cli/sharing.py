@@ -85,13 +85,13 @@ def wanted_of(include: list[Include] | None, licence: str, evaluation: Path | No
 
 def _suites_of(file: Path) -> list[dict[str, Any]]:
     try:
-        found = TypeAdapter(list[SuiteScores]).validate_json(regular(file, MOST_EVALUATION).read_bytes())
+        suites = TypeAdapter(list[SuiteScores]).validate_json(regular(file, MOST_EVALUATION).read_bytes())
     except (OSError, ValueError) as error:
         raise InvalidInput(
             f"{file} is no evaluation: {str(error).partition(chr(10))[0]}.",
             "`comfyloop evaluate` writes one.",
         ) from None
-    return [suite.model_dump(mode="json") for suite in found]
+    return [suite.model_dump(mode="json") for suite in suites]
 
 
 @app.command()
@@ -112,15 +112,15 @@ def evaluate(
         target = target or Path(f"{name}-{number}-evaluation.json")
         if target.exists():
             raise Conflict(f"{target} is there already.", "Give another name.")
-        found = bundles.evaluate(client, number)
+        suites = bundles.evaluate(client, number)
     try:
-        write_whole(target, json.dumps(found, ensure_ascii=False, indent=2) + "\n")
+        write_whole(target, json.dumps(suites, ensure_ascii=False, indent=2) + "\n")
     except OSError as error:
         raise StorageError(f"{target} could not be written: {error.strerror or error}.") from error
     put(
-        {"written": str(target), "suites": found},
+        {"written": str(target), "suites": suites},
         as_json,
-        show.suites(found),
+        show.suites(suites),
         escape(f"Written to {target}."),
     )
 
@@ -141,23 +141,23 @@ def export_bundle(
     project, number = version_of(version, project)
     if target.exists() and not dry_run:
         raise InvalidInput(f"{target} is there already.", "Give another name.")
-    wanted = wanted_of(include, licence, evaluation)
+    options = wanted_of(include, licence, evaluation)
     with service(url, project) as client:
-        told = _say_and_write(client, number, wanted, None if dry_run else target, as_json)
-    done = {**told, "written": None if dry_run else str(target)}
-    put(done, as_json, "Nothing was written." if dry_run else escape(f"Written to {target}."))
+        contents = _say_and_write(client, number, options, None if dry_run else target, as_json)
+    result = {**contents, "written": None if dry_run else str(target)}
+    put(result, as_json, "Nothing was written." if dry_run else escape(f"Written to {target}."))
 
 
 def _say_and_write(
-    client: Client, number: int, wanted: dict[str, Any], target: Path | None, as_json: bool
+    client: Client, number: int, options: dict[str, Any], target: Path | None, as_json: bool
 ) -> dict[str, Any]:
     """Say what a bundle of a version holds, then write it, if there is where to; what was said."""
-    told = bundles.contents(client, number, wanted)
+    contents = bundles.contents(client, number, options)
     if not as_json:
-        put(None, False, *show.bundle(told["manifest"], told["files"]))
+        put(None, False, *show.bundle(contents["manifest"], contents["files"]))
     if target is not None:
-        bundles.export(client, number, target, wanted)
-    return told
+        bundles.export(client, number, target, options)
+    return contents
 
 
 @bundle_app.command("show")
@@ -168,11 +168,16 @@ def show_bundle(
     """Look into a bundle: what it is, who signed it, what it holds. Nothing is imported."""
     from comfyloop.registry import bundle, keys
 
-    opened = bundle.look(file)
-    told = plain(opened.manifest)
-    files = {one["name"]: one["bytes"] for one in told["files"]}
-    signed = f"Signed by {opened.manifest.publisher} with the key {keys.short(opened.key)}."
-    put({"manifest": told, "key": opened.key}, as_json, *show.bundle(told, files), escape(signed))
+    signed_bundle = bundle.look(file)
+    manifest = plain(signed_bundle.manifest)
+    files = {one["name"]: one["bytes"] for one in manifest["files"]}
+    signature = f"Signed by {signed_bundle.manifest.publisher} with the key {keys.short(signed_bundle.key)}."
+    put(
+        {"manifest": manifest, "key": signed_bundle.key},
+        as_json,
+        *show.bundle(manifest, files),
+        escape(signature),
+    )
 
 
 @bundle_app.command("import")
@@ -193,34 +198,34 @@ def take_in(client: Client, file: Path, trust_new_key: bool, promote: bool, as_j
     """Import, judge, and promote if a person says so. The exit code: 1 unless the gate would promote it."""
     from comfyloop.gate import render_text
 
-    taken = bundles.take_in(client, file, trust_new_key=trust_new_key)
-    version = Version.model_validate(taken["version"])
+    imported = bundles.take_in(client, file, trust_new_key=trust_new_key)
+    version = Version.model_validate(imported["version"])
     name = f"{version.project}@{version.number}"
     if not as_json:
-        out.print(escape(taken["trust"]), highlight=False, soft_wrap=True)
+        out.print(escape(imported["trust"]), highlight=False, soft_wrap=True)
         out.print(
             escape(f"It is {name} here, a candidate. Judging it on {version.project}'s own held-out items …")
         )
     try:
         report = client.gate(version.number)
     except DataError as error:  # this project has no corrections yet
-        said = f"{name} cannot be judged yet: {error} Then: comfyloop gate {version.number}"
-        put({**taken, "gate": None, "promoted": None}, as_json, escape(said))
+        sentence = f"{name} cannot be judged yet: {error} Then: comfyloop gate {version.number}"
+        put({**imported, "gate": None, "promoted": None}, as_json, escape(sentence))
         return 1
     if not as_json:
         out.print(escape(render_text(report)), highlight=False)
     good = report.verdict is Verdict.PROMOTE
     if good and not promote and not as_json and sys.stdin.isatty():
         promote = typer.confirm(f"Make {name} live?")
-    done = client.promote(version.number) if good and promote else None
-    told = {**taken, "gate": plain(report), "promoted": done}
-    if done is not None:
-        said = f"{done['project']}: v{done['previous']} -> v{done['number']}"
+    promotion = client.promote(version.number) if good and promote else None
+    result = {**imported, "gate": plain(report), "promoted": promotion}
+    if promotion is not None:
+        sentence = f"{promotion['project']}: v{promotion['previous']} -> v{promotion['number']}"
     elif good:
-        said = f"To make it live: comfyloop promote {version.number}"
+        sentence = f"To make it live: comfyloop promote {version.number}"
     else:
-        said = f"{name} stays a candidate; comfyloop gate show {version.number} shows why."
-    put(told, as_json, escape(said))
+        sentence = f"{name} stays a candidate; comfyloop gate show {version.number} shows why."
+    put(result, as_json, escape(sentence))
     return 0 if good else 1
 
 
@@ -261,8 +266,8 @@ def export_version(
         target = into or Path(name + _ENDINGS.get(form, f"-{form.value}"))
         if target.exists():
             raise Conflict(f"{target} is there already.", "Give another name.")
-        needed = files / (IMAGE_WEIGHTS if form is Form.COMFYUI else TEXT_CONFIG)
-        if not needed.exists():
+        source = files / (IMAGE_WEIGHTS if form is Form.COMFYUI else TEXT_CONFIG)
+        if not source.exists():
             side = "image" if form is Form.COMFYUI else "text"
             raise InvalidInput(
                 f"{manifest.project}@{number} has no {side} side, which --to {form.value} writes."
@@ -270,29 +275,29 @@ def export_version(
         notes: list[str] = []
         match form:
             case Form.COMFYUI:
-                shutil.move(needed, target)
+                shutil.move(source, target)
             case Form.COMFYUI_TEXT:
                 from comfyloop.registry import comfyui_text
 
                 kind = manifest.text_base.kind if manifest.text_base else ""
-                notes = comfyui_text.write(needed.parent, kind, target)
+                notes = comfyui_text.write(source.parent, kind, target)
             case Form.PEFT | Form.MS_SWIFT:
                 if form is Form.MS_SWIFT:
                     notes = [_for_swift(client, manifest.project, files, target)]
-                shutil.move(needed.parent, target)
+                shutil.move(source.parent, target)
             case Form.MERGED:
                 from comfyloop.registry import merge
 
-                merge.merge(needed.parent, _base_model(client, manifest.project), target)
+                merge.merge(source.parent, _base_model(client, manifest.project), target)
             case Form.GGUF:
                 from comfyloop.registry import gguf_files
 
                 base = manifest.text_base.name if manifest.text_base else ""
                 about = gguf_files.GgufMetadata(name, base, manifest.licence)
                 place = _base_model(client, manifest.project)
-                notes = gguf_files.write(needed.parent, place, target, about, (outtype or OutType.F16).value)
-    told = {"version": f"{manifest.project}@{number}", "written": str(target), "notes": notes}
-    return told, as_json, escape("\n".join([str(target), *notes]))
+                notes = gguf_files.write(source.parent, place, target, about, (outtype or OutType.F16).value)
+    result = {"version": f"{manifest.project}@{number}", "written": str(target), "notes": notes}
+    return result, as_json, escape("\n".join([str(target), *notes]))
 
 
 def _base_model(client: Client, project: str) -> Path:
@@ -344,14 +349,14 @@ def push(
 
     where = hubs.HubPlace.parse(place)
     project, number = version_of(version, project)
-    wanted = wanted_of(include, licence, evaluation)
+    options = wanted_of(include, licence, evaluation)
     staging = _staging(where)
     with service(url, project) as client:
         file = staging / "out.comfyloop"
-        told = _say_and_write(client, number, wanted, file, as_json)
+        contents = _say_and_write(client, number, options, file, as_json)
     hubs.push(file, where, staging, private=not public, quiet=as_json)
     shutil.rmtree(staging)
-    put({**told, "pushed": str(where)}, as_json, escape(f"Pushed to {where}."))
+    put({**contents, "pushed": str(where)}, as_json, escape(f"Pushed to {where}."))
 
 
 @app.command()
@@ -405,8 +410,8 @@ def browse(place: Where, as_json: Json = False) -> None:
     """List the bundles of a community's index; what is not signed, or bad, is shown as such."""
     from comfyloop.registry import index
 
-    found = index.read(place, settings_of().cache_dir)
-    put(found, as_json, *show.index(plain(found)["entries"]))
+    listing = index.read(place, settings_of().cache_dir)
+    put(listing, as_json, *show.index(plain(listing)["entries"]))
 
 
 @app.command()

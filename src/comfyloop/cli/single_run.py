@@ -70,10 +70,10 @@ def _rows(files: Sequence[str], note: Callable[[str], object]) -> str:
                 "Give a file that holds the rows you want.",
             )
         path = Path(file)
-        found = formats.read_whole(path, "Mend or remove these lines.")
-        for sentence in found.notes:
+        contents = formats.read_whole(path, "Mend or remove these lines.")
+        for sentence in contents.notes:
             note(sentence)
-        for row in found.good:
+        for row in contents.good:
             images = [_image(image, path.parent) for image in row.images]
             pictures = [
                 _image(image, path.parent) if image else None

@@ -39,8 +39,8 @@ def snapshot(context: typer.Context, project: Project = None, url: Url = None, a
     """Curate what was fed back into a snapshot now, without training on it; or look at one that was made."""
     if context.invoked_subcommand is None:
         with service(url, project) as client:
-            found = client.snapshot()
-        put(found, as_json, show.snapshot(found))
+            record = client.snapshot()
+        put(record, as_json, show.snapshot(record))
 
 
 @snapshot_app.command("list")
@@ -62,10 +62,10 @@ def show_(id: Id = None, project: Project = None, url: Url = None, as_json: Json
     from comfyloop.curate import CurationReport
 
     with service(url, project) as client:
-        found = _found(client, id)
-        report = client.call("GET", f"/v1/snapshots/{found['id']}/report", project=client.project)
+        record = _snapshot_of(client, id)
+        report = client.call("GET", f"/v1/snapshots/{record['id']}/report", project=client.project)
     text = CurationReport.model_validate(report).text()
-    put({"snapshot": found, "report": report}, as_json, f"[bold]{found['id']}[/]", escape(text.rstrip()))
+    put({"snapshot": record, "report": report}, as_json, f"[bold]{record['id']}[/]", escape(text.rstrip()))
 
 
 @snapshot_app.command("diff")
@@ -81,11 +81,11 @@ def diff(
     from comfyloop.curate import SnapshotDiff
 
     with service(url, project) as client:
-        later = _found(client, new)["id"]
-        earlier = _found(client, old)["id"] if old is not None else None
+        later = _snapshot_of(client, new)["id"]
+        earlier = _snapshot_of(client, old)["id"] if old is not None else None
         path = f"/v1/snapshots/{later}/diff"
-        found = client.call("GET", path, project=client.project, old=earlier, limit=limit)
-    put(found, as_json, escape(SnapshotDiff.model_validate(found).text().rstrip()))
+        changes = client.call("GET", path, project=client.project, old=earlier, limit=limit)
+    put(changes, as_json, escape(SnapshotDiff.model_validate(changes).text().rstrip()))
 
 
 @snapshot_app.command("export")
@@ -150,19 +150,19 @@ def _export(client: Client, id: str | None, target: Path, format: str, as_json: 
 
     if id is None and next(iter(client.pages("/v1/snapshots")), None) is None:
         client.snapshot()
-    found = _found(client, id)
-    exported = write(Path(found["path"]), target, format)
+    record = _snapshot_of(client, id)
+    exported = write(Path(record["path"]), target, format)
     files = [str(path) for path in exported.files]
-    told = {"snapshot": found["id"], "files": files, "left_out": list(exported.left_out)}
-    shown = files if len(files) <= 20 else [*files[:20], f"... and {len(files) - 20} more"]
-    put(told, as_json, *map(escape, [*shown, *exported.left_out]))
+    result = {"snapshot": record["id"], "files": files, "left_out": list(exported.left_out)}
+    lines = files if len(files) <= 20 else [*files[:20], f"... and {len(files) - 20} more"]
+    put(result, as_json, *map(escape, [*lines, *exported.left_out]))
 
 
-def _found(client: Client, id: str | None) -> dict[str, Any]:
+def _snapshot_of(client: Client, id: str | None) -> dict[str, Any]:
     """A snapshot by its id or the beginning of it; None: the newest."""
-    made = client.pages("/v1/snapshots")
+    listing = client.pages("/v1/snapshots")
     if id is None:
-        newest = next(iter(made), None)
+        newest = next(iter(listing), None)
         if newest is None:
             raise NotFound("There is no snapshot yet.", "`comfyloop snapshot` makes one.")
         return newest
@@ -171,8 +171,8 @@ def _found(client: Client, id: str | None) -> dict[str, Any]:
             "GET", f"/v1/snapshots/{quote(id, safe='')}", project=client.project
         )
         return whole
-    fitting = [one for one in made if one["id"].startswith(id)]
-    if len(fitting) != 1:
-        how = "Several snapshots begin" if fitting else "No snapshot begins"
+    matches = [one for one in listing if one["id"].startswith(id)]
+    if len(matches) != 1:
+        how = "Several snapshots begin" if matches else "No snapshot begins"
         raise NotFound(f"{how} with {json.dumps(id)}.", "`comfyloop snapshot list` names them.")
-    return fitting[0]
+    return matches[0]
