@@ -6,9 +6,9 @@ import asyncio
 import hmac
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Annotated, Any, ParamSpec, TypeVar
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -68,6 +68,23 @@ def create_app(engine: EmbeddedEngine) -> FastAPI:
         if not engine.ready.is_set():
             raise EngineUnavailable("The model is still being loaded.", retry_after=1)
         return JSONResponse({"status": "ok", "model": engine.options.model, "context": engine.loaded.context})
+
+    @app.get("/is_sleeping")
+    async def is_sleeping() -> dict[str, Any]:
+        _require_ready(engine)
+        told = {"is_sleeping": engine.is_sleeping, "wake_seconds": engine.wake_seconds}
+        return {**told, "device": engine.device.type}
+
+    @app.post("/sleep")
+    async def sleep(level: Annotated[int, Query(ge=1, le=2)] = 1) -> Response:
+        await _in_thread(engine.sleep, 2 if level == 2 else 1)
+        return Response()
+
+    @app.post("/wake_up")
+    async def wake_up() -> Response:
+        _require_ready(engine)
+        await _in_thread(engine.wake_up)
+        return Response()
 
     @app.get("/load")
     async def load() -> dict[str, int]:

@@ -11,7 +11,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,16 @@ from typing import Any
 import torch
 
 from comfyloop import platforms
-from comfyloop.errors import ComfyLoopError, Conflict, EngineUnavailable, InvalidInput, NotFound, QueueFull
+from comfyloop.errors import (
+    ComfyLoopError,
+    Conflict,
+    EngineUnavailable,
+    InvalidInput,
+    ModelError,
+    NotFound,
+    QueueFull,
+)
+from comfyloop.models import devices
 from comfyloop.models.rope import RopeScaling
 from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.decoders import make_decoder
@@ -36,6 +45,15 @@ from comfyloop.serve.embedded.sequence import CHUNK, Decoder, DecodeSequence
 from comfyloop.serve.embedded.structure import Structure, Structures
 from comfyloop.serve.embedded.text import TextStream
 from comfyloop.serve.embedded.threads import StepThreads
+from comfyloop.serve.embedded.weights import Level, move
+
+DRAIN_SECONDS = 60.0
+"""How long falling asleep waits for requests that run."""
+WAKE_SECONDS = 600.0
+"""For weights that are read from a slow disk."""
+ROOM_SECONDS = 20.0
+"""How long a wake waits for others to leave room on the card."""
+LOOK_SECONDS = 0.5
 
 
 class EmbeddedEngine:
@@ -56,6 +74,9 @@ class EmbeddedEngine:
         self._waiting = 0
         self._running = 0
         self._stopping = False
+        self._needed = 0  # others that work on the weights: no sleep meanwhile
+        self._to_sleep: list[tuple[Future[None], Level]] = []  # who asked for it
+        self.wake_seconds: float | None = None  # that the last wake took
         self._active: list[Job] = []  # seated: of the model thread
         self._queues: OrderedDict[str, deque[Job]] = OrderedDict()  # waiting, by adapter in order of turns
         self._thread = threading.Thread(target=self._main, name="model", daemon=True)
@@ -153,17 +174,18 @@ class EmbeddedEngine:
                 raise Conflict(f"{adapter_name} is the name of the base model.")
             self._loading.add(adapter_name)
         try:
-            adapter = read()
-            if self._seen.setdefault(adapter_name, adapter.sha256) != adapter.sha256:
-                raise Conflict(
-                    f"The name {adapter_name} has meant an adapter with other weights before.",
-                    "Give each version a name of its own: a name that is used again serves stale answers.",
-                )
-            self._decoder.prepare(adapter)
-            self._call(lambda: self._lora.attach(adapter))
-            with self._lock:
-                self._adapters[adapter_name] = adapter
-                self._uses[adapter_name] = 0
+            with self._awake():
+                adapter = read()
+                if self._seen.setdefault(adapter_name, adapter.sha256) != adapter.sha256:
+                    raise Conflict(
+                        f"The name {adapter_name} has meant an adapter with other weights before.",
+                        "Give each version a name of its own: a name that is used again serves stale answers.",
+                    )
+                self._decoder.prepare(adapter)
+                self._call(lambda: self._lora.attach(adapter))
+                with self._lock:
+                    self._adapters[adapter_name] = adapter
+                    self._uses[adapter_name] = 0
         finally:
             with self._lock:
                 self._loading.discard(adapter_name)
@@ -187,12 +209,66 @@ class EmbeddedEngine:
 
         def detach() -> None:
             self._lora.detach(name)
-            self._decoder.forget(name)
+            if not self.is_sleeping:
+                self._decoder.forget(name)
 
         self._call(detach)
         platforms.give_memory_back()
 
-    def _call(self, work: Callable[[], None]) -> None:
+    @property
+    def is_sleeping(self) -> bool:
+        return self.ready.is_set() and self.loaded.weights is not None and self.loaded.weights.given_back
+
+    def sleep(self, level: Level = 1, seconds: float = DRAIN_SECONDS) -> None:
+        """Give the memory back when the requests that run have ended; returns when that is done. A request that comes
+        later wakes it.
+
+        Raises:
+            Conflict: requests ran all the while, or its weights cannot be had again.
+            EngineUnavailable: the model is not loaded.
+        """
+        if not self.ready.is_set():
+            raise EngineUnavailable("The model is still being loaded.", retry_after=1)
+        if self.loaded.weights is None:
+            raise Conflict(
+                f"The files of {self.options.model} are not known, so its weights could not be had again.",
+                "Serve it from a directory.",
+            )
+        asleep: Future[None] = Future()
+        self._inbox.put(lambda: self._to_sleep.append((asleep, level)))
+        try:
+            asleep.result(timeout=seconds)
+        except TimeoutError:
+            if not asleep.cancel():  # it is just falling asleep
+                return asleep.result(timeout=seconds)
+            raise Conflict(
+                f"Requests were answered for {seconds:.0f} seconds, so it did not fall asleep.",
+                "Try again later.",
+            ) from None
+
+    def wake_up(self) -> None:
+        """Have the weights again; returns when it answers.
+
+        Raises:
+            EngineUnavailable: there is no room for them now.
+            ModelError: they cannot be read any more.
+        """
+        self._call(self._wake, WAKE_SECONDS)
+
+    @contextlib.contextmanager
+    def _awake(self) -> Iterator[None]:
+        """The weights are there while the block runs, in whatever thread."""
+        with self._lock:
+            self._needed += 1
+        try:
+            self.wake_up()
+            yield
+        finally:
+            with self._lock:
+                self._needed -= 1
+            self._inbox.put(lambda: None)  # who waits for it to sleep looks again
+
+    def _call(self, work: Callable[[], None], seconds: float = 60.0) -> None:
         """Have the model thread do `work` between two steps, and wait for it."""
         done: Future[None] = Future()
 
@@ -205,7 +281,7 @@ class EmbeddedEngine:
                 done.set_result(None)
 
         self._inbox.put(run)
-        done.result(timeout=60)
+        done.result(timeout=seconds)
 
     def _check_room(self, prompt: Prompt, sampling: JobSampling, continuation: int) -> None:
         if not self.ready.is_set():
@@ -249,8 +325,12 @@ class EmbeddedEngine:
             with self._lock:
                 self._stopping = True  # from here on `submit` takes nothing
             self._take_last_messages()
+            left = self.error or EngineUnavailable("The engine has shut down.")
             for job in [*self._jobs(), *self._active]:
-                self._over(job, Failed(self.error or EngineUnavailable("The engine has shut down.")))
+                self._over(job, Failed(left))
+            for asked, _ in self._to_sleep:
+                if asked.set_running_or_notify_cancel():
+                    asked.set_exception(left)
             self.on_end()
 
     def _load(self) -> None:
@@ -267,11 +347,10 @@ class EmbeddedEngine:
             max_context=o.max_context,
             rope_scaling=RopeScaling.parse(o.rope_scaling),
         )
+        self.device = self.loaded.device
         self.prompts = PromptMaker(self.loaded, o.max_pixels, o.max_image_pixels)
         self._lora = LoraRows(self.loaded.model)
-        self._decoder: Decoder = make_decoder(
-            self.loaded, self._lora, o.prefix_mb << 20, o.image_mb << 20, o.packed_mb << 20
-        )
+        self._decoder: Decoder = self._make_decoder()
         self._decode = text_decoder(self.loaded.tokenizer)
         self.structures = Structures(self.loaded.tokenizer, self.loaded.eos)
         for given in o.lora_modules:
@@ -283,15 +362,106 @@ class EmbeddedEngine:
         self.metrics.load_seconds.set(time.monotonic() - began)
         self.ready.set()
 
+    def _make_decoder(self) -> Decoder:
+        o = self.options
+        return make_decoder(self.loaded, self._lora, o.prefix_mb << 20, o.image_mb << 20, o.packed_mb << 20)
+
     def _jobs(self) -> list[Job]:
         return [job for jobs in self._queues.values() for job in jobs]
 
     def _serve(self) -> None:
         while not self._stopping:
             self._take_messages()
+            if self._waiting_here() and self.is_sleeping:
+                self._wake_for_requests()
             self._admit()
             self._advance()
-            self.metrics.kv_bytes.set(self._decoder.bytes)
+            self._fall_asleep()
+            self.metrics.kv_bytes.set(0 if self.is_sleeping else self._decoder.bytes)
+
+    def _fall_asleep(self) -> None:
+        """When somebody asked for it, and nobody needs the weights."""
+        if not self._to_sleep or self._active or self._waiting_here():
+            return
+        with self._lock:
+            if self._needed:
+                return
+        asked, self._to_sleep = self._to_sleep, []
+        wanted = [(future, level) for future, level in asked if future.set_running_or_notify_cancel()]
+        weights = self.loaded.weights
+        problem: Exception | None = None
+        if wanted and weights is not None and not weights.given_back:
+            del self._decoder  # with keys, values, and its own copies of the weights
+            try:
+                weights.give_back(2 if any(level == 2 for _, level in wanted) else 1)
+            except Exception as error:  # no room for them in the processor's memory
+                self._settle_in()
+                problem = error
+            else:
+                move(self._adapter_tensors(), devices.CPU)
+                self.metrics.sleeping.set(1)
+        for future, _ in wanted:
+            if problem is None:
+                future.set_result(None)
+            else:
+                future.set_exception(Conflict(f"It stays awake: {problem}", "Close what fills the memory."))
+
+    def _adapter_tensors(self) -> list[torch.Tensor]:
+        """Those of the adapters that are not where the processor computes."""
+        if self.device.type == "cpu":
+            return []
+        pairs = [pair for adapter in self._lora.attached.values() for pair in adapter.pairs.values()]
+        return [t for pair in pairs for t in (pair.a, pair.b, pair.magnitude) if t is not None]
+
+    @torch.inference_mode(False)
+    def _settle_in(self) -> None:
+        """With the weights there, all that is made of them."""
+        move(self._adapter_tensors(), self.device)
+        self._decoder = self._make_decoder()
+        for adapter in self._lora.attached.values():
+            self._decoder.prepare(adapter)
+
+    @torch.inference_mode(False)
+    def _wake(self) -> None:
+        """Be as before it fell asleep.
+
+        Raises:
+            EngineUnavailable: there was no room for a while.
+            ModelError: the weights cannot be read any more; the engine ends.
+        """
+        weights = self.loaded.weights
+        if weights is None or not weights.given_back:
+            return
+        began = time.monotonic()
+        while True:
+            try:
+                weights.take_again()
+                break
+            except Exception as error:
+                if not devices.is_out_of_memory(error.__cause__ or error):
+                    self.error = error if isinstance(error, ComfyLoopError) else ModelError(str(error))
+                    self._stopping = True
+                    raise self.error from error
+                devices.give_back(self.device)
+            if time.monotonic() - began > ROOM_SECONDS:
+                raise EngineUnavailable(
+                    "The engine sleeps, and there is no room in the memory for it to wake.",
+                    "Close what fills the memory, as ComfyUI's models (its Unload Models does), and ask again.",
+                    retry_after=5,
+                )
+            time.sleep(LOOK_SECONDS)
+        self._settle_in()
+        self.wake_seconds = time.monotonic() - began
+        self.metrics.sleeping.set(0)
+        self.metrics.wakes.observe(self.wake_seconds)
+
+    def _wake_for_requests(self) -> None:
+        try:
+            self._wake()
+        except ComfyLoopError as error:
+            for job in self._jobs():
+                self._queues[_name(job)].remove(job)
+                self._over(job, Failed(error))
 
     def _advance(self) -> None:
         """A piece of one prompt, and a token for every answer. Nothing here keeps a job that is over."""
@@ -375,7 +545,7 @@ class EmbeddedEngine:
             self._running += 1
         try:
             job.stream = TextStream(self._decode, job.sampling.stop)
-            job.generator = _generator(job.sampling, self.loaded.device)
+            job.generator = _generator(job.sampling, self.device)
             job.circle = Circle(job.sampling.repetition) if job.sampling.repetition else None
             if not self._reads_whole(job):
                 self._decoder.admit(job.sequence)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,6 +21,7 @@ from comfyloop.models.processors import load_processor
 from comfyloop.models.quantization import in_four_bits, keep_unpacked
 from comfyloop.models.rope import RopeScaling, max_positions, scale
 from comfyloop.serve.embedded.options import DType
+from comfyloop.serve.embedded.weights import Weights
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class LoadedModel:
     context: int  # most tokens of prompt and answer together
     eos: frozenset[int]  # tokens that end an answer
     rope_scaling: RopeScaling | None = None
+    weights: Weights | None = None  # by which its memory is given back; None: it is not
 
     @property
     def device(self) -> torch.device:
@@ -105,8 +109,16 @@ def load(
         )
     _refuse_too_large(folder, config, sees, precision, place, bool(quant_method))
     model = _weights(name, config, sees, precision, place, bool(quant_method))
+    there = folder if folder.exists() else _downloaded(name)
+    read = partial(_weights, str(there), config, sees, precision, place, bool(quant_method))
     return LoadedModel(
-        model, tokenizer, processor, _context(config, max_context), _eos(model, tokenizer), rope_scaling
+        model,
+        tokenizer,
+        processor,
+        _context(config, max_context),
+        _eos(model, tokenizer),
+        rope_scaling,
+        Weights(model, read, there) if there else None,
     )
 
 
@@ -130,6 +142,7 @@ def _weights(
 
     auto = AutoModelForImageTextToText if sees else AutoModelForCausalLM
     quantised = in_four_bits(auto, config, dtype, device) if four_bits else {}
+    config = copy.deepcopy(config)  # it is told of what is loaded, and may be read again
     try:
         model, info = auto.from_pretrained(
             name, config=config, dtype=dtype, output_loading_info=True, **quantised
@@ -151,6 +164,14 @@ def _weights(
     else:
         model.to(device)
     return model.eval().requires_grad_(False)
+
+
+def _downloaded(name: str) -> Path | None:
+    """Where the files of a hub id are on this machine; None: it is not known."""
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, "config.json")
+    return Path(found).parent if isinstance(found, str) else None
 
 
 def _close_up(_: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -36,6 +36,8 @@ class EngineMetrics:
         self._adapters = self._gauge("adapters", "Adapters loaded.")
         self.kv_bytes = self._gauge("kv_bytes", "Memory of keys, values and image features.")
         self.load_seconds = self._gauge("load_seconds", "Seconds that loading the model took.")
+        self.sleeping = self._gauge("sleeping", "1 while the memory of its model is given back.")
+        self.wakes = self._histogram("wake_seconds", "Seconds of a wake.")
         self._ended = self._counter("requests", "Requests that ended, by reason.", "reason")
         self.step = self._histogram("step_seconds", "Seconds of a decode step.")
         self.first_token = self._histogram("first_token_seconds", "From arrival to the first token.")
