@@ -130,12 +130,17 @@ def _engine(settings: Settings, store: Store, model: str, events: Events) -> Eng
     directory = settings.home / "engines"
     name = "".join(c if c.isalnum() or c in "._-" else "-" for c in model).strip("-.")[-80:] or "engine"
 
+    minutes = settings.engine_sleep_after
+    sleep_after = None if minutes is None else 60 * minutes
+
     def check(adapter: str, path: str) -> None:
         if kind.limits is not None:
             adapter_check.check(adapter, path, kind.limits(settings), model_path(settings, model))
 
     if settings.engine_url and model == settings.model:
-        return EngineProcess(name, directory, url=settings.engine_url, check=check)
+        return EngineProcess(
+            name, directory, url=settings.engine_url, check=check, sleep_after=sleep_after or 0.0
+        )
     if kind.name == "url":
         raise InvalidInput(
             "The engine is set to `url`, and engine_url is empty.",
@@ -153,7 +158,9 @@ def _engine(settings: Settings, store: Store, model: str, events: Events) -> Eng
         return kind.launch(settings, Start(model_path(settings, model, tell), port_file, loras, python))
 
     if kind.loads and settings.engine_swap == "load":
-        return EngineProcess(name, directory, lambda port_file: command(port_file, {}), check=check)
+        return EngineProcess(
+            name, directory, lambda port_file: command(port_file, {}), check=check, sleep_after=sleep_after
+        )
 
     def live_adapters() -> dict[str, str]:
         live: list[Version] = []
@@ -170,4 +177,6 @@ def _engine(settings: Settings, store: Store, model: str, events: Events) -> Eng
                     live.append(version)
         return {version.adapter_name: version.text_adapter for version in live if version.text_adapter}
 
-    return BlueGreenEngine(name, directory, command, wanted=live_adapters, check=check)
+    return BlueGreenEngine(
+        name, directory, command, wanted=live_adapters, check=check, sleep_after=sleep_after
+    )

@@ -145,11 +145,18 @@ def status(project: Project = None, url: Url = None, as_json: Json = False) -> N
         loop = client.loop()
         live, _ = client.versions()
         ready = client.ready()
-    summary = {"ready": ready, "live": live, "loop": loop.model_dump(mode="json")}
+        rest = client.is_sleeping()
+    summary = {
+        "ready": ready,
+        "sleeping": rest["is_sleeping"],
+        "live": live,
+        "loop": loop.model_dump(mode="json"),
+    }
+    asleep = ", its engine sleeps: the next question wakes it" if rest["is_sleeping"] else ""
     put(
         summary,
         as_json,
-        f"service     {'ready' if ready else 'not ready'}",
+        f"service     {'ready' if ready else 'not ready'}{asleep}",
         f"live        v{live}",
         f"waiting     {loop.waiting} of the {loop.trigger} pieces of feedback that start a turn",
         show.loop(loop),

@@ -145,6 +145,7 @@ class Client(Service):
     rollback = _blocking(calls.rollback)
     run_log = _blocking(calls.run_log)
     ready = _blocking(calls.ready)
+    is_sleeping = _blocking(calls.is_sleeping)
     _page = _blocking(calls.page)
 
 
@@ -207,4 +208,5 @@ class AsyncClient(Service):
     rollback = _awaited(calls.rollback)
     run_log = _awaited(calls.run_log)
     ready = _awaited(calls.ready)
+    is_sleeping = _awaited(calls.is_sleeping)
     _page = _awaited(calls.page)

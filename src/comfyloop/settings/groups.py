@@ -133,6 +133,13 @@ class ServeSettings(BaseModel):
         description="`bnb`: the embedded engine keeps the language model's linear layers in four bits (NF4), a quarter "
         "of the memory and slower; adapters trained with `quant_method = bnb` then answer on what they learned on.",
     )
+    engine_sleep_after: float | None = Field(
+        default=None,
+        ge=0,
+        description="Minutes without a question after which the engine gives its memory back until the next one; 0: "
+        "never; unset: 10 for the embedded engine on an accelerator, never on a processor and for others. vLLM sleeps "
+        "only where this is set.",
+    )
     engine_threads: int = Field(default=0, ge=0, description="CPU threads of the engine; 0: all cores.")
     max_batch: int = Field(default=8, ge=1, description="Requests decoded together.")
     max_queue: int = Field(default=64, ge=1, description="Requests that may wait; beyond it 429.")

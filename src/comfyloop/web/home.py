@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 
 from comfyloop.gate.report import better_items, worse_items
 from comfyloop.records import BASE, GateItem, GateReport, LoopState, LoopStatus, Run, Snapshot, Version
+from comfyloop.serve.engines.protocol import sleeper_of
 from comfyloop.store import feedback, lessons, runs, snapshots, versions
 from comfyloop.web.effort import KINDS, effort
 from comfyloop.web.frame import Asked, Desk
@@ -70,7 +71,8 @@ def home(desk: Asked) -> HTMLResponse:
         change=change(live),
         effort=effort(judged),
         undecided=undecided(desk, status),
-        engine=desk.engine(),
+        engine=(engine := desk.engine()),
+        sleeper=sleeper_of(engine) if engine is not None else None,
     )
 
 

@@ -11,6 +11,7 @@ from fastapi.responses import HTMLResponse
 from pydantic_core import PydanticUndefined
 
 from comfyloop.serve.api.recalling import listed
+from comfyloop.serve.engines.protocol import sleeper_of
 from comfyloop.settings import FILE, GROUPS, Settings, in_table
 from comfyloop.web.frame import Asked
 
@@ -52,11 +53,13 @@ def show_settings(desk: Asked) -> HTMLResponse:
 def show_health(desk: Asked) -> HTMLResponse:
     """Asked for after the page is there: it waits for the engines."""
     router = desk.services.router
+    sleepers = {name: sleeper_of(engine) for name, engine in router.engines.items()}
     return desk.show(
         "health.html",
         "settings",
         problems=router.problems(),
         engines={name: engine.state.value for name, engine in router.engines.items()},
+        sleepers={name: sleeper for name, sleeper in sleepers.items() if sleeper is not None},
     )
 
 

@@ -37,6 +37,9 @@ class InstantEngine:
         self.max_queue = max_queue
         self.users: dict[str, int] = {base: 0}
         self.fixed = False  # adapters are given at the start: there are no routes for them
+        self.sleeps = False  # it has vLLM's routes for sleep, and vLLM's silence while it does
+        self.asleep = False
+        self.wake_seconds = 0.0
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -60,6 +63,20 @@ class InstantEngine:
                 await reply(send, 200, {"data": [{"id": name} for name in self.users]})
             case "/v1/load_lora_adapter" | "/v1/unload_lora_adapter" if self.fixed:
                 await fail(send, 404, "Not Found")
+            case "/is_sleeping" if self.sleeps:
+                await reply(send, 200, {"is_sleeping": self.asleep})
+            case "/sleep" if self.sleeps and scope["method"] == "POST":
+                if sum(self.users.values()):
+                    await fail(send, 500, "the engine died: its memory was taken under running requests")
+                    os._exit(1)
+                self.asleep = True
+                await reply(send, 200, {"level": scope["query_string"].decode()})
+            case "/wake_up" if self.sleeps and scope["method"] == "POST":
+                await asyncio.sleep(self.wake_seconds)
+                self.asleep = False
+                await reply(send, 200, {})
+            case path if self.asleep and path.startswith("/v1/"):
+                await asyncio.sleep(600)  # vLLM takes the request and never answers it
             case "/v1/load_lora_adapter":
                 await self.load(send, sent)
             case "/v1/unload_lora_adapter":
@@ -226,6 +243,9 @@ def main() -> None:
     options.add_argument("--start-seconds", type=float, default=0.0)
     options.add_argument("--max-queue", type=int, default=10_000)
     options.add_argument("--lora-modules", nargs="*", help="NAME=DIRECTORY of fixed adapters")
+    options.add_argument("--sleeps", action="store_true", help="it can, as vLLM with --enable-sleep-mode")
+    options.add_argument("--asleep", action="store_true", help="and does so at the start")
+    options.add_argument("--wake-seconds", type=float, default=0.0)
     options.add_argument("--exit-code", type=int, help="print a sentence and leave at once")
     given = options.parse_args()
     if given.exit_code is not None:
@@ -234,6 +254,7 @@ def main() -> None:
     threading.Thread(target=_leave_with_parent, args=(os.getppid(),), daemon=True).start()
     time.sleep(given.start_seconds)
     engine = InstantEngine(given.served_model_name, given.word_seconds, given.load_seconds, given.max_queue)
+    engine.sleeps, engine.asleep, engine.wake_seconds = given.sleeps, given.asleep, given.wake_seconds
     engine.fixed = given.lora_modules is not None
     for name, _, path in (module.partition("=") for module in given.lora_modules or ()):
         if not (Path(path) / "adapter_config.json").exists():

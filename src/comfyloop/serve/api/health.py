@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from comfyloop import __version__
 from comfyloop.errors import ComfyLoopError
 from comfyloop.serve.api.services import Services, Svc
+from comfyloop.serve.engines.protocol import sleeper_of
 
 router = APIRouter(tags=["health"])
 
@@ -35,6 +36,8 @@ class Readiness(BaseModel):
     """Why nothing can be stored; empty when it can."""
     engines: dict[str, str] = {}
     """base model -> state of its engine"""
+    sleeping: list[str] = []
+    """Base models whose engines have given their memory back: the next question wakes them."""
 
 
 @router.get("/healthz", summary="Whether the service lives")
@@ -80,6 +83,13 @@ async def readyz(services: Svc) -> JSONResponse:
         _within(run_in_threadpool(_storage, services), "The database or the disk does not answer in time."),
     )
     engines = {name: engine.state.value for name, engine in services.router.engines.items()}
-    body = Readiness(ready=not problems and not storage, problems=problems, storage=storage, engines=engines)
+    sleepers = {name: sleeper_of(engine) for name, engine in services.router.engines.items()}
+    body = Readiness(
+        ready=not problems and not storage,
+        problems=problems,
+        storage=storage,
+        engines=engines,
+        sleeping=[name for name, sleeper in sleepers.items() if sleeper is not None and sleeper.is_sleeping],
+    )
     headers = {} if body.ready else {"Retry-After": "2"}
     return JSONResponse(body.model_dump(), 200 if body.ready else 503, headers)

@@ -12,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from comfyloop.serve.api.services import Svc
+from comfyloop.serve.engines.protocol import sleeper_of
 from comfyloop.serve.routing.router import Router
 
 router = APIRouter(tags=["health"])
@@ -36,12 +37,27 @@ class _Now(Collector):
         for name, number, users in self._versions.loaded():
             running.add_metric([name, str(number)], users)
         starts = CounterMetricFamily("comfyloop_engine_starts", "Starts of an engine.", labels=["engine"])
+        sleeping = GaugeMetricFamily(
+            "comfyloop_engine_sleeping", "1 while an engine has given its memory back.", labels=["engine"]
+        )
+        wakes = CounterMetricFamily(
+            "comfyloop_engine_wakes", "Wakes of an engine since it was started.", labels=["engine"]
+        )
+        seconds = GaugeMetricFamily(
+            "comfyloop_engine_wake_seconds", "Seconds that an engine's last wake took.", labels=["engine"]
+        )
         for name, engine in self._versions.engines.items():
             starts.add_metric([name], engine.starts)
+            if (sleeper := sleeper_of(engine)) is None:
+                continue
+            sleeping.add_metric([name], sleeper.is_sleeping)
+            wakes.add_metric([name], sleeper.wakes)
+            if sleeper.wake_seconds is not None:
+                seconds.add_metric([name], sleeper.wake_seconds)
         swaps = CounterMetricFamily(
             "comfyloop_swaps", "Times that a live version was changed.", value=self._versions.swaps
         )
-        yield from (live, ready, running, swaps, starts)
+        yield from (live, ready, running, swaps, starts, sleeping, wakes, seconds)
 
 
 @router.get("/metrics", summary="Numbers for Prometheus", response_class=Response)

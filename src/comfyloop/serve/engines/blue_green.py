@@ -33,7 +33,7 @@ class BlueGreenEngine:
 
     Args:
         wanted: The adapters that the first process starts with: those of the live versions.
-        start_seconds: As of `EngineProcess`.
+        start_seconds, sleep_after: As of `EngineProcess`.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class BlueGreenEngine:
         wanted: Callable[[], Mapping[str, str]] = dict,
         check: Check = lambda name, path: None,
         start_seconds: float = 900.0,
+        sleep_after: float | None = 0.0,
     ) -> None:
         self.name = name
         self.on_up: Callable[[Any], None] = lambda engine: None
@@ -55,6 +56,7 @@ class BlueGreenEngine:
         self._wanted = wanted
         self._check = check
         self._start_seconds = start_seconds
+        self._sleep_after = sleep_after
         self._made = 0
         self._starts = 0
         self._lock = threading.Lock()  # of what follows; held for moments only
@@ -70,7 +72,11 @@ class BlueGreenEngine:
             return self._command(port_file, adapters)
 
         return EngineProcess(
-            f"{self.name}-{self._made}", self._directory, command, start_seconds=self._start_seconds
+            f"{self.name}-{self._made}",
+            self._directory,
+            command,
+            start_seconds=self._start_seconds,
+            sleep_after=self._sleep_after,
         )
 
     def _follow(self, process: EngineProcess) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +28,7 @@ from comfyloop.errors import (
     TooLarge,
 )
 from comfyloop.serve.engines.connections import Connections, HttpError, Response
+from comfyloop.serve.engines.sleeper import Sleeper
 
 WireMessage = Mapping[str, Any]
 """A chat message as OpenAI's API spells it: {"role", "content": str | [{"type": ..., ...}]}."""
@@ -35,6 +36,9 @@ WireMessage = Mapping[str, Any]
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 600.0
 LOAD_SECONDS = 120.0
+SLEEP_SECONDS = 120.0
+WAKE_SECONDS = 600.0
+"""For weights that are read from a slow disk."""
 _PROMPTS = 4096
 """Prompts whose length is remembered."""
 
@@ -125,6 +129,9 @@ class EngineClient:
     def __init__(self, url: str, secret: str = "") -> None:
         self.url = url.rstrip("/")
         self.secret = secret
+        self.sleeper = Sleeper(self._sleep, self._wake)
+        self.device = ""
+        """On which it computes, where it says so."""
         self._scores_together = True
         self._prompt_tokens: dict[bytes, int] = {}
         self._http = httpx.Client(
@@ -154,6 +161,29 @@ class EngineClient:
         _raise_for(response)
         return response
 
+    def _ask(self, path: str, body: Any, *, seconds: float | None = None) -> httpx.Response:
+        """What needs the engine awake."""
+        with self.sleeper.awake():
+            return self._call("POST", path, body, seconds=seconds)
+
+    def _sleep(self, level: int) -> None:
+        self._call("POST", f"/sleep?level={level}", seconds=SLEEP_SECONDS)
+
+    def _wake(self) -> None:
+        self._call("POST", "/wake_up", seconds=WAKE_SECONDS)
+
+    def look_asleep(self) -> None:
+        """Whether the engine knows how to sleep, and does."""
+        try:
+            told = self._call("GET", "/is_sleeping", seconds=10).json()
+            asleep = bool(told["is_sleeping"])
+        except (ComfyLoopError, ValueError, KeyError, TypeError):
+            return
+        self.sleeper.can_sleep = True
+        self.device = str(told.get("device", ""))
+        if asleep:
+            self.sleeper.seems_asleep()
+
     def healthy(self, seconds: float = 2.0) -> bool:
         """Whether the model is loaded and the engine answers within `seconds`."""
         try:
@@ -175,20 +205,15 @@ class EngineClient:
             InvalidInput, NotFound: The engine refuses the adapter; its sentence says why.
             Conflict: The name is taken.
         """
-        self._call(
-            "POST",
-            "/v1/load_lora_adapter",
-            {"lora_name": name, "lora_path": path},
-            seconds=LOAD_SECONDS,
-        )
+        self._ask("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, seconds=LOAD_SECONDS)
 
     def unload(self, name: str) -> None:
         """Forget an adapter. Raises Conflict while requests of it run, NotFound when it is not loaded."""
-        self._call("POST", "/v1/unload_lora_adapter", {"lora_name": name}, seconds=LOAD_SECONDS)
+        self._ask("/v1/unload_lora_adapter", {"lora_name": name}, seconds=LOAD_SECONDS)
 
     def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """One whole chat completion, request and response in OpenAI's form."""
-        parsed: dict[str, Any] = self._call("POST", "/v1/chat/completions", {**body, "stream": False}).json()
+        parsed: dict[str, Any] = self._ask("/v1/chat/completions", {**body, "stream": False}).json()
         return parsed
 
     def answer(self, model: str, messages: Sequence[WireMessage], max_tokens: int) -> str:
@@ -223,7 +248,7 @@ class EngineClient:
         if self._scores_together:
             body = {"model": model, "messages": list(messages), "continuations": list(answers)}
             try:
-                told = self._call("POST", "/v1/loglikelihood", body).json()["data"]
+                told = self._ask("/v1/loglikelihood", body).json()["data"]
                 return [Score(one["logprobs"]) for one in told]
             except NotFound:  # of the route or of the model: the other way tells which
                 pass
@@ -270,11 +295,12 @@ class AsyncEngineClient:
 
     async def chat(self, engine: EngineClient, body: Mapping[str, Any]) -> dict[str, Any]:
         """One whole chat completion from `engine`."""
-        response = await self._post(engine, body)
-        try:
-            parsed: dict[str, Any] = json.loads(await response.read())
-        except HttpError as error:
-            raise _unreachable(error) from error
+        async with engine.sleeper.awake_async():
+            response = await self._post(engine, body)
+            try:
+                parsed: dict[str, Any] = json.loads(await response.read())
+            except HttpError as error:
+                raise _unreachable(error) from error
         return parsed
 
     async def open(self, engine: EngineClient, body: Mapping[str, Any]) -> Stream:
@@ -282,7 +308,13 @@ class AsyncEngineClient:
 
         Raises what the engine refuses.
         """
-        return Stream(await self._post(engine, {**body, "stream": True}))
+        await engine.sleeper.enter_async()
+        try:
+            response = await self._post(engine, {**body, "stream": True})
+        except BaseException:
+            engine.sleeper.leave()
+            raise
+        return Stream(response, engine.sleeper.leave)
 
     async def _post(self, engine: EngineClient, body: Mapping[str, Any]) -> Response:
         """An answer that has begun; one that is a refusal is raised."""
@@ -299,11 +331,15 @@ class AsyncEngineClient:
 class Stream:
     """The chunks of an answer, to be iterated once. Closing it before the end stops the engine's work."""
 
-    def __init__(self, response: Response) -> None:
-        self._response = response
+    def __init__(self, response: Response, on_close: Callable[[], None]) -> None:
+        self._response, self._on_close = response, on_close
 
     async def close(self) -> None:
-        await self._response.close()
+        on_close, self._on_close = self._on_close, lambda: None
+        try:
+            await self._response.close()
+        finally:
+            on_close()
 
     async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
         """Raises EngineUnavailable when the engine breaks off, or reports an error in between."""

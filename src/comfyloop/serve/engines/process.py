@@ -41,6 +41,8 @@ HEALTH_SECONDS = 2.0
 STOP_SECONDS = 5.0
 LOG_BYTES = 10 * 2**20
 FIRST_PAUSE, LONGEST_PAUSE = 0.5, 30.0
+SLEEP_AFTER = 600.0
+"""Seconds without a question after which an engine sleeps that says that it computes on an accelerator."""
 FIRST_STARTS = 6
 """A process of ours that has ended so many times before it answered once is not started again."""
 HOPELESS = (InvalidInput, ModelError, StarterError, UnusableEnvironment)
@@ -59,6 +61,8 @@ class EngineProcess:
         url: Where a running engine listens; empty: start `command`.
         check: What an adapter must pass before it is loaded.
         start_seconds: Time from the start to the first answer after which the start has failed.
+        sleep_after: Seconds without a question after which it sleeps; 0: never; None: `SLEEP_AFTER` on an
+            accelerator, else never.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class EngineProcess:
         url: str = "",
         check: Check = lambda name, path: None,
         start_seconds: float = 900.0,
+        sleep_after: float | None = 0.0,
     ) -> None:
         if (command is None) == (not url):
             raise ValueError("give either a command or a url")
@@ -88,6 +93,7 @@ class EngineProcess:
         self._users = 0
         self._given_url = url.rstrip("/")
         self._start_seconds = start_seconds
+        self._sleep_after = sleep_after
         self._client: EngineClient | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._changed = threading.Condition()
@@ -288,6 +294,9 @@ class EngineProcess:
             self._stop.wait(POLL_SECONDS)
         if self._given_url:
             self.base_name = _base_of(client)
+        client.look_asleep()
+        client.sleeper.after = self.sleep_after(client.device)
+        client.sleeper.on_change = lambda: self.on_state(self)
         self._client = client
         self.on_up(self)
 
@@ -339,7 +348,22 @@ class EngineProcess:
                 answered = time.monotonic()
             elif time.monotonic() - answered > (SILENT_SECONDS if self._process is not None else 5.0):
                 return f"It has not answered for {time.monotonic() - answered:.0f} seconds."
+            self._let_sleep(self.client)
         return ""
+
+    def sleep_after(self, device: str) -> float:
+        """Seconds without a question after which it sleeps on `device` (empty: it does not say); 0: never."""
+        if self._sleep_after is not None:
+            return self._sleep_after
+        return SLEEP_AFTER if device not in ("", "cpu") else 0.0
+
+    def _let_sleep(self, client: EngineClient) -> None:
+        try:
+            if self._given_url and client.sleeper.can_sleep:
+                client.look_asleep()  # others may put it to sleep
+            client.sleeper.sleep_when_quiet()
+        except ComfyLoopError as error:
+            log.warning("The engine %s was to sleep, and does not: %s", self.name, error)
 
     def _exit_code(self) -> int | None:
         """Of the process, None while it runs or when there is none."""

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from comfyloop.errors import EngineUnavailable
 from comfyloop.serve.engines.client import EngineClient
+from comfyloop.serve.engines.sleeper import Sleeper
 
 BASE_NAME = "base"
 """What the base model is called in the engine."""
@@ -106,3 +107,11 @@ class Engine(Protocol):
         """Have the adapter in `path` answer under `name`; blocks until it does, or raises why not."""
 
     def unload(self, name: str) -> None: ...
+
+
+def sleeper_of(engine: Engine) -> Sleeper | None:
+    """Of the process that answers now; None while there is none."""
+    try:
+        return engine.client.sleeper
+    except EngineUnavailable:
+        return None

@@ -17,7 +17,7 @@ from comfyloop import integrity
 from comfyloop.errors import ComfyLoopError, Conflict, EngineUnavailable, ModelError, NotFound, QueueFull
 from comfyloop.media import data_urls
 from comfyloop.records import BASE, Message, Project
-from comfyloop.serve.engines.protocol import Engine, EngineState
+from comfyloop.serve.engines.protocol import Engine, EngineState, sleeper_of
 from comfyloop.serve.events import Events
 from comfyloop.serve.routing.aliases import Aliases
 from comfyloop.serve.routing.handle import LoadedState, LoadedVersion, VersionHandle
@@ -345,8 +345,15 @@ class LoadedVersions:
             self._changed.notify_all()
 
     def _engine_state(self, engine: Engine) -> None:
+        sleeper = sleeper_of(engine)
         self._events.publish(
-            {"type": "engine.state", "engine": engine.name, "state": engine.state, "error": engine.error}
+            {
+                "type": "engine.state",
+                "engine": engine.name,
+                "state": engine.state,
+                "error": engine.error,
+                "is_sleeping": sleeper is not None and sleeper.is_sleeping,
+            }
         )
 
     def problem(self, project: Project) -> str:

@@ -21,6 +21,8 @@ KV_GIB = "2"
 def launch(settings: Settings, start: Start) -> Launch:
     port = free_port()
     on_cpu = shutil.which("nvidia-smi") is None
+    # Not unless it is asked for: its routes are among those for development, which any user of this machine may call.
+    sleeps = bool(settings.engine_sleep_after) and not on_cpu
     adapters = [f"{name}={path}" for name, path in start.adapters.items()]
     # Started as a module: the `vllm` command of the CPU build asks for the metadata of a package named vllm.
     argv = [
@@ -39,6 +41,7 @@ def launch(settings: Settings, start: Start) -> Launch:
         *("--lora-target-modules", *sorted(LAYERS)),
         *(("--enable-tower-connector-lora",) if settings.tower_loras else ()),
         *(("--enforce-eager",) if on_cpu else _share(settings, start.model)),
+        *(("--enable-sleep-mode",) if sleeps else ()),
         *(("--lora-modules", *adapters) if adapters else ()),
         *settings.engine_args,
     ]
@@ -48,6 +51,8 @@ def launch(settings: Settings, start: Start) -> Launch:
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_API_KEY": (secret := new_secret()),
     }
+    if sleeps:
+        environment["VLLM_SERVER_DEV_MODE"] = "1"
     if on_cpu:
         environment.setdefault("VLLM_CPU_KVCACHE_SPACE", KV_GIB)
         if settings.engine_swap == "blue_green":
