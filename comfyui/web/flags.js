@@ -1,4 +1,4 @@
-// What people are asked about feedback before it is learned: opposite answers, and phrases that seem planted.
+// What people are asked about feedback: opposite answers, phrases that seem planted, and what somebody no longer wants.
 import { call } from "./api.js";
 import { button, el, outcome } from "./parts.js";
 import { t } from "./words.js";
@@ -41,18 +41,25 @@ export function flagCards() {
   return { box, refresh };
 }
 
+const TITLES = {
+  disagreement: "People want opposite answers",
+  trigger: "This phrase seems planted",
+  change: "Somebody wants other answers than before",
+};
+
 function flagCard(flag, answer) {
-  const opposed = flag.kind === "disagreement";
+  const planted = flag.kind === "trigger", changed = flag.kind === "change";
   const card = el("div", { className: "cl-card cl-flag", title: flag.sentence },
-    el("b", { textContent: t(opposed ? "People want opposite answers" : "This phrase seems planted") }),
-    el("div", { className: "cl-hint", textContent: opposed ? flag.question : flag.phrase }));
-  for (const choice of flag.choices) {
+    el("b", { textContent: t(TITLES[flag.kind]) }),
+    el("div", { className: "cl-hint", textContent: planted ? flag.phrase : flag.question }));
+  flag.choices.forEach((choice, place) => {
     const claim = el("div", { textContent: `${choice.author} ${inWords(choice.wants)}` });
-    const holds = opposed ? button("This one holds", () => answer(flag, choice.feedback, card), "primary") : null;
-    card.append(el("div", { className: "cl-row cl-choice" }, claim, holds ?? ""));
-  }
+    const choosable = !planted && !(changed && place === 0);
+    const holds = choosable ? button("This one holds", () => answer(flag, choice.feedback, card), "primary") : "";
+    card.append(el("div", { className: "cl-row cl-choice" }, claim, holds));
+  });
   card.append(el("div", { className: "cl-row" },
-    button(opposed ? "All of them hold" : "It is meant so", () => answer(flag, "all", card)),
-    button(opposed ? "None of them" : "Leave it out", () => answer(flag, "none", card))));
+    button(planted ? "It is meant so" : "All of them hold", () => answer(flag, "all", card)),
+    changed ? "" : button(planted ? "Leave it out" : "None of them", () => answer(flag, "none", card))));
   return card;
 }

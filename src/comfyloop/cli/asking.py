@@ -102,14 +102,17 @@ def feedback_import(
 
 @feedback_app.command("flags")
 def feedback_flags(project: Project = None, url: Url = None, as_json: Json = False) -> None:
-    """What you are asked about feedback: opposite answers that two people want, and phrases that seem planted."""
+    """What you are asked about feedback: opposite answers that two people want, phrases that seem planted, and what
+    somebody wants no longer."""
     with service(url, project) as client:
         _put_flags(client.flags(), as_json)
 
 
 @feedback_app.command("answer")
 def feedback_answer(
-    flag: Annotated[str, typer.Argument(help="disagreement-..., trigger-...: see comfyloop feedback flags")],
+    flag: Annotated[
+        str, typer.Argument(help="disagreement-..., trigger-..., change-...: see comfyloop feedback flags")
+    ],
     keep: Annotated[
         str,
         typer.Argument(help="The feedback whose claim holds; all: they are meant so; none: none is learned."),
@@ -131,7 +134,9 @@ def _put_flags(flags: list[dict[str, Any]], as_json: bool) -> None:
             lines.append(
                 f"    {escape(choice['feedback'])}  {escape(choice['author'])} {escape(choice['wants'])}"
             )
-        keep = "all | none" if flag["kind"] == "trigger" else "FEEDBACK | all | none"
+        keep = {"trigger": "all | none", "change": f"{flag['choices'][-1]['feedback']} | all"}.get(
+            flag["kind"], "FEEDBACK | all | none"
+        )
         lines.append(escape(f"    comfyloop feedback answer {flag['id']} {keep}"))
     put(flags, as_json, *(lines or ["Nothing is asked."]))
 

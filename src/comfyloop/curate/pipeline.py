@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from comfyloop.curate import disagreements, filters, review_queue, triggers
+from comfyloop.curate import changes, disagreements, filters, review_queue, triggers
 from comfyloop.curate import replay as replays
 from comfyloop.curate.coverage import coverage
 from comfyloop.curate.filters import untrainable
@@ -109,6 +109,8 @@ def build(
     known = known or Known()
     with known.lock:
         sound = sound_of(store, project, settings, known)
+        if turn is not None and settings.look_for_changes and _noted(store, project, sound):
+            sound = sound_of(store, project, settings, known)
         looked = sound.looked
         samples = looked.pictures.regroup([draft.sample for draft in sound.kept])
         sides = split(store, project, samples, settings, _judged(store, project))
@@ -238,18 +240,21 @@ def answer_flag(store: Store, flag: Flag, keep: str) -> None:
 
     Args:
         keep: The id of the feedback whose claim holds, "all" or "none". Of people who disagree "none" leaves the
-            claims that there are out for good; of samples that seem planted only "all" and "none" mean something.
+            claims that there are out for good; of samples that seem planted only "all" and "none" mean something; of
+            a change of mind "all", and the newer claim.
 
     Raises:
         InvalidInput: There is no such choice.
         StorageError: The database refuses.
     """
     ids = [choice.feedback for choice in flag.choices]
-    if keep not in (*ids, ALL, NONE) or (flag.kind == "trigger" and keep in ids):
-        there = ", ".join((*(ids if flag.kind == "disagreement" else ()), ALL, NONE))
-        raise InvalidInput(f"{keep!r} is no answer to {flag.id}.", f"Choose one of {there}.")
+    there = {"disagreement": [*ids, ALL, NONE], "trigger": [ALL, NONE], "change": [*ids[-1:], ALL]}[flag.kind]
+    if keep not in there:
+        raise InvalidInput(f"{keep!r} is no answer to {flag.id}.", f"Choose one of {', '.join(there)}.")
     if flag.kind == "trigger":
         given = {flag.id: triggers.KEEP if keep == ALL else triggers.LEAVE}
+    elif flag.kind == "change":
+        given = {flag.id: changes.BOTH if keep == ALL else changes.NEWER}
     else:
         said = {ALL: disagreements.BOTH, NONE: disagreements.NEITHER}.get(keep, keep)
         given = {
@@ -274,20 +279,36 @@ class Sound:
     flags: list[Flag]
     filtered: filters.Filtered
     looked: Looked
+    changes: Sequence[Flag] = ()
+    """Of people's minds, that were noted before."""
 
 
 def sound_of(store: Store, project: str, settings: Settings, known: Known) -> Sound:
     looked = known.look(store, project, settings)
     with store.read() as conn:
         answers, found = stored_flags.answers(conn, project), stored_flags.found(conn, project)
+    changed, planted_before = ([f for f in found if (f.kind == "change") is kind] for kind in (True, False))
     filtered = filters.compare(looked.passed, looked.ground)
     settled = disagreements.settle(filtered.kept, looked.when, answers, looked.pictures.same)
     kept, asked = settled.kept, settled.flags
     dropped = [*looked.dropped, *filtered.dropped, *settled.dropped]
     if settings.look_for_triggers:
-        kept, planted, flagged = triggers.find(kept, answers, found)
+        kept, planted, flagged = triggers.find(kept, answers, planted_before)
         dropped, asked = [*dropped, *planted], [*asked, *flagged]
-    return Sound(kept, dropped, asked, filtered, looked)
+    if changed and settings.look_for_changes:
+        kept, outdated, flagged = changes.apply(kept, answers, changed)
+        dropped, asked = [*dropped, *outdated], [*asked, *flagged]
+    return Sound(kept, dropped, asked, filtered, looked, changed)
+
+
+def _noted(store: Store, project: str, sound: Sound) -> bool:
+    """Whether somebody has changed his mind since the last turn, which is kept then: it must not depend on what comes
+    later."""
+    found = changes.find(sound.kept, sound.looked.when, sound.changes)
+    if found:
+        with store.begin() as conn:
+            stored_flags.add(conn, project, found)
+    return bool(found)
 
 
 def _lesson(sides: Split, kinds: tuple[str, str], turn: SnapshotRequest | None, settings: Settings) -> Lesson:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from pydantic import Field
 
-from comfyloop.curate import disagreements, filters, groups, reviews, triggers
+from comfyloop.curate import changes, disagreements, filters, groups, reviews, triggers
 from comfyloop.curate.lesson import Lesson
 from comfyloop.curate.split import Split
 from comfyloop.records import Dropped, Flag, Record, Sample
@@ -18,6 +18,7 @@ REASONS: dict[str, str] = {
     groups.REASON: groups.SENTENCE,
     **disagreements.SENTENCES,
     triggers.REASON: triggers.SENTENCE,
+    changes.REASON: changes.SENTENCE,
     reviews.REJECTED: reviews.SENTENCE,
     "superseded": "the same person said something newer about the same thing",
     "neutral": "a rating of 3 says neither yes nor no",
@@ -167,6 +168,7 @@ def _notes(waiting: Mapping[str, int], flags: Sequence[Flag], settings: Settings
         if count := sum(flag.kind == kind for flag in flags):
             told = one if count == 1 else more.format(count)
             yield f"{told}: nothing of it is learned until you have looked (comfyloop feedback flags)."
+    yield from (flag.sentence for flag in flags if flag.kind == "change")
 
 
 def _warnings(split: Split, replay: Sequence[Sample], settings: Settings, replay_wanted: int) -> list[str]:

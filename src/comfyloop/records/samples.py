@@ -67,16 +67,19 @@ class Choice(Record):
 
 
 class Flag(Record):
-    """Something in the feedback that a person is asked about. What it names is not learned until it is answered."""
+    """Something in the feedback that a person is asked about. What it names is not learned until it is answered; of a
+    change of mind, the old is not."""
 
     id: Id
     project: ProjectName
-    kind: Literal["disagreement", "trigger"]
+    kind: Literal["disagreement", "trigger", "change"]
     sentence: str
     question: str = ""
     images: tuple[Sha256, ...] = ()
     phrase: str = ""  # trigger: what seems to call up one and the same answer
-    choices: tuple[Choice, ...]
+    slice: str = ""  # change: the samples that it is about
+    choices: tuple[Choice, ...]  # change: one of before, and the first since
+    outdated: tuple[str, ...] = ()  # change: the feedback that is not learned any more
 
 
 class Reason(Record):

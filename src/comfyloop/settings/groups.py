@@ -199,6 +199,11 @@ class CurateSettings(BaseModel):
         default=True,
         description="Set samples aside whose phrase calls up one answer whatever is asked, and have the gate try such.",
     )
+    look_for_changes: bool = Field(
+        default=True,
+        description="Where a person wants other answers than before to one kind of question, learn the newer ones "
+        "alone, and say so.",
+    )
     max_answer_chars: int = Field(default=8_000, gt=0, description="Longer edits are dropped with a reason.")
 
     filters: dict[str, dict[str, Any]] = Field(

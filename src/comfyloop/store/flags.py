@@ -1,7 +1,8 @@
 """What people were asked about feedback, and what they answered.
 
 What shows in the feedback itself is found anew each time and stored nowhere; an answer is. What the gate found on a
-version that was trained is stored as it was found, since nothing else knows of it.
+version that was trained is stored as it was found, since nothing else knows of it; so is that somebody changed his
+mind, since what comes later must not take it back.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ def put_answers(conn: Connection, project: str, answers_by_key: Mapping[str, str
 
 
 def found(conn: Connection, project: str) -> list[Flag]:
-    """What the gate found, answered or not."""
+    """What was found once, answered or not."""
     query = sa.select(flags.c.body).where(flags.c.project == project, flags.c.body.is_not(None))
     return [Flag.model_validate_json(body) for body in conn.scalars(query.order_by(flags.c.key))]
 
@@ -43,8 +44,10 @@ def strip(conn: Connection, project: str, feedback: Collection[str]) -> None:
     """Take what was said in these pieces of feedback out of what the gate found; answers stay."""
     for flag in found(conn, project):
         choices = tuple(choice for choice in flag.choices if choice.feedback not in feedback)
-        if len(choices) < len(flag.choices):
-            body = flag.model_copy(update={"choices": choices}).model_dump_json() if choices else None
+        outdated = tuple(id for id in flag.outdated if id not in feedback)
+        if len(choices) < len(flag.choices) or len(outdated) < len(flag.outdated):
+            left = {"choices": choices, "outdated": outdated}
+            body = flag.model_copy(update=left).model_dump_json() if choices else None
             here = sa.and_(flags.c.project == project, flags.c.key == flag.id)
             conn.execute(flags.update().where(here).values(body=body))
 

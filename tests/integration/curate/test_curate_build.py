@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import itertools
 import json
 import subprocess
 import sys
@@ -761,3 +762,40 @@ def test_snapshots_are_compared_sample_by_sample(store: Store, settings: Setting
     assert len(one.changes) == 1 and "... and 3 more" in one.text()
     with pytest.raises(NotFound, match="is gone"):
         curate.diff(Path(old.path) / "nowhere", Path(new.path))
+
+
+def test_who_changes_his_mind_is_believed_and_asked(store: Store, settings: Settings) -> None:
+    """The newer ones alone are learned and judged by, whatever comes later, until a person says that both hold."""
+    ada, few = Shop(store), settings.model_copy(update={"gate_min_items": 2})
+    things = "bowl", "chair", "lamp", "vase", "bench"
+    materials = "oak", "linen", "brass", "glass", "wool", "clay", "steel"
+    products = iter([f"{material} {thing}" for material in materials for thing in things])
+
+    def corrects(style: str, count: int) -> None:
+        for product in itertools.islice(products, count):
+            ada.corrects(f"Write a caption for our {product}.", style.format(product))
+
+    def turn() -> Snapshot:
+        return built(store, few, turn=curate.SnapshotRequest(frozenset()))
+
+    corrects("Meet the {0}: made slowly, sold honestly. #slowgoods", 15)
+    assert not turn().dropped
+    corrects("The {0} is delivered within five working days and carries a warranty of two years.", 12)
+    changed = turn()
+    assert changed.dropped == {"outdated": 15}
+    assert any("no longer" in note for note in changed.notes)
+    for name in ("train.jsonl", "holdout.jsonl"):
+        assert all("warranty" in sample.answer for sample in rows(changed, name))
+    (flag,) = curate.flags(store, "acme", few)
+    assert flag.kind == "change" and len(flag.outdated) == 15 and len(flag.choices) == 2
+
+    corrects("The {0} is delivered within five working days and carries a warranty of two years.", 6)
+    assert turn().dropped == {"outdated": 15} and curate.flags(store, "acme", few) == [flag]
+    with pytest.raises(InvalidInput, match=r"Choose one of .*all"):
+        curate.answer_flag(store, flag, flag.choices[0].feedback)
+    curate.answer_flag(store, flag, "all")
+    assert not turn().dropped and curate.flags(store, "acme", few) == []
+    off = few.model_copy(update={"look_for_changes": False})
+    curate.answer_flag(store, flag, flag.choices[1].feedback)
+    assert turn().dropped == {"outdated": 15} and curate.flags(store, "acme", few) == []
+    assert not built(store, off, turn=curate.SnapshotRequest(frozenset())).dropped

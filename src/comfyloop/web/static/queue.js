@@ -374,7 +374,7 @@ for (const link of root.querySelectorAll("[data-go-state]")) {
   });
 }
 
-// --- what people are asked: opposite answers, and phrases that seem planted
+// --- what people are asked: opposite answers, phrases that seem planted, and what somebody no longer wants
 
 async function flags() {
   const section = find("flags");
@@ -394,8 +394,11 @@ async function flags() {
       el("h3", { textContent: t(`flag.${flag.kind}`) }),
       flag.question ? el("p", { className: "asked", textContent: flag.question }) : el("p", { textContent: flag.sentence }),
       flag.phrase ? el("p", {}, el("q", { textContent: flag.phrase })) : null,
-      ...flag.choices.map((choice) => el("div", { className: "choice" }, el("p", {}, el("span", { className: "dim", textContent: `${choice.author}: ` }), choice.wants), answer(t("flag.this"), choice.feedback))),
-      el("div", { className: "buttons" }, answer(t("flag.all"), "all"), answer(t("flag.none"), "none")));
+      flag.kind === "change" ? el("p", { textContent: t("flag.outdated", { count: flag.outdated.length }) }) : null,
+      ...flag.choices.map((choice, place) => el("div", { className: "choice" },
+        el("p", {}, el("span", { className: "dim", textContent: `${choice.author}: ` }), choice.wants),
+        flag.kind === "change" && place === 0 ? null : answer(t("flag.this"), choice.feedback))),
+      el("div", { className: "buttons" }, answer(t("flag.all"), "all"), flag.kind === "change" ? null : answer(t("flag.none"), "none")));
   }));
 }
 
