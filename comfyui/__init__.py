@@ -7,7 +7,8 @@ roles.py        which text made a picture, over wiring.py and strings.py; hear.p
 capture.py      edits between two runs; graph.py, redact.py: what changed, and what is left out
 feedback.py     what a person did, as the service takes it
 spool.py        on the disk until delivered; delivery.py: from there to the service
-live.py         which version is live, and its LoRA; busy.py: tells the service when ComfyUI works
+live.py         which version is live, and its LoRA; busy.py: tells the service when ComfyUI works;
+                ahead.py: wakes the model before it is asked
 service.py      the service's HTTP API; host.py: what is needed of ComfyUI; config.py: the settings
 """
 

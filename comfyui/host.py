@@ -25,6 +25,7 @@ class Host:
     define_now: Define = unknown  # the same with the choices of this moment: files that there are
     heard: Callable[[str], Heard] = lambda _: {}  # prompt id -> what its encoders heard
     clients: Callable[[], Collection[str]] = tuple  # that are connected now
+    coming: Callable[[], list[tuple[str, dict[str, Any]]]] = list  # prompts that run or are next: id, graph
 
 
 def of_server(server: Any) -> Host:
@@ -58,7 +59,12 @@ def of_server(server: Any) -> Host:
     def running() -> bool:
         return bool(queue.currently_running)
 
-    return Host(history, queued, running, image_path, kind_of, define, define_now, hearing.of, clients)
+    def coming() -> list[tuple[str, dict[str, Any]]]:
+        now, waiting = queue.get_current_queue_volatile()
+        following = [min(waiting, key=lambda entry: entry[0])] if waiting else []
+        return [(entry[1], entry[2]) for entry in (*now, *following)]
+
+    return Host(history, queued, running, image_path, kind_of, define, define_now, hearing.of, clients, coming)
 
 
 def define_now(class_type: str) -> dict[str, Any] | None:

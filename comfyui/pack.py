@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from .ahead import WakeAhead
 from .busy import ActivityReporter
 from .capture import Capture
 from .config import Config, ConfigFile
@@ -26,6 +27,7 @@ LOOK = 0.05
 MOST_JUDGED = 200
 """Answers of which the sidebar shows what was said about them."""
 MOST_PAGES = 64
+WAKE_SECONDS = 120.0
 GONE = 15.0
 """Seconds without a page that shows a pause, after which it ends: one that is reloaded is back by then."""
 SHOWN_EVENTS = ("loop.state", "run.progress", "gate.progress", "version.promoted", "canary.verdict")
@@ -72,6 +74,12 @@ class Pack:
             lambda: host.running() and not self.pauses,
             lambda: not self.live.state,
         )
+        self._ahead = WakeAhead(
+            lambda: self.service(WAKE_SECONDS),
+            host.coming,
+            lambda: self.config.project,
+            lambda: not self.live.state,
+        )
         self._talks: list[asyncio.Task[None]] = []
 
     @property
@@ -110,7 +118,8 @@ class Pack:
         """Begin to talk to the service, or begin again."""
         for task in self._talks:
             task.cancel()
-        self._talks = [self.loop.create_task(part.run()) for part in (self.live, self.delivery, self._busy)]
+        parts = (self.live, self.delivery, self._busy, self._ahead)
+        self._talks = [self.loop.create_task(part.run()) for part in parts]
 
     def change_settings(self, **new: Any) -> Config:
         """Raises ValueError or OSError. Writes a file: not for the server's loop."""

@@ -78,6 +78,10 @@ class Service:
     async def post(self, path: str, body: Json) -> Json:
         return await self._json("POST", path, json=body)
 
+    async def wake(self, model: str) -> Json:
+        """Have the engine behind a model's name awake before it is asked."""
+        return await self._json("POST", "/wake_up", params={"model": model})
+
     async def send_feedback(self, items: Sequence[Json]) -> Json:
         """All are stored or none; sending an id again stores nothing twice."""
         return await self.post("/v1/feedback", {"items": list(items)})
