@@ -63,7 +63,7 @@ class Import:
         if self.dataset.source == UPLOAD:
             return
         self.now(state=DataSetState.FETCHING, total=0, progress=0)
-        fetched = fetch(
+        download = fetch(
             self.dataset.source,
             self.place.files,
             self.settings.cache_dir,
@@ -71,8 +71,8 @@ class Import:
             self.dataset.request.limit,
             lambda done, total: self.now(progress=done, total=total),
         )
-        self._fetched_notes = fetched.notes
-        self.now(licence=self.dataset.licence or fetched.licence)
+        self._fetched_notes = download.notes
+        self.now(licence=self.dataset.licence or download.licence)
 
     def unpack(self) -> None:
         self.now(state=DataSetState.UNPACKING, total=0, progress=0)
@@ -95,58 +95,60 @@ class Import:
         if cursor.get("request") != request.model_dump(mode="json"):
             self.place.begin_again()
             cursor = {}
-        done, size = int(cursor.get("rows", 0)), int(cursor.get("bytes", 0))
+        row_count, size = int(cursor.get("rows", 0)), int(cursor.get("bytes", 0))
         problems: list[str] = list(cursor.get("problems", []))
         counts = {name: int(cursor.get(name, 0)) for name in ("bad", "pictures")}
         unkept = curate.Unkept.model_validate(cursor.get("unkept", {}))
         tree = tree_of(self.place.files)
-        looked = look(tree, request.options, request.format)
+        scan = look(tree, request.options, request.format)
         unnamed = Unnamed(tree)
         self.now(
             state=DataSetState.READING,
-            format=looked.source.name,
-            mapping=looked.reading.map,
-            rows=done,
+            format=scan.source.name,
+            mapping=scan.reading.map,
+            rows=row_count,
             problems=tuple(problems),
             **{name: counts[name] for name in ("bad", "pictures")},
         )
-        objects = islice(looked.objects, request.limit or None)
-        for one in islice(objects, done):  # taken before it was broken off
+        objects = islice(scan.objects, request.limit or None)
+        for one in islice(objects, row_count):  # taken before it was broken off
             with contextlib.suppress(UnusableRow):
-                unnamed.but(looked.reading.row(one))
+                unnamed.but(scan.reading.row(one))
         self.place.items.touch()
         with self.place.items.open("r+b") as out:
             out.truncate(size)
             out.seek(size)
             while batch := list(islice(objects, BATCH)):
-                kept: list[tuple[str, Feedback]] = []
+                entries: list[tuple[str, Feedback]] = []
                 bad: list[str] = []
                 for one in batch:
                     try:
-                        row = looked.reading.row(one)
+                        row = scan.reading.row(one)
                         unnamed.but(row)
-                        kept.append((one.place, self._feedback(row)))
+                        entries.append((one.place, self._feedback(row)))
                         counts["pictures"] += len(row.pictures)
                         unkept = unkept.and_of(row)
                     except UnusableRow as error:
                         bad.append(f"{one.place}: {error}")
-                kept, refused = self._checked(kept)
+                entries, refused = self._checked(entries)
                 bad += refused
-                for _, item in kept:
+                for _, item in entries:
                     out.write(json.dumps(feedback.body_of(item), ensure_ascii=False).encode() + b"\n")
                 out.flush()
-                done += len(batch)
+                row_count += len(batch)
                 counts["bad"] += len(bad)
                 problems += bad[: max(0, SHOWN - len(problems))]
                 mark = {
-                    "rows": done,
+                    "rows": row_count,
                     "bytes": out.tell(),
                     "problems": problems,
                     "unkept": unkept.model_dump(),
                 }
                 self.place.mark({"request": request.model_dump(mode="json"), **mark, **counts})
-                self.now(rows=done, bad=counts["bad"], pictures=counts["pictures"], problems=tuple(problems))
-        self._judge(done, unkept, "" if request.limit else unnamed.sentence())
+                self.now(
+                    rows=row_count, bad=counts["bad"], pictures=counts["pictures"], problems=tuple(problems)
+                )
+        self._judge(row_count, unkept, "" if request.limit else unnamed.sentence())
 
     def _judge(self, rows: int, unkept: curate.Unkept, unnamed: str) -> None:
         dataset = self.dataset
@@ -199,17 +201,17 @@ class Import:
                 self._hashes.popitem(last=False)
         return info.sha256
 
-    def _checked(self, kept: list[tuple[str, Feedback]]) -> tuple[list[tuple[str, Feedback]], list[str]]:
+    def _checked(self, entries: list[tuple[str, Feedback]]) -> tuple[list[tuple[str, Feedback]], list[str]]:
         """Without what the service would not store; and what is wrong with that."""
         refused = {
             number: error
             for number, _, error in capture.feedback.refused(
-                self.store, [item for _, item in kept], self.settings
+                self.store, [item for _, item in entries], self.settings
             )
         }
-        good = [one for number, one in enumerate(kept) if number not in refused]
+        good = [one for number, one in enumerate(entries) if number not in refused]
         return good, [
-            f"{kept[number][0]}: it cannot be stored: {error.message.rstrip('.')}"
+            f"{entries[number][0]}: it cannot be stored: {error.message.rstrip('.')}"
             for number, error in refused.items()
         ]
 
@@ -275,19 +277,19 @@ class Unnamed:
     """The pictures of the data that no row names: nothing is said of them, and a person should know."""
 
     def __init__(self, tree: Tree) -> None:
-        self._root, self._left = tree.root.resolve(), set(tree.pictures)
+        self._root, self._unnamed_pictures = tree.root.resolve(), set(tree.pictures)
 
     def but(self, row: Row) -> None:
         for picture in row.pictures:
             if isinstance(picture, Path) and picture.is_relative_to(self._root):
-                self._left.discard(picture.relative_to(self._root).as_posix())
+                self._unnamed_pictures.discard(picture.relative_to(self._root).as_posix())
 
     def sentence(self) -> str:
-        if not self._left:
+        if not self._unnamed_pictures:
             return ""
-        many = len(self._left)
+        many = len(self._unnamed_pictures)
         pictures = "1 picture is" if many == 1 else f"{many} pictures are"
-        return f"{pictures} in no row that was taken, as {min(self._left)}."
+        return f"{pictures} in no row that was taken, as {min(self._unnamed_pictures)}."
 
 
 # --- looking ------------------------------------------------------------------------------------------------
@@ -313,14 +315,14 @@ def preview(settings: Settings, place: DataSetFolder, request: Request, rows: in
         )
     most_bytes = settings.max_dataset_bytes
     unpack_all(place.files, most_bytes)
-    looked = look(tree_of(place.files), request.options, request.format)
-    samples = tuple(_shown(looked.reading.row, one) for one in islice(looked.objects, rows))
+    scan = look(tree_of(place.files), request.options, request.format)
+    samples = tuple(_shown(scan.reading.row, one) for one in islice(scan.objects, rows))
     if not samples:
         raise InvalidInput("It has no rows.", "Add at least one to train on.")
-    reading = looked.reading
+    reading = scan.reading
     return Preview(
-        format=looked.source.name,
-        what=looked.source.what,
+        format=scan.source.name,
+        what=scan.source.what,
         mapping=reading.map,
         guessed=reading.guessed,
         columns=reading.columns,
@@ -330,9 +332,9 @@ def preview(settings: Settings, place: DataSetFolder, request: Request, rows: in
     )
 
 
-def _shown(read: Callable[[SourceItem], Row], one: SourceItem) -> SampleShown:
+def _shown(read_row: Callable[[SourceItem], Row], one: SourceItem) -> SampleShown:
     try:
-        row = read(one)
+        row = read_row(one)
         if why := curate.unsayable(row):
             raise UnusableRow(why)
     except UnusableRow as error:

@@ -86,10 +86,11 @@ class DataSetFolder:
             return SentFile(path=path, bytes=size, sha256=sha256)
         part = target.with_name(target.name + _PART)
         part.parent.mkdir(parents=True, exist_ok=True)
-        held = part.stat().st_size if part.exists() else 0
-        if offset > held:
+        bytes_so_far = part.stat().st_size if part.exists() else 0
+        if offset > bytes_so_far:
             raise Conflict(
-                f"{path} has {held} bytes so far, and the piece begins at {offset}.", "Go on from there."
+                f"{path} has {bytes_so_far} bytes so far, and the piece begins at {offset}.",
+                "Go on from there.",
             )
         if offset + len(data) > size:
             raise InvalidInput(
@@ -108,10 +109,11 @@ class DataSetFolder:
             os.fsync(out.fileno())
         if offset + len(data) < size:
             return SentFile(path=path, bytes=offset + len(data))
-        if (found := sha256_of(part)) != sha256:
+        if (arrived_sha256 := sha256_of(part)) != sha256:
             part.unlink()
             raise InvalidInput(
-                f"{path} did not arrive as it was sent (its SHA-256 is {found[:12]}…).", "Send it again."
+                f"{path} did not arrive as it was sent (its SHA-256 is {arrived_sha256[:12]}…).",
+                "Send it again.",
             )
         if target.is_dir():  # what an earlier archive of this name was unpacked to
             shutil.rmtree(target)
@@ -138,8 +140,8 @@ class DataSetFolder:
             with self._sent.open(encoding="utf-8") as log:
                 for line in log:
                     if line.endswith("\n"):
-                        told = json.loads(line)
-                    yield SentFile(path=told["path"], bytes=told["bytes"], sha256=told["sha256"])
+                        entry = json.loads(line)
+                    yield SentFile(path=entry["path"], bytes=entry["bytes"], sha256=entry["sha256"])
 
     def partial(self) -> Iterator[SentFile]:
         if self.files.exists():
@@ -151,10 +153,10 @@ class DataSetFolder:
 
     def cursor(self) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads(self._cursor.read_text("utf-8"))
+            content: dict[str, Any] = json.loads(self._cursor.read_text("utf-8"))
         except (OSError, ValueError):
             return {}
-        return found
+        return content
 
     def mark(self, cursor: dict[str, Any]) -> None:
         write_whole(self._cursor, json.dumps(cursor))
@@ -218,10 +220,10 @@ def new_place(settings: Settings, dataset: DataSet) -> DataSetFolder:
 
 def places(settings: Settings, project: str) -> list[DataSetFolder]:
     folder = settings.home / "datasets" / project
-    found = (
+    folders = (
         [path for path in folder.iterdir() if (path / "dataset.json").is_file()] if folder.is_dir() else []
     )
-    return [DataSetFolder(path) for path in found]
+    return [DataSetFolder(path) for path in folders]
 
 
 __all__ = ["DataSetFolder", "Timeout", "new_place", "open_place", "places", "sha256_of"]

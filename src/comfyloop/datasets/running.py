@@ -142,13 +142,13 @@ class Imports:
     def _take(self, place: DataSetFolder, dataset: DataSet, stop: threading.Event) -> None:
         last = 0.0
 
-        def tell(known: DataSet) -> None:
+        def tell(state_now: DataSet) -> None:
             nonlocal last
             if stop.is_set():
                 raise Stopped
-            if time.monotonic() - last > TELL_SECONDS or known.state is not place.read().state:
+            if time.monotonic() - last > TELL_SECONDS or state_now.state is not place.read().state:
                 last = time.monotonic()
-                self._told(place, known)
+                self._told(place, state_now)
 
         work = Import(self._store, self._settings, place, dataset, tell)
         try:
@@ -187,12 +187,13 @@ class Imports:
             log.warning("pictures of data set %s stay: %s", place.folder.name, error)
 
     def _told(self, place: DataSetFolder, dataset: DataSet) -> None:
-        known = place.write(dataset.model_copy(update={"updated_at": now()}))
+        written_entry = place.write(dataset.model_copy(update={"updated_at": now()}))
         self._publish(
             {
-                "type": "dataset." + ("stored" if known.state is DataSetState.DONE else "progress"),
+                "type": "dataset." + ("stored" if written_entry.state is DataSetState.DONE else "progress"),
                 **{
-                    name: getattr(known, name) for name in ("project", "id", "state", "rows", "bad", "stored")
+                    name: getattr(written_entry, name)
+                    for name in ("project", "id", "state", "rows", "bad", "stored")
                 },
             }
         )
