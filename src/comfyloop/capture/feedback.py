@@ -74,8 +74,8 @@ def check(store: Store, items: Sequence[Feedback], settings: Settings) -> None:
             f"The batch has {len(items)} pieces of feedback; {settings.max_feedback_items} are allowed.",
             "Send it in parts; the order does not matter.",
         )
-    if found := refused(store, items, settings):
-        raise _together(found, len(items))
+    if refusals := refused(store, items, settings):
+        raise _together(refusals, len(items))
 
 
 def refused(
@@ -90,17 +90,17 @@ def _check(
     conn: Connection, store: Store, items: Sequence[Feedback], settings: Settings
 ) -> list[tuple[int, Feedback, ComfyLoopError]]:
     """The items that cannot be stored, each with its place in the batch and the reason."""
-    known = stored_feedback.find_many(conn, [item.id for item in items])
+    earlier_items = stored_feedback.find_many(conn, [item.id for item in items])
     answers = generations.get_many(conn, sorted({id for item in items if (id := _generation(item))}))
     names = {project.name for project in projects.list_all(conn)}
-    there: dict[str, bool] = {}
+    stored_images: dict[str, bool] = {}
     refused: list[tuple[int, Feedback, ComfyLoopError]] = []
     for place, item in enumerate(items):
-        if item.id in known:
-            if not stored_feedback.same(known[item.id], item):
+        if item.id in earlier_items:
+            if not stored_feedback.same(earlier_items[item.id], item):
                 refused.append((place, item, _other_content(item)))
             continue
-        known[item.id] = item
+        earlier_items[item.id] = item
         try:
             if item.project not in names:
                 projects.get(conn, item.project)
@@ -108,11 +108,11 @@ def _check(
             _check_generation(item, answers)
             _check_content(item)
             if isinstance(item, SampleReviewed) and item.undoes is not None:
-                _check_undone(item, item.undoes, known.get(item.undoes) or _found(conn, item.undoes))
+                _check_undone(item, item.undoes, earlier_items.get(item.undoes) or _found(conn, item.undoes))
             for sha in dict.fromkeys(_images(item)):
-                if sha not in there:
-                    there[sha] = store.blobs.exists(sha)
-                if not there[sha]:
+                if sha not in stored_images:
+                    stored_images[sha] = store.blobs.exists(sha)
+                if not stored_images[sha]:
                     raise NotFound(f"There is no image {sha}.", "Upload it first: POST /v1/images.")
         except (InvalidInput, NotFound, Conflict) as error:
             refused.append((place, item, error))

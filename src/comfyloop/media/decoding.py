@@ -85,7 +85,7 @@ def without_notes(data: bytes) -> bytes:
     """
     if not data.startswith(_PNG):
         return data
-    kept, at = [_PNG], len(_PNG)
+    pieces, at = [_PNG], len(_PNG)
     while at + 8 <= len(data):
         length, kind = struct.unpack_from(">I4s", data, at)
         end = at + 12 + length
@@ -94,9 +94,9 @@ def without_notes(data: bytes) -> bytes:
         if kind not in (b"iCCP", b"tEXt", b"zTXt", b"iTXt") or _tells_how_it_is_turned(
             kind, data[at + 8 : end - 4]
         ):
-            kept.append(data[at:end])
+            pieces.append(data[at:end])
         at = end
-    return b"".join([*kept, data[at:]])
+    return b"".join([*pieces, data[at:]])
 
 
 def _tells_how_it_is_turned(kind: bytes, text: bytes) -> bool:

@@ -35,24 +35,26 @@ def weights(picture: Image.Image) -> Weights:
     colourful = rgb.max(-1) - rgb.min(-1)
     light = rgb @ np.array([0.299, 0.587, 0.114])
     detail = np.hypot(*np.gradient(light))
-    seen = (
+    prominence = (
         apart / max(apart.max(), 0.1) + 0.3 * colourful + 2 * detail / max(detail.max(), 0.05) * apart.max()
     )
-    seen = np.maximum(seen - np.median(seen), 0) ** 2  # what half of the picture has stands out from nothing
-    down, across = (np.linspace(-1, 1, length) for length in seen.shape)
-    seen *= 1 - 0.2 * (down[:, None] ** 2 + across[None, :] ** 2) / 2
-    total = seen.sum()
-    ground = np.full(seen.shape, 1 / seen.size)
-    told: Weights = ground if total < 1e-6 else (1 - PLAIN) * seen / total + PLAIN * ground
-    return told
+    prominence = (
+        np.maximum(prominence - np.median(prominence), 0) ** 2
+    )  # what half of the picture has stands out from nothing
+    down, across = (np.linspace(-1, 1, length) for length in prominence.shape)
+    prominence *= 1 - 0.2 * (down[:, None] ** 2 + across[None, :] ** 2) / 2
+    total = prominence.sum()
+    ground = np.full(prominence.shape, 1 / prominence.size)
+    shares: Weights = ground if total < 1e-6 else (1 - PLAIN) * prominence / total + PLAIN * ground
+    return shares
 
 
-def corner(seen: Weights, scaled: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
+def corner(prominence: Weights, scaled: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     """Left and top of the cut of `size` out of the picture brought to `scaled` that has most of what is to be seen; of
     several, the one nearest to the middle."""
     return (
-        _start(seen.sum(0), scaled[0], size[0]),
-        _start(seen.sum(1), scaled[1], size[1]),
+        _start(prominence.sum(0), scaled[0], size[0]),
+        _start(prominence.sum(1), scaled[1], size[1]),
     )
 
 

@@ -33,14 +33,14 @@ def _machines_own(size: int) -> Font:
 def lines(text: str, font: Font, width: int, most: int) -> list[str]:
     """The beginning of a text in at most so many lines, broken where one gets wider than `width` pixels: between
     words, or within a word that has no spaces."""
-    found = [""]
+    rows = [""]
     for word in text.split():
         for part in [word] if font.getlength(word) <= width else word:
-            glue = " " if found[-1] and part is word else ""
-            if font.getlength(found[-1] + glue + part) > width:
-                found.append(part)
+            glue = " " if rows[-1] and part is word else ""
+            if font.getlength(rows[-1] + glue + part) > width:
+                rows.append(part)
             else:
-                found[-1] += glue + part
-    if len(found) > most:
-        found = [*found[: most - 1], found[most - 1][:-1] + "…"]
-    return found
+                rows[-1] += glue + part
+    if len(rows) > most:
+        rows = [*rows[: most - 1], rows[most - 1][:-1] + "…"]
+    return rows
