@@ -38,21 +38,21 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
-def look(told: dict[str, Any]) -> dict[str, Any]:
+def look(question: dict[str, Any]) -> dict[str, Any]:
     """The device and the model, in figures. Raises ModelError where there is no such model."""
-    spec = TrainSpec.model_validate({"model": told["model"], "train": "", **told["spec"]})
+    spec = TrainSpec.model_validate({"model": question["model"], "train": "", **question["spec"]})
     device = devices.choose()
     dtype = devices.precision(device, spec.dtype)
     machine = devices.machine(device, dtype)
-    if told["gpu"]:
-        machine, dtype = of_size(machine, told["gpu"]), torch.bfloat16
-    description = describe(told["model"])
-    found: dict[str, Any] = {"model": asdict(count(description.config, description.auto))}
-    if told["trains"]:
-        if not told["gpu"]:
-            machine = _timed(machine, device, dtype, found["model"]["hidden"], spec.threads)
-        found["trained"] = asdict(_trained(description, spec, machine, dtype, told["pixels"]))
-    return found | {"machine": asdict(machine)}
+    if question["gpu"]:
+        machine, dtype = of_size(machine, question["gpu"]), torch.bfloat16
+    description = describe(question["model"])
+    figures: dict[str, Any] = {"model": asdict(count(description.config, description.auto))}
+    if question["trains"]:
+        if not question["gpu"]:
+            machine = _timed(machine, device, dtype, figures["model"]["hidden"], spec.threads)
+        figures["trained"] = asdict(_trained(description, spec, machine, dtype, question["pixels"]))
+    return figures | {"machine": asdict(machine)}
 
 
 def _trained(
@@ -62,8 +62,8 @@ def _trained(
         how = spec.model_copy(update={"gradient_checkpointing": checkpointed})
         return footprint(description, how, dtype, machine.kind, fused=fused)
 
-    def step(found: Footprint) -> Step:
-        return Step(found.fixed, found.token, found.pair)
+    def step(result: Footprint) -> Step:
+        return Step(result.fixed, result.token, result.pair)
 
     fused = of(fused=True)
     images = {pixels: _seen(description, spec, pixels) for pixels in sizes} if description.sees_images else {}

@@ -97,7 +97,7 @@ def check(
     _check_config(name, config, limits)
     refuse_other_positions(name, folder, running=positions)
     layers = _layers(name, shapes, dora=limits.dora)
-    known = _base_layers(Path(model)) if model else {}
+    base_layers = _base_layers(Path(model)) if model else {}
     before = _before_layers(Path(model)) if model else set()
     for layer, (a, b) in layers.items():
         _check_layer(name, layer, limits)
@@ -113,11 +113,11 @@ def check(
                 f"{limits.rank}.",
                 "Raise the setting max_lora_rank, or train with a lower lora_r.",
             )
-        if known and (there := known.get(tail(layer))) is None:
+        if base_layers and (base_shape := base_layers.get(tail(layer))) is None:
             raise InvalidInput(f"Adapter {name} is for a layer {layer} that the base model does not have.")
-        elif known and there != (b[0], a[1]):
+        elif base_layers and base_shape != (b[0], a[1]):
             raise InvalidInput(
-                f"Adapter {name} does not fit the base model: {layer} is {there} there, and the adapter is "
+                f"Adapter {name} does not fit the base model: {layer} is {base_shape} there, and the adapter is "
                 f"for {(b[0], a[1])}."
             )
     if odd := not_finite(weights):
@@ -183,12 +183,12 @@ def _layers(name: str, shapes: Mapping[str, Shape], *, dora: bool = False) -> di
                 f"Adapter {name} has a tensor {key} that is not a LoRA tensor of a linear layer."
             )
         parts.setdefault(match["layer"], {})[match["part"]] = shape
-    for layer, found in parts.items():
-        if len(found) != 2:
+    for layer, tensors in parts.items():
+        if len(tensors) != 2:
             raise InvalidInput(f"Adapter {name} has only one of the two tensors of {layer}.")
     if not parts:
         raise InvalidInput(f"Adapter {name} has no tensors.")
-    return {layer: (found["A"], found["B"]) for layer, found in parts.items()}
+    return {layer: (tensors["A"], tensors["B"]) for layer, tensors in parts.items()}
 
 
 def _check_layer(name: str, layer: str, limits: Limits) -> None:
@@ -239,12 +239,12 @@ def tail(layer: str) -> str:
 
 def _base_layers(model: Path) -> dict[str, Shape]:
     """Shapes of the base model's matrices by `tail` of their layers; empty where its files are not here."""
-    found: dict[str, Shape] = {}
+    shape_of: dict[str, Shape] = {}
     for file in sorted(model.glob("*.safetensors")):
         for key, shape in header(file).items():
             if key.endswith(".weight") and len(shape) == 2:
-                found[tail(key.removesuffix(".weight"))] = shape
-    return found
+                shape_of[tail(key.removesuffix(".weight"))] = shape
+    return shape_of
 
 
 def header(file: Path) -> dict[str, Shape]:
@@ -279,11 +279,11 @@ def _with_odd_numbers(file: Path) -> Iterator[str]:
             if entry["dtype"] not in _EXPONENT:
                 continue
             kind, exponent = _EXPONENT[entry["dtype"]]
-            begin, left = entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0]
+            begin, remaining = entry["data_offsets"][0], entry["data_offsets"][1] - entry["data_offsets"][0]
             handle.seek(start + begin)
-            while left and (got := handle.readinto(memoryview(block)[: min(_BLOCK, left)])):
-                left -= got
-                bits = np.frombuffer(block, kind, got // np.dtype(kind).itemsize)
+            while remaining and (count := handle.readinto(memoryview(block)[: min(_BLOCK, remaining)])):
+                remaining -= count
+                bits = np.frombuffer(block, kind, count // np.dtype(kind).itemsize)
                 if int((bits & exponent).max(initial=0)) == exponent:
                     yield name
                     break

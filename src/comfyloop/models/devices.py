@@ -31,23 +31,25 @@ class Memory:
     free: int
 
 
-def choose(asked: str = "auto") -> torch.device:
+def choose(name: str = "auto") -> torch.device:
     """The accelerator, else the processor; or the one that is asked for: cpu, cuda, cuda:1, mps, xpu.
 
     Raises:
         ModelError: There is none of that name.
     """
     best = torch.accelerator.current_accelerator(check_available=True) or CPU
-    if asked == "auto":
+    if name == "auto":
         return best
     try:
-        device = torch.device(asked)
+        device = torch.device(name)
     except RuntimeError:
-        raise ModelError(f"{asked!r} is no device.", "Use auto, cpu, cuda, cuda:1, mps or xpu.") from None
+        raise ModelError(f"{name!r} is no device.", "Use auto, cpu, cuda, cuda:1, mps or xpu.") from None
     count = 1 if device.type == "cpu" else torch.accelerator.device_count() if device.type == best.type else 0
     if (device.index or 0) >= count:
-        there = "cpu" if best == CPU else f"cpu and {best.type} (0 to {torch.accelerator.device_count() - 1})"
-        raise ModelError(f"This machine, or its build of torch, has no {asked}.", f"There is {there}.")
+        devices = (
+            "cpu" if best == CPU else f"cpu and {best.type} (0 to {torch.accelerator.device_count() - 1})"
+        )
+        raise ModelError(f"This machine, or its build of torch, has no {name}.", f"There is {devices}.")
     return device
 
 
@@ -78,10 +80,10 @@ def native(device: torch.device) -> tuple[torch.dtype, ...]:
     return (BRAIN, HALF, torch.float32) if brain else (HALF, torch.float32)
 
 
-def precision(device: torch.device, asked: str = "auto") -> torch.dtype:
+def precision(device: torch.device, name: str = "auto") -> torch.dtype:
     """The best native precision, unless one is asked for by name."""
-    if asked != "auto":
-        return getattr(torch, asked)  # type: ignore[no-any-return]
+    if name != "auto":
+        return getattr(torch, name)  # type: ignore[no-any-return]
     return native(device)[0]
 
 

@@ -341,16 +341,16 @@ def refuse_too_large(name: str, model: Figures, machine: Machine, four_bits: boo
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:g|gb|gib)?\s*", re.IGNORECASE)
 
 
-def bytes_of(told: str) -> int:
+def bytes_of(text: str) -> int:
     """`24GB`, `24 GiB`, `24`: of memory, in which a GB is a GiB to everyone who sells it.
 
     Raises:
         InvalidInput: It says no size.
     """
-    found = _SIZE.fullmatch(told)
-    if found is None or not 0 < float(found[1]) < 100_000:
-        raise InvalidInput(f"{told!r} is no size of memory.", "Say how many GB it has, such as --gpu 24GB.")
-    return int(float(found[1]) * GIB)
+    size = _SIZE.fullmatch(text)
+    if size is None or not 0 < float(size[1]) < 100_000:
+        raise InvalidInput(f"{text!r} is no size of memory.", "Say how many GB it has, such as --gpu 24GB.")
+    return int(float(size[1]) * GIB)
 
 
 def of_size(machine: Machine, total: int) -> Machine:

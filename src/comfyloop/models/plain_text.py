@@ -53,8 +53,10 @@ class Speller:
         if self._pattern is None:
             return text
         broken = text
-        while (found := self._pattern.sub(_break, broken)) != broken:  # what is left may spell another one
-            broken = found
+        while (
+            next_text := self._pattern.sub(_break, broken)
+        ) != broken:  # what is left may spell another one
+            broken = next_text
         return broken
 
     def quote_parts(self, parts: Sequence[str | None]) -> list[str | None]:
@@ -89,17 +91,22 @@ class Speller:
 
     def fields_of(self, text: str, pictures: list[Any], special: bool) -> dict[str, Any]:
         """What the processor makes of a rendered conversation and its images, as tensors: `input_ids` [1, L], ..."""
-        given = {"text": [text], "images": [pictures], "return_tensors": "pt", "add_special_tokens": special}
+        arguments = {
+            "text": [text],
+            "images": [pictures],
+            "return_tensors": "pt",
+            "add_special_tokens": special,
+        }
         if MARK not in text:
-            return dict(self._processor(**given))
+            return dict(self._processor(**arguments))
         tokenizer, mark = self._marked
         processor = copy.copy(self._processor)
         processor.tokenizer = tokenizer
-        fields = dict(processor(**given))
+        fields = dict(processor(**arguments))
         ids = fields["input_ids"]
-        kept = ids[0] != mark
+        is_text = ids[0] != mark
         return {
-            name: value[:, kept] if getattr(value, "shape", None) == ids.shape else value
+            name: value[:, is_text] if getattr(value, "shape", None) == ids.shape else value
             for name, value in fields.items()
         }
 
@@ -113,8 +120,8 @@ class Speller:
         return tokenizer, tokenizer.convert_tokens_to_ids(MARK)
 
 
-def _break(found: re.Match[str]) -> str:
-    spelling = found.group()
+def _break(match: re.Match[str]) -> str:
+    spelling = match.group()
     return spelling[:1] + MARK + spelling[1:]
 
 

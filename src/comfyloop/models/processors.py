@@ -48,8 +48,8 @@ def without_video(processor: Any) -> Any:
 
         @classmethod
         def from_args_and_dict(cls, args: list[Any], *rest: Any, **more: Any) -> Any:
-            given = iter(args)  # None where the video part would stand: some classes insist on its place
-            whole = [None if part == "video_processor" else next(given) for part in parts]
+            arguments = iter(args)  # None where the video part would stand: some classes insist on its place
+            whole = [None if part == "video_processor" else next(arguments) for part in parts]
             return super().from_args_and_dict(whole, *rest, **more)
 
     Processor.__name__ = Processor.__qualname__ = processor.__name__

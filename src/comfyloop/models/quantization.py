@@ -26,14 +26,14 @@ def in_four_bits(auto: Any, config: Any, dtype: torch.dtype, device: torch.devic
         for name, module in skeleton.named_modules()
         if isinstance(module, nn.Linear) and (parts.of(name) != "llm" or module is head)
     ]
-    told = BitsAndBytesConfig(
+    quantization = BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=dtype,
         llm_int8_skip_modules=whole,
     )
-    return {"quantization_config": told, "device_map": {"": device}}
+    return {"quantization_config": quantization, "device_map": {"": device}}
 
 
 def four_bit_layers(model: nn.Module) -> list[Any]:

@@ -102,8 +102,8 @@ def max_positions(config: Any) -> int:
 
 def write_positions(adapter: Path, scaling: RopeScaling | None) -> None:
     """Keep with an adapter the scaling that its run was told to train with."""
-    told = {"rope_scaling": scaling.model_dump() if scaling else None}
-    (adapter / POSITIONS_FILE).write_text(json.dumps(told, indent=2) + "\n", "utf-8")
+    content = {"rope_scaling": scaling.model_dump() if scaling else None}
+    (adapter / POSITIONS_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def refuse_other_positions(name: str, adapter: Path, running: RopeScaling | None) -> None:
@@ -120,8 +120,8 @@ def refuse_other_positions(name: str, adapter: Path, running: RopeScaling | None
     if not path.is_file():
         return
     try:
-        told = json.loads(path.read_text("utf-8"))["rope_scaling"]
-        trained = None if told is None else RopeScaling.model_validate(told)
+        scaling = json.loads(path.read_text("utf-8"))["rope_scaling"]
+        trained = None if scaling is None else RopeScaling.model_validate(scaling)
     except (ValueError, KeyError, TypeError):
         raise InvalidInput(
             f"{path} does not say how positions are scaled.", "Train the adapter again."
