@@ -77,8 +77,8 @@ def complaints(errors: Sequence[Any], sent: Any = None) -> list[Complaint]:
     # What is wrong further in says more than that the whole is not of another form.
     outer = {place[:n] for place in at for n in range(len(place))}
     return [
-        Complaint(".".join(map(str, place)), _together(found))
-        for place, found in at.items()
+        Complaint(".".join(map(str, place)), _together(group))
+        for place, group in at.items()
         if place not in outer
     ]
 
@@ -122,10 +122,10 @@ def _has(value: Any, step: str | int) -> bool:
 
 def _together(errors: Sequence[Any]) -> str:
     """What is wrong at one place: of a few forms any would have done."""
-    told = list(dict.fromkeys(map(_what, errors)))
-    if len(told) > 1 and all(what.startswith("it must be ") for what in told):
-        return "it must be " + " or ".join(what.removeprefix("it must be ") for what in told)
-    return "; ".join(told)
+    reasons = list(dict.fromkeys(map(_what, errors)))
+    if len(reasons) > 1 and all(what.startswith("it must be ") for what in reasons):
+        return "it must be " + " or ".join(what.removeprefix("it must be ") for what in reasons)
+    return "; ".join(reasons)
 
 
 def _what(error: Any) -> str:

@@ -37,7 +37,7 @@ def declared(package: str, kind: type[T]) -> dict[str, T]:
         TypeError: A module declares none, or one by another name.
     """
     variable = re.sub(r"(?<!^)(?=[A-Z])", "_", kind.__name__).upper()
-    found: dict[str, T] = {}
+    declarations: dict[str, T] = {}
     for module in pkgutil.iter_modules(sys.modules[package].__path__):
         if module.name.startswith("_"):
             continue
@@ -48,8 +48,8 @@ def declared(package: str, kind: type[T]) -> dict[str, T]:
             raise TypeError(
                 f"{package}/{module.name}.py declares {value.name!r}: file and declaration have one name"
             )
-        found[value.name] = value
-    return found
+        declarations[value.name] = value
+    return declarations
 
 
 def names(package: str) -> list[str]:

@@ -155,12 +155,12 @@ def find(name: str, settings: Settings) -> Path | None:
         NotFound: The settings name a Python that does not exist.
     """
     wanted = environment(name)
-    given: str = getattr(settings, wanted.setting)
-    if given:
-        python = Path(given).expanduser().absolute()  # not resolved: a venv's python is known by its place
+    path: str = getattr(settings, wanted.setting)
+    if path:
+        python = Path(path).expanduser().absolute()  # not resolved: a venv's python is known by its place
         if not python.is_file() or not os.access(python, os.X_OK):
             raise NotFound(
-                f"{wanted.setting} is {given}, and there is no such Python.",
+                f"{wanted.setting} is {path}, and there is no such Python.",
                 f"Correct it (COMFYLOOP_{wanted.setting.upper()}), or unset it and run "
                 f"`comfyloop engines install {name}`.",
             )
@@ -170,25 +170,25 @@ def find(name: str, settings: Settings) -> Path | None:
 
 def python_of(name: str, settings: Settings) -> Path:
     """As `find`, but an absent engine is NotFound with the way to get it."""
-    found = find(name, settings)
-    if found is None:
+    python = find(name, settings)
+    if python is None:
         wanted = environment(name)
         raise NotFound(
             f"The engine {name} ({wanted.what}) is not installed.",
             f"Run `comfyloop engines install {name}` (about {wanted.gigabytes:g} GB), or set "
             f"COMFYLOOP_{wanted.setting.upper()} to a Python that has it.",
         )
-    return found
+    return python
 
 
 def installed(name: str, settings: Settings) -> dict[str, Any] | None:
     """What the marker of a whole environment says (`fingerprint`, `versions`, `removed`); None without one,
     or when it was made for other requirements."""
     try:
-        told: dict[str, Any] = json.loads((directory(name, settings) / MARKER).read_text(encoding="utf-8"))
+        marker: dict[str, Any] = json.loads((directory(name, settings) / MARKER).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return told if told.get("fingerprint") == environment(name).fingerprint else None
+    return marker if marker.get("fingerprint") == environment(name).fingerprint else None
 
 
 def clean_environ() -> dict[str, str]:
@@ -249,12 +249,12 @@ def _make(wanted: Environment, place: Path, progress: Progress) -> None:
     for number, group in enumerate(wanted.requirements, start=1):
         progress(f"installing {number} of {len(wanted.requirements)}: {' '.join(group)}")
         _pip(wanted, python, ["install", *group], progress)
-    removed = []
+    removed_modules = []
     for module in wanted.optional:
         if _imports(python, f"import {module}") is not None and _imports_at_all(python, module):
             progress(f"removing {module}: its build does not fit this torch, and {wanted.name} works without")
             _pip(wanted, python, ["uninstall", "--yes", module], progress)
-            removed.append(module)
+            removed_modules.append(module)
     progress(f"checking that {wanted.name} imports")
     complaint = _imports(python, wanted.check)
     if complaint is not None:
@@ -263,8 +263,12 @@ def _make(wanted: Environment, place: Path, progress: Progress) -> None:
             f"Run `comfyloop engines install {wanted.name}` again after `rm -r` of that directory; if it fails "
             "again, report it with this sentence.",
         )
-    told = {"fingerprint": wanted.fingerprint, "versions": _versions(wanted, python), "removed": removed}
-    write_whole(place / MARKER, json.dumps(told, indent=2) + "\n")
+    marker = {
+        "fingerprint": wanted.fingerprint,
+        "versions": _versions(wanted, python),
+        "removed": removed_modules,
+    }
+    write_whole(place / MARKER, json.dumps(marker, indent=2) + "\n")
 
 
 def _pip(wanted: Environment, python: Path, arguments: list[str], progress: Progress) -> None:
@@ -313,7 +317,7 @@ def _run(command: list[str], wanted: Environment, progress: Progress) -> None:
 
 def _imports(python: Path, statements: str) -> str | None:
     """None when the statements run in that Python, else the last line of what they complained."""
-    done = subprocess.run(
+    result = subprocess.run(
         [str(python), "-c", statements],
         capture_output=True,
         encoding="utf-8",
@@ -321,10 +325,10 @@ def _imports(python: Path, statements: str) -> str | None:
         env=clean_environ(),
         cwd=python.parent,
     )
-    if done.returncode == 0:
+    if result.returncode == 0:
         return None
-    lines = done.stderr.strip().splitlines()
-    return lines[-1].rstrip(".") if lines else f"exit code {done.returncode}"
+    lines = result.stderr.strip().splitlines()
+    return lines[-1].rstrip(".") if lines else f"exit code {result.returncode}"
 
 
 def _imports_at_all(python: Path, module: str) -> bool:
@@ -343,12 +347,12 @@ def _versions(wanted: Environment, python: Path) -> dict[str, str]:
         "    except m.PackageNotFoundError: pass\n"
         "print(json.dumps(found))"
     )
-    done = subprocess.run(
+    result = subprocess.run(
         [str(python), "-c", script],
         capture_output=True,
         encoding="utf-8",
         errors="replace",
         env=clean_environ(),
     )
-    versions: dict[str, str] = json.loads(done.stdout) if done.returncode == 0 else {}
+    versions: dict[str, str] = json.loads(result.stdout) if result.returncode == 0 else {}
     return versions

@@ -14,11 +14,11 @@ def regular(path: Path, most: int) -> Path:
     Raises:
         OSError: There is none, it is larger, or it is a pipe, a device or a folder.
     """
-    found = path.stat()
-    if not stat.S_ISREG(found.st_mode):
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
         raise OSError(errno.EINVAL, "it is no file but a pipe, a device or a folder", str(path))
-    if found.st_size > most:
-        raise OSError(errno.EFBIG, f"it has {found.st_size} bytes, more than {most}", str(path))
+    if status.st_size > most:
+        raise OSError(errno.EFBIG, f"it has {status.st_size} bytes, more than {most}", str(path))
     return path
 
 

@@ -111,9 +111,9 @@ def understood(error: BaseException) -> ClientError:
     causes = list(_causes(error))
     status = next(filter(None, map(_status, causes)), 0)
     wait = max(_wait(cause) for cause in causes)
-    told = (str(causes[-1]) or type(causes[-1]).__name__).partition("\n")[0][:200]
+    message = (str(causes[-1]) or type(causes[-1]).__name__).partition("\n")[0][:200]
     meaning, cause = _meaning(error, causes, status)
-    return ClientError(meaning, status, wait, f"status {status}" if status else told, cause)
+    return ClientError(meaning, status, wait, f"status {status}" if status else message, cause)
 
 
 def _meaning(error: BaseException, causes: list[BaseException], status: int) -> tuple[Meaning, BaseException]:
@@ -121,13 +121,15 @@ def _meaning(error: BaseException, causes: list[BaseException], status: int) -> 
         if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT):
             return Meaning.DISK_FULL, cause
     names = {type(cause).__name__ for cause in causes}
-    named = next((meaning for meaning, known in _NAMES.items() if names & known), None)
-    if named is not None and named not in _AFTER_STATUS:
-        return named, error
+    meaning_by_name = next(
+        (meaning for meaning, names_of_meaning in _NAMES.items() if names & names_of_meaning), None
+    )
+    if meaning_by_name is not None and meaning_by_name not in _AFTER_STATUS:
+        return meaning_by_name, error
     if status in _STATUSES:
         return _STATUSES[status], error
-    if named is not None:
-        return named, error
+    if meaning_by_name is not None:
+        return meaning_by_name, error
     if any("onsistency check failed" in str(cause) for cause in causes):
         return Meaning.DAMAGED, error
     if isinstance(error, OSError) and error.errno is not None and not isinstance(error, ConnectionError):
@@ -140,26 +142,26 @@ def _meaning(error: BaseException, causes: list[BaseException], status: int) -> 
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    seen: set[int] = set()
+    ids: set[int] = set()
     waiting = [error]
     while waiting:
-        found = waiting.pop(0)
-        if found is None or id(found) in seen:
+        cause = waiting.pop(0)
+        if cause is None or id(cause) in ids:
             continue
-        seen.add(id(found))
-        yield found
-        failed = getattr(found, "failed_files", None)  # modelscope-hub's, of several files
+        ids.add(id(cause))
+        yield cause
+        failed = getattr(cause, "failed_files", None)  # modelscope-hub's, of several files
         waiting += [
             *(failed.values() if isinstance(failed, dict) else ()),
-            found.__cause__,
-            found.__context__,
+            cause.__cause__,
+            cause.__context__,
         ]
 
 
 def _status(error: BaseException) -> int:
     response = getattr(error, "response", None)
-    found = getattr(response, "status_code", None) or getattr(error, "status_code", None)
-    return int(found) if isinstance(found, int) else 0
+    status = getattr(response, "status_code", None) or getattr(error, "status_code", None)
+    return int(status) if isinstance(status, int) else 0
 
 
 def _wait(error: BaseException) -> float:

@@ -75,17 +75,17 @@ def check(conn: Connection, version: Version) -> None:
         if not owner.sha256:  # made by hand
             continue
         parent = versions.find(conn, owner.project, owner.parent) if owner.parent != BASE else None
-        made = [Path(path) for path in _own(owner, parent)]
+        paths = [Path(path) for path in _own(owner, parent)]
         try:
-            found = hash_of(*made)
+            sha256 = hash_of(*paths)
         except OSError as error:
             raise DamagedVersion(
                 f"The files of {owner.project}@{owner.number} cannot be read: {error.filename}: {error.strerror}.",
                 _mend(version),
             ) from error
-        if found != owner.sha256:
+        if sha256 != owner.sha256:
             raise DamagedVersion(
-                f"The files of {owner.project}@{owner.number} in {made[0].parent} are not those that were judged.",
+                f"The files of {owner.project}@{owner.number} in {paths[0].parent} are not those that were judged.",
                 _mend(version),
             )
 

@@ -58,10 +58,10 @@ class Taste(NamedTuple):
     def sentence(self) -> str:
         if self.win_rate is None:
             return f"Your taste is not known yet: {_counted(self.choices)}, at least {LEAST} are needed."
-        told = f"of {_counted(self.choices)} it tells {self.win_rate:.0%} right without having seen them"
+        finding = f"of {_counted(self.choices)} it tells {self.win_rate:.0%} right without having seen them"
         if not self.known:
-            return f"Your taste is not known yet: {told}, as chance might."
-        return f"Your taste is known from picks and ratings: {told}."
+            return f"Your taste is not known yet: {finding}, as chance might."
+        return f"Your taste is known from picks and ratings: {finding}."
 
 
 def _counted(choices: int) -> str:

@@ -27,12 +27,12 @@ def as_seen(text: str) -> str:
 
     Joiners stay: they make one picture of several emoji, and other letters in Persian.
     """
-    told = "".join(
+    plain = "".join(
         " " if char in _SPACES else char
         for char in text.replace("\r\n", "\n")
         if unicodedata.category(char) != "Cf" or char in _JOINERS
     )
-    return told.strip()
+    return plain.strip()
 
 
 def whole_sentences(text: str) -> str:

@@ -25,8 +25,8 @@ def ensure(home: Path) -> str:
     Raises:
         StorageError: It cannot be written.
     """
-    if found := stored(home):
-        return found
+    if token_there := stored(home):
+        return token_there
     token = secrets.token_urlsafe(24)
     try:
         home.mkdir(mode=0o700, parents=True, exist_ok=True)

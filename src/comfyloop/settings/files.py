@@ -82,22 +82,24 @@ def files_read() -> list[FileRead]:
 
 def unknown_variables() -> list[str]:
     """Variables of the environment that are called as settings are, and are none: a mistyped one, say."""
-    known = {f"COMFYLOOP_{field}".upper() for group in GROUPS.values() for field in group.model_fields}
-    known |= _NO_SETTINGS
+    names_of_settings = {
+        f"COMFYLOOP_{field}".upper() for group in GROUPS.values() for field in group.model_fields
+    }
+    names_of_settings |= _NO_SETTINGS
     names = (name for name in os.environ if name.upper().startswith("COMFYLOOP_"))
-    return sorted(name for name in names if name.upper() not in known)
+    return sorted(name for name in names if name.upper() not in names_of_settings)
 
 
-def _flat(read: dict[str, Any]) -> dict[str, Any]:
+def _flat(content: dict[str, Any]) -> dict[str, Any]:
     """What a file says by the names of the fields, whether it stands in a table or, as once everything, at the top.
 
     Raises:
         ValueError: A setting stands there twice.
     """
-    flat = {name: value for name, value in read.items() if not _is_table(name, value)}
+    flat = {name: value for name, value in content.items() if not _is_table(name, value)}
     for table, group in GROUPS.items():
         fields = {in_table(table, field): field for field in group.model_fields}
-        for name, value in read[table].items() if _is_table(table, read.get(table)) else ():
+        for name, value in content[table].items() if _is_table(table, content.get(table)) else ():
             field = name if name in group.model_fields else fields.get(name, f"{table}.{name}")
             if field in flat:
                 raise ValueError(f"{field} is set twice")
@@ -109,9 +111,9 @@ def _is_table(name: str, value: Any) -> bool:
     return name in GROUPS and isinstance(value, dict)
 
 
-def _refuse_escapes(found: Mapping[str, Any]) -> None:
+def _refuse_escapes(values: Mapping[str, Any]) -> None:
     """In double quotes TOML makes a tab of the \\t in "C:\\temp"."""
-    for name, value in found.items():
+    for name, value in values.items():
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str) and any(char in text for char in "\b\t\n\f\r"):
                 raise ValueError(f"{name} is {text!r}, with an escape in it")
@@ -124,8 +126,8 @@ def _files() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
         if not path.is_file() or (path is here and trusted.exists() and here.samefile(trusted)):
             continue
         try:
-            found = _flat(tomllib.loads(path.read_text("utf-8")))
-            _refuse_escapes(found)
+            values = _flat(tomllib.loads(path.read_text("utf-8")))
+            _refuse_escapes(values)
         except (OSError, ValueError) as error:
             escaped = any(sign in str(error) for sign in ("hex", "escape", "\\"))
             hint = (
@@ -134,8 +136,8 @@ def _files() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
                 else "Mend that file."
             )
             raise InvalidInput(f"The settings in {path} cannot be read: {error}.", hint) from error
-        ignored = sorted(found.keys() - FOLDER_MAY_SET) if path is here else []
-        yield path, {name: value for name, value in found.items() if name not in ignored}, ignored
+        ignored = sorted(values.keys() - FOLDER_MAY_SET) if path is here else []
+        yield path, {name: value for name, value in values.items() if name not in ignored}, ignored
 
 
 class SettingsFiles(PydanticBaseSettingsSource):
