@@ -1,7 +1,7 @@
 """The loop: feedback -> snapshot -> run -> gate -> promotion, turn after turn, for each project.
 
 `controller` decides when a turn begins, `cycle` knows the order of the states, `stages` calls the stages, and
-`lease` sees to it that one controller at a time does so.
+`lease` ensures that only one controller at a time does so.
 """
 
 from comfyloop.loop.controller import Controller

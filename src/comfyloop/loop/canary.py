@@ -1,4 +1,4 @@
-"""A canary at work: how people treat its answers, looked at whenever they did something, and what follows from it."""
+"""Monitors canaries: evaluates how people treat their answers whenever feedback arrives, and acts on the result."""
 
 from __future__ import annotations
 
@@ -27,14 +27,15 @@ _PAGE = 1000
 
 
 class Canaries:
-    """The canaries of all projects of one service, of which one thread asks."""
+    """The canaries of all projects of one service. Called from one thread."""
 
     def __init__(self, stages: Stages) -> None:
         self._stages = stages
         self._looked: dict[str, int] = {}  # project -> the newest feedback that was looked at
 
     def look(self, project: Project) -> None:
-        """Compare anew if something came in; end a canary that is worse, and make one that is not live.
+        """Compare again if feedback has arrived; end a canary that is proven worse, and promote one that is proven
+        not worse.
 
         Raises:
             ComfyLoopError: The store, or the engine, refuses; nothing has changed.
@@ -86,7 +87,7 @@ class Canaries:
 
 
 def seen(store: Store, project: Project, report: CanaryReport, level: float) -> CanaryReport:
-    """The report as it is with all that has come in since the canary began."""
+    """The report, updated with all feedback since the canary began."""
     comparison = gate.compared(_outcomes(store, project, report), level)
     updated = report.model_copy(
         update={
@@ -118,8 +119,9 @@ def _reason(report: CanaryReport) -> str:
 
 
 def _outcomes(store: Store, project: Project, report: CanaryReport) -> list[gate.Outcome]:
-    """How answers of both versions were treated, in the order in which people began to: of each answer the last word.
-    What was asked of a version by its number was given to it by nobody's chance, and does not count."""
+    """How answers of both versions were treated, ordered by the first feedback on each answer; of each answer the
+    latest feedback counts. Requests that named a version by its number were not assigned at random and do not
+    count."""
     last: dict[str, Feedback] = {}
     seq = report.after_seq
     with store.read() as conn:

@@ -51,7 +51,7 @@ _TOO_LITTLE = {"not_enough_feedback", "nothing_to_train"}
 
 
 class Controller:
-    """Runs the loops of all projects of one service, in threads of its own.
+    """Runs the loops of all projects of one service, in its own threads.
 
     Args:
         work: How the stages are called; its settings, store and events are this one's too.
@@ -76,7 +76,7 @@ class Controller:
         self._thread.start()
 
     def stop(self, seconds: float = 10.0) -> None:
-        """Let go of everything. A run under way goes on by itself and is found again at the next start."""
+        """Stop all threads. A run in progress continues by itself and is found again at the next start."""
         self._stages.stop.set()
         self._wake.set()
         deadline = time.monotonic() + seconds
@@ -97,7 +97,7 @@ class Controller:
         return LoopStatus(**loop.model_dump(), waiting=waiting, trigger=trigger, canary=canary)
 
     def request(self, project: str, *, consolidate: bool = False) -> Loop:
-        """Ask for a turn by hand; one that is under way is left alone and another follows it.
+        """Request a turn by hand. A turn in progress is not disturbed; another one follows it.
 
         Args:
             consolidate: It starts from the base models and learns everything.
@@ -135,18 +135,19 @@ class Controller:
         return outcome
 
     def forget_rows(self, project: str, ids: Sequence[str]) -> Forgotten:
-        """Take back what was added as a data set, which may be added anew."""
+        """Take back the rows of a data set, which can be added again afterwards."""
         outcome = forgetting.forget(self._stages, project, ids, remember=False)
         if outcome.retrains:
             self.request(project)
         return outcome
 
     def prune(self, *, dry_run: bool = False) -> Pruned:
-        """Remove what the settings `keep_versions` and `keep_runs` let go; see `retention`."""
+        """Remove what is beyond the settings `keep_versions` and `keep_runs`; see `retention`."""
         return retention.prune(self.store, self.settings, dry_run=dry_run)
 
     def cancel(self, project: str) -> Loop:
-        """Stop the present run within a step; its last checkpoint stays. A turn that was only asked for is not begun.
+        """Stop the current run within one step; its last checkpoint stays. A turn that was only requested is not
+        started.
 
         Raises:
             Conflict: No run is under way.
@@ -177,15 +178,15 @@ class Controller:
         return snapshot
 
     def queue(self, project: str) -> Sequence[QueueItem]:
-        """What a person should look at, first what is most in doubt. Blocks while it is made."""
+        """The review queue, most doubtful items first. Blocks while it is computed."""
         return self._queues.of(project)
 
     def flags(self, project: str) -> list[Flag]:
-        """What people are asked about its feedback. Blocks while it is looked for."""
+        """The open questions about a project's feedback. Blocks while they are computed."""
         return curate.flags(self.store, project, self.settings, self._stages.known(project))
 
     def gate(self, project: str, number: int) -> GateReport:
-        """Judge a version against the live one again, and keep the report with it."""
+        """Judge a version against the live one again, and store the report with it."""
         with self.store.read() as conn:
             version = versions.get(conn, project, number)
             live = projects.get(conn, project).live
@@ -202,7 +203,7 @@ class Controller:
         return report
 
     def _to_judge_by(self, version: Version) -> Snapshot:
-        """The snapshot that a version was trained from; of one that was made elsewhere this project's newest."""
+        """The snapshot that a version was trained from; for an imported version, this project's newest snapshot."""
         with self.store.read() as conn:
             if version.origin is None:
                 return snapshots.get(conn, version.project, version.snapshot)
@@ -273,7 +274,7 @@ class Controller:
             self._wake.clear()
 
     def _look_at_canary(self, project: Project) -> None:
-        """What refuses now is tried again at the next look: it must not keep turns from beginning."""
+        """Errors are logged and retried at the next check: they must not prevent turns from starting."""
         try:
             self._canaries.look(project)
         except ComfyLoopError as error:
@@ -297,7 +298,7 @@ class Controller:
         return bool(minutes) and oldest is not None and now() - oldest >= timedelta(minutes=minutes)
 
     def _is_near(self, project: Project, loop: Loop) -> bool:
-        """Whether half of what starts a run has come in, so that the trainer may warm up meanwhile."""
+        """Whether half of the feedback that triggers a run has arrived, so that the trainer can warm up."""
         with self.store.read() as conn:
             fresh = loop.held_over + feedback.count_after(conn, project.name, loop.seen_seq)
         return project.auto and 2 * fresh >= self.settings.trigger_samples

@@ -1,12 +1,12 @@
 """One turn of a project's loop. This is the only place that knows the order of the stages.
 
-Where a turn stands is one row in the database, and each transition is one transaction, made while holding the
+The state of a turn is one row in the database, and each transition is one transaction, made while holding the
 project's lease::
 
     idle -> curating -> training -> gating -> promoting -> idle
 
-The work of a state may be done twice and gives the same: after a kill at any moment the next controller
-enters the state again. A trainer outlives its controller and is found again through its run directory.
+The work of each state is idempotent: after a kill at any moment the next controller enters the state again. A
+trainer outlives its controller and is found again through its run directory.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ RETRY_SECONDS = 2.0
 
 
 class LeaseLost(Exception):
-    """Another controller holds the project's lease now; whatever this one had under way is void."""
+    """Another controller holds the project's lease now; uncommitted work of this one is void."""
 
 
 class LoopCycle:
-    """Takes a project's loop from the state in which it stands to idle.
+    """Takes a project's loop from its current state to idle.
 
     Args:
         owner: Who holds the project's lease: without it no transition is made.
@@ -73,7 +73,7 @@ class LoopCycle:
         self.owner = owner
 
     def run(self, *, lost: bool = False) -> None:
-        """Returns when the turn has ended, is lost to another controller, or the service goes down.
+        """Returns when the turn has ended, was lost to another controller, or the service shuts down.
 
         Args:
             lost: The controller before this one let its lease run out.
@@ -98,12 +98,13 @@ class LoopCycle:
                 return
 
     def _is_free(self) -> bool:
-        """Whether nobody has taken the lease that ran out: it is ours again."""
+        """Re-acquire an expired lease; whether nobody else has taken it."""
         with self.store.begin() as conn:
             return leases.acquire(conn, lease_of(self.project), self.owner, self.settings.lease_seconds)
 
     def _was_lost(self) -> None:
-        """Losing the lease counts as a try of the state: what holds up this whole process does so each time."""
+        """Count the loss of the lease as an attempt of the state: whatever blocked this process will do so
+        again."""
         loop = self._now()
         self._failed(
             loop,
@@ -112,7 +113,7 @@ class LoopCycle:
         )
 
     def _enter(self, loop: Loop) -> None:
-        """Do the work of the state in which the turn stands, and leave it for another one."""
+        """Do the work of the turn's current state, and move to the next one."""
         states = {
             LoopState.IDLE: self._from_idle,
             LoopState.CURATING: self._from_curating,
@@ -135,7 +136,8 @@ class LoopCycle:
             self.stages.stop.wait(RETRY_SECONDS)
 
     def _was_taken_back(self, loop: Loop) -> bool:
-        """Whether the turn's version has learned what a person took back meanwhile: then the turn is over."""
+        """Whether the turn's version has learned from feedback that was taken back meanwhile, which ends the
+        turn."""
         if loop.state not in (LoopState.GATING, LoopState.PROMOTING):
             return False
         with self.store.read() as conn:
@@ -213,8 +215,8 @@ class LoopCycle:
             move(state=LoopState.TRAINING, snapshot=snapshot.id, run=run.id, note=note)
 
     def _starts_afresh(self, conn: Connection, loop: Loop, project: Project) -> bool:
-        """Whether the turn starts from the base models and learns everything: asked for, due after so many turns
-        on top of one another, or since going on from the live version has just led to nothing."""
+        """Whether the turn starts from the base models and learns everything: because it was requested, is due
+        after that many promotions, or because continuing from the live version has just failed."""
         if project.live == BASE:
             return False  # there is nothing to go on from: all is new
         if loop.consolidating or not self.settings.warm_start:
@@ -226,7 +228,7 @@ class LoopCycle:
         return bool(every) and len(lessons.lineage(conn, loop.project, project.live)) >= every
 
     def _rest(self, loop: Loop, outcome: str, reason: str, **more: Any) -> None:
-        """End a turn that trained nothing; what it looked at is looked at again when there is more."""
+        """End a turn that trained nothing; its feedback is considered again when more arrives."""
         with self._transition(loop) as move:
             move(outcome=outcome, reason=reason, **more)
 
@@ -312,7 +314,7 @@ class LoopCycle:
         )
 
     def _set_aside(self, move: _Move, report: GateReport) -> None:
-        """What the gate found to be planted is not learned again, and the rest is, at once: it was not to blame."""
+        """Exclude what the gate found to be planted, and request a turn that learns the rest."""
         if not report.triggers:
             return
         new_flags = [
@@ -355,7 +357,7 @@ class LoopCycle:
         self.stages.stop.wait(min(error.retry_after or RETRY_SECONDS, RETRY_SECONDS))
 
     def _failed(self, loop: Loop, error: str) -> None:
-        """Try the state again a few times; then give the turn up, saying why."""
+        """Retry the state a few times; then give up the turn, recording the reason."""
         attempts = loop.attempts + 1
         with self._transition(loop) as move:
             if attempts < self.settings.max_attempts and not self._is_final(loop):
@@ -369,7 +371,8 @@ class LoopCycle:
             move(outcome="failed", error=error, looked_seq=last)
 
     def _is_final(self, loop: Loop) -> bool:
-        """A trainer that said why it failed fails again; one that was killed goes on from its checkpoint."""
+        """Whether retrying is pointless: a trainer that reported an error would fail again, one that was killed
+        resumes from its checkpoint."""
         return (
             loop.state is LoopState.TRAINING
             and self.stages.runner.poll(self.stages.run_dir(loop.run)).state is TrainState.FAILED
@@ -379,7 +382,7 @@ class LoopCycle:
 
     @contextmanager
     def _transition(self, loop: Loop) -> Iterator[_Move]:
-        """One transaction that moves the loop's row, open only to whoever holds the lease."""
+        """One transaction that changes the loop's row; only the holder of the lease can open it."""
         with self.store.begin() as conn:
             self._hold(conn)
             # The row is read again: a person may have asked for another turn meanwhile.
@@ -395,7 +398,7 @@ class LoopCycle:
 
 
 def _seen(snapshot: Snapshot) -> dict[str, Any]:
-    """What the end of a turn has used up, and what of that it has left for the next one."""
+    """The feedback that the turn has consumed, and how much of it is left for the next one."""
     return {"seen_seq": snapshot.feedback_seq, "held_over": snapshot.waiting}
 
 

@@ -1,7 +1,7 @@
-"""What was made of feedback that is there no more: it goes, wherever a turn has put it.
+"""Deletes everything that was derived from deleted feedback, wherever a turn has stored it.
 
-Told by the snapshots, each of which knows of what it was made. A kill in the middle leaves nothing that the next time
-does not find; what a turn has under way is erased by that turn when it ends.
+The snapshots tell what was derived from what. After a kill in the middle, calling it again finds the rest; the data
+of a turn in progress is erased by that turn when it ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from comfyloop.train.run.directory import RunDirectory
 
 
 def erase(stages: Stages, project: str) -> None:
-    """Raises StorageError: The disk or the database refuses. Done again, it goes on."""
+    """Raises StorageError: The disk or the database refuses. Calling it again continues."""
     for snapshot in every(stages.store, snapshots.list_by, project, lambda entry: entry.id):
         of_snapshot(stages, snapshot)
     try:
@@ -32,7 +32,7 @@ def erase(stages: Stages, project: str) -> None:
 
 
 def pictures(stages: Stages, hashes: Collection[str]) -> None:
-    """Pictures that nothing names any more, and what is remembered of them.
+    """Delete pictures that nothing refers to any more, and cached measurements of them.
 
     Raises:
         StorageError: The disk refuses.
@@ -48,8 +48,8 @@ def pictures(stages: Stages, hashes: Collection[str]) -> None:
 
 
 def of_snapshot(stages: Stages, snapshot: Snapshot) -> None:
-    """What a snapshot holds, and all that was made of it: runs, what the gate shows, caches. Nothing is done where
-    all of its feedback is there.
+    """Erase deleted feedback from a snapshot and everything derived from it: runs, gate reports, caches. Does
+    nothing if all of its feedback still exists.
 
     Raises:
         StorageError: The disk or the database refuses.
@@ -73,21 +73,22 @@ def of_snapshot(stages: Stages, snapshot: Snapshot) -> None:
 
 
 def taken_back(stages: Stages, snapshot: Snapshot) -> set[str]:
-    """The feedback in a snapshot, its hold-out too, that was deleted since."""
+    """The feedback in a snapshot, including its hold-out, that was deleted since."""
     ids = curate.feedback_of(Path(snapshot.path)).union(snapshot.feedback)
     with stages.store.read() as conn:
         return ids - feedback.existing(conn, sorted(ids))
 
 
 def _runs(stages: Stages, snapshot: Snapshot) -> None:
-    """Data written for other trainers, sampled answers, output. What is being worked on is left to its turn."""
+    """Delete data written for other trainers, sampled answers and output. Runs in progress are left to their
+    turn."""
     for run in every(stages.store, runs.list_by, snapshot.project, lambda ran: ran.id):
         if run.snapshot == snapshot.id and not run.state.is_open:
             disappear(stages.run_dir(run.id))
 
 
 def reports(stages: Stages, project: str, samples: Collection[str], ids: Collection[str]) -> None:
-    """What the gate shows of samples, and what it found in pieces of feedback."""
+    """Remove samples from gate reports, and what the gate found in pieces of feedback."""
     with stages.store.begin() as conn:
         flags.strip(conn, project, ids)
         changed, sheets = versions.strip_gates(conn, project, samples, ids)
@@ -99,8 +100,8 @@ def reports(stages: Stages, project: str, samples: Collection[str], ids: Collect
 
 
 def _of_versions(stages: Stages, project: str) -> None:
-    """Files of versions that learned it, but for a side that another one has kept, and comparisons of their pictures
-    that nobody goes on with."""
+    """Delete the files of withdrawn versions, except sides that another version still uses, and abandoned
+    comparisons of their pictures."""
     home = stages.settings.home
     all_versions = list(every(stages.store, versions.list_by, project, lambda version: version.number))
     withdrawn = [version for version in all_versions if version.state is VersionState.WITHDRAWN]

@@ -1,4 +1,4 @@
-"""Taking back what a person did: the feedback goes, and no version that learned from it answers any longer."""
+"""Taking feedback back: it is deleted, and no version that learned from it answers any more."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def forget(
     """Delete pieces of feedback of a project and all that was made of them (erasing.py), and take back the versions
     that carry any of them.
 
-    Where the live version does, the newest version that was live before and carries none takes its place, or the
-    base model. A run that is learning them is cancelled. Done twice, it gives the same.
+    If the live version carries them, it is replaced by the newest earlier live version that does not, or by the
+    base model. A run that is learning them is cancelled. The operation is idempotent.
 
     Args:
         questions: What was asked and answered goes, too, unless others have said something about it.
@@ -74,7 +74,8 @@ def forget(
 def _delete(
     stages: Stages, project: str, ids: Collection[str], questions: bool, remember: bool
 ) -> tuple[list[str], list[int], Loop] | None:
-    """Delete the feedback and what only it shows, and withdraw what learned from it; None where that answers."""
+    """Delete the feedback and pictures that only it refers to, and withdraw the versions that learned from it; None
+    while one of those is live."""
     with stages.store.begin() as conn:
         record = projects.get(conn, project)
         carriers = lessons.carriers(conn, project, ids)
@@ -93,7 +94,7 @@ def _delete(
 
 
 def _answer_with_another(stages: Stages, project: str, ids: Collection[str]) -> None:
-    """No version that carries them is live, or tried beside the live one."""
+    """Ensure that no version that carries them is live or a canary."""
     with stages.store.read() as conn:
         record = projects.get(conn, project)
         carriers = lessons.carriers(conn, project, ids)
@@ -104,7 +105,7 @@ def _answer_with_another(stages: Stages, project: str, ids: Collection[str]) -> 
 
 
 def of_sample(store: Store, project: str, sample: str) -> list[str]:
-    """The feedback that a sample was made of, as the newest snapshots tell.
+    """The feedback that a sample was made from, according to the newest snapshots.
 
     Raises:
         NotFound: No snapshot that is still there has such a sample.

@@ -1,4 +1,4 @@
-"""The image side of a version judged: in a process of its own, which a controller that comes back finds again."""
+"""Judges the image side of a version in a separate process, which a restarted controller finds again."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class _Compared(NamedTuple):
 
 
 class Pictures:
-    """Compares what the image sides of two versions make of what is held out.
+    """Compares the image sides of two versions on held-out pictures and pairs.
 
     Args:
         runner: Starts the process that does it and looks after it; one at a time on a machine.
@@ -127,7 +127,7 @@ class Pictures:
         return report
 
     def _comparison(self, place: Path) -> _Compared:
-        """What a comparison left; its sheet is kept for good."""
+        """The result of a comparison; its contact sheet is stored permanently."""
         findings = JudgeFindings.model_validate_json((place / SEEN_FILE).read_bytes())
         if not (place / SHEET_FILE).exists():
             return _Compared(findings)
@@ -178,9 +178,9 @@ class Pictures:
         spec: JudgeSpec,
         pictures: Sequence[Sample],
     ) -> dict[str, str | None]:
-        """Have both versions' prompts drawn as the person draws; what the spec is told of it.
+        """Have both versions' prompts drawn with the person's own workflow; returns the spec's fields about it.
 
-        Where that cannot be done for all of them, none counts: two ways of drawing are not to be compared.
+        If any drawing fails, none is used: drawings made in two different ways must not be compared.
         """
         workflow = self._workflow(project.name)
         if not workflow:
@@ -209,7 +209,7 @@ class Pictures:
         return {"pictures": folder.name, "drawn_by": COMFYUI}
 
     def _workflow(self, project: str) -> dict[str, Any]:
-        """What the newest picks were made by, as far as it is known."""
+        """The workflow of the newest pick that has one."""
         with self._store.read() as conn:
             picks = feedback.newest(conn, project, kind="image_picked")
         workflows = (item.workflow for _, item in picks if isinstance(item, ImagePicked) and item.workflow)

@@ -1,4 +1,4 @@
-"""What a run is to do: the spec of the sides that a snapshot has something for."""
+"""The spec of a run: of the sides that a snapshot has data for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def spec_of(
     parent: Version | None,
     models: Callable[[str], str],
 ) -> TrainSpec | JointSpec:
-    """The text side alone, or both sides, or the image side alone, as a project and its snapshot ask for.
+    """A spec of the text side, of both sides, or of the image side, depending on the project and its snapshot.
 
     Args:
         parent: The version to go on from, unless the run is fresh; None: the base models.
@@ -123,7 +123,7 @@ def image_spec(
 
 
 def _rows(file: Path) -> int:
-    """Rows that say something of their own: replay alone is nothing to train on."""
+    """The number of rows that are not replay: replay alone is nothing to train on."""
     return len(_parts(file))
 
 

@@ -1,4 +1,4 @@
-"""The review queues of projects, kept until something changes: making one goes through all feedback of a project."""
+"""The review queues of projects, cached until something changes: computing one reads all feedback of a project."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from comfyloop.store import feedback, flags, projects, versions
 
 
 class Queues:
-    """Thread-safe; who asks for a queue that is being made waits for that one."""
+    """Thread-safe; concurrent requests for a queue wait for the same computation."""
 
     def __init__(self, stages: Stages) -> None:
         self._stages = stages
@@ -33,7 +33,7 @@ class Queues:
             return cached[1]
 
     def _stamp(self, project: str) -> Any:
-        """What a queue is made of, as far as it can change."""
+        """Everything that a queue depends on and that can change."""
         with self._stages.store.read() as conn:
             record = projects.get(conn, project)
             return (
@@ -45,7 +45,8 @@ class Queues:
             )
 
     def _losses(self, project: str) -> dict[str, float]:
-        """How badly the live version does, in nats a token: on what it last trained on, and on what judged it."""
+        """The live version's losses in nats per token: on the samples that it was last trained on, and on those
+        that judged it."""
         with self._stages.store.read() as conn:
             live = projects.get(conn, project).live
             version = versions.find(conn, project, live) if live != BASE else None

@@ -1,8 +1,9 @@
-"""What turns leave on the disk is removed after a while: run directories, snapshots, files of versions.
+"""Removes old run directories, snapshots and files of versions from the disk.
 
-The rows in the database stay, and with them lineage, gate reports and logs of promotions. Never removed are, of each
-project: the live version and the canary, all from which the live one descends, all that a rollback may go to, whatever
-a kept version has a side or its held-out items from, and what a loop or a run is working on.
+The rows in the database stay, and with them lineage, gate reports and logs of promotions. For each project the
+following are never removed: the live version, the canary, all ancestors of the live version, all rollback targets,
+versions and snapshots that a kept version takes a side or its held-out items from, and anything that a loop or a
+run is working on.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ LEASE_SECONDS = 600.0
 
 
 def prune(store: Store, settings: Settings, *, dry_run: bool = False) -> Pruned:
-    """Remove what the settings `keep_versions` and `keep_runs` let go.
+    """Remove what is beyond the settings `keep_versions` and `keep_runs`.
 
     Raises:
         StorageError: The database refuses. A folder that cannot be removed is left for the next time.
@@ -56,7 +57,7 @@ def prune(store: Store, settings: Settings, *, dry_run: bool = False) -> Pruned:
 
 
 def _spent(store: Store, settings: Settings, project: str) -> list[tuple[str, str, Path]]:
-    """(kind, id, folder) of what the rules let go and is still on the disk."""
+    """(kind, id, folder) of everything that may be removed and is still on the disk."""
     with store.read() as conn:
         record = projects.get(conn, project)
         loop = loops.get(conn, project)
@@ -105,7 +106,7 @@ def _id(row: Run | Snapshot) -> str:
 
 
 def _line(every: dict[int, Version], live: int) -> list[int]:
-    """A version and all from which it descends."""
+    """A version and all of its ancestors."""
     line: list[int] = []
     while live != BASE and live in every and live not in line:
         line.append(live)
@@ -114,7 +115,7 @@ def _line(every: dict[int, Version], live: int) -> list[int]:
 
 
 def _remove(kind: str, folder: Path) -> None:
-    """Whole, or so that what is left is not taken for whole."""
+    """Remove a folder completely, or mark the rest so that it is not taken for complete."""
     try:
         if kind == "versions":
             integrity.mark_pruned(folder)
@@ -128,13 +129,13 @@ def _remove(kind: str, folder: Path) -> None:
 
 
 def _bytes(folder: Path) -> int:
-    """What removing a folder gives back: files that have another name elsewhere stay."""
+    """Bytes that removing a folder frees: files with another hard link are not counted."""
     stats = (path.lstat() for path in folder.rglob("*") if path.is_file())
     return sum(stat.st_size for stat in stats if stat.st_nlink == 1)
 
 
 class Keeper:
-    """Prunes now and then while the service runs."""
+    """Prunes periodically while the service runs."""
 
     def __init__(self, store: Store, settings: Settings) -> None:
         self._store, self._settings = store, settings

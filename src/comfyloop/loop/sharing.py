@@ -1,4 +1,4 @@
-"""Versions leave a service as bundles, and come in as candidates like any other: judged here before they go live."""
+"""Exports versions as bundles, and imports bundles as candidates, which are judged here before they go live."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from comfyloop.train.specs.files import SPEC_FILE
 def gather(
     stages: Stages, project: str, number: int, wanted: BundleOptions
 ) -> tuple[Manifest, list[ArchivePiece]]:
-    """What a bundle of a version would hold.
+    """The manifest and the files that a bundle of a version would contain.
 
     Raises:
         NotFound: There is no such version, or its files are gone.
@@ -62,7 +62,8 @@ def gather(
 
 
 def export(stages: Stages, project: str, number: int, wanted: BundleOptions) -> Path:
-    """A bundle of a version, in a new file in `home`; whoever asked for it removes it. Errors are those of `gather`."""
+    """Write a bundle of a version to a new file in `home`, which the caller removes. Errors are those of
+    `gather`."""
     manifest, pieces = gather(stages, project, number, wanted)
     folder = stages.settings.home / "bundles"
     target = folder / f"{uuid.uuid4().hex}.comfyloop"
@@ -71,7 +72,7 @@ def export(stages: Stages, project: str, number: int, wanted: BundleOptions) -> 
 
 
 def adopt(stages: Stages, project: str, file: Path, *, trust_new_key: bool = False) -> Imported:
-    """Take a bundle in as a new candidate.
+    """Import a bundle as a new candidate.
 
     Raises:
         InvalidInput: It is not taken; says why. Nothing stays of it.

@@ -1,4 +1,4 @@
-"""The work of the loop's states. Each piece may be done twice and gives the same: kills are expected."""
+"""The work of the loop's states. Every step is idempotent, since it may be interrupted by a kill and repeated."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ REMEMBERED = 4
 
 
 class Stopping(Exception):
-    """The service is going down; the state is entered again at the next start."""
+    """The service is shutting down; the state is entered again at the next start."""
 
 
 class Stages:
-    """Calls the stages in the service's process or in processes of their own, and says how far they are.
+    """Runs the stages in the service's process or in separate processes, and reports their progress.
 
     Args:
         router: The way to the serving engine: the gate and the replay questions go through it.
@@ -120,7 +120,7 @@ class Stages:
         return self._known.setdefault(project, Known())
 
     def losses(self, project: str, number: int) -> dict[str, float]:
-        """How hard samples were when a version, and those that it went on from, last passed them in training."""
+        """The training losses of samples, as of the last pass by a version or one of its ancestors."""
         with self.store.read() as conn:
             lineage = lessons.lineage(conn, project, number)[:REMEMBERED]
             trained = [versions.get(conn, project, each).run for each in lineage]
@@ -147,7 +147,8 @@ class Stages:
         return ask_all
 
     def prepare_training(self, project: Project) -> None:
-        """A run of this project is coming. Returns at once: its base model may have to be built first."""
+        """Announce that a run of this project is likely soon. Returns at once: its base model may have to be built
+        first."""
 
         def prepare() -> None:
             try:
@@ -217,7 +218,8 @@ class Stages:
         return target
 
     def judge(self, project: str, snapshot: Snapshot, live: int, number: int) -> GateReport:
-        """Each side that has changed by itself, and the two together: a version is promoted whole or not at all."""
+        """Judge each side that has changed, and then both together: a version is promoted as a whole or not at
+        all."""
         with self.store.read() as conn:
             record = projects.get(conn, project)
             candidate = versions.get(conn, project, number)
@@ -276,7 +278,8 @@ class Stages:
         return images if text is None else gate.together(text, images, self.settings)
 
     def standings(self, project: str, snapshot: Snapshot | None, number: int) -> list[gate.Standing]:
-        """How a version's text side and the base model stand on the general suites and on what a snapshot held out."""
+        """Scores of a version's text side and of the base model on the general suites and on a snapshot's
+        hold-out."""
         with self.store.read() as conn:
             record = projects.get(conn, project)
         with self.router.holding(project, number) as handle:
@@ -293,8 +296,8 @@ class Stages:
 
     @contextmanager
     def prescoring(self, project: Project, snapshot: Snapshot) -> Iterator[None]:
-        """Ask the live version and the base model meanwhile what the gate will ask them: the engine has little else
-        to do while a candidate trains. Whatever is not answered at the end, the gate asks itself."""
+        """Meanwhile, ask the live version and the base model the gate's questions: the engine is mostly idle while
+        a candidate trains. The gate itself asks whatever is unanswered at the end."""
         over = threading.Event()
 
         def progress(done: int, total: int) -> None:
@@ -327,7 +330,8 @@ class Stages:
             thread.join()
 
     def _kept_of(self, project: Project) -> gate.Kept:
-        """By the time of its making too: a project that was made anew has other versions by the same names."""
+        """Keyed by the project's creation time too: a project that was created again has other versions of the same
+        names."""
         return self._gate_answers.setdefault((project.name, project.created_at), gate.Kept())
 
     def _gate_progress(self, project: str, number: int, done: int, total: int) -> None:
@@ -341,7 +345,7 @@ class Stages:
 
     @contextmanager
     def alone(self, loop: Loop | None = None) -> Iterator[None]:
-        """This machine's one place for heavy work; the service's end interrupts the waiting."""
+        """Take the one slot for heavy work on this machine; a shutdown of the service interrupts the waiting."""
         if not self._training.acquire(blocking=False):
             if loop is not None:
                 self.publish("run.waiting", loop)
@@ -361,7 +365,8 @@ class Stages:
 
 
 def _holdout(snapshot: Snapshot, recipe: str) -> list[Sample]:
-    """What the recipe learns to do, held out, and corrections whatever the recipe: it must not lose those."""
+    """Held-out samples of the recipe's kind, and corrections regardless of the recipe, which must not be
+    forgotten."""
     files = dict.fromkeys(curate.data_files(Path(snapshot.path), name).holdout for name in (recipe, "sft"))
     return [
         sample for file in files if file.exists() for sample in curate.read_samples(file, snapshot.project)

@@ -1,4 +1,4 @@
-"""Answers first: training holds while a person waits for this machine, and goes on after a quiet time."""
+"""Training yields to people: it pauses while requests are in flight, and resumes after a quiet period."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BREATH_SECONDS = 5.0
 
 
 class TrainingThrottle:
-    """Looks now and then whether a run should hold, and tells it when that changes.
+    """Periodically checks whether a run should pause, and notifies it when that changes.
 
     Args:
         quiet_seconds: How long nobody has waited for anything.
