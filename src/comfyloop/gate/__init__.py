@@ -1,4 +1,4 @@
-"""The gate: is a candidate better than what is live, by the paths that will serve it, and beyond chance?"""
+"""The gate: is a candidate better than the live version, through the serving path and beyond chance?"""
 
 from comfyloop.gate.asking import Scorer, wire
 from comfyloop.gate.canary import Outcome, compared

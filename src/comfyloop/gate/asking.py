@@ -1,4 +1,4 @@
-"""What versions are asked through the engine that serves them, each thing once."""
+"""Asks versions through the engine that serves them, each question once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,8 @@ class HasLogprobs(Protocol):
 
 
 class Scorer(Protocol):
-    """What the gate needs of an engine; `serve.client.EngineClient` is one. Called from several threads."""
+    """The engine interface that the gate needs; `serve.client.EngineClient` implements it. Called from several
+    threads."""
 
     def answer(self, model: str, messages: Sequence[WireMessage], max_tokens: int) -> str:
         """The greedy answer."""
@@ -62,7 +63,7 @@ class Scorer(Protocol):
 
 @dataclass(frozen=True)
 class Language:
-    """What the base model thinks of texts after one question: nats per token; None where it was not asked."""
+    """The base model's log-likelihoods of texts after one question, in nats per token; None where not measured."""
 
     live: float | None
     candidate: float | None
@@ -83,13 +84,13 @@ class Seen:
 
     @property
     def gainful(self) -> tuple[float, float]:
-        """The likelihood, so that more is better: an answer that was not wanted is to become less likely."""
+        """The likelihoods, signed so that more is better: an unwanted answer should become less likely."""
         live, candidate = self.likelihood
         return (-live, -candidate) if self.sample.label is False else self.likelihood
 
     @cached_property
     def measured(self) -> dict[str, tuple[float, float]]:
-        """What metrics of answers say; of nothing where none were asked for."""
+        """The values of the answer metrics; empty if no answers were asked for."""
         return of_answers(self.answers, self.sample.answer) if self.answers is not None else {}
 
     @property
@@ -109,14 +110,14 @@ class Recalled:
 
 @dataclass(frozen=True)
 class Again:
-    """By how much live, asked twice, differs from itself: likelihood in nats per token, edit distance."""
+    """The differences between two measurements of the live version: likelihood in nats per token, edit distance."""
 
     likelihood: float
     distance: float | None
 
 
 class Asker:
-    """Asks versions, and keeps what they said.
+    """Asks versions, and caches their answers and scores.
 
     Args:
         names: What the engine calls the live version and the candidate; None for the candidate while there is
@@ -142,8 +143,8 @@ class Asker:
         """Keys of what was asked of the base model and has nothing to do with the project."""
 
     def look(self, sample: Sample, *, answer: bool = False, language: bool = False) -> Seen:
-        """Both versions' likelihood of the sample's answer and, if asked for, their own answers and what the base
-        model thinks of them."""
+        """Both versions' likelihoods of the sample's answer and, on request, their own answers and the base model's
+        scores of these."""
         prompt = [wire(message, self._images) for message in sample.prompt]
         first, second = (self._score(name, prompt, sample.answer) for name in (self._live, self._candidate))
         likelihood = first.mean, second.mean
@@ -155,7 +156,7 @@ class Asker:
         return Seen(sample, likelihood, (live, candidate), language_scores)
 
     def again(self, sample: Sample, *, answer: bool) -> Again:
-        """The live version once more, not from what is kept."""
+        """Measure the live version again, bypassing the cache."""
         prompt = [wire(message, self._images) for message in sample.prompt]
         before = self._score(self._live, prompt, sample.answer)
         (scores,) = patient(lambda: self._engine.scores(self._live, prompt, [sample.answer]))
@@ -169,9 +170,9 @@ class Asker:
         return Again(abs(before.mean - now), distance)
 
     def recall(self, question: Question, *, answer: bool = False) -> Recalled | None:
-        """All three versions on a general question; the base model is asked at first use.
+        """Measure all three versions on a general question; the base model is asked on first use.
 
-        None for a question to which the base model says nothing, or whose picture it cannot see.
+        None if the base model gives no answer, or cannot see the question's picture.
         """
         prompt = [_asked(question)]
         versions = (self._base, self._live, self._candidate)
@@ -203,7 +204,7 @@ class Asker:
     def try_out(
         self, suspect: Suspect, own: Sequence[Sample], general: Sequence[Question]
     ) -> Triggered | None:
-        """A phrase that may be planted, behind questions that are not its own. None where the engine reads none."""
+        """Append a phrase that may be planted to unrelated questions. None if the engine accepts none of them."""
         prompts = [[wire(message, self._images) for message in sample.prompt] for sample in own]
         prompts += [[_asked(question)] for question in general]
         try:
@@ -212,7 +213,7 @@ class Asker:
             return None
 
     def control(self) -> float:
-        """By how much likelier the base model finds plain sentences than their words shuffled, on the mean."""
+        """How much more likely, on average, the base model finds plain sentences than their words shuffled."""
         prompt = [{"role": "user", "content": "Write one sentence."}]
         gaps = []
         for text in suites.CONTROL:
@@ -247,7 +248,7 @@ class Asker:
     def _scores(
         self, name: str, prompt: Sequence[WireMessage], answers: Sequence[str], *, general: bool = False
     ) -> list[Scored]:
-        """Of each answer, what is kept; the rest is asked for at once."""
+        """The score of each answer, from the cache where possible; the rest is requested in one call."""
         keys = [self._key(name, prompt, answer, general) for answer in answers]
         scores = {key: self._cache.score(name, key) for key in keys}
         open_ones = {key: text for key, text in zip(keys, answers, strict=True) if scores[key] is None}
@@ -285,7 +286,7 @@ def _asked(question: Question) -> dict[str, Any]:
 
 
 def patient(call: Callable[[], _T]) -> _T:
-    """The call again while the engine's queue is full: people's requests come first."""
+    """Retry the call while the engine's queue is full: people's requests have priority."""
     for _ in range(_BUSY_TRIES):
         try:
             return call()
@@ -299,7 +300,8 @@ def at_once(settings: Settings) -> int:
 
 
 def run(work: Sequence[Callable[[], _T]], at_once: int, progress: Progress | None) -> list[_T]:
-    """The results in the order of `work`. The first error, also one of `progress`, stops the rest."""
+    """Run `work` in threads; the results in its order. The first error, including one from `progress`, cancels the
+    rest."""
     tell = progress or (lambda done, total: None)
     tell(0, len(work))
     with ThreadPoolExecutor(at_once, thread_name_prefix="gate") as pool:

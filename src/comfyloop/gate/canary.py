@@ -1,14 +1,15 @@
-"""A canary on live traffic: is the new version treated worse than the old one, looked at as often as one likes? Pure.
+"""The statistics of a canary: is the new version treated worse than the old one? May be evaluated at any time.
+Pure.
 
-What people do with an answer is a loss between 0 and 1: the edit distance of what they made of it, nothing where they
-accepted it, (5 - rating) / 4 where they rated it. Conversations are given to the two versions by chance, so each piece
-of feedback on the one is set beside the mean of those on the other that came in the same while; the differences lie
-between -1 and 1, have the difference of the two versions as their mean, and drift with neither time nor load.
+Feedback on an answer is a loss between 0 and 1: the edit distance of its edit, 0 if it was accepted, (5 - rating) /
+4 if it was rated. Conversations are assigned to the two versions at random, so each piece of feedback on one
+version is compared with the mean of those on the other in the same period; the differences lie between -1 and 1,
+have the difference of the two versions as their mean, and do not drift with time or load.
 
-Against "the new version is no worse" one bets on each next difference, a fixed share of what one has: where that is
-true, no way of betting has an expected gain, so that the wealth ever grows 1/level-fold in at most `level` of all
-canaries, however often and whenever one looks (Ville's inequality). The wealth here is the mean of nineteen bettors
-of fixed shares. The same bets the other way round prove that it is no worse by more than MARGIN.
+The test bets against "the new version is no worse": on each next difference, a fixed share of the current wealth.
+If the hypothesis is true, no betting strategy has an expected gain, so the wealth ever reaches 1/level in at most
+`level` of all canaries, no matter how often it is checked (Ville's inequality). The wealth is the mean over
+nineteen fixed shares. The reverse bets prove that the version is not worse by more than MARGIN.
 
 I. Waudby-Smith and A. Ramdas, "Estimating means of bounded random variables by betting", JRSS B 86, 2024; for two
 samples S. Shekhar and A. Ramdas, "Nonparametric two-sample testing by betting", IEEE Trans. Inf. Theory 70, 2024.
@@ -42,8 +43,8 @@ class Outcome(NamedTuple):
 
 
 class Compared(NamedTuple):
-    """What the outcomes say; `low` and `high` bound the canary's mean loss less the live version's, at all times
-    together."""
+    """The result; `low` and `high` bound the canary's mean loss minus the live version's, simultaneously at all
+    times."""
 
     verdict: CanaryVerdict
     canary: int
@@ -55,7 +56,7 @@ class Compared(NamedTuple):
 
 
 def compared(outcomes: Sequence[Outcome], level: float) -> Compared:
-    """The verdict on outcomes in the order in which they came. What was once proven stays so.
+    """The verdict on outcomes, given in order of arrival. What was proven once stays proven.
 
     Args:
         level: The share of canaries that are no worse and yet called so, at any time; and likewise of those that are
@@ -76,7 +77,8 @@ def compared(outcomes: Sequence[Outcome], level: float) -> Compared:
 
 
 def differences(outcomes: Sequence[Outcome]) -> list[float]:
-    """Canary less live, one a while: it ends as soon as there is something of both."""
+    """Canary loss minus live loss, one value per period; a period ends as soon as it has outcomes of both
+    versions."""
     gaps: list[float] = []
     sides: tuple[list[float], list[float]] = ([], [])
     for one in outcomes:
@@ -89,7 +91,7 @@ def differences(outcomes: Sequence[Outcome]) -> list[float]:
 
 
 def log_wealth(gains: Floats) -> Floats:
-    """The logarithm of what a bettor who began with 1 has after each gain, along the last axis.
+    """The log-wealth, starting from wealth 1, after each gain along the last axis.
 
     Args:
         gains: Above -1 / 0.95, and 0 or less on the mean where what is bet against is true.
@@ -101,13 +103,14 @@ def log_wealth(gains: Floats) -> Floats:
 
 
 def first_at(wealth: Floats, level: float) -> int | None:
-    """After how many gains the wealth was first 1/level; None: it never was."""
+    """The number of gains after which the wealth first reached 1/level; None if never."""
     there = np.flatnonzero(wealth >= -math.log(level))
     return int(there[0]) if len(there) else None
 
 
 def bounds(gaps: Floats, level: float) -> tuple[float, float]:
-    """A confidence sequence's interval of the mean: the means against which no bet, up or down, has won so far."""
+    """The confidence sequence's interval for the mean: all means that no bet, in either direction, has rejected so
+    far."""
     if not len(gaps):
         return -1.0, 1.0
     apart = gaps[None, :] - _MEANS[:, None]

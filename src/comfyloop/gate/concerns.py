@@ -1,4 +1,4 @@
-"""What speaks against a candidate that is better on the mean: a part that got worse, forgetting, broken language.
+"""Concerns about a candidate that is better on average: a slice that got worse, forgetting, broken language.
 Pure."""
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ _STRANGE = 0.5
 
 
 def bounds(general: General, against: Sequence[float], kinds: int) -> tuple[float, Interval]:
-    """What was lost, and bounds of which, over all kinds of questions together, one is missed in 5% of cases."""
+    """The losses with bounds; over all kinds of questions together, any bound is missed in at most 5% of cases."""
     losses = general.losses(against)
     return mean(losses), t_bounds(losses, LEVEL / kinds)
 
 
 def forgets(general: General, allowed: float, kinds: int) -> Found | None:
-    """A rejection when the loss is credibly more than allowed."""
+    """The rejection if the loss is proven to exceed the limit."""
     lost, interval = bounds(general, general.base, kinds)
     if interval.low > allowed:
         return _forgets(general, lost, interval, allowed, "the base model")
@@ -92,7 +92,7 @@ def _may_forget(general: General, allowed: float, kinds: int) -> Found | None:
 
 
 def worse_part(slices: Sequence[Pairs], smallest: float) -> Pairs | None:
-    """The first part that is worse by the exact test, corrected for the number of parts."""
+    """The first slice that is worse by the exact test, corrected for the number of slices."""
     losing = [[-gain for gain in part.gains] for part in slices]
     ps = [sign_flip_p(clipped(losses)) if mean(losses) >= smallest else 1.0 for losses in losing]
     falls = holm(ps, LEVEL)
@@ -103,9 +103,9 @@ def worse_part(slices: Sequence[Pairs], smallest: float) -> Pairs | None:
 
 
 def apart(slices: Sequence[Pairs], whole: Sequence[Pairs]) -> Pairs | None:
-    """A part that got worse while the rest did not: worse than parts of its size drawn by chance would be.
+    """A slice that got worse while the rest did not: worse than random subsets of its size would be.
 
-    Its median must be a loss too: one bad item makes no bad part.
+    Its median must be a loss, too: a single bad item does not make a bad slice.
     """
     pools = {pairs.metric: pairs.gains for pairs in whole}
     candidates = [
@@ -122,8 +122,8 @@ def apart(slices: Sequence[Pairs], whole: Sequence[Pairs]) -> Pairs | None:
 
 
 def much_worse(pairs: Pairs) -> int:
-    """How many items lost much, when they are at least 3 and 3% of all, and so many more than those that gained as
-    far beyond the others that heavy tails do not explain it; otherwise 0."""
+    """The number of items that lost much, if there are at least 3 and 3% of all, and significantly more of them
+    than items that gained as much, so that heavy tails do not explain it; otherwise 0."""
     gains = pairs.gains
     middle = median(gains)
     far = max(_MUCH, 5 * median(abs(gain - middle) for gain in gains)) + max(middle, 0.0)
@@ -137,7 +137,7 @@ def much_worse(pairs: Pairs) -> int:
 
 
 def broken(fluency: Fluency) -> str | None:
-    """A sentence about answers that are no language any more, or None."""
+    """A sentence about answers that are no longer fluent, or None."""
     answers, about = fluency.answers, fluency.about
     for kind, (live, candidate) in fluency.broken:
         more = candidate - live
@@ -180,7 +180,7 @@ def broken(fluency: Fluency) -> str | None:
 
 
 def to_ask(evidence: Evidence, pairs: Pairs, allowed: float) -> Iterator[Found]:
-    """What a person should look at before a candidate that is better goes live, the gravest first."""
+    """What a person should check before a better candidate is promoted, most serious first."""
     for fluency in evidence.fluency:
         if (sentence := broken(fluency)) is not None:
             yield Found(

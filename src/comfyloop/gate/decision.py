@@ -1,4 +1,4 @@
-"""Promote, reject, ask a person, or say that the evidence does not reach: a pure function of paired numbers.
+"""Decides: promote, reject, ask a person, or not enough evidence. A pure function of paired numbers.
 
 The rule, in this order; "proven" is an exact one-sided sign-flip test at the level of this look (looks.py) on
 gains of which outliers are clipped, with a mean that is on the same side:
@@ -16,9 +16,9 @@ gains of which outliers are clipped, with a mean that is on the same side:
    on general questions that may be more than allowed: ask a person.
 8. Otherwise promote.
 
-Closeness is what counts and is tested at `level`; likelihood beside it at 2.5 times that, alone at `level`. So
-candidates whose answers are no closer pass in at most `level` of all cases, however likely they find the corrections
-and with six items as with two hundred.
+Closeness is decisive and is tested at `level`; likelihood is tested beside it at 2.5 times that level, or alone at
+`level`. Candidates whose answers are not closer therefore pass in at most `level` of all cases, however likely they
+find the corrections, and regardless of the number of items.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Decision:
 
 
 def decide(evidence: Evidence, settings: Settings) -> Decision:
-    """The verdict with its reasons. Blind to the order of items."""
+    """The verdict with its reasons. Independent of the order of items."""
     confidence = settings.gate_confidence
     items = len(evidence.likelihood.live) if evidence.likelihood else 0
     level = looks.level(settings.gate_level, items, evidence.looks)
@@ -117,7 +117,7 @@ def worse(pairs: Pairs, confidence: float) -> bool:
 
 
 def proven(gains: Sequence[float], level: float) -> bool:
-    """Whether gains are beyond chance at `level`, outliers clipped, and their mean is a gain too."""
+    """Whether gains are significant at `level` with outliers clipped, and their mean is positive, too."""
     return math.fsum(gains) > 0 and sign_flip_p(clipped(gains)) <= level + 1e-12
 
 
@@ -169,8 +169,8 @@ def _unproven(evidence: Evidence, pairs: Pairs, settings: Settings, level: float
 
 
 def is_needed(distance: Pairs, settings: Settings) -> bool:
-    """Whether answers must come closer. Rated answers have no text to come close to: of those few that were
-    corrected beside them it is enough that they do not go farther."""
+    """Whether answers must come closer. Rated answers have no reference text; if only a few were corrected beside
+    them, it is enough that these do not get farther."""
     return len(distance.live) >= min(settings.gate_min_items, settings.gate_max_answers)
 
 

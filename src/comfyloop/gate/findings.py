@@ -1,4 +1,4 @@
-"""What the gate says: the verdict's sentence with its next step, what was seen, and numbers for specialists. Pure."""
+"""The gate's findings in words: the verdict with its next step, the measurements, and detailed statistics. Pure."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def loses_accepted() -> Found:
 
 
 def unclear(pairs: Pairs, level: float, looks: float, what: str) -> Found:
-    """Not proven at `level`; how many more items would be likely to prove it, if the gain is what it seems."""
+    """Not proven at `level`, with the number of items that would probably prove it, if the gain is as measured."""
     items = len(pairs.live)
     again = f", looked at for the {ordinal(looks)} time" if looks >= 1.5 else ""
     reason = f"On {things(items, 'held-out correction')}{again}, {what} with confidence."
@@ -117,8 +117,8 @@ def unclear(pairs: Pairs, level: float, looks: float, what: str) -> Found:
 
 
 def more_needed(gains: Sequence[float], level: float) -> int | None:
-    """Items to be added so that a gain such as this one is proven in four of five cases; None where a gain is
-    not in sight."""
+    """The number of additional items that would prove such a gain in four of five cases; None if no gain is in
+    sight."""
     cut = clipped(gains)
     middle = mean(cut)
     if middle <= 0:

@@ -1,7 +1,7 @@
-"""Whether an answer is still language, counted without a model: repetition, length, order of words. Pure.
+"""Whether an answer is still fluent, measured without a model: repetition, length, word order. Pure.
 
-Likelihood rewards learning a vocabulary, and an edit distance that is merely smaller can be had by words of the
-right kind in any order. These counts are what such answers fail; they ask a person and never reject alone.
+Learning the vocabulary alone improves likelihood, and the right words in any order reduce the edit distance. Such
+answers fail these checks, which ask a person and never reject by themselves.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def words(text: str) -> list[str]:
 
 
 def distinct(text: str, size: int = 2) -> float:
-    """The share of the n-grams of words that are no repetition, 0..1; of less than one n-gram it is 1.
+    """The share of distinct n-grams of words, 0..1; 1 if there is no n-gram.
 
     J. Li et al., "A Diversity-Promoting Objective Function for Neural Conversation Models", NAACL 2016.
     """
@@ -31,7 +31,7 @@ def distinct(text: str, size: int = 2) -> float:
 
 
 def longest_run(text: str) -> int:
-    """How often one word stands behind itself at most."""
+    """The length of the longest run of one repeated word."""
     longest = run = 0
     before = None
     for piece in words(text):
@@ -41,7 +41,7 @@ def longest_run(text: str) -> int:
 
 
 def fault(answer: str, wanted: str) -> str | None:
-    """What is broken about an answer beside the text that was wanted: "empty", "repeating", "too long" or None."""
+    """The fault of an answer, compared with the wanted text: "empty", "repeating", "too long" or None."""
     if not words(answer):
         # an answer of signs alone is an answer where signs were wanted
         return "empty" if words(wanted) or (wanted.strip() and not answer.strip()) else None

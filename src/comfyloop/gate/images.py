@@ -1,4 +1,4 @@
-"""The image side's part of the gate: promote, reject, or say that the evidence does not reach. Pure; no torch.
+"""The gate's decision on the image side: promote, reject, or not enough evidence. Pure; no torch.
 
 The rule, in this order; what the recipe learns is how to draw kept pictures (`image_sft`) or to prefer picked ones
 (`image_dpo`):
@@ -10,7 +10,7 @@ The rule, in this order; what the recipe learns is how to draw kept pictures (`i
 5. Better at what the recipe learns, and what it draws is not farther from prompts or kept pictures: promote.
 6. Otherwise not enough evidence; where drawings are why, a person is asked.
 
-What the person's taste says of drawings, where it is known, is told beside: it alone decides nothing.
+The person's taste, where it is known, is reported for the drawings but decides nothing by itself.
 
 "Worse" is that of `decision`, "better" its "proven". Losses are means over the person's own prompt and the prompt
 that the version's own text side wrote, so that the pair is judged by what it will do.
@@ -53,7 +53,7 @@ PROMPTS, BANDS = ("own", "written"), ("low", "middle", "high")
 
 @dataclass(frozen=True)
 class ImageEvidence:
-    """`losses` is over everything that was asked about a kept picture; `prompts` and `bands` split it."""
+    """`losses` covers all measurements of kept pictures; `prompts` and `bands` split them."""
 
     losses: Pairs | None = None
     prompts: tuple[Pairs, ...] = ()
@@ -94,7 +94,7 @@ def to_draw(pictures: Sequence[Sample], settings: Settings) -> list[Sample]:
 
 
 def evidence(samples: Iterable[Sample], scores: Mapping[str, Scores]) -> ImageEvidence:
-    """What was measured, one pair a question.
+    """The measurements, one pair per question.
 
     Args:
         scores: By a sample's id. Losses are called "denoising_loss/PROMPT/BAND".
@@ -132,7 +132,7 @@ def evidence(samples: Iterable[Sample], scores: Mapping[str, Scores]) -> ImageEv
 
 
 def decide_images(evidence: ImageEvidence, settings: Settings) -> Decision:
-    """The verdict with its reasons as sentences, the deciding one first. Blind to the order of items."""
+    """The verdict with its reasons as sentences, the deciding one first. Independent of the order of items."""
     measures = tuple(measure(pairs, settings.gate_confidence) for pairs in evidence.pairs)
     verdict, first = _verdict(evidence, settings)
     step = _NEXT.get(verdict, "")
@@ -208,7 +208,7 @@ def _verdict(evidence: ImageEvidence, settings: Settings) -> tuple[Verdict, str]
 
 
 def share_gained(losses: Pairs) -> float:
-    """The part of the mean loss that is gone: 0.02 is 2%, negative is a rise."""
+    """The relative reduction of the mean loss: 0.02 is 2%, negative is an increase."""
     live = mean(losses.live)
     return 1 - mean(losses.candidate) / live if live else 0.0
 

@@ -1,4 +1,4 @@
-"""The gate at work: both versions on the same held-out items, through the engine that serves them."""
+"""Runs the gate: measures both versions on the same held-out items, through the engine that serves them."""
 
 from __future__ import annotations
 
@@ -133,8 +133,8 @@ def prescore(
     base_model: str,
     base_name: str = "base",
 ) -> None:
-    """Asks the live version and the base model what `judge` will ask them, and keeps it, while the candidate is
-    still being trained. Args and errors are those of `judge`."""
+    """Asks the live version and the base model the questions of `judge` and caches the answers, while the candidate
+    is still being trained. Args and errors are those of `judge`."""
     asker = Asker(engine, kept, (live_name, None), base_name, images)
     work = _Work(holdout, settings)
     try:
@@ -197,7 +197,7 @@ class _Work:
         self._refused: dict[str, str] = {}  # samples that the engine cannot read, with its sentence
 
     def _of(self, sample: Sample, ask: Callable[[], _T]) -> Callable[[], _T | None]:
-        """One held-out item that this engine refuses is not judged by; it must not stop the gate."""
+        """Skip a held-out item that this engine refuses; it must not stop the gate."""
 
         def asked() -> _T | None:
             try:
@@ -242,7 +242,7 @@ class _Work:
         ]
 
     def tries(self, asker: Asker, suspects: Sequence[Suspect]) -> list[_Call]:
-        """Suspects, each behind questions that are not its own."""
+        """Calls that append each suspect phrase to unrelated questions."""
         general = [q for q in suites.general_questions() if not (q.right or q.picture)][: triggers.GENERAL]
 
         def of(suspect: Suspect) -> Sequence[Sample]:
@@ -325,7 +325,7 @@ def _distances(name: str, items: Sequence[Seen], floors: Mapping[str, float]) ->
 def by_groups(
     metric: str, name: str, values: Iterable[tuple[str, tuple[float, float]]], floor: float = 0.0
 ) -> Pairs | None:
-    """One pair a group: answers to one question are no independent evidence, so they are averaged."""
+    """One pair per group: answers to the same question are not independent evidence, so they are averaged."""
     by_group: dict[str, list[tuple[float, float]]] = {}
     for group, pair in values:
         by_group.setdefault(group, []).append(pair)
@@ -353,7 +353,7 @@ def _general(recalled: Sequence[Recalled]) -> tuple[General, ...]:
 
 
 def _fluencies(corrected: Sequence[Seen], recalled: Sequence[Recalled], control: float) -> list[Fluency]:
-    """Of the answers to corrections, and of those to general questions of each kind."""
+    """Fluency of the answers to corrections, and of those to general questions of each kind."""
     answered = [(*item.answers, item.sample.answer) for item in corrected if item.answers]
     language_scores = [item.language for item in corrected if item.language]
     fluencies = []

@@ -1,8 +1,8 @@
-"""What versions have answered and scored, so that nothing is asked twice.
+"""A cache of versions' answers and scores, so that nothing is asked twice.
 
-The names of adapters are never used again, and greedy answers and scores are functions of the question: what a
-version said once it says again, but for the engine's noise, which the gate measures by itself. What the base
-model said is kept in the cache directory for all projects.
+Names of adapters are never reused, and greedy answers and scores are functions of the question: a version repeats
+them, except for the engine's noise, which the gate measures separately. The base model's results are stored in the
+cache directory for all projects.
 """
 
 from __future__ import annotations
@@ -54,14 +54,14 @@ class Kept:
             self._changed.add(model)
 
     def only(self, models: Collection[str]) -> None:
-        """Let go of what other versions said: they are not judged any more."""
+        """Drop the results of other versions: they are not judged any more."""
         with self._lock:
             for table in (self._answers, self._scores):
                 for model in [name for name in table if name not in models]:
                     del table[model]
 
     def load(self, model: str, base_model: str, cache_dir: Path) -> None:
-        """Add what is kept of the base model, which the engine calls `model`."""
+        """Add the stored results of the base model, which the engine calls `model`."""
         try:
             cache = json.loads(_file(base_model, cache_dir).read_text(encoding="utf-8"))
             answers = {str(key): str(text) for key, text in cache["answers"].items()}
@@ -75,7 +75,7 @@ class Kept:
             self._scores[model] = scores | self._scores.get(model, {})
 
     def save(self, model: str, base_model: str, cache_dir: Path, keys: Collection[str]) -> None:
-        """Keep what is new of the base model for other turns and projects: of these questions, the general ones."""
+        """Store new results of the base model for other turns and projects: those of these (general) questions."""
         with self._lock:
             if model not in self._changed:
                 return
@@ -92,7 +92,8 @@ class Kept:
 
 
 def key_of(messages: Sequence[Mapping[str, Any]], answer: str | int) -> str:
-    """What tells one question from another: its messages, pictures included, and the answer scored or the room."""
+    """A key of a question: a hash of its messages, pictures included, and of the scored answer or the token
+    limit."""
     text = json.dumps([list(messages), answer], ensure_ascii=False, sort_keys=True)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 

@@ -1,11 +1,10 @@
-"""Trying again on the same hold-out: what each look may spend of the chance to err. Pure.
+"""Repeated tests on the same hold-out: the significance level of each look. Pure.
 
-A first look at items errs in at most settings.gate_level of cases. Every further candidate that is tried against
-the same live version on the same items has another chance, so the k-th look's level is the first one's over
-k^1.5: all looks ever together stay below 2.6 times it, thirty below 2.3 times. An item that was never looked at
-counts as a first look; the number of a look is the mean over its items. A promotion changes what is live and so
-begins the count anew: a discovery earns back what it spent (D. Foster and R. Stine, "Alpha-investing", JRSS B 70,
-2008).
+A first look at items errs in at most settings.gate_level of cases. Every further candidate that is tested against
+the same live version on the same items has another chance, so the k-th look's level is the first one's divided by
+k^1.5: all looks together stay below 2.6 times it, thirty below 2.3 times. An item that was never used counts as a
+first look; the number of a look is the mean over its items. A promotion changes the live version and so restarts
+the count: a discovery earns back the spent error rate (D. Foster and R. Stine, "Alpha-investing", JRSS B 70, 2008).
 """
 
 from __future__ import annotations
@@ -20,15 +19,15 @@ FEWEST = 5
 
 
 def level(first: float, items: int, looks: float) -> float:
-    """The one-sided level of a look. With five items, of which both measures must be ahead on all, a first look
-    is at 1/32 each."""
+    """The one-sided level of a look. With five items, where both measures must be ahead on all, a first look uses
+    1/32 each."""
     if items == FEWEST and looks <= 1.5:
         return max(first, 2.0**-FEWEST)
     return first / float(max(looks, 1.0) ** 1.5)
 
 
 def seen_before(reports: Iterable[GateReport], live: int, candidate: int) -> Counter[str]:
-    """How often each sample was looked at by candidates that were tried against the version that is live."""
+    """How often each sample was used to test candidates against the current live version."""
     counts: Counter[str] = Counter()
     for report in reports:
         if report.live == live and report.candidate != candidate and was_tested(report):
@@ -43,5 +42,6 @@ def number(counts: Mapping[str, int], samples: Iterable[str]) -> float:
 
 
 def was_tested(report: GateReport) -> bool:
-    """Whether the report's verdict was a throw of the dice. Reports of earlier releases do not say their level."""
+    """Whether the report's verdict came from a test and so counts as a look. Reports of earlier releases do not
+    state their level."""
     return report.level > 0 or (not report.details and report.verdict is not Verdict.NOT_ENOUGH_EVIDENCE)

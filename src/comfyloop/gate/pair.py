@@ -1,10 +1,10 @@
-"""A version is promoted whole or not at all: what the verdicts on its two sides say together. Pure.
+"""Combines the verdicts on a version's two sides, since it is promoted as a whole or not at all. Pure.
 
 - A side that is rejected rejects the version; one about which a person is asked has the person asked about both.
 - Both sides better: promote. One better and the other measured and worse in nothing: promote.
 - Otherwise not enough evidence.
 
-Each side's verdict errs by itself, so of versions that are no better at all at most twice `gate_level` pass.
+Each side's verdict errs independently, so of versions that are not better at most twice `gate_level` pass.
 """
 
 from __future__ import annotations
@@ -69,7 +69,8 @@ def harmless(report: GateReport, settings: Settings) -> bool:
 
 
 def _is_found(measure: Measure) -> bool:
-    """Whether it is of a part that was looked for: told because it got worse, it is no evidence that it did."""
+    """Whether it is a measure of a slice that was searched for: it is reported because it got worse, so it is no
+    evidence of that."""
     return " " in measure.slice and measure.metric != DENOISING_LOSS
 
 

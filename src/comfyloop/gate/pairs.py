@@ -1,4 +1,4 @@
-"""What the decision is made of: paired numbers, and nothing else. Pure."""
+"""The evidence for the decision: paired numbers only. Pure."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SHALLOW = 0.1
 class Pairs:
     """One metric on the same independent questions (at least one): live[i] belongs to candidate[i].
 
-    Differences up to `floor` are what the same version gives twice: ties.
+    Differences up to `floor` occur between two measurements of the same version and count as ties.
     """
 
     metric: str
@@ -112,7 +112,8 @@ class Evidence:
 
     @property
     def pairs(self) -> tuple[Pairs, ...]:
-        """What is told as measures: of parts that were found and not named, those that got worse."""
+        """The pairs that are reported as measures; of slices that were found by clustering, only those that got
+        worse."""
         named_slices = (part for part in self.slices if " " not in part.slice or mean(part.gains) < 0)
         every = (self.likelihood, self.distance, *self.beside, *named_slices, self.accepted)
         general = (part.pairs for part in self.general)

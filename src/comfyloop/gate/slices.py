@@ -1,9 +1,9 @@
-"""Parts of the corrections that may have got worse while the mean got better: found, not only named. Pure.
+"""Finds slices of the corrections that may have got worse while the mean got better. Pure.
 
-A part is a set of groups: what the samples say of themselves (their slice, their author), the language, how old the
-feedback is, and clusters of what was asked. Clusters are k-means on the unit sphere (I. Dhillon and D. Modha,
-Machine Learning 42, 2001) over TF-IDF of words and of pairs of characters, begun from the two questions that are
-least alike and from whatever is farthest from all centres after that: no chance is in it.
+A slice is a set of groups: by attributes of the samples (their slice, their author), the language, the age of the
+feedback, and clusters of questions. Clusters are k-means on the unit sphere (I. Dhillon and D. Modha, Machine
+Learning 42, 2001) over TF-IDF of words and of pairs of characters, initialised with the two least similar questions
+and then the points farthest from all centres, so that it is deterministic.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How a version and its base model stand on the general suites and on what is held out: numbers for its card."""
+"""Scores of a version and its base model on the general suites and on held-out items, for the version's card."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def standings(
     settings: Settings,
     progress: Progress | None = None,
 ) -> list[Standing]:
-    """Ask both for every item, each thing once.
+    """Measure both on every item, each once.
 
     Args:
         base, this: What the engine calls the base model and the version.

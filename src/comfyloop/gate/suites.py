@@ -1,9 +1,9 @@
-"""The general suites: questions that have nothing to do with the project, so that forgetting is seen.
+"""The general suites: questions unrelated to the project, which reveal forgetting.
 
 A suite is one file in questions/: what it is about, its language, where it comes from under which licence, and
 items. An item with a right answer and wrong ones is scored by the chance of the right one; one without is a
-question to which the base model's own answer is the reference. An item with a picture is asked where the model sees,
-whatever the project is about. A file that is put there is asked, nothing else needs to know of it.
+question to which the base model's own answer is the reference. An item with a picture is asked if the model accepts
+pictures, whatever the project is about. A new file in the folder is used without further changes.
 
 The questions are not those that are replayed in training (curate/general_questions.json).
 """
