@@ -1,4 +1,4 @@
-"""`python -m comfyloop.train RUN_DIR`: do the run of that directory, or go on with it.
+"""`python -m comfyloop.train RUN_DIR`: start or resume the run of that directory.
 
 A run of several processes (world_size in its spec) starts them itself; under `torchrun` each is one of them.
 
@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
 
 
 def work(directory: RunDirectory, rank: Rank, lock: int) -> int:
-    """Do the run, or one rank's part of it, and write down how it ended; the exit code."""
+    """Execute the run, or one rank's part of it, and record how it ended; the exit code."""
     from comfyloop.train.run.log import RunLog
 
     log = RunLog(rank.log_directory(directory), silent=not rank.leads)
@@ -110,7 +110,7 @@ def work(directory: RunDirectory, rank: Rank, lock: int) -> int:
 
 
 def prepare(spec: RunSpec | JointSpec | JudgeSpec, log: RunLog) -> None:
-    """All that must be settled before torch is imported."""
+    """Everything that must be set before torch is imported."""
     platforms.step_back(spec.nice, FIRST_TO_GO)
     use_threads(spec.threads)
     os.environ.setdefault("PYTORCH_ENABLE_MPS_FALLBACK", "1")  # what Metal cannot do the processor does
@@ -154,7 +154,7 @@ def recipe(
 
 
 def _more_room(spec: TrainSpec | ImageTrainSpec) -> str:
-    """What to set where memory does not suffice for one sample at a time."""
+    """The settings that help when memory does not suffice even for one sample at a time."""
     if isinstance(spec, ImageTrainSpec):
         return "Lower image_resolution, close what else uses the device, or name a smaller image model."
     four_bits = "" if spec.quant_method else "Set quant_method = bnb, lower max_pixels"

@@ -1,4 +1,4 @@
-"""`python -m comfyloop.train.forkserver SOCKET MODEL DTYPE SIDES MINUTES`: what runs are forked from.
+"""`python -m comfyloop.train.forkserver SOCKET MODEL DTYPE SIDES MINUTES`: the process from which runs are forked.
 
 It imports what a run imports (SIDES is `text` or `text+image`), reads the base weights of the text side (memory-mapped,
 so they are the page cache's until a run touches them), and waits. It keeps to the rules of `prefork/forking.py`, and
@@ -46,7 +46,7 @@ def main(arguments: list[str]) -> int:
 
 
 def load(model: str, dtype: str) -> None:
-    """Do what every run begins with, as far as it can be done before there is a run."""
+    """Do the start-up work of every run that can be done in advance."""
     import_once()
     from comfyloop.errors import ComfyLoopError
     from comfyloop.train.prefork import preloaded
@@ -63,7 +63,8 @@ def load(model: str, dtype: str) -> None:
 
 
 def _dtype(precision: str) -> Any:
-    """What a run will most likely choose; found without touching CUDA. One that chooses otherwise reads anew."""
+    """The precision that a run will most likely choose, found without touching CUDA. A run that chooses another
+    reads the weights again."""
     import torch
 
     from comfyloop.models import devices

@@ -50,7 +50,7 @@ def pack(examples: Sequence[Example], device: torch.device, *, share: bool) -> P
 
 
 def _positions(segments: Sequence[Segment]) -> Tensor:
-    """[1, L], or [n, 1, L] where any sample has positions of n dimensions: text counts alike in each of them."""
+    """[1, L], or [n, 1, L] if any sample has positions of n dimensions; text has the same position in each."""
     parts = [s.example.positions[..., s.begin : s.end] for s in segments]
     dimensions = max((part.shape[:-1] for part in parts), key=len)
     return torch.cat([part.expand(*dimensions, -1) for part in parts], dim=-1).unsqueeze(-2)
@@ -59,7 +59,7 @@ def _positions(segments: Sequence[Segment]) -> Tensor:
 def in_groups(examples: Sequence[Example], tokens: int) -> list[list[int]]:
     """Indices grouped for a pass without gradients, each group of at most `tokens` (or one sample).
 
-    Neighbours stay together: they are likely to begin alike.
+    Neighbours stay together: they probably share a prefix.
     """
     groups: list[list[int]] = []
     room = 0

@@ -1,11 +1,10 @@
-"""A row becomes token ids, the positions of its answer, and what the model's image processor makes of its
-images.
+"""Encodes a row as token ids, the positions of its answer, and the output of the model's image processor.
 
 The answer is found from the model's own chat template: the conversation is rendered up to the answer with
-`add_generation_prompt`, and whole; the first must begin the second, token by token, and what remains is
-what the model has to write. It ends with the first token on which generation stops, because nothing after
-it is ever written by the model; where a template writes none after the last answer (LLaVA 1.5's), the
-tokenizer's own is put there, or the model would never learn to stop.
+`add_generation_prompt`, and whole; the first must be a prefix of the second, token by token, and the rest is what
+the model has to write. It ends with the first token on which generation stops, because nothing after it is ever
+written by the model; where a template writes none after the last answer (LLaVA 1.5's), the tokenizer's own is put
+there, or the model would never learn to stop.
 """
 
 from __future__ import annotations
@@ -106,7 +105,7 @@ class Encoder:
         return self._example(row, input_ids, answer, images, kinds, pixels)
 
     def prompt(self, row: Row) -> dict[str, Tensor]:
-        """A conversation that waits for an answer, as the model's forward takes it: `input_ids` [1, L], ...
+        """A conversation without its answer, as inputs of the model's forward pass: `input_ids` [1, L], ...
 
         Raises:
             UnusableRow: An image cannot be read, or the model takes none.
@@ -217,7 +216,7 @@ class Encoder:
     def _stopped(
         self, input_ids: Tensor, kinds: dict[str, Tensor], answer: list[int]
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The sample with a stop token right after its answer; `answer` learns of it."""
+        """The sample with a stop token appended to its answer; `answer` is extended by its position."""
         while len(answer) > 1 and self._is_blank(int(input_ids[answer[-1]])):
             answer.pop()  # the space that a template writes after an answer
         end = answer[-1] + 1
@@ -243,7 +242,7 @@ class Encoder:
             )
 
     def _render(self, turns: Sequence[Turn], prompt: bool) -> str:
-        """The conversation as the template writes it; with `prompt`, up to where the assistant begins."""
+        """The conversation rendered by the template; with `prompt`, up to where the assistant's turn begins."""
         messages = [{"role": t.role, "content": self._content(t)} for t in turns]
         try:
             rendered: str = self.processor.apply_chat_template(
@@ -296,7 +295,7 @@ class Encoder:
         return not self.tokenizer.decode([token]).strip()
 
     def _with_images(self, text: str, pictures: list[Image.Image]) -> dict[str, Tensor]:
-        """What the processor makes of a text and its images; `input_ids` [L] has every image token."""
+        """The processor's output for a text and its images; `input_ids` [L] includes every image token."""
         fields = self._with_processor(text, pictures)
         fields.pop("attention_mask", None)
         fields["input_ids"] = fields["input_ids"][0]
@@ -314,7 +313,7 @@ class Encoder:
             raise UnusableRow(f"the model's processor refuses its images ({reason})") from None
 
     def _up_to(self, turns: Sequence[Turn], pictures: list[Image.Image]) -> Tensor:
-        """Token ids [l] of the first turns of a conversation with the images that stand in them."""
+        """Token ids [l] of the first turns of a conversation, including their images."""
         text = self._render(turns, prompt=False)
         picture_count = sum(turn.pictures for turn in turns)
         if picture_count == 0:
@@ -323,7 +322,7 @@ class Encoder:
 
 
 def _moved_by_images(upto: Tensor, input_ids: Tensor, tail: list[int], length: int) -> int:
-    """By how many tokens the images before an assistant turn push it back.
+    """By how many tokens the images before an assistant turn shift it.
 
     Args:
         upto: [l] the conversation up to and with that turn, images as many tokens.

@@ -15,14 +15,14 @@ from comfyloop.train.kernels.losses import Targets
 
 @dataclass
 class Room:
-    """Bytes of memory that are left for pixels."""
+    """The memory budget for pixels: bytes left."""
 
     left: int
 
 
 class Pixels:
-    """The pixels of a sample's images as the image processor gives them: kept while there is room, otherwise
-    made again from the files when they are asked for."""
+    """The processed pixels of a sample's images: kept in memory while there is room, otherwise computed again from
+    the files on demand."""
 
     def __init__(
         self, fields: dict[str, Tensor], digest: bytes, make: Callable[[], dict[str, Tensor]], room: Room
@@ -73,7 +73,7 @@ class Example:
         return self.input_ids.numel()
 
     def seen(self) -> dict[str, Tensor]:
-        """All that the vision tower is given; empty without images."""
+        """All inputs of the vision tower; empty without images."""
         return self.images | self.pixels.get() if self.pixels is not None else {}
 
 

@@ -1,4 +1,4 @@
-"""The positions that a model's own code gives the tokens of a sample.
+"""The positions that a model's own code assigns to the tokens of a sample.
 
 Most families count 0, 1, 2, ... Those with M-RoPE (Qwen-VL and its relatives, arXiv:2409.12191) give each token
 several positions at once, an image's tokens their frame, row and column, and the text after it goes on from the
@@ -20,7 +20,7 @@ Positions = Callable[[Tensor, dict[str, Tensor]], Tensor]
 
 
 def positions_of(config: Any) -> Positions:
-    """How tokens are counted in a model of this configuration.
+    """The position function of a model with this configuration.
 
     Returns:
         A function of a sample's `input_ids` [L] and of what the processor made of it besides (`image_grid_thw`,

@@ -1,9 +1,9 @@
-"""What samples begin with in common goes through the model once.
+"""Computes common prefixes of samples only once.
 
-Under causal attention a token is read in the light of what comes before it and of nothing else, so samples that
-begin alike (a system prompt, an image, the conversation that two answers were given to) have the same states up
-to where they part. Samples become a tree of segments: a segment is computed once, and its gradient is that of
-all samples that go through it. The loss is the same; the tokens are fewer.
+Under causal attention a token depends only on the tokens before it, so samples with a common prefix (a system
+prompt, an image, the conversation before two answers) have the same states up to where they diverge. Samples become
+a tree of segments: a segment is computed once, and its gradient is that of all samples that go through it. The loss
+is the same; the tokens are fewer.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LEAST = 8
 
 @dataclass(eq=False)
 class Segment:
-    """Tokens `begin` to `end` of `example`, and of every other sample that goes through them."""
+    """Tokens `begin` to `end` of `example`, shared by every sample that contains this prefix."""
 
     example: Example
     begin: int
@@ -32,23 +32,23 @@ class Segment:
 
     @property
     def path(self) -> list[Segment]:
-        """From the beginning of its samples to this one."""
+        """The segments from the beginning of its samples to this one."""
         return [*(self.before.path if self.before is not None else []), self]
 
     @property
     def all(self) -> list[Segment]:
-        """This one and those that follow it, each after what comes before it."""
+        """This segment and its descendants, each after its predecessor."""
         return [self, *(segment for branch in self.after for segment in branch.all)]
 
     @property
     def has_images(self) -> bool:
-        """Whether the image tokens of its samples are in it; no segment has but some of a sample's."""
+        """Whether it contains its samples' image tokens; a segment contains all of a sample's or none."""
         start, stop = self.example.image_span
         return self.begin <= start < stop <= self.end
 
 
 def in_segments(examples: Sequence[Example], *, share: bool) -> tuple[list[Segment], list[list[Segment]]]:
-    """Samples as segments: all of those, and the path of each sample through them.
+    """Split samples into segments: all segments, and each sample's path through them.
 
     Args:
         share: Samples that begin alike have segments in common; otherwise each sample is one.
@@ -71,7 +71,7 @@ def in_segments(examples: Sequence[Example], *, share: bool) -> tuple[list[Segme
 
 
 def _branch(branches: Sequence[Segment], example: Example, at: int) -> tuple[Segment | None, int]:
-    """The segment that a sample goes on with from its token `at`, and how many tokens of it."""
+    """The segment that matches a sample from its token `at`, and the number of matching tokens."""
     for segment in branches:
         if (common := _common(segment, example, at)) >= min(LEAST, len(segment)):
             return segment, common
@@ -79,7 +79,7 @@ def _branch(branches: Sequence[Segment], example: Example, at: int) -> tuple[Seg
 
 
 def _common(segment: Segment, example: Example, at: int) -> int:
-    """Tokens that a segment begins with and a sample has from `at` on: the same, in the same places, seeing alike."""
+    """The number of leading tokens of a segment that a sample has from `at` on: equal ids, positions and images."""
     other = segment.example
     length = min(len(segment), len(example) - at)
     here = slice(at, at + length)
@@ -95,7 +95,7 @@ def _common(segment: Segment, example: Example, at: int) -> int:
 
 
 def _cut(segment: Segment, at: int, branches: list[Segment]) -> Segment:
-    """Cut a segment in two; its first part, which stands in its place among `branches`."""
+    """Split a segment in two; returns the first part, which replaces it in `branches`."""
     first = Segment(segment.example, segment.begin, at, segment.before, [segment])
     branches[branches.index(segment)] = first
     segment.begin, segment.before = at, first

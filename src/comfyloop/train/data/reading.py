@@ -1,6 +1,6 @@
-"""The rows of a data file as what a recipe trains on, read before a step is taken.
+"""Reads the rows of a data file as a recipe's samples, before the first step.
 
-Every line that cannot be used is named with its file and line; nothing is ever put in its place.
+Every unusable row is reported with its file and line; it is never replaced by another one.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Demonstrated:
-    """An answer to be learnt, and the same with the answer in the conversation before it; None: a replay sample."""
+    """An answer to learn, and the same with the answer shown in the conversation (None for a replay sample)."""
 
     example: Example
     teacher: Example | None
@@ -51,7 +51,7 @@ Now answer with a response of your own."""
 
 @dataclass(frozen=True)
 class Labelled:
-    """An answer that was wanted or not, and the same conversation with the answer of another sample."""
+    """A wanted or unwanted answer, and the same conversation with another sample's answer."""
 
     example: Example
     wanted: bool
@@ -218,7 +218,7 @@ def _rows_of(directory: RunDirectory, spec: TrainSpec) -> list[Row]:
 
 
 def _question_key(row: Row) -> tuple[object, ...]:
-    """What two rows that ask the same have in common."""
+    """A key that is equal for rows that ask the same question."""
     question = tuple((turn.role, turn.parts) for turn in row.turns[:-1] if turn.role != "system")
     return (question, tuple(map(str, row.images)))
 
@@ -229,7 +229,7 @@ def _told(file: str, log: RunLog, examples: Sequence[Example], samples: int | No
 
 
 def fingerprint(spec: TrainSpec, examples: Iterable[Example], labels: Iterable[bool] = ()) -> str:
-    """What a checkpoint depends on: the data, and every value that moves the loss."""
+    """A hash of everything that a checkpoint depends on: the data, and every value that affects the loss."""
     spec_json = spec.at_once().model_dump_json(
         exclude={
             "train",

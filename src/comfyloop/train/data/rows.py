@@ -1,7 +1,6 @@
-"""The rows of a run of the language model, read strictly: every row is a row or is named as bad.
+"""Reads the rows of a run of the language model strictly: every row is valid or reported as bad.
 
-What a row may look like is `comfyloop.formats`'; here is what a trainer does with those that are bad. Nothing
-here imports torch.
+Row formats are defined in `comfyloop.formats`; this module handles bad rows. Nothing here imports torch.
 """
 
 from __future__ import annotations

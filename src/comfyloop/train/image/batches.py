@@ -1,4 +1,4 @@
-"""Pictures of a micro-batch as tensors: those of one size and caption length together."""
+"""Pictures of a micro-batch as tensors, grouped by size and caption length."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Aspect-ratio buckets: which sizes pictures are brought to, and what is cut off to get there.
+"""Aspect-ratio buckets: the sizes that pictures are scaled to, and how they are cropped.
 
-A picture keeps its shape as far as the sizes allow: it goes to the bucket of the nearest aspect ratio, is
-scaled to cover it, and loses what stands over: half on each side, or where its subject is not (latents.py).
+A picture keeps its shape as far as the sizes allow: it is assigned to the bucket of the nearest aspect ratio,
+scaled to cover it, and cropped: equally on both sides, or away from its subject (latents.py).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ MOST_ELONGATED = 3.0
 
 @dataclass(frozen=True)
 class Fit:
-    """How a picture becomes one of its bucket's size.
+    """How a picture is scaled and cropped to its bucket.
 
     Attributes:
         size: Width and height of the bucket.
@@ -41,7 +41,7 @@ def sizes(resolution: int, step: int) -> list[tuple[int, int]]:
 
 
 def fit(width: int, height: int, buckets: list[tuple[int, int]]) -> Fit:
-    """The bucket of the nearest aspect ratio (the larger one of two as near), and the cut."""
+    """The bucket of the nearest aspect ratio (the larger one of a tie), and the crop."""
     aspect = math.log(width / height)
     size = min(buckets, key=lambda b: (round(abs(math.log(b[0] / b[1]) - aspect), 6), -b[0] * b[1]))
     scale = max(size[0] / width, size[1] / height)

@@ -1,7 +1,7 @@
-"""Latents and text states on disk, each named by all that it depends on.
+"""Latents and text states on disk, each keyed by everything that it depends on.
 
-A picture's latents are keyed by its bytes, the cut and the VAE's weights; a caption's states by the caption and
-the text encoders' weights. So a second run computes nothing, and a changed picture one thing.
+A picture's latents are keyed by its bytes, the crop and the VAE's weights; a caption's states by the caption and
+the text encoders' weights. A second run therefore computes nothing, and changing one picture recomputes one.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Cache:
         self._in_memory: dict[str, dict[str, Tensor]] = {}
 
     def get(self, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors under a key; computed, written down and kept when they are not there.
+        """The tensors under a key; computed and stored if they are missing.
 
         Raises:
             StorageError: The disk refuses.

@@ -1,7 +1,8 @@
-"""An image model as ComfyUI has it: one safetensors file (SD1.5, SD2, SDXL), or a diffusers folder.
+"""Loads an image model in the forms that ComfyUI uses: one safetensors file (SD1.5, SD2, SDXL), or a diffusers
+folder.
 
-Nothing is fetched: a single file's configuration follows from its tensors (`comfyloop.stable_diffusion.shapes`)
-and the tokenizer is bundled.
+Nothing is downloaded: a single file's configuration is derived from its tensors
+(`comfyloop.stable_diffusion.shapes`) and the tokenizer is bundled.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ def load(
 
 
 def _refuse_what_does_not_belong(model: ImageModel) -> None:
-    """Raise ModelError when the denoiser takes other latents than its VAE's, or other texts than its encoders'."""
+    """Raise ModelError if the denoiser does not match the VAE's latents or the text encoders' states."""
     if model.is_flow:
         flow.refuse_what_does_not_belong(model)
         return
@@ -137,7 +138,7 @@ def _from_file(place: Path, vae: Path | None, prediction: Prediction | None) -> 
 
 
 def native_side(metadata: Mapping[str, str]) -> int | None:
-    """What the file says of itself under `modelspec.resolution` ("1024x1024"); None when it does not."""
+    """The side from the file's `modelspec.resolution` ("1024x1024"); None if it is missing."""
     resolution = re.fullmatch(r"(\d{2,5})x(\d{2,5})", metadata.get("modelspec.resolution", ""), re.ASCII)
     return min(int(resolution[1]), int(resolution[2])) if resolution else None
 

@@ -1,4 +1,4 @@
-"""How well the model draws, and prefers, what is held out: always at the same timesteps and noise."""
+"""Evaluates denoising and preference on held-out pictures, always at the same timesteps and noise."""
 
 from __future__ import annotations
 

@@ -154,7 +154,7 @@ def _lacking(source: str, name: str, tensors: Mapping[str, Tensor]) -> ModelErro
 
 
 def _check_fits(source: str, part: LoraPart, down: Tensor, up: Tensor, alpha: Tensor) -> None:
-    """Raise ModelError when a LoRA of one module is not one for this model and spec; says what is otherwise."""
+    """Raise ModelError, with the difference, if a LoRA of one module does not fit this model and spec."""
     r = down.shape[0] if down.ndim else 0
     scale = alpha_of(source, part.key, alpha)
     if down.shape[1:] != part.down.shape[1:] or up.shape != (*part.up.shape[:1], r, *part.up.shape[2:]):

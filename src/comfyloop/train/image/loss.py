@@ -1,4 +1,4 @@
-"""What the image model is asked to predict, and how wrong it is.
+"""Prediction targets and losses of the image model.
 
 Latents are [B, channels, h, w] as the denoiser sees them, timesteps [B] integers from 0; those of a flow-matching
 scheduler index its sigmas.
@@ -19,7 +19,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Noising:
-    """Latents with noise on them, and what the model should say of them."""
+    """Noisy latents, and the target of the model's prediction."""
 
     noisy: Tensor
     timesteps: Tensor
@@ -60,7 +60,7 @@ def signal_to_noise(scheduler: DDPMScheduler, timesteps: Tensor) -> Tensor:
 
 
 def draw_timestep(scheduler: Scheduler, chance: random.Random) -> int:
-    """Any of a diffusion model's; for flow matching logit-normal, more in the middle (Esser et al. 2024)."""
+    """Uniform for a diffusion model; logit-normal for flow matching, denser in the middle (Esser et al. 2024)."""
     most: int = scheduler.config.num_train_timesteps
     if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
         return int(most / (1 + math.exp(-chance.gauss(0, 1))))

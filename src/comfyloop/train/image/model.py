@@ -1,4 +1,4 @@
-"""An image model: its parts, and those of a folder that are no weights."""
+"""An image model: its parts, and readers for the parts of a folder that are not weights."""
 
 from __future__ import annotations
 

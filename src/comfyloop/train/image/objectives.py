@@ -1,4 +1,4 @@
-"""The losses of a batch, by asking the model. The mathematics is in `loss`."""
+"""Computes the losses of a batch with the model. The mathematics is in `loss`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from comfyloop.train.image.trainable import TrainableImageModel
 
 
 def denoising_error(trainable: TrainableImageModel, batch: Batch) -> Tensor:
-    """Mean squared error [B] of what the model says of the noisy pictures."""
+    """Mean squared error [B] of the model's prediction for noisy pictures."""
     return _error(trainable, batch, batch.chosen, batch.chosen_frames)
 
 
@@ -29,7 +29,7 @@ def denoising_loss(trainable: TrainableImageModel, batch: Batch, gamma: float) -
 
 
 def preference_loss(trainable: TrainableImageModel, batch: Batch, beta: float) -> PreferenceLoss:
-    """Diffusion-DPO of a batch of pairs; the reference is the model as training found it."""
+    """Diffusion-DPO of a batch of pairs; the reference is the model before training."""
     assert batch.rejected is not None
     with torch.no_grad(), lora.reference(trainable.model, trainable.start):
         reference_chosen = _error(trainable, batch, batch.chosen, batch.chosen_frames)

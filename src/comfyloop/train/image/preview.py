@@ -1,4 +1,4 @@
-"""How pictures will be cut, drawn for a person to see before anything is trained on them. No torch."""
+"""Previews of how pictures will be cropped, before anything is trained on them. No torch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ SIDE = 1024
 def previews(
     what: Path, out: Path, resolution: int, by: Literal["subject", "middle"]
 ) -> tuple[list[dict[str, Any]], list[tuple[str, str]]]:
-    """Draw a picture, or all of a folder, into another folder: of each its size, the box that is kept and where it is
-    drawn; and of those that cannot be read, why."""
+    """Draw previews of a picture, or of all pictures in a folder, into another folder; returns size, crop box and
+    file of each, and the reasons for those that cannot be read."""
     files = (
         sorted(file for file in what.rglob("*") if file.suffix.lower() in ENDINGS)
         if what.is_dir()
@@ -57,7 +57,7 @@ def previews(
 
 
 def _drawn(picture: Image.Image, box: list[int]) -> Image.Image:
-    """The picture, darker where it is cut away."""
+    """The picture, darkened where it is cropped away."""
     preview = picture.point(lambda value: value // 3)
     left, top, right, bottom = box
     preview.paste(picture.crop((left, top, right, bottom)), (left, top))

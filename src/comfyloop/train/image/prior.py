@@ -1,4 +1,4 @@
-"""Pictures against forgetting: what the model drew of the same prompts before it was trained (Ruiz et al. 2022)."""
+"""Prior preservation: pictures that the model drew for the same prompts before training (Ruiz et al. 2022)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures by the model as it stands, LoRA and all: what a sampler in ComfyUI would draw of a prompt."""
+"""Draws pictures with the current model and its LoRA, as a sampler in ComfyUI would."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The rows of a run of the image model, read strictly: every row is a row or is named as bad.
+"""Reads the rows of a run of the image model strictly: every row is valid or reported as bad.
 
-What a row may look like is `comfyloop.formats`'; here its pictures are looked at. Nothing here imports torch.
+Row formats are defined in `comfyloop.formats`; this module checks their pictures. Nothing here imports torch.
 """
 
 from __future__ import annotations

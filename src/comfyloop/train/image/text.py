@@ -1,4 +1,4 @@
-"""Captions as what the UNet attends to, the way ComfyUI encodes them."""
+"""Encodes captions as ComfyUI does."""
 
 from __future__ import annotations
 
@@ -90,7 +90,8 @@ def weighted_tokens(encoder: TextEncoder, caption: str) -> list[list[tuple[int, 
 
 
 def tokens(encoder: TextEncoder, windows: Sequence[Sequence[tuple[int, float]]]) -> Tensor:
-    """Token ids [windows, 77], and with weights among them one row more, of no text; padding is the encoder's own."""
+    """Token ids [windows, 77], with an additional row for the empty text if there are weights; padding is the
+    encoder's own."""
     tokenizer: Any = encoder.tokenizer
     start, end, pad = tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
     out = []
@@ -105,7 +106,7 @@ def _has_weights(windows: Sequence[Sequence[tuple[int, float]]]) -> bool:
 
 
 def _emphasised(hidden: Tensor, windows: Sequence[Sequence[tuple[int, float]]]) -> Tensor:
-    """States [windows, 77, width]: a token's distance from what stands at its place without a text, times its
+    """States [windows, 77, width]: each token's difference from the empty text's state at its position, times its
     weight."""
     if not _has_weights(windows):
         return hidden

@@ -1,4 +1,4 @@
-"""The image model with a trainable LoRA, and all it needs to be asked about pictures and captions."""
+"""The image model with a trainable LoRA, with its encoders for pictures and captions."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class TrainableImageModel:
         kohya.save(self.model, place, self.about.model_dump())
 
     def predict(self, noising: Noising, conditions: Conditions, frames: list[tuple[Picture, Fit]]) -> Tensor:
-        """What the denoiser says of noisy latents: [B, channels, h, w] in float32.
+        """The denoiser's prediction for noisy latents: [B, channels, h, w] in float32.
 
         `frames` tells SDXL each picture's own size and what was cut off.
         """
@@ -140,7 +140,7 @@ def encode(
     log: RunLog,
     control: Control,
 ) -> list[PictureRow]:
-    """Have every picture and caption encoded before the first step; the rows whose pictures can be decoded.
+    """Encode every picture and caption before the first step; returns the rows whose pictures can be decoded.
 
     Raises:
         DataError: Pictures cannot be decoded; names each line.
@@ -173,7 +173,7 @@ def caption_of(row: PictureRow, spec: ImageTrainSpec) -> str:
 
 
 def fingerprint(spec: ImageTrainSpec, rows: Iterable[PictureRow], trainable: TrainableImageModel) -> str:
-    """What a checkpoint depends on: the data, and every value that moves the loss."""
+    """A hash of everything that a checkpoint depends on: the data, and every value that affects the loss."""
     spec_json = spec.at_once().model_dump_json(
         exclude={"train", "holdout", "prior", "cache", "about", *_WITHOUT_EFFECT}
     )

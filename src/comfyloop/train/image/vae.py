@@ -1,4 +1,4 @@
-"""VAEs: those in a checkpoint, and those that are named apart from it."""
+"""Loads VAEs: those in a checkpoint, and separate ones."""
 
 from __future__ import annotations
 

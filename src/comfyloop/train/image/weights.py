@@ -1,7 +1,7 @@
-"""Weights read whole: every tensor that a part has, and none by chance.
+"""Reads weights completely: every tensor of a part, none of them randomly initialised.
 
-`from_pretrained` fills what a file lacks with random numbers and only warns; a LoRA trained on those learns nothing
-that ComfyUI could draw with.
+`from_pretrained` initialises missing tensors randomly and only warns; a LoRA trained on those is useless in
+ComfyUI.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _OTHER_KIND = "It may be damaged or of another kind."
 
 
 def read_tensors(place: Path, hint: str = CONVERT) -> dict[str, Tensor]:
-    """All tensors of a safetensors file, scaled ones of 8 bits as what they stand for.
+    """All tensors of a safetensors file, with scaled 8-bit tensors dequantised.
 
     Args:
         hint: What to do where it is a pickle.
@@ -92,7 +92,7 @@ def _quantised(what: str) -> ModelError:
 
 @contextlib.contextmanager
 def building(place: Path) -> Iterator[None]:
-    """What goes wrong while a model is built of a file's tensors, as a sentence about the file."""
+    """Convert errors while building a model from a file's tensors into a message about the file."""
     try:
         yield
     except ModelError as error:
@@ -147,7 +147,7 @@ def first_line(error: Exception) -> str:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], part: str) -> None:
-    """Every tensor of the module and none besides. Raises ModelError naming what is missing or too much."""
+    """Load exactly the tensors of the module. Raises ModelError naming missing or unexpected ones."""
     own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     shape_of = {name: tuple(tensor.shape) for name, tensor in state.items()}
     unlike = [name for name in own.keys() & shape_of.keys() if own[name] != shape_of[name]]

@@ -1,7 +1,7 @@
-"""Two versions of the image side, asked the same of held-out pictures at the same noise. Reads top to bottom.
+"""Compares two versions of the image side on held-out pictures with the same noise. Reads top to bottom.
 
-The versions take turns in memory. What has been measured of a picture is written down at once, so that a comparison
-that was stopped goes on where it was.
+Only one version is in memory at a time. Measurements are written at once, so that a stopped comparison resumes
+where it was.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ def run(directory: RunDirectory, spec: JudgeSpec, log: RunLog, control: Control)
 def _rows(
     directory: RunDirectory, spec: JudgeSpec, file: str | None, *, pairs: bool = False
 ) -> list[PictureRow]:
-    """What can be used of a file; nothing where there is none."""
+    """The usable rows of a file; none if there is no file."""
     path = directory.resolve(file) if file else None
     if path is None or not path.exists():
         return []
@@ -192,7 +192,7 @@ def errors(version: ComparedVersion, row: PictureRow) -> dict[str, float]:
 
 @torch.no_grad()
 def preference(version: ComparedVersion, row: PictureRow) -> dict[str, float]:
-    """By how much more than the untrained model a version takes the picked picture for its own.
+    """How much more than the untrained model a version prefers the picked picture.
 
     Diffusion-DPO's implicit margin (Wallace et al. 2023) with beta 2, which is in units of the squared error.
     """
@@ -240,7 +240,7 @@ def look_at(
     notes: Notes,
     control: Control,
 ) -> None:
-    """How well each picture fits the person's own prompt, and what they kept so far."""
+    """Score how well each drawing fits the person's own prompt and the pictures that they kept."""
     faces = []
     for row in liked:
         control.check()
@@ -266,7 +266,7 @@ def by_taste(
     notes: Notes,
     control: Control,
 ) -> str:
-    """How each picture is liked, by what the person preferred so far, where that is known; a sentence on it."""
+    """Score each drawing by the person's taste, where it is known; returns a sentence about it."""
 
     def vector_of(picture: Picture) -> Vector:
         control.check()
@@ -305,7 +305,7 @@ def sheet(rows: Sequence[PictureRow], spec: JudgeSpec, drawings: Path) -> Image.
 
 
 class Notes:
-    """What was measured, a line an answer in a file; one that was torn is asked for again."""
+    """The measurements, one line each in a file; an incomplete line is measured again."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
@@ -332,7 +332,7 @@ class Notes:
         self._scores.setdefault(id, ({}, {}))[side].update(values)
 
     def both(self) -> dict[str, Scores]:
-        """By a row's id what was measured of both versions."""
+        """The measurements of both versions by row id."""
         return {
             id: {name: (live[name], candidate[name]) for name in live.keys() & candidate.keys()}
             for id, (live, candidate) in self._scores.items()

@@ -1,4 +1,4 @@
-"""What says how well a picture fits a text and how alike two pictures are. Which model does is decided here alone.
+"""Scores how well a picture fits a text and how similar two pictures are. The model for this is chosen here.
 
 CLIP where one is set: cosines of its features, as in CLIPScore (Hessel et al. 2021). Else the project's own
 vision-language model, before any training: how likely it finds the text after the picture, and cosines of what its
@@ -32,7 +32,7 @@ QUESTION = "What does this picture show?"
 class ImageScorer(Protocol):
     @property
     def name(self) -> str:
-        """Who looks, for a report."""
+        """The name of the model, for reports."""
 
     def score(self, picture: Picture, text: str) -> float:
         """How well a picture fits a text; higher is better."""
