@@ -21,6 +21,7 @@ CALLS = {
     "gate_report",
     "generation",
     "image_adapter",
+    "is_sleeping",
     "loop",
     "pages",
     "preferences",

@@ -85,4 +85,4 @@ def _said(name: str, value: Any) -> str:
         return "•••"
     if isinstance(value, bool | int | float | dict | list | tuple):
         return json.dumps(value, default=str, ensure_ascii=False)
-    return _CREDENTIALS.sub("•••", str(value))
+    return _CREDENTIALS.sub("•••", "" if value is None else str(value))

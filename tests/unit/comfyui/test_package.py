@@ -21,7 +21,7 @@ from comfyui.service import VERSION
 PACK = pack_folder()
 FROM_SERVICE = {"idle", "curating", "training", "gating", "promoting"}
 FROM_SERVICE |= {"log_likelihood", "edit_distance", "all", "vision", "general", "prompt", "graph"}
-FROM_SERVICE |= {"wants", "does not want", "running", "worse", "no_worse", "ended"}
+FROM_SERVICE |= {"wants", "does not want", "wanted", "now wants", "running", "worse", "no_worse", "ended"}
 FROM_SERVICE |= {"right_answer", "general picture", "accepted"}
 NODES = [file for file in sorted((PACK / "nodes").glob("*.py")) if file.stem not in ("__init__", "shared")]
 MODULES = sorted(PACK.rglob("*.py"))

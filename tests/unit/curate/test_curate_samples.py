@@ -443,7 +443,14 @@ def test_every_reason_has_its_sentence() -> None:
 
     given_elsewhere = {"superseded", "neutral", "no_generation", "broken_off", "no_prompt", "no_pair"}
     given_elsewhere |= {"broken_graph", "large_edit", "graph_edits_off", "another_subject", "undone"}
-    given_elsewhere |= {"shared_picture", "disagreement", "overruled", "planted_trigger", "rejected", "outdated"}
+    given_elsewhere |= {
+        "shared_picture",
+        "disagreement",
+        "overruled",
+        "planted_trigger",
+        "rejected",
+        "outdated",
+    }
     assert set(REASONS) == set(filters.SENTENCES) | given_elsewhere
 
 
