@@ -1,4 +1,4 @@
-"""What runs import before they begin: seconds that one process can spend for several."""
+"""Imports that every run needs: seconds that one process can spend for several runs."""
 
 from __future__ import annotations
 
@@ -40,9 +40,10 @@ def import_libraries(quantised: bool = False) -> None:
 
 
 def import_models() -> None:
-    """Import `transformers.models` without the look through all its files that `import transformers` has just taken.
+    """Import `transformers.models` without repeating the scan of all its files that `import transformers` has just
+    done.
 
-    The two looks are alike but for a prefix, and each takes a third of a second.
+    The two scans differ only in a prefix, and each takes a third of a second.
     """
     from transformers.utils import import_utils
 
@@ -83,6 +84,7 @@ def import_once(quantised: bool = False) -> None:
 
 
 def import_image_side() -> None:
-    """Import, after `import_once`, what runs with an image side and comparisons of image versions need besides."""
+    """After `import_once`, import what runs with an image side and comparisons of image versions need in
+    addition."""
     from comfyloop.train.judge import judge  # noqa: F401
     from comfyloop.train.recipes import image_dpo, image_sft, joint  # noqa: F401

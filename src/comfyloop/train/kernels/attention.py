@@ -1,7 +1,7 @@
 """Self-attention with rotary positions in fewer passes over memory than transformers' own forward pass.
 
-Queries, keys and values come from one autograd function, rotation is another that turns both halves in place of
-copying, negating and joining them, and packed attention (see `packing`) takes it from there.
+Queries, keys and values are computed by one autograd function; another one applies the rotation to both halves
+without copying, negating and joining them; packed attention (see `packing`) does the rest.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ PLAIN = {
 
 
 def fuse_attention(peft: PeftModel) -> int:
-    """Give layers of those classes the pass below, where Q, K and V wear a plain LoRA; how many."""
+    """Use the pass below in layers of those classes whose Q, K and V have a plain LoRA; returns their number."""
     plain: list[Any] = [
         module
         for module in peft.modules()

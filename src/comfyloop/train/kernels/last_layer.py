@@ -1,5 +1,5 @@
-"""The last decoder layer only where it counts: what follows its attention is computed at the places that predict
-an answer token, and nowhere else, since no later layer looks at the others."""
+"""Restricts the last decoder layer: everything after its attention is computed only at positions that predict an
+answer token, since no later layer uses the others."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ PLAIN = {
 
 
 def keep_answers_only(whole: Any) -> bool:
-    """Have the last layer of a model of those classes give states at `predicting` alone; whether it is of them.
+    """Make the last layer of a model of those classes return states at `predicting` only; whether the model is
+    supported.
 
-    `predicting` [A] is an argument of the model below its head, which then gives [1, A, hidden]; without it all
-    is as before.
+    `predicting` [A] is an argument of the model below its head, which then returns [1, A, hidden]; without it
+    nothing changes.
     """
     layers = getattr(whole.get_decoder(), "layers", None)
     if not layers or type(layers[-1]).__name__ not in PLAIN:

@@ -1,9 +1,9 @@
 """The forward and backward pass of plain LoRA layers in fewer passes over memory than PEFT's.
 
-PEFT computes ``base(x) + B(A(x)) * scaling`` with a tensor for every step. Here it is one autograd function whose
-additions are part of the products, also for several layers that read the same states. Beside half-precision
-weights A and B are kept in float32, where small updates are not lost, and multiplied in half precision, as under
-autocast: PEFT by itself widens all that goes through them.
+PEFT computes ``base(x) + B(A(x)) * scaling`` with a tensor for every step. Here it is one autograd function that
+fuses additions into the products, also for several layers with the same input. With half-precision weights, A and B
+are kept in float32, so that small updates are not lost, and multiplied in half precision, as under autocast; PEFT
+itself would convert the activations to float32.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 
 def fuse_lora(peft: PeftModel) -> int:
-    """Give the LoRA layers that are plain the pass below; how many."""
+    """Use the pass below in plain LoRA layers; returns their number."""
     layers: list[Any] = [module for module in peft.modules() if is_plain(module)]
     for layer in layers:
         layer.forward = _forward_of(layer, layer.forward)
@@ -39,7 +39,7 @@ def is_plain(module: Any) -> bool:
 
 
 def outputs(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
-    """What plain LoRA layers make of the same x [..., in]: [..., out] of each."""
+    """The outputs [..., out] of plain LoRA layers for the same x [..., in]."""
     if not all(map(is_on, layers)):
         return tuple(layer(x) for layer in layers)
     out: tuple[Tensor, ...] = _LoraLinears.apply(x, *arguments(layers))  # type: ignore[no-untyped-call]
@@ -47,7 +47,7 @@ def outputs(layers: Sequence[Any], x: Tensor) -> tuple[Tensor, ...]:
 
 
 def is_on(layer: Any) -> bool:
-    """Whether a plain LoRA layer adds its LoRA just now, and that only."""
+    """Whether a plain LoRA layer currently applies exactly its own LoRA."""
     return not (layer.disable_adapters or layer.merged) and layer.active_adapters == ["default"]
 
 
@@ -98,7 +98,7 @@ class _LoraLinears(torch.autograd.Function):
 def products(
     rows: Tensor, scalings: Sequence[float], weights: Sequence[Any]
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """What layers make of rows [n, in]: [n, out] of each, and what `gradients_of` needs beside the rows.
+    """The outputs [n, out] of layers for rows [n, in], and what `gradients_of` needs in addition to the rows.
 
     Args:
         weights: Of each layer weight, bias or None, A and B, one layer after the other.
@@ -124,7 +124,7 @@ def gradients_of(
     *,
     of_rows: bool,
 ) -> tuple[Tensor | None, list[Tensor | None]]:
-    """Gradients of the rows [n, in], where they are wanted, and of each layer's weight, bias, A and B in turn.
+    """Gradients of the rows [n, in], if requested, and of each layer's weight, bias, A and B in turn.
 
     Args:
         above: Of what each layer made [n, out].

@@ -1,8 +1,8 @@
-"""Log-probabilities of answer tokens only, and the losses that are made of them.
+"""Log-probabilities of answer tokens only, and losses based on them.
 
-No tensor of [batch, length, vocabulary] is ever made: the head is applied to the hidden states that predict
-an answer token, a chunk at a time, and each chunk's gradient is taken at once, while its logits exist. What is
-done to them between the two products goes block by block, so that it finds them in the processor's cache.
+A tensor of [batch, length, vocabulary] is never created: the head is applied only to hidden states that predict an
+answer token, one chunk at a time, and each chunk's gradient is computed while its logits exist. Operations between
+the two products are done block by block, so that the data stays in the CPU cache.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ BLOCK = 16
 
 @dataclass(frozen=True, eq=False)
 class Head:
-    """What makes logits of hidden states: a linear layer, and what some families do to its output."""
+    """Computes logits from hidden states: a linear layer, and what some model families apply to its output."""
 
     weight: Tensor  # [V, hidden]
     bias: Tensor | None = None  # [V]
@@ -40,7 +40,7 @@ class Head:
         return self.softcap * torch.tanh(logits / self.softcap) if self.softcap else logits
 
     def read(self, projected: Tensor, targets: Targets) -> Reading:
-        """What to make of the linear layer's output [c, V], which is overwritten, for the next tokens."""
+        """Evaluate the linear layer's output [c, V], which is overwritten, against the next tokens."""
         logits = self._finished(projected)
         slope = self.scale * (1 - (logits / self.softcap).square()) if self.softcap else self.scale
         own, top = logits.gather(-1, targets.ids), logits.amax(-1, keepdim=True)
@@ -53,7 +53,7 @@ class Head:
 
 
 class Targets(NamedTuple):
-    """What the next token is to be: one, or several in shares that add up to one."""
+    """The target of the next token: one token, or a distribution over several."""
 
     ids: Tensor  # [c, k], all different, the likeliest first
     shares: Tensor | None = None  # [c, k] float32; None: k is 1, and all of it is the one token's
@@ -66,7 +66,7 @@ class Targets(NamedTuple):
 
 
 class Reading(NamedTuple):
-    """Some tokens' log-probabilities, and what their gradient is made of."""
+    """Log-probabilities of some tokens, and intermediate results for their gradient."""
 
     log_probs: Tensor  # [c] of the targets, in nats; a mean where they are several
     right: Tensor  # [c] whether no other token is likelier than the (first) target
@@ -85,8 +85,8 @@ class Reading(NamedTuple):
 class _HeadLogProbs(torch.autograd.Function):
     """log softmax(head.logits(hidden))[target] of each token, and whether its target is the likeliest.
 
-    The gradient with respect to a token's hidden state is its own times what comes from above, so it can be
-    taken before that is known. Where the head itself is trained, its logits are computed a second time.
+    The gradient with respect to a token's hidden state is linear in the upstream gradient, so it can be computed
+    before that is known. If the head itself is trained, its logits are computed a second time.
     """
 
     @staticmethod
@@ -150,7 +150,7 @@ class _HeadLogProbs(torch.autograd.Function):
 def _read_in_blocks(
     head: Head, projected: Tensor, targets: Targets, needs_gradient: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities [c], whether none is likelier [c], and totals [c, 1] of `Reading`.
+    """Log-probabilities [c], whether the target is the most likely token [c], and totals [c, 1] of `Reading`.
 
     Args:
         projected: [c, V] what the linear layer gave; `Reading.gradient` is left in its place where that is asked
@@ -190,7 +190,7 @@ def answer_log_probs(
 
 @torch.no_grad()
 def likely_tokens(hidden: Tensor, head: Head, most: int, chunk: int = CHUNK) -> Targets:
-    """The `most` likeliest next tokens at states [A, hidden], in shares that add up to one."""
+    """The `most` most likely next tokens at states [A, hidden], with probabilities normalised to one."""
     parts = [head.logits(rows).topk(min(most, len(head.weight)), -1) for rows in torch.split(hidden, chunk)]
     logits, ids = (torch.cat([part[i] for part in parts]) for i in (0, 1))
     return Targets(ids, torch.softmax(logits, -1))

@@ -1,7 +1,7 @@
-"""The gated MLP, frozen or with LoRAs, in fewer passes over memory and with less memory than autograd's record takes.
+"""The gated MLP, frozen or with LoRAs, with fewer passes over memory and less memory than autograd needs.
 
-SwiGLU (Shazeer 2020), as Llama and its relatives compute it: ``down(silu(gate(x)) * up(x))``. Backward needs what
-`gate` and `up` gave and no more; the product of the two is made again from them.
+SwiGLU (Shazeer 2020), as Llama and its relatives compute it: ``down(silu(gate(x)) * up(x))``. Backward keeps only
+the outputs of `gate` and `up` and recomputes their product.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ PLAIN = {"LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "SmolLM3MLP"}
 
 
 def fuse_mlp(model: nn.Module) -> int:
-    """Give MLPs of those classes the passes below, where their weights are frozen and not quantised; how many."""
+    """Use the passes below in MLPs of those classes whose weights are frozen and not quantised; returns their
+    number."""
     fused = 0
     for module in list(model.modules()):
         fused_forward = _forward_of(module) if _is_gated(module) else None
@@ -36,7 +37,7 @@ def _is_gated(module: Any) -> bool:
 
 
 def _forward_of(mlp: Any) -> Callable[[Tensor], Tensor] | None:
-    """None where one of its three layers is neither frozen nor a plain LoRA, as the others are."""
+    """The fused forward pass; None if its three layers are not all frozen or all plain LoRAs."""
     layers: tuple[Any, ...] = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
     if all(map(lora.is_plain, layers)):
         as_transformers_does = mlp.forward

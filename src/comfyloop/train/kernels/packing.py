@@ -1,8 +1,8 @@
-"""Several samples in one row, with no padding between them and none seeing another.
+"""Several samples in one row, without padding and without attention between samples.
 
-The tokens of a micro-batch are put end to end. Positions are those in each sample, and attention runs span by
-span on its slice of the row and those that it goes on from, so the work is that of the samples alone: no padded
-token goes through a layer, and no mask of the whole row is built.
+The tokens of a micro-batch are concatenated. Positions are those within each sample, and attention runs per span on
+its slice of the row and the slices that precede it in its sample. The work is that of the samples alone: no padding
+goes through a layer, and no mask of the whole row is built.
 """
 
 from __future__ import annotations
@@ -50,9 +50,9 @@ def packed_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention within each sample of a packed row.
 
-    On a processor (and on the meta device, where `text.rehearsal` counts) it is written out, as long as a sample's
-    scores are few: two to three times as fast, forward and backward, as torch's own kernel there (measured in
-    bfloat16 at 32 to 512 tokens).
+    On a CPU (and on the meta device, where `text.rehearsal` measures memory) attention is written out for short
+    samples: two to three times as fast, forward and backward, as torch's own kernel there (measured in bfloat16 at
+    32 to 512 tokens).
 
     Args:
         query: [1, heads, L, head_dim]; key and value: [1, kv_heads, L, head_dim].
@@ -123,7 +123,7 @@ def _layout(
     dtype: torch.dtype,
     device: torch.device,
 ) -> _Layout:
-    """Where in a row the queries and keys of each product are. Every layer of a step asks for the same."""
+    """The positions of each product's queries and keys in a row. The same for every layer of a step."""
     lengths = [span.length for span in spans]
     tokens = torch.split(torch.arange(sum(lengths)), lengths)
     members_by_size: dict[tuple[int, int], list[tuple[Tensor, Tensor, Tensor]]] = {}
@@ -173,8 +173,8 @@ def _of_heads(tokens: Tensor, heads: int) -> Tensor:
 class _WrittenOut(torch.autograd.Function):
     """[L, heads, d], [L, kv_heads, d], [L, kv_heads, d] -> [L, heads, d].
 
-    The heads that share keys lie one below the other in each product: [n * kv_heads, heads / kv_heads * l, d] for
-    n spans. They are gathered by number: three to seven times as fast as copying span by span.
+    Heads that share keys are stacked in each product: [n * kv_heads, heads / kv_heads * l, d] for n spans. They are
+    gathered by number: three to seven times as fast as copying span by span.
     """
 
     @staticmethod
@@ -244,7 +244,7 @@ def _product(a: Tensor, b: Tensor, factor: float, out: Tensor | None = None) -> 
 
 
 def _part(gathered: Tensor, group: _Group, like: Tensor) -> Tensor:
-    """What a group has of something of all padded queries [., d]."""
+    """A group's part of a tensor over all padded queries [., d]."""
     return gathered[group.begin : group.begin + len(group.queries)].view(like.shape)
 
 

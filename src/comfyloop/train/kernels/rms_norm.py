@@ -1,4 +1,4 @@
-"""RMSNorm with a frozen weight in fewer passes over memory than autograd's record of its steps.
+"""RMSNorm with a frozen weight, with fewer passes over memory than autograd needs.
 
 Zhang and Sennrich 2019, as Llama and its relatives compute it: statistics in float32, the normed input rounded
 to the model's precision before the weight.
@@ -23,7 +23,7 @@ PLAIN = {
 
 
 def fuse_rms_norm(model: nn.Module) -> int:
-    """Give frozen norms of those classes the pass below; how many."""
+    """Use the pass below in frozen norms of those classes; returns their number."""
     norms: list[Any] = [
         module
         for module in model.modules()

@@ -1,7 +1,7 @@
 """One run by several processes: FSDP2 and DeepSpeed ZeRO, each called directly.
 
-`launch` starts the ranks on one machine (torchrun or Ray does on many), `ranks` is how they find each other and
-decide together, `fsdp2` and `zero` are how they share the weights and the work.
+`launch` starts the ranks on one machine (torchrun or Ray does so on several), `ranks` lets them find each other and
+agree, `fsdp2` and `zero` shard the weights and the work.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def make_updates(model: Loaded, spec: TrainSpec) -> OptimizerStep:
-    """How this run's weights are updated: by this process alone, or together with the other ranks.
+    """The optimizer step of this run: by this process alone, or together with the other ranks.
 
     Raises:
         InvalidInput: This model cannot be shared in that way, or DeepSpeed is not installed.
@@ -37,7 +37,7 @@ def make_updates(model: Loaded, spec: TrainSpec) -> OptimizerStep:
 
 
 def refuse_unlike(model: Loaded, spec: TrainSpec) -> None:
-    """Ranks that go through other parts of a model at the same moment would wait for one another for ever.
+    """Refuse settings under which ranks would run different parts of the model at the same time and deadlock.
 
     Raises:
         InvalidInput: A vision tower is trained, which a rank whose samples have no image would leave out; or it

@@ -1,7 +1,7 @@
 """FSDP2 (torch.distributed.fsdp.fully_shard): each rank keeps a part of every weight and of the optimiser.
 
-Zhao et al. 2023, "PyTorch FSDP". A layer's weights are put together just before it is used; gradients are
-added up over all ranks, each of which then updates its own part.
+Zhao et al. 2023, "PyTorch FSDP". A layer's weights are gathered just before it is used; gradients are reduced over
+all ranks, and each rank updates its own shard.
 """
 
 from __future__ import annotations

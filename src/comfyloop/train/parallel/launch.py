@@ -1,4 +1,4 @@
-"""Start the ranks of a run on this machine and see to it that they live and end together."""
+"""Starts the ranks of a run on this machine and ensures that they end together."""
 
 from __future__ import annotations
 
@@ -28,9 +28,11 @@ def launch(
     load: Callable[[bool], None],
     work: Callable[[], int],
 ) -> int:
-    """Do the run of a directory by spec.world_size ranks, forks of this process; the exit code of the run.
+    """Execute the run of a directory with spec.world_size ranks, forked from this process; the exit code of the
+    run.
 
-    The status is rank 0's, but for what it cannot know: that a rank was killed, or why another one failed.
+    The status is written by rank 0, except for what it cannot know: that a rank was killed, or why another rank
+    failed.
 
     Args:
         load: Imports what all ranks need, those of quantised weights too where it is told so.
@@ -81,7 +83,7 @@ def _rank(spec: RunSpec, number: int, lock: int, port: int, work: Callable[[], i
 
 
 def _last_word(directory: RunDirectory, spec: RunSpec, codes: list[int | None]) -> int:
-    """The exit code of the run, and its status where rank 0 could not know it.
+    """The exit code of the run; also writes its status if rank 0 could not.
 
     Args:
         codes: Exit codes; negative: killed by that signal; None: had to be ended, as the others were gone.

@@ -1,7 +1,6 @@
-"""The processes (ranks) of one run: who this one is, how they find one another, what they decide together.
+"""The processes (ranks) of one run: their identity, how they connect, and how they agree.
 
-The names in the environment are torchrun's, so `torchrun` on many machines and `launch` on this one start the
-same thing.
+The environment variables are torchrun's, so `torchrun` on several machines and `launch` on this one are equivalent.
 """
 
 from __future__ import annotations
@@ -38,7 +37,7 @@ class Rank:
 
     @classmethod
     def here(cls) -> Rank:
-        """As the environment says; the only one when it says nothing."""
+        """The rank from the environment; the only rank if it is not set."""
         try:
             return cls(
                 int(os.environ["RANK"]),
@@ -59,7 +58,8 @@ class Rank:
 
 
 class RankLost(Exception):
-    """Another process of the run is gone, so this one cannot go on. The run can, from its last checkpoint."""
+    """Another process of the run is gone, so this one cannot continue. The run can be resumed from its last
+    checkpoint."""
 
 
 def refuse_other_size(world_size: int, rank: Rank) -> None:
@@ -77,7 +77,7 @@ def refuse_other_size(world_size: int, rank: Rank) -> None:
 
 
 def join(spec: RunSpec, rank: Rank) -> None:
-    """Meet the other ranks, and make sure that they are as many as they should be and really hear each other.
+    """Connect to the other ranks, and check that their number is correct and that they can communicate.
 
     Raises:
         RankLost: Not all came within spec.rank_timeout seconds.
@@ -103,7 +103,7 @@ def join(spec: RunSpec, rank: Rank) -> None:
 
 
 def agree(code: int) -> int:
-    """The greatest of what the ranks say. All of them must ask at the same point of their work."""
+    """The maximum over all ranks. All ranks must call this at the same point."""
     import torch
     import torch.distributed as dist
 
@@ -150,7 +150,7 @@ def first_line(error: BaseException) -> str:
 
 
 def why_lost(run: RunDirectory, world_size: int) -> str:
-    """What the other ranks said before they ended, as a sentence; empty when none said anything."""
+    """The other ranks' last error messages; empty if there are none."""
     for number in range(1, world_size):
         status = RunDirectory(Path(run.path) / "ranks" / str(number)).read_status()
         if status.state is TrainState.FAILED:

@@ -1,4 +1,4 @@
-"""What all ways of sharing a run have in common: who computes what, and sums over all processes."""
+"""Common parts of distributed training: the assignment of samples, and sums over all processes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from comfyloop.train.text.models import Loaded
 def share(micro_batches: list[list[int]], *, one_by_one: bool) -> list[Share]:
     """Every world_size-th sample of each micro-batch, beginning with this rank's number.
 
-    All ranks go through the model equally often, or they would wait for one another for ever: where a
-    micro-batch has fewer samples than there are ranks, the others compute one of its samples for nothing.
+    All ranks must run the model equally often, or they would deadlock: if a micro-batch has fewer samples than
+    there are ranks, the other ranks compute one of its samples with weight 0.
 
     Args:
         one_by_one: Each sample goes through the model by itself, so the ranks must have equally many.

@@ -88,7 +88,8 @@ class ZeroUpdates(shares.SharedOptimizerStep):
 
 
 def config(spec: TrainSpec, stage: int, dtype: torch.dtype) -> dict[str, Any]:
-    """DeepSpeed's configuration; sizes of batches and the schedule are ours and only satisfy its checks."""
+    """DeepSpeed's configuration; batch sizes and the schedule are our own and are given only to satisfy its
+    checks."""
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,

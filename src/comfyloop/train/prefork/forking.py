@@ -1,7 +1,7 @@
-"""Libraries imported once for several processes that are forked afterwards.
+"""Forking several processes from one that has imported the libraries.
 
-A fork has only the thread that forked it, so the parent must have no other: a lock that one holds would stay
-locked for ever. Nor may the parent touch CUDA, which no fork can use again.
+A fork contains only the forking thread, so the parent must have no other thread: a lock held by one would stay
+locked forever. Nor may the parent touch CUDA, which cannot be used in a fork.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import psutil
 
 
 def settle() -> None:
-    """Call it before the first fork: a collection in a fork would write to, and so copy, every page."""
+    """Call this before the first fork: garbage collection in a fork would write to, and so copy, every page."""
     gc.collect()
     gc.freeze()
 
@@ -28,7 +28,7 @@ def count_threads() -> int:
 
 
 def end_with(function: Callable[[], int]) -> NoReturn:
-    """In a fork: do this and end with its result as the exit code, whatever it raises."""
+    """In a fork: call this and exit with its result as the exit code, whatever it raises."""
     code = 1
     try:
         code = function()

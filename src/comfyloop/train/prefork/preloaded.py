@@ -1,4 +1,4 @@
-"""What the warm trainer has read before there was a run, for the runs that are forked from it.
+"""Objects that the warm trainer has loaded in advance for the runs that are forked from it.
 
 A fork owns what it takes: the pages are shared with the warm process until one of the two writes to them.
 Empty in a run that was started cold.
@@ -16,5 +16,6 @@ def hold(thing: Any, *key: object) -> None:
 
 
 def take(*key: object) -> Any | None:
-    """The thing held under this key, to keep and to change; None when there is none (any more)."""
+    """Remove and return the object under this key, which the caller may modify; None if there is none (any
+    more)."""
     return _held.pop(key, None)

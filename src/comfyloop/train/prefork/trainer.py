@@ -1,8 +1,8 @@
-"""The warm trainer, seen from the service: a process that has done what every run begins with.
+"""The warm trainer, seen from the service: a process that has done the start-up work of every run.
 
-`forkserver` has imported the libraries and read the base weights; a run is forked from it and shares both, so
-it takes its first step in a second or two. Whatever is amiss with it costs a run only that saving: it is then
-started cold, and the log says why. Imports no torch.
+`forkserver` has imported the libraries and read the base weights; a run is forked from it and shares both, so it
+takes its first step in a second or two. If anything is wrong with it, the run is started cold instead, and the log
+says why. Imports no torch.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ MESSAGE_BYTES = 2**16
 
 
 class WarmTrainer:
-    """Keeps at most one warm process, for the base model that was asked for last.
+    """Keeps at most one warm process, for the most recently requested base model.
 
     Args:
         minutes: It lets its memory go after so long without a run.
@@ -60,7 +60,7 @@ class WarmTrainer:
         return process.pid if process is not None and process.is_alive() else None
 
     def prepare(self, model: str, dtype: str, images: bool = False) -> None:
-        """Have a process warm for runs on a base model, in a precision as a spec names it. Returns at once.
+        """Prepare a warm process for runs on a base model, in a precision as named in a spec. Returns at once.
 
         Args:
             images: There will be runs with an image side, too.
@@ -124,7 +124,8 @@ class NotWarm(Exception):
 
 
 class _WarmProcess:
-    """One forkserver and the socket to it; it ends when the socket's other end is closed, by whatever death."""
+    """One forkserver and the socket to it; the forkserver exits when this end of the socket is closed, even by a
+    crash."""
 
     def __init__(self, model: str, dtype: str, images: bool, minutes: float) -> None:
         self._model, self._dtype, self._images = model, dtype, images
@@ -155,7 +156,7 @@ class _WarmProcess:
         return able and (model, dtype) == (self._model, self._dtype) and self.is_current()
 
     def keep(self) -> None:
-        """Put off the moment at which it lets its memory go."""
+        """Postpone the moment at which it releases its memory."""
         with contextlib.suppress(OSError):
             platforms.forks.send_if_it_listens(self._socket, b"{}")
 
@@ -218,7 +219,8 @@ def _is_quantised(spec: AnySpec) -> bool:
 
 
 def stamp(model: str) -> str:
-    """What a warm process is made of: this package's code, the libraries, the model's files."""
+    """A fingerprint of everything that a warm process depends on: this package's code, the libraries, the model's
+    files."""
     digest = hashlib.sha256()
     for name in ("torch", "transformers", "peft", "tokenizers", "safetensors", "diffusers"):
         with contextlib.suppress(PackageNotFoundError):
@@ -235,6 +237,7 @@ def _files(paths: Iterable[Path]) -> list[Path]:
 
 
 def room_for(model: str) -> bool:
-    """Whether this machine can hold a model's weights for a run that may never come: twice over, they fit."""
+    """Whether this machine has room to preload a model's weights for a run that may never come: twice their size
+    must be free."""
     size = sum(file.stat().st_size for file in _files(Path(model).glob("*.safetensors")))
     return bool(2 * size < psutil.virtual_memory().available)

@@ -14,5 +14,5 @@ if TYPE_CHECKING:
 
 
 def run(directory: RunDirectory, spec: TrainSpec | ImageTrainSpec, log: RunLog, control: Control) -> None:
-    """Do what the recipe of the spec does. Raises what that raises."""
+    """Run the recipe of the spec. Raises what that raises."""
     importlib.import_module(f"{__name__}.{spec.recipe}").run(directory, spec, log, control)

@@ -1,4 +1,4 @@
-"""Preference pairs: of two answers, the chosen one is to become likelier (Rafailov et al. 2023).
+"""Preference pairs: of two answers, the chosen one should become more likely (Rafailov et al. 2023).
 
 Reads top to bottom. Rows carry the answer that was chosen and `rejected_response`.
 """
@@ -81,7 +81,7 @@ def compare(
     reference: dict[Pair, Tensor],
     preference: PreferenceSpec,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """The losses of some pairs, [n] with a gradient, and what the log tells of each, [n] without one.
+    """The losses of some pairs, [n] with a gradient, and the logged values of each, [n] without one.
 
     A reward is beta times the log-probability of an answer, less that under the reference.
     """

@@ -1,5 +1,5 @@
-"""Diffusion-DPO (Wallace et al. 2023): of two pictures of a prompt, the model comes to prefer the one that was
-picked. Reads top to bottom."""
+"""Diffusion-DPO (Wallace et al. 2023): of two pictures for a prompt, the model learns to prefer the picked one.
+Reads top to bottom."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""Both sides from one snapshot: the text side first, then the image side on the words that it will really say.
+"""Trains both sides on one snapshot: the text side first, then the image side on prompts that the text side writes.
 
-Reads top to bottom. A run that was killed goes on in the side where it was.
+Reads top to bottom. A killed run resumes in the side where it was.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ def write_captions(
     log: RunLog,
     control: Control,
 ) -> None:
-    """The rows of the image side, and beside each that has a brief one more, with the prompt that the text side
-    of this run writes for that brief."""
+    """Write the rows of the image side and, for each row with a brief, another one with the prompt that this run's
+    text side writes for that brief."""
     source = directory.resolve(image.train)
     contents = formats.read(source)
     for sentence in contents.notes:

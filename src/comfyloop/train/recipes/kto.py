@@ -1,4 +1,4 @@
-"""Answers that were wanted or not: the ones are to become likelier, the others less (Ethayarajh et al. 2024).
+"""Wanted and unwanted answers: the former should become more likely, the latter less (Ethayarajh et al. 2024).
 
 Reads top to bottom. Rows carry `label`: true or false.
 """
@@ -88,7 +88,7 @@ class Judged:
     log_probs: Tensor
 
     def shares_of(self, items: Sequence[Labelled]) -> dict[str, float]:
-        """What these answers add to the means over `items`, of which they are some."""
+        """The contribution of these answers to the means over `items`, which contain them."""
         chosen = sum(item.wanted for item in items)
         rejected = len(items) - chosen
         shares = {"loss": float(self.losses.detach().sum()) / len(items)}
@@ -130,7 +130,7 @@ def judge(
 def divergence(
     model: Loaded, features: ImageFeatures, items: Sequence[Labelled], reference: dict[Labelled, Tensor]
 ) -> float:
-    """By how much answers to other questions have become likelier, in nats, added up over `items`.
+    """How much more likely answers to other questions have become, in nats, summed over `items`.
 
     Its mean, where it is positive, estimates the divergence of the policy from the reference (section 4.1).
     """

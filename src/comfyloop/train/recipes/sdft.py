@@ -1,10 +1,10 @@
-"""On-policy self-distillation from edits: the model learns of itself having seen them (Shenfeld et al. 2026).
+"""On-policy self-distillation from edits: the model learns from itself given the edits (Shenfeld et al. 2026).
 
-Reads top to bottom. The teacher is the same model with the edited answer in its context, the student the one without.
-The student samples an answer, and at each of its tokens learns what the teacher would have gone on with: KL(teacher ||
-student) over the teacher's likeliest tokens. The paper writes the other direction; its published code minimises this
-one. Nothing is learnt that the model would not say itself, so less is forgotten; and nothing that seeing the edit does
-not change, so a model too small to take an example up learns little. Replay is as in `sft`.
+Reads top to bottom. The teacher is the same model with the edited answer in its context, the student the model
+without it. The student samples an answer and, at each of its tokens, learns the teacher's next-token distribution:
+KL(teacher || student) over the teacher's most likely tokens. The paper states the other direction; its published
+code minimises this one. The model learns only what it would say itself, so it forgets less; but it learns only what
+seeing the edit changes, so a model that is too small to use an example learns little. Replay is as in `sft`.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
 
 
 def tell_of_teacher(log: RunLog, means: tuple[float, float] | None) -> None:
-    """Say by how much likelier the model finds the wanted answers once it was shown them."""
+    """Log how much more likely the model finds the wanted answers after it was shown them."""
     if means is None:
         return
     alone, with_answer = means

@@ -27,7 +27,7 @@ from comfyloop.train.text.replay import entropy, hold_to_base
 
 
 def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control) -> None:
-    """Train as `spec` says and leave `directory.adapter`, or `directory.model` where weights are trained whole.
+    """Train as `spec` says and write `directory.adapter`, or `directory.model` under full training.
 
     Raises:
         DataError, ModelError, InvalidInput, NotFound: before a step is taken.
@@ -86,7 +86,8 @@ class AnswerLoss:
 def answer_loss(
     model: Loaded, features: ImageFeatures, examples: Sequence[Example], replay_kl: float = 1.0
 ) -> AnswerLoss:
-    """Cross-entropy of the answers of some samples, of those with targets KL; of replay `replay_kl` times that."""
+    """Cross-entropy of the answers of some samples, KL for those with target distributions; replay is weighted by
+    `replay_kl`."""
     answers = read_answers(model, features, examples)
     sums = -answers.sums - torch.tensor([entropy(example) for example in examples], device=model.device)
     weights = torch.tensor(
