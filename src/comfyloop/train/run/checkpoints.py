@@ -1,8 +1,8 @@
-"""Checkpoints: everything that the next step depends on, valid at any kill.
+"""Checkpoints: everything that the next step depends on, valid after a kill at any moment.
 
-A checkpoint is written beside its place, flushed to the disk and renamed; `state.json` holds the hash of
-each file, so one that a dying disk has cut short is passed over for the one before it. Nothing of ours is
-pickled. Where several processes train, each writes its part of the same checkpoint and one commits it.
+A checkpoint is written beside its place, flushed to the disk and renamed; `state.json` holds the hash of each file,
+so a checkpoint that a failing disk has truncated is skipped in favour of the previous one. Nothing is pickled. If
+several processes train, each writes its part of the same checkpoint and one commits it.
 """
 
 from __future__ import annotations
@@ -75,7 +75,8 @@ def restore_newest(
     optimizer: torch.optim.Optimizer,
     fingerprint: str,
 ) -> tuple[int, dict[str, Tensor]]:
-    """Put back the newest valid checkpoint; the step it was taken after, 0 when there is none, and `more`.
+    """Restore the newest valid checkpoint; returns the step after which it was taken (0 if there is none), and
+    `more`.
 
     Raises:
         InvalidInput: It is of another spec or other data, so going on from it would mix two runs.
@@ -85,7 +86,7 @@ def restore_newest(
 
 
 def begin(folder: Path, step: int) -> Path:
-    """An empty directory to write the files of a checkpoint to, which is none before `commit`."""
+    """An empty directory for the files of a checkpoint, which becomes valid only by `commit`."""
     making = folder / f".step-{step}.making"
     try:
         shutil.rmtree(making, ignore_errors=True)
@@ -96,7 +97,7 @@ def begin(folder: Path, step: int) -> Path:
 
 
 def commit(making: Path, folder: Path, step: int, fingerprint: str, world_size: int = 1) -> None:
-    """Make `folder/step-N` of what was written, on the disk itself, and delete all but the newest two."""
+    """Turn the written files into `folder/step-N`, flushed to disk, and delete all but the newest two."""
     place = folder / f"step-{step}"
     try:
         files = sorted(file for file in making.rglob("*") if file.is_file())
@@ -150,7 +151,7 @@ def save_tensors(
     more: Mapping[str, Tensor] | None = None,
     suffix: str = "",
 ) -> None:
-    """Write parameters (of sharded ones, this process's part), the optimiser's state and the random state."""
+    """Write parameters (only this process's shards), the optimiser's state and the random state."""
     state = {
         f"{name}|{key}": _whole(value)
         for name, parameter in parameters
@@ -174,7 +175,7 @@ def load_tensors(
     *,
     suffix: str = "",
 ) -> dict[str, Tensor]:
-    """Put back what `save_tensors` wrote; returns `more`."""
+    """Restore what `save_tensors` wrote; returns `more`."""
     tensors = load_file(place / f"parameters{suffix}.safetensors")
     with torch.no_grad():
         for name, parameter in parameters:
@@ -192,7 +193,7 @@ def load_tensors(
 
 
 def local(tensor: Tensor) -> Tensor:
-    """This process's part of a tensor that several share; a plain tensor as it is."""
+    """This process's shard of a sharded tensor; a plain tensor unchanged."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
@@ -202,7 +203,7 @@ def _whole(tensor: Tensor) -> Tensor:
 
 
 def _like(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """A value of the optimiser's state, on the device of its parameter and shared in the same way."""
+    """A value of the optimiser's state, on the device of its parameter and sharded in the same way."""
     value = value.to(parameter.device)
     if not isinstance(parameter, DTensor):
         return value

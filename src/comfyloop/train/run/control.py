@@ -1,4 +1,4 @@
-"""What a person, or the service, can do to a training process: hold it, cancel it, end it, limit it."""
+"""Control of a training process by a person or the service: hold, cancel, terminate, limit memory."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Cancelled(Exception):
 
 
 class Terminated(Exception):
-    """SIGTERM or SIGINT: the machine or the service goes down; the run is to be resumed another time."""
+    """SIGTERM or SIGINT: the machine or the service shuts down; the run can be resumed later."""
 
 
 class _Wish(IntEnum):
-    """What is asked of the trainer; the greatest counts."""
+    """Requests to the trainer; the greatest one takes precedence."""
 
     GO_ON = 0
     HOLD = 1
@@ -39,7 +39,7 @@ class _Wish(IntEnum):
 
 
 class Control:
-    """Asked between micro-steps; answers by going on, by waiting, or by raising.
+    """Checked between micro-steps: returns, waits while the run is held, or raises.
 
     Args:
         leads: Look for the file `cancel`: one of several processes does, and tells the others.
@@ -56,7 +56,7 @@ class Control:
             signal.signal(number, self._signal)
 
     def decide_together(self, agree: Callable[[int], int]) -> None:
-        """From now on every process of the run checks at the same points, and all do what one is asked.
+        """From now on every process of the run checks at the same points, and all follow a request to any of them.
 
         Args:
             agree: The greatest of the numbers that the processes call it with.
@@ -64,7 +64,7 @@ class Control:
         self._agree = agree
 
     def check(self) -> None:
-        """Go on, or wait while the file `hold` is there. Raises Cancelled or Terminated."""
+        """Return, or wait while the file `hold` exists. Raises Cancelled or Terminated."""
         if self._wish() is not _Wish.HOLD:
             return
         began = time.monotonic()
@@ -75,7 +75,7 @@ class Control:
         self.held_seconds += time.monotonic() - began
 
     def stopwatch(self) -> Callable[[], float]:
-        """Tells the seconds since now that were not spent on hold."""
+        """A function that returns the seconds since this call, without time on hold."""
         began, held_before = time.monotonic(), self.held_seconds
         return lambda: time.monotonic() - began - (self.held_seconds - held_before)
 
@@ -115,8 +115,8 @@ def use_threads(threads: int) -> int:
 def ask_for_large_pages(environ: Mapping[str, str]) -> dict[str, str]:
     """The variables of a training process to be started, so that GNU's allocator asks for pages of 2 MiB.
 
-    A step takes gigabytes and gives them back. In pages of 4 KiB the first one alone spent a second on 130,000
-    faults (SmolLM2-135M); in large ones it takes 400 faults and no more memory.
+    A step allocates and frees gigabytes. With pages of 4 KiB the first step alone spent a second on 130,000 page
+    faults (SmolLM2-135M); with large pages it takes 400 faults and no more memory.
     """
     tunables = environ.get("GLIBC_TUNABLES", "")
     if "glibc.malloc.hugetlb" not in tunables:
@@ -125,10 +125,10 @@ def ask_for_large_pages(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def watch_memory(limit_gb: float, on_exceeded: Callable[[str], None]) -> None:
-    """End this process with a sentence when its resident memory passes the limit.
+    """Terminate this process with an error message when its resident memory exceeds the limit.
 
-    A watch rather than a limit of the kernel's: RLIMIT_AS counts address space, of which torch takes many
-    times what it uses, and control groups are not writable for an ordinary user.
+    It polls instead of using a kernel limit: RLIMIT_AS counts address space, of which torch reserves many times
+    what it uses, and control groups are not writable for an ordinary user.
     """
     if limit_gb <= 0:
         return

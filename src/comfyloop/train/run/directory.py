@@ -1,8 +1,7 @@
-"""The run directory: what a training process leaves behind while it runs and when it ends.
+"""The run directory: the files that a training process writes while it runs and when it ends.
 
-One process writes, any number read. Liveness is a lock, not a process id: the trainer holds `run.lock` from
-its first moment to its last, and the kernel lets go of it however the process ends, so a re-used id fools
-nobody.
+One process writes, any number read. Liveness is a lock, not a process id: the trainer holds `run.lock` for its
+whole lifetime, and the kernel releases it however the process ends, so a reused process id causes no error.
 """
 
 from __future__ import annotations
@@ -82,7 +81,7 @@ class Status(Record):
 
 
 class RunDirectory:
-    """Paths of a run and the ways its files are written: whole or not at all."""
+    """Paths of a run, and methods that write its files atomically."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = self._base = Path(path).resolve()
@@ -114,7 +113,7 @@ class RunDirectory:
         return side
 
     def join(self, sides: Sequence[RunDirectory]) -> None:
-        """Make `adapter/` of the sides' adapters, each under its side's name; it appears whole or not at all."""
+        """Create `adapter/` from the sides' adapters, each under its side's name, atomically."""
 
         def write(making: Path) -> None:
             for side in sides:
@@ -130,7 +129,7 @@ class RunDirectory:
         write_atomically(self.status_file, text.encode() + b"\n", durable=status.state.ended)
 
     def read_status(self) -> Status:
-        """The last written status; queued when there is none."""
+        """The last written status; queued if there is none."""
         try:
             return Status.model_validate_json(self.status_file.read_bytes())
         except FileNotFoundError:
@@ -142,7 +141,7 @@ class RunDirectory:
             ) from None
 
     def mark_starting(self) -> Status:
-        """Written when a process is about to take the run up; the status before. A cancellation is taken back."""
+        """Mark that a process is about to start the run, and clear a cancellation; returns the previous status."""
         status = self.read_status()
         if status.state is TrainState.CANCELLED:
             self.cancel_file.unlink(missing_ok=True)
@@ -150,7 +149,7 @@ class RunDirectory:
         return status
 
     def read_last_status(self) -> Status:
-        """The status of a run that nothing works on any more: `died` unless it said how it ended."""
+        """The status of a run that no process works on: `died` unless it recorded how it ended."""
         status = self.read_status()
         if status.state.ended:
             return status
@@ -165,7 +164,7 @@ class RunDirectory:
         )
 
     def lock(self, patience: float = 0.2) -> int | None:
-        """Take the run for this process; None when another one keeps it for `patience` seconds.
+        """Lock the run for this process; None if another process holds it for `patience` seconds.
 
         The lock is held for as long as the descriptor is open, so keep it until the end.
         """
@@ -180,7 +179,7 @@ class RunDirectory:
         return platforms.is_locked(self.lock_file)
 
     def read_row_losses(self) -> dict[str, float]:
-        """Nats a token of each sample when the run last passed it; empty where it has not ended."""
+        """The loss in nats per token of each sample on the run's last pass; empty if the run has not ended."""
         try:
             return {str(id): float(loss) for id, loss in json.loads(self.row_losses.read_bytes()).items()}
         except (
@@ -191,7 +190,7 @@ class RunDirectory:
             return {}
 
     def log_lines(self) -> Iterator[dict[str, Any]]:
-        """The whole lines of log.jsonl; a line that is still being written is left for the next look."""
+        """The complete lines of log.jsonl; a line that is still being written is left for the next call."""
         try:
             text = self.log_file.read_text(encoding="utf-8")
         except FileNotFoundError:
@@ -203,7 +202,7 @@ class RunDirectory:
 
 
 def write_atomically(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """Replace a file so that a reader, or a kill at any moment, sees the old content or the new.
+    """Replace a file so that readers see either the old content or the new, even after a kill at any moment.
 
     `durable` waits for the disk, so that a power cut does not undo it.
     """

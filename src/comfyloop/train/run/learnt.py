@@ -1,4 +1,4 @@
-"""Whether a run has learnt: its training loss at the end against the beginning. Imports no torch."""
+"""Checks whether a run has learned: compares its training loss at the end with the beginning. Imports no torch."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ def refuse_unlearnt(
 ) -> None:
     """Compare the losses of a run's last part with those of its first.
 
-    A part is a whole pass over the data, so that the same samples are compared, or a quarter of a run of a single
-    pass. Not judged: a run of few steps, one that began at a low loss, one whose loss on the hold-out has fallen.
-    One of `sdft`, whose answers are others each time, and one that goes on from a version need not fall, but must not
-    rise: there may have been nothing left to learn; where it is also held to its base by replay, which makes it rise,
-    it is the gate that judges.
+    A part is a whole pass over the data, so that the same samples are compared, or a quarter of a run with a single
+    pass. Not checked are runs with few steps, runs that started at a low loss, and runs whose loss on the hold-out
+    has fallen. With `sdft`, whose answers change each time, and in a run that continues from a version, the loss
+    need not fall but must not rise, since there may have been nothing left to learn. If such a run is also kept
+    close to its base by replay, which increases the loss, the decision is left to the gate.
 
     Args:
         losses: Of every step, in order.

@@ -1,4 +1,4 @@
-"""What a run says while it runs: status.json, log.jsonl, TensorBoard files, a progress bar, plain lines."""
+"""The output of a run: status.json, log.jsonl, TensorBoard files, a progress bar, plain lines."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class RunLog:
 
     @contextmanager
     def side(self, name: str) -> Iterator[None]:
-        """Lines of one side of a joint run: they carry its name, and its steps are counted for themselves."""
+        """Select the side of a joint run: its lines carry its name, and its steps are counted separately."""
         self._side = name
         try:
             yield
@@ -75,7 +75,7 @@ class RunLog:
         self._run.write_status(self._status)
 
     def phase(self, what: str) -> None:
-        """What is done before the first step, for a person who waits."""
+        """Report what is done before the first step."""
         self._set(phase=what)
         self.say(f"[{time.monotonic() - self._began:6.1f} s] {what}")
 
@@ -88,7 +88,7 @@ class RunLog:
             print(line, flush=True)
 
     def left_out(self, path: Path, bad: Sequence[BadRow]) -> None:
-        """Rows that are not trained on, with the reason: said, and kept in the status."""
+        """Log rows that are not trained on, with the reason, and record them in the status."""
         entries = tuple(
             LeftOut(file=path.name, line=row.line, sample=row.id, reason=row.reason) for row in bad
         )
@@ -102,17 +102,17 @@ class RunLog:
             )
 
     def warn(self, sentence: str) -> None:
-        """Something that does not stop the run, and that a person should know: said, and kept in the status."""
+        """Log a warning, and record it in the status."""
         self.say(f"warning: {sentence}")
         if sentence not in self._status.warnings:
             self._set(warnings=(*self._status.warnings, sentence))
 
     def lines(self) -> Iterator[dict[str, Any]]:
-        """The lines of this run so far, of a joint run those of the side at hand."""
+        """The lines of this run so far; in a joint run those of the current side."""
         return (line for line in self._run.log_lines() if line.get("side", "") == self._side)
 
     def begin(self, step: int, total_steps: int, trainable: int, total: int) -> None:
-        """Steps are about to be taken, from `step` on; what a killed process wrote past it is dropped."""
+        """Prepare for steps from `step` on; lines that a killed process wrote after it are dropped."""
         share = trainable / total
         self.say(
             f"training {trainable:,} of {total:,} parameters ({share:.2%}), steps {step} to {total_steps}"
@@ -146,7 +146,7 @@ class RunLog:
         )
 
     def progress(self, done: int, total: int) -> None:
-        """How far a run is that takes no steps."""
+        """Report the progress of a run that takes no steps."""
         self._set(state=TrainState.RUNNING, step=done, total_steps=total)
 
     def step(self, **values: Any) -> None:
@@ -187,7 +187,8 @@ class RunLog:
             self.say("going on")
 
     def lost(self, failure: str, sign: str) -> None:
-        """Another process of the run is gone: `failure` is what it said, `sign` how this one noticed."""
+        """Record that another process of the run is gone: `failure` is its error, `sign` how this process
+        noticed."""
         if failure:
             self.end(TrainState.FAILED, error=failure, exit_code=1)
             return

@@ -1,4 +1,4 @@
-"""Which samples make which step."""
+"""Assigns samples to steps."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from comfyloop.train.specs.base import RunSpec
 
 @dataclass(frozen=True)
 class Plan:
-    """The order of training: a pure function of seed and step, so a resumed run needs no memory of it.
+    """The order of training: a pure function of seed and step, so a resumed run needs no saved state for it.
 
-    Every epoch passes all samples that are new, and for three of them at least one that is rehearsed, going round:
-    what little was learned before is soon lost beside much that is new. Much of it is passed about once in the whole
-    run. Of replay an epoch takes as much as `replay_share` says, going round as well.
+    Every epoch contains all new samples and, for every three of them, at least one rehearsed sample, in rotation,
+    since little old knowledge is soon lost among many new samples. If there are many rehearsed samples, each is
+    passed about once in the whole run. An epoch contains replay according to `replay_share`, also in rotation.
     """
 
     samples: int
@@ -61,13 +61,13 @@ class Plan:
 
     @property
     def _rehearsed(self) -> int:
-        """How many an epoch rehearses."""
+        """The number of rehearsed samples per epoch."""
         once = math.ceil(len(self.rehearsal) / math.ceil(self.epochs))
         return max(once, min(len(self.rehearsal), math.ceil(len(self._new) / 3)))
 
     @property
     def _replayed(self) -> int:
-        """How much replay an epoch passes."""
+        """The number of replay samples per epoch."""
         others = len(self._new) + self._rehearsed
         count = math.ceil(round(others * self.replay_share / (1 - self.replay_share), 9))
         return min(len(self.replay), count)

@@ -1,6 +1,6 @@
-"""The course of a run, the same for every recipe: the order of samples, resuming, checkpoints, the log.
+"""The training loop, the same for every recipe: the order of samples, resuming, checkpoints, the log.
 
-A recipe goes through the steps and says what the loss of a micro-batch is::
+A recipe iterates over the steps and computes the loss of each micro-batch::
 
     training = Training(directory, spec, log, control, updates, plan, fingerprint)
     for step in training.steps(look):
@@ -44,7 +44,7 @@ class Training:
         plan: Plan,
         fingerprint: str,
     ) -> None:
-        """Take up the run: from its newest valid checkpoint, from the beginning when there is none.
+        """Start the run from its newest valid checkpoint, or from the beginning if there is none.
 
         Args:
             plan: Which samples make which step.
@@ -62,7 +62,7 @@ class Training:
         log.begin(self.began_at, self.plan.total_steps, *updates.model.count_parameters())
 
     def steps(self, look: Look | None) -> Iterator[Step]:
-        """The steps that are left to take. `look` is taken before the first, now and then, and at the end.
+        """The remaining steps. `look` is called before the first, periodically, and at the end.
 
         Raises:
             RunFailed: After the last step: the loss of a text run did not fall.
@@ -89,7 +89,7 @@ class Training:
 
 
 class _Best:
-    """Early stopping: the weights of the look with the lowest hold-out loss. A run gone on with begins anew.
+    """Early stopping: keeps the weights with the lowest hold-out loss. A resumed run starts over.
 
     Args:
         patience: Looks without a lower one after which the run is over; 0: nothing is kept or stopped.
@@ -142,7 +142,7 @@ class Step:
         self.weight = 1.0
 
     def check(self) -> None:
-        """Go on, or wait while the run is held; for work that a step does before its micro-batches.
+        """Return, or wait while the run is held; for work that a step does before its micro-batches.
 
         Raises:
             Cancelled, Terminated: The step is given up whole, with a checkpoint of what was before it.

@@ -1,7 +1,7 @@
-"""How gradients become new weights, and how weights are kept.
+"""Applies gradients to weights, and saves weights.
 
-A recipe computes losses and knows nothing of this; one process with one copy of the model does it as below.
-`parallel` has the same for several processes.
+A recipe only computes losses; this module does the rest for one process with one copy of the model. `parallel` has
+the same interface for several processes.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SMALLEST_SCALE = 2.0**-10
 
 @dataclass(frozen=True)
 class Share:
-    """What a process computes of a micro-batch.
+    """The part of a micro-batch that a process computes.
 
     Attributes:
         weight: 0 where the micro-batch is too small for all processes, and this one only keeps pace.
@@ -36,7 +36,7 @@ class Share:
 
 
 class Trainable(Protocol):
-    """What updates and the course of a run ask of a model, of the text or of the image side."""
+    """The interface of a trainable model, of the text or of the image side."""
 
     dtype: torch.dtype
     device: torch.device
@@ -52,11 +52,11 @@ class Trainable(Protocol):
 
 
 class OptimizerStep:
-    """AdamW on the trainable parameters of a model that this process has to itself.
+    """AdamW on the trainable parameters of a model that only this process trains.
 
-    Weights in half precision are updated through a copy in float32: a step of learning_rate is smaller than
-    what bfloat16 can tell apart, and would be rounded away. In float16 the loss is scaled, so that small
-    gradients do not vanish, and a step whose gradients overflow is left out.
+    Half-precision weights are updated through a float32 copy: a step of learning_rate is smaller than the
+    resolution of bfloat16 and would be rounded away. In float16 the loss is scaled, so that small gradients do not
+    vanish, and a step whose gradients overflow is skipped.
     """
 
     def __init__(self, model: Trainable, spec: RunSpec) -> None:
@@ -78,11 +78,11 @@ class OptimizerStep:
         self.scaler = torch.amp.GradScaler(model.device.type, enabled=model.dtype == torch.float16)
 
     def share(self, micro_batches: list[list[int]]) -> list[Share]:
-        """Of each of a step's micro-batches, what this process computes."""
+        """The part of each of a step's micro-batches that this process computes."""
         return [Share(indices) for indices in micro_batches]
 
     def agree(self, wish: int) -> int:
-        """The greatest of what the processes of the run wish; all call this at the same points."""
+        """The maximum of the requests to all processes of the run; all call this at the same points."""
         return wish
 
     def total(self, values: dict[str, float]) -> dict[str, float]:
@@ -94,7 +94,8 @@ class OptimizerStep:
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self, rate: float) -> float:
-        """One step at learning rate `rate`, gradients clipped and then forgotten; their norm before it.
+        """One step at learning rate `rate`, with clipped gradients, which are cleared afterwards; returns their
+        norm before clipping.
 
         Raises:
             RunFailed: Gradients are not finite; in float16, however small the loss is made. The weights are as
@@ -124,7 +125,7 @@ class OptimizerStep:
         return float(norm)
 
     def kept(self) -> list[tuple[str, nn.Parameter]]:
-        """What a checkpoint holds besides the optimiser's own."""
+        """The content of a checkpoint besides the optimiser's state."""
         return [*self.parameters, *self.beside]
 
     def save_checkpoint(self, folder: Path, step: int, random_state: RandomState, fingerprint: str) -> None:
@@ -133,7 +134,7 @@ class OptimizerStep:
         checkpoints.save(folder, step, self.kept(), self.optimizer, random_state, fingerprint, more)
 
     def restore_checkpoint(self, folder: Path, fingerprint: str) -> int:
-        """Put back the newest valid checkpoint; the step it was taken after, 0 when there is none."""
+        """Restore the newest valid checkpoint; the step after which it was taken, 0 if there is none."""
         step, more = checkpoints.restore_newest(folder, self.kept(), self.optimizer, fingerprint)
         if self.scaler.is_enabled() and more:
             state = {name: float(value) for name, value in more.items()}
@@ -151,7 +152,7 @@ class OptimizerStep:
 
     @torch.no_grad()
     def write_back(self) -> None:
-        """Have the model's own weights be those of `parameters`."""
+        """Copy `parameters` back into the model's own weights."""
         for (_, weight), (_, parameter) in self._copied():
             weight.copy_(parameter)
 

@@ -1,4 +1,4 @@
-"""A run that memory does not suffice for goes on with less at a time."""
+"""Continues a run that is out of memory with smaller micro-batches."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ Spec = TypeVar("Spec", bound=RunSpec)
 
 
 def within_memory(work: Callable[[Spec], None], spec: Spec, log: RunLog, hint: str) -> None:
-    """Do `work` as a spec says; where memory does not suffice, again, with a spec of the same steps that takes less.
+    """Do `work` with a spec; if memory does not suffice, repeat it with a spec of the same steps that needs less
+    memory.
 
-    It goes on from the last checkpoint: the steps, and what they are made of, stay the same.
+    It resumes from the last checkpoint: the steps and their samples stay the same.
 
     Args:
         hint: What to set so that it would do, when nothing is left to make smaller.

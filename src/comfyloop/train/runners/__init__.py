@@ -1,8 +1,7 @@
-"""Where a training run is computed: on this machine, in a container, on a Ray cluster.
+"""Where a training run is executed: on this machine, in a container, on a Ray cluster.
 
-Every runner takes the same run directory and leaves the same things in it, so whoever asks for a run (the
-loop) does not know which one does it. Holding and cancelling are files in that directory and need no runner.
-Imports no torch.
+Every runner reads the same run directory and writes the same files to it, so the loop need not know which one is
+used. Holding and cancelling are files in that directory and need no runner. Imports no torch.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ from comfyloop.train.run.directory import RunDirectory, Status, TrainState
 
 
 class Runner(Protocol):
-    """Starts runs and watches them. A run outlives the process that asked for it."""
+    """Starts and monitors runs. A run outlives the process that started it."""
 
     def start(self, run_dir: Path) -> None:
-        """Start the run of a directory with a valid `spec.json`; with checkpoints there, it goes on.
+        """Start the run of a directory with a valid `spec.json`; it resumes if there are checkpoints.
 
         Raises:
             NotFound, InvalidInput: There is no spec, or it is not one.
@@ -29,24 +28,24 @@ class Runner(Protocol):
         ...
 
     def poll(self, run_dir: Path) -> Status:
-        """What the run says of itself; `died` when it is gone without having said how it ended."""
+        """The status of the run; `died` if it is gone without having recorded how it ended."""
         ...
 
     def end(self, run_dir: Path) -> None:
-        """Kill whatever works on the run; its last checkpoint is valid. Nothing does: no error."""
+        """Kill all processes of the run; its last checkpoint is valid. No error if there are none."""
         ...
 
     def prepare(self, model: str, dtype: str, images: bool = False) -> None:
-        """A run on this base model, in this precision, will be asked for soon. Returns at once."""
+        """Announce that a run on this base model, in this precision, is likely soon. Returns at once."""
         ...
 
     def close(self) -> None:
-        """Let go of what only this process needs. Runs go on."""
+        """Release this process's resources. Runs continue."""
         ...
 
 
 class Runners:
-    """The runner that the settings name starts runs; each run is watched by the one that started it."""
+    """Runs are started by the configured runner; each run is monitored by the runner that started it."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -77,7 +76,7 @@ class Runners:
         return ended
 
     def _is_overdue(self, run_dir: Path) -> bool:
-        """Whether it was told to stop so long ago that it hangs."""
+        """Whether cancellation was requested so long ago that the run must be hanging."""
         try:
             requested_at = RunDirectory(run_dir).cancel_file.stat().st_mtime
         except OSError:
@@ -114,7 +113,7 @@ def _make(name: str, settings: Settings) -> Runner:
 
 
 def cancel(run_dir: Path | str) -> None:
-    """Ask the trainer to stop within one step, leaving a valid checkpoint. Asking twice is no error."""
+    """Request that the trainer stop within one step, leaving a valid checkpoint. Idempotent."""
     file = RunDirectory(run_dir).cancel_file
     if not file.exists():  # its age says how long ago it was asked
         file.parent.mkdir(parents=True, exist_ok=True)  # it may not have been started yet
@@ -122,7 +121,7 @@ def cancel(run_dir: Path | str) -> None:
 
 
 def hold(run_dir: Path | str, *, by_hand: bool = False) -> None:
-    """Ask the trainer to pause between two micro-steps, so that the person has the machine for themselves.
+    """Request that the trainer pause between two micro-steps, so that people have the machine to themselves.
 
     Args:
         by_hand: A person said so: it holds until a person lets it go on.
@@ -135,7 +134,7 @@ def hold(run_dir: Path | str, *, by_hand: bool = False) -> None:
 
 
 def release(run_dir: Path | str, *, by_hand: bool = False) -> None:
-    """Let a held trainer go on; one that a person holds, only when a person says so."""
+    """Let a held trainer continue; if a person holds it, only a person can release it."""
     run = RunDirectory(run_dir)
     if by_hand:
         run.held_file.unlink(missing_ok=True)

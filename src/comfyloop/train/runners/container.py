@@ -1,4 +1,4 @@
-"""Training in a container: no network, a read-only base, and one writable place, the run directory.
+"""Training in a container: no network, a read-only base, and only the run directory writable.
 
 Everything a spec names is mounted under its own path, so the spec is the same inside and out. Imports no torch.
 """
@@ -55,10 +55,10 @@ class ContainerRunner:
         self._watch.started(run)
 
     def prepare(self, model: str, dtype: str, images: bool = False) -> None:
-        """Nothing can be prepared: a container has no memory of another one."""
+        """Nothing can be prepared: containers share no memory."""
 
     def close(self) -> None:
-        """Nothing is kept open: the engine watches over its containers."""
+        """Nothing is kept open: the container engine manages its containers."""
 
     def _runs(self, run: RunDirectory) -> bool:
         engine = find_engine(self._engine_choice)
@@ -143,7 +143,7 @@ def command(
 
 
 def read_only(run: RunDirectory, spec: RunSpec | JointSpec | JudgeSpec) -> list[Path]:
-    """Directories outside the run directory that a run reads: data with its images, model, parent adapter.
+    """Directories outside the run directory that a run reads: data and images, model, parent adapter.
 
     Raises:
         InvalidInput: One of them has a name that cannot be mounted.
@@ -168,13 +168,13 @@ def _named(run: RunDirectory, spec: RunSpec | JointSpec | JudgeSpec) -> Iterator
 
 
 def hub_cache() -> Path:
-    """Where huggingface_hub keeps models: a container without a network finds there what this machine has."""
+    """The cache folder of huggingface_hub: a container without network finds this machine's models there."""
     home = os.environ.get("HF_HOME") or str(Path.home() / ".cache" / "huggingface")
     return Path(os.environ.get("HF_HUB_CACHE") or str(Path(home) / "hub"))
 
 
 def refusal(engine: str, image: str, output: str) -> EngineUnavailable | Conflict | RunFailed:
-    """The error that an engine's complaint stands for."""
+    """The error that corresponds to a container engine's message."""
     last = output.strip().splitlines()[-1] if output.strip() else "it gave no reason"
     lower = output.lower()
     if "cannot connect" in lower or "failed to connect" in lower or "connection refused" in lower:

@@ -1,7 +1,7 @@
 """Training processes on this machine. Imports no torch.
 
-The trainer lives in a session of its own, so it outlives the service that started it: a service that comes
-back polls the run directory and finds it still running.
+The trainer runs in its own session, so it outlives the service that started it: a restarted service polls the run
+directory and finds it still running.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Process(Record):
 
 
 class LocalRunner:
-    """Runs as processes of this machine, forked from a warm trainer where the settings want one."""
+    """Runs as processes on this machine, forked from a warm trainer if the settings enable it."""
 
     def __init__(self, settings: Settings) -> None:
         # ms-swift starts by itself
@@ -98,7 +98,7 @@ def start(
 
 
 def run_here(run_dir: Path, spec: RunSpec) -> int:
-    """Train in the foreground, with this terminal's output; the exit code. Ctrl-C ends it, to be gone on with.
+    """Train in the foreground, with output to this terminal; the exit code. Ctrl-C stops it resumably.
 
     Raises:
         Conflict: The directory holds a run of another spec.
@@ -118,7 +118,7 @@ def run_here(run_dir: Path, spec: RunSpec) -> int:
 
 
 def _take_up(run: RunDirectory) -> int:
-    """Lock a run and mark it as starting; the descriptor of the lock. Raises Conflict when it is taken."""
+    """Lock a run and mark it as starting; the descriptor of the lock. Raises Conflict if it is locked."""
     ended = run.read_status().state.ended
     lock = run.lock(patience=30 if ended else 0.2)  # an ended trainer may still be on its way out
     if lock is None:
@@ -144,7 +144,7 @@ def _start_cold(run: RunDirectory, lock: int, output: BinaryIO, environment: Map
 
 
 def poll(run_dir: Path | str) -> Status:
-    """What the run says of itself, or `died` when its process is gone without having said how it ended."""
+    """The status of the run, or `died` if its process is gone without having recorded how it ended."""
     run = RunDirectory(run_dir)
     _reap()
     status = run.read_status()
@@ -164,7 +164,7 @@ def wait(run_dir: Path | str, timeout: float, interval: float = 0.1) -> Status:
 
 
 def follow(run_dir: Path | str, interval: float = 0.2) -> Iterator[dict[str, Any]]:
-    """The log's lines as they come, each step once, until the run has ended (or died)."""
+    """The log's lines as they are written, each step once, until the run has ended (or died)."""
     run = RunDirectory(run_dir)
     last_step = -1
     while True:

@@ -58,7 +58,7 @@ class RayRunner:
         self._watch.started(run)
 
     def prepare(self, model: str, dtype: str, images: bool = False) -> None:
-        """Nothing can be prepared: which node a run will get is not known."""
+        """Nothing can be prepared: the node of a run is not known in advance."""
 
     def close(self) -> None:
         self._client.close()

@@ -1,4 +1,4 @@
-"""`python -m comfyloop.train.runners.ray_job RUN_DIR`: the job on a Ray cluster that does a run.
+"""`python -m comfyloop.train.runners.ray_job RUN_DIR`: the job on a Ray cluster that executes a run.
 
 It asks Ray for as many places as the run has ranks, spread over the nodes, and has each start
 `python -m comfyloop.train RUN_DIR` with the variables that torchrun would set. All ranks end with the first

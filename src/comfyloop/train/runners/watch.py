@@ -1,4 +1,4 @@
-"""Runs that another program computes, a container engine or a cluster, which is asked now and then."""
+"""Monitors runs that another program executes (a container engine or a cluster) by polling it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Watch:
         self._looked: dict[Path, tuple[float, bool]] = {}  # run -> when it was asked for, and the answer
 
     def take_up(self, run: RunDirectory) -> Status:
-        """Mark a run as starting; its status before. Raises Conflict when it goes on already."""
+        """Mark a run as starting; returns its previous status. Raises Conflict if it is already running."""
         if self._runs(run):
             raise Conflict(
                 f"The run {run.path.name} is already being worked on.", "Wait for it, or cancel it."
@@ -31,11 +31,11 @@ class Watch:
         return run.mark_starting()
 
     def started(self, run: RunDirectory) -> None:
-        """What was known of a run is no longer true."""
+        """Discard the cached state of a run."""
         self._looked.pop(run.path, None)
 
     def poll(self, run_dir: Path) -> Status:
-        """What the run says of itself; `died` when it is gone without having said how it ended."""
+        """The status of the run; `died` if it is gone without having recorded how it ended."""
         run = RunDirectory(run_dir)
         status = run.read_status()
         if status.state.ended or status.state is TrainState.QUEUED:
