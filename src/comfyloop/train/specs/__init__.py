@@ -1,1 +1,1 @@
-"""What a run is to do, for each kind of run, and what it needs. Imports no torch."""
+"""Specs of runs, by kind of run, and the libraries that they need. Imports no torch."""

@@ -1,4 +1,4 @@
-"""What every training run is told: one frozen record, `spec.json` in the run directory."""
+"""The spec of a training run: one frozen record, `spec.json` in the run directory."""
 
 from __future__ import annotations
 
@@ -75,8 +75,8 @@ class RunSpec(Record):
     )
 
     def smaller(self) -> Self | None:
-        """The same steps, computed with less at a time: fewer samples, then one with checkpointing; None: there is no
-        less."""
+        """The same steps with less memory: fewer samples at a time, then one with checkpointing; None if that is
+        already so."""
         size = self.per_device_train_batch_size
         if size > 1:
             parts = next(n for n in range(2, size + 1) if size % n == 0)
@@ -91,7 +91,8 @@ class RunSpec(Record):
         return None
 
     def at_once(self) -> Self:
-        """The same steps, each computed at once: what the losses depend on. How much is computed at a time is not."""
+        """The same steps, each computed at once: the values that losses depend on, which the micro-batch size is
+        not among."""
         size = self.per_device_train_batch_size * self.gradient_accumulation_steps
         return self.model_copy(
             update={

@@ -1,4 +1,4 @@
-"""What a comparison of two image adapters is told and what it leaves: a run like others that takes no step."""
+"""The spec and the result of a comparison of two image adapters: a run that takes no steps."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def picture_file(folder: Path, side: int, id: str) -> Path:
 
 
 def seed_of(id: str) -> int:
-    """The seed of what is drawn of a row: the same for both versions, and whatever draws it."""
+    """The seed for drawing a row: the same for both versions, and for every renderer."""
     return random.Random(id).getrandbits(31)
 
 
 class JudgeSpec(Record):
-    """Two versions of the image side, asked the same of held-out pictures. Paths are as in other specs."""
+    """A comparison of two versions of the image side on held-out pictures. Paths are as in other specs."""
 
     recipe: Literal["judge"] = "judge"
     image: ImageTrainSpec = Field(
@@ -61,7 +61,8 @@ class JudgeSpec(Record):
     )
 
     def prompts(self, id: str, own: str) -> tuple[str, str]:
-        """What live and candidate draw: what each wrote, or the person's `own` words where there was no brief."""
+        """The prompts for live and candidate: what each wrote, or the person's `own` prompt if there was no
+        brief."""
         return self.written.get(id, (own, own))
 
     @property
@@ -98,7 +99,7 @@ class JudgeSpec(Record):
 
 
 class JudgeFindings(Record):
-    """What a comparison found."""
+    """The result of a comparison."""
 
     scores: dict[str, Scores] = Field(
         description="By a row's id; pairs of (live, candidate) by what was measured."

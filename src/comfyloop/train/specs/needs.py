@@ -1,4 +1,4 @@
-"""Libraries that a run needs and that ComfyLoop does not bring by itself. Imports none of them."""
+"""Optional libraries that a run needs. Imports none of them."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ ZERO = Need("parallel = zero2 or zero3", "deepspeed", "deepspeed")
 
 
 def unmet(spec: TrainSpec) -> list[Need]:
-    """What a run of this spec would miss in this environment; ms-swift brings its own."""
+    """The libraries that a run of this spec needs and this environment lacks; ms-swift has its own."""
     if spec.train_engine == "swift":
         return []
     needs = [QLORA] if spec.quant_method == "bnb" else []

@@ -1,4 +1,4 @@
-"""A training spec from what is written on a command line. Imports no torch."""
+"""Builds a training spec from command-line options. Imports no torch."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ WHOLE_WEIGHTS_RATE = 1e-5
 
 
 def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec | ImageTrainSpec:
-    """A spec of values that are known and of `name=value` assignments, which win. Where no learning rate is
-    named, it is one that suits the recipe.
+    """Build a spec from known values and `name=value` assignments, which take precedence. The default learning rate
+    depends on the recipe.
 
     Args:
         known: By field name, `adapter.r` for a field of a part; None: not said.
@@ -70,7 +70,7 @@ def field_names(kind: type[RunSpec]) -> list[str]:
 
 
 def _value(name: str, text: str) -> Any:
-    """Lists are written with commas; all else as JSON where it is that, or as plain text."""
+    """Parse a value: lists are separated by commas; everything else is JSON if it parses, otherwise plain text."""
     if name in {"adapter.modules_to_save", "adapter.target_modules"} and "," in text:
         return tuple(part.strip() for part in text.split(","))
     if name == "adapter.modules_to_save":

@@ -1,8 +1,8 @@
-"""The learning rate where nobody names one: the recipe's own, and less for wider models.
+"""The default learning rate: the recipe's own, reduced for wider models.
 
-The recipes' rates were measured on a language model 576 wide. Under Adam each weight moves by about the rate whatever
-its gradient, so what a layer gives moves by the rate times its width: it is divided by that (Yang et al. 2022,
-2203.03466). Imports no torch.
+The recipes' rates were measured on a language model 576 wide. Under Adam each weight changes by about the rate
+whatever its gradient, so a layer's output changes by the rate times its width: the rate is divided by that (Yang et
+al. 2022, 2203.03466). Imports no torch.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def own_rate(recipe: Recipe, model: str, *, going_on: bool = False) -> float:
 
 
 def hidden_size(model: str) -> int | None:
-    """Of the language model, as config.json says it; None where that is not on this machine or does not say it."""
+    """The hidden size of the language model from its config.json; None if that is not on this machine or lacks
+    it."""
     try:
         config = json.loads(_config(model).read_text("utf-8"))
         part = next((config[name] for name in ("text_config", "llm_config") if name in config), config)

@@ -195,7 +195,7 @@ class TrainSpec(RunSpec):
 
     @staticmethod
     def threads_of(settings: Settings) -> int:
-        """The trainer's share of the cores; the rest is for answers."""
+        """The number of cores for the trainer; the rest is for serving."""
         return settings.train_threads or max(1, (os.cpu_count() or 2) // 2)
 
     @classmethod
@@ -210,7 +210,7 @@ class TrainSpec(RunSpec):
         epochs: float | None = None,
         **more: object,
     ) -> TrainSpec:
-        """The spec that the loop uses: every value that a setting names comes from there.
+        """The spec that the loop uses: every value for which there is a setting is taken from it.
 
         Args:
             epochs: Passes over what is new; None: as the setting says.

@@ -1,1 +1,1 @@
-"""ms-swift as a second engine: its command line read, its runs started and watched."""
+"""ms-swift as a second engine: reads its command lines, starts and monitors its runs."""

@@ -1,4 +1,4 @@
-"""A training spec as the arguments of `swift sft` and `swift rlhf` (ms-swift 4.6). Imports no torch."""
+"""Converts a training spec to arguments of `swift sft` and `swift rlhf` (ms-swift 4.6). Imports no torch."""
 
 from __future__ import annotations
 

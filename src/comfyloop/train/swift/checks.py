@@ -1,6 +1,6 @@
-"""What is asked of a run that ms-swift did, and that ms-swift does not ask itself. Imports no torch.
+"""Checks of an ms-swift run that ms-swift itself does not make. Imports no torch.
 
-`SwiftProgress` gathers the events of the process (`worker.py`); `check_run` compares them with what was given.
+`SwiftProgress` collects the events of the process (`worker.py`); `check_run` compares them with the input.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class SwiftProgress:
 
 
 def check_run(progress: SwiftProgress, row_hashes: Sequence[str], names: dict[str, str]) -> str:
-    """Ask of a whole run what it must answer for; what was found, in a sentence.
+    """Check a finished run; returns a summary in one sentence.
 
     Args:
         row_hashes: The hash of each row that was to be trained on; for `dpo` a chosen and a rejected one a pair.
@@ -100,7 +100,7 @@ def check_run(progress: SwiftProgress, row_hashes: Sequence[str], names: dict[st
 def _check_rows(steps: Sequence[Sequence[str]], expected: Counter[str], names: dict[str, str]) -> None:
     """Every pass over the data uses every row once; the last pass may be cut short.
 
-    Passes do not begin in the middle of a step, so a pass ends with the step in which its rows are complete.
+    A pass never begins in the middle of a step, so it ends with the step in which its rows are complete.
     """
     remaining = expected.copy()
     for number, rows in enumerate(steps, start=1):

@@ -1,8 +1,7 @@
-"""An ms-swift command line as a training spec: 4.x as it is today, and the flags of 2024 by their new names.
+"""Converts an ms-swift command line to a training spec: today's 4.x, and the flags of 2024 by their new names.
 
-What the command does not say has ms-swift's default, not ours, so that the run is the one that the command
-asked for; where it has not, `differs` says so. Of every flag it is said what became of it; none is passed over in
-silence. Imports no torch.
+Missing flags have ms-swift's defaults, not ours, so that the run is the one that the command asked for; `differs`
+lists the exceptions. The result is reported for every flag; none is ignored silently. Imports no torch.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ _Value = TypeVar("_Value")
 
 @dataclass(frozen=True)
 class FromSwift:
-    """What became of a command line.
+    """The result of converting a command line.
 
     Attributes:
         spec: `train` and `holdout` are the file names that the run directory will have.
@@ -139,7 +138,7 @@ def from_swift(command: str, *, model: str | None = None) -> FromSwift:
 def _became(
     spec: TrainSpec, flags: dict[str, list[str]], words_of: dict[str, list[str]], refused: dict[str, str]
 ) -> dict[str, str]:
-    """What each honoured flag of the command is in the spec, under the name that the command gives it."""
+    """The spec's value of each honoured flag, under the command's name for it."""
     descriptions = {
         "dataset": "trained on",
         "val_dataset": "held out, never trained on",
@@ -165,7 +164,7 @@ def _became(
 
 
 def _split(command: str) -> tuple[str, dict[str, list[str]], dict[str, str]]:
-    """`sft`, `pt` or `rlhf`; each flag's values; variables and words that mean nothing here, with reasons."""
+    """`sft`, `pt` or `rlhf`; each flag's values; unsupported variables and words, with reasons."""
     try:
         # a comment begins with a word: shlex would cut `data.jsonl#500` short
         uncommented = re.sub(r"(?m)(^|\s)#.*$", " ", command)
@@ -203,8 +202,8 @@ def _split(command: str) -> tuple[str, dict[str, list[str]], dict[str, str]]:
 
 
 def _on_one_line(command: str) -> str:
-    """A command as a shell would have it, also where an article or a chat has taken its line ends away, and left
-    the backslashes before them, or made dashes of its hyphens."""
+    """Normalise a command as a shell would read it, also if a web page removed its line breaks but kept the
+    backslashes before them, or turned hyphens into dashes."""
     plain = command.replace("\u00a0", " ")
     plain = re.sub(r"(?<!\S)[–—](?=[A-Za-z])", "--", plain)
     plain = re.sub(r"\\[ \t]*\r?\n", " ", plain)
@@ -250,7 +249,7 @@ def _recipe(verb: str, words_of: dict[str, list[str]]) -> str:
 
 
 def _defaults(recipe: str, words_of: dict[str, list[str]], *, old: bool) -> dict[str, list[str]]:
-    """What ms-swift does when it is not told: version 4.6, or 2.x for a command of 2024."""
+    """ms-swift's defaults: those of version 4.6, or of 2.x for a command of 2024."""
     defaults = {
         "learning_rate": "1e-5" if words_of.get("tuner_type") == ["full"] else "1e-4",
         "num_train_epochs": "1" if old else "3",
@@ -273,7 +272,7 @@ def _defaults(recipe: str, words_of: dict[str, list[str]], *, old: bool) -> dict
 
 
 def _differences(words_of: dict[str, list[str]], *, old: bool) -> dict[str, str]:
-    """Defaults of ms-swift's that are not ours, by the flag that would say them."""
+    """Defaults of ms-swift that differ from ours, by flag."""
     ours = TrainSpec.model_fields
     differences = {
         "max_pixels": "ms-swift leaves pictures to the model's processor; here those of more than "
@@ -295,7 +294,7 @@ def _differences(words_of: dict[str, list[str]], *, old: bool) -> dict[str, str]
 
 
 def _name_model(words_of: dict[str, list[str]], model: str | None, honoured: dict[str, str]) -> None:
-    """Settle which model is trained. Raises InvalidInput when nothing names one that can be."""
+    """Determine the model to train. Raises InvalidInput if none that can be trained is named."""
     kind = (words_of.get("model_type") or [""])[0]
     hub_id = MODEL_TYPES.get(kind) or MODEL_TYPES_OF_OWN_CODE.get(kind)
     if model is not None:
@@ -321,7 +320,7 @@ def _name_model(words_of: dict[str, list[str]], model: str | None, honoured: dic
 
 
 def _make_up(words_of: dict[str, list[str]], needless: dict[str, str], honoured: dict[str, str]) -> None:
-    """What depends on other flags: accumulation, looks at the hold-out, quantisation."""
+    """Fill in values that depend on other flags: accumulation, evaluation steps, quantisation."""
     batch = _value("per_device_train_batch_size", words_of["per_device_train_batch_size"], integer)
     words_of.setdefault("gradient_accumulation_steps", [str(max(1, math.ceil(16 / max(1, batch))))])
     words_of.setdefault("eval_steps", words_of["save_steps"])
@@ -351,7 +350,7 @@ def _make_up(words_of: dict[str, list[str]], needless: dict[str, str], honoured:
 
 
 def _value(name: str, words: Sequence[str], convert: Callable[[Sequence[str]], _Value]) -> _Value:
-    """Raises InvalidInput when the words are no value of that flag, Unmeant when it means nothing here."""
+    """Convert a flag's value. Raises InvalidInput if it is invalid, Unmeant if it has no meaning here."""
     try:
         return convert(words)
     except Unmeant:
@@ -371,7 +370,7 @@ _TAKEN = {"dataset", "val_dataset", "rlhf_type", "output_dir"}
 
 
 def read_command(argument: str) -> str:
-    """A command, or what the file of that name holds (a script with one)."""
+    """The command itself, or the content of the file of that name (a script)."""
     path = Path(argument)
     try:
         is_script = "\n" not in argument and path.is_file()

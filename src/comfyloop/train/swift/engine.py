@@ -1,11 +1,11 @@
-"""The second training engine: real ms-swift, in an environment and a process of its own, watched.
+"""The second training engine: ms-swift itself, in its own environment and process, monitored.
 
-The data is read and checked by the same code as for our trainer before ms-swift is started, and what it does
-is counted in its process (`worker.py`): rows, tokens, processes. At the end the same questions are asked
-of it as of any run: was every row used, none twice, none replaced; did one process train; did the loss and
-the weights move. What ms-swift would hide makes the run fail with a sentence.
+The data is read and checked by the same code as for our trainer before ms-swift is started, and rows, tokens and
+processes are counted in its process (`worker.py`). At the end the run is checked: every row was used, none twice,
+none replaced; exactly one process trained; the loss and the weights changed. Errors that ms-swift does not report
+make the run fail with a message.
 
-All of ms-swift's own (its log, checkpoints, arguments) is in `RUN_DIR/swift`.
+ms-swift's own files (its log, checkpoints, arguments) are in `RUN_DIR/swift`.
 """
 
 from __future__ import annotations
@@ -136,12 +136,12 @@ def prepare_rows(
     log: RunLog,
     control: Control,
 ) -> list[Example]:
-    """Check every row as for our own trainer and write those that are good for ms-swift to read.
+    """Check every row as for our own trainer, and write the valid rows for ms-swift.
 
-    Returns what is trained on: one example a row, and for `dpo` one for its rejected answer too.
+    Returns the training examples: one per row, and for `dpo` another one for its rejected answer.
 
-    Roles and images are written the one way that ms-swift understands: it takes image paths relative to where
-    it was started, not to the file.
+    Roles and images are written in the only form that ms-swift supports: it resolves image paths relative to the
+    working directory, not to the file.
     """
     examples = _read(directory, file, description.encoder(spec), spec, log, control)
     rows = read_rows(directory.resolve(file))[0]
@@ -228,7 +228,7 @@ def write_task(directory: RunDirectory, folder: Path, spec: TrainSpec, command_l
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """ms-swift's newest checkpoint that is whole; one that a kill has cut short is deleted."""
+    """ms-swift's newest complete checkpoint; one that a kill left incomplete is deleted."""
     for place in sorted(folder.glob("checkpoint-*"), key=step_of, reverse=True):
         if is_whole(place):
             return place
@@ -237,7 +237,7 @@ def newest_checkpoint(folder: Path) -> Path | None:
 
 
 def is_whole(place: Path) -> bool:
-    """Whether its last written file is there and its tensors are read to the end."""
+    """Whether its last written file exists and its tensors can be read completely."""
     try:
         json.loads((place / "trainer_state.json").read_text(encoding="utf-8"))
         load_file(place / ADAPTER_FILES[1])
@@ -251,7 +251,7 @@ def step_of(checkpoint: Path) -> int:
 
 
 def refuse_other_data(folder: Path, places: Places, command_line: list[str], hashes: list[str]) -> None:
-    """A checkpoint is gone on from only with the spec and the data that it is of."""
+    """Refuse to resume a checkpoint with another spec or other data than its own."""
     words = [word for word in command_line if word != str(places.checkpoint)]
     words = [word for word in words if word != "--resume_from_checkpoint"]
     digest = hashlib.sha256(json.dumps([words, hashes]).encode()).hexdigest()
@@ -265,7 +265,7 @@ def refuse_other_data(folder: Path, places: Places, command_line: list[str], has
 
 
 def check_weights_moved(checkpoint: Path, init_from: Path | None) -> None:
-    """Raises RunFailed when the adapter is what it was before training, or holds something that is no number."""
+    """Raises RunFailed if the adapter is unchanged by training, or contains values that are not finite."""
     after = load_file(checkpoint / ADAPTER_FILES[1])
     if not all(torch.isfinite(tensor).all() for tensor in after.values()):
         raise RunFailed("ms-swift left an adapter with weights that are no numbers.", "Lower learning_rate.")
@@ -283,7 +283,7 @@ def check_weights_moved(checkpoint: Path, init_from: Path | None) -> None:
 
 
 def keep_adapter(checkpoint: Path, place: Path) -> None:
-    """The PEFT files of a checkpoint as `place`, which appears whole or not at all."""
+    """Copy the PEFT files of a checkpoint to `place`, atomically."""
 
     def write(making: Path) -> None:
         for name in ADAPTER_FILES:

@@ -1,5 +1,4 @@
-"""What each flag of ms-swift is here: an entry of a training spec, nothing that makes a difference, or nothing
-that there is. Imports no torch."""
+"""Maps each flag of ms-swift: to an entry of a training spec, to no effect, or to unsupported. Imports no torch."""
 
 from __future__ import annotations
 
@@ -110,7 +109,7 @@ class Unmeant(ValueError):
 
 
 class Other(ValueError):
-    """Why a command with this value is for another kind of learning altogether, as the end of a sentence."""
+    """Why a command with this value is for another learning task, as the end of a sentence."""
 
 
 def one(words: Sequence[str]) -> str:

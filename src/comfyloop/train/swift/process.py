@@ -1,4 +1,4 @@
-"""ms-swift's process: started, watched, held, stopped; what it tells becomes lines of our log.
+"""Starts, monitors, pauses and stops ms-swift's process, and converts its events to lines of our log.
 
 No torch is imported here.
 """
@@ -31,7 +31,7 @@ machine goes down."""
 
 
 class Tail:
-    """The lines of a file as they come; one that is still being written is left for the next look."""
+    """The lines of a file as they are written; an incomplete line is left for the next call."""
 
     def __init__(self, path: Path) -> None:
         self._file = path.open(encoding="utf-8")
@@ -47,7 +47,8 @@ class Tail:
 
 
 def environment(spec: TrainSpec, cache: Path) -> dict[str, str]:
-    """Variables of ms-swift's process: nothing of our packages, of a launcher's ranks, or of the home's caches."""
+    """Environment variables of ms-swift's process: without our packages, a launcher's ranks, and the home
+    directory's caches."""
     ranks = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "NPROC_PER_NODE", "NNODES", "NODE_RANK")
     inherited = {name: value for name, value in clean_environ().items() if name not in ranks}
     ours = {"MODELSCOPE_CACHE": str(cache), "HF_DATASETS_CACHE": str(cache / "datasets")}
@@ -61,7 +62,7 @@ def see_output(directory: RunDirectory) -> str:
 
 
 class SwiftWatch:
-    """ms-swift's process while it trains: what it tells goes to the log, what the run is told goes to it."""
+    """ms-swift's process while it trains: forwards its events to the log, and requests of the run to it."""
 
     def __init__(
         self, directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control, samples: int
@@ -76,7 +77,7 @@ class SwiftWatch:
         self._last = 0.0
 
     def run(self, command: list[str], events: Path, afresh: bool) -> None:
-        """Start ms-swift and stay with it to its end. Raises RunFailed when it fails."""
+        """Run ms-swift until it ends. Raises RunFailed if it fails."""
         if afresh:
             events.unlink(missing_ok=True)
         events.touch()
@@ -128,7 +129,7 @@ class SwiftWatch:
             platforms.thaw(process.pid)
 
     def _let_it_save(self, process: subprocess.Popen[bytes], tail: Tail, seconds: float) -> None:
-        """It leaves a checkpoint after the step at hand, if it has begun to train."""
+        """Wait for a checkpoint after the current step, if training has begun."""
         if self.worked is None:
             return
         (self.directory.path / "swift" / "stop").touch()
@@ -137,7 +138,7 @@ class SwiftWatch:
         self._look(tail)
 
     def _limit(self, process: subprocess.Popen[bytes]) -> None:
-        """Our own watch sees only this process; ms-swift's memory is looked at here."""
+        """Check ms-swift's memory: our own watch covers only this process."""
         if self.spec.memory_gb <= 0:
             return
         try:
@@ -152,9 +153,9 @@ class SwiftWatch:
             )
 
     def _catch_up(self, events: list[dict[str, Any]]) -> None:
-        """Take note of what the processes before this one did, and log what was not before we were killed.
+        """Read the events of earlier processes, and log those that were not logged before a kill.
 
-        ms-swift may have kept a checkpoint of steps that it had told of and that had not been looked at.
+        ms-swift may have saved a checkpoint after steps whose events had not been read yet.
         """
         valid: list[dict[str, Any]] = []
         for event in events:

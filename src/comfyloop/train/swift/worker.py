@@ -1,11 +1,11 @@
-"""What runs inside ms-swift's own process and environment: `python worker.py TASK.json`.
+"""Runs inside ms-swift's own process and environment: `python worker.py TASK.json`.
 
 `swift.py` writes the task and reads the events that this writes back, one JSON object a line.
 
-ms-swift gets a model type and a template called `comfyloop`: the model is loaded by its own transformers
-class, without running code of the model directory, and a row becomes the very tokens that our own trainer
-makes of it and that an engine will see, with the model's own chat template. Every batch that is trained on
-is counted where the trainer takes it, so that a row that ms-swift has left out or replaced is noticed.
+ms-swift gets a model type and a template called `comfyloop`: the model is loaded by its own transformers class,
+without running code of the model directory, and a row is encoded to exactly the tokens that our own trainer
+produces and an engine will see, with the model's own chat template. Every batch is counted where the trainer
+receives it, so that a row that ms-swift has left out or replaced is detected.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def event_writer(path: Path) -> Callable[..., None]:
 
 
 def row_hash(ids: list[int]) -> str:
-    """What a sequence of token ids is known by on both sides."""
+    """A hash that identifies a sequence of token ids on both sides."""
     return hashlib.sha256(b"".join(token.to_bytes(8, "little") for token in ids)).hexdigest()[:16]
 
 
@@ -135,7 +135,7 @@ def register_model(description: Any) -> None:
 
 
 def register_callback(tell: Callable[..., None], stop_files: list[Path]) -> None:
-    """Counts what is trained on, passes on what is logged, and stops within a step when it is told to."""
+    """Counts the training data, forwards log values, and stops within a step on request."""
     from swift.callbacks import callbacks_map
     from transformers import TrainerCallback
 
@@ -196,7 +196,7 @@ def register_callback(tell: Callable[..., None], stop_files: list[Path]) -> None
 
 
 def count(inputs: dict[str, Any], processor: Any) -> dict[str, Any]:
-    """What a batch holds, as the trainer takes it: `rows` by their hashes, tokens, rows with images.
+    """The content of a batch as the trainer receives it: hashes of `rows`, tokens, rows with images.
 
     KTO's batches hold each answer again with another row's prompt; those are not counted.
     """

@@ -1,1 +1,1 @@
-"""Language models, with and without sight, as they are trained."""
+"""Training of language models, with and without vision."""

@@ -1,4 +1,4 @@
-"""What was trained, as a standard PEFT directory or a standard model directory."""
+"""Saves the trained weights as a standard PEFT directory or a standard model directory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def save_adapter(
 ) -> None:
     """Write `adapter_config.json` and `adapter_model.safetensors`; the directory appears whole or not at all.
 
-    Beside them, what an engine must know of the positions that it was trained on.
+    Also writes what an engine must know about the positions that it was trained on.
 
     Args:
         tensors: Parameters by name, where `peft` itself has only a part of each.

@@ -1,4 +1,4 @@
-"""What the model thinks of the answers of some samples."""
+"""Log-probabilities of the answers of samples."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Answers:
 
 
 class AnswerReader(nn.Module):
-    """The model and its head as one module: what FSDP2 and DeepSpeed gather weights around."""
+    """The model and its head as one module, around which FSDP2 and DeepSpeed gather weights."""
 
     def __init__(self, model: Loaded) -> None:
         super().__init__()

@@ -1,8 +1,9 @@
-"""Features of images on the disk: named by what they depend on, checked when read, bounded, evicted by age.
+"""A disk cache of image features: keyed by what they depend on, verified on reading, limited in size, evicted by
+age.
 
-A file is named by a hash of the processed pixels (image bytes and processing together) and of the weights of
-the tower that sees them, so it never goes stale and several processes may share the folder: files appear by
-rename, and one that is damaged counts as absent.
+A file is named by a hash of the processed pixels (image bytes and processing together) and of the tower's weights,
+so it never becomes stale, and several processes can share the folder: files appear by rename, and a damaged file
+counts as absent.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class FeatureCache:
         self._size: int | None = None  # of all files, as far as this process knows
 
     def get(self, pixels: bytes) -> dict[str, Tensor] | None:
-        """What was put under this hash of pixels; None when there is none, or none that is whole."""
+        """The tensors under this hash of pixels; None if there are none, or the file is damaged."""
         path = self._path(pixels)
         try:
             with safe_open(path, framework="pt") as file:
@@ -59,7 +60,7 @@ class FeatureCache:
         return dict(sorted(tensors.items(), key=lambda item: _order(item[0])))
 
     def put(self, pixels: bytes, tensors: dict[str, Tensor]) -> None:
-        """Keep tensors. A disk that refuses is no error: they are computed again another time."""
+        """Store tensors. A disk error is ignored: they are computed again another time."""
         path = self._path(pixels)
         on_cpu = {name: value.detach().cpu().contiguous() for name, value in tensors.items()}
         metadata = {"crc32": str(_crc32(on_cpu))}

@@ -1,7 +1,7 @@
-"""What a frozen vision tower and projector make of an image, computed once and kept.
+"""Image features of a frozen vision tower and projector, computed once and cached.
 
-Kept in memory as far as there is room, and on the disk across runs where reading them back is faster than
-computing them again (`feature_cache.py`). A tower or projector that is trained itself is run every time.
+Cached in memory as far as there is room, and on disk across runs if reading is faster than computing
+(`feature_cache.py`). A tower or projector that is trained runs every time.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class ImageFeatures:
         self.frozen = not any(p.requires_grad for _, p in self.parameters())
 
     def parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
-        """What features depend on: all weights but the language model's and its head's."""
+        """The weights that features depend on: all except the language model's and its head's."""
         whole = self.model.whole
         language = {
             id(p) for m in (whole.get_decoder(), whole.get_output_embeddings()) for p in m.parameters()
@@ -58,7 +58,7 @@ class ImageFeatures:
         return ((n, p) for n, p in whole.named_parameters() if id(p) not in language)
 
     def setting(self) -> str:
-        """What else features depend on, besides weights and pixels."""
+        """A description of everything else that features depend on, besides weights and pixels."""
         whole = self.model.whole
         attention = [
             getattr(getattr(whole.config, part, None), "_attn_implementation", "")
@@ -171,7 +171,7 @@ def _flat(value: Any, path: str = "") -> list[tuple[str, Tensor]]:
 
 
 def _record(features: Features) -> dict[str, Any]:
-    """The model's own output record again: tensors, lists of tensors, lists of lists."""
+    """Rebuild the model's own output record: tensors, lists of tensors, lists of lists."""
     record: dict[str, Any] = {}
     for path, tensor in features.items():
         name, *indices = path.split("/")

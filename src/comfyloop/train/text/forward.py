@@ -1,10 +1,9 @@
-"""The hidden states from which answers are predicted, as the model's own code would compute them.
+"""Computes the hidden states that predict answers, equal to those of the model's own code.
 
-Samples go through the model end to end in one packed row. That is right for causal attention, whole or
-windowed; a model whose image tokens see ahead, whose layers keep a state, or whose positions depend on the
-longest sample in a row gets its samples one by one, through its own masks and positions. Which of the two is
-right is not only read off the configuration: before the first step, samples of the run itself go both ways, and
-logits and all must agree with the model's own.
+Samples are packed into one row. This is correct for causal attention, full or windowed; a model whose image tokens
+attend forward, whose layers keep a state, or whose positions depend on the longest sample in a row gets its samples
+one by one, with its own masks and positions. The choice does not rely on the configuration alone: before the first
+step, samples of the run are computed both ways, and the results must agree with the model's own.
 """
 
 from __future__ import annotations
@@ -46,7 +45,7 @@ processor's products of other shapes round otherwise (AMX), 0.08 apart: `_keep_a
 def prepare(
     model: Loaded, spec: TrainSpec, examples: Sequence[Example], log: RunLog, control: Control
 ) -> ImageFeatures:
-    """Look at the images of a run and prove its forward pass, before the first step.
+    """Compute the image features of a run and verify its forward pass, before the first step.
 
     Raises:
         DataError, ModelError: as `ImageFeatures.of` and `prove`.
@@ -97,8 +96,8 @@ def answer_states(
 
 
 def prove(model: Loaded, features: ImageFeatures, examples: Sequence[Example]) -> str:
-    """Compare with the model's own code on samples of the run; go sample by sample where packing differs, and without
-    our own passes where they are wrong on a device that they were never tested on.
+    """Compare with the model's own code on samples of the run; fall back to single samples if packing differs, and
+    to the original modules if the fused passes are wrong on a device that they were not tested on.
 
     Returns:
         Why our own passes were left out; empty: they were not.
@@ -189,9 +188,9 @@ def _disagreement(
 def _keep_apart(
     model: Loaded, features: ImageFeatures, examples: Sequence[Example], packed: Sequence[Tensor]
 ) -> bool:
-    """Whether each sample of a packed row stays as it is when the answers of the others are changed.
+    """Whether the result of each sample in a packed row is unchanged when the other samples' answers change.
 
-    Nothing has another shape then, and so nothing is rounded otherwise.
+    All shapes stay the same then, and so does the rounding.
     """
     for number, example in enumerate(examples):
         others = [e if e is example else _with_other_answer(e, example) for e in examples]
@@ -212,7 +211,7 @@ def _with_other_answer(example: Example, neighbour: Example) -> Example:
 
 
 def _apart(some: Sequence[Tensor], others: Sequence[Tensor]) -> float:
-    """Mean difference of answer tokens' log-probabilities, of the sample that differs most."""
+    """The largest mean difference of answer tokens' log-probabilities over the samples."""
     return max(float((a - b).abs().mean()) for a, b in zip(some, others, strict=True))
 
 
@@ -222,7 +221,7 @@ def _log_probs(model: Loaded, features: ImageFeatures, examples: Sequence[Exampl
 
 
 def _own_log_probs(model: Loaded, features: ImageFeatures, example: Example) -> Tensor:
-    """[A] log-probabilities of an answer's tokens by the whole model as it comes."""
+    """[A] log-probabilities of an answer's tokens by the unmodified model."""
     before = (example.answer - 1).to(model.device)
     inputs = _own_inputs(model, features, example)
     logits = model.whole(**inputs, use_cache=False, logits_to_keep=before).logits[0]
@@ -236,7 +235,8 @@ def _own_states(model: Loaded, features: ImageFeatures, example: Example) -> Ten
 
 
 def _own_inputs(model: Loaded, features: ImageFeatures, example: Example) -> dict[str, Any]:
-    """What the processor made of a sample, its images as features: positions and masks are the model's."""
+    """A sample's inputs from the processor, with its images as features: positions and masks are the model's
+    own."""
     _forget_longer_rows(model.whole)
     fields = {k: v[None] for k, v in example.token_kinds.items()} | example.images
     return {
@@ -247,7 +247,7 @@ def _own_inputs(model: Loaded, features: ImageFeatures, example: Example) -> dic
 
 
 def own_code_only(whole: Any) -> str:
-    """Why samples of this model cannot share a row, as far as its configuration and class tell; "" if they can."""
+    """Why samples of this model cannot be packed, according to its configuration and class; "" if they can."""
     text = whole.config.get_text_config()
     kinds = set(getattr(text, "layer_types", None) or ()) - {"full_attention", "sliding_attention"}
     if kinds:
@@ -267,7 +267,7 @@ def own_code_only(whole: Any) -> str:
 
 
 def _telling(examples: Sequence[Example]) -> list[Example]:
-    """Two short samples that go as differently as can be through a model: with images and without."""
+    """Two short samples that differ as much as possible: with images and without."""
     by_length = sorted(examples, key=len)
     seeing = [e for e in by_length if e.pixels]
     blind = [e for e in by_length if not e.pixels]
@@ -275,7 +275,8 @@ def _telling(examples: Sequence[Example]) -> list[Example]:
 
 
 def _forget_longer_rows(whole: Any) -> None:
-    """Dynamic scaling keeps the frequencies of the longest row so far: a sample's own must not depend on it."""
+    """Reset dynamic scaling, which keeps the frequencies of the longest row so far: a sample must not depend on
+    it."""
     for module in whole.modules():
         if getattr(module, "rope_type", None) == "dynamic":
             module.inv_freq = module.original_inv_freq.to(module.inv_freq.device)

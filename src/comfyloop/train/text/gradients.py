@@ -1,8 +1,8 @@
-"""The gradients of the way a run trains, held against plain autograd: before the first step, once.
+"""Compares a run's gradients with plain autograd, once, before the first step.
 
-Plain means: PEFT's and transformers' own modules in the place of those with fewer passes, four-bit weights
-dequantised and multiplied by torch, no activation left out to be computed again. A backward pass that is wrong shows
-in no log-probability, and a run that trains by it ends as if all were well.
+Plain means: PEFT's and transformers' own modules instead of the fused ones, four-bit weights dequantised and
+multiplied by torch, no activation checkpointing. A wrong backward pass does not show in log-probabilities, and a
+run with it would end without an error.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Difference:
 
 
 def disagreement(model: Loaded, ours: LogProbs, plain: LogProbs) -> str:
-    """What is wrong with the gradients of the way a run trains, as the end of a sentence; "" where nothing is.
+    """What is wrong with a run's gradients, as the end of a sentence; "" if nothing is.
 
     Args:
         ours, plain: Log-probabilities of the answers of some samples, as a step computes them and by the model's
@@ -58,7 +58,7 @@ def disagreement(model: Loaded, ours: LogProbs, plain: LogProbs) -> str:
 
 
 def differences(model: Loaded, ours: LogProbs, plain: LogProbs) -> list[Difference]:
-    """For each kind of layer that is trained, by what share its gradients differ: in its first and its last layer."""
+    """For each kind of trained layer, the relative difference of the gradients in its first and its last layer."""
     chosen = _first_and_last(model.trainable)
     with _slight_lora(model.module):
         with _checkpointing_as_in_training(model.module):
@@ -86,7 +86,7 @@ def _gradients(log_probs: LogProbs, chosen: dict[str, nn.Parameter]) -> dict[str
 
 
 def _length(parts: list[Tensor]) -> float:
-    """Euclidean, over all of them; what is no number counts as endlessly long."""
+    """The Euclidean norm over all of them; NaN counts as infinite."""
     length = float(torch.stack([part.norm() for part in parts]).norm())
     return length if length == length else float("inf")
 
@@ -135,7 +135,7 @@ def _slight_lora(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _checkpointing_as_in_training(model: nn.Module) -> Iterator[None]:
-    """Have layers compute their activations again, where they will, while all that is drawn by chance stays off."""
+    """Enable activation checkpointing as in training, with all randomness disabled."""
     layers = [
         module
         for module in model.modules()

@@ -1,5 +1,4 @@
-"""The base model with a LoRA on it, ready to train; and what can be told of it before its weights are
-read."""
+"""Loads the base model with a LoRA for training, and describes it before its weights are read."""
 
 from __future__ import annotations
 
@@ -40,7 +39,7 @@ from comfyloop.train.text.trainable import keep_still, make_trainable, trained_m
 
 @dataclass(frozen=True)
 class Description:
-    """A model directory as far as its configuration tells."""
+    """A model directory, as described by its configuration."""
 
     config: Any
     processor: Any  # the processor, or the tokenizer of a text-only model
@@ -128,13 +127,13 @@ class Loaded:
 
     @property
     def module(self) -> nn.Module:
-        """The outermost module: what has all parameters, under the names that checkpoints know."""
+        """The outermost module, which has all parameters under the names that checkpoints use."""
         module: nn.Module = self.whole if self.peft is None else self.peft
         return module
 
     @property
     def head(self) -> Head:
-        """The output layer and, as far as the configuration tells, what is done to its logits."""
+        """The output layer and, according to the configuration, what is applied to its logits."""
         layer = self.whole.get_output_embeddings()
         text = self.whole.config.get_text_config()
         scale = getattr(text, "logit_scale", None) or 1.0 / (getattr(text, "logits_scaling", None) or 1.0)
@@ -155,14 +154,14 @@ class Loaded:
 
     @property
     def shares_prefixes(self) -> bool:
-        """Whether samples of a row may have the tokens in common that they begin with.
+        """Whether samples in a row can share their common prefix.
 
-        Not where each sample's own noise is put on them, nor under an attention that would not know of it.
+        Not with noise that differs between samples, nor with an attention implementation that does not support it.
         """
         return self.attention == "sdpa" and not self.alone and not self.neftune_noise_alpha
 
     def go_alone(self, why: str) -> None:
-        """Have samples go through the model one by one, with its own attention, for a reason; "" packs them.
+        """Process samples one by one, with the model's own attention, for a reason; "" packs them.
 
         The vision tower keeps what it was loaded with. An implementation that a spec insists on stays: those
         of transformers find the samples of a row by their positions.
@@ -187,7 +186,7 @@ class Loaded:
         return sum(_size(p) for _, p in self.trainable), sum(map(_size, self.module.parameters()))
 
     def train(self) -> None:
-        """Training mode for what is trained: a frozen tower's dropout stays still, and all batch norms do."""
+        """Training mode for trained parts: a frozen tower's dropout and all batch norms stay in evaluation mode."""
         self.module.eval()
         for part in trained_modules(self.whole):
             part.train()
@@ -197,7 +196,7 @@ class Loaded:
         self.module.eval()
 
     def save(self, place: Path, tensors: dict[str, Tensor] | None = None) -> None:
-        """A PEFT directory, or a model's where the weights themselves were trained.
+        """Save a PEFT directory, or a model directory under full training.
 
         Args:
             tensors: Parameters by their names in `module`, where this process itself has only a part of each.
@@ -254,7 +253,8 @@ def load(spec: TrainSpec, description: Description, init_from: Path | None) -> L
 
 
 def fuse(peft: PeftModel) -> None:
-    """Give plain modules passes with fewer sweeps over memory, and less that is kept for the backward pass."""
+    """Replace plain modules' forward passes by fused ones, which use fewer passes over memory and keep less for the
+    backward pass."""
     lora.fuse_lora(peft)
     rms_norm.fuse_rms_norm(peft)
     mlp.fuse_mlp(peft)
@@ -262,7 +262,7 @@ def fuse(peft: PeftModel) -> None:
 
 
 def unfuse(peft: nn.Module) -> int:
-    """Take those passes away again: PEFT's and transformers' own modules compute; of how many."""
+    """Restore PEFT's and transformers' own forward passes; returns the number of modules."""
     passes = {module.__name__ for module in (lora, rms_norm, mlp, attention)}
     fused = [
         module
@@ -287,7 +287,8 @@ def read_weights(
 
 
 def choose_attention(choice: str, device: torch.device, dtype: torch.dtype) -> str | None:
-    """FlashAttention where it is installed and can be used, unless the spec insists; None: the model's default."""
+    """FlashAttention if it is installed and usable, unless the spec names an implementation; None: the model's
+    default."""
     if choice != "auto":
         return choice
     half = device.type == "cuda" and dtype != torch.float32

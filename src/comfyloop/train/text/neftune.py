@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def noise(embedding: nn.Module, alpha: float, lengths: Sequence[int]) -> Iterator[None]:
-    """While it lasts, each of a row's samples of l tokens gets uniform noise of alpha / sqrt(l * hidden).
+    """In this context, each sample of l tokens in a row gets uniform noise of alpha / sqrt(l * hidden).
 
     The padding that others count into l is not there in a packed row. Images come in after the embeddings and
     get none.

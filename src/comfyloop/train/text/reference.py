@@ -1,8 +1,8 @@
-"""What the model thought of each answer before it was trained: the reference of preference recipes.
+"""Log-probabilities of the answers before training: the reference of preference recipes.
 
-The reference is the model as it is loaded: the base where the LoRA is fresh, the parent version where the run
-goes on from one. It is asked once, before the first step, so that no second copy of it is ever in memory, and
-its answers are kept with the run.
+The reference is the model as it is loaded: the base with a fresh LoRA, or the parent version if the run continues
+from one. It is evaluated once, before the first step, so that no second copy of it is ever in memory, and the
+results are stored with the run.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def reference_log_probs(
 ) -> Tensor:
     """[n] log-probability of the answer of each example, before any training.
 
-    Call it before a checkpoint is restored. A run that is gone on with reads what it kept the first time.
+    Call it before a checkpoint is restored. A resumed run reads the stored values.
     """
     mark = fingerprint(spec, examples)
     saved_sums = _saved(directory.reference, mark)

@@ -1,5 +1,6 @@
-"""What a step takes of memory, found by taking one on torch's meta device, where tensors have sizes and no content: the
-layers that train, LoRA and fused passes and all, forward and backward, with what lives at the same time counted."""
+"""Measures the memory of a training step by executing one on torch's meta device, where tensors have sizes but no
+content: the trained layers with LoRA and fused passes, forward and backward, counting all tensors that are alive at
+the same time."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ class Footprint:
 def footprint(
     description: Description, spec: TrainSpec, dtype: torch.dtype, device: str, *, fused: bool
 ) -> Footprint:
-    """Of a step of the language model with a LoRA as the spec says, its weights not in four bits.
+    """The footprint of a step of the language model with the spec's LoRA, its weights not in four bits.
 
     Args:
         device: The kind of device that it is taken on: `cpu`, `cuda`, ...
@@ -113,7 +114,7 @@ def _peak_of_step(model: Loaded, lengths: Sequence[int], device: str) -> int:
 
 
 class _Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the bytes of all tensors on the meta device that are there at the same time, but a model's own."""
+    """Counts the bytes of all tensors on the meta device that are alive at the same time, except a model's own."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -153,7 +154,7 @@ def _on_paper(value: Any) -> bool:
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps what torch's kernels keep: queries, keys, values, what they give, and a number a token and head."""
+    """Saves what torch's kernels save: queries, keys, values, the output, and one number per token and head."""
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""General questions in training: the model is held to what its base finds likely there.
+"""Replay of general questions: keeps the model close to its base model's distribution.
 
 A style that is learned from a few edits leaks into everything else. Beside the edits go general questions with the
 base model's answers; at each of their tokens the divergence from the base model's own next-token distribution is
@@ -48,10 +48,10 @@ def hold_to_base(
     log: RunLog,
     control: Control,
 ) -> list[Example]:
-    """The same samples; those for replay with what the base model finds likely as their targets.
+    """The same samples; those for replay get the base model's distribution as their targets.
 
-    General questions come again turn after turn: what was found likely is kept on the disk, beside features of images.
-    Call it before the first step: where the weights themselves are trained, they still are the base model's.
+    General questions recur in every turn, so the distributions are cached on disk, beside image features. Call it
+    before the first step: under full training, the weights are the base model's only until then.
     """
     targeted = list(examples)
     places = [place for place, example in enumerate(examples) if example.part == "replay"]
@@ -86,7 +86,8 @@ def hold_to_base(
 
 
 def _cache(model: Loaded, features: ImageFeatures, spec: TrainSpec) -> FeatureCache:
-    """By all weights of the base model: the LoRA on it, and the names that it gives them, make no difference."""
+    """The cache, keyed by all weights of the base model, regardless of the LoRA and the parameter names that it
+    causes."""
 
     def weights() -> Iterator[tuple[str, torch.Tensor]]:
         for name, weight in model.whole.named_parameters():
@@ -114,7 +115,8 @@ def _cached(cache: FeatureCache | None, example: Example) -> Targets | None:
 
 
 def entropy(example: Example) -> float:
-    """Nats over all tokens of a sample: the part of its cross-entropy that no training can take away."""
+    """The entropy in nats over all tokens of a sample: the part of its cross-entropy that training cannot
+    reduce."""
     if example.targets is None or example.targets.shares is None:
         return 0.0
     return float(torch.special.entr(example.targets.shares).sum())

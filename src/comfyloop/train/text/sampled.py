@@ -1,7 +1,7 @@
-"""Answers that the model in training samples to the questions of its data.
+"""Answers to the data's questions, sampled from the model in training.
 
-They are made for a few steps at once, so that many are written side by side, and kept in the run (`sampled.jsonl`): a
-run that goes on in the middle of such a block goes on with the same answers.
+They are sampled for a few steps at once, so that many are generated in one batch, and stored in the run
+(`sampled.jsonl`): a run that resumes in the middle of such a block uses the same answers.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ class Sampled:
         self._read()
 
     def of(self, step: int, check: Check) -> dict[int, Tensor]:
-        """What a step's samples are taught on, by their indices: answers, sampled now where they are the next block's,
-        or the wanted ones.
+        """The answers that a step's samples are trained on, by index: sampled answers, generated now if the next
+        block begins, or the wanted ones.
 
         Args:
             check: Called at every token; what it raises ends the sampling.
@@ -76,7 +76,7 @@ class Sampled:
         return [index for batch in batches for index in batch if self._examples[index] is not None]
 
     def _own(self, step: int) -> list[int]:
-        """Those that the student answers itself: which is chance, the same each time."""
+        """The samples that the student answers itself: chosen at random, reproducibly."""
         chance = random.Random(self._plan.seed * 1_000_003 + step)
         return [index for index in self._taught(step) if chance.random() < self._options.lmbda]
 
@@ -110,13 +110,14 @@ class Sampled:
         self._write(places)
 
     def _side_by_side(self, places: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
-        """Groups that are written together; one with images by itself: each processor joins those its own way."""
+        """Groups that are generated in one batch; samples with images alone, since processors batch images
+        differently."""
         blind = [place for place in places if self._example(place).pixels is None]
         groups = [blind[start : start + AT_ONCE] for start in range(0, len(blind), AT_ONCE)]
         return [*groups, *([place] for place in places if self._example(place).pixels is not None)]
 
     def _most(self, index: int) -> int:
-        """Tokens that the answer to a sample may have."""
+        """The maximum number of tokens of a sample's answer."""
         length = self._example((0, index)).answer.numel()
         return min(self._options.max_completion_length, max(LEAST, int(LONGER * length)), self._room[index])
 
@@ -126,7 +127,7 @@ class Sampled:
         return example
 
     def _read(self) -> None:
-        """What was sampled before. A block is a line: one that was torn is sampled again whole."""
+        """Read the answers that were sampled before. A block is a line: an incomplete one is sampled again."""
         lines = self._file.read_text(encoding="utf-8").split("\n") if self._file.exists() else []
         for line in lines:
             with contextlib.suppress(ValueError):

@@ -1,4 +1,4 @@
-"""The teacher of `sdft`: the model itself, some steps behind, that has seen the answer a person wanted."""
+"""The teacher of `sdft`: the model itself, some steps behind, with the wanted answer in its context."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ class Teacher:
 
     @torch.no_grad()
     def follow(self) -> None:
-        """Come nearer to the weights as they are now. Called between a step's gradients and its update, so that a
-        checkpoint of either side of it holds what belongs together."""
+        """Move towards the current weights. Called between a step's gradients and its update, so that a checkpoint
+        before or after it is consistent."""
         for (_, own), (_, parameter) in zip(self._weights, self._updates.parameters, strict=False):
             own.lerp_(parameter.to(own), self._rate)
 
@@ -54,7 +54,7 @@ class Teacher:
     def teach(
         self, features: ImageFeatures, shown: Sequence[Example], students: Sequence[Example], most: int
     ) -> list[Example]:
-        """The students' answers with what the teacher finds likely at each of their tokens as targets.
+        """The students' answers with the teacher's distribution at each of their tokens as targets.
 
         Args:
             shown: The same answers after conversations that hold the wanted one.
@@ -75,7 +75,7 @@ class Teacher:
 
     @contextlib.contextmanager
     def _speaking(self) -> Iterator[None]:
-        """The model has the teacher's weights for a while."""
+        """A context in which the model has the teacher's weights."""
         weights = [weight for _, weight in self._model.trainable][: len(self._weights)]
         before = [weight.detach().clone() for weight in weights]
         with torch.no_grad():
@@ -95,7 +95,8 @@ def helped(
 ) -> tuple[float, float] | None:
     """Mean log-probability of wanted answers, in nats a token, without them in the conversation and with them.
 
-    A model that does not find an answer likelier after it was shown it has nothing to teach. None: there are none.
+    A model that does not find an answer more likely after it was shown it cannot teach. None if there are no such
+    samples.
     """
     with_teacher = [item for item in items if item.teacher is not None][:MOST_ASKED]
     if not with_teacher:

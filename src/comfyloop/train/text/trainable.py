@@ -1,4 +1,4 @@
-"""Which weights of a model a run trains: a LoRA on parts of it, or those parts whole."""
+"""Selects the weights that a run trains: a LoRA on parts of a model, or those parts in full."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def trained_parts(spec: TrainSpec) -> tuple[Part, ...]:
 
 
 def make_trainable(base: Any, spec: TrainSpec, init_from: Path | None) -> PeftModel | None:
-    """Let the parts that the spec names be trained, and nothing else; the LoRA that was put on for it.
+    """Make exactly the parts that the spec names trainable; returns the LoRA that was added for it.
 
     Raises:
         ModelError: The model has no layers, or no parts, that the spec names.
@@ -86,7 +86,7 @@ def make_trainable(base: Any, spec: TrainSpec, init_from: Path | None) -> PeftMo
 def lora_targets(
     base: Any, choice: str | tuple[str, ...], wanted: tuple[Part, ...] = ("llm",)
 ) -> str | list[str]:
-    """What PEFT's `target_modules` must be, so that only the parts that are wanted are touched.
+    """PEFT's `target_modules` for exactly the wanted parts.
 
     A plain list of layer names where that says it exactly (it is understood everywhere), otherwise a regular
     expression over full names that keeps the other parts out, or the full names.
@@ -143,7 +143,8 @@ def lora_targets(
 
 
 def _refuse_lost(base: Any, saved: Iterable[str]) -> None:
-    """PEFT passes over names of `modules_to_save` that are none; they end as the full names of modules do."""
+    """Refuse names in `modules_to_save` that match no module, which PEFT ignores; they are suffixes of full module
+    names."""
     names = [name for name, _ in base.named_modules()]
     if lost := [one for one in saved if not any(name.endswith(one) for name in names)]:
         raise ModelError(
@@ -184,7 +185,7 @@ def trained_modules(base: Any) -> list[nn.Module]:
 
 
 def keep_still(module: nn.Module) -> None:
-    """Put what collects statistics of a batch back into evaluation mode: batches here are small."""
+    """Keep modules that collect batch statistics in evaluation mode: batches here are small."""
     module.apply(partial(_still_if, kinds=nn.modules.batchnorm._BatchNorm))
 
 
@@ -194,7 +195,7 @@ def _still_if(module: nn.Module, kinds: type[nn.Module]) -> None:
 
 
 def adapter_config(path: Path) -> dict[str, Any]:
-    """What PEFT has written of an adapter to go on from. Raises InvalidInput when there is nothing to be read."""
+    """The PEFT configuration of the adapter to continue from. Raises InvalidInput if it cannot be read."""
     if not (path / "adapter_config.json").is_file():
         raise InvalidInput(
             f"{path} is not a PEFT directory to go on from: it has no adapter_config.json.",

@@ -1,4 +1,4 @@
-"""A trained language model writes answers, within training: what the image side will be asked to draw."""
+"""Generates answers with a trained language model during training: the prompts for the image side."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from comfyloop.train.text.models import describe, read_weights
 
 
 class Writer:
-    """A base model with an adapter on it, or without one.
+    """A base model, with or without an adapter.
 
     Raises:
         ModelError: The model or the adapter cannot be read.
