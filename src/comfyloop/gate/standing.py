@@ -7,6 +7,7 @@ from functools import partial
 from math import fsum
 from typing import NamedTuple
 
+from comfyloop.errors import InvalidInput, TooLarge
 from comfyloop.gate import suites
 from comfyloop.gate.asking import Asker, Progress, Scorer, at_once, run
 from comfyloop.gate.kept import Kept
@@ -37,7 +38,8 @@ def standings(
     settings: Settings,
     progress: Progress | None = None,
 ) -> list[Standing]:
-    """Measure both on every item, each once.
+    """Measure both on every item, each once. A held-out item that the engine refuses (it is too long, or its picture
+    cannot be read) is not counted.
 
     Args:
         base, this: What the engine calls the base model and the version.
@@ -57,8 +59,11 @@ def standings(
             else None
         )
 
-    def looked(sample: Sample) -> tuple[str, float, float]:
-        return (HELD_OUT, *asker.look(sample).likelihood)
+    def looked(sample: Sample) -> tuple[str, float, float] | None:
+        try:
+            return (HELD_OUT, *asker.look(sample).likelihood)
+        except (InvalidInput, TooLarge):
+            return None
 
     calls: list[Callable[[], tuple[str, float, float] | None]] = [
         *(partial(looked, sample) for sample in wanted_samples),

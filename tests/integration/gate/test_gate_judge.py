@@ -465,6 +465,21 @@ def test_an_item_that_the_engine_cannot_read_is_left_out_by_name(
     assert told.startswith("The held-out sample odd is left out: The prompt has")
 
 
+def test_a_version_is_measured_without_what_the_engine_cannot_read(
+    engine: EngineClient, settings: Settings
+) -> None:
+    odd = sample("odd").model_copy(
+        update={"messages": (Message.of("user", "word " * 5000), Message.of("assistant", "A word."))}
+    )
+
+    def held_out(*holdout: Sample) -> gate.Standing:
+        measured = gate.standings(engine, REMEMBERED, "base", "acme-v1", holdout, picture, settings)
+        return next(one for one in measured if one.suite.startswith("held-out"))
+
+    assert held_out(*HOLDOUT, odd) == held_out(*HOLDOUT)
+    assert held_out(*HOLDOUT).items == len(HOLDOUT)
+
+
 def test_an_error_or_a_stop_ends_the_gate_at_once(engine: EngineClient, settings: Settings) -> None:
     counting = Counting(engine)
 
