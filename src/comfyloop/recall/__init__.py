@@ -1,8 +1,8 @@
-"""What a person taught is used at once, before any version has learnt it.
+"""Uses feedback immediately, before any version has learned it.
 
-Past edits near to a question go into the prompt as examples (examples.py), until the version that answers has
-been trained on them (learned.py). Beside them stand preferences in words, written from edits (words.py). What picks
-and ratings say of taste orders pictures (tastes.py).
+Past edits of similar questions are put into the prompt as examples (examples.py), until the answering version has
+been trained on them (learned.py). Preferences in words are derived from edits (words.py). The taste learned from
+picks and ratings orders pictures (tastes.py).
 """
 
 from comfyloop.recall.examples import PromptExample, Recall

@@ -1,8 +1,8 @@
-"""Which past edits go into the prompt of a question.
+"""Selects the past edits for the prompt of a question.
 
-An edit is an example when its question is near enough and the version that answers has not learnt it. The very
-same question comes first, so that its edit holds from the next time on; then the nearest. A question to which
-nothing is near gets nothing, and is answered as if there were no edits at all.
+An edit is an example if its question is similar enough and the answering version has not learned it. The identical
+question comes first, so that its edit applies from the next time on; then the most similar ones. A question without
+similar edits gets no examples, and is answered as if there were no edits.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _VERSIONS = 4
 
 
 class PromptExample(NamedTuple):
-    """A question with the answer that a person wanted, and the id of the feedback that says so."""
+    """A question with the answer that a person wanted, and the id of that feedback."""
 
     feedback: str
     question: Message
@@ -67,8 +67,8 @@ class Recall:
         *,
         careful: bool = True,
     ) -> list[PromptExample]:
-        """At most `most` examples for the last question of a conversation, the best of them last: nearest to
-        the question when they are put before it. The very same question gives its edit `most` times.
+        """At most `most` examples for the last question of a conversation, the best one last, next to the question.
+        An identical question returns its edit `most` times.
 
         Args:
             careful: Put nothing before other questions than the very same that could make a small model forget
@@ -86,7 +86,7 @@ class Recall:
         return [_example(near) for near in reversed(chosen)]
 
     def words(self, project: str) -> list[Written]:
-        """What the project's edits say in words. Raises StorageError."""
+        """The project's preferences in words. Raises StorageError."""
         return self._of(project).words()
 
     def _of(self, project: str) -> _Project:
@@ -132,7 +132,7 @@ class _Project:
             return self._words
 
     def _learned_by(self, version: int) -> Learned:
-        """Versions are immutable: what one has learnt is read once."""
+        """What a version has learned; read once, since versions are immutable."""
         if version == BASE:
             return NOTHING
         if version not in self._learned:
@@ -148,7 +148,7 @@ class _Project:
 def _chosen(
     candidates: Sequence[Near], learned: Learned, question: RecallQuestion, most: int, careful: bool
 ) -> list[Near]:
-    """The best that may be used, one a question, as far as they fit; the best first."""
+    """The best usable edits, one per question, as far as they fit; best first."""
     chosen: list[Near] = []
     room = EXAMPLES_BYTES
     for near in _usable(candidates, learned, question, careful):
@@ -170,7 +170,8 @@ def _chosen(
 def _usable(
     candidates: Sequence[Near], learned: Learned, question: RecallQuestion, careful: bool
 ) -> Iterator[Near]:
-    """Those that the version has not learnt, the best first. Pictures are for questions about pictures."""
+    """Edits that the version has not learned, best first. Edits about pictures are used only for questions about
+    pictures."""
     others = not (careful and _knows(candidates))
     for near in candidates:
         images, id = near.edit.question.images, near.edit.feedback
@@ -186,8 +187,8 @@ def _usable(
 
 
 def _knows(candidates: Sequence[Near]) -> bool:
-    """Whether people kept what the model had said to such questions, and changed how: it knew the answers. Told by
-    examples how to put them, a small model forgets what it knew."""
+    """Whether people kept the content of the model's answers to such questions and changed only the style, so that
+    the model knew the answers. A small model forgets what it knew when examples show it a style."""
     nearest = [near.edit.kept for near in candidates if not near.same][:ASKED]
     return sum(nearest) >= KNOWN * max(1, len(nearest))
 

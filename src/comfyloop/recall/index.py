@@ -1,7 +1,7 @@
-"""The newest edits of a project in memory, found by how near their questions are.
+"""An in-memory index of a project's newest edits by the similarity of their questions.
 
-Built at the first question, page by page from the newest piece of feedback back, and from then on told only what
-came since. It holds MOST edits, whatever there is in the database: about 8 MB of vectors, and their texts.
+Built at the first question, page by page from the newest feedback backwards, and updated incrementally from then
+on. It holds at most MOST edits, however many there are in the database: about 8 MB of vectors, and their texts.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _Key = tuple[str, str, str]  # author, what the claim is about, generation
 
 @dataclass(frozen=True, slots=True)
 class RecallQuestion:
-    """What is asked, as far as it tells which edits are near."""
+    """The parts of a question that determine which edits are similar."""
 
     system: str
     text: str
@@ -52,7 +52,7 @@ class RecallQuestion:
 
     @classmethod
     def of(cls, messages: Sequence[Message]) -> RecallQuestion | None:
-        """The last thing that the person said; None where there is no text."""
+        """The last user message; None if it has no text."""
         last = next((message for message in reversed(messages) if message.role == "user"), None)
         if last is None or not last.text.strip():
             return None
@@ -87,7 +87,7 @@ class _Claim:
 
 
 class EditIndex:
-    """The edits of one project. Not thread-safe: its user holds a lock."""
+    """The edits of one project. Not thread-safe: the caller holds a lock."""
 
     def __init__(self, project: str) -> None:
         self._project = project
@@ -109,7 +109,7 @@ class EditIndex:
     # --- what is known
 
     def update(self, store: Store) -> None:
-        """Read what came since the last time. Raises StorageError."""
+        """Read feedback that arrived since the last update. Raises StorageError."""
         with store.read() as conn:
             last = feedback.last_seq(conn, self._project)
             if self._seq is not None and last < self._seq:  # the newest was deleted
@@ -122,8 +122,8 @@ class EditIndex:
             self._seq = last
 
     def gone(self, store: Store, edits: Sequence[Edit]) -> bool:
-        """Whether some of these were deleted; then everything was read again, and they have to be looked for
-        again: what the deleted ones had taken the place of counts once more."""
+        """Whether some of these were deleted. If so, everything was read again, and the search must be repeated:
+        claims that the deleted ones had superseded count again."""
         ids = [edit.feedback for edit in edits]
         with store.read() as conn:
             there = feedback.existing(conn, ids)
@@ -153,7 +153,7 @@ class EditIndex:
         return pairs
 
     def _take(self, item: Feedback, generation: Generation) -> None:
-        """Of several claims of one person about one answer the newest counts, by when it was made."""
+        """Add a claim. Of several claims of one person about one answer the newest counts, by its creation time."""
         match item:
             case AnswerEdited():
                 about, answer, weight = "answer", item.edited.strip(), EDITED
@@ -211,7 +211,7 @@ class EditIndex:
     # --- what is near
 
     def edits(self) -> list[Edit]:
-        """What people rewrote, in the order in which it came."""
+        """Edits by people, in order of arrival."""
         latest = [self._edits[claim.slot] for claim in self._claims.values() if claim.slot is not None]
         return [edit for edit in latest if edit is not None and edit.weight == EDITED]
 
@@ -236,7 +236,7 @@ class EditIndex:
 
 
 def _kept(question: str, generation: Generation, answer: str) -> bool:
-    """Whether an edit says that the model knew the answer. One given with examples tells nothing of that."""
+    """Whether an edit shows that the model knew the answer. An answer given with examples does not."""
     own = content(answer) - content(question)
     return not generation.examples and len(own & content(generation.answer)) >= KEPT * max(1, len(own))
 
@@ -247,7 +247,7 @@ def size(question: str, answer: str) -> int:
 
 
 def _question(generation: Generation) -> RecallQuestion | None:
-    """None for an answer deep in a conversation: its question means nothing alone."""
+    """The question of a generation; None later in a conversation, where the question is not meaningful alone."""
     if sum(message.role != "system" for message in generation.messages) != 1:
         return None
     return RecallQuestion.of(generation.messages)

@@ -1,5 +1,5 @@
-"""What a version has learnt already: the feedback in the snapshots that it and its parents were trained on, once the
-gate has seen it answer as the edits ask."""
+"""What a version has learned: the feedback in the snapshots that it and its ancestors were trained on, once the
+gate has measured that it answers as the edits ask."""
 
 from __future__ import annotations
 
@@ -33,10 +33,10 @@ NOTHING = Learned(frozenset(), frozenset())
 
 
 def learned(store: Store, project: str, version: int) -> Learned:
-    """What the text side of a version learnt, over all the versions that it came from: nothing, as long as the gate has
-    not seen it answer as the edits ask.
+    """What the text side of a version and its ancestors learned; nothing, as long as the gate has not measured that
+    it answers as the edits ask.
 
-    A snapshot whose directory is gone counts by its newest feedback: everything up to it was learnt.
+    If a snapshot's directory is gone, everything up to its newest feedback counts as learned.
 
     Raises:
         NotFound: There is no such version.
@@ -57,7 +57,7 @@ def learned(store: Store, project: str, version: int) -> Learned:
 
 
 def _answers_as_asked(store: Store, project: str, version: int) -> bool:
-    """By the gate's report on it, or, where its text side is that of an earlier version, on that one."""
+    """Judged by the gate report on it, or on the earlier version from which its text side is taken."""
     with store.read() as conn:
         at = versions.get(conn, project, version) if version != BASE else None
         while at is not None:
@@ -71,7 +71,7 @@ def _answers_as_asked(store: Store, project: str, version: int) -> bool:
 
 
 def _snapshots(store: Store, project: str, version: int) -> list[Snapshot]:
-    """Those that the text side of a version was trained on, the newest first."""
+    """The snapshots that the text side of a version was trained on, newest first."""
     by_id: dict[str, Snapshot] = {}
     with store.read() as conn:
         if version != BASE:

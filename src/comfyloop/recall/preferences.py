@@ -1,4 +1,4 @@
-"""The preferences of a project: what the rules wrote, as the person left it."""
+"""The preferences of a project: derived by rules, with the person's changes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Preference(Record):
 
 
 def merged(rules_found: Sequence[Written], own: Mapping[str, str | None]) -> list[Preference]:
-    """A person's own text in place of a rule's, without those that they do not want."""
+    """Replace the rules' texts by a person's own, without the preferences that they removed."""
     listed = []
     for each in rules_found:
         text = own.get(each.id, each.text)
@@ -35,7 +35,7 @@ def merged(rules_found: Sequence[Written], own: Mapping[str, str | None]) -> lis
 
 
 def sentence(preferences: Sequence[Preference]) -> str:
-    """All of them as a system prompt says them; empty where there are none."""
+    """All preferences as text for a system prompt; empty if there are none."""
     if not preferences:
         return ""
     return "How the answers should be: " + " ".join(preference.text for preference in preferences)

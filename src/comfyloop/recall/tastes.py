@@ -1,7 +1,8 @@
-"""What people like in the pictures of a project, from their newest picks and ratings.
+"""The taste in a project's pictures, from the newest picks and ratings.
 
-Read anew for each question: the newest feedback names the pictures, what is seen of them is kept in memory, and the
-model is fitted in milliseconds. So the next grid knows the pick before it, and a deleted pick is forgotten at once.
+Computed for each request: the newest feedback names the pictures, their features are cached in memory, and the
+model is fitted in milliseconds. The next grid therefore takes the last pick into account, and a deleted pick is
+forgotten at once.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class Tastes:
         self._vectors: OrderedDict[str, Vector] = OrderedDict()
 
     def of(self, project: str) -> Taste:
-        """What is known of a project's taste now. Raises StorageError."""
+        """The current taste of a project. Raises StorageError."""
         with self._store.read() as conn:
             items = [item for _, item in feedback.of_kinds(conn, project, KINDS, limit=NEWEST)]
         pairs = []
@@ -61,7 +62,7 @@ class Tastes:
     def rank(self, project: str, pictures: Sequence[str]) -> tuple[Taste, dict[str, float]]:
         """The taste, and scores of pictures (by their hashes, which are stored) with the best first.
 
-        What cannot be looked at comes last; where the taste is not known all keep their order.
+        Unreadable pictures come last; if the taste is not known, the order does not change.
 
         Raises:
             StorageError.
@@ -92,8 +93,8 @@ class Tastes:
 
 
 def comparisons(items: Sequence[Feedback]) -> list[Likes]:
-    """What feedback (the newest first) says of pairs of pictures: a pick over what it was chosen from, a rating of
-    4-5 over one of 1-2 for the same prompt by the same person. Of several claims about one thing the newest counts."""
+    """Comparisons of pictures from feedback (newest first): a pick over its alternatives, a rating of 4-5 over one
+    of 1-2 for the same prompt by the same person. Of several claims about the same thing the newest counts."""
     pairs: list[Likes] = []
     claims: set[tuple[str, ...]] = set()
     ratings: dict[tuple[str, str], list[ImageRated]] = {}

@@ -1,8 +1,8 @@
 """Texts as vectors, without a model: words, their order and the letters in them, hashed.
 
-Two questions are near when they are put alike ("Write a caption for a mug", "... for a lamp"), since that is
-when an answer to one shows how the other is to be answered. Weighting down what many edits share (IDF) would do
-the opposite: in a project whose questions are all of one form it leaves the nouns alone, and finds nothing.
+Two questions are similar if they are phrased alike ("Write a caption for a mug", "... for a lamp"), since then an
+answer to one shows how to answer the other. Down-weighting what many edits share (IDF) would do the opposite: in a
+project whose questions all have the same form, only the nouns would count, and nothing would be found.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Preferences in words, written from edits by rules that a person would recognise.
+"""Derives preferences in words from edits, by rules that a person can understand.
 
-A rule compares the answers that were seen with what people made of them. It says something only where nearly all
-edits agree (SHARE) and most of the answers had it otherwise, and names the edits that it was read from.
+A rule compares answers with their edits. It applies only if nearly all edits agree (SHARE) and most of the original
+answers did not, and it names the edits that support it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class EditPair(NamedTuple):
 
 
 class Written(NamedTuple):
-    """What a rule has to say, by the name of the rule."""
+    """A preference that a rule derived, with the name of the rule."""
 
     id: str
     text: str
@@ -47,7 +47,7 @@ class Written(NamedTuple):
 
 
 def written(pairs: Sequence[EditPair]) -> list[Written]:
-    """All that the rules have to say of these edits, the newest last."""
+    """All preferences that the rules derive from these edits, given newest last."""
     pairs = pairs[-NEWEST:]
     if len(pairs) < LEAST:
         return []
@@ -102,7 +102,7 @@ def _quote(
     turned: Callable[[str], str],
     chinese: bool,
 ) -> Written | None:
-    """How nearly all edits begin (or end, where `turned` reads backwards), as long as that is the same."""
+    """The common beginning of nearly all edits (or ending, if `turned` reverses texts)."""
     texts = [turned(pair.wanted.strip())[:_LONGEST_QUOTE] for pair in pairs]
     same = ""
     for length in range(1, _LONGEST_QUOTE + 1):

@@ -1,4 +1,4 @@
-"""What ComfyLoop remembers: a database (SQLite or PostgreSQL) and a content-addressed blob store.
+"""Persistent storage: a database (SQLite or PostgreSQL) and a content-addressed blob store.
 
 One module a noun, each of plain functions over a connection and records::
 

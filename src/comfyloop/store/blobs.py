@@ -1,7 +1,7 @@
 """Bytes by the SHA-256 of their content: images, mostly.
 
-A blob is at ``ab/cd/abcd…`` below a folder or an fsspec URL (``s3://bucket/path``). It is written once,
-appears whole or not at all, and is checked against its name whenever it is read.
+A blob is at ``ab/cd/abcd…`` below a folder or an fsspec URL (``s3://bucket/path``). It is written once, atomically,
+and verified against its name whenever it is read.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Blobs:
         return sha
 
     def put_file(self, source: Path, media_type: str = "application/octet-stream") -> str:
-        """As `put`, for a file of any size: it is never held in memory whole."""
+        """As `put`, for a file of any size, which is streamed."""
         digest = hashlib.sha256()
         with self._refusals(str(source)), source.open("rb") as file:
             while chunk := file.read(_CHUNK):
@@ -108,12 +108,12 @@ class Blobs:
         return data
 
     def path(self, sha: str) -> Path | None:
-        """Where the blob lies on this machine's disk; None when it is elsewhere or there is none."""
+        """The path of the blob on this machine's disk; None if it is stored elsewhere or does not exist."""
         where = Path(self._where(sha))
         return where if self._local and where.is_file() else None
 
     def stamp(self, sha: str) -> str:
-        """Size and time of the file, which is another one where these differ; "" where `path` is None."""
+        """Size and modification time of the file, which change when it is replaced; "" if `path` is None."""
         if not self._local:
             return ""
         try:
@@ -154,7 +154,7 @@ class Blobs:
 
     @contextlib.contextmanager
     def _new_file(self, sha: str) -> Iterator[Any]:
-        """A file that gets its name only once it is whole and on the disk."""
+        """A temporary file that is renamed only once it is complete and flushed to disk."""
         final = Path(self._where(sha))
         _make_folders(final.parent)
         draft = final.with_name(f".{sha}.{secrets.token_hex(6)}.part")
@@ -188,7 +188,7 @@ class Blobs:
 
 
 def _make_folders(folder: Path) -> None:
-    """Make a folder and its parents so that a power cut cannot take them away again."""
+    """Create a folder and its parents durably, so that they survive a power cut."""
     if folder.is_dir():
         return
     _make_folders(folder.parent)

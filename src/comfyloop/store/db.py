@@ -1,4 +1,4 @@
-"""Opening the database, transactions, and what its refusals mean in plain words."""
+"""Opens the database, provides transactions, and converts database errors to messages."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Store:
 
     @property
     def name(self) -> str:
-        """The database as it may be shown: without its password."""
+        """The database's name for display, without its password."""
         return shown(self._engine.url)
 
     @contextmanager
@@ -83,7 +83,8 @@ class Store:
                 self._turn.release()
 
     def _check_file(self) -> None:
-        """What is written into a file that was deleted, or that another has replaced, is gone with this process."""
+        """Refuse a database file that was deleted or replaced: writes to it would be lost when this process
+        ends."""
         if self._file is None:
             return
         if self._opened is None:
@@ -102,7 +103,7 @@ class Store:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A read-only transaction that sees one moment of the database throughout."""
+        """A read-only transaction with a consistent snapshot of the database."""
         with self._transaction(mode="read") as conn:
             yield conn
 
@@ -122,7 +123,7 @@ class Store:
             raise explain(error, self.name) from error
 
     def settle(self) -> None:
-        """Leave no byte of what was deleted in SQLite's log of writes: fold it into the database, and empty it.
+        """Checkpoint and truncate SQLite's write-ahead log, so that no byte of deleted data is left in it.
 
         Raises:
             StorageError: Others read or write without a pause; the log is emptied another time.
@@ -154,7 +155,7 @@ class Store:
 
 
 def open_store(settings: Settings) -> Store:
-    """Open the store of `settings`, making or migrating it where needed.
+    """Open the store of `settings`, creating or migrating it if needed.
 
     Raises:
         InvalidInput: The database URL is not one of SQLite or PostgreSQL.
@@ -192,7 +193,7 @@ def _identity(file: Path | None) -> tuple[int, int] | None:
 
 
 def _refuse_emptied(url: URL, home: Path) -> None:
-    """A database without a byte beside the data of an older one is no fresh start.
+    """Refuse an empty database beside the data of an older one, which is not a fresh start.
 
     Raises:
         StorageError: It was emptied or deleted.
@@ -353,7 +354,7 @@ def _busy(name: str) -> StorageError:
 
 
 def explain(error: Exception, name: str) -> ComfyLoopError:
-    """What a refusal of the database means, as one of ComfyLoop's errors. Nothing was written."""
+    """Convert a database error to one of ComfyLoop's errors. Nothing was written."""
     cause = getattr(error, "orig", None) or error
     text = " ".join(str(cause).split())
     state = getattr(cause, "sqlstate", None)

@@ -1,7 +1,7 @@
-"""Feedback: appended, never changed, deleted only at its author's wish.
+"""Feedback: appended, never changed, deleted only on request.
 
-Every piece gets a sequence number that grows in the order of commits and is never used again, so that
-"everything after number n" misses nothing and counts nothing twice.
+Every piece gets a sequence number that increases in commit order and is never reused, so that "everything after
+number n" neither misses nor repeats anything.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _MANY = 500  # ids in one statement
 
 
 def add(conn: Connection, items: Sequence[Feedback]) -> tuple[list[str], list[str]]:
-    """Store what is new of `items`, in their order.
+    """Store the new ones of `items`, in their order.
 
     Returns:
         The ids stored now, and the ids that had been stored before (also those deleted since).
@@ -98,7 +98,7 @@ def _insert(conn: Connection, bodies: Sequence[Body]) -> None:
 
 
 def same(one: Feedback, other: Feedback) -> bool:
-    """Equal but for `created_at`: a client that leaves it out gets another one with every try."""
+    """Whether two items are equal except for `created_at`, which changes on every retry if a client omits it."""
     first, second = (json.loads(item.model_dump_json(exclude={"created_at"})) for item in (one, other))
     return bool(first == second)
 
@@ -243,7 +243,7 @@ def ids_of_author(conn: Connection, project: str, author: str) -> list[str]:
 
 
 def delete_some(conn: Connection, project: str, ids: Collection[str], *, remember: bool = True) -> list[str]:
-    """Delete pieces of a project; those that are gone are passed over.
+    """Delete pieces of a project; missing ones are ignored.
 
     Args:
         remember: The ids are kept, so that a late second delivery does not bring the pieces back; else they may be
@@ -263,7 +263,7 @@ def delete_some(conn: Connection, project: str, ids: Collection[str], *, remembe
 
 
 def delete(conn: Connection, id: str) -> None:
-    """Delete one piece. Its id alone is kept, so that a late second delivery does not bring it back.
+    """Delete one piece. Only its id is kept, so that a late second delivery does not restore it.
 
     Raises:
         NotFound: There is no such feedback.
@@ -274,7 +274,7 @@ def delete(conn: Connection, id: str) -> None:
 
 
 def _delete(conn: Connection, which: sa.ColumnElement[bool], remember: bool = True) -> int:
-    """Delete pieces, and keep their ids alone, or nothing. How many there were."""
+    """Delete pieces, keeping only their ids, or nothing; returns their number."""
     if remember:
         ids = sa.select(feedback.c.id).where(which)
         conn.execute(feedback_deleted.insert().from_select(["id"], ids))

@@ -1,8 +1,8 @@
-"""What people were asked about feedback, and what they answered.
+"""Questions to people about feedback, and their answers.
 
-What shows in the feedback itself is found anew each time and stored nowhere; an answer is. What the gate found on a
-version that was trained is stored as it was found, since nothing else knows of it; so is that somebody changed his
-mind, since what comes later must not take it back.
+Questions that follow from the feedback itself are computed each time and not stored; answers are stored. What the
+gate found on a trained version is stored, since it cannot be recomputed from feedback; so is a detected change of
+mind, since later feedback must not undo it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from comfyloop.store.schema import flags
 
 
 def answers(conn: Connection, project: str) -> dict[str, str]:
-    """What was answered, by what it was answered to."""
+    """The answers, by the id of the question."""
     query = sa.select(flags.c.key, flags.c.answer).where(flags.c.project == project)
     return {key: answer for key, answer in conn.execute(query.where(flags.c.answer.is_not(None)))}
 
@@ -41,7 +41,7 @@ def found(conn: Connection, project: str) -> list[Flag]:
 
 
 def strip(conn: Connection, project: str, feedback: Collection[str]) -> None:
-    """Take what was said in these pieces of feedback out of what the gate found; answers stay."""
+    """Remove the content of these pieces of feedback from the gate's findings; answers stay."""
     for flag in found(conn, project):
         choices = tuple(choice for choice in flag.choices if choice.feedback not in feedback)
         outdated = tuple(id for id in flag.outdated if id not in feedback)
@@ -53,7 +53,7 @@ def strip(conn: Connection, project: str, feedback: Collection[str]) -> None:
 
 
 def add(conn: Connection, project: str, items: Sequence[Flag]) -> None:
-    """Keep what was found now; what a person has answered to it before still holds."""
+    """Store new findings; earlier answers to them stay valid."""
     for item in items:
         here, body = sa.and_(flags.c.project == project, flags.c.key == item.id), item.model_dump_json()
         if not conn.execute(flags.update().where(here).values(body=body)).rowcount:

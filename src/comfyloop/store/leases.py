@@ -1,6 +1,6 @@
-"""Leases: one holder of a name at a time, who must renew it or lose it.
+"""Leases: each name has one holder at a time, which must renew the lease before it expires.
 
-Time is the database's, so that machines with clocks that differ agree.
+Times are the database's, so that machines with different clocks agree.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from comfyloop.store.schema import leases
 
 
 def acquire(conn: Connection, name: str, owner: str, seconds: float) -> bool:
-    """Take a lease that is free, run out or the owner's own; False while another holds it."""
+    """Take a lease that is free, expired or the owner's own; False while another owner holds it."""
     one_at_a_time(conn, f"lease:{name}")
     at = _clock(conn)
     row = conn.execute(sa.select(leases.c.owner, leases.c.expires).where(leases.c.name == name)).one_or_none()
@@ -29,7 +29,7 @@ def acquire(conn: Connection, name: str, owner: str, seconds: float) -> bool:
 
 
 def renew(conn: Connection, name: str, owner: str, seconds: float) -> bool:
-    """Keep a lease for `seconds` from now; False when it ran out or another holds it."""
+    """Extend a lease to `seconds` from now; False if it has expired or another owner holds it."""
     at = _clock(conn)
     mine = sa.and_(leases.c.name == name, leases.c.owner == owner, leases.c.expires > at)
     return conn.execute(leases.update().where(mine).values(expires=at + seconds)).rowcount == 1
@@ -42,14 +42,14 @@ def release(conn: Connection, name: str, owner: str) -> bool:
 
 
 def holder(conn: Connection, name: str) -> tuple[str, float] | None:
-    """Who holds a lease and for how many seconds still; None when nobody does."""
+    """The holder of a lease and the remaining seconds; None if there is none."""
     row = conn.execute(sa.select(leases.c.owner, leases.c.expires).where(leases.c.name == name)).one_or_none()
     seconds_left = 0.0 if row is None else row.expires - _clock(conn)
     return None if row is None or seconds_left <= 0 else (row.owner, seconds_left)
 
 
 def run_out(conn: Connection, name: str) -> str | None:
-    """Who held a lease that ran out and was not given back; None when there is no such lease."""
+    """The last holder of a lease that expired without being released; None if there is none."""
     row = conn.execute(sa.select(leases.c.owner, leases.c.expires).where(leases.c.name == name)).one_or_none()
     return row.owner if row is not None and row.expires <= _clock(conn) else None
 

@@ -1,4 +1,4 @@
-"""What each version learned from: pieces of feedback, its own and those of the versions it went on from."""
+"""The feedback that each version learned from: its own and that of its ancestors."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ _MANY = 500  # ids in one statement
 
 
 def add(conn: Connection, project: str, number: int, feedback: Iterable[str]) -> None:
-    """Write down what a version itself was trained on, once, when it is added."""
+    """Record what a version itself was trained on, once, when it is added."""
     rows = [{"project": project, "number": number, "feedback": id} for id in sorted(set(feedback))]
     if rows:
         conn.execute(lessons.insert(), rows)
 
 
 def lineage(conn: Connection, project: str, number: int) -> list[int]:
-    """A version and those whose weights it went on from, newest first; the base model has none."""
+    """A version and its ancestors, newest first; the base model has none."""
     return _walk(_parents(conn, project), number)
 
 
 def _parents(conn: Connection, project: str) -> dict[int, int]:
-    """Of each version of a project the one whose weights it went on from."""
+    """The parent of each version of a project."""
     query = sa.select(versions.c.number, versions.c.parent, versions.c.fresh)
     rows = conn.execute(query.where(versions.c.project == project))
     return {number: BASE if fresh else parent for number, parent, fresh in rows}
@@ -41,7 +41,7 @@ def _walk(parents: Mapping[int, int], number: int) -> list[int]:
 
 
 def learned(conn: Connection, project: str, number: int) -> set[str]:
-    """Ids of the feedback that a version carries, its own and what it went on from."""
+    """Ids of the feedback that a version and its ancestors learned from."""
     numbers = lineage(conn, project, number)
     query = sa.select(lessons.c.feedback).where(lessons.c.project == project, lessons.c.number.in_(numbers))
     return set(conn.scalars(query)) if numbers else set()

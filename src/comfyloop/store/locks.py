@@ -1,4 +1,4 @@
-"""One writer at a time for the parts whose order matters."""
+"""Serialises writers where the order matters."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sqlalchemy import Connection
 
 
 def one_at_a_time(conn: Connection, what: str) -> None:
-    """Hold everyone else who asks for `what` until the transaction of `conn` ends.
+    """Block others that request `what` until the transaction of `conn` ends.
 
     On SQLite a write transaction is alone already. PostgreSQL hands out sequence numbers before the commit:
     without this a reader could see number 10, remember it as the newest, and never see a 9 committed later.

@@ -1,4 +1,4 @@
-"""Where each project's loop stands: one row a project."""
+"""The state of each project's loop: one row per project."""
 
 from __future__ import annotations
 

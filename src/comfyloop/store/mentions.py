@@ -1,4 +1,4 @@
-"""Which pictures are still spoken of, by people or in what was asked."""
+"""Finds pictures that feedback or generations still refer to."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def pictures(bodies: Iterable[str]) -> set[str]:
 
 
 def unmentioned(conn: Connection, wanted: Collection[str]) -> set[str]:
-    """Those of some pictures that neither feedback nor a generation of any project names. Reads all of them."""
+    """Those of some pictures that no feedback and no generation of any project refers to. Reads all of them."""
     remaining = set(wanted)
     for table in (feedback, generations):
         if remaining:

@@ -44,7 +44,7 @@ class Listing(Protocol[Row, Mark_contra]):
 def every(
     store: Store, listing: Listing[Row, Mark], project: str, mark: Callable[[Row], Mark]
 ) -> Iterator[Row]:
-    """The newest first. Each page is read in a transaction of its own, so that what takes them may write meanwhile.
+    """All rows, newest first. Each page is read in its own transaction, so that the consumer can write in between.
 
     Args:
         mark: Of a row, what the listing takes as `before`.

@@ -1,6 +1,6 @@
-"""What a person made of the preferences in words: a text of their own, or that one is not wanted.
+"""A person's changes to the preferences in words: their own text, or that one is not wanted.
 
-What the rules write from edits is stored nowhere: it is read from the edits each time.
+The preferences that rules derive from edits are not stored, but computed each time.
 """
 
 from __future__ import annotations
@@ -28,5 +28,5 @@ def put(conn: Connection, project: str, id: str, text: str | None) -> None:
 
 
 def delete(conn: Connection, project: str, id: str) -> None:
-    """The rules' own word counts again, if they have one."""
+    """Restore the rule's own text, if there is one."""
     conn.execute(preferences.delete().where(preferences.c.project == project, preferences.c.id == id))

@@ -1,4 +1,4 @@
-"""Projects. Which version is live is moved by `versions.promote` and `versions.rollback` alone."""
+"""Projects. Only `versions.promote` and `versions.rollback` change the live version."""
 
 from __future__ import annotations
 

@@ -1,9 +1,8 @@
 """The tables, the same on SQLite and PostgreSQL.
 
-What never changes once written (generations, feedback, snapshots) is kept as the JSON of its record in
-`body`, beside the columns that queries need. What changes (projects, runs, versions, loops) has a column a
-field.
-A change here needs a new file in `migrations/versions` and a new `HEAD`; a test compares the two.
+Immutable records (generations, feedback, snapshots) are stored as JSON in `body`, beside the columns that queries
+need. Mutable ones (projects, runs, versions, loops) have one column per field. A change here needs a new file in
+`migrations/versions` and a new `HEAD`; a test compares the two.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Which groups of samples are held out. Written once a group; what is held out may be released for training, and
-nothing comes back.
+"""The split of groups of samples. Assigned once per group; a held-out group can be released for training, but never
+the reverse.
 
-Groups are numbered within their stratum (corrections, accepted answers, ratings, pictures), so that each has its
-share held out whatever else comes in between.
+Groups are numbered within their stratum (corrections, accepted answers, ratings, pictures), so that each stratum
+has its share held out, independently of the others.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def assign(
 
 
 def release(conn: Connection, project: str, groups: Collection[str]) -> None:
-    """Let held-out groups be trained on from now on. There is no way back: a version may have learned them."""
+    """Release held-out groups for training. This is irreversible: a version may have learned them."""
     hashes = [_hash(group) for group in groups]
     for start in range(0, len(hashes), _MANY):
         some = splits.c.group_sha256.in_(hashes[start : start + _MANY])

@@ -1,4 +1,4 @@
-"""Versions, and which of them is live.
+"""Versions, and the live one.
 
 A project has exactly one live version or, as version 0, the base model. `promote` and `rollback` are the only
 ways to change that; each is one transaction, so that no moment shows two live versions or none.
@@ -117,7 +117,7 @@ class Named(NamedTuple):
 
 
 def names(conn: Connection, project: str) -> list[Named]:
-    """All versions of a project, the newest first, without what the gate said of them."""
+    """All versions of a project, newest first, without their gate reports."""
     query = sa.select(versions.c.number, versions.c.state, versions.c.created_at)
     rows = conn.execute(query.where(versions.c.project == project).order_by(versions.c.number.desc()))
     return [Named(number, VersionState(state), created_at) for number, state, created_at in rows]
@@ -146,7 +146,7 @@ def set_state(conn: Connection, project: str, number: int, state: VersionState) 
 
 
 def withdraw(conn: Connection, project: str, number: int) -> None:
-    """A version that carries what was taken back answers no more and cannot be promoted again.
+    """Withdraw a version that learned from deleted feedback: it no longer answers and cannot be promoted again.
 
     Raises:
         NotFound: There is no such version.
@@ -159,7 +159,7 @@ def withdraw(conn: Connection, project: str, number: int) -> None:
 
 
 def set_gate(conn: Connection, project: str, number: int, report: GateReport) -> Version:
-    """Keep the gate's report with its version; a later report takes the place of an earlier one."""
+    """Store the gate's report with its version, replacing an earlier one."""
     get(conn, project, number)
     _set(conn, project, number, gate=report.model_dump_json())
     return get(conn, project, number)
@@ -284,7 +284,8 @@ def set_canary(conn: Connection, project: str, number: int, share: float) -> Pro
 
 
 def _refuse_unjudged(version: Version) -> None:
-    """What was judged elsewhere was judged on other people's corrections."""
+    """Refuse an imported version that was not judged here: elsewhere it was judged on other people's
+    corrections."""
     if version.origin is not None and version.gate is None:
         raise Conflict(
             f"The version {version.number} of {version.project!r} came from elsewhere and was not judged here.",
@@ -293,7 +294,7 @@ def _refuse_unjudged(version: Version) -> None:
 
 
 def set_canary_report(conn: Connection, report: CanaryReport) -> None:
-    """Keep how people treat a canary with its version.
+    """Store the canary report with its version.
 
     Raises:
         NotFound: There is no such project or version.
@@ -303,7 +304,7 @@ def set_canary_report(conn: Connection, report: CanaryReport) -> None:
 
 
 def _begin_canary(conn: Connection, project: Project, version: Version, share: float) -> None:
-    """Compare from now on. One that only gets another share goes on: it is still chance who hears it."""
+    """Start a canary report now. If only the share changes, the report continues: assignment is still random."""
     going_on = project.canary_share > 0 and project.canary == version.number and version.canary is not None
     report = (
         version.canary.model_copy(update={"share": share})
@@ -387,13 +388,12 @@ def history(conn: Connection, project: str, limit: int = 100) -> list[LiveMove]:
 
 
 def trail(conn: Connection, project: str) -> list[int]:
-    """The versions that rollbacks would pass, oldest first, the present one last."""
+    """The versions that successive rollbacks would return to, oldest first, the current one last."""
     return _trail(conn, project)
 
 
 def _trail(conn: Connection, project: str) -> list[int]:
-    """The versions that one would pass going back, oldest first, the present one last: promotions push,
-    rollbacks pop."""
+    """The stack of versions for rollbacks, oldest first, the current one last: promotions push, rollbacks pop."""
     query = sa.select(promotions.c.number, promotions.c.rollback)
     trail = [BASE]
     for number, back in conn.execute(query.where(promotions.c.project == project).order_by(promotions.c.seq)):
