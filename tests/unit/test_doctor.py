@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from comfyloop.cli.doctor import examine
+from comfyloop.doctor import examine
 from comfyloop.settings import Settings
 
 

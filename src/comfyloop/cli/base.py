@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from rich.console import Console
 
 from comfyloop import tokens
+from comfyloop.client.addresses import reached
 from comfyloop.client.client import Client
 from comfyloop.complaints import in_words
 from comfyloop.errors import InvalidInput
@@ -71,16 +72,6 @@ def variable_sentence(name: str) -> str:
     return (
         f"The variable {name} is not used: there is no such setting{f'; {near[0]} is one' if near else ''}."
     )
-
-
-def reached(host: str) -> str:
-    """A name under which this machine reaches what listens on `host`, as a URL has it."""
-    return "localhost" if host in ("", "0.0.0.0", "::") else bracketed(host)
-
-
-def bracketed(host: str) -> str:
-    """A host as a URL has it: IPv6 in brackets."""
-    return f"[{host}]" if ":" in host and not host.startswith("[") else host
 
 
 @contextlib.contextmanager

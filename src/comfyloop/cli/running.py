@@ -19,15 +19,14 @@ from comfyloop.cli.base import (
     Project,
     Url,
     app,
-    bracketed,
     err,
     out,
     put,
-    reached,
     service,
     settings_of,
 )
 from comfyloop.client import show
+from comfyloop.client.addresses import bracketed, reached
 from comfyloop.errors import InvalidInput
 
 
@@ -126,7 +125,7 @@ def demo(
 @app.command()
 def doctor(as_json: Json = False) -> None:
     """Look at the machine and the settings, and say what is missing and how to mend it."""
-    from comfyloop.cli.doctor import examine
+    from comfyloop.doctor import examine
 
     findings = examine(settings_of())
     put(

@@ -112,6 +112,10 @@ class Trained:
         return self.tower * self.image_tokens.get(pixels, 0) // most if most else 0
 
 
+PARTS = ("weights", "cache", "activations", "optimizer", "context", "total")
+"""Of a need, in the order of tables."""
+
+
 @dataclass(frozen=True)
 class Need:
     """Bytes of one process, by what takes them."""

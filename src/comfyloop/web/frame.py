@@ -18,6 +18,7 @@ from markupsafe import Markup
 
 from comfyloop import __version__
 from comfyloop.errors import ComfyLoopError
+from comfyloop.models.memory import GIB
 from comfyloop.records import BASE, Project
 from comfyloop.serve.api.common import AskedProject
 from comfyloop.serve.api.services import Services, Svc
@@ -149,6 +150,7 @@ def _environment() -> Environment:
         "languages": LANGUAGES,
         "release": __version__,
         "words_apart": words_apart,
+        "gib": GIB,
     }
     environment.filters |= {"when": when, "number": number, "percent": percent, "shortened": shortened}
     return environment

@@ -8,8 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from comfyloop import service
-from comfyloop.cli import doctor
+from comfyloop import doctor, service
 from comfyloop.errors import ModelError
 from comfyloop.loop.plan import image_spec
 from comfyloop.records import Project

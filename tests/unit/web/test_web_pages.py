@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 from starlette.testclient import TestClient
 
+from comfyloop.models.memory import GIB, Machine, MemoryPlan, Need, Way
+from comfyloop.records import Project
 from comfyloop.serve.api import sessions
 from comfyloop.settings import Settings
-from comfyloop.store import versions
+from comfyloop.store import projects, versions
 from comfyloop.web import assets
 from tests.conftest import REPOSITORY
 from tests.unit.web.conftest import PAGE, Studio, open_studio
@@ -218,3 +220,45 @@ def test_every_bundled_file_is_named_with_version_licence_and_hash() -> None:
         assert entry["package"] in licences
     notice = (REPOSITORY / "NOTICE").read_text("utf-8")
     assert "static/vendor" in notice
+
+
+def test_settings_say_how_the_machine_is_and_who_changed_what(tmp_path: Path) -> None:
+    (tmp_path / "home").mkdir(mode=0o700)
+    with open_studio(Settings(home=tmp_path / "home", project="acme", port=0)) as studio:
+        assert "Nothing was changed yet." in studio.page("/settings")
+        studio.http.patch("/v1/projects/acme", json={"auto": False}).raise_for_status()
+        studio.http.post("/v1/versions/9/promote")
+        page = studio.page("/settings")
+        assert "Changed a project" in page and "refused (503)" in page and "no token is asked" in page
+        well = studio.page("/settings/doctor")
+        assert "SQLite" in well and "This machine alone reaches 127.0.0.1" in well
+        assert "is free" not in well  # the service asks itself
+        zh = studio.page("/settings/doctor", **{"Accept-Language": "zh"})
+        assert "可写" in zh and "只有本机能访问" in zh and not re.search(r"[a-z]{4,} [a-z]{4,} [a-z]{4,}", zh)
+
+
+def test_what_fits_into_memory_is_worked_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with open_studio(Settings(home=tmp_path / "home", project="acme", port=0)) as studio:
+        asked = []
+
+        def plan_of(settings: Settings) -> MemoryPlan:
+            asked.append(settings)
+            machine = Machine("a card", "cuda", 24 * GIB)
+            need = Need(weights=GIB, context=GIB // 2)
+            return MemoryPlan(
+                machine, Way(), {"serving": need}, {"batch_size": 2}, (("serving",), ("training",))
+            )
+
+        monkeypatch.setattr("comfyloop.web.settings.plan_of", plan_of)
+        for _ in range(2):
+            page = studio.page("/settings/plan")
+        assert "24.0 GiB" in page and "Answering" in page and "1.50" in page and "batch_size = 2" in page
+        assert len(asked) == 1
+        monkeypatch.undo()
+        # a model that is not there is said in a sentence
+        nowhere = Settings(home=tmp_path / "other", project="acme", port=0, model=str(tmp_path / "no-model"))
+    with open_studio(nowhere, furnished=False) as studio:
+        with studio.store.begin() as conn:
+            projects.ensure(conn, Project(name="acme", base_model="starter"))
+        studio.services.router.refresh()
+        assert "No plan can be made of" in studio.page("/settings/plan")

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from comfyloop import __version__
 from comfyloop.serve.api import (
+    audit,
     bundles,
     busy,
     chat,
@@ -77,6 +78,7 @@ NOUNS = (
     metrics,
     reference,
     retention,
+    audit,
 )
 
 
@@ -133,6 +135,7 @@ def create_app(services: Services, front: Front | None = None) -> FastAPI:
     )
     if services.settings.token:
         app.add_middleware(edge.Tokened, token=services.settings.token, pages=front is not None)
+    app.add_middleware(audit.Audited, audit=services.audit)
     app.add_middleware(origin.Guarded, settings=services.settings)
     app.add_middleware(edge.Measured, metrics=services.metrics)
     _make_routes(app)

@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from comfyloop.errors import ComfyLoopError, InvalidInput, TooLarge
 from comfyloop.serve.api import sessions
+from comfyloop.serve.api.audit_log import WHO
 from comfyloop.serve.api.bodies import Characters, Values
 from comfyloop.serve.api.errors import error_body
 from comfyloop.serve.api.metrics_registry import Metrics
@@ -111,9 +112,15 @@ class Tokened:
         if not sent and scope["type"] == "websocket":
             sent = parse_qs(scope["query_string"]).get(b"token", [b""])[0]
         if sent:
-            return hmac.compare_digest(sent, self.token.encode())
+            return self._let_in(scope, "token", hmac.compare_digest(sent, self.token.encode()))
         session = cookie_parser(cookies).get(sessions.cookie(scope), "")
-        return sessions.holds(session, self.token)
+        return self._let_in(scope, "browser", sessions.holds(session, self.token))
+
+    @staticmethod
+    def _let_in(scope: Scope, who: str, known: bool) -> bool:
+        if known:
+            scope[WHO] = who
+        return known
 
 
 def wants_page(scope: Scope) -> bool:

@@ -22,6 +22,7 @@ from comfyloop.registry.archive import ArchivePiece
 from comfyloop.registry.bundle import Imported
 from comfyloop.registry.contents import BundleOptions
 from comfyloop.registry.manifest import Manifest, SuiteScores
+from comfyloop.serve.api.audit_log import AuditLog
 from comfyloop.serve.api.metrics_registry import Metrics
 from comfyloop.serve.api.recorder import Recorder
 from comfyloop.serve.engines.client import AsyncEngineClient
@@ -101,6 +102,7 @@ class Services:
     metrics: Metrics = field(default_factory=Metrics)
     recorder: Recorder = field(init=False)
     engines: AsyncEngineClient = field(init=False)
+    audit: AuditLog = field(init=False)
     recall: Recall = field(init=False)
     tastes: Tastes = field(init=False)
     imports: Imports = field(init=False)
@@ -111,6 +113,7 @@ class Services:
     _background: set[asyncio.Task[None]] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        self.audit = AuditLog(self.settings.home)
         self.recall = Recall(self.store)
         self.tastes = Tastes(self.store, self.settings.max_image_pixels)
         self.imports = Imports(self.store, self.settings, lambda event: self.controller.events.publish(event))

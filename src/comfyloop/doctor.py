@@ -17,17 +17,16 @@ from typing import NamedTuple
 import psutil
 
 from comfyloop import platforms, starter, tokens
-from comfyloop.cli.base import reached
+from comfyloop.client.addresses import reached
 from comfyloop.client.client import Client
 from comfyloop.errors import ComfyLoopError, ModelError
+from comfyloop.models.memory import GIB
 from comfyloop.serve.api.origin import is_loopback
 from comfyloop.serve.api.server import bind
 from comfyloop.settings import Settings, files_read
 from comfyloop.stable_diffusion.look import look
 from comfyloop.store import open_store, projects, url_of
 from comfyloop.train.specs.needs import QLORA, ZERO
-
-GIB = 2**30
 
 
 class MachineCheck(NamedTuple):
@@ -36,9 +35,13 @@ class MachineCheck(NamedTuple):
     sentence: str
 
 
-def examine(settings: Settings) -> list[MachineCheck]:
-    """Every check, each a finding; none of them changes anything but for making the home directory."""
-    return [check(settings) for check in CHECKS]
+def examine(settings: Settings, *, within: bool = False) -> list[MachineCheck]:
+    """Every check, each a finding; none of them changes anything but for making the home directory.
+
+    Args:
+        within: The service itself asks: whether it can be reached is no question.
+    """
+    return [check(settings) for check in CHECKS if not (within and check is _service)]
 
 
 def _python(settings: Settings) -> MachineCheck:
@@ -159,7 +162,7 @@ def _image_model(settings: Settings) -> MachineCheck:
         return MachineCheck(
             "image model",
             True,
-            "None: projects learn texts alone. COMFYLOOP_IMAGE_MODEL names one for new projects.",
+            "No image model is set: projects learn texts alone. COMFYLOOP_IMAGE_MODEL names one for new projects.",
         )
     ok, sentences = True, []
     for (model, vae, prediction), owners in owners_of.items():
