@@ -8,7 +8,7 @@ capture.py      edits between two runs; graph.py, redact.py: what changed, and w
 feedback.py     what a person did, as the service takes it
 spool.py        on the disk until delivered; delivery.py: from there to the service
 live.py         which version is live, and its LoRA; busy.py: tells the service when ComfyUI works;
-                ahead.py: wakes the model before it is asked
+                ahead.py: wakes the model before it is asked; freeing.py: unloads ComfyUI's before a run
 service.py      the service's HTTP API; host.py: what is needed of ComfyUI; config.py: the settings
 """
 

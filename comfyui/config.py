@@ -25,6 +25,7 @@ class Config:
     capture: tuple[str, ...] = ()  # projects for which edits are captured
     excluded: tuple[str, ...] = ()  # node classes of which nothing is captured
     spool_mb: int = 512
+    free_before_runs: bool = False  # ComfyUI unloads its models before a training run, when its queue is empty
 
     @property
     def capturing(self) -> bool:
@@ -58,6 +59,8 @@ class Config:
                 if isinstance(new[name], str):
                     raise ValueError(f"{name} must be a list of names.")
                 new[name] = tuple(map(str, new[name]))
+        if not isinstance(new.get("free_before_runs", False), bool):
+            raise ValueError("free_before_runs is true or false.")
         if "spool_mb" in new and (not isinstance(new["spool_mb"], int) or new["spool_mb"] < 1):
             raise ValueError("spool_mb must be a whole number of megabytes.")
         return replace(self, **new)

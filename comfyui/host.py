@@ -26,6 +26,10 @@ class Host:
     heard: Callable[[str], Heard] = lambda _: {}  # prompt id -> what its encoders heard
     clients: Callable[[], Collection[str]] = tuple  # that are connected now
     coming: Callable[[], list[tuple[str, dict[str, Any]]]] = list  # prompts that run or are next: id, graph
+    memory: Callable[[], tuple[int, int]] = lambda: (0, 0)  # of the device: bytes needed, bytes had or free
+    free_bytes: Callable[[], int] = lambda: 0  # of the device
+    idle: Callable[[], bool] = lambda: True  # whether nothing runs, and nothing waits in the queue
+    unload: Callable[[], None] = lambda: None  # ComfyUI's models, as its /free does
 
 
 def of_server(server: Any) -> Host:
@@ -64,7 +68,34 @@ def of_server(server: Any) -> Host:
         following = [min(waiting, key=lambda entry: entry[0])] if waiting else []
         return [(entry[1], entry[2]) for entry in (*now, *following)]
 
-    return Host(history, queued, running, image_path, kind_of, define, define_now, hearing.of, clients, coming)
+    def idle() -> bool:
+        now, waiting = queue.get_current_queue_volatile()
+        return not now and not waiting
+
+    def unload() -> None:
+        queue.set_flag("unload_models", True)
+        queue.set_flag("free_memory", True)
+
+    return Host(
+        history, queued, running, image_path, kind_of, define, define_now, hearing.of, clients, coming, memory,
+        free_bytes, idle, unload,
+    )  # fmt: skip
+
+
+def memory() -> tuple[int, int]:
+    """What the models that ComfyUI has loaded need of its device, with room to compute; what of it they have or could
+    have. A model that was loaded in part, for want of room, needs the rest."""
+    import comfy.model_management as management
+
+    loaded = list(management.current_loaded_models)
+    needed = sum(model.model_memory() for model in loaded) + management.minimum_inference_memory()
+    return int(needed), int(sum(model.model_loaded_memory() for model in loaded)) + free_bytes()
+
+
+def free_bytes() -> int:
+    import comfy.model_management as management
+
+    return int(management.get_free_memory(management.get_torch_device()))
 
 
 def define_now(class_type: str) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from .busy import ActivityReporter
 from .capture import Capture
 from .config import Config, ConfigFile
 from .delivery import Delivery
+from .freeing import Unloader
 from .host import Host
 from .live import Live, LiveVersion
 from .service import Service
@@ -73,6 +74,10 @@ class Pack:
             f"comfyui-{os.getpid()}",
             lambda: host.running() and not self.pauses,
             lambda: not self.live.state,
+            host.memory,
+        )
+        self._unloader = Unloader(
+            self.service, lambda: self.config.free_before_runs, host.idle, host.free_bytes, host.unload
         )
         self._ahead = WakeAhead(
             lambda: self.service(WAKE_SECONDS),
@@ -118,7 +123,7 @@ class Pack:
         """Begin to talk to the service, or begin again."""
         for task in self._talks:
             task.cancel()
-        parts = (self.live, self.delivery, self._busy, self._ahead)
+        parts = (self.live, self.delivery, self._busy, self._ahead, self._unloader)
         self._talks = [self.loop.create_task(part.run()) for part in parts]
 
     def change_settings(self, **new: Any) -> Config:
@@ -218,6 +223,7 @@ class Pack:
         self.tell("comfyloop.live", {"project": live.project, "number": live.number})
 
     def _on_event(self, event: dict[str, Any]) -> None:
+        self._unloader.on_event(event)
         if event["type"] == "connected":
             self.delivery.wake()
             self.tell("comfyloop.connected", {})

@@ -39,6 +39,7 @@ async def state(pack: Pack, query: Any) -> Any:
         "has_token": bool(config.token),
         "capturing": config.capturing,
         "excluded": config.excluded,
+        "free_before_runs": config.free_before_runs,
         "connected": not pack.live.state,
         "why": pack.live.state or pack.delivery.state,
         "live": live.number if live else None,

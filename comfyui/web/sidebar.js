@@ -179,24 +179,28 @@ function serviceCard(act) {
   const token = el("input", { type: "password", autocomplete: "off" });
   const author = el("input", { spellcheck: false });
   const excluded = el("textarea", { className: "cl-excluded", spellcheck: false, rows: 2 });
+  const free = el("input", { type: "checkbox" });
   const classes = () => excluded.value.split(",").map((word) => word.trim()).filter(Boolean);
   const add = button("Add the selected nodes", () => {
     const selected = Object.values(app.canvas?.selected_nodes ?? {}).map((node) => node.comfyClass ?? node.type);
     excluded.value = [...new Set([...classes(), ...selected])].join(", ");
   });
   const save = button("Save", async () => {
-    await act("settings", { url: url.value.trim(), ...(token.value ? { token: token.value } : {}), author: author.value.trim(), excluded: classes() });
+    await act("settings", { url: url.value.trim(), ...(token.value ? { token: token.value } : {}), author: author.value.trim(), excluded: classes(), free_before_runs: free.checked });
     token.value = "";
   }, "primary");
   const box = el("details", { className: "cl-service" }, el("summary", { textContent: t("Service") }), el("div", { className: "cl-card" },
     el("label", {}, "URL", url), el("label", {}, t("Token"), token), el("label", {}, t("Your name, beside what you send"), author),
-    el("label", {}, t("Node classes of which nothing is captured"), excluded), el("div", { className: "cl-row" }, add, save)));
+    el("label", {}, t("Node classes of which nothing is captured"), excluded),
+    el("label", { className: "cl-capture" }, free, t("Before training, unload ComfyUI's models when the queue is empty")),
+    el("div", { className: "cl-row" }, add, save)));
   const show = (state) => {
     if (box.contains(document.activeElement)) return;
     url.value = state.url;
     author.value = state.author;
     token.placeholder = state.has_token ? "••••••" : "";
     excluded.value = state.excluded.join(", ");
+    free.checked = state.free_before_runs;
     if (!state.connected && !box.dataset.opened) box.open = box.dataset.opened = true;
   };
   return { box, show };

@@ -19,6 +19,7 @@ const ZH = {
   "on: edits between runs are kept.": "开：记录两次运行之间的修改。", "off: nothing is captured by itself.": "关：不会自动记录。",
   "Everything stays on this machine and your service.": "所有数据只保存在本机和你的服务中。",
   "Service": "服务", "Token": "令牌", "Your name, beside what you send": "你的名字（随反馈一起保存）", "Save": "保存", "Node classes of which nothing is captured": "不记录的节点类型",
+  "Before training, unload ComfyUI's models when the queue is empty": "训练前若队列为空，则卸载 ComfyUI 的模型",
   "Add the selected nodes": "加入选中的节点", "Last answers": "最近的回答", "Last images": "最近的图片", "Nothing yet.": "暂无。",
   "log_likelihood": "对数似然", "edit_distance": "编辑距离", "right_answer": "答对概率", "general picture": "通用看图", "accepted": "已采纳", "all": "全部", "vision": "看图", "general": "通用", "prompt": "提示词",
   "graph": "工作流",

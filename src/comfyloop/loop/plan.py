@@ -118,6 +118,7 @@ def image_spec(
             "cache": str(settings.cache_dir / "latents"),
             "threads": TrainSpec.threads_of(settings),
             "memory_gb": settings.train_memory_gb,
+            "step_aside_after": settings.step_aside_after,
         }
     )
 

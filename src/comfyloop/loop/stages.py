@@ -190,7 +190,10 @@ class Stages:
         return status
 
     def _throttle(self) -> TrainingThrottle:
-        return TrainingThrottle(self.router.traffic.quiet_seconds, self.settings.quiet_seconds)
+        traffic = self.router.traffic
+        return TrainingThrottle(
+            traffic.quiet_seconds, self.settings.quiet_seconds, lacking=traffic.busy.memory_bytes
+        )
 
     def keep_adapters(self, run_dir: Path, project: str, number: int) -> tuple[Path | None, Path | None]:
         """Copy what a run has trained to where versions live: the text adapter (a directory) and the image

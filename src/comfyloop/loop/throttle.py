@@ -19,6 +19,8 @@ class TrainingThrottle:
     Args:
         quiet_seconds: How long nobody has waited for anything.
         patience: The run goes on after so many quiet seconds; 0: it never holds.
+        lacking: Bytes of the device's memory that others wait for: then a held run gives its own back at once, and
+            does not breathe.
         clock: Seconds, monotonic.
     """
 
@@ -27,7 +29,9 @@ class TrainingThrottle:
         quiet_seconds: Callable[[], float],
         patience: float,
         clock: Callable[[], float] = time.monotonic,
+        lacking: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._lacking = lacking
         self._quiet_seconds = quiet_seconds
         self._patience = patience
         self._clock = clock
@@ -38,6 +42,10 @@ class TrainingThrottle:
     def update(self, run_dir: Path) -> None:
         wanted = self._quiet_seconds() < self._patience
         lasted = self._clock() - self._since
+        lacking = self._lacking() > 0
+        if self._held and wanted and lacking:
+            runners.step_aside(run_dir)
+            return
         if self._held and lasted > LONGEST_HOLD_SECONDS:
             hold, self._breathing = False, True
         elif self._breathing and lasted < BREATH_SECONDS:

@@ -110,6 +110,15 @@ def machine(device: torch.device, dtype: torch.dtype) -> Machine:
     )
 
 
+def most_taken(device: torch.device) -> int:
+    """Bytes of its memory that this process has had at most; of the processor's, that it has now."""
+    if device.type in ("cuda", "xpu"):
+        return int(_module(device).max_memory_reserved(device))
+    if device.type == "mps":
+        return int(torch.mps.driver_allocated_memory())
+    return int(psutil.Process().memory_info().rss)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether that is what went wrong, in the words of whichever device it was."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):

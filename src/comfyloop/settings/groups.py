@@ -449,6 +449,12 @@ class LoopSettings(BaseModel):
         ge=0,
         description="Training goes on when nobody has waited for so long; 0: it never holds.",
     )
+    step_aside_after: float | None = Field(
+        default=None,
+        ge=0,
+        description="Seconds that training holds, after which it gives its memory back, until it goes on exactly where "
+        "it was; 0: never; unset: 3 on a card with a memory of its own, else never.",
+    )
     auto_promote: bool = Field(
         default=True, description="Promote what the gate accepts; otherwise it waits for a person."
     )

@@ -130,6 +130,11 @@ def recipe(
     log.phase("importing libraries")
     text = spec.text if isinstance(spec, JointSpec) else spec
     import_libraries(quantised=isinstance(text, TrainSpec) and text.quant_method is not None)
+    if spec.world_size == 1 and not (isinstance(spec, TrainSpec) and spec.train_engine == "swift"):
+        from comfyloop.train.run.aside import Aside
+
+        directory.parked_file.unlink(missing_ok=True)  # of a trainer that was killed on hold
+        control.give_memory_back(Aside(spec.step_aside_after, directory.parked_file), log.aside)
     if isinstance(spec, JointSpec):
         from comfyloop.train.recipes import joint
 

@@ -198,6 +198,39 @@ def test_bad_lines_are_named_before_a_step(
     assert "left out train.jsonl:6 (sample mute)" in (rest / "train.out").read_text()
 
 
+def test_a_held_run_gives_its_memory_back_and_goes_on_bit_for_bit(
+    tiny_llm: Path, make_run: Callable[..., Path], warm: WarmTrainer
+) -> None:
+    values: dict[str, Any] = {
+        "holdout": "holdout.jsonl", "max_steps": 12, "epochs": 20, "gradient_accumulation_steps": 2,
+        "per_device_train_batch_size": 2, "adapter": {"lora_dropout": 0.1},
+    }  # fmt: skip
+    whole = make_run(tiny_llm, "whole", **values)
+    local.start(whole, warm=warm)
+    finish(whole)
+    held = make_run(tiny_llm, "held", step_aside_after=0.01, **values)
+    runners.hold(held)  # from the beginning on, and later between two micro-steps
+    local.start(held, warm=warm)
+    for step in (0, 3):
+        deadline = time.monotonic() + 60
+        while not (status := local.poll(held)).freed_bytes:
+            assert not status.state.ended and time.monotonic() < deadline, status
+            if status.step >= step and not RunDirectory(held).hold_file.exists():
+                runners.hold(held)
+            time.sleep(0.01)
+        assert RunDirectory(held).parked_file.exists()
+        runners.release(held)
+        deadline = time.monotonic() + 60
+        while local.poll(held).freed_bytes:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    assert finish(held).memory_bytes > 0
+    assert not RunDirectory(held).parked_file.exists()
+    assert curve(held) == curve(whole)
+    weights = "adapter/adapter_model.safetensors"
+    assert (held / weights).read_bytes() == (whole / weights).read_bytes()
+
+
 def test_going_on_from_a_parent(tiny_llm: Path, make_run: Callable[..., Path], warm: WarmTrainer) -> None:
     first = make_run(tiny_llm, "first", holdout="holdout.jsonl", learning_rate=0.02)
     local.start(first, warm=warm)

@@ -89,3 +89,21 @@ def test_a_run_ends_even_where_somebody_always_waits(tmp_path: Path) -> None:
         ran += 0.0 if run.hold_file.exists() else 0.2
         clock.now += 0.2
     assert 0.05 < ran / (4000 * 0.2) < 0.1
+
+
+def test_where_others_lack_memory_a_held_run_steps_aside_and_does_not_breathe(tmp_path: Path) -> None:
+    clock = Clock()
+    traffic, run = Traffic(clock), RunDirectory(tmp_path)
+    throttle = TrainingThrottle(traffic.quiet_seconds, 1.0, clock, traffic.busy.memory_bytes)
+    traffic.busy.say("comfyui", 5, memory_bytes=2**30)
+    throttle.update(tmp_path)
+    assert run.hold_file.exists() and not run.aside_file.exists()
+    for _ in range(40):
+        clock.now += 2.5
+        traffic.busy.say("comfyui", 5, memory_bytes=2**30)
+        throttle.update(tmp_path)
+        assert run.hold_file.exists() and run.aside_file.exists()
+    traffic.busy.say("comfyui", 0)
+    clock.now += 1.5
+    throttle.update(tmp_path)
+    assert not run.hold_file.exists() and not run.aside_file.exists()

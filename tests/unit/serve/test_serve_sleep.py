@@ -15,10 +15,14 @@ import pytest
 from comfyloop import web
 from comfyloop.client.client import Client
 from comfyloop.errors import EngineUnavailable
+from comfyloop.records import Run, new_id
+from comfyloop.serve.api import busy
 from comfyloop.serve.engines import process as engines
 from comfyloop.serve.engines.kinds import KINDS, Start
 from comfyloop.serve.engines.sleeper import Sleeper
 from comfyloop.settings import Settings
+from comfyloop.store import runs
+from comfyloop.train.run.directory import RunDirectory, Status
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
 from tests.unit.serve.test_serve_router import eventually
 
@@ -119,6 +123,23 @@ def test_versions_are_swapped_while_it_sleeps(gateway: Gateway) -> None:
     gateway.http.post("/sleep")
     router.rollback("acme")
     assert gateway.said(max_tokens=1) == "acme-v1"
+
+
+def test_who_lacks_memory_is_made_room_for(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(busy, "QUIET_SECONDS", 0.0)
+    lacking = {"who": "comfyui", "seconds": 5, "memory_bytes": 2**30}
+    told = gateway.http.post("/v1/busy", json=lacking).json()
+    assert told == {"busy": ["comfyui"], "memory_bytes": 2**30, "run_memory_bytes": 0}
+    assert not sleeper_of(gateway).is_sleeping, "nobody has allowed this engine to sleep"
+    sleeper_of(gateway).after = 600.0
+    gateway.http.post("/v1/busy", json=lacking)
+    eventually(lambda: sleeper_of(gateway).is_sleeping)
+    run_dir = gateway.services.settings.home / "runs" / "1"
+    RunDirectory(run_dir).path.mkdir(parents=True)
+    RunDirectory(run_dir).write_status(Status(memory_bytes=3 * 2**30))
+    with gateway.store.begin() as conn:
+        runs.add(conn, Run(id=new_id("run"), project="acme", path=str(run_dir), snapshot="s", recipe="sft"))
+    assert gateway.http.get("/v1/busy").json()["run_memory_bytes"] == 3 * 2**30
 
 
 def test_one_that_cannot_says_so(settings: Settings) -> None:

@@ -29,6 +29,7 @@ from comfyloop.errors import (
     QueueFull,
 )
 from comfyloop.models import devices
+from comfyloop.models.moving import move
 from comfyloop.models.rope import RopeScaling
 from comfyloop.serve.embedded.continuations import Scoring
 from comfyloop.serve.embedded.decoders import make_decoder
@@ -45,7 +46,7 @@ from comfyloop.serve.embedded.sequence import CHUNK, Decoder, DecodeSequence
 from comfyloop.serve.embedded.structure import Structure, Structures
 from comfyloop.serve.embedded.text import TextStream
 from comfyloop.serve.embedded.threads import StepThreads
-from comfyloop.serve.embedded.weights import Level, move
+from comfyloop.serve.embedded.weights import Level
 
 DRAIN_SECONDS = 60.0
 """How long falling asleep waits for requests that run."""

@@ -19,11 +19,10 @@ from comfyloop import platforms
 from comfyloop.errors import ModelError
 from comfyloop.models import devices
 from comfyloop.models.devices import CPU
+from comfyloop.models.moving import OWN_MEMORY, move
 
 Level = Literal[1, 2]
 """vLLM's: 1 keeps the weights in the processor's memory, 2 does not keep them."""
-
-_OWN_MEMORY = ("cuda", "xpu")
 
 
 class Weights:
@@ -43,7 +42,7 @@ class Weights:
 
     def give_back(self, level: Level = 1) -> None:
         """Nothing may refer to them but the model itself."""
-        if level == 1 and self._device.type in _OWN_MEMORY:
+        if level == 1 and self._device.type in OWN_MEMORY:
             tensors = [t for t in held(self._model) if t.device.type == self._device.type]
             try:
                 move(tensors, CPU)
@@ -97,41 +96,6 @@ def _constants(state: Any) -> Iterator[Tensor]:
             yield value
         elif type(value) is type(state):  # the constants are quantised themselves
             yield from _constants(value)
-
-
-@torch.inference_mode(False)
-@torch.no_grad()
-def move(tensors: list[Tensor], device: torch.device) -> None:
-    """Have tensors be on `device`, the same objects with the same bits. What shares memory shares it there, too."""
-    shared: dict[int, list[Tensor]] = {}
-    for tensor in tensors:
-        if tensor.numel():
-            shared.setdefault(tensor.untyped_storage().data_ptr(), []).append(tensor)
-    for together in shared.values():
-        first = together[0].untyped_storage()
-        there = _room(first.nbytes(), device, first.device)
-        there.copy_(_bytes(together[0]))
-        for tensor in together:
-            place = torch.empty(0, dtype=tensor.dtype, device=device)
-            tensor.data = place.set_(
-                there.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
-            )
-
-
-def _bytes(tensor: Tensor) -> Tensor:
-    """All of the memory that a tensor is a part of."""
-    storage = tensor.untyped_storage()
-    return torch.empty(0, dtype=torch.uint8, device=tensor.device).set_(storage)
-
-
-def _room(size: int, device: torch.device, other: torch.device) -> Tensor:
-    pinned = device.type == "cpu" and other.type in _OWN_MEMORY
-    try:
-        return torch.empty(size, dtype=torch.uint8, device=device, pin_memory=pinned)
-    except RuntimeError as error:
-        if not pinned or devices.is_out_of_memory(error):
-            raise
-        return torch.empty(size, dtype=torch.uint8)  # what may be pinned has an end
 
 
 def _let_go(model: nn.Module) -> None:

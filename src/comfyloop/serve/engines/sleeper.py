@@ -166,10 +166,10 @@ class Sleeper:
                 if self._users or self._state is _State.FALLING:
                     self._changed.wait(min(left, 1.0))
 
-    def sleep_when_quiet(self) -> None:
-        """Have it sleep where nobody has asked for long enough. Raises what the engine says to that."""
+    def sleep_when_quiet(self, seconds: float | None = None) -> None:
+        """Have it sleep where nobody has asked for so long, else for `after`. Raises what the engine says to that."""
         if self.can_sleep and self.after > 0:
-            self._lie_down(1, self.after)
+            self._lie_down(1, self.after if seconds is None else min(seconds, self.after))
 
     def seems_asleep(self) -> None:
         """Somebody else has put it to sleep."""

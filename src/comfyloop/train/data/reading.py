@@ -236,6 +236,7 @@ def fingerprint(spec: TrainSpec, examples: Iterable[Example], labels: Iterable[b
             "holdout",
             "threads",
             "memory_gb",
+            "step_aside_after",
             "nice",
             "save_steps",
             "eval_steps",

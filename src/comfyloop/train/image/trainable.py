@@ -26,7 +26,14 @@ from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.run.log import RunLog
 from comfyloop.train.specs.image import AdapterMetadata, ImageTrainSpec
 
-_WITHOUT_EFFECT = {"threads", "memory_gb", "nice", "save_steps", "eval_steps"}  # on the loss
+_WITHOUT_EFFECT = {
+    "threads",
+    "memory_gb",
+    "step_aside_after",
+    "nice",
+    "save_steps",
+    "eval_steps",
+}  # on the loss
 
 
 @dataclass

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Mapping
 from enum import IntEnum
 from types import FrameType
+from typing import Protocol
 
 import psutil
 
@@ -38,6 +39,18 @@ class _Wish(IntEnum):
     TERMINATE = 3
 
 
+class StepsAside(Protocol):
+    """What gives a run's memory back while it is held (`aside.py`)."""
+
+    after: float
+    """Seconds on hold after which it does; 0: never."""
+    is_aside: bool
+
+    def step_aside(self) -> int: ...
+
+    def come_back(self, go_on: Callable[[], object]) -> None: ...
+
+
 class Control:
     """Checked between micro-steps: returns, waits while the run is held, or raises.
 
@@ -52,6 +65,8 @@ class Control:
         self._signalled = False
         self._agree: Callable[[int], int] | None = None
         self.held_seconds = 0.0
+        self._aside: StepsAside | None = None
+        self._on_aside: Callable[[int, float], None] = lambda size, seconds: None
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._signal)
 
@@ -63,16 +78,37 @@ class Control:
         """
         self._agree = agree
 
+    def give_memory_back(self, aside: StepsAside, on_aside: Callable[[int, float], None]) -> None:
+        """From now on a hold that lasts has the run step aside; `on_aside` is told how many bytes it has given back
+        (0: it has them again), and the seconds that it took."""
+        self._aside, self._on_aside = aside, on_aside
+
     def check(self) -> None:
         """Return, or wait while the file `hold` exists. Raises Cancelled or Terminated."""
         if self._wish() is not _Wish.HOLD:
             return
         began = time.monotonic()
         self._on_hold(True)
-        while self._wish() is _Wish.HOLD:
-            time.sleep(0.1)
+        try:
+            while self._wish() is _Wish.HOLD:
+                self._step_aside(time.monotonic() - began)
+                time.sleep(0.1)
+        finally:
+            if self._aside is not None and self._aside.is_aside:
+                back = time.monotonic()
+                self._aside.come_back(self._wish)
+                self._on_aside(0, time.monotonic() - back)
         self._on_hold(False)
         self.held_seconds += time.monotonic() - began
+
+    def _step_aside(self, held: float) -> None:
+        aside = self._aside
+        if aside is None or aside.is_aside or not aside.after:
+            return
+        if held >= aside.after or self._run.aside_file.exists():
+            began = time.monotonic()
+            size = aside.step_aside()
+            self._on_aside(size, time.monotonic() - began)
 
     def stopwatch(self) -> Callable[[], float]:
         """A function that returns the seconds since this call, without time on hold."""

@@ -75,6 +75,10 @@ class Status(Record):
     left_out: tuple[LeftOut, ...] = ()  # rows that could not be trained on, where these are skipped
     left_out_count: int = 0
     warnings: tuple[str, ...] = ()  # what a person should know of the data, as sentences
+    memory_bytes: int = 0  # of the device, that it took at most
+    freed_bytes: int = 0  # of them, that it has given back while it is held
+    held_seconds: float = 0.0
+    aside_seconds: float = 0.0  # that giving memory back and having it again took
     trainable_parameters: int = 0
     total_parameters: int = 0
     updated_at: datetime = Field(default_factory=now)
@@ -97,6 +101,10 @@ class RunDirectory:
         self.cancel_file = self.path / "cancel"
         self.hold_file = self.path / "hold"
         self.held_file = self.path / "held"  # beside `hold`: a person holds it
+        self.aside_file = self.path / "aside"  # beside `hold`: others need the memory now
+        self.parked_file = (
+            self.path / "parked.bin"
+        )  # what a held run has given back, where no memory is beside its own
         self.output_file = self.path / "train.out"
         self.lock_file = self.path / "run.lock"
         self.runner_file = self.path / "runner"

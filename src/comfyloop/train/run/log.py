@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from comfyloop.formats import BadRow
+from comfyloop.models.memory import MIB
 from comfyloop.train.run.directory import (
     MOST_LEFT_OUT,
     LeftOut,
@@ -48,6 +49,7 @@ class RunLog:
             state=TrainState.STARTING, pid=os.getpid(), pid_start_time=self._process.create_time()
         )
         self._before_hold = TrainState.STARTING
+        self._held_at = 0.0
         self._began = time.monotonic()
         self._events: _Events | None = None
         self._bar: Progress | None = None
@@ -179,12 +181,25 @@ class RunLog:
 
     def held(self, holding: bool) -> None:
         if holding:
+            self._held_at = time.monotonic()
             self._before_hold = self._status.state
             self._set(state=TrainState.HOLDING)
             self.say("holding: the file `hold` is there")
         else:
-            self._set(state=self._before_hold)
+            held = time.monotonic() - self._held_at
+            self._set(state=self._before_hold, held_seconds=self._status.held_seconds + held)
             self.say("going on")
+
+    def aside(self, size: int, seconds: float) -> None:
+        """A held run has given so many bytes back, or has them again (0)."""
+        self._set(freed_bytes=size, aside_seconds=self._status.aside_seconds + seconds)
+        done = f"stepped aside: {size / MIB:,.0f} MiB given back" if size else "has its memory again"
+        self.say(f"{done}, after {seconds:.1f} s")
+
+    def takes(self, size: int) -> None:
+        """So many bytes of the device's memory, at most up to now."""
+        if size > self._status.memory_bytes:
+            self._set(memory_bytes=size)
 
     def lost(self, failure: str, sign: str) -> None:
         """Record that another process of the run is gone: `failure` is its error, `sign` how this process

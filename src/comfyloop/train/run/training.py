@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor
 
 from comfyloop.errors import RunFailed
+from comfyloop.models import devices
 from comfyloop.train.run.checkpoints import RandomState
 from comfyloop.train.run.control import Cancelled, Control, Terminated
 from comfyloop.train.run.directory import RunDirectory
@@ -213,6 +214,7 @@ class Step:
             eta_seconds=training.worked() / (now - training.began_at) * (total - now),
             **values,
         )
+        training.log.takes(devices.most_taken(training.updates.model.device))
         # After the line of the log: a kill between the two drops the line with the step, not the line alone.
         if now % spec.save_steps == 0 and now < total:
             training.save(now, RandomState.now())

@@ -133,6 +133,11 @@ def hold(run_dir: Path | str, *, by_hand: bool = False) -> None:
     run.hold_file.touch()
 
 
+def step_aside(run_dir: Path | str) -> None:
+    """Have a held trainer give its memory back at once, where it may."""
+    RunDirectory(run_dir).aside_file.touch()
+
+
 def release(run_dir: Path | str, *, by_hand: bool = False) -> None:
     """Let a held trainer continue; if a person holds it, only a person can release it."""
     run = RunDirectory(run_dir)
@@ -140,3 +145,4 @@ def release(run_dir: Path | str, *, by_hand: bool = False) -> None:
         run.held_file.unlink(missing_ok=True)
     if not run.held_file.exists():
         run.hold_file.unlink(missing_ok=True)
+        run.aside_file.unlink(missing_ok=True)

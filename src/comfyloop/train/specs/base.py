@@ -65,6 +65,12 @@ class RunSpec(Record):
     )
     threads: int = Field(default=0, ge=0, description="CPU threads; 0: all cores.")
     memory_gb: float = Field(default=0, ge=0, description="Most resident memory; 0: no limit.")
+    step_aside_after: float | None = Field(
+        default=None,
+        ge=0,
+        description="Seconds on hold after which the run gives its memory back, until it goes on exactly where it was; "
+        "0: never; unset: 3 on a card with a memory of its own, else never.",
+    )
     nice: int = Field(default=10, ge=0, le=19, description="How far the trainer stands back for others.")
     world_size: int = Field(default=1, ge=1, description="Processes (ranks) that train this run together.")
     parallel: Literal["fsdp2", "zero2", "zero3"] = Field(

@@ -57,6 +57,10 @@ class JointSpec(Record):
         return self.sides[0].threads
 
     @property
+    def step_aside_after(self) -> float | None:
+        return self.sides[0].step_aside_after
+
+    @property
     def memory_gb(self) -> float:
         return self.sides[0].memory_gb
 

@@ -82,6 +82,10 @@ class JudgeSpec(Record):
         return self.image.threads
 
     @property
+    def step_aside_after(self) -> float | None:
+        return self.image.step_aside_after
+
+    @property
     def memory_gb(self) -> float:
         return self.image.memory_gb
 

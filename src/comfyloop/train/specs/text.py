@@ -254,6 +254,7 @@ class TrainSpec(RunSpec):
                 "rope_scaling": RopeScaling.parse(settings.rope_scaling),
                 "threads": cls.threads_of(settings),
                 "memory_gb": settings.train_memory_gb,
+                "step_aside_after": settings.step_aside_after,
                 "world_size": settings.train_processes,
                 "parallel": settings.train_parallel,
                 **more,

@@ -14,6 +14,7 @@ import torch
 from fastapi.testclient import TestClient
 
 from comfyloop.errors import Conflict, EngineUnavailable, ModelError
+from comfyloop.models import moving
 from comfyloop.serve.embedded import engine as engines
 from comfyloop.serve.embedded import weights
 from comfyloop.serve.embedded.app import create_app
@@ -46,7 +47,8 @@ def told(client: Client, model: str = "base") -> tuple[list[int], list[Any]]:
 @pytest.fixture
 def as_on_a_card(monkeypatch: pytest.MonkeyPatch) -> None:
     """The weights wait in the processor's memory, as those of a card do; here from that memory to itself."""
-    monkeypatch.setattr(weights, "_OWN_MEMORY", ("cpu",))
+    monkeypatch.setattr(weights, "OWN_MEMORY", ("cpu",))
+    monkeypatch.setattr(moving, "OWN_MEMORY", ("cpu",))
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -173,7 +175,7 @@ def test_a_move_that_fails_in_the_middle_leaves_all_as_it_was(
 ) -> None:
     client = start_engine(tiny_llm)
     before = told(client)
-    whole = weights._room
+    whole = moving._room
     left: Iterator[int] = iter(range(3))
 
     def some_room(*place: Any) -> torch.Tensor:
@@ -182,7 +184,7 @@ def test_a_move_that_fails_in_the_middle_leaves_all_as_it_was(
         return whole(*place)
 
     with monkeypatch.context() as full:
-        full.setattr(weights, "_room", some_room)
+        full.setattr(moving, "_room", some_room)
         with pytest.raises(Conflict, match="It stays awake"):
             client.engine.sleep()
     assert not sleeps(client)
