@@ -247,15 +247,15 @@ def pack(service: RunningService, painter: Painter, gives_way: bool) -> asyncio.
     return loop
 
 
-def corrections(service: RunningService) -> None:
+def correct(service: RunningService, count: int) -> None:
     """What starts a run."""
-    for scene in scenes.load():
-        for example in scene.corrections:
-            answer = service.client.ask(example.question, max_tokens=8)
-            edited = AnswerEdited(
-                project="acme", author="bench", generation=answer.generation, edited=example.edited
-            )
-            service.client.send_feedback([edited])
+    examples = [example for scene in scenes.load() for example in scene.corrections]
+    for example in examples[:count]:
+        answer = service.client.ask(example.question, max_tokens=2)
+        edited = AnswerEdited(
+            project="acme", author="bench", generation=answer.generation, edited=example.edited
+        )
+        service.client.send_feedback([edited])
 
 
 PLAIN = {"1": {"class_type": "KSampler", "inputs": {}}}
@@ -265,13 +265,12 @@ ASKING = {"1": {"class_type": "ComfyLoopAsk", "inputs": {"model": "acme"}}, **{"
 def replay(work: Path, given: argparse.Namespace, *, trains: bool, gives_way: bool) -> Hour:
     hour, budget = Hour(), given.budget_mb * MB
     taken: list[int] = [0]
-    needed = sum(len(scene.corrections) for scene in scenes.load())
     service = RunningService(
         work / f"{trains}-{gives_way}",
         project="acme",
         model=starter.ensure(Settings().cache_dir),
         cache_dir=Settings().cache_dir,
-        trigger_samples=needed if trains else 10_000,
+        trigger_samples=given.corrections if trains else 10_000,
         epochs=500,
         warm_trainer=False,
         engine_sleep_after=SLEEP_AFTER / 60 if gives_way else 0,
@@ -289,7 +288,7 @@ def replay(work: Path, given: argparse.Namespace, *, trains: bool, gives_way: bo
                 hour.node_answers.append(ask(url, chance.randrange(10**6)))
 
         painter.asks = node
-        corrections(service)
+        correct(service, given.corrections)
         run: RunDirectory | None = None
         if trains:
             wait_for(lambda: service.client.loop().state == "training", 600, service.what_happened)
@@ -337,6 +336,7 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=150)
     options.add_argument("--budget-mb", type=int, default=3200)
     options.add_argument("--painter-mb", type=int, default=1024)
+    options.add_argument("--corrections", type=int, default=6)
     given = options.parse_args()
     work = Path(tempfile.mkdtemp(prefix="bench-one-card-"))
     ways = {

@@ -133,6 +133,8 @@ def give_back(device: torch.device) -> None:
     """Let others have what this process keeps for later."""
     if device.type != "cpu":
         _module(device).empty_cache()
+        if hasattr(torch.accelerator, "empty_host_cache"):  # pinned memory, which is kept as well
+            torch.accelerator.empty_host_cache()
 
 
 def random_state(device: torch.device) -> torch.Tensor | None:

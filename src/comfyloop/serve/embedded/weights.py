@@ -70,6 +70,7 @@ class Weights:
                 move([t for t in self._moved if t.device.type != "cpu"], CPU)
                 raise
             self._moved = None
+            devices.give_back(self._device)  # the pinned memory in which they waited
         else:
             if fingerprint(self._folder) != self._files:
                 raise ModelError(

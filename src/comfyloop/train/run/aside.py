@@ -94,6 +94,7 @@ class Aside:
             time.sleep(LOOK_SECONDS)
         self._read()
         self._moved, self.is_aside = [], False
+        devices.give_back(self._device)  # the pinned memory in which they waited
 
     @torch.no_grad()
     def _write(self, groups: list[list[Tensor]]) -> int:
