@@ -21,12 +21,13 @@ import numpy as np
 
 from comfyloop.curate.samples import Draft
 from comfyloop.records import Choice, Dropped, Flag, Sample
+from comfyloop.store.flags import BOTH
 from comfyloop.texts import in_a_line
 
 REASON = "outdated"
 SENTENCE = "the same person has wanted other answers to such questions since (comfyloop feedback flags)"
-BOTH, NEWER = "both", "newer"
-"""What a person answers: the old ones hold, too; or they do not, which is so until somebody says otherwise."""
+NEWER = "newer"
+"""What a person answers who does not say that BOTH hold, which is so until somebody says otherwise."""
 
 LEAST = 8
 """Answers on either side of a change."""

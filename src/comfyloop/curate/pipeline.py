@@ -254,7 +254,7 @@ def answer_flag(store: Store, flag: Flag, keep: str) -> None:
     if flag.kind == "trigger":
         given = {flag.id: triggers.KEEP if keep == ALL else triggers.LEAVE}
     elif flag.kind == "change":
-        given = {flag.id: changes.BOTH if keep == ALL else changes.NEWER}
+        given = {flag.id: stored_flags.BOTH if keep == ALL else changes.NEWER}
     else:
         said = {ALL: disagreements.BOTH, NONE: disagreements.NEITHER}.get(keep, keep)
         given = {

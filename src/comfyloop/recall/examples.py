@@ -1,6 +1,7 @@
 """Selects the past edits for the prompt of a question.
 
-An edit is an example if its question is similar enough and the answering version has not learned it. The identical
+An edit is an example if its question is similar enough, the answering version has not learned it, and nobody has wanted
+something else of such questions since (curate/changes.py). The identical
 question comes first, so that its edit applies from the next time on; then the most similar ones. A question without
 similar edits gets no examples, and is answered as if there were no edits.
 """
@@ -13,11 +14,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from comfyloop.errors import NotFound
-from comfyloop.recall.index import EditIndex, Near, RecallQuestion, size
+from comfyloop.recall.index import Edit, EditIndex, Near, RecallQuestion, size
 from comfyloop.recall.learned import NOTHING, Learned, learned
 from comfyloop.recall.words import NEWEST, EditPair, Written, written
 from comfyloop.records import BASE, Message
-from comfyloop.store import Store
+from comfyloop.store import Store, flags
 
 NEAR = 0.30
 """Least cosine of an example's question to the one that is asked; measured by bench/examples.py."""
@@ -106,30 +107,47 @@ class _Project:
         self._index = EditIndex(project)
         self._learned: OrderedDict[int, Learned] = OrderedDict()
         self._words: list[Written] = []
-        self._words_of = 0  # the index's revision that they were read from
+        self._words_of: object = None  # the index's revision, and changes of mind, that they were read from
+        self._outdated: frozenset[str] = frozenset()
+        self._changes: object = ()  # that it was read from
 
     def choose(self, version: int, question: RecallQuestion, most: int, careful: bool) -> list[Near]:
         with self._lock:
             self._index.update(self._store)
-            near = self._index.nearest(question, NEAR)
-            if not near:
+            if not (near := self._near(question)):
                 return []
             learned = self._learned_by(version)
             chosen = _chosen(near, learned, question, most, careful)
             if chosen and self._index.gone(self._store, [near.edit for near in chosen]):
-                chosen = _chosen(self._index.nearest(question, NEAR), learned, question, most, careful)
+                chosen = _chosen(self._near(question), learned, question, most, careful)
             return chosen
+
+    def _near(self, question: RecallQuestion) -> list[Near]:
+        near = self._index.nearest(question, NEAR)
+        if near:
+            self._note_changes()
+        return [one for one in near if one.edit.feedback not in self._outdated]
+
+    def _note_changes(self) -> None:
+        """What is outdated; few people change their minds, so that only their changes are asked for each time."""
+        with self._store.read() as conn:
+            if (changes := flags.changes(conn, self._project)) != self._changes:
+                self._outdated, self._changes = flags.outdated(conn, self._project), changes
 
     def words(self) -> list[Written]:
         with self._lock:
             self._index.update(self._store)
-            edits = self._index.edits()[-NEWEST:]
+            self._note_changes()
+            edits = self._newest()
             if edits and self._index.gone(self._store, edits):
-                edits = self._index.edits()[-NEWEST:]
-            if self._words_of != self._index.revision:
+                edits = self._newest()
+            if self._words_of != (of := (self._index.revision, self._changes)):
                 self._words = written([EditPair(edit.seen, edit.answer, edit.feedback) for edit in edits])
-                self._words_of = self._index.revision
+                self._words_of = of
             return self._words
+
+    def _newest(self) -> list[Edit]:
+        return [edit for edit in self._index.edits() if edit.feedback not in self._outdated][-NEWEST:]
 
     def _learned_by(self, version: int) -> Learned:
         """What a version has learned; read once, since versions are immutable."""

@@ -16,6 +16,9 @@ from comfyloop.records import Flag
 from comfyloop.store import projects
 from comfyloop.store.schema import flags
 
+BOTH = "both"
+"""The answer to a change of mind that both hold, what was wanted before and what is now."""
+
 
 def answers(conn: Connection, project: str) -> dict[str, str]:
     """The answers, by the id of the question."""
@@ -38,6 +41,24 @@ def found(conn: Connection, project: str) -> list[Flag]:
     """What was found once, answered or not."""
     query = sa.select(flags.c.body).where(flags.c.project == project, flags.c.body.is_not(None))
     return [Flag.model_validate_json(body) for body in conn.scalars(query.order_by(flags.c.key))]
+
+
+def changes(conn: Connection, project: str) -> tuple[tuple[str, str | None], ...]:
+    """Ids of the changes of mind that were found, and what was answered to each: it tells whether `outdated` is new."""
+    query = sa.select(flags.c.key, flags.c.answer).where(
+        flags.c.project == project, flags.c.body.is_not(None)
+    )
+    found_ones = conn.execute(query.where(flags.c.key.startswith("change-")).order_by(flags.c.key))
+    return tuple((key, answer) for key, answer in found_ones)
+
+
+def outdated(conn: Connection, project: str) -> frozenset[str]:
+    """Feedback of before somebody changed his mind, where nobody has said that both hold."""
+    said = answers(conn, project)
+    found_ones = (
+        flag for flag in found(conn, project) if flag.kind == "change" and said.get(flag.id) != BOTH
+    )
+    return frozenset(id for flag in found_ones for id in flag.outdated)
 
 
 def strip(conn: Connection, project: str, feedback: Collection[str]) -> None:

@@ -12,6 +12,7 @@ from bench.simulated.users import MAKERS, person
 from comfyloop.curate import changes
 from comfyloop.curate.samples import Draft, Source, make
 from comfyloop.records import Flag, Message
+from comfyloop.store.flags import BOTH
 
 When = dict[str, tuple[datetime, int]]
 Written = Sequence[tuple[str, str, str]]
@@ -83,7 +84,7 @@ def test_another_authors_answers_are_nobody_elses_change() -> None:
 def test_a_person_may_say_that_both_hold_and_is_not_asked_again() -> None:
     made, when = drafts(written("changes", 80, changed_at=40))
     (flag,) = changes.find(made, when)
-    assert changes.apply(made, {flag.id: changes.BOTH}, [flag]) == (made, [], [])
+    assert changes.apply(made, {flag.id: BOTH}, [flag]) == (made, [], [])
     assert changes.find(made, when, [flag]) == []
     kept, dropped, asked = changes.apply(made, {flag.id: changes.NEWER}, [flag])
     assert len(kept) < len(made) and dropped and not asked

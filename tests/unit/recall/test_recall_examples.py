@@ -15,6 +15,8 @@ from comfyloop.records import (
     AnswerAccepted,
     AnswerEdited,
     AnswerRated,
+    Choice,
+    Flag,
     GateReport,
     Generation,
     Measure,
@@ -26,7 +28,7 @@ from comfyloop.records import (
     new_id,
     now,
 )
-from comfyloop.store import feedback, generations, snapshots, versions
+from comfyloop.store import feedback, flags, generations, snapshots, versions
 from tests.unit.recall.conftest import Taught
 
 CUP, HAT = "a" * 64, "b" * 64
@@ -395,3 +397,27 @@ def test_times_of_claims_are_compared_not_their_arrival(taught: Taught) -> None:
     )
     taught.add(late, early)
     assert taught.found("Write a caption for a cup.") == ["Late."]
+
+
+def test_what_somebody_no_longer_wants_is_no_example_unless_both_hold(taught: Taught) -> None:
+    old = [
+        taught.edit(f"Write a caption for a {thing}.", f"Old {thing}.") for thing in ("red mug", "red hat")
+    ]
+    new = taught.edit("Write a caption for a red lamp.", "New lamp.")
+    taught.edit("Write a caption for a red rug.", "New rug.")
+    flag = Flag(
+        id="change-1",
+        project="acme",
+        kind="change",
+        sentence="ada wants other answers than before.",
+        choices=tuple(Choice(feedback=id, author="ada", wants="wants") for id in (old[-1], new)),
+        outdated=tuple(old),
+    )
+    asked = "Write a caption for a red mug."
+    assert set(taught.found(asked)) == {"Old red mug."}
+    with taught.store.begin() as conn:
+        flags.add(conn, "acme", [flag])
+    assert set(taught.found(asked)) == {"New lamp.", "New rug."}
+    with taught.store.begin() as conn:
+        flags.put_answers(conn, "acme", {flag.id: flags.BOTH})
+    assert set(taught.found(asked)) == {"Old red mug."}
