@@ -14,6 +14,8 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
+pytestmark = pytest.mark.slow
+
 AREAS = (
     "tests/unit/curate/test_curate_filters.py",
     "tests/unit/train/test_recipes.py",

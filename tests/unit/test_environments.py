@@ -16,6 +16,8 @@ from comfyloop.environments import ENVIRONMENTS, Environment
 from comfyloop.errors import Conflict, NotFound, UnusableEnvironment
 from comfyloop.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 
 def make_wheel(folder: Path, name: str, source: str) -> None:
     """A wheel of one module, version 1.0."""

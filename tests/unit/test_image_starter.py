@@ -26,6 +26,8 @@ from tools.starter.image.model import Prompts, make_unet, predict
 from tools.starter.image.state import TrainingState
 from tools.starter.image.vae import unreadable_colours
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -20,6 +20,8 @@ from comfyloop import starter
 from comfyloop.errors import StarterError
 from comfyloop.starter import cache, packages
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def builds(monkeypatch: pytest.MonkeyPatch) -> list[Path]:

@@ -35,6 +35,8 @@ from tests.unit.serve.gateway import Gateway, instant, running_gateway
 from tests.unit.serve.test_serve_router import eventually
 from tests.unit.serve.watchdog import send, watched
 
+pytestmark = pytest.mark.slow
+
 # --- bodies
 
 json_values = st.recursive(

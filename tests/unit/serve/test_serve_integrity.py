@@ -26,6 +26,8 @@ from comfyloop.store import Store, generations, open_store, projects, versions
 from tests.unit.serve.gateway import INSTANT, Gateway
 from tests.unit.serve.test_serve_router import eventually
 
+pytestmark = pytest.mark.slow
+
 
 def add_version(
     gateway: Gateway, number: int, parent: int = 0, text: str | None = None, image: bool = False

@@ -18,6 +18,8 @@ from comfyloop.serve.api import server
 from comfyloop.settings import Settings
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
 
+pytestmark = pytest.mark.slow
+
 PAGE = "https://studio.example"
 
 

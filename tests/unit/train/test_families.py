@@ -40,6 +40,8 @@ from comfyloop.train.text.forward import own_code_only, prove
 from comfyloop.train.text.models import Loaded, describe, load
 from tests.families import FAMILIES, MROPE, SEEING, make_family
 
+pytestmark = pytest.mark.slow
+
 SIZES = [(40, 30), (17, 60), (56, 56)]
 
 

@@ -16,6 +16,8 @@ from comfyloop.train.text.models import describe, load
 from tests.families import SEEING, make_family
 from tests.unit.train.conftest import RunRecipe
 
+pytestmark = pytest.mark.slow
+
 ALL_PARTS = {"freeze_vit": False, "freeze_aligner": False}
 
 

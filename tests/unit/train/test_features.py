@@ -26,6 +26,8 @@ from comfyloop.train.text.features import ImageFeatures, _flat, _record
 from comfyloop.train.text.models import Loaded, describe, load
 from tests.families import make_family
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:

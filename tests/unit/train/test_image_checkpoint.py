@@ -14,6 +14,8 @@ from comfyloop.train.image import checkpoint
 from comfyloop.train.image.text import Captions
 from tests import image_models
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_sd15_file_is_the_model_it_was_written_from(tiny_sd15: Path) -> None:
     torch.manual_seed(1)

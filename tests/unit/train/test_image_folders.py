@@ -22,6 +22,8 @@ from comfyloop.train.image import checkpoint
 from comfyloop.train.image.model import read_scheduler
 from tests import image_models
 
+pytestmark = pytest.mark.slow
+
 Copy = Callable[..., Path]
 CLIP_TEXT = ["transformers", "CLIPTextModel"]
 MODEL = "diffusion_pytorch_model.safetensors"

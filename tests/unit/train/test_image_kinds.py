@@ -16,6 +16,8 @@ from comfyloop.errors import ModelError
 from comfyloop.stable_diffusion.look import look
 from comfyloop.train.image import checkpoint
 
+pytestmark = pytest.mark.slow
+
 UNET = "model.diffusion_model."
 TEXT = "cond_stage_model.transformer.text_model."
 Tensors = dict[str, Tensor]

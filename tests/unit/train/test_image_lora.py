@@ -15,6 +15,8 @@ from comfyloop.train.image.model import ImageModel
 from comfyloop.train.judge.judge import form_of
 from comfyloop.train.specs.image import AdapterMetadata, ImageAdapterSpec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_a_file_holds_the_trained_change_and_gives_it_back(

@@ -14,6 +14,8 @@ from comfyloop.train.image.trainable import prepare
 from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.specs.image import ImageTrainSpec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("family", ["sd15", "sdxl"])
 def test_a_picture_is_that_of_diffusers(family: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:

@@ -30,6 +30,8 @@ from comfyloop.train.judge.sheet import SheetRow, contact_sheet
 from comfyloop.train.specs.image import ImageTrainSpec
 from comfyloop.train.specs.judge import JudgeSpec
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def tiny_clip(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -30,6 +30,8 @@ from comfyloop.train.run.directory import RunDirectory
 from comfyloop.train.specs.image import ImageTrainSpec
 from tests import image_models
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:

@@ -3,6 +3,10 @@
 import subprocess
 import sys
 
+import pytest
+
+pytestmark = pytest.mark.slow
+
 COMPARE = """
 import sys
 from transformers.utils import import_utils

@@ -20,6 +20,8 @@ from comfyloop.train.recipes import dpo, kto, sdft, sft
 from tests.families import make_family
 from tests.unit.train.conftest import RunRecipe
 
+pytestmark = pytest.mark.slow
+
 THINGS = ["pillow", "lamp", "kettle", "scarf", "mug", "candle", "bowl", "towel", "basket", "vase", "clock"]
 UNSEEN = ["tray", "rug", "jug"]
 needs_bitsandbytes = pytest.mark.skipif(

@@ -27,6 +27,8 @@ from comfyloop.train.text.features import ImageFeatures
 from comfyloop.train.text.models import describe, load
 from tests.unit.train.conftest import RunRecipe
 
+pytestmark = pytest.mark.slow
+
 THINGS = ["pillow", "lamp", "kettle", "scarf", "mug"]
 
 

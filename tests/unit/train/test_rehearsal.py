@@ -14,6 +14,8 @@ from comfyloop.train.specs.text import TrainSpec
 from comfyloop.train.text.models import describe
 from comfyloop.train.text.rehearsal import META, _Alive, footprint
 
+pytestmark = pytest.mark.slow
+
 
 def test_counts_what_is_alive_at_the_same_time() -> None:
     with _Alive(torch.nn.Linear(1, 1)) as alive:

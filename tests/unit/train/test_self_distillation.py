@@ -26,6 +26,8 @@ from tests.unit.train.conftest import RunRecipe
 from tests.unit.train.test_loss import with_a_say
 from tests.unit.train.test_preferences import THINGS, pair_row, reading, spec_for
 
+pytestmark = pytest.mark.slow
+
 
 def items(model: Path, folder: Path) -> list[Demonstrated]:
     return reading(read_demonstrated, model, folder, [pair_row(thing) for thing in THINGS])

@@ -23,6 +23,8 @@ from comfyloop.train.text.neftune import noise
 from tests.unit.train.conftest import RunRecipe
 from tests.unit.train.test_preferences import THINGS, curve, pair_row
 
+pytestmark = pytest.mark.slow
+
 ROWS = [pair_row(thing) for thing in THINGS]
 
 

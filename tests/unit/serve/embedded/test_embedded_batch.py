@@ -26,6 +26,8 @@ from comfyloop.serve.embedded.sequence import DecodeSequence
 from comfyloop.serve.embedded.solo import SoloDecoder
 from tests.unit.serve.embedded.families import with_a_sliding_window, with_positions_in_two_dimensions
 
+pytestmark = pytest.mark.slow
+
 QUESTIONS = [
     "What is the capital of France?",
     "Write a caption for a mug.",

@@ -19,6 +19,8 @@ from comfyloop.serve.embedded.prompts import Prompt
 from comfyloop.serve.embedded.sequence import DecodeSequence
 from tests.unit.serve.embedded.conftest import save_adapter
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {
     "vocab_size": 211,
     "hidden_size": 48,
