@@ -1,13 +1,13 @@
-"""Data files of other tools, read to one record.
+"""Reads data files of other tools into one record type.
 
-Everything that reads rows reads them here: the import of feedback, `comfyloop train FILE`, `--from-swift`, joint runs,
-snapshots and what is exported of them. So a row means the same at every door, and what cannot be used is refused by
-its line and its name.
+All readers of rows use this package: the import of feedback, `comfyloop train FILE`, `--from-swift`, joint runs,
+snapshots and their exports. A row therefore has the same meaning everywhere, and unusable rows are refused with
+their line and name.
 
-A module a form: messages, sharegpt (``conversations``), trl, alpaca and query_response say who said what, preferences
-which answer was wanted, image_rows which picture. To add one, declare its `Format` in a module and name it in
-`conversations.FORMATS`. files and tables find the objects in a file; rows makes records of them, writing and swift
-make rows of records.
+One module per format: messages, sharegpt (``conversations``), trl, alpaca and query_response read conversations,
+preferences which answer was wanted, image_rows pictures. To add one, declare its `Format` in a module and list it
+in `conversations.FORMATS`. files and tables find the objects in a file; rows converts them to records; writing and
+swift convert records to rows.
 """
 
 from comfyloop.formats.files import each, items, objects

@@ -10,7 +10,7 @@ from comfyloop.formats.query_response import exchange, question
 
 
 def _key_of(row: Mapping[str, Any]) -> str | None:
-    """An input makes a row one of these, whatever its instruction is called."""
+    """A row with an ``input`` is of this format, whatever the key of its instruction."""
     return next((key for key in ("input", "instruction") if isinstance(row.get(key), str)), None)
 
 

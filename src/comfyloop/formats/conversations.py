@@ -1,4 +1,4 @@
-"""Who said what in a row, whichever format it is written in."""
+"""Reads the conversation of a row in any format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ FORMATS = (messages.FORMAT, sharegpt.FORMAT, trl.FORMAT, alpaca.FORMAT, query_re
 
 
 def format_of(row: Mapping[str, Any]) -> Format | None:
-    """How a row is written; None where it has no conversation."""
+    """The format of a row; None if it has no conversation."""
     return next((format for format in FORMATS if format.key_of(row)), None)
 
 
@@ -35,7 +35,7 @@ def take(row: dict[str, Any]) -> list[Said]:
 
 
 def with_system(row: dict[str, Any], messages: list[Said]) -> list[Said]:
-    """A conversation with the system prompt that stands beside it, which is taken out of the row.
+    """Prepend the row's separate system prompt, if any, which is removed from the row.
 
     Raises:
         UnusableRow: There is another one in it.

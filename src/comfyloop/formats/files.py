@@ -1,8 +1,8 @@
-"""A data file as JSON objects, each with the line on which it begins.
+"""Reads a data file as JSON objects, each with the line on which it begins.
 
-Read are JSON lines, an array of objects, and objects one after the other over any number of lines, whatever the
-file is called; Parquet; and what is called .csv or .tsv. Lines end at "\\n" and nowhere else: U+2028, U+0085 and the
-like are text.
+Supported are JSON lines, an array of objects, and consecutive objects over any number of lines, whatever the file's
+name; Parquet; and files named .csv or .tsv. Lines end at "\\n" and nowhere else: U+2028, U+0085 and the like are
+text.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Twice(ValueError):
 
 
 def items(path: Path) -> list[Item]:
-    """All objects of a file, the unreadable ones with what is wrong with them.
+    """All objects of a file; unreadable ones with the problem.
 
     Raises:
         NotFound: There is no such file.
@@ -58,7 +58,7 @@ def items(path: Path) -> list[Item]:
 
 
 def each(path: Path, encoding: str = "") -> Iterator[Item]:
-    """`items` one after the other: of a file of any size no more than an object is held.
+    """Iterate over `items`, holding only one object in memory.
 
     Args:
         encoding: What the person says that its text is in; empty: UTF-8, and nothing is guessed.
@@ -126,7 +126,7 @@ def _regular(path: Path, most: int) -> None:
 
 
 def _check_encoding(path: Path, head: bytes, encoding: str) -> str:
-    """The encoding to open a text with. Raises DataError where it is in no such one, with the line."""
+    """The encoding to open a text with. Raises DataError, with the line, if the text is not in that encoding."""
     for begin, what, hint in _NO_TEXT:
         if head.startswith(begin):
             raise DataError(f"{path.name} is {what}, not rows.", hint)
@@ -156,14 +156,14 @@ def _check_encoding(path: Path, head: bytes, encoding: str) -> str:
 
 
 class _Window:
-    """A text of which no more is held than is looked at; `place` is where reading stands in what is held."""
+    """A buffered text; `place` is the reading position in the buffer."""
 
     def __init__(self, file: TextIO) -> None:
         self.file, self.text, self.place = file, "", 0
         self.line, self.column = 1, 0  # of the first character that is held; columns from 0
 
     def more(self) -> bool:
-        """Hold more behind what is not yet read; False at the end of the file."""
+        """Append more text to the unread part of the buffer; False at the end of the file."""
         consumed = self.text[: self.place]
         breaks = consumed.count("\n")
         self.line += breaks
@@ -174,7 +174,7 @@ class _Window:
         return bool(piece)
 
     def skip(self, between: str) -> bool:
-        """Go on to the next character that is none of these; False where there is none."""
+        """Skip these characters; False at the end of the file."""
         while True:
             while self.place < len(self.text):
                 if self.text[self.place] not in between:
@@ -202,7 +202,7 @@ class _Window:
                     raise
 
     def at(self, place: int) -> int:
-        """The line of the file on which a place of what is held stands."""
+        """The line number of a position in the buffer."""
         return self.line + self.text.count("\n", 0, place)
 
     def why(self, error: Exception) -> str:
@@ -256,7 +256,7 @@ def _lines(file: TextIO) -> Iterator[Item]:
 
 
 def _whole(file: TextIO) -> Iterator[Item]:
-    """An array's items, or objects one after the other; what cannot be read ends the search."""
+    """An array's items, or consecutive objects; an unreadable one ends the iteration."""
     window, number = _Window(file), 0
     is_array = window.begins_with("[")
     between = _SPACE + ("[]," if is_array else "")
@@ -312,7 +312,7 @@ def _why(error: Exception, line: int) -> str:
 
 
 def parsed(item: Item) -> dict[str, Any]:
-    """The object of an item. Raises UnusableRow where there is none."""
+    """The object of an item. Raises UnusableRow if there is none."""
     if item.value is None:
         raise UnusableRow(item.problem)
     return item.value

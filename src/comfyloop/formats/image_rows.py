@@ -24,7 +24,7 @@ _NOTHING: tuple[Any, ...] = (None, "", [], {})
 
 
 def take_pictures(row: dict[str, Any], folder: Path) -> tuple[Picture | None, Picture | None]:
-    """Takes the picture that was kept and the one that it was kept over; None twice for a row of answers.
+    """Remove and return the chosen and the rejected picture; None twice for a row of answers.
 
     Raises:
         UnusableRow: They name no pictures.
@@ -61,7 +61,7 @@ def _taken(row: dict[str, Any], keys: tuple[str, str], folder: Path) -> Picture 
 
 
 def as_json(source: str) -> str | dict[str, str]:
-    """A picture as `take_pictures` reads it, whatever its file is called."""
+    """A picture in a form that `take_pictures` recognises, whatever its file name."""
     return source if names_a_picture(source) else {"path": source}
 
 

@@ -1,7 +1,7 @@
 """``messages`` of role and content, as ms-swift, OpenAI and TRL write them.
 
-A content is a text or a list of parts. What is said here of a message holds wherever one stands: a role may also
-be called ``from`` and a content ``value``, and an object may hold an exchange, ``{"human": ..., "assistant": ...}``.
+A content is a text or a list of parts. This applies to messages everywhere: a role may also be called ``from`` and
+a content ``value``, and an object may hold an exchange, ``{"human": ..., "assistant": ...}``.
 """
 
 from __future__ import annotations
@@ -168,7 +168,7 @@ def tags_in(said: Said) -> int:
 
 @dataclass(frozen=True)
 class Format:
-    """One way in which data sets write who said what. Each is declared in a module of its own."""
+    """A format of conversations. Each is declared in its own module."""
 
     name: str
     key_of: Callable[[Mapping[str, Any]], str | None]  # the key by which a row is known to be written so
@@ -176,7 +176,7 @@ class Format:
 
 
 def first_of(*keys: str) -> Callable[[Mapping[str, Any]], str | None]:
-    """The first of these keys under which a row says something."""
+    """The first of these keys that has a value in a row."""
     return lambda row: next((key for key in keys if row.get(key) is not None), None)
 
 

@@ -1,4 +1,4 @@
-"""The pictures that a row names, and the places in its messages where they go."""
+"""Assigns the pictures of a row to their places in its messages."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SOURCES = ("path", "url", "image")
 
 
 def take_listed(row: dict[str, Any]) -> list[Any]:
-    """Takes the row's list of pictures, under whichever key. Raises UnusableRow where two lists differ."""
+    """Remove and return the row's list of pictures, under whichever key. Raises UnusableRow if two lists differ."""
     entries = [(key, row.pop(key)) for key in LISTS if key in row]
     lists = [
         (key, value if isinstance(value, list) else [value])
@@ -29,7 +29,7 @@ def take_listed(row: dict[str, Any]) -> list[Any]:
 
 
 def picture(source: Any, folder: Path) -> Picture:
-    """A picture by what names it. Raises UnusableRow where nothing does."""
+    """The picture that a value refers to. Raises UnusableRow if it refers to none."""
     if isinstance(source, dict):
         source = next((source[key] for key in SOURCES if source.get(key)), None) or source
     if not isinstance(source, str) or not source:
@@ -55,9 +55,9 @@ def _is_text(source: str) -> bool:
 def with_pictures(
     said: Sequence[Said], listed: list[Any], folder: Path
 ) -> tuple[tuple[Turn, ...], tuple[Picture, ...]]:
-    """Each place with its picture: the k-th tag of the text with the k-th of the list.
+    """Fill each place with its picture: the k-th tag of the text with the k-th picture of the list.
 
-    Where no tag stands at all the pictures come first, as ms-swift puts them. Without pictures a tag is text.
+    Without any tag the pictures come first, as in ms-swift. Without pictures a tag is text.
 
     Raises:
         UnusableRow: There are more of the ones than of the others, or an answer has a place for a picture.
@@ -90,7 +90,7 @@ def with_pictures(
 
 
 def _plain(parts: Sequence[str | None]) -> str | tuple[str | None, ...]:
-    """A plain string where it says the same: the form in which most rows are written."""
+    """A plain string if that is equivalent, as in most rows."""
     joined = _joined(parts)
     text = "".join(IMAGE_TAG if part is None else part for part in joined)
     return text if Turn("", text).parts == joined else joined

@@ -1,4 +1,4 @@
-"""Which answer was wanted and which was not, in each of the forms in which data sets write it.
+"""Reads which answer was wanted and which was not, in all supported formats.
 
 A pair: ``rejected_response`` or ``rejected`` beside an answer, ``rejected_messages``, or ``chosen`` and
 ``rejected`` after a prompt (TRL, LLaMA-Factory), each a text, a message or a list of messages that may repeat the
@@ -19,7 +19,7 @@ _LABEL = ("label", "kto_tag")
 
 
 def take_judged(row: dict[str, Any]) -> tuple[list[Said], Said | None, bool | None]:
-    """Takes the conversation with its wanted answer, the answer that was not wanted, and the label.
+    """Remove and return the conversation with its wanted answer, the unwanted answer, and the label.
 
     Raises:
         UnusableRow: They cannot be used, or contradict each other.

@@ -1,5 +1,5 @@
-"""A question and its answer under keys of their own, with the ``history`` before them: ms-swift's query and response,
-and their kin."""
+"""A question and its answer under separate keys, with an optional ``history``: ms-swift's query and response, and
+similar."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def take(row: dict[str, Any]) -> list[Said]:
 
 
 def question(row: dict[str, Any]) -> Any:
-    """Takes what stands under the first key of a question; None where there is none."""
+    """Remove and return the value under the first key of a question; None if there is none."""
     key = first_of(*QUERY)(row)
     return row.pop(key) if key else None
 
@@ -34,7 +34,7 @@ def exchange(row: dict[str, Any], question_text: Any) -> list[Said]:
 
 
 def answered(row: dict[str, Any]) -> list[Said]:
-    """The answer beside a question; none where a `chosen` one will follow."""
+    """The answer to a question; empty if a `chosen` one follows."""
     keys = [key for key in RESPONSE if row.get(key) is not None]
     if len(keys) > 1:
         raise UnusableRow(f"it has both {keys[0]} and {keys[1]}")

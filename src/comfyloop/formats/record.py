@@ -1,4 +1,4 @@
-"""The one record that every row is read to."""
+"""The record type that every row is read into."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ IMAGE_TAG = "<image>"
 
 @dataclass(frozen=True)
 class Item:
-    """One object of a file, or why there is none at that place."""
+    """One object of a file, or the problem at that place."""
 
     line: int
     text: str
@@ -29,7 +29,7 @@ class UnusableRow(Exception):
 
 
 def only(row: dict[str, Any], keys: Sequence[str]) -> Any:
-    """Takes what stands under one of the keys; None where that is nothing.
+    """Remove and return the value under one of the keys; None if there is none.
 
     Raises:
         UnusableRow: Two of them say different things.
@@ -43,7 +43,7 @@ def only(row: dict[str, Any], keys: Sequence[str]) -> Any:
 
 @dataclass(frozen=True)
 class Inline:
-    """A picture that is written in the row itself, as a data: URL. It is read like a path."""
+    """A picture embedded in the row as a data: URL. It is read like a path."""
 
     url: str
 
@@ -78,8 +78,8 @@ Part = Literal["new", "rehearsal", "replay"]
 class Turn:
     """One message.
 
-    `content` is what was said, in parts: texts as they are, None where a picture goes. A plain string stands for
-    the parts around its ``<image>`` tags.
+    `content` is a list of parts: texts, and None for a picture. A plain string stands for the parts around its
+    ``<image>`` tags.
     """
 
     role: str  # "system", "user" or "assistant"
@@ -109,7 +109,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Row:
-    """One row that can be trained on, as far as its text tells; its pictures are not opened yet.
+    """One row that can be trained on, judging by its text; its pictures are not opened yet.
 
     The last turn is the answer to learn. Where a picture was kept it is the prompt: an answer too, to the brief before
     it, or the user's.

@@ -1,4 +1,4 @@
-"""From the objects of a file to records, and to what is wrong with those that make none."""
+"""Converts the objects of a file to records, or to the problems of unusable ones."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _NAMING = frozenset(
 
 @dataclass(frozen=True)
 class Rows:
-    """What a file holds: the rows that can be used, the others with the reason, and which keys said nothing."""
+    """The content of a file: usable rows, unusable ones with the reason, and notes on ignored keys."""
 
     good: list[Row]
     bad: list[BadRow]
@@ -91,17 +91,17 @@ def read(path: Path, *, may_be_empty: bool = False) -> Rows:
 
 
 def unread_keys(row: Row) -> Iterator[str]:
-    """The keys of a row that say nothing to training."""
+    """The keys of a row that training ignores."""
     return (key for key in row.extra if key not in _OWN)
 
 
 def is_tagged_text(row: Row) -> bool:
-    """Whether a row has an image tag in its text and no image beside it."""
+    """Whether a row has an image tag in its text but no image."""
     return not row.images and any(IMAGE_TAG in turn.text for turn in row.turns)
 
 
 def read_whole(path: Path, hint: str, *, may_be_empty: bool = False) -> Rows:
-    """As `read`, of a file in which every row must be one.
+    """As `read`, but every row must be usable.
 
     Args:
         hint: What to do about those that are none.
@@ -124,7 +124,7 @@ def listed(sentences: Sequence[str]) -> str:
 
 
 def notes(unread: Mapping[str, int], tagged: int) -> Iterator[str]:
-    """What a person should know of rows: keys that were not read, and tags that are text."""
+    """Notes about rows: ignored keys, and tags that are text."""
     if unread:
         keys = ", ".join(f"{_shown(key)} ({n})" for key, n in sorted(unread.items()))
         yield f"keys that say nothing to training, with their number of rows: {keys}."
@@ -175,14 +175,14 @@ def row_of(item: Item, folder: Path) -> Row:
 
 
 def part_of(row: Mapping[str, Any]) -> Part:
-    """What a row that a snapshot wrote is there for."""
+    """The purpose of a row in a snapshot."""
     if row.get("replay") is True:
         return "replay"
     return "rehearsal" if row.get("part") == "rehearsal" else "new"
 
 
 def _name_of(item: Item) -> str:
-    """The row's own id, or one made of its text."""
+    """The row's own id, or a hash of its text."""
     id = parsed(item).get("id")
     if isinstance(id, str | int) and id != "" and len(str(id)) <= 200:
         return _shown(str(id))
@@ -245,7 +245,7 @@ def _shown(name: str) -> str:
 
 
 def _extra(row: dict[str, Any]) -> dict[str, Any]:
-    """What is left of a row. Raises UnusableRow for a key that may mean something to training."""
+    """The remaining keys of a row. Raises UnusableRow for a key that may be relevant to training."""
     for key, value in row.items():
         if value in (None, "", [], {}) or key in _OWN or key in QUERY or key in RESPONSE:
             continue

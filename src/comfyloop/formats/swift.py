@@ -1,6 +1,6 @@
-"""Records as ms-swift takes them, and what it hands on of them as records again.
+"""Converts records to ms-swift's rows, and what its template receives back to records.
 
-In its rows every message is a text and ``<image>`` is the place of a picture: such a tag cannot be quoted.
+In its rows every message is a text and ``<image>`` stands for a picture; such a tag cannot be escaped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TAGS = re.compile(r"<(?:image|video|audio|bbox|ref-object|cot-process)>")
 
 
 def to_swift(row: Row, images: Sequence[str]) -> dict[str, Any]:
-    """A row's content with its pictures called by these names."""
+    """A row's content, with these names for its pictures."""
     fields: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
     if images:
         fields["images"] = list(images)
@@ -32,7 +32,7 @@ def _message(turn: Turn) -> dict[str, Any]:
 
 
 def quoted_tag(row: Row) -> str:
-    """The first tag that is text in a row, which ms-swift would take for the place of something; "" without one."""
+    """The first tag in a row's text, which ms-swift would interpret; "" if there is none."""
     for text in (*(part for turn in row.turns for part in turn.parts if part), row.rejected or ""):
         if tag := _TAGS.search(text):
             return tag[0]
@@ -40,7 +40,7 @@ def quoted_tag(row: Row) -> str:
 
 
 def of_swift(messages: Sequence[Mapping[str, Any]], system: str | None, images: Sequence[str]) -> Row:
-    """What ms-swift's template is given of a row that `to_swift` wrote."""
+    """The turns of a row that `to_swift` wrote, as ms-swift's template receives it."""
 
     def turn(role: str, content: str, learn: bool = True) -> Turn:
         return Turn(role, content if images else (content,), learn)

@@ -1,7 +1,7 @@
-"""Tables as rows: CSV, TSV and Parquet. A column is a key; an empty cell says nothing.
+"""Reads tables as rows: CSV, TSV and Parquet. A column is a key; empty cells are ignored.
 
-Cells of CSV are text, but for what no text can be: messages and lists of pictures, which are written there as JSON or
-as Python prints them, and the true or false of a label.
+Cells of CSV are text, except messages and lists of pictures, which are written as JSON or Python literals, and the
+boolean value of a label.
 """
 
 from __future__ import annotations
@@ -101,7 +101,7 @@ def _is_messages(value: Any) -> bool:
 
 
 def _read(text: str, otherwise: str) -> Any:
-    """What is written as JSON, or as Python prints it, which is what pandas puts into a cell."""
+    """Parse JSON or a Python literal, which is what pandas writes into a cell."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
@@ -145,7 +145,7 @@ def _of_values(number: int, row: dict[str, Any]) -> Item:
 
 
 def _plain(value: Any, key: str) -> Any:
-    """A value as JSON would have it; the bytes of a picture, which data sets of a hub carry, as a data: URL."""
+    """Convert a value to JSON types; the bytes of a picture, as in data sets of a hub, to a data: URL."""
     if isinstance(value, dict):
         data = value.get("bytes")
         if isinstance(data, bytes) and value.keys() <= {"bytes", "path"}:

@@ -1,4 +1,4 @@
-"""Records as rows again, in the form that `read` reads to the same record, and that ms-swift understands."""
+"""Converts records to rows that `read` reads back to the same record, and that ms-swift understands."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from comfyloop.modalities import slots
 def to_json(
     row: Row, images: Sequence[str], chosen: str | None = None, rejected: str | None = None
 ) -> dict[str, Any]:
-    """A row's content with its pictures called by these names.
+    """A row's content, with these names for its pictures.
 
-    A text that holds an image tag itself is written in parts, in which text is text; ms-swift has no such form.
+    A text that contains an image tag is written in parts, where it stays text; ms-swift does not support this.
     """
     fields: dict[str, Any] = {"messages": [_message(turn) for turn in row.turns]}
     if images:

@@ -1,4 +1,4 @@
-"""Versions that travel: a bundle is one file with all that somebody else needs to use a version, signed.
+"""Sharing versions: a bundle is one signed file with everything that somebody else needs to use a version.
 
 archive.py    the file itself: a zip whose bytes follow from what is in it, so that any change shows
 keys.py       who signed it: a key of one's own, made on first use, and the keys of others that were met

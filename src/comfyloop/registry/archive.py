@@ -1,7 +1,7 @@
-"""A zip whose bytes follow from the names and contents of its files alone.
+"""A deterministic zip, whose bytes depend only on the names and contents of its files.
 
-Nothing is compressed, and every field that a zip has beside names, sizes and checksums has one value. So what a reader
-gets is what was signed, to the last byte of the file: there is no place left for anything else.
+Nothing is compressed, and every field except names, sizes and checksums has a fixed value. A reader therefore gets
+exactly what was signed, to the last byte; nothing can be hidden in the file.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _MODE = (stat.S_IFREG | 0o644) << 16
 
 
 class ArchivePiece(NamedTuple):
-    """One file to be packed: bytes, or what stands in a file from an offset on, after `head`."""
+    """One file to pack: bytes, or `head` followed by the content of a file from an offset on."""
 
     name: str
     head: bytes = b""
@@ -105,7 +105,7 @@ class ArchiveWriter:
 
 
 class Reader:
-    """An archive that somebody sent: looked at whole before anything of it is read.
+    """A received archive, checked as a whole before anything of it is read.
 
     Args:
         name: What it is called in sentences.
@@ -130,7 +130,8 @@ class Reader:
         self._refuse_other_bytes(size)
 
     def _refuse_other_bytes(self, size: int) -> None:
-        """Whether the file is what a writer makes of the same contents: nothing between, before or behind."""
+        """Refuse a file that differs from what a writer produces for the same contents: no extra bytes before,
+        between or after."""
         at = 0
         odd = InvalidInput(f"{self.name} was changed or packed again after it was made.", ASK_AGAIN)
         for file in self.files:
@@ -156,7 +157,7 @@ class Reader:
             yield chunk
 
     def whole(self, look: Callable[[ArchivedFile, bytes], object]) -> str:
-        """SHA-256 of the archive, told while each file's chunks are shown to `look`: read once."""
+        """SHA-256 of the archive, computed while passing each file's chunks to `look`: it is read only once."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(_local(file))
@@ -194,7 +195,7 @@ def disk_error(place: Path, error: OSError) -> StorageError:
 
 
 def _listed(handle: BinaryIO, size: int, name: str) -> list[zipfile.ZipInfo]:
-    """What a zip says that it holds. Its end is looked at first: it bounds what is read."""
+    """The entries of a zip. Its end record is checked first, which limits what is read."""
     no_zip = InvalidInput(f"{name} is no bundle: it is not a zip file, or it is cut off.", ASK_AGAIN)
     if size < _END.size:
         raise no_zip

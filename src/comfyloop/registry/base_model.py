@@ -1,4 +1,4 @@
-"""What tells base models apart, and whether a side of a version fits one. Told from files, without torch."""
+"""Identifies base models, and checks whether a side of a version fits one. Works on files, without torch."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _KEY = re.compile(
 
 
 def named(model: str) -> str:
-    """A base model as others may be told of it: without the folders of this machine."""
+    """A base model's name for others, without the folders of this machine."""
     if there(model) is not None:
         return line(Path(model).name)
     return line(model.removeprefix("hf:").removeprefix("ms:"))
@@ -106,8 +106,8 @@ def _tensors(file: Path) -> Iterator[tuple[str, str]]:
 def refuse_other_base(what: str, made_for: BaseModelOf, here: BaseModelOf) -> None:
     """Raise InvalidInput when a side was trained on another model than the project's.
 
-    Models of the same kind and shape take each other's adapters and answer worse for it, so weights are compared too,
-    unless both are called by the same public name.
+    Models of the same kind and shape accept each other's adapters but answer worse with them, so weights are
+    compared too, unless both have the same public name.
     """
     sentence = (
         f"{what} was trained on {_described(made_for)}, and this project's base model is {_described(here)}"
@@ -127,7 +127,8 @@ def _described(base: BaseModelOf) -> str:
 
 
 def check_text(what: str, folder: Path, place: str, positions: RopeScaling | None) -> None:
-    """Raise InvalidInput when a text adapter has a tensor that is none of a LoRA's, or does not fit the base model."""
+    """Raise InvalidInput if a text adapter has a tensor that does not belong to a LoRA, or does not fit the base
+    model."""
     weights = folder / "adapter_model.safetensors"
     _whole(what, weights)
     try:
@@ -148,8 +149,8 @@ def check_text(what: str, folder: Path, place: str, positions: RopeScaling | Non
 
 
 def check_image(what: str, file: Path, place: str) -> None:
-    """Raise InvalidInput when an image LoRA has a tensor that is none of kohya's, or is for a module that the image
-    model does not have."""
+    """Raise InvalidInput if an image LoRA has a tensor without a kohya key, or for a module that the image model
+    does not have."""
     shape_of = _whole(what, file)
     parts: dict[str, dict[str, Shape]] = {}
     for key, shape in shape_of.items():

@@ -1,4 +1,4 @@
-"""Export, look into and unpack bundles."""
+"""Exports, inspects and unpacks bundles."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ MOST_BYTES = 4 * 2**30
 
 
 class Opened(NamedTuple):
-    """A bundle whose manifest and signature were read and found good; the rest was not looked at."""
+    """A bundle whose manifest and signature are valid; the rest has not been checked."""
 
     manifest: Manifest
     key: str
@@ -49,7 +49,7 @@ class Opened(NamedTuple):
 
 
 class Imported(NamedTuple):
-    """A bundle that was taken in: the candidate that it became, and what is known of its key, in a sentence."""
+    """An imported bundle: the resulting candidate, and a sentence about its key."""
 
     version: Version
     manifest: Manifest
@@ -57,7 +57,7 @@ class Imported(NamedTuple):
 
 
 class Sides(NamedTuple):
-    """Where the sides of an unpacked bundle lie, and what their files' SHA-256 is."""
+    """The paths of an unpacked bundle's sides, and the SHA-256 of their files."""
 
     text: Path | None
     image: Path | None
@@ -65,7 +65,7 @@ class Sides(NamedTuple):
 
 
 def write(manifest: Manifest, pieces: Sequence[ArchivePiece], target: Path, home: Path) -> Manifest:
-    """Pack and sign. The file is there whole, or not at all.
+    """Pack and sign a bundle, atomically.
 
     Raises:
         StorageError: The disk refuses, or the key cannot be used.
@@ -96,7 +96,7 @@ def write(manifest: Manifest, pieces: Sequence[ArchivePiece], target: Path, home
 
 
 def look(file: Path) -> Opened:
-    """What a bundle says of itself, and who signed it; the weights are not read.
+    """The manifest and the signer of a bundle; the weights are not read.
 
     Raises:
         NotFound: There is no such file.
@@ -117,7 +117,8 @@ def unpack(
     positions: RopeScaling | None = None,
     most_bytes: int = MOST_BYTES,
 ) -> tuple[Opened, Sides]:
-    """Check all of a bundle against the base models of a project, and unpack it into the new folder `into`.
+    """Check a bundle completely, including against the base models of a project, and unpack it into the new folder
+    `into`.
 
     Args:
         text_base, image_base: Of the project; None: it has none.
@@ -149,7 +150,8 @@ def unpack(
 
 
 def verify(file: Path) -> tuple[Opened, str]:
-    """`look`, and whether every file is what was signed; with the SHA-256 of the whole bundle, which is read once."""
+    """As `look`, but also verify every file; also returns the SHA-256 of the whole bundle, which is read only
+    once."""
     with _reading(file, MOST_BYTES) as reader:
         opened = _open(reader)
         digests = {one.name: hashlib.sha256() for one in reader.files}
@@ -183,7 +185,7 @@ def unfold(file: Path, folder: Path) -> Opened:
 
 
 def fold(folder: Path, target: Path) -> Path:
-    """The bundle whose files lie in `folder`: byte for byte the one that they came from.
+    """Reassemble the bundle from its files in `folder`, byte for byte.
 
     Raises:
         NotFound: There is no manifest, or one of its files.

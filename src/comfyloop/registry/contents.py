@@ -1,7 +1,7 @@
-"""What goes into a bundle, and what never does.
+"""Defines the contents of a bundle.
 
-Never: names of authors, feedback, folders of this machine; prompts, answers and pictures only where they are asked
-for by name (`Include`).
+Never included are names of authors, feedback and folders of this machine; prompts, answers and pictures only if
+requested by name (`Include`).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from comfyloop.registry.manifest import (
 
 
 class BundleOptions(NamedTuple):
-    """What a person says of a bundle that is to be made."""
+    """Options for creating a bundle."""
 
     include: Collection[Include] = ()
     licence: str = ""  # an SPDX id
@@ -90,7 +90,7 @@ def gather(
     licence: str = "",
     trigger_words: str = "",
 ) -> tuple[Manifest, list[ArchivePiece]]:
-    """What a bundle of `version` would hold; the manifest has no hashes yet.
+    """The contents of a bundle of `version`; the manifest has no hashes yet.
 
     Args:
         models: From a model as it is set to what is loaded.
@@ -152,7 +152,7 @@ def gather(
 
 
 def identity(version: Version) -> str:
-    """What lineage calls a version: the same here and where it is imported."""
+    """A version's identity in lineage: the same here and where it is imported."""
     if version.origin is not None:
         return version.origin.version
     if version.sha256:
@@ -162,7 +162,7 @@ def identity(version: Version) -> str:
 
 
 def ancestors(line: Sequence[Version]) -> list[Ancestor]:
-    """What a version went on from, newest first, and what that came from where it was imported."""
+    """A version's ancestors, newest first, including the lineage of imported ones."""
     line_of_descent: list[Ancestor] = []
     for version in line:
         origin = version.origin
@@ -216,7 +216,7 @@ def of_report(report: GateReport | None) -> list[dict[str, str]]:
 
 
 def without_places(spec: Mapping[str, Any]) -> dict[str, Any]:
-    """How it was trained, without files and folders."""
+    """The training spec without files and folders."""
     fields: dict[str, Any] = {}
     for name, value in spec.items():
         if name in _UNSAID:
@@ -250,7 +250,7 @@ def _image(file: Path) -> list[ArchivePiece]:
 
 
 def _weights(name: str, file: Path) -> ArchivePiece:
-    """A safetensors file with only that in its header which says nothing of anybody; its tensors as they are."""
+    """A safetensors file with all personal metadata removed from its header; its tensors are unchanged."""
     try:
         with file.open("rb") as handle:
             size = int.from_bytes(handle.read(8), "little")

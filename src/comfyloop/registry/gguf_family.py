@@ -1,4 +1,5 @@
-"""What llama.cpp calls a text model: its architecture, the fields of its GGUF file, and the names of its tensors.
+"""Describes a text model for llama.cpp: its architecture, the fields of its GGUF file, and the names of its
+tensors.
 
 Names come from the `gguf` package's own mapping. What a vision-language model has beside its language model is none of
 it: llama.cpp takes that from a second file.

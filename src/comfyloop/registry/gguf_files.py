@@ -1,4 +1,4 @@
-"""A text side for llama.cpp and Ollama: the merged model and the adapter as GGUF files, with a Modelfile."""
+"""Writes a text side for llama.cpp and Ollama: the merged model and the adapter as GGUF files, with a Modelfile."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A tokenizer as llama.cpp reads it, out of tokenizer.json."""
+"""Converts tokenizer.json to llama.cpp's vocabulary."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def add(folder: Path, size: int, writer: GGUFWriter) -> None:
 
 
 def split_of(folder: Path) -> str:
-    """llama.cpp's name for how a tokenizer splits a text before pairs are merged.
+    """llama.cpp's name for a tokenizer's pre-tokenization.
 
     Raises:
         InvalidInput: It has none for it, as far as is known here.

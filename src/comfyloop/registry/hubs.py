@@ -1,8 +1,8 @@
 """Versions on model hubs, Hugging Face's and ModelScope's, by their own clients.
 
-A repository holds the files of a bundle as they are, so that PEFT and diffusers load from it, and each file is stored
-once. As a bundle's bytes follow from its files, what is pulled is put together again to the very bundle that was
-pushed, and its signature holds.
+A repository contains the files of a bundle unchanged, so that PEFT and diffusers can load from it, and each file is
+stored once. Since a bundle's bytes are determined by its files, pulling reassembles exactly the bundle that was
+pushed, with a valid signature.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ class HubPlace(NamedTuple):
 
 
 def push(file: Path, place: HubPlace, staging: Path, *, private: bool, quiet: bool = False) -> None:
-    """Make the repository if need be, and upload what it lacks of a bundle's files.
+    """Create the repository if needed, and upload the files of a bundle that it lacks.
 
     Args:
         staging: A folder that is kept between tries: an upload that broke off goes on.
@@ -83,7 +83,7 @@ def push(file: Path, place: HubPlace, staging: Path, *, private: bool, quiet: bo
 
 
 def pull(place: HubPlace, folder: Path, *, quiet: bool = False) -> Path:
-    """The bundle that a repository holds, put together in `folder`, which is kept between tries.
+    """The bundle from a repository, reassembled in `folder`, which is kept between attempts.
 
     Raises:
         NotFound: There is no such repository, or it holds no version of ComfyLoop's.

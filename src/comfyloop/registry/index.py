@@ -1,6 +1,6 @@
-"""A community's bundles, listed: a folder, a git repository or a web address with an `index.json` in it.
+"""Indexes of bundles: a folder, a git repository or a web address with an `index.json` in it.
 
-An index is made by whoever holds the files and is believed in nothing: a bundle is verified again when it is adopted.
+An index is created by whoever holds the files and is not trusted: a bundle is verified again when it is adopted.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FileName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][\w.-]{0,200}\
 
 
 class IndexEntry(Record):
-    """One bundle of an index. `problem` says why it is none that can be adopted."""
+    """One bundle of an index. `problem` says why it cannot be adopted."""
 
     file: FileName
     bytes: int = Field(ge=0)

@@ -1,4 +1,4 @@
-"""Who signed a bundle: a key of one's own, made on first use, and the keys of others that were met.
+"""Signing keys: this service's own key, created on first use, and the known keys of other publishers.
 
 A key is trusted on first use: what a publisher signs later must be signed by the same one.
 """
@@ -18,7 +18,7 @@ _FOLDER, _OWN, _OTHERS = "keys", "signing.key", "publishers.json"
 
 
 class Trusted(NamedTuple):
-    """How a key is known here, in a sentence; `remember` says that it is new."""
+    """A sentence about the trust in a key; `remember` says that it is new."""
 
     sentence: str
     remember: bool
@@ -72,7 +72,7 @@ def needed() -> None:
 
 
 def short(key: str) -> str:
-    """A key as people compare it."""
+    """A short form of a key for people to compare."""
     return "-".join(key[at : at + 4] for at in range(0, 20, 4))
 
 
@@ -138,7 +138,7 @@ def _others(home: Path) -> dict[str, str]:
 
 
 def _secret(home: Path) -> bytes:
-    """The private key, made if need be, in a file that its owner alone can read."""
+    """The private key, created if needed, in a file that only its owner can read."""
     needed()
     file = home / _FOLDER / _OWN
     try:

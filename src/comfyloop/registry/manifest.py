@@ -1,4 +1,4 @@
-"""What a bundle says of itself: `manifest.json`, which is what is signed."""
+"""The manifest of a bundle: `manifest.json`, which is signed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A base model with a text adapter worked into its weights: a directory that transformers and vLLM load like any model.
+"""Merges a text adapter into a base model's weights: a directory that transformers and vLLM load like any model.
 
 The result has the base model's files with the same headers: every other tensor is copied as it is, and one layer at a
 time is in memory. Sums are made in float32 and rounded once.
@@ -116,7 +116,7 @@ def weights_of(model: Path) -> list[Path]:
 
 
 def layers_of(adapter: Path, model: Path | None = None) -> dict[str, Layer]:
-    """What an adapter adds to a base model, by the tail of the layer's name, which all ways of saving the model share.
+    """An adapter's layers, by the tail of the layer's name, which is the same in all ways of saving the model.
 
     Args:
         model: The base model's directory, whose layers are compared; None: it is not here.
@@ -148,7 +148,7 @@ def layers_of(adapter: Path, model: Path | None = None) -> dict[str, Layer]:
 
 
 def _rewrite(source: Path, target: Path, layers: dict[str, Layer]) -> None:
-    """Copy a file of weights; what is adapted is written anew and taken out of `layers`."""
+    """Copy a file of weights; adapted tensors are rewritten and their layers removed from `layers`."""
     header, start = _header(source)
     with source.open("rb") as reader, target.open("wb") as writer:
         _pass_on(reader, writer, start)

@@ -19,7 +19,7 @@ _QUANTISED = {
 
 
 def complete(folder: Path, model: str, spec: Mapping[str, Any], target: Path) -> str:
-    """Put beside an adapter what ms-swift loads with it: the base model, and how its weights are held.
+    """Write the arguments that ms-swift loads with an adapter: the base model, and its quantisation.
 
     Args:
         folder: A PEFT directory.
