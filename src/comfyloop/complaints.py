@@ -1,6 +1,7 @@
-"""What is wrong with values that were sent, in sentences about those values.
+"""Describes what is wrong with received values, in sentences about these values.
 
-pydantic tells of its own types and of each form that it tried; a person is told of the fields that they wrote.
+pydantic reports its own types and every alternative that it tried; people are told about the fields that they
+wrote.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What has been written stays, and is there whole: files and the names in folders, pushed to the disk itself."""
+"""Durable, atomic writes: files and directory entries are flushed to disk."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def appear(place: Path, write: Callable[[Path], object]) -> None:
 
 
 def disappear(place: Path) -> None:
-    """Remove a directory: it is there whole, or under its name no more. One that is not there is no error.
+    """Remove a directory atomically: it is either complete or gone. A missing one is not an error.
 
     Raises:
         OSError: The disk refuses.

@@ -1,4 +1,4 @@
-"""Reading a file that a person named: one that is none has no end, or waits for ever."""
+"""Checks of files that a person named: a pipe or device may be endless or block forever."""
 
 from __future__ import annotations
 

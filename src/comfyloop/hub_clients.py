@@ -1,4 +1,4 @@
-"""The hubs' own clients, Hugging Face's and ModelScope's: how each is made, and what its errors mean."""
+"""The hubs' own clients, Hugging Face's and ModelScope's: how to create them, and how to interpret their errors."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ _STATUSES = {
 
 
 def understood(error: BaseException) -> ClientError:
-    """What an error is that came out of a client, by it and its causes."""
+    """Classify an error of a client by itself and its causes."""
     causes = list(_causes(error))
     status = next(filter(None, map(_status, causes)), 0)
     wait = max(_wait(cause) for cause in causes)

@@ -1,4 +1,4 @@
-"""Whether the files of a version are those that were judged: their hash is in the database."""
+"""Verifies that the files of a version are those that were judged, by their hash in the database."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _sha256(file: Path) -> bytes:
 
 
 def check(conn: Connection, version: Version) -> None:
-    """Read all files of a version, and of those before it whose side it has kept, and compare their hashes.
+    """Verify the hashes of all files of a version, and of the earlier versions from which its sides are taken.
 
     Raises:
         DamagedVersion: One is gone, or is not what was trained and judged.

@@ -1,10 +1,11 @@
 """What a person likes in pictures, learnt from a few comparisons: a Bradley-Terry model with a ridge. Pure.
 
-Of two pictures the one with the higher score is picked with probability sigmoid(difference); a score is linear in what
-is seen of a picture. The ridge keeps a model of many features honest on few comparisons, and a model counts as known
-only where it tells comparisons right that it was not fitted to, more often than chance would. From as few as four pairs
-personal taste can be told: Dang et al., "Personalized Preference Fine-tuning of Diffusion Models" (2501.06655), where
-that many examples of a new user win 76% of comparisons. Fitting takes milliseconds: it is done anew for every question.
+Of two pictures the one with the higher score is picked with probability sigmoid(difference); a score is linear in
+what is seen of a picture. The ridge regularises a model of many features with few comparisons, and a taste counts
+as known only if comparisons that it was not fitted to are predicted better than by chance. From as few as four
+pairs personal taste can be told: Dang et al., "Personalized Preference Fine-tuning of Diffusion Models"
+(2501.06655), where that many examples of a new user win 76% of comparisons. Fitting takes milliseconds: it is done
+anew for every question.
 """
 
 from __future__ import annotations

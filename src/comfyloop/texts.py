@@ -1,4 +1,4 @@
-"""Texts as people are shown them."""
+"""Text helpers for display."""
 
 from __future__ import annotations
 

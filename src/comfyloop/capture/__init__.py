@@ -1,6 +1,6 @@
-"""What a person did, into the store: feedback, images.
+"""Stores what people did: feedback, images.
 
-Nothing of it is lost: what a call here has returned for is on the disk.
+Nothing is lost: when a call here returns, its data is on disk.
 """
 
 from comfyloop.capture import feedback, images

@@ -1,4 +1,4 @@
-"""Take in what people did: check it, store it once, acknowledge it only when it is on the disk."""
+"""Accepts feedback: checks it, stores it exactly once, and acknowledges it only when it is on disk."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Receipt(Record):
 
 
 def submit(store: Store, items: Sequence[Feedback], settings: Settings) -> Receipt:
-    """Store a batch of feedback, all of it or none, exactly once however often it is sent.
+    """Store a batch of feedback atomically, and exactly once however often it is sent.
 
     When this returns, every item is on the disk (fsync). Items that were stored before, by their ids, count
     as duplicates and are not checked again.
@@ -61,7 +61,8 @@ def submit(store: Store, items: Sequence[Feedback], settings: Settings) -> Recei
 
 
 def _done_by(received: datetime, item: Feedback) -> Feedback:
-    """The item as done when it arrived, where its sender's clock is fast: what comes later is to count as newer."""
+    """The item with its time limited to the time of arrival, in case the sender's clock is fast, so that later
+    items count as newer."""
     return item if item.created_at <= received else item.model_copy(update={"created_at": received})
 
 

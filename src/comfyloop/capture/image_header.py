@@ -1,6 +1,6 @@
 """What an image file says about itself in its first bytes: its real type and its size.
 
-Read from the bytes by hand, since a decoder asked for the size may first make room for all the pixels.
+Parsed directly, since a decoder may allocate memory for all pixels before it reports the size.
 """
 
 from __future__ import annotations

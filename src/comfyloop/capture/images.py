@@ -1,4 +1,4 @@
-"""Take in an image: what it really is, whether it is whole, and whether it is small enough to look at."""
+"""Accepts an image: checks its actual type, that it is complete, and that it is not too large."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""How the bytes of an image become the picture that a model sees: one rule for training and for answers.
+"""Decodes image bytes to the picture that a model sees, in the same way for training and serving.
 
-Upright as EXIF says, transparent parts on white, RGB, at most `max_pixels`. Nothing here imports torch.
+Rotated according to EXIF, transparency on white, RGB, at most `max_pixels`. Nothing here imports torch.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ _MOST_NOTE = 2**20
 
 
 def without_notes(data: bytes) -> bytes:
-    """A PNG without its colour profile and texts, of which nothing here is read but how the picture is turned.
+    """A PNG without its colour profile and texts, except those that give its orientation.
 
-    Pillow refuses a picture whose profile or text is longer than a megabyte; ComfyUI, which puts whole workflows into
-    the pictures that it saves, reads it without. What is no PNG, or is broken off, stays as it is.
+    Pillow refuses a picture whose profile or text is longer than a megabyte, which workflows saved by ComfyUI may
+    be. Data that is not a PNG, or is truncated, is returned unchanged.
     """
     if not data.startswith(_PNG):
         return data

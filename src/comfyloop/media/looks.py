@@ -1,4 +1,4 @@
-"""What can be seen of a picture without a model: colour, light, contrast, detail, and where they are.
+"""Features of a picture without a model: colour, light, contrast, detail, and their layout.
 
 Some fifty numbers of a picture scaled down to two thousand pixels: a millisecond once it is decoded. They tell warm
 from cold, bright from dark, plain from busy and centred from even; what is shown they do not tell. Their scales say how

@@ -1,8 +1,8 @@
-"""Where the subject of a picture is, so that a cut keeps it: by what stands out from the edges. No model.
+"""Locates the subject of a picture for cropping, by what differs from the edges. No model.
 
-What has another colour than the picture's edge, is colourful, or has detail where the rest is plain, is looked at
-first; the middle counts a little more. Of 40 pictures with a planted subject, square cuts of this spoil none,
-`smart-crop-ai`'s 4, and those of the middle 31; a look takes 2 ms.
+Areas that differ in colour from the edge, are colourful, or have detail where the rest is plain get a higher
+weight; the centre gets slightly more. Of 40 pictures with a planted subject, square crops by this method cut into
+none, those of `smart-crop-ai` into 4, and centre crops into 31; it takes 2 ms.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Weights = NDArray[np.float64]
 
 
 def weights(picture: Image.Image) -> Weights:
-    """[h, w]: how much of what is to be seen is where; 1 in all.
+    """[h, w]: the share of visual prominence at each place; the sum is 1.
 
     Args:
         picture: RGB.
@@ -50,8 +50,8 @@ def weights(picture: Image.Image) -> Weights:
 
 
 def corner(prominence: Weights, scaled: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Left and top of the cut of `size` out of the picture brought to `scaled` that has most of what is to be seen; of
-    several, the one nearest to the middle."""
+    """Left and top of the crop of `size` from the picture scaled to `scaled` with the greatest prominence; of
+    several, the one nearest to the centre."""
     return (
         _start(prominence.sum(0), scaled[0], size[0]),
         _start(prominence.sum(1), scaled[1], size[1]),

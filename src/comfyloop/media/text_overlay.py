@@ -1,4 +1,4 @@
-"""Words set on pictures: a font that has the letters, and lines that fit."""
+"""Text on pictures: a font with the required characters, and line breaking."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What trainer and engine must do alike with a model, or answers are given to other inputs than were learnt."""
+"""Code that trainer and engine share, so that a model is served with the same inputs as it was trained on."""

@@ -1,7 +1,7 @@
-"""Whether an adapter fits a base model and an engine would apply it whole: told from its files, without torch.
+"""Checks whether an adapter fits a base model and an engine would apply all of it, from its files, without torch.
 
-Engines other than our own skip in silence what they do not know: a tensor of the vision tower, a layer of
-another name. What they would skip is refused before it is loaded.
+Other engines silently ignore what they do not know: a tensor of the vision tower, a layer of another name. Adapters
+that would be applied only in part are refused before loading.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Limits:
 
 
 def rank_and_scale(config: Mapping[str, Any], layer: str) -> tuple[int, float]:
-    """What PEFT gives a layer: its own rank and alpha, where a pattern is the end of its name, else the adapter's."""
+    """The rank and scale that PEFT uses for a layer: its own where a pattern matches the end of its name, else the
+    adapter's."""
 
     def of(patterns: str, default: str) -> Any:
         own = (config.get(patterns) or {}).items()
@@ -73,7 +74,7 @@ def rank_and_scale(config: Mapping[str, Any], layer: str) -> tuple[int, float]:
 def check(
     name: str, path: str, limits: Limits, model: str = "", *, positions: RopeScaling | None = None
 ) -> None:
-    """Raise what would keep the PEFT directory `path` from being applied whole.
+    """Raise an error if the PEFT directory `path` would not be applied completely.
 
     Args:
         model: Directory of the base model, whose layers are compared; elsewhere (a hub id) they are not.
@@ -142,8 +143,8 @@ def _check_scale(name: str, layer: str, rank: int, config: Mapping[str, Any], li
 
 
 def refuse_no_effect(name: str, config: Mapping[str, Any]) -> None:
-    """Raise InvalidInput where the scale alpha / r is 0 or no number, as tools that convert adapters have left it: the
-    adapter would be taken and change nothing."""
+    """Raise InvalidInput if the scale alpha / r is 0 or not finite, as some conversion tools produce: the adapter
+    would be loaded without any effect."""
     for field, pattern, least in (("r", "rank_pattern", 1), ("lora_alpha", "alpha_pattern", -math.inf)):
         said = {field: config.get(field, 8)}  # PEFT's own, where it is left out
         said |= {f"{pattern} of {layer}": value for layer, value in (config.get(pattern) or {}).items()}
@@ -208,8 +209,8 @@ def _check_layer(name: str, layer: str, limits: Limits) -> None:
 
 
 def _check_name(name: str, layer: str, before: set[str], limits: Limits) -> None:
-    """An engine that finds layers by their names passes over one of another name in silence. A model that also sees
-    is called in several ways, all of which its engines know."""
+    """Refuse a layer name that an engine would silently ignore. Vision-language models have several naming schemes,
+    all of which their engines know."""
     start = layer.find("layers.")
     if limits.layers and len(before) == 1 and start >= 0 and layer[:start] not in before:
         (own,) = before

@@ -1,4 +1,4 @@
-"""A language model's figures, counted on an empty copy that its configuration makes: no weight is read."""
+"""Counts a language model's parameters on an empty copy built from its configuration: no weights are read."""
 
 from __future__ import annotations
 

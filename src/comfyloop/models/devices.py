@@ -1,5 +1,5 @@
-"""What computes here: the accelerator that this build of torch brings (CUDA, ROCm, Metal, XPU), else the processor; its
-memory, and the precisions that it has circuits for."""
+"""Selects the device: the accelerator that this build of torch supports (CUDA, ROCm, Metal, XPU), else the CPU; its
+memory, and the precisions that it supports in hardware."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ _ROCM_BFLOAT16 = re.compile(r"gfx(90[8a]|94|95|11|12)")
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes. On a Mac the processor and its GPU have them in common."""
+    """Bytes. On a Mac the CPU and its GPU share them."""
 
     total: int
     free: int
 
 
 def choose(name: str = "auto") -> torch.device:
-    """The accelerator, else the processor; or the one that is asked for: cpu, cuda, cuda:1, mps, xpu.
+    """The accelerator, else the CPU; or the requested device: cpu, cuda, cuda:1, mps, xpu.
 
     Raises:
         ModelError: There is none of that name.
@@ -61,10 +61,10 @@ def name(device: torch.device) -> str:
 
 
 def native(device: torch.device) -> tuple[torch.dtype, ...]:
-    """The precisions that it computes in by itself, the best for a model first.
+    """The precisions that a device supports in hardware, the best for a model first.
 
-    torch says that it "supports" bfloat16 wherever that can be emulated too: on Volta and Turing at a fraction of
-    float16's speed.
+    torch reports "support" for bfloat16 even where it is emulated: on Volta and Turing at a fraction of float16's
+    speed.
     """
     match device.type:
         case "cuda" if torch.version.hip:
@@ -81,14 +81,14 @@ def native(device: torch.device) -> tuple[torch.dtype, ...]:
 
 
 def precision(device: torch.device, name: str = "auto") -> torch.dtype:
-    """The best native precision, unless one is asked for by name."""
+    """The best native precision, unless one is requested by name."""
     if name != "auto":
         return getattr(torch, name)  # type: ignore[no-any-return]
     return native(device)[0]
 
 
 def memory(device: torch.device) -> Memory:
-    """All of it, and what nobody has taken."""
+    """The total memory and the free memory."""
     if device.type in ("cuda", "xpu"):
         free, total = _module(device).mem_get_info(device)
         return Memory(total, free)
@@ -120,7 +120,7 @@ def most_taken(device: torch.device) -> int:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether that is what went wrong, in the words of whichever device it was."""
+    """Whether an error means out of memory, on any device."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     said = str(error)
@@ -130,7 +130,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def give_back(device: torch.device) -> None:
-    """Let others have what this process keeps for later."""
+    """Release cached memory of this process to others."""
     if device.type != "cpu":
         _module(device).empty_cache()
         if hasattr(torch.accelerator, "empty_host_cache"):  # pinned memory, which is kept as well
@@ -138,7 +138,7 @@ def give_back(device: torch.device) -> None:
 
 
 def random_state(device: torch.device) -> torch.Tensor | None:
-    """Of an accelerator's generator; None: the processor's is the only one."""
+    """The state of an accelerator's generator; None if there is only the CPU's."""
     return None if device.type == "cpu" else _module(device).get_rng_state()
 
 

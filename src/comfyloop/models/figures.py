@@ -1,4 +1,4 @@
-"""What a language model is made of, in numbers; `counting` finds them. Imports no torch."""
+"""The size figures of a language model; `counting` computes them. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NF4_BYTES = 0.5 + 1 / 64 + 4 / (64 * 256)
 
 @dataclass(frozen=True)
 class Figures:
-    """Numbers, not bytes: how many bytes each takes is a precision's to say."""
+    """Element counts, not bytes: the bytes of each depend on the precision."""
 
     linear: int  # weights of the language model's linear layers, which four bits take
     others: int  # its other weights (embeddings, output layer, norms), the tower, and what lies between

@@ -1,8 +1,8 @@
-"""LoRAs that belong on other weights than the base model's own.
+"""Refuses LoRAs that were trained on modified base weights.
 
-PiSSA, OLoRA and their like begin from parts of the base weights and take these out of the base (PEFT does so when it
-loads such an adapter); the tensors alone, added to the base model as it comes, give other answers. Trainer and engines
-refuse them alike.
+PiSSA, OLoRA and similar methods initialise the LoRA with parts of the base weights and subtract these from the base
+(PEFT does so when it loads such an adapter); added to the unmodified base model, the tensors give other answers.
+Trainer and engines refuse them.
 """
 
 from __future__ import annotations

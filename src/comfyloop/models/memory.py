@@ -1,5 +1,5 @@
-"""Arithmetic of a device's memory: what each of serving, training and drawing takes, what fits together, and which
-settings that means. Pure; the figures of models and machines come from `python -m comfyloop.memory`."""
+"""Plans a device's memory: what serving, training and drawing each need, what fits together, and the settings for
+that. Pure; the figures of models and machines come from `python -m comfyloop.memory`."""
 
 from __future__ import annotations
 

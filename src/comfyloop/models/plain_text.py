@@ -1,10 +1,10 @@
-"""What a person wrote is text, whatever it spells; control tokens are only those that the chat template writes.
+"""Keeps a person's text as plain text, whatever it contains; only the chat template produces control tokens.
 
 A tokenizer finds its control tokens (`<|im_end|>`, `<image>`, ...) by their spelling, wherever they stand in a
-rendered conversation. Before a person's text goes into the template, each such spelling in it is broken by a
-mark that no text holds (`Speller.quote`); the tokenizer is then given a copy of itself that knows the mark as a
-token, and the mark's own token is taken out of what it made. What is left are the tokens of plain text, and a
-text without such spellings goes through nothing of this. Nothing here imports torch.
+rendered conversation. Before a person's text goes into the template, each such spelling in it is broken by a mark
+that no text holds (`Speller.quote`); then a copy of the tokenizer that knows the mark as a token is used, and the
+mark's token is removed from its output. The result is the tokens of plain text; texts without such spellings are
+not affected. Nothing here imports torch.
 """
 
 from __future__ import annotations

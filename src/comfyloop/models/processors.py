@@ -1,8 +1,8 @@
-"""How a conversation is given to a model's own processor: one rule for training and for answers.
+"""Passes conversations to a model's own processor, in the same way for training and serving.
 
-transformers reads the processor of a model that also sees videos (Qwen-VL, SmolVLM, InternVL, LLaVA-OneVision)
-only where torchvision is installed, although nothing but its video half needs it. Trainer and engine give
-models pictures, so without torchvision the same processor is put together without that half.
+transformers loads the processor of a model that also accepts videos (Qwen-VL, SmolVLM, InternVL, LLaVA-OneVision)
+only if torchvision is installed, although only its video part needs it. Trainer and engine use pictures only, so
+without torchvision the same processor is built without that part.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def load_processor(model: str, config: Any) -> Any:
 
 
 class _NoVideo:
-    """Stands where some processors look for the defaults of videos even when they are given none."""
+    """A placeholder where some processors look up video defaults even without videos."""
 
     num_frames = fps = None
 

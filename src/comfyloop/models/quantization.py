@@ -13,10 +13,10 @@ from comfyloop.models.parts import Parts
 
 
 def in_four_bits(auto: Any, config: Any, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """What `from_pretrained` must be told: the language model's linear layers in NF4, their constants quantised too.
+    """Arguments of `from_pretrained` for the language model's linear layers in NF4, with double quantisation.
 
-    The vision tower, the projector and the head stay as they are: small beside the language model, and worth
-    more than the bits.
+    The vision tower, the projector and the head are not quantised: they are small compared with the language model,
+    and quantising them would cost quality.
     """
     with torch.device("meta"):
         skeleton = auto.from_config(copy.deepcopy(config))
@@ -42,11 +42,11 @@ def four_bit_layers(model: nn.Module) -> list[Any]:
 
 
 def keep_unpacked(model: nn.Module) -> int:
-    """Keep bitsandbytes from packing 4-bit weights for inference, for good; of how many layers.
+    """Permanently prevent bitsandbytes from packing 4-bit weights for inference; returns the number of layers.
 
-    Since 0.49 a layer that goes forward without a gradient on a processor with AVX512-BF16 has its weights packed
-    for that, as a look at the hold-out does, and from then on the gradients that pass through it are wrong (cosine
-    0.01 to 0.8), without a word; a layer with a bias fails.
+    Since 0.49 a forward pass without gradients on a CPU with AVX512-BF16, such as an evaluation of the hold-out,
+    packs a layer's weights, and from then on the gradients through it are silently wrong (cosine 0.01 to 0.8); a
+    layer with a bias fails.
     """
     layers = four_bit_layers(model)
     for layer in layers:

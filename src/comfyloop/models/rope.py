@@ -1,4 +1,4 @@
-"""Positions beyond those that a model was trained on: one rule for the trainer and the engines.
+"""Positions beyond those that a model was trained on, scaled in the same way by trainer and engines.
 
 `linear` divides every position by the factor (Chen et al. 2023, arXiv:2306.15595), `dynamic` raises the base as
 a sequence grows (NTK-aware scaling), `yarn` divides low frequencies only (Peng et al. 2023, arXiv:2309.00071).
@@ -101,13 +101,13 @@ def max_positions(config: Any) -> int:
 
 
 def write_positions(adapter: Path, scaling: RopeScaling | None) -> None:
-    """Keep with an adapter the scaling that its run was told to train with."""
+    """Store with an adapter the position scaling that it was trained with."""
     content = {"rope_scaling": scaling.model_dump() if scaling else None}
     (adapter / POSITIONS_FILE).write_text(json.dumps(content, indent=2) + "\n", "utf-8")
 
 
 def refuse_other_positions(name: str, adapter: Path, running: RopeScaling | None) -> None:
-    """Stop an adapter from being served on positions that it was not trained on.
+    """Refuse to serve an adapter with another position scaling than it was trained with.
 
     Args:
         running: The scaling that the engine was started with.
