@@ -188,9 +188,9 @@ class Took(NamedTuple):
     cpu: float  # seconds of this process and of the programs that filters ask: what a busy machine does not stretch
 
 
-def curated(store: Store, settings: Settings, known: curate.Known) -> tuple[Json, Took]:
+def curated(store: Store, settings: Settings, memory: curate.Known) -> tuple[Json, Took]:
     began, before = time.monotonic(), cpu_seconds()
-    snapshot = curate.build(store, "emoji", settings, known=known)
+    snapshot = curate.build(store, "emoji", settings, known=memory)
     took = Took(time.monotonic() - began, cpu_seconds() - before)
     if isinstance(snapshot, curate.NothingToTrain):
         raise SystemExit(snapshot.reason)

@@ -339,8 +339,8 @@ def ready(at: Service) -> Call[bool]:
 
 def is_sleeping(at: Service) -> Call[dict[str, Any]]:
     """Whether the project's engine has given its memory back (`is_sleeping`), and how long its last wake took."""
-    found: dict[str, Any] = yield from call(at, "GET", "/is_sleeping", model=at.project)
-    return found
+    body: dict[str, Any] = yield from call(at, "GET", "/is_sleeping", model=at.project)
+    return body
 
 
 # --- what they are made of

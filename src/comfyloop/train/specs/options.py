@@ -20,19 +20,19 @@ from comfyloop.train.specs.text import TrainSpec
 WHOLE_WEIGHTS_RATE = 1e-5
 
 
-def make_spec(known: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec | ImageTrainSpec:
-    """Build a spec from known values and `name=value` assignments, which take precedence. The default learning rate
+def make_spec(base_values: Mapping[str, Any], assignments: Sequence[str]) -> TrainSpec | ImageTrainSpec:
+    """Build a spec from base values and `name=value` assignments, which take precedence. The default learning rate
     depends on the recipe.
 
     Args:
-        known: By field name, `adapter.r` for a field of a part; None: not said.
+        base_values: By field name, `adapter.r` for a field of a part; None: not said.
         assignments: `learning_rate=1e-4`, `adapter.target_modules=all-linear`, `adapter.modules_to_save=a,b`.
 
     Raises:
         InvalidInput: There is no such field, or the value does not fit it.
     """
     fields: dict[str, Any] = {}
-    values: dict[str, Any] = {name: value for name, value in known.items() if value is not None}
+    values: dict[str, Any] = {name: value for name, value in base_values.items() if value is not None}
     for assignment in assignments:
         name, equals, text = assignment.partition("=")
         if not equals:
