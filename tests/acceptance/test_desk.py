@@ -14,7 +14,8 @@ import pytest
 from comfyloop import web
 from comfyloop.records import AnswerAccepted
 from comfyloop.settings import Settings
-from comfyloop.store import feedback
+from comfyloop.store import feedback, versions
+from tests.unit.registry.conftest import save_model, save_text_adapter
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
 from tests.unit.web.studio import furnish
 
@@ -30,6 +31,7 @@ PAGES = {
     "versions": "/versions",
     "version": "/versions/4",
     "compare": "/versions/compare?a=1&b=4",
+    "blind": "/versions/blind?a=1&b=4",
     "settings": "/settings",
     "new": "/?project=posters",
     "fault": "/nowhere",
@@ -206,6 +208,43 @@ def test_both_versions_are_asked_at_once(page: Any, service: Gateway) -> None:
     page.click(".asking button")
     page.wait_for_selector(".answered .side >> nth=1")
     assert "acme-v4" in page.text_content(".answered .side >> nth=1")
+
+
+def test_answers_are_compared_blindly_by_keys(page: Any, service: Gateway) -> None:
+    page.goto(service.url + "/versions/blind?a=1&b=4")
+    page.wait_for_selector("[data-one]:not([hidden]) .asked")
+    shown = page.text_content("[data-one]")
+    assert "v1" not in shown and "v4" not in shown
+    place = page.text_content(".place")
+    page.keyboard.press("1")
+    page.wait_for_function("before => document.querySelector('.place').textContent !== before", arg=place)
+    page.keyboard.press("0")
+    page.wait_for_selector("#standings tbody tr", state="attached")
+    page.wait_for_function(
+        "fetch('/v1/votes?project=acme').then((a) => a.json()).then((v) => v.pairs[0]?.equal === 1)"
+    )
+    for _ in range(2):
+        place = page.text_content(".place")
+        page.keyboard.press("u")
+        page.wait_for_function("before => document.querySelector('.place').textContent !== before", arg=place)
+    assert service.http.get("/v1/votes?project=acme").json()["pairs"] == []
+
+
+def test_a_version_is_taken_home_as_a_file(page: Any, service: Gateway, tmp_path: Path) -> None:
+    pytest.importorskip("cryptography", reason="bundles are signed with it: pip install 'comfyloop[hubs]'")
+    with service.store.read() as conn:
+        folder = Path(versions.get(conn, "acme", 4).text_adapter or "")
+    shutil.rmtree(folder)
+    save_text_adapter(save_model(tmp_path / "small"), folder)
+    page.goto(service.url + "/versions/4")
+    page.click("#share summary")
+    refusal = {"error": {"message": "Not now."}}
+    page.route("**/bundle?**", lambda route: route.fulfill(status=409, json=refusal), times=1)
+    page.click("#share button.first")
+    page.wait_for_selector("text=Not now.")
+    with page.expect_download() as download:
+        page.click("#share button.first")
+    assert download.value.suggested_filename == "acme-4.comfyloop"
 
 
 def test_a_day_has_its_own_name_west_of_greenwich_and_times_are_the_readers(

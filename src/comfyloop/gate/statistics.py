@@ -163,6 +163,17 @@ def holm(p_values: Sequence[float], level: float) -> list[bool]:
     return falls
 
 
+def wilson(hits: int, of: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Bounds of a share by Wilson's score; of nothing everything is possible."""
+    if of == 0:
+        return 0.0, 1.0
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    share, spread = hits / of, z * z / of
+    middle = share + spread / 2
+    reach = z * math.sqrt(share * (1 - share) / of + spread / (4 * of))
+    return max(0.0, (middle - reach) / (1 + spread)), min(1.0, (middle + reach) / (1 + spread))
+
+
 def binomial_p(hits: int, of: int) -> float:
     """How often a fair coin falls on one side `hits` times or more in `of` throws."""
     return math.fsum(math.comb(of, k) for k in range(hits, of + 1)) / float(2**of)

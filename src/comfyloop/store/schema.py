@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 import sqlalchemy as sa
 from sqlalchemy.engine import Dialect
 
-HEAD = "0008"
+HEAD = "0009"
 """The newest migration, written here too so that opening an up-to-date database need not import Alembic."""
 
 
@@ -254,6 +254,17 @@ flags = sa.Table(
     sa.Column("key", sa.String(300), primary_key=True),
     sa.Column("answer", sa.String(128)),  # null: a person has not answered
     sa.Column("body", sa.Text),  # what the gate found; null: it shows in the feedback
+)
+
+votes = sa.Table(
+    "votes",
+    metadata,
+    _project(primary_key=True),
+    sa.Column("id", _Id, primary_key=True),
+    sa.Column("first", sa.Integer, nullable=False),
+    sa.Column("second", sa.Integer, nullable=False),
+    sa.Column("chosen", sa.Integer),  # null: they were as good
+    sa.Column("at", Moment, nullable=False),
 )
 
 leases = sa.Table(

@@ -113,7 +113,7 @@ def show_data(desk: Asked) -> HTMLResponse:
         "data",
         counts=counts,
         total=sum(counts.values()),
-        recent=_pieces(recent, made),
+        recent=pieces_of(recent, made),
         datasets=added,
         builtin=list(BUILTIN.values()),
         snapshots=found,
@@ -140,7 +140,7 @@ def show_feedback(
     return desk.show(
         "feedback.html",
         "data",
-        pieces=_pieces(recent, made),
+        pieces=pieces_of(recent, made),
         counts=counts,
         kind=kind,
         author=author,
@@ -179,7 +179,8 @@ def show_snapshot(id: str, desk: Asked, beside: Annotated[str, Query(max_length=
     )
 
 
-def _pieces(items: list[tuple[int, Feedback]], made: dict[str, Generation]) -> list[FeedbackPiece]:
+def pieces_of(items: list[tuple[int, Feedback]], made: dict[str, Generation]) -> list[FeedbackPiece]:
+    """Feedback, each with its place in the order, together with the answers that it is about."""
     return [
         FeedbackPiece(seq, item, made.get(getattr(item, "generation", None) or "")) for seq, item in items
     ]
@@ -203,7 +204,7 @@ def _left_out(desk: Desk, details: tuple[Dropped, ...], counts: dict[str, int]) 
         items = feedback.find_many(conn, ids)
         about = [g for item in items.values() if (g := getattr(item, "generation", None))]
         made = generations.get_many(conn, about)
-    pieces = {piece.item.id: piece for piece in _pieces([(0, item) for item in items.values()], made)}
+    pieces = {piece.item.id: piece for piece in pieces_of([(0, item) for item in items.values()], made)}
     return [
         Left(
             reason,

@@ -9,9 +9,9 @@ from starlette.staticfiles import StaticFiles
 
 from comfyloop.errors import InvalidInput
 from comfyloop.serve.api.app import Front
-from comfyloop.web import assets, data, faults, home, queue, runs, settings, signing, versions
+from comfyloop.web import assets, blind, data, faults, home, queue, runs, settings, signing, versions
 
-PAGES = (home, queue, data, runs, versions, settings)
+PAGES = (home, queue, data, runs, blind, versions, settings)
 
 
 def install(app: FastAPI) -> None:

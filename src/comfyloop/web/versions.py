@@ -14,15 +14,19 @@ from comfyloop.gate.metrics import METRICS
 from comfyloop.gate.report import better_items, moved_most, worse_items
 from comfyloop.records import BASE, GateItem, GateReport, Measure, Version
 from comfyloop.serve.api.common import VersionNumber
+from comfyloop.serve.api.votes import voted
 from comfyloop.serve.routing.names import version_name
-from comfyloop.store import lessons, versions
+from comfyloop.store import feedback, generations, lessons, versions
 from comfyloop.store.pages import PAGE_BYTES
 from comfyloop.web import lineage
+from comfyloop.web.data import pieces_of
 from comfyloop.web.frame import Asked, Desk
 
 router = APIRouter()
 
 _PAGE = 50
+_LESSONS = 20
+"""Pieces of feedback of those that a version learnt from, that its page shows."""
 _SHOWN = 12
 """Examples of a kind that a report shows at once."""
 
@@ -65,6 +69,23 @@ class Side(NamedTuple):
     second: str
 
 
+class Pair(NamedTuple):
+    """Two versions beside each other.
+
+    Attributes:
+        numbers: Of all versions that there are, to choose from.
+        gone: Those of the two whose files were removed.
+        sheet: The version with whose gate report lies what both drew; None: that was not compared.
+    """
+
+    first: int
+    second: int
+    numbers: tuple[int, ...]
+    sides: tuple[Side, ...]
+    gone: tuple[int, ...]
+    sheet: int | None
+
+
 @router.get("/versions")
 def list_versions(desk: Asked, before: Annotated[int | None, Query(ge=0, lt=2**31)] = None) -> HTMLResponse:
     name, live = desk.project.name, desk.project.live
@@ -92,6 +113,18 @@ def compare(
     b: Annotated[int | None, Query(ge=0, lt=2**31)] = None,
 ) -> HTMLResponse:
     """Two versions on the questions that both were asked when they were judged; more can be asked on the page."""
+    pair = asked_pair(desk, a, b)
+    return desk.show(
+        "compare.html",
+        "versions",
+        pair=pair,
+        names=(version_name(desk.project.name, pair.first), version_name(desk.project.name, pair.second)),
+        votes=voted(desk.services, desk.project.name),
+    )
+
+
+def asked_pair(desk: Desk, a: int, b: int | None) -> Pair:
+    """The two that an address names; b is the live one, or else the newest, where it names none."""
     name = desk.project.name
     with desk.services.store.read() as conn:
         numbers = [found.number for found in versions.names(conn, name)]
@@ -100,17 +133,15 @@ def compare(
             if number != BASE:
                 versions.get(conn, name, number)
         found = versions.list_by(conn, name, limit=_PAGE, max_bytes=PAGE_BYTES)
-    sides = side_by_side([version.gate for version in found if version.gate], a, second)
-    gone = [n for n in (a, second) if n != BASE and _is_gone(desk, n)]
-    return desk.show(
-        "compare.html",
-        "versions",
-        first=a,
-        second=second,
-        numbers=[BASE, *reversed(numbers)],
-        sides=sides,
-        names=(version_name(name, a), version_name(name, second)),
-        gone=gone,
+    reports = [version.gate for version in found if version.gate]
+    sheets = [report for report in reports if report.sheet and {report.live, report.candidate} == {a, second}]
+    return Pair(
+        a,
+        second,
+        (BASE, *reversed(numbers)),
+        tuple(side_by_side(reports, a, second)),
+        tuple(n for n in (a, second) if n != BASE and _is_gone(desk, n)),
+        sheets[0].candidate if sheets else None,
     )
 
 
@@ -119,7 +150,12 @@ def show_version(number: VersionNumber, desk: Asked) -> HTMLResponse:
     name = desk.project.name
     with desk.services.store.read() as conn:
         version = None if number == BASE else versions.get(conn, name, number)
-        learned = len(lessons.learned(conn, name, number))
+        taught_by = lessons.learned(conn, name, number)
+        learned = len(taught_by)
+        items = feedback.find_many(conn, sorted(taught_by)[-_LESSONS:])
+        about = generations.get_many(
+            conn, [g for f in items.values() if (g := getattr(f, "generation", None))]
+        )
         taught = [found.number for found in versions.names(conn, name)]
     report = version.gate if version else None
     better, worse = (better_items(report), worse_items(report)) if report else ([], [])
@@ -129,6 +165,7 @@ def show_version(number: VersionNumber, desk: Asked) -> HTMLResponse:
         version=version,
         number=number,
         learned=learned,
+        pieces=pieces_of([(0, item) for item in items.values()], about),
         live=desk.project.live,
         back=_back(desk) if desk.project.live == number != BASE else None,
         report=report,

@@ -23,7 +23,15 @@ SNAPSHOT = f"/data/snapshots/{4:064x}"
 PAGES = [
     *("/", "/queue", "/queue?view=grid&state=decided", "/data", "/data/feedback", SNAPSHOT),
     *(f"{SNAPSHOT}?beside={3:064x}", "/runs", "/runs/run_4"),
-    *("/versions", "/versions/0", "/versions/4", "/versions/5", "/versions/compare?a=3&b=4", "/settings"),
+    *(
+        "/versions/blind?a=3&b=4",
+        "/versions",
+        "/versions/0",
+        "/versions/4",
+        "/versions/5",
+        "/versions/compare?a=3&b=4",
+        "/settings",
+    ),
 ]
 VENDOR = assets.FOLDER / "vendor"
 BUDGET = 250_000

@@ -43,6 +43,7 @@ from comfyloop.serve.api import (
     snapshots,
     taste,
     versions,
+    votes,
 )
 from comfyloop.serve.api.common import whole_characters
 from comfyloop.serve.api.recorder import Recorder
@@ -69,6 +70,7 @@ NOUNS = (
     snapshots,
     runs,
     versions,
+    votes,
     image_adapters,
     bundles,
     loop,
