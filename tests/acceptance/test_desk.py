@@ -247,6 +247,15 @@ def test_a_version_is_taken_home_as_a_file(page: Any, service: Gateway, tmp_path
     assert download.value.suggested_filename == "acme-4.comfyloop"
 
 
+def test_a_click_on_a_curve_asks_what_the_step_was_made_of(page: Any, service: Gateway) -> None:
+    page.goto(service.url + "/runs/run_4")
+    page.wait_for_selector(".chart .u-over")
+    page.click(".chart .u-over >> nth=0", position={"x": 60, "y": 60})
+    page.wait_for_selector("#behind h2:has-text('What step')")
+    step = page.evaluate("new URL(location).searchParams.get('step')")
+    assert f"What step {step} was made of" in page.text_content("#behind")
+
+
 def test_a_day_has_its_own_name_west_of_greenwich_and_times_are_the_readers(
     browser: Any, service: Gateway
 ) -> None:

@@ -140,6 +140,11 @@ def test_a_run_tells_how_hard_each_sample_still_is(
     run_recipe(sft, tiny_llm, learned(), epochs=2)
     losses = json.loads((tmp_path / "run" / "row_losses.json").read_text())
     assert set(losses) == {"s0", "s1", "s2"} and all(loss > 0 for loss in losses.values())
+    last = RunDirectory(tmp_path / "run").rows_of(2)  # both steps were made of all three
+    assert last == {id: round(loss, 4) for id, loss in losses.items()}
+    assert RunDirectory(tmp_path / "run").rows_of(1).keys() == last.keys() and not RunDirectory(
+        tmp_path
+    ).rows_of(1)
 
 
 def test_a_run_stops_and_keeps_its_best_weights_when_what_is_kept_back_gets_worse(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import re
 import tomllib
 from pathlib import Path
@@ -14,7 +15,8 @@ from comfyloop.models.memory import GIB, Machine, MemoryPlan, Need, Way
 from comfyloop.records import Project
 from comfyloop.serve.api import sessions
 from comfyloop.settings import Settings
-from comfyloop.store import projects, versions
+from comfyloop.store import projects, runs, snapshots, versions
+from comfyloop.train.run.directory import RunDirectory
 from comfyloop.web import assets
 from tests.conftest import REPOSITORY
 from tests.unit.web.conftest import PAGE, Studio, open_studio
@@ -270,3 +272,38 @@ def test_what_fits_into_memory_is_worked_out_once(tmp_path: Path, monkeypatch: p
             projects.ensure(conn, Project(name="acme", base_model="starter"))
         studio.services.router.refresh()
         assert "No plan can be made of" in studio.page("/settings/plan")
+
+
+def test_the_rows_behind_a_step_are_shown(tmp_path: Path) -> None:
+    with open_studio(Settings(home=tmp_path / "home", project="acme", port=0)) as studio:
+        assert "was not written down" in studio.page("/runs/run_4?step=3")
+        with studio.store.read() as conn:
+            run, snapshot = runs.get(conn, "run_4"), snapshots.get(conn, "acme", f"{4:064x}")
+        asked = [
+            {
+                "id": f"s{n}",
+                "messages": [
+                    {"role": "user", "content": f"Question {n}"},
+                    {"role": "assistant", "content": "Yes"},
+                ],
+            }
+            for n in range(3)
+        ]
+        lines = "".join(json.dumps(row) + "\n" for row in asked)
+        (Path(snapshot.path) / "train.jsonl").write_text(lines, "utf-8")
+        told = RunDirectory(run.path)
+        rows = [
+            {"step": 3, "rows": {"s0": 1.0}},
+            {"step": 3, "rows": {"s1": 0.5, "s2": 7.25}},
+            {"step": 4, "rows": {"s0": 2.0}},
+        ]
+        told.step_rows.write_text(
+            "".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3, "ro', "utf-8"
+        )
+        page = studio.page("/runs/run_4?step=3")
+        behind = page[page.index('id="behind"') :]
+        assert "What step 3 was made of" in behind and "7.25" in behind
+        assert behind.index("Question 2") < behind.index("Question 1") and "Question 0" not in behind
+        with told.log_file.open("a", encoding="utf-8") as file:  # a spike at the end of the log
+            file.write(json.dumps({"step": 41, "loss": 99.0}) + "\n")
+        assert 'href="/runs/run_4?step=41#behind"' in studio.page("/runs/run_4")

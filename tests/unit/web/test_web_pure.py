@@ -12,7 +12,7 @@ from comfyloop.records import AnswerAccepted, AnswerEdited, AnswerRated, Feedbac
 from comfyloop.web import lineage
 from comfyloop.web.diff import words_apart
 from comfyloop.web.effort import effort
-from comfyloop.web.runs import curve
+from comfyloop.web.runs import Points, curve, spikes
 from comfyloop.web.versions import scales
 
 TEXT = st.text(alphabet="ab é猫.,'\n ", max_size=30)
@@ -110,3 +110,11 @@ def test_a_small_curve_keeps_within_its_box() -> None:
     points = [tuple(map(float, pair.split(","))) for pair in curve([5, 4, 3, 2, 1] * 100).split()]
     assert len(points) == 60 and points[0][0] == 0 and points[-1][0] == 100
     assert all(0 <= y <= 24 for _, y in points)
+
+
+def test_a_spike_stands_out_from_the_steps_around_it() -> None:
+    falling = [3.0 * 0.9**n for n in range(12)]
+    assert spikes(Points("", tuple(range(1, 13)), tuple(falling))) == []
+    spiked = [*falling[:6], 4.0, *falling[7:]]
+    assert spikes(Points("", tuple(range(1, 13)), tuple(spiked))) == [(7, 4.0)]
+    assert spikes(Points("", (1, 2), (1.0, 9.0))) == []

@@ -67,7 +67,9 @@ def run(directory: RunDirectory, spec: TrainSpec, log: RunLog, control: Control)
                 loss=float(outcome.total.detach()) / answer_tokens,
                 answer_token_accuracy=float(outcome.right) / answer_tokens,
             )
-            last_seen |= {train[i].id: loss for i, loss in zip(indices, outcome.means, strict=True)}
+            seen = {train[i].id: loss for i, loss in zip(indices, outcome.means, strict=True)}
+            step.saw(seen)
+            last_seen |= seen
         step.finish(answer_tokens)
 
     log.phase("saving the result")

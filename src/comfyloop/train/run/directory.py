@@ -97,6 +97,7 @@ class RunDirectory:
         self.reference = self.path / "reference.safetensors"
         self.sampled = self.path / "sampled.jsonl"  # what the student of `sdft` answered
         self.row_losses = self.path / "row_losses.json"  # sample id -> nats a token when it was last passed
+        self.step_rows = self.path / "step_rows.jsonl"  # of each step, sample id -> nats a token in it
         self.tensorboard = self.path / "tb"
         self.cancel_file = self.path / "cancel"
         self.hold_file = self.path / "hold"
@@ -196,6 +197,22 @@ class RunDirectory:
             AttributeError,
         ):  # only a hint: without it samples are chosen by coverage
             return {}
+
+    def rows_of(self, step: int, side: str = "") -> dict[str, float]:
+        """Sample ids with their losses in a step, as it was last taken; empty where that was not written down."""
+        found: dict[str, float] = {}
+        try:
+            with self.step_rows.open("rb") as file:
+                for line in file:
+                    try:
+                        told = json.loads(line)
+                        if told["step"] == step and told.get("side", "") == side:
+                            found = {str(id): float(loss) for id, loss in told["rows"].items()}
+                    except (ValueError, KeyError, TypeError, AttributeError):  # cut off by a kill
+                        continue
+        except OSError:
+            return {}
+        return found
 
     def log_lines(self) -> Iterator[dict[str, Any]]:
         """The complete lines of log.jsonl; a line that is still being written is left for the next call."""

@@ -6,7 +6,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -178,6 +178,17 @@ class RunLog:
             self.say(
                 "  ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in fields.items())
             )
+
+    def rows(self, step: int, losses: Mapping[str, float]) -> None:
+        """Which samples a step was made of, and how well each was foretold: what stands behind a spike."""
+        line = {"step": step, "rows": {id: round(loss, 4) for id, loss in losses.items()}}
+        if self._side:
+            line["side"] = self._side
+        try:
+            with self._run.step_rows.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise disk_error(self._run.step_rows, error) from error
 
     def held(self, holding: bool) -> None:
         if holding:

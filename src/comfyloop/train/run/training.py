@@ -139,6 +139,7 @@ class Step:
         self.samples = [index for batch in batches for index in batch]
         self._mine = training.updates.share(batches)
         self._shares: dict[str, float] = {}
+        self._rows: dict[str, float] = {}
         self._last = False
         self.weight = 1.0
 
@@ -173,6 +174,10 @@ class Step:
         """What a micro-batch adds to the step's values for the log: `loss`, and others."""
         for name, share in shares.items():
             self._shares[name] = self._shares.get(name, 0.0) + self.weight * share
+
+    def saw(self, losses: dict[str, float]) -> None:
+        """The loss of each sample of a micro-batch, by its id; kept beside the log."""
+        self._rows |= losses
 
     def total(self, share: float) -> float:
         """A value added up over all processes, of which `share` is this one's."""
@@ -215,6 +220,8 @@ class Step:
             **values,
         )
         training.log.takes(devices.most_taken(training.updates.model.device))
+        if self._rows:
+            training.log.rows(now, self._rows)
         # After the line of the log: a kill between the two drops the line with the step, not the line alone.
         if now % spec.save_steps == 0 and now < total:
             training.save(now, RandomState.now())

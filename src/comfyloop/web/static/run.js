@@ -117,6 +117,18 @@ addEventListener("resize", () => {
     for (const chart of drawn.values()) chart.setSize({ width: inner(chart.root.parentElement), height: 220 });
   }, 100);
 });
+// A click on a curve asks what that step was made of.
+place.addEventListener("click", (event) => {
+  const over = event.target.closest(".u-over");
+  const chart = over && [...drawn.values()].find((one) => one.over === over);
+  const step = chart?.data[0][chart.cursor.idx];
+  if (!step) return;
+  const address = new URL(document.querySelector("#behind").dataset.behind, location.href);
+  address.searchParams.set("step", step);
+  history.replaceState(null, "", address);
+  window.htmx.ajax("GET", `${address.pathname}${address.search}`, { target: "#behind", select: "#behind", swap: "outerHTML" });
+});
+
 let due = 0;
 body.addEventListener("desk:event", ({ detail }) => {
   if (detail.run !== place.dataset.run || due) return;
