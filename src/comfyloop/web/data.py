@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, NamedTuple
 
@@ -26,6 +27,7 @@ from comfyloop.records import (
 from comfyloop.sources import SOURCES
 from comfyloop.sources.builtin import BUILTIN
 from comfyloop.store import feedback, generations, snapshots
+from comfyloop.web.copies import clusters
 from comfyloop.web.frame import Asked, Desk
 from comfyloop.web.runs import asked_and_answered
 
@@ -34,6 +36,7 @@ router = APIRouter()
 _RECENT = 12
 _PAGE = 40
 _EXAMPLES = 4
+_CLUSTERS = 12
 
 
 class FeedbackPiece(NamedTuple):
@@ -94,6 +97,14 @@ class Left(NamedTuple):
     sentence: str
     pieces: int
     examples: tuple[tuple[Dropped, FeedbackPiece | None], ...]
+
+
+class NearCopies(NamedTuple):
+    """What was kept of pieces of feedback that say the same, and some of those that were left out for it."""
+
+    kept: FeedbackPiece | None
+    copies: tuple[tuple[Dropped, FeedbackPiece | None], ...]
+    count: int
 
 
 @router.get("/data")
@@ -171,6 +182,7 @@ def show_snapshot(id: str, desk: Asked, beside: Annotated[str, Query(max_length=
         report=report,
         left=_left_out(desk, report.details, report.dropped) if report else [],
         unsure=_left_out(desk, report.unsure, {}) if report else [],
+        copies=_near_copies(desk, report.details) if report else [],
         samples=_samples(snapshot),
         others=others,
         other=other,
@@ -200,11 +212,7 @@ def _left_out(desk: Desk, details: tuple[Dropped, ...], counts: dict[str, int]) 
         by_reason.setdefault(dropped.reason, []).append(dropped)
     shown = {reason: found[:_EXAMPLES] for reason, found in by_reason.items()}
     ids = [dropped.feedback for found in shown.values() for dropped in found]
-    with desk.services.store.read() as conn:
-        items = feedback.find_many(conn, ids)
-        about = [g for item in items.values() if (g := getattr(item, "generation", None))]
-        made = generations.get_many(conn, about)
-    pieces = {piece.item.id: piece for piece in pieces_of([(0, item) for item in items.values()], made)}
+    pieces = _by_id(desk, ids)
     return [
         Left(
             reason,
@@ -214,6 +222,30 @@ def _left_out(desk: Desk, details: tuple[Dropped, ...], counts: dict[str, int]) 
         )
         for reason, found in shown.items()
     ]
+
+
+def _near_copies(desk: Desk, details: tuple[Dropped, ...]) -> list[NearCopies]:
+    found = clusters(details)[:_CLUSTERS]
+    shown = [(cluster, cluster.copies[:_EXAMPLES]) for cluster in found]
+    ids = [cluster.kept[0] for cluster in found] + [one.feedback for _, copies in shown for one in copies]
+    pieces = _by_id(desk, ids)
+    return [
+        NearCopies(
+            pieces.get(cluster.kept[0]),
+            tuple((one, pieces.get(one.feedback)) for one in copies),
+            len(cluster.copies),
+        )
+        for cluster, copies in shown
+    ]
+
+
+def _by_id(desk: Desk, ids: Sequence[str]) -> dict[str, FeedbackPiece]:
+    """Those that were not taken back since."""
+    with desk.services.store.read() as conn:
+        items = feedback.find_many(conn, ids)
+        about = [g for item in items.values() if (g := getattr(item, "generation", None))]
+        made = generations.get_many(conn, about)
+    return {piece.item.id: piece for piece in pieces_of([(0, item) for item in items.values()], made)}
 
 
 def _samples(snapshot: Snapshot) -> list[tuple[str, str]]:

@@ -197,7 +197,11 @@ def _snapshot(conn: Connection, home: Path, number: int, ids: list[str], at: dat
         replay=12 * number,
         dropped=dropped,
         details=tuple(
-            Dropped(feedback=ids[place], reason=reason, detail="")
+            Dropped(
+                feedback=ids[place],
+                reason=reason,
+                detail=f"same as {ids[number + 1]}" if reason == "duplicate" else "",
+            )
             for place, reason in enumerate(["duplicate"] * number + ["superseded"])
         ),
         coverage=("Most questions are captions of products; few ask about people.",),

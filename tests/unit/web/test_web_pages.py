@@ -110,6 +110,12 @@ def test_two_versions_stand_side_by_side_on_what_both_were_asked(studio: Studio)
     assert studio.page("/versions/compare?a=1&b=99", 404)
 
 
+def test_a_snapshot_shows_near_copies_around_what_stayed(studio: Studio) -> None:
+    html = studio.page(SNAPSHOT)
+    copies = html[html.index('id="copies"') : html.index('id="copies"') + 20_000]
+    assert "4 copies" in copies and "Stayed" in copies and copies.count('class="example piece"') >= 5
+
+
 def test_runs_show_their_curve_and_what_came_of_them(studio: Studio) -> None:
     html = studio.page("/runs")
     assert html.count("<polyline") == 5 and "→ v4" in html

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from comfyloop.records import AnswerAccepted, AnswerEdited, AnswerRated, Feedback, Measure
+from comfyloop.records import AnswerAccepted, AnswerEdited, AnswerRated, Dropped, Feedback, Measure
 from comfyloop.web import lineage
+from comfyloop.web.copies import clusters
 from comfyloop.web.diff import words_apart
 from comfyloop.web.effort import effort
 from comfyloop.web.runs import Points, curve, spikes
@@ -118,3 +119,18 @@ def test_a_spike_stands_out_from_the_steps_around_it() -> None:
     spiked = [*falling[:6], 4.0, *falling[7:]]
     assert spikes(Points("", tuple(range(1, 13)), tuple(spiked))) == [(7, 4.0)]
     assert spikes(Points("", (1, 2), (1.0, 9.0))) == []
+
+
+def test_near_copies_are_gathered_around_what_stayed() -> None:
+    found = clusters(
+        [
+            Dropped(feedback="b", reason="duplicate", detail="same as a"),
+            Dropped(feedback="x", reason="secret", detail="same as a key"),
+            Dropped(feedback="d", reason="image_deduplicator", detail="the same picture and words as e, f"),
+            Dropped(feedback="c", reason="document_minhash_deduplicator", detail="91% the same as b"),
+        ]
+    )
+    assert [(cluster.kept, [one.feedback for one in cluster.copies]) for cluster in found] == [
+        (("a",), ["b", "c"]),
+        (("e", "f"), ["d"]),
+    ]
