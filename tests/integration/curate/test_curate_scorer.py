@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 
-from comfyloop import sight
 from comfyloop.curate import replay
 from comfyloop.curate.filters import FILTERS, _vectors
 from comfyloop.curate.measurements import Measurements
@@ -18,9 +17,12 @@ from comfyloop.records import Message
 from comfyloop.settings import Settings
 from comfyloop.starter.packages import VISION
 
-NAMES = (
-    "an airplane", "闹钟", "a bicycle", "一棵树", "a guitar", "房子", "a red apple", "火箭", "a whale",
-    "向日葵", "a teapot", "雨伞",
+ENGLISH = (
+    "an airplane", "an alarm clock", "a bicycle", "a tree", "a guitar", "a house", "a red apple", "a rocket", "a whale",
+    "a sunflower", "a teapot", "an umbrella",
+)  # fmt: skip
+CHINESE = (
+    "飞机", "闹钟", "自行车", "一棵树", "吉他", "房子", "红苹果", "火箭", "鲸鱼", "向日葵", "茶壶", "雨伞",
 )  # fmt: skip
 
 pytestmark = [
@@ -43,29 +45,21 @@ class Shipped:
 
 def test_names_in_english_and_chinese_are_nearest_to_their_own_pictures(tmp_path: Path) -> None:
     stored: Any = Shipped()
-    assert len(stored.pictures) == len(NAMES)
-    drafts = []
-    for number, name in enumerate(NAMES):
-        messages = (Message.of("user", "?", [f"{number:064x}"]), Message.of("assistant", name))
-        drafts.append(Draft(make("sft", messages, Source("acme", ("fb",), "sample_uploaded", "ada"))))
+    assert len(stored.pictures) == len(ENGLISH) == len(CHINESE)
+    drafts = [about(number, name) for names in (ENGLISH, CHINESE) for number, name in enumerate(names)]
     ground = Ground(Settings(), stored, Measurements(tmp_path))
     space = _vectors.space(ground, drafts, "")
-    fits = space.pictures @ space.texts.T
-    right = sum(fits[n].argmax() == n for n in range(len(NAMES)))
-    assert right >= 9, fits.round(2)
-    swapped = [drafts[(n + 5) % 12] for n in range(12)]
-    wrong = [
-        Draft(
-            make(
-                "sft", (one.sample.messages[0], other.sample.messages[1]), Source("acme", ("fb",), "", "ada")
-            )
-        )
-        for one, other in zip(drafts, swapped, strict=True)
-    ]
+    for language in (slice(0, 12), slice(12, 24)):
+        fits = space.pictures[language] @ space.texts[language].T
+        assert sum(fits[n].argmax() == n for n in range(12)) >= 10, fits.round(2)
+    wrong = [about((n + 5) % 12, name) for names in (ENGLISH, CHINESE) for n, name in enumerate(names)]
     filter = FILTERS["image_text_similarity"]
-    options = filter.options.model_validate(
-        {"least_told": 0.5}
-    )  # half of them are wrong: it cannot tell how well it tells them
+    # half of them are wrong: it cannot tell how well it tells them
+    options = filter.options.model_validate({"least_told": 0.5})
     says = [ruling.says for ruling in filter.judge([*drafts, *wrong], ground, options)]
-    assert says[:12].count("keep") >= 10 and says[12:].count("unsure") >= 8
-    assert sight.missing("starter") == ""
+    assert says[:24].count("keep") >= 22 and says[24:].count("unsure") >= 14, says
+
+
+def about(number: int, name: str) -> Draft:
+    messages = (Message.of("user", "?", [f"{number:064x}"]), Message.of("assistant", name))
+    return Draft(make("sft", messages, Source("acme", ("fb",), "sample_uploaded", "ada")))

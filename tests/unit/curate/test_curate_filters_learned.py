@@ -146,6 +146,18 @@ def test_a_caption_beside_the_wrong_picture_is_shown_to_a_person(eyes: list[str]
     assert eyes[2:] == ["clip", "clip"]
 
 
+def test_captions_that_come_later_are_compared_as_if_all_had_come_at_once(eyes: list[str]) -> None:
+    drafts = [about(n, n) for n in range(28)] + [about(28, 29), about(29, 28)]
+    filter = FILTERS["image_text_similarity"]
+    at_once = list(filter.judge(drafts, Ground(Settings(), Stored()), filter.options()))  # type: ignore[arg-type]
+    asked = len(eyes)
+    ground = Ground(Settings(), Stored())  # type: ignore[arg-type]
+    for upto in (15, 29, 30, 30):
+        by_and_by = list(filter.judge(drafts[:upto], ground, filter.options()))
+    assert by_and_by == at_once
+    assert len(eyes) == asked + 2 * 3  # nothing is asked of what is known
+
+
 def test_many_wrong_captions_do_not_keep_the_scorer_from_naming_them(eyes: list[str]) -> None:
     drafts = [about(n, n) for n in range(17)] + [about(17 + n, 17 + (n + 6) % 13) for n in range(13)]
     filter = FILTERS["image_text_similarity"]

@@ -91,6 +91,13 @@ def each(drafts: Sequence[Draft], ground: Ground) -> list[Passed]:
     return _through(_chosen(ground.settings, compares=False), [Passed(draft) for draft in drafts], ground)
 
 
+def measure(drafts: Sequence[Draft], ground: Ground) -> None:
+    """What filters that compare need to know of each draft: measured, and left in `ground.measurements`."""
+    for filter, options in _chosen(ground.settings, compares=True):
+        if filter.measure is not None:
+            filter.measure(drafts, ground, options)
+
+
 def compare(passed: Sequence[Passed], ground: Ground) -> Filtered:
     """`apply`, of drafts that `each` has seen."""
     every = _through(_chosen(ground.settings, compares=True), list(passed), ground)
@@ -212,5 +219,6 @@ __all__ = [
     "compare",
     "each",
     "in_order",
+    "measure",
     "options_of",
 ]

@@ -55,11 +55,13 @@ def space(ground: Ground, drafts: Sequence[Draft], model: str) -> Space:
         lambda new: sight.ask(
             program, [functools.partial(ground.pictures.read, sha) for sha in new], argument
         ),
+        large=True,
     )
     read = ground.measurements.of_samples(
         f"vector/{name}",
         [drafts[place] for place in with_pictures],
         lambda new: sight.ask(program, [draft.sample.answer for draft in new], argument),
+        large=True,
     )
     silent = "" if any(seen) and any(read) else "the model gave no answer: the service's log says why"
     return Space(_placed(seen, with_pictures, len(drafts)), _placed(read, with_pictures, len(drafts)), silent)
@@ -68,7 +70,7 @@ def space(ground: Ground, drafts: Sequence[Draft], model: str) -> Space:
 def _program(model: str, ground: Ground) -> tuple[str, str, str]:
     """Which program, what tells its vectors from others', and what it is told."""
     if not model:
-        return STARTER, "starter/1", str(ground.settings.cache_dir)
+        return STARTER, "starter/2", str(ground.settings.cache_dir)
     stamp = [model]
     if (folder := Path(model)).is_dir():
         files = sorted(path for path in folder.iterdir() if path.is_file())
