@@ -104,7 +104,7 @@ class NearCopies(NamedTuple):
 
     kept: FeedbackPiece | None
     copies: tuple[tuple[Dropped, FeedbackPiece | None], ...]
-    count: int
+    pieces: int
 
 
 @router.get("/data")
