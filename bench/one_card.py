@@ -242,15 +242,19 @@ def pack(service: RunningService, painter: Painter, gives_way: bool) -> asyncio.
         loop.run_forever()
         for task in tasks:
             task.cancel()
+        loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
+        loop.close()
 
     threading.Thread(target=run, daemon=True).start()
     return loop
 
 
-def correct(service: RunningService, count: int) -> None:
+CORRECTIONS = [example for scene in scenes.load() for example in scene.corrections]
+
+
+def correct(service: RunningService) -> None:
     """What starts a run."""
-    examples = [example for scene in scenes.load() for example in scene.corrections]
-    for example in examples[:count]:
+    for example in CORRECTIONS:
         answer = service.client.ask(example.question, max_tokens=2)
         edited = AnswerEdited(
             project="acme", author="bench", generation=answer.generation, edited=example.edited
@@ -270,7 +274,7 @@ def replay(work: Path, given: argparse.Namespace, *, trains: bool, gives_way: bo
         project="acme",
         model=starter.ensure(Settings().cache_dir),
         cache_dir=Settings().cache_dir,
-        trigger_samples=given.corrections if trains else 10_000,
+        trigger_samples=len(CORRECTIONS),
         epochs=500,
         warm_trainer=False,
         engine_sleep_after=SLEEP_AFTER / 60 if gives_way else 0,
@@ -288,9 +292,9 @@ def replay(work: Path, given: argparse.Namespace, *, trains: bool, gives_way: bo
                 hour.node_answers.append(ask(url, chance.randrange(10**6)))
 
         painter.asks = node
-        correct(service, given.corrections)
         run: RunDirectory | None = None
         if trains:
+            correct(service)
             wait_for(lambda: service.client.loop().state == "training", 600, service.what_happened)
             run = RunDirectory(service.home / "runs" / service.client.loop().run)
         loop = pack(service, painter, gives_way)
@@ -336,7 +340,6 @@ def main() -> None:
     options.add_argument("--seconds", type=float, default=150)
     options.add_argument("--budget-mb", type=int, default=3200)
     options.add_argument("--painter-mb", type=int, default=1024)
-    options.add_argument("--corrections", type=int, default=6)
     given = options.parse_args()
     work = Path(tempfile.mkdtemp(prefix="bench-one-card-"))
     ways = {

@@ -134,7 +134,9 @@ def recipe(
         from comfyloop.train.run.aside import Aside
 
         directory.parked_file.unlink(missing_ok=True)  # of a trainer that was killed on hold
-        control.give_memory_back(Aside(spec.step_aside_after, directory.parked_file), log.aside)
+        control.give_memory_back(
+            Aside(spec.step_aside_after, directory.parked_file, warn=log.warn), log.aside
+        )
     if isinstance(spec, JointSpec):
         from comfyloop.train.recipes import joint
 

@@ -103,3 +103,17 @@ def test_it_waits_for_room_and_asks_meanwhile_what_is_wanted(
     full[:] = [True]
     with pytest.raises(Cancelled):
         held.come_back(cancel)
+
+
+def test_without_a_place_for_it_the_run_keeps_its_memory_and_says_so(tmp_path: Path) -> None:
+    import torch
+
+    from comfyloop.train.run.aside import Aside
+
+    said: list[str] = []
+    kept = torch.arange(2**16)
+    held = Aside(1.0, tmp_path / "missing" / "parked.bin", torch.device("cpu"), said.append)
+    assert held.step_aside() == 0
+    assert not held.is_aside and held.after == 0
+    assert said[0].startswith("The run keeps its memory while it is held: ")
+    assert kept.sum().item() == 2**15 * (2**16 - 1)

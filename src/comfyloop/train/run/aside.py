@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from comfyloop import platforms
+from comfyloop.errors import StorageError
 from comfyloop.models import devices
 from comfyloop.models.devices import CPU
 from comfyloop.models.moving import OWN_MEMORY, move, sharing, whole_memory
@@ -49,27 +50,43 @@ class Aside:
             memory of its own, else never.
         file: Where it waits where it has not.
         device: That it is trained on.
+        warn: Told why it cannot step aside; then it keeps its memory.
     """
 
-    def __init__(self, after: float | None, file: Path, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        after: float | None,
+        file: Path,
+        device: torch.device | None = None,
+        warn: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
         self._device = device or devices.choose()
         self._own = self._device.type in OWN_MEMORY
         self.after = (BY_ITSELF if self._own else 0.0) if after is None else after
-        self._file = file
+        self._file, self._warn = file, warn
         self._moved: list[Tensor] = []
         self._written: list[tuple[list[_Part], int]] = []
         self.is_aside = False
 
     def step_aside(self) -> int:
-        """Give the memory back; how many bytes."""
-        tensors = here(self._device)
-        if self._own:
-            size = sum(group[0].untyped_storage().nbytes() for group in sharing(tensors))
-            self._moved = tensors  # before it is begun: what fails in the middle comes back whole
-            move(tensors, CPU)
-        else:
-            size = self._write([group for group in sharing(tensors) if _bytes(group) >= SMALL])
-        del tensors
+        """Give the memory back; how many bytes. 0: there is no place for it, and the run keeps it from now on."""
+        groups = sharing(here(self._device))
+        try:
+            if self._own:
+                self._moved = [tensor for group in groups for tensor in group]
+                size = sum(map(_bytes, groups))
+                move(self._moved, CPU)
+            else:
+                size = self._write([group for group in groups if _bytes(group) >= SMALL])
+        except Exception as error:
+            if not isinstance(error, StorageError) and not devices.is_out_of_memory(error):
+                raise
+            self.come_back()
+            self.after = 0.0
+            said = error.message if isinstance(error, StorageError) else str(error)
+            self._warn(f"The run keeps its memory while it is held: {said}")
+            return 0
+        del groups
         self.is_aside = True
         gc.collect()
         devices.give_back(self._device)

@@ -107,8 +107,8 @@ class Control:
             return
         if held >= aside.after or self._run.aside_file.exists():
             began = time.monotonic()
-            size = aside.step_aside()
-            self._on_aside(size, time.monotonic() - began)
+            if size := aside.step_aside():
+                self._on_aside(size, time.monotonic() - began)
 
     def stopwatch(self) -> Callable[[], float]:
         """A function that returns the seconds since this call, without time on hold."""
