@@ -335,20 +335,23 @@ def replay(work: Path, given: argparse.Namespace, *, trains: bool, gives_way: bo
     return hour
 
 
+WAYS = {
+    "without training": {"trains": False, "gives_way": False},
+    "before": {"trains": True, "gives_way": False},
+    "now": {"trains": True, "gives_way": True},
+}
+
+
 def main() -> None:
     options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     options.add_argument("--seconds", type=float, default=150)
     options.add_argument("--budget-mb", type=int, default=3200)
     options.add_argument("--painter-mb", type=int, default=1024)
+    options.add_argument("--only", nargs="*", default=list(WAYS), choices=list(WAYS), help="The hours.")
     given = options.parse_args()
     work = Path(tempfile.mkdtemp(prefix="bench-one-card-"))
-    ways = {
-        "without training": {"trains": False, "gives_way": False},
-        "before": {"trains": True, "gives_way": False},
-        "now": {"trains": True, "gives_way": True},
-    }
     try:
-        hours = {name: replay(work, given, **way).told() for name, way in ways.items()}
+        hours = {name: replay(work, given, **WAYS[name]).told() for name in given.only}
     finally:
         shutil.rmtree(work, ignore_errors=True)
     told = {
