@@ -112,8 +112,9 @@ def build(
         if turn is not None and settings.look_for_changes and _noted(store, project, sound):
             sound = sound_of(store, project, settings, known)
         looked = sound.looked
-        samples = looked.pictures.regroup([draft.sample for draft in sound.kept])
-        sides = split(store, project, samples, settings, _judged(store, project))
+        everything = looked.pictures.regroup([draft.sample for draft in (*sound.kept, *sound.outdated)])
+        samples, outdated = everything[: len(sound.kept)], everything[len(sound.kept) :]
+        sides = split(store, project, samples, settings, _judged(store, project), outdated)
         train, holdout, refused = looked.pictures.apart(sides.train, sides.holdout, samples)
         covered = coverage(sound.kept, looked.ground)
         looked.seen.keep()
@@ -281,6 +282,8 @@ class Sound:
     looked: Looked
     changes: Sequence[Flag] = ()
     """Of people's minds, that were noted before."""
+    outdated: Sequence[Draft] = ()
+    """What was wanted before those."""
 
 
 def sound_of(store: Store, project: str, settings: Settings, known: Known) -> Sound:
@@ -295,10 +298,14 @@ def sound_of(store: Store, project: str, settings: Settings, known: Known) -> So
     if settings.look_for_triggers:
         kept, planted, flagged = triggers.find(kept, answers, planted_before)
         dropped, asked = [*dropped, *planted], [*asked, *flagged]
+    past: list[Draft] = []
     if changed and settings.look_for_changes:
+        before = kept
         kept, outdated, flagged = changes.apply(kept, answers, changed)
         dropped, asked = [*dropped, *outdated], [*asked, *flagged]
-    return Sound(kept, dropped, asked, filtered, looked, changed)
+        still = set(map(id, kept))
+        past = [draft for draft in before if id(draft) not in still]
+    return Sound(kept, dropped, asked, filtered, looked, changed, past)
 
 
 def _noted(store: Store, project: str, sound: Sound) -> bool:

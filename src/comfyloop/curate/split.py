@@ -33,7 +33,12 @@ def stratum_of(sample: Sample) -> str:
 
 
 def split(
-    store: Store, project: str, samples: Sequence[Sample], settings: Settings, judged: Collection[str] = ()
+    store: Store,
+    project: str,
+    samples: Sequence[Sample],
+    settings: Settings,
+    judged: Collection[str] = (),
+    outdated: Sequence[Sample] = (),
 ) -> Split:
     """Splits samples (in order of arrival) by the side of their group; replay always trains.
 
@@ -44,6 +49,7 @@ def split(
 
     Args:
         judged: Ids of the samples by which the live version was judged.
+        outdated: Those of before somebody changed his mind: what came after them is judged by, too, as after a version.
     """
     groups: dict[str, str] = {}
     for sample in samples:
@@ -53,8 +59,11 @@ def split(
                 groups[sample.group] = stratum  # one correction makes a group one of corrections
     # Accepted answers only have to stay: a few of them judge every version.
     old = {s.group for s in samples if s.id in judged and groups.get(s.group, ACCEPTED) != ACCEPTED}
+    past = {group: groups[group] for group in old} | {s.group: stratum_of(s) for s in outdated}
     with store.begin() as connection:
-        side = splits.assign(connection, project, groups, settings.holdout_every, settings.holdout_first, old)
+        side = splits.assign(
+            connection, project, groups, settings.holdout_every, settings.holdout_first, past
+        )
         held = [group for group in groups if side[group] == "holdout"]
         over = _beyond(held, groups, settings) | _done(held, groups, old, settings)
         splits.release(connection, project, over)

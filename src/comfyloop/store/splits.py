@@ -27,7 +27,7 @@ def assign(
     groups: Mapping[str, str],
     every: int,
     first: int = 0,
-    judged: Collection[str] = (),
+    judged: Mapping[str, str] | None = None,
 ) -> dict[str, SplitSide]:
     """The side of each group. A new group gets the next number of its stratum, and `is_held_out` decides by its place
     among those that came after the judged ones; a group seen before keeps its side, whatever the settings are now.
@@ -35,20 +35,20 @@ def assign(
     Args:
         groups: Group -> its stratum, in the order in which they came up.
         every, first: As of `is_held_out`.
-        judged: Some of these groups; places are counted from the last of them on, since the next version is to be
-            judged by others, too.
+        judged: Groups with their strata; places are counted from the last of them on, since the next version is to
+            be judged by others, too.
     """
     if every < 2:
         raise ValueError(f"every must be at least 2 to leave something to train on, not {every}")
     one_at_a_time(conn, "folds")
     hashes = {group: _hash(group) for group in groups}
-    sides, numbers = _known(conn, project, list(hashes.values()))
+    past = {group: _hash(group) for group in judged or {}}
+    sides, numbers = _known(conn, project, list({*hashes.values(), *past.values()}))
     query = sa.select(splits.c.stratum, sa.func.max(splits.c.number)).where(splits.c.project == project)
     last = {stratum: number for stratum, number in conn.execute(query.group_by(splits.c.stratum))}
     begin: dict[str, int] = {}
-    for group in judged:
-        number = numbers.get(hashes[group], -1)
-        begin[groups[group]] = max(begin.get(groups[group], 0), number + 1)
+    for group, stratum in (judged or {}).items():
+        begin[stratum] = max(begin.get(stratum, 0), numbers.get(past[group], -1) + 1)
     rows: list[dict[str, str | int]] = []
     for group, digest in hashes.items():
         if digest in sides:

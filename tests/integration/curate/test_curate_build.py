@@ -799,3 +799,19 @@ def test_who_changes_his_mind_is_believed_and_asked(store: Store, settings: Sett
     curate.answer_flag(store, flag, flag.choices[1].feedback)
     assert turn().dropped == {"outdated": 15} and curate.flags(store, "acme", few) == []
     assert not built(store, off, turn=curate.SnapshotRequest(frozenset())).dropped
+
+
+def test_after_a_change_of_mind_there_is_soon_enough_to_judge_by(store: Store, settings: Settings) -> None:
+    """As after a version: every second one is held out again, else twenty new ones would give five to judge by."""
+    usual = settings.model_copy(update={"gate_min_items": 6, "holdout_first": 6})
+    ada, things = Shop(store), ("bowl", "chair", "lamp", "vase", "bench", "mug", "rug", "tray")
+    materials = "oak", "linen", "brass", "glass", "wool", "clay", "steel", "silk"
+    for place, (material, thing) in enumerate(itertools.product(materials, things)):
+        old = f"Meet the {material} {thing}: made slowly, sold honestly. #slowgoods"
+        new = f"The {material} {thing} is delivered within five working days and carries a warranty of two years."
+        ada.corrects(f"Write a caption for our {material} {thing}.", old if place < 44 else new)
+        if place == 43:
+            built(store, usual, turn=curate.SnapshotRequest(frozenset()))
+    made = built(store, usual, turn=curate.SnapshotRequest(frozenset()))
+    assert made.dropped["outdated"] >= 40
+    assert 6 <= len(rows(made, "holdout.jsonl")) <= 10

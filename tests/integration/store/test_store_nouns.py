@@ -217,9 +217,14 @@ def test_after_what_was_judged_every_second_group_is_held_out_again(store: Store
     first_ten = {name: kind for name, kind in stratum.items() if name < "k"}
     with store.begin() as conn:
         before = splits.assign(conn, "acme", first_ten, every=4, first=2)
-        after = splits.assign(conn, "acme", stratum, every=4, first=2, judged={"b", "d", "h"})
+        after = splits.assign(conn, "acme", stratum, every=4, first=2, judged={g: stratum[g] for g in "bdh"})
         more = splits.assign(
-            conn, "acme", stratum | {"m": "correction", "n": "rated"}, every=4, first=2, judged={"h"}
+            conn,
+            "acme",
+            stratum | {"m": "correction", "n": "rated"},
+            every=4,
+            first=2,
+            judged={"h": stratum["h"]},
         )
     assert [name for name, side in before.items() if side == "holdout"] == ["b", "d", "h"]
     # i and j came after the last that was judged and before this was known: they keep their folds and count
