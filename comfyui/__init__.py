@@ -9,6 +9,7 @@ feedback.py     what a person did, as the service takes it
 spool.py        on the disk until delivered; delivery.py: from there to the service
 live.py         which version is live, and its LoRA; busy.py: tells the service when ComfyUI works;
                 ahead.py: wakes the model before it is asked; freeing.py: unloads ComfyUI's before a run
+launch.py       starts the service, and ends it
 service.py      the service's HTTP API; host.py: what is needed of ComfyUI; config.py: the settings
 """
 

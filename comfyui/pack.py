@@ -6,7 +6,7 @@ import asyncio
 import os
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,6 +18,7 @@ from .config import Config, ConfigFile
 from .delivery import Delivery
 from .freeing import Unloader
 from .host import Host
+from .launch import Launcher, LaunchError
 from .live import Live, LiveVersion
 from .service import Service
 from .spool import Spool, SpoolError
@@ -51,10 +52,18 @@ class Pack:
     Args:
         folder: Where settings and spool are, in ComfyUI's user folder.
         tell: (event, data) to the open pages; may be called from any thread.
+        records: Where it may be recorded which ComfyLoop is started from the sidebar.
     """
 
-    def __init__(self, folder: Path, host: Host, tell: Callable[[str, dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        host: Host,
+        tell: Callable[[str, dict[str, Any]], None],
+        records: Callable[[], Sequence[Path]] = tuple,
+    ) -> None:
         self.folder, self.host, self.tell = folder, host, tell
+        self.launcher = Launcher(folder, records)
         self.pauses: dict[str, Pause] = {}
         self.grids: deque[dict[str, Any]] = deque(maxlen=12)  # images that were offered for a pick
         self._pages: OrderedDict[str, None] = OrderedDict()  # clients of ComfyUI that are pages
@@ -134,6 +143,13 @@ class Pack:
             self.live.state = "Connecting."
             self.loop.call_soon_threadsafe(self._talk)
         return config
+
+    def start_service(self) -> None:
+        """Start the service where the settings say that it is. Raises LaunchError or OSError."""
+        if not self.live.state:
+            raise LaunchError(f"ComfyLoop runs already at {self.config.url}.")
+        self.launcher.start(self.config.url)
+        self.loop.call_soon_threadsafe(self._talk)  # and not when the next try is due
 
     async def apart(self, work: Coroutine[Any, Any, Result], stop: Callable[[], None] = lambda: None) -> Result:
         """Do what talks to the service in the pack's own thread: ComfyUI's loops stand still while it loads.

@@ -1,13 +1,15 @@
-"""What differs between Windows and the other systems: locks, files that somebody has open, folders on the disk."""
+"""What differs between Windows and the other systems: locks, files that somebody has open, folders on the disk,
+programs that outlive ComfyUI."""
 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 if sys.platform == "win32":
     import msvcrt
@@ -48,6 +50,24 @@ def sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def start_apart(command: Sequence[str], cwd: Path, env: Mapping[str, str], log: IO[bytes]) -> subprocess.Popen[bytes]:
+    """Start a program that neither Ctrl-C in ComfyUI's terminal nor ComfyUI's end reaches."""
+    if sys.platform == "win32":
+        apart = subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW
+        try:  # out of the job with which a desktop application ends all that it has started
+            return _start(command, cwd, env, log, creationflags=apart | subprocess.CREATE_BREAKAWAY_FROM_JOB)
+        except PermissionError:  # that job lets nobody go
+            return _start(command, cwd, env, log, creationflags=apart)
+    else:
+        return _start(command, cwd, env, log, start_new_session=True)
+
+
+def _start(
+    command: Sequence[str], cwd: Path, env: Mapping[str, str], log: IO[bytes], **how: Any
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(command, cwd=cwd, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, **how)
 
 
 def _patiently(act: Callable[[], object]) -> None:

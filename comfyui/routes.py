@@ -11,6 +11,7 @@ from aiohttp import web
 
 from . import graph as graphs
 from .feedback import WRITE_PROMPT, of_pick, of_review
+from .launch import from_own_page
 from .pack import Pack
 from .redact import redact
 from .service import ServiceError
@@ -46,6 +47,7 @@ async def state(pack: Pack, query: Any) -> Any:
         "waiting": pack.waiting,
         "problem": pack.problem,
         "refused": pack.refused,
+        "service": await asyncio.to_thread(pack.launcher.state, config.url),
         "pauses": [pause.shown for pause in list(pack.pauses.values())],
     }
 
@@ -66,6 +68,20 @@ async def settings(pack: Pack, body: Any) -> Any:
         body["capture"] = [*others, name] if capture else others
     await asyncio.to_thread(lambda: pack.change_settings(**body))
     return await state(pack, {})
+
+
+async def start_service(pack: Pack, _: Any) -> Any:
+    await asyncio.to_thread(pack.start_service)
+    return await state(pack, {})
+
+
+async def stop_service(pack: Pack, _: Any) -> Any:
+    await asyncio.to_thread(pack.launcher.stop)
+    return await state(pack, {})
+
+
+async def service_log(pack: Pack, _: Any) -> Any:
+    return {"text": await asyncio.to_thread(pack.launcher.log)}
 
 
 async def project(pack: Pack, _: Any) -> Any:
@@ -251,6 +267,9 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("GET", "state"): state,
     ("POST", "opened"): opened,
     ("POST", "settings"): settings,
+    ("POST", "service/start"): start_service,
+    ("POST", "service/stop"): stop_service,
+    ("GET", "service/log"): service_log,
     ("GET", "project"): project,
     ("GET", "flags"): flags,
     ("POST", "flags"): answer_flag,
@@ -262,6 +281,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("GET", "refused"): refused,
     ("POST", "rollback"): rollback,
 }
+FOR_OUR_PAGE_ALONE = (start_service, stop_service)
 
 
 def add(routes: web.RouteTableDef, pack: Pack) -> None:
@@ -272,6 +292,10 @@ def add(routes: web.RouteTableDef, pack: Pack) -> None:
 
 def _answering(handler: Handler, pack: Pack) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
+        if handler in FOR_OUR_PAGE_ALONE and not (
+            from_own_page(request.host, request.headers) and request.content_type == "application/json"
+        ):
+            return _refusal("Programs are started and ended from ComfyUI's own page alone, opened by its address.", 403)
         try:
             body = await request.json() if request.method == "POST" and request.can_read_body else dict(request.query)
             if not isinstance(body, dict):

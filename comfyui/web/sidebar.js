@@ -40,6 +40,7 @@ export function renderSidebar(root) {
   const dot = el("span", { className: "cl-dot" });
   const connection = el("span");
   const why = hint("");
+  const launch = launchCard(act);
   const problem = el("div", { className: "cl-bad" });
   const pauses = el("div", { className: "cl-stack" });
   const projects = el("select", { onchange: () => act("settings", { project: projects.value }), "aria-label": t("Project") });
@@ -52,16 +53,20 @@ export function renderSidebar(root) {
   const grids = el("div", { className: "cl-stack" });
   root.replaceChildren(keepEvents(el("div", { className: "cl-sidebar" },
     el("div", { className: "cl-head" }, el("b", { textContent: "ComfyLoop" }), el("span", {}, dot, connection)),
-    why, problem, line, pauses, el("label", {}, t("Project"), projects), version, next, flags.box, suggestCard(), capture.box,
+    why, launch.box, problem, line, pauses, el("label", {}, t("Project"), projects), version, next, flags.box, suggestCard(), capture.box,
     service.box,
     el("h3", { textContent: t("Last answers") }), answers, el("h3", { textContent: t("Last images") }), grids)));
 
+  let starting = 0;
   async function draw() {
     const state = await refreshState();
     if (!state || !root.isConnected) return;
     dot.classList.toggle("on", state.connected);
     connection.textContent = t(state.connected ? "Connected" : "Not connected");
     why.textContent = state.connected ? "" : state.why;
+    launch.show(state);
+    clearTimeout(starting);
+    if (state.service.running && !state.connected) starting = setTimeout(draw, 1000);
     problem.textContent = state.problem;
     keyed(pauses, state.pauses.map((pause) => [pause.pause, pause]), (pause) => {
       const panel = pause.event === "comfyloop.pick" ? pickPanel() : reviewPanel();
@@ -159,6 +164,35 @@ function canaryRow(canary) {
     el("div", {}, `${t("Canary")}: `, el("b", { textContent: name(canary.project, canary.version) }), ` ${Math.round(canary.share * 100)}% · `,
       el("span", { className: kind, textContent: t(canary.verdict) })),
     hint([said, canary.reason].filter(Boolean).join(" · ")));
+}
+
+// The service on this machine: started from here, its log, and ended when told.
+function launchCard(act) {
+  const say = el("div");
+  const reason = hint("");
+  const log = el("pre", { className: "cl-read cl-log" });
+  const told = el("details", {}, el("summary", { textContent: t("Log") }), log);
+  const read = async () => {
+    log.textContent = (await call("service/log").catch((error) => ({ text: error.message }))).text;
+    log.scrollTop = log.scrollHeight;
+  };
+  told.addEventListener("toggle", () => told.open && read());
+  const start = button("Start", () => act("service/start", {}), "primary cl-start");
+  const stop = button("Stop", () => confirm(t("Stop ComfyLoop? A training run goes on.")) && act("service/stop", {}), "cl-stop");
+  const box = card(say, reason, el("div", { className: "cl-row" }, start, stop), told);
+  box.classList.add("cl-launch");
+  const show = ({ connected, service: { running, ended, why_not } }) => {
+    box.hidden = connected && !running;
+    const away = ended === null ? t("ComfyLoop is not running.") : `${t("ComfyLoop was started and has ended.")} (${ended})`;
+    say.textContent = connected ? t("Started from here; it goes on without ComfyUI.") : running ? t("ComfyLoop is starting…") : away;
+    reason.textContent = running ? "" : why_not;
+    start.hidden = running || Boolean(why_not);
+    stop.hidden = !running;
+    told.hidden = !running && ended === null;
+    if (!told.hidden && !connected) told.open = true; // what it says while it starts, or why it did not
+    if (told.open) read();
+  };
+  return { box, show };
 }
 
 function captureCard(act) {

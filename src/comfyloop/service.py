@@ -108,6 +108,19 @@ def _alone(home: Path) -> Iterator[None]:
         lock.release()
 
 
+def is_served(home: Path) -> bool:
+    """Whether a service runs on a folder now."""
+    if not home.is_dir():
+        return False
+    lock = FileLock(home / "service.lock", mode=0o600)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        return True
+    lock.release()
+    return False
+
+
 def _base_models(settings: Settings, store: Store) -> list[str]:
     """The base models of all projects; on the first start there is one project, of the set models.
 

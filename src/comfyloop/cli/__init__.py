@@ -20,7 +20,8 @@ from comfyloop.errors import ComfyLoopError
 
 # Each adds its commands to the application, in the order in which `--help` shows them.
 # isort: off
-from comfyloop.cli import running, memory, asking, queue, data, snapshots, learning, sharing, engines, comfyui  # noqa: F401
+from comfyloop.cli import running, autostart, memory, asking, queue, data, snapshots, learning, sharing  # noqa: F401
+from comfyloop.cli import engines, comfyui  # noqa: F401
 # isort: on
 
 __all__ = ["app", "main"]

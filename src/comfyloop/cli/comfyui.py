@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from comfyloop.cli.base import Json, app, put
+from comfyloop.cli.base import Json, app, put, settings_of
 
 comfyui_app = typer.Typer(
     help="The node pack for ComfyUI: put it in, see what is missing.", no_args_is_help=True
@@ -33,15 +33,14 @@ def comfyui_link(
     """Put the node pack into a ComfyUI; doing it again changes nothing. Start ComfyUI again afterwards."""
     from comfyloop.comfyui import link
 
-    target = link(path, copy)
+    target = link(path, copy, settings_of().home)
     result = {"path": str(target)}
     sentences = [f"The node pack is at {target}. Start ComfyUI again to load it."]
     if image_model:
-        from comfyloop.settings import Settings
         from comfyloop.starter.image import ensure
         from comfyloop.starter.image.__main__ import place_in
 
-        result["checkpoint"] = str(place_in(path, ensure(Settings().cache_dir)))
+        result["checkpoint"] = str(place_in(path, ensure(settings_of().cache_dir)))
         sentences.append(f"The templates' checkpoint is at {result['checkpoint']}.")
     else:
         sentences.append("Add --image-model for the small checkpoint that the templates draw with.")

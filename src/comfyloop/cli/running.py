@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -13,7 +14,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from comfyloop import __version__, tokens
+from comfyloop import __version__, platforms, tokens
 from comfyloop.cli.base import (
     Json,
     Project,
@@ -27,7 +28,9 @@ from comfyloop.cli.base import (
 )
 from comfyloop.client import show
 from comfyloop.client.addresses import bracketed, reached
-from comfyloop.errors import InvalidInput
+from comfyloop.errors import InvalidInput, StorageError
+
+LOG_BYTES = 10 * 2**20
 
 
 @app.command()
@@ -43,12 +46,40 @@ def up(
     frontend: Annotated[
         Path | None, typer.Option(help="Serve the pages of this folder in place of ComfyLoop's own.")
     ] = None,
+    with_comfyui: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH", help="Also start the ComfyUI in this folder, and end it with the service."
+        ),
+    ] = None,
+    comfyui_python: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PYTHON",
+            help="That of ComfyUI; default: of an environment in or beside its folder.",
+        ),
+    ] = None,
+    log: Annotated[
+        Path | None, typer.Option(help="Write what would be printed to the end of this file.")
+    ] = None,
+    comfyui_arguments: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[-- ARGUMENT...]", help="What ComfyUI is started with, as `-- --lowvram`."),
+    ] = None,
 ) -> None:
     """Start the service: API, pages, engine and loop. Ctrl-C stops it; a training run goes on and is found again."""
     from comfyloop import service as assembly
     from comfyloop import web
+    from comfyloop.comfyui import beside
     from comfyloop.serve.api import origin, server
 
+    if log is not None:
+        _write_into(log)
+    if with_comfyui is None and (comfyui_arguments or comfyui_python):
+        raise InvalidInput(
+            "ComfyUI's Python and arguments are given, and no ComfyUI.", "Add --with-comfyui PATH."
+        )
+    comfyui = None if with_comfyui is None else beside.found(with_comfyui, comfyui_python)
     os.umask(0o077)  # what people say and show is nobody else's on this machine
     settings = settings_of(port=port, host=host, model=model, home=home, project=project)
     front = web.install if frontend is None else web.of_folder(frontend)
@@ -67,14 +98,38 @@ def up(
             highlight=False,
             soft_wrap=True,
         )
-    with assembly.running(settings) as services:
+    with assembly.running(settings) as services, contextlib.ExitStack() as stack:
         if port_file is not None:
             port_file.write_text(f"{bound}\n", "utf-8")
         err.print(
             f"ComfyLoop {__version__} on http://{bracketed(settings.host)}:{bound}  (data in {settings.home})"
         )
         err.print(f"Open http://{reached(settings.host)}:{bound} in a browser to watch it learn.")
+        if comfyui is not None:
+            url = f"http://{reached(settings.host)}:{bound}"
+            stack.enter_context(beside.running(comfyui, url, settings.token, comfyui_arguments or (), _say))
         server.run(services, listener, front)
+
+
+def _say(sentence: str) -> None:
+    err.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def _write_into(log: Path) -> None:
+    """Have what this process prints, and whatever it starts, go to the end of a file; a long one begins anew."""
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        if log.exists() and log.stat().st_size > LOG_BYTES:
+            platforms.replace(log, log.with_name(f"{log.name}.before"))
+        stream = log.open("a", buffering=1, encoding="utf-8", errors="replace")
+    except OSError as error:
+        raise StorageError(
+            f"The log {log} cannot be written: {error.strerror}.",
+            "Mend its rights, or give another with --log.",
+        ) from error
+    for descriptor in (1, 2):
+        os.dup2(stream.fileno(), descriptor)
+    sys.stdout = sys.stderr = stream
 
 
 class DemoScene(StrEnum):

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shutil
+import sys
 from pathlib import Path
 
+import comfyloop
 from comfyloop import platforms
+from comfyloop.durable import write_whole
 from comfyloop.errors import Conflict, InvalidInput, NotFound, StorageError
+from comfyloop.settings import home_folder
 
 NAME = "comfyloop"
 """The pack's folder in `custom_nodes`."""
+RECORD = "comfyloop.launch.json"
+"""Beside it: which ComfyLoop the pack's *Start* starts."""
 
 
 def pack_folder() -> Path:
@@ -49,13 +57,15 @@ def custom_nodes(path: Path) -> Path:
     return path / "custom_nodes"
 
 
-def link(path: Path, copy: bool = False) -> Path:
+def link(path: Path, copy: bool = False, home: Path | None = None) -> Path:
     """Put the pack into the ComfyUI at `path`; returns where it is now. Doing it twice changes nothing.
 
     Args:
         path: A ComfyUI folder.
         copy: Copy instead of a symbolic link (where links are not allowed, or ours will move). An earlier
             copy is replaced.
+        home: Where the service that is started from ComfyUI's sidebar keeps its data; default: where one that is
+            started here does.
 
     Raises:
         InvalidInput: There is no ComfyUI at `path`.
@@ -64,14 +74,15 @@ def link(path: Path, copy: bool = False) -> Path:
     """
     source, target = pack_folder(), custom_nodes(path) / NAME
     if target.is_symlink():
-        if target.resolve() == source.resolve() and not copy:
-            return target
         if target.exists() and not _is_pack(target):
             raise _taken(target)
     elif target.exists() and not _is_pack(target):
         raise _taken(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(target.with_name(RECORD), json.dumps(_this_one(home or home_folder()), indent=2) + "\n")
+        if target.is_symlink() and target.resolve() == source.resolve() and not copy:
+            return target
         new = target.with_name(f"{NAME}.new.disabled")  # ComfyUI does not load what ends so
         _remove(new)
         if copy:
@@ -103,12 +114,31 @@ def unlink(path: Path) -> bool:
         raise _taken(target)
     try:
         _remove(target)
+        _remove(target.with_name(RECORD))
     except OSError as error:
         raise StorageError(
             f"The pack could not be taken out of {target.parent}: {error.strerror}.",
             "Check the folder's rights.",
         ) from error
     return True
+
+
+def starts_by_itself() -> bool:
+    """Whether this Python finds this ComfyLoop without being told where it is."""
+    return not _told_where()
+
+
+def _told_where() -> str:
+    """PYTHONPATH, where this ComfyLoop is found by it."""
+    package = Path(comfyloop.__file__).resolve().parents[1]
+    told = [Path(entry).resolve() for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry]
+    return os.pathsep.join(map(str, told)) if package in told else ""
+
+
+def _this_one(home: Path) -> dict[str, str]:
+    """How this ComfyLoop is started: by which Python, and where that finds it when it is not installed there."""
+    path = _told_where()
+    return {"python": sys.executable, "path": path, "home": str(home.expanduser().absolute())}
 
 
 def _is_pack(folder: Path) -> bool:

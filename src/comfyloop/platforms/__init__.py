@@ -7,7 +7,7 @@ plain way to the same end. Nothing here imports what another part of ComfyLoop i
 
 from __future__ import annotations
 
-from comfyloop.platforms import forks
+from comfyloop.platforms import forks, login
 from comfyloop.platforms.files import is_private, rename, replace, sync, unlink
 from comfyloop.platforms.locks import HandedDown, is_locked, lock, take_over
 from comfyloop.platforms.machine import (
@@ -52,6 +52,7 @@ __all__ = [
     "is_private",
     "kill_group",
     "lock",
+    "login",
     "processor_has_bfloat16",
     "processor_name",
     "python_of",

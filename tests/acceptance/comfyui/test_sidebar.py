@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
+import socket
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,8 +22,9 @@ from comfyloop.settings import Settings
 from comfyloop.store import loops, versions
 from comfyui import routes
 from comfyui.host import Host
+from comfyui.launch import RECORD
 from comfyui.pack import Pack
-from tests.acceptance.comfyui.browser import BROWSER
+from tests.acceptance.comfyui.browser import BROWSER, shot
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
@@ -83,28 +86,34 @@ def comfyui_page(pack: Pack) -> Iterator[str]:
 
 @pytest.fixture
 def page(gateway: Gateway, tmp_path: Path) -> Iterator[Any]:
+    with opened_over(gateway.url, tmp_path) as page:
+        yield page
+
+
+@contextmanager
+def opened_over(service: str, tmp_path: Path) -> Iterator[Any]:
     playwright = pytest.importorskip("playwright.sync_api", reason="NOT PROVED: Playwright is not installed")
     chromium = shutil.which("chromium")
     if chromium is None:
         pytest.skip("NOT PROVED: chromium is not installed, so the page was not tried")
     folder = tmp_path / "pack"
     folder.mkdir()
-    (folder / "settings.json").write_text(json.dumps({"url": gateway.url, "project": "acme"}))
+    (folder / "settings.json").write_text(json.dumps({"url": service, "project": "acme"}))
     host = Host(lambda _: None, lambda _: False, lambda: False, lambda _: None, lambda _c, _i: "value")
-    pack = Pack(folder, host, lambda *_: None)
+    pack = Pack(folder, host, lambda *_: None, lambda: [tmp_path / RECORD])
     pack.start()
     with comfyui_page(pack) as url, playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=chromium, args=BROWSER)
         page = browser.new_context(viewport={"width": 400, "height": 900}).new_page()
-        page.at = url
+        page.at, page.name = url, "sidebar"
         yield page
         browser.close()
     pack.loop.call_soon_threadsafe(pack.loop.stop)
 
 
-def opened(page: Any, lang: str) -> None:
+def opened(page: Any, lang: str, shows: str = ".cl-next") -> None:
     page.goto(f"{page.at}/?lang={lang}")
-    page.wait_for_selector(".cl-sidebar .cl-next")
+    page.wait_for_selector(f".cl-sidebar {shows}")
 
 
 def disagree(gateway: Gateway) -> None:
@@ -173,3 +182,36 @@ def test_how_a_canary_does_is_told_while_it_runs_and_why_it_ended(gateway: Gatew
     page.wait_for_selector(".cl-canary .cl-worse")
     told = page.inner_text(".cl-canary")
     assert "worse" in told and "9 of 20 judged answers · 9 of its answers lost 80%." in told
+
+
+SLOW_TO_COME = """
+import sys, time
+print("ComfyLoop reads its settings.", flush=True)
+time.sleep(120)
+"""
+
+
+def test_a_service_that_does_not_run_is_started_and_stopped(tmp_path: Path) -> None:
+    (tmp_path / "comfyloop").mkdir()
+    (tmp_path / "comfyloop" / "__init__.py").touch()
+    (tmp_path / "comfyloop" / "__main__.py").write_text(SLOW_TO_COME, "utf-8")
+    record = {"python": sys.executable, "path": str(tmp_path), "home": str(tmp_path / "home")}
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with opened_over(url, tmp_path) as page:
+        page.on("dialog", lambda dialog: dialog.accept())
+        opened(page, "zh", ".cl-launch:has-text('ComfyLoop 未运行')")
+        assert "comfyloop comfyui link" in page.inner_text(".cl-launch")  # nothing is recorded yet
+        assert not page.is_visible(".cl-start")
+        (tmp_path / RECORD).write_text(json.dumps(record), "utf-8")
+        opened(page, "en", ".cl-start")
+        shot(page, "launch")
+        page.click(".cl-start")
+        page.wait_for_selector("text=ComfyLoop is starting…")
+        page.wait_for_selector(".cl-log:has-text('ComfyLoop reads its settings.')")
+        assert not page.is_visible(".cl-start")
+        shot(page, "starting")
+        page.click(".cl-stop")
+        page.wait_for_selector("text=ComfyLoop is not running.")
+        assert page.is_visible(".cl-start")
