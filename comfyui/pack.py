@@ -32,7 +32,7 @@ MOST_PAGES = 64
 WAKE_SECONDS = 120.0
 GONE = 15.0
 """Seconds without a page that shows a pause, after which it ends: one that is reloaded is back by then."""
-SHOWN_EVENTS = ("loop.state", "run.progress", "gate.progress", "version.promoted", "canary.verdict")
+SHOWN_EVENTS = ("loop.state", "run.progress", "gate.progress", "gate.verdict", "version.promoted", "canary.verdict")
 """Events of the service that the sidebar shows."""
 
 

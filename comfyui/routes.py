@@ -10,6 +10,7 @@ from urllib.parse import quote
 from aiohttp import web
 
 from . import graph as graphs
+from . import learnt
 from .feedback import WRITE_PROMPT, of_pick, of_review
 from .launch import from_own_page
 from .pack import Pack
@@ -280,6 +281,7 @@ HANDLERS: dict[tuple[str, str], Handler] = {
     ("POST", "retry"): retry,
     ("GET", "refused"): refused,
     ("POST", "rollback"): rollback,
+    **learnt.HANDLERS,
 }
 FOR_OUR_PAGE_ALONE = (start_service, stop_service)
 

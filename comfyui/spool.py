@@ -219,6 +219,16 @@ class Spool:
                 self.refused_count = len(damaged)
             return len(items)
 
+    def discard_refused(self) -> int:
+        """Throw away what was put aside, with the images that nothing else needs; returns how many."""
+        with self._mutex:
+            count = len(self.refused())
+            _write_whole(self.folder / "refused.jsonl", b"")
+            self.refused_count = 0
+            self._clean()
+            self._bytes = sum(p.stat().st_size for p in self._files())
+            return count
+
     # --- files
 
     def _entries(self) -> Iterator[SpoolEntry]:

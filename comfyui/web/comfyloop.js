@@ -6,6 +6,7 @@ import { el, keepEvents } from "./parts.js";
 import { pickPanel } from "./pick.js";
 import { reviewPanel } from "./review.js";
 import { refreshState, renderSidebar } from "./sidebar.js";
+import { addPicker } from "./versions.js";
 import { t } from "./words.js";
 
 function textPanel() {
@@ -116,6 +117,7 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (!node.comfyClass?.startsWith("ComfyLoop")) return;
+    addPicker(node);
     const [make, height, width] = PANELS[node.comfyClass] ?? PANEL;
     const panel = make();
     node.comfyloopPanel = panel;
@@ -156,6 +158,9 @@ app.registerExtension({
     });
     on("event", (event) => {
       if (event.type === "version.promoted") toast("success", `${event.project}@${event.version || "base"} ${t("is live now")}`);
+      if (event.type === "gate.verdict" && event.verdict !== "promote") {
+        toast("warn", `${event.project}@${event.version} ${t("did not go live:")} ${event.reasons?.[0] ?? ""}`);
+      }
       event.type === "run.progress" ? sidebar?.progress(event) : redraw();
     });
     on("waiting", onKept);

@@ -3,6 +3,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { call } from "./api.js";
 import { flagCards } from "./flags.js";
+import { piecesPart, refusedPart, versionsPart } from "./learnt.js";
 import { button, el, keepEvents, keyed, outcome } from "./parts.js";
 import { pickPanel } from "./pick.js";
 import { reviewPanel } from "./review.js";
@@ -49,11 +50,14 @@ export function renderSidebar(root) {
   const flags = flagCards();
   const capture = captureCard(act);
   const service = serviceCard(act);
+  const versions = versionsPart(act);
+  const pieces = piecesPart(act);
+  const refused = refusedPart(act);
   const answers = el("div", { className: "cl-stack" });
   const grids = el("div", { className: "cl-stack" });
   root.replaceChildren(keepEvents(el("div", { className: "cl-sidebar" },
     el("div", { className: "cl-head" }, el("b", { textContent: "ComfyLoop" }), el("span", {}, dot, connection)),
-    why, launch.box, problem, line, pauses, el("label", {}, t("Project"), projects), version, next, flags.box, suggestCard(), capture.box,
+    why, launch.box, problem, line, pauses, el("label", {}, t("Project"), projects), version, next, refused.box, versions.box, pieces.box, flags.box, suggestCard(), capture.box,
     service.box,
     el("h3", { textContent: t("Last answers") }), answers, el("h3", { textContent: t("Last images") }), grids)));
 
@@ -86,6 +90,9 @@ export function renderSidebar(root) {
     if (project) flags.refresh(`${state.project} ${project.loop.state} ${project.loop.updated_at}`);
     capture.show(state);
     service.show(state);
+    refused.refresh(state.refused);
+    versions.refresh();
+    pieces.refresh();
   }
 
   async function history() {
@@ -150,9 +157,6 @@ function nextRows(state, project, act) {
     if (project.loop.canary) rows.push(canaryRow(project.loop.canary));
   }
   rows.push(el("div", { className: "cl-hint cl-waiting", textContent: `${t("Waiting to be delivered")}: ${state.waiting}` }));
-  if (state.refused) {
-    rows.push(el("div", { className: "cl-row cl-bad" }, `${t("Refused by the service")}: ${state.refused}`, button("Try again", () => act("retry", {}))));
-  }
   return rows;
 }
 

@@ -1,7 +1,8 @@
 // The words of widgets and sidebar. Node names and tooltips are in ../locales.
 import { app } from "../../scripts/app.js";
 
-const EN = { log_likelihood: "log likelihood", edit_distance: "edit distance", right_answer: "right answer", no_worse: "no worse" };
+const EN = { log_likelihood: "log likelihood", edit_distance: "edit distance", right_answer: "right answer", no_worse: "no worse",
+  answer_edited: "answer edited", answer_accepted: "answer accepted", answer_rated: "rated", image_picked: "picked", image_rated: "picture rated", prompt_edited: "prompt edited", graph_edited: "workflow edited", sample_uploaded: "uploaded", sample_reviewed: "reviewed" };
 
 const ZH = {
   "Accept": "采纳", "Reject": "否决", "Use my text": "使用我的文字", "Use these": "使用所选", "All go on": "全部通过",
@@ -40,9 +41,47 @@ const ZH = {
   "The next run goes by it.": "下次训练将以此为准。",
   "Canary": "试运行", "judged answers": "条有评价的回答", "running": "进行中", "worse": "更差，已撤回", "no_worse": "不比当前版本差", "ended": "已结束",
   "Refused by the service": "被服务拒绝", "Try again": "重试",
+  "Versions, and what changed": "版本与变化",
+  "What you did": "你做过的",
+  "before": "之前",
+  "now": "现在",
+  "you wanted": "你想要的",
+  "(nothing)": "（空）",
+  "why it did not go live": "为什么没有上线",
+  "did not go live:": "没有上线：",
+  "What changed with": "变化：",
+  "All versions": "全部版本",
+  "Open in the dashboard": "在面板中打开",
+  "No version yet: the first comes of the first run.": "还没有版本：第一次训练之后才有。",
+  "Make live": "设为在用",
+  "Make live all the same": "仍然设为在用",
+  "Go forward to it": "前进到此版本",
+  "Make this version live? You can go back.": "让这个版本上线吗？可以再回退。",
+  "The gate found it worse. Make it live all the same?": "评估认为它更差。仍然让它上线吗？",
+  "live": "在用",
+  "candidate": "候选",
+  "retired": "已退下",
+  "rejected": "未通过",
+  "withdrawn": "已撤回",
+  "Take back": "收回",
+  "Take this back? Versions that learnt from it are withdrawn.": "收回这一条吗？学过它的版本会被撤回。",
+  "Discard": "丢弃",
+  "Throw these away? They are not learnt from.": "丢弃这些吗？它们不会被学习。",
+  "answer_edited": "修改回答",
+  "answer_accepted": "采纳回答",
+  "answer_rated": "评分",
+  "image_picked": "选图",
+  "image_rated": "图片评分",
+  "prompt_edited": "修改提示词",
+  "graph_edited": "修改工作流",
+  "sample_uploaded": "上传",
+  "sample_reviewed": "复核",
+  "version": "版本",
+  "live version of the sidebar's project": "侧栏项目的在用版本",
 };
 
+export const locale = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
+
 export function t(text) {
-  const locale = app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";
-  return locale.startsWith("zh") ? ZH[text] ?? text : EN[text] ?? text;
+  return locale().startsWith("zh") ? ZH[text] ?? text : EN[text] ?? text;
 }

@@ -9,14 +9,14 @@ from starlette.staticfiles import StaticFiles
 
 from comfyloop.errors import InvalidInput
 from comfyloop.serve.api.app import Front
-from comfyloop.web import assets, blind, data, faults, home, queue, runs, settings, signing, versions
+from comfyloop.web import assets, blind, data, faults, home, queue, runs, said, settings, signing, versions
 
 PAGES = (home, queue, data, runs, blind, versions, settings)
 
 
 def install(app: FastAPI) -> None:
     """Add the pages, what they look like, and errors as pages."""
-    for part in (assets, signing, *PAGES):
+    for part in (assets, signing, said, *PAGES):
         app.include_router(part.router, include_in_schema=False)
     faults.install(app)
 

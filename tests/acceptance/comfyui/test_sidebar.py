@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
+from comfyloop import web as web_pages
 from comfyloop.comfyui import pack_folder
 from comfyloop.records import CanaryVerdict, Loop
 from comfyloop.settings import Settings
@@ -26,6 +27,7 @@ from comfyui.launch import RECORD
 from comfyui.pack import Pack
 from tests.acceptance.comfyui.browser import BROWSER, shot
 from tests.unit.serve.gateway import Gateway, instant, running_gateway
+from tests.unit.web.studio import furnish
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -46,9 +48,16 @@ PAGE = """<link rel=stylesheet href=/extensions/comfyloop/style.css><body style=
 PLAIN, GRAND = "A steel mug for daily use.", "Behold wondrous craftsmanship, born from fire!"
 
 
+def artefacts() -> Path:
+    folder = Path("artefacts/comfyui")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
 @pytest.fixture
 def gateway(tmp_path: Path) -> Iterator[Gateway]:
-    with running_gateway(Settings(home=tmp_path / "home", project="acme", port=0), instant()) as running:
+    settings = Settings(home=tmp_path / "home", project="acme", port=0)
+    with running_gateway(settings, instant(), front=web_pages.install) as running:
         yield running
 
 
@@ -105,7 +114,7 @@ def opened_over(service: str, tmp_path: Path) -> Iterator[Any]:
     with comfyui_page(pack) as url, playwright.sync_playwright() as running:
         browser = running.chromium.launch(executable_path=chromium, args=BROWSER)
         page = browser.new_context(viewport={"width": 400, "height": 900}).new_page()
-        page.at, page.name = url, "sidebar"
+        page.at, page.name, page.pack = url, "sidebar", pack
         yield page
         browser.close()
     pack.loop.call_soon_threadsafe(pack.loop.stop)
@@ -215,3 +224,65 @@ def test_a_service_that_does_not_run_is_started_and_stopped(tmp_path: Path) -> N
         page.click(".cl-stop")
         page.wait_for_selector("text=ComfyLoop is not running.")
         assert page.is_visible(".cl-start")
+
+
+@pytest.fixture
+def learnt(gateway: Gateway) -> Gateway:
+    """A project with five versions, the fourth of them live."""
+    furnish(gateway.store, gateway.services.settings.home)
+    gateway.services.router.refresh()
+    return gateway
+
+
+def test_versions_are_told_with_what_changed_and_why_one_stayed_behind(learnt: Gateway, page: Any) -> None:
+    opened(page, "en")
+    page.click(".cl-versions summary")
+    page.wait_for_selector(".cl-version")
+    stayed = page.text_content(".cl-stayed")
+    assert "v5: why it did not go live" in stayed and "About 9 more held-out corrections" in stayed
+    assert page.locator(".cl-example").count() == 3 and page.locator(".cl-example ins").count() > 0
+    assert page.locator(".cl-version .cl-tag").all_text_contents() == [
+        "candidate", "live", "retired", "rejected", "retired",
+    ]  # fmt: skip
+    page.screenshot(path=str(artefacts() / "sidebar-versions.png"), full_page=True)
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click(".cl-rollback")
+    page.wait_for_selector(".cl-version:has-text('v3') .cl-tag.live")  # what was opened stays open
+    assert learnt.services.router.project("acme").live == 3
+    page.click(".cl-version:has-text('v4') >> text=Go forward to it")
+    page.wait_for_selector(".cl-version:has-text('v4') .cl-tag.live")
+    assert learnt.services.router.project("acme").live == 4
+
+
+def test_versions_speak_chinese(learnt: Gateway, page: Any) -> None:
+    opened(page, "zh")
+    page.click(".cl-versions summary")
+    page.wait_for_selector(".cl-stayed")
+    told = page.text_content(".cl-versions")
+    assert "为什么没有上线" in told and "大约再有 9 条留出的修正就能明确" in told and "未通过" in told
+    assert "held-out" not in told
+
+
+def test_a_piece_is_taken_back_and_what_was_refused_is_discarded(learnt: Gateway, page: Any) -> None:
+    opened(page, "en")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.click(".cl-pieces summary")
+    first = page.wait_for_selector(".cl-piece").text_content()
+    assert "uploaded" in first and "joon" in first
+    assert page.is_hidden(".cl-refused")
+    page.click(".cl-piece >> nth=0 >> .cl-forget")
+    page.wait_for_function(
+        "fetch('/comfyloop/pieces').then((a) => a.json()).then((told) => told.items[0].id !== 'fb_up_3')"
+    )
+    kept = {"kind": "prompt_edited", "id": "fb_nobody", "project": "nobody", "before": "a", "after": "b"}
+    page.pack.keep([kept])
+    page.wait_for_function(
+        "fetch('/comfyloop/state').then((a) => a.json()).then((told) => told.refused === 1)", timeout=60_000
+    )
+    page.evaluate("sidebar.draw()")
+    page.click(".cl-refused summary")
+    page.wait_for_selector(".cl-refused .cl-bad")
+    assert "nobody" in page.text_content(".cl-refused .cl-bad")
+    page.click(".cl-discard")
+    page.wait_for_selector(".cl-refused", state="hidden")
+    assert page.pack.refused == 0

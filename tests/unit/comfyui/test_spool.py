@@ -104,6 +104,18 @@ def test_images_stay_until_no_waiting_item_needs_them(tmp_path: Path) -> None:
     assert spool.image("f" * 64) is None
 
 
+def test_what_was_refused_is_thrown_away_with_its_images(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    spool.append([{"id": "a", "kind": "image_rated", "image": "f" * 64}], {"f" * 64: b"png"})
+    spool.append([{"id": "b", "kind": "image_rated", "image": "e" * 64}], {"e" * 64: b"png"})
+    spool.refuse(spool.pending(1)[0], "There is no project 'x'.")
+    assert spool.discard_refused() == 1 and spool.refused() == [] and spool.refused_count == 0
+    assert spool.image("f" * 64) is None and spool.image("e" * 64) == b"png"
+    assert waiting(spool) == ["b"] and spool.discard_refused() == 0
+    spool.close()
+    assert Spool(tmp_path).refused_count == 0
+
+
 def test_a_full_spool_refuses_with_a_sentence_and_keeps_what_it_has(tmp_path: Path) -> None:
     spool = Spool(tmp_path, max_bytes=200)
     spool.append(items("a"))

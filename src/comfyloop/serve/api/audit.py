@@ -22,7 +22,7 @@ router = APIRouter(tags=["health"])
 
 CHANGING = {"POST", "PUT", "PATCH", "DELETE"}
 SAID_ELSEWHERE = re.compile(
-    r"/v1/(chat/completions|feedback|images|busy|graph-edits|queue/decisions|taste/rank|datasets/[^/]+/preview|votes)"
+    r"/v1/(chat/completions|feedback|images|busy|graph-edits|queue/decisions|taste/rank|datasets/[^/]+/preview|votes|said)"
     r"|/v1/(datasets/[^/]+/files/.+|versions/[^/]+/bundle/contents)",
     re.DOTALL,
 )

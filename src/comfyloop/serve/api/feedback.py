@@ -73,7 +73,7 @@ def store(services: Services, items: Sequence[Feedback]) -> Receipt:
     return receipt
 
 
-@router.get("/v1/feedback", summary="List feedback, oldest first")
+@router.get("/v1/feedback", summary="List feedback, oldest first or newest first")
 def list_feedback(
     services: Svc,
     project: AskedProject,
@@ -81,9 +81,13 @@ def list_feedback(
     kind: Annotated[str | None, Query(description="e.g. `answer_edited`")] = None,
     author: str | None = None,
     limit: Limit = 100,
+    newest: Annotated[bool, Query(description="The newest first; `after` is not used then.")] = False,
 ) -> FeedbackList:
     """`next_after` is null on the last page. A page has fewer than `limit` items where they are large."""
     with services.store.read() as conn:
+        if newest:
+            latest = feedback.newest(conn, project, kind=kind, author=author, limit=limit)
+            return FeedbackList(items=[item for _, item in latest], next_after=None)
         found = feedback.list_by(
             conn, project, after_seq=after, kind=kind, author=author, limit=limit, max_bytes=PAGE_BYTES
         )
