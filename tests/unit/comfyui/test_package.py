@@ -23,6 +23,9 @@ FROM_SERVICE = {"idle", "curating", "training", "gating", "promoting"}
 FROM_SERVICE |= {"log_likelihood", "edit_distance", "all", "vision", "general", "prompt", "graph"}
 FROM_SERVICE |= {"wants", "does not want", "wanted", "now wants", "running", "worse", "no_worse", "ended"}
 FROM_SERVICE |= {"right_answer", "general picture", "accepted"}
+FROM_SERVICE |= {"live", "candidate", "retired", "rejected", "withdrawn"}
+FROM_SERVICE |= {"answer_edited", "answer_accepted", "answer_rated", "image_picked", "image_rated"}
+FROM_SERVICE |= {"prompt_edited", "graph_edited", "sample_uploaded", "sample_reviewed"}
 NODES = [file for file in sorted((PACK / "nodes").glob("*.py")) if file.stem not in ("__init__", "shared")]
 STARTS_PROGRAMS = ("launch.py", "platforms.py")
 """For the service alone, when a person says so: the registry wants nothing installed from within."""
