@@ -59,9 +59,18 @@ export function hintLine() {
   const line = el("div", { className: "cl-hint" });
   line.show = (data, otherwise) => {
     line.classList.toggle("cl-wait", Boolean(data?.pause));
+    const left = () => {
+      const seconds = Math.max(0, Math.round(data.until - Date.now() / 1000));
+      return `${Math.floor(seconds / 60)}:${String(seconds % 60).padStart(2, "0")}`;
+    };
     const at = () => new Date(data.until * 1000).toLocaleTimeString();
-    line.textContent = data?.pause
-      ? `${t("Waiting for you: the whole queue waits.")} ${t("Goes on by itself at")} ${at()}. ${otherwise ?? ""}` : otherwise ?? "";
+    const write = () => {
+      line.textContent = data?.pause
+        ? `${t("Waiting for you: the whole queue waits.")} ${t("Goes on by itself at")} ${at()} (${left()}). ${otherwise ?? ""}` : otherwise ?? "";
+    };
+    clearInterval(line.counting);
+    write();
+    if (data?.pause) line.counting = setInterval(() => (line.isConnected ? write() : clearInterval(line.counting)), 1000);
   };
   return line;
 }

@@ -1,7 +1,8 @@
 // The Pick Images node: click to pick, stars to rate. The same panel serves the sidebar's history.
 import { call, imageUrl } from "./api.js";
 import { draftOf, dropDraft, keepDraft } from "./drafts.js";
-import { button, el, hintLine, keepEvents, outcome, stars } from "./parts.js";
+import { button, el, hintLine, iconButton, keepEvents, outcome, stars } from "./parts.js";
+import { view } from "./viewer.js";
 import { t } from "./words.js";
 
 const NOTES = {
@@ -69,7 +70,28 @@ export function pickPanel() {
       ratings[image.sha256] = value;
       touched();
     };
-    return el("div", { className: "cl-cell" }, picture, stars(rate, ratings[image.sha256]));
+    return el("div", { className: "cl-cell" }, picture, el("div", { className: "cl-row" }, stars(rate, ratings[image.sha256]), iconButton("pi-window-maximize", "Full screen", () => large(image))));
+  }
+
+  // What is done there is drawn here, too.
+  function large(image) {
+    const changed = () => {
+      grid.replaceChildren(...shown.images.map(cell));
+      touched();
+    };
+    view(shown.images, shown.images.indexOf(image), {
+      isPicked: ({ sha256 }) => picked.has(sha256),
+      toggle: ({ sha256 }) => {
+        picked.has(sha256) ? picked.delete(sha256) : picked.add(sha256);
+        changed();
+      },
+      rating: ({ sha256 }) => ratings[sha256] ?? 0,
+      rate: ({ sha256 }, value) => {
+        ratings[sha256] = value;
+        changed();
+      },
+      send: () => go.disabled || send(),
+    });
   }
 
   panel.show = (data) => {

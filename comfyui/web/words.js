@@ -78,6 +78,13 @@ const ZH = {
   "sample_reviewed": "复核",
   "version": "版本",
   "live version of the sidebar's project": "侧栏项目的在用版本",
+  "Full screen": "全屏",
+  "Pictures": "图片",
+  "Pick": "选中",
+  "Picked": "已选中",
+  "Hold against": "对照",
+  "Close": "关闭",
+  "← → turn, space picks, 1 to 5 rates, B holds two against each other, wheel zooms, Esc closes": "← → 翻页，空格选中，1 到 5 评分，B 两张对照，滚轮缩放，Esc 关闭",
 };
 
 export const locale = () => app.extensionManager?.setting?.get("Comfy.Locale") ?? "en";

@@ -286,3 +286,41 @@ def test_a_piece_is_taken_back_and_what_was_refused_is_discarded(learnt: Gateway
     page.click(".cl-discard")
     page.wait_for_selector(".cl-refused", state="hidden")
     assert page.pack.refused == 0
+
+
+def test_pictures_are_picked_and_rated_full_screen_by_keys(gateway: Gateway, page: Any) -> None:
+    opened(page, "en")
+    page.evaluate(
+        """async () => {
+          const { pickPanel } = await import("/extensions/comfyloop/pick.js");
+          const images = ["a", "b", "c"].map((sha256) => ({ sha256, filename: `${sha256}.png`, type: "temp" }));
+          window.panel = pickPanel();
+          const until = Date.now() / 1000 + 90;
+          panel.show({ prompt_id: "p", prompt: "a dog", images, shown: ["a", "b", "c"], pause: "one", until });
+          document.querySelector("#root").replaceChildren(panel);
+        }"""
+    )
+    assert "(1:" in page.text_content(".cl-wait")
+    page.wait_for_function(
+        "document.querySelector('.cl-wait').textContent.includes('(1:2')"
+    )  # it counts down
+    page.click(".cl-cell >> nth=1 >> .cl-icon")
+    page.wait_for_selector(".cl-viewer[open]")
+    assert "2 / 3" in page.text_content(".cl-viewer")
+    for key in (" ", "4", "ArrowRight", "b", "b"):  # held against each other: back and forth
+        page.keyboard.press(key)
+    assert "3 / 3" in page.text_content(".cl-viewer") or "1 / 3" in page.text_content(".cl-viewer")
+    page.mouse.move(200, 300)
+    page.mouse.wheel(0, -200)
+    assert "scale(1.2)" in page.get_attribute(".cl-viewer img", "style")
+    page.keyboard.press("0")
+    assert "scale(1)" in page.get_attribute(".cl-viewer img", "style")
+    page.screenshot(path=str(artefacts() / "pick-full-screen.png"))
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".cl-viewer", state="detached")
+    pressed = page.eval_on_selector_all(
+        ".cl-image", "all => all.map((one) => one.getAttribute('aria-pressed'))"
+    )
+    assert pressed == ["false", "true", "false"]
+    assert page.locator(".cl-cell >> nth=1 >> .pi-star-fill").count() == 4
+    assert "(1)" in page.text_content(".cl-pick .primary")
