@@ -1,7 +1,7 @@
 // The Pick Images node: click to pick, stars to rate. The same panel serves the sidebar's history.
 import { call, imageUrl } from "./api.js";
 import { draftOf, dropDraft, keepDraft } from "./drafts.js";
-import { button, el, hintLine, iconButton, keepEvents, outcome, stars } from "./parts.js";
+import { button, el, hintLine, keepEvents, outcome, stars } from "./parts.js";
 import { view } from "./viewer.js";
 import { t } from "./words.js";
 
@@ -70,7 +70,7 @@ export function pickPanel() {
       ratings[image.sha256] = value;
       touched();
     };
-    return el("div", { className: "cl-cell" }, picture, el("div", { className: "cl-row" }, stars(rate, ratings[image.sha256]), iconButton("pi-window-maximize", "Full screen", () => large(image))));
+    return el("div", { className: "cl-cell" }, picture, el("div", { className: "cl-row" }, stars(rate, ratings[image.sha256]), el("button", { type: "button", className: "cl-large", title: t("Full screen"), "aria-label": t("Full screen"), onclick: () => large(image) }, el("i", { className: "pi pi-window-maximize" }))));
   }
 
   // What is done there is drawn here, too.

@@ -304,7 +304,7 @@ def test_pictures_are_picked_and_rated_full_screen_by_keys(gateway: Gateway, pag
     page.wait_for_function(
         "document.querySelector('.cl-wait').textContent.includes('(1:2')"
     )  # it counts down
-    page.click(".cl-cell >> nth=1 >> .cl-icon")
+    page.click(".cl-cell >> nth=1 >> .cl-large")
     page.wait_for_selector(".cl-viewer[open]")
     assert "2 / 3" in page.text_content(".cl-viewer")
     for key in (" ", "4", "ArrowRight", "b", "b"):  # held against each other: back and forth
@@ -324,3 +324,36 @@ def test_pictures_are_picked_and_rated_full_screen_by_keys(gateway: Gateway, pag
     assert pressed == ["false", "true", "false"]
     assert page.locator(".cl-cell >> nth=1 >> .pi-star-fill").count() == 4
     assert "(1)" in page.text_content(".cl-pick .primary")
+
+
+def test_words_are_readable_on_a_light_theme(learnt: Gateway, page: Any) -> None:
+    opened(page, "en")
+    page.add_style_tag(
+        content=""":root { --input-text: #222; --comfy-input-bg: #fff; --border-color: #ccc; --descrip-text: #555;
+        --error-text: #e00; } body { background: #f5f5f5 !important; }"""
+    )
+    page.click(".cl-versions summary")
+    page.wait_for_selector(".cl-stayed")
+    page.screenshot(path=str(artefacts() / "sidebar-light.png"), full_page=True)
+    weakest = page.evaluate(
+        """() => {
+          const linear = (v) => (v <= 0.03928 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4);
+          const shares = [0.2126, 0.7152, 0.0722];
+          const light = (colour) => shares.reduce((sum, share, i) => sum + share * linear(colour[i] / 255), 0);
+          const draw = document.createElement("canvas").getContext("2d", { willReadFrequently: true });
+          const rgb = (colour) => {
+            draw.fillStyle = colour;
+            draw.fillRect(0, 0, 1, 1);
+            return draw.getImageData(0, 0, 1, 1).data;
+          };
+          const paper = light(rgb("#f5f5f5"));
+          const kinds = ["cl-wait", "cl-better", "cl-worse", "cl-bad", "cl-hint"];
+          return Math.min(...kinds.map((kind) => {
+            const word = document.querySelector(".cl-sidebar").appendChild(document.createElement("p"));
+            word.className = kind;
+            word.textContent = "word";
+            return (paper + 0.05) / (light(rgb(getComputedStyle(word).color)) + 0.05);
+          }));
+        }"""
+    )
+    assert weakest >= 4.5, weakest

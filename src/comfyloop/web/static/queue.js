@@ -15,6 +15,10 @@ const translated = (sentence) => sentences.find(([form]) => form === sentence)?.
 const find = (name) => root.querySelector(`[data-${name}]`);
 const one = find("one");
 const grid = find("grid");
+const stateLinks = [...root.querySelectorAll("[data-go-state]")]; // found once: thousands of cells are looked through otherwise
+const toggleButton = find("toggle");
+const nothing = find("none");
+const cells = new Map(); // item -> its cell in the grid
 
 function el(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -79,6 +83,7 @@ async function start(wanted = null) {
   at = 0;
   chosen.clear();
   grid.replaceChildren();
+  cells.clear();
   try {
     const told = await fetchPage();
     const filters = find("filters");
@@ -97,14 +102,14 @@ function ahead() {
 // --- showing
 
 function show() {
-  for (const link of root.querySelectorAll("[data-go-state]")) {
+  for (const link of stateLinks) {
     const name = link.dataset.goState;
     link.toggleAttribute("aria-current", name === state);
     if (name === state) link.setAttribute("aria-current", "true");
     link.querySelector(".number").textContent = counts[name] ?? "";
   }
-  find("toggle").setAttribute("aria-pressed", String(view === "grid"));
-  find("none").hidden = items.length > 0;
+  toggleButton.setAttribute("aria-pressed", String(view === "grid"));
+  nothing.hidden = items.length > 0;
   one.hidden = view !== "one" || !items.length;
   grid.hidden = view !== "grid" || !items.length;
   if (view === "grid" && !grid.children.length) grow();
@@ -180,6 +185,7 @@ function cell(item) {
     first ? el("img", { src: `/v1/images/${first}`, alt: "", loading: "lazy", decoding: "async" }) : null,
     el("span", { textContent: answerOf(item).slice(0, 120) || t("no_answer") }));
   button.dataset.id = item.id;
+  cells.set(item.id, button);
   return button;
 }
 
@@ -199,15 +205,18 @@ let last = null;
 grid.addEventListener("click", (event) => {
   const button = event.target.closest(".cell");
   if (!button) return;
-  const cells = [...grid.children];
-  const here = cells.indexOf(button);
   const on = !chosen.has(button.dataset.id);
-  const from = event.shiftKey && last !== null ? last : here;
-  for (const each of cells.slice(Math.min(from, here), Math.max(from, here) + 1)) {
+  let reached = [button];
+  if (event.shiftKey && last !== null) {
+    const all = [...grid.children];
+    const [here, from] = [all.indexOf(button), all.indexOf(last)];
+    if (from >= 0) reached = all.slice(Math.min(from, here), Math.max(from, here) + 1);
+  }
+  for (const each of reached) {
     on ? chosen.add(each.dataset.id) : chosen.delete(each.dataset.id);
     each.setAttribute("aria-pressed", String(on));
   }
-  last = here;
+  last = button;
 });
 grid.addEventListener("dblclick", (event) => {
   const button = event.target.closest(".cell");
@@ -233,7 +242,10 @@ function decide(decision, more = {}) {
   if (counts[state] !== undefined) counts[state] -= taken.length;
   if (counts.decided !== undefined) counts.decided += taken.length;
   editing = false;
-  for (const each of [...grid.children]) if (out.has(each.dataset.id)) each.remove();
+  for (const id of wanted) {
+    cells.get(id)?.remove();
+    cells.delete(id);
+  }
   chosen.clear();
   last = null;
   show();
@@ -322,10 +334,9 @@ function told() {
 function step(by) {
   if (!items.length) return;
   if (view === "grid") {
-    const cells = [...grid.children];
-    const here = cells.indexOf(document.activeElement);
-    cells[Math.min(Math.max(here + by, 0), cells.length - 1)]?.focus();
-    return;
+    const here = document.activeElement;
+    const to = here.parentElement !== grid ? grid.firstElementChild : by > 0 ? here.nextElementSibling : here.previousElementSibling;
+    return to?.focus();
   }
   editing = false;
   at = Math.min(Math.max(at + by, 0), items.length - 1);
@@ -362,9 +373,9 @@ function toggle() {
   grid.replaceChildren();
   show();
 }
-find("toggle").addEventListener("click", toggle);
+toggleButton.addEventListener("click", toggle);
 find("filters").addEventListener("change", (event) => { filter = event.target.value; start(); });
-for (const link of root.querySelectorAll("[data-go-state]")) {
+for (const link of stateLinks) {
   link.addEventListener("click", (event) => {
     if (event.ctrlKey || event.metaKey) return;
     event.preventDefault();
