@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -46,20 +47,39 @@ def coverage(drafts: Sequence[Draft], ground: Ground) -> list[str]:
     looked_at = list(once.values())[-NEWEST:]
     if len(looked_at) < FEWEST:
         return []
+    told = [_told(draft) for draft in looked_at]
     answers = [draft.sample.answer for draft in looked_at]
     pictured = [draft for draft in looked_at if draft.pictures]
     return [
         *_framings(pictured),
         *_shapes(pictured, ground),
         *_subjects(answers),
-        *_lengths(answers),
-        *_languages(answers),
+        *_lengths([one.words for one in told]),
+        *_languages([one.script for one in told]),
     ]
 
 
+class _Told(NamedTuple):
+    """What is counted of a sample: looked for once."""
+
+    framings: tuple[str, ...]
+    words: int
+    script: str
+
+
+def _told(draft: Draft) -> _Told:
+    told: _Told | None = draft.noted.get("coverage")
+    if told is None:
+        text = " ".join(message.text for message in draft.sample.messages) if draft.pictures else ""
+        framings = tuple(name for name, pattern in FRAMINGS.items() if pattern.search(text))
+        answer = draft.sample.answer
+        told = draft.noted["coverage"] = _Told(framings, len(_texts.words(answer)), _script(answer))
+    return told
+
+
 def _framings(pictured: Sequence[Draft]) -> Iterator[str]:
-    texts = [" ".join(message.text for message in draft.sample.messages) for draft in pictured]
-    told = {name: sum(bool(pattern.search(text)) for text in texts) for name, pattern in FRAMINGS.items()}
+    framings = [_told(draft).framings for draft in pictured]
+    told = {name: sum(name in found for found in framings) for name in FRAMINGS}
     if sum(told.values()) < FEWEST // 2:
         return
     for name, count in told.items():
@@ -103,8 +123,7 @@ def _subjects(answers: Sequence[str]) -> Iterator[str]:
         yield f"{len(once)} words come once only, as {some}."
 
 
-def _lengths(answers: Sequence[str]) -> Iterator[str]:
-    numbers = np.array([len(_texts.words(answer)) for answer in answers])
+def _lengths(numbers: Sequence[int]) -> Iterator[str]:
     low, middle, high = (int(number) for number in np.quantile(numbers, (0.05, 0.5, 0.95)))
     if high <= 1.5 * max(low, 1):
         yield f"All answers are about as long: {low} to {high} words."
@@ -112,8 +131,8 @@ def _lengths(answers: Sequence[str]) -> Iterator[str]:
         yield f"Answers have {low} to {high} words, half of them up to {middle}."
 
 
-def _languages(answers: Sequence[str]) -> Iterator[str]:
-    found = Counter(_script(answer) for answer in answers)
+def _languages(scripts: Sequence[str]) -> Iterator[str]:
+    found = Counter(scripts)
     total = found.total()
     if len(found) > 1:
         for code, count in found.most_common()[1:]:

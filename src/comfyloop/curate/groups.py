@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 
@@ -99,6 +100,14 @@ def _near(bits: int) -> Iterator[tuple[int, int]]:
         yield from ((band, own ^ (1 << bit)) for bit in range(BAND))
 
 
+class _Regrouped(NamedTuple):
+    """A sample that is asked about pictures, in the group of its first one."""
+
+    before: Sample
+    after: Sample
+    pictures: frozenset[str]  # the first ones that show the same
+
+
 @dataclass
 class PictureGroups:
     """The pictures of a project, in the order in which they came up.
@@ -112,6 +121,7 @@ class PictureGroups:
     _seen: list[Look] = field(default_factory=list)
     _by_bits: dict[tuple[int, int], list[int]] = field(default_factory=dict)
     _known: dict[str, str] = field(default_factory=dict)
+    _about: dict[str, _Regrouped] = field(default_factory=dict)  # by the ids of samples about pictures
 
     def same(self, sha: str) -> str:
         """The first picture that shows the same as this one."""
@@ -144,19 +154,42 @@ class PictureGroups:
         groups: dict[str, str] = {}  # of prompts and drawn pictures
         found = []
         for sample in samples:
-            group = sample.group
-            if sample.images and not sample.replay:
-                group = group_of(sample.prompt or sample.messages, self.same)
-            if (drawn := self._drawn(sample)) and not sample.replay:
-                keys = (group, *drawn)
-                group = next((groups[key] for key in keys if key in groups), group)
+            if sample.replay:
+                found.append(sample)
+                continue
+            sample = self._regrouped(sample)
+            if drawn := self._drawn(sample):
+                keys = (sample.group, *drawn)
+                group = next((groups[key] for key in keys if key in groups), sample.group)
                 for key in keys:
                     groups.setdefault(key, group)
-            found.append(sample if group == sample.group else sample.model_copy(update={"group": group}))
+                if group != sample.group:
+                    sample = sample.model_copy(update={"group": group})
+            found.append(sample)
         return found
+
+    def _regrouped(self, sample: Sample) -> Sample:
+        """In the group of the picture that it asks about: found once, since the first to show a picture stays it."""
+        known = self._about.get(sample.id)
+        if known is None or known.before is not sample:
+            images = sample.images
+            if not images:
+                return sample
+            group = group_of(sample.prompt or sample.messages, self.same)
+            after = sample if group == sample.group else sample.model_copy(update={"group": group})
+            known = self._about[sample.id] = _Regrouped(sample, after, frozenset(map(self.same, images)))
+        return known.after
+
+    def _shown(self, sample: Sample) -> frozenset[str]:
+        known = self._about.get(sample.id)
+        if known is not None and known.after is sample:
+            return known.pictures
+        return frozenset(map(self.same, sample.images))
 
     def _drawn(self, sample: Sample) -> set[str]:
         """The pictures that a sample has the image model draw, or not draw; apart from those that are asked about."""
+        if sample.picked is None and sample.over is None:
+            return set()
         return {f"drawn {self.same(sha)}" for sha in (sample.picked, sample.over) if sha is not None}
 
     def apart(
@@ -171,7 +204,7 @@ class PictureGroups:
         out: set[int] = set()
         for sample in arrived:
             here = id(sample) in held
-            pictures = {self.same(sha) for sha in sample.images} | self._drawn(sample)
+            pictures = self._shown(sample) | self._drawn(sample)
             if any(side.get(sha, here) is not here for sha in pictures):
                 out.add(id(sample))
             else:

@@ -58,8 +58,9 @@ def of(
     learns = {draft.item for draft in kept_of_them}
     held = {doubt.draft.item for doubt in doubts if doubt.ruling.says == "ask"}
     asked: dict[str, _QueuedSample] = {}
+    learns_or_may = learns | held
     for doubt in doubts:
-        if doubt.ruling.says == "unsure" and doubt.draft.item not in learns | held:
+        if doubt.ruling.says == "unsure" and doubt.draft.item not in learns_or_may:
             continue  # it was left out for another reason
         item = asked.setdefault(doubt.draft.item, _QueuedSample(held=doubt.draft.item in held))
         item.drafts.append(doubt.draft)
@@ -89,6 +90,8 @@ def of(
     taste = learned.taste_of(kept, ground, options) if options.on and (asked or decided) else None
     if taste is not None and taste.auc < options.least_auc:
         taste = None
+    if taste is not None:
+        learned.read([one.drafts[0] for one in (*asked.values(), *decided.values())], ground)
     waiting = [_told(id, one, losses, taste) for id, one in asked.items()]
     waiting.sort(key=lambda item: (item.state, -len(item.reasons), -(item.refused or 0), -(item.loss or 0)))
     left_out = [item for item in waiting if item.state == "left_out"]
@@ -123,7 +126,7 @@ def _told(
         feedback=tuple(dict.fromkeys(id for sample in samples for id in sample.feedback)),
         author=first.author,
         origin=first.origin,
-        refused=round(taste.refused(first.answer), 3) if taste is not None else None,
+        refused=round(taste.refused(learned.read_of(item.drafts[0])), 3) if taste is not None else None,
         loss=round(max(known), 3) if known else None,
         decided=Decided(
             id=decision.id,

@@ -33,11 +33,7 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: TextDeduplicator) ->
     """MinHash of question and answer; texts that agree in one band of four are compared. About different pictures the
     same words say different things: only those about the same pictures are compared."""
     brought = [draft for draft in drafts if draft.sample.origin == UPLOADED]
-    new = [draft for draft in brought if FILTER.name not in draft.noted]
-    for draft, signature in zip(
-        new, ground.measurements.of_samples("minhash/1", new, _signatures), strict=True
-    ):
-        draft.noted[FILTER.name] = bytes.fromhex(signature)
+    sign(brought, ground)
     signed = [draft for draft in brought if draft.noted[FILTER.name]]
     there: _Compared | None = ground.left.get(FILTER.name)
     if there is None or there.jaccard != options.jaccard or signed[: len(there.drafts)] != there.drafts:
@@ -47,6 +43,13 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: TextDeduplicator) ->
     rulings = iter(there.rulings)
     for draft in drafts:
         yield next(rulings) if draft.noted.get(FILTER.name) else KEEP
+
+
+def sign(drafts: Sequence[Draft], ground: Ground) -> None:
+    new = [d for d in drafts if d.sample.origin == UPLOADED and FILTER.name not in d.noted]
+    signed = ground.measurements.of_samples("minhash/1", new, _signatures, large=True)
+    for draft, signature in zip(new, signed, strict=True):
+        draft.noted[FILTER.name] = bytes.fromhex(signature)
 
 
 @dataclass
@@ -126,4 +129,5 @@ FILTER = Filter(
     rank=200,
     compares=True,
     options=TextDeduplicator,
+    measure=lambda drafts, ground, options: sign(drafts, ground),
 )

@@ -8,11 +8,14 @@ is little better than chance nothing is said.
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,19 +63,35 @@ def judge(drafts: Sequence[Draft], ground: Ground, options: LearnedOptions) -> I
     """Of what was uploaded. The score is the chance that people would refuse it."""
     asked = [draft.sample.origin == UPLOADED and draft.sample.label is None for draft in drafts]
     taste = taste_of(drafts, ground, options) if any(asked) else None
+    told = _refusals(taste, [d for d, one in zip(drafts, asked, strict=True) if one], ground, options)
     for draft, one in zip(drafts, asked, strict=True):
         if taste is None or not one:
             yield KEEP
         elif taste.auc < options.least_auc:
             reason = f"what people refuse cannot be told from what they take (AUC {taste.auc:.2f})"
             yield Ruling("unmeasured", reason)
-        elif (refused := taste.refused(draft.sample.answer)) >= options.refused:
+        elif (refused := told[draft.sample.id]) >= options.refused:
             reason = (
                 f"{refused:.0%} likely to be refused (AUC {taste.auc:.2f} on {taste.decisions} decisions)"
             )
             yield Ruling("unsure", reason, round(refused, 3))
         else:
             yield Ruling("keep", score=round(refused, 3))
+
+
+def _refusals(
+    taste: DecisionModel | None, drafts: Sequence[Draft], ground: Ground, options: LearnedOptions
+) -> dict[str, float]:
+    """How likely each is refused, by the ids of samples: asked once, until something else is learned."""
+    if taste is None or taste.auc < options.least_auc:
+        return {}
+    there: tuple[DecisionModel, dict[str, float]] | None = ground.left.get(FILTER.name)
+    if there is None or there[0] is not taste:
+        there = ground.left[FILTER.name] = (taste, {})
+    new = [draft for draft in drafts if draft.sample.id not in there[1]]
+    read(new, ground)
+    there[1].update((draft.sample.id, taste.refused(read_of(draft))) for draft in new)
+    return there[1]
 
 
 @dataclass(frozen=True)
@@ -87,9 +106,16 @@ class DecisionModel:
     auc: float
     weights: Vectors
 
-    def refused(self, text: str) -> float:
+    def refused(self, seen: Read) -> float:
         """How likely people here refuse it."""
-        return 1 - float(chance(features(text)[None], self.weights)[0])
+        grams = self._of_grams[seen.grams].sum() / max(1.0, seen.length)
+        told = float(grams + np.dot(seen.counts, self.weights[WIDTH:]))
+        return 1 - 1 / (1 + math.exp(-min(max(told, -30.0), 30.0)))
+
+    @functools.cached_property
+    def _of_grams(self) -> Vectors:
+        """Of a word's place its weight; the places of those that count the other way lie behind the others."""
+        return np.concatenate([self.weights[:WIDTH], -self.weights[:WIDTH]])
 
 
 def taste_of(drafts: Sequence[Draft], ground: Ground, options: LearnedOptions) -> DecisionModel | None:
@@ -132,20 +158,74 @@ def decisions_of(drafts: Sequence[Draft], taught: Sequence[Taught] = ()) -> Deci
     return Decisions([text for text, _ in clear], np.array([float(taken) for _, taken in clear]))
 
 
-def features(text: str) -> Vectors:
+class Read(NamedTuple):
+    """What is seen of a text.
+
+    Attributes:
+        grams: The places of its words and pairs of words; of those that count the other way, `WIDTH` on.
+        length: Of the vector that they make.
+        counts: What is counted.
+    """
+
+    grams: NDArray[np.int16]
+    length: float
+    counts: NDArray[np.float32]
+
+
+def read(drafts: Sequence[Draft], ground: Ground) -> None:
+    """Look at the answers of drafts, once and for all."""
+    new = [draft for draft in drafts if FILTER.name not in draft.noted]
+    told = ground.measurements.of_samples(
+        "learned/1", new, lambda some: (_packed(seen_in(draft.sample.answer)) for draft in some), large=True
+    )
+    for draft, one in zip(new, told, strict=True):
+        draft.noted[FILTER.name] = base64.b64decode(one)
+
+
+def read_of(draft: Draft) -> Read:
+    if FILTER.name not in draft.noted:
+        draft.noted[FILTER.name] = base64.b64decode(_packed(seen_in(draft.sample.answer)))
+    kept: bytes = draft.noted[FILTER.name]
+    numbers = np.frombuffer(kept[: _NUMBERS * 4], dtype="<f4")
+    return Read(np.frombuffer(kept[_NUMBERS * 4 :], dtype="<i2"), float(numbers[0]), numbers[1:])
+
+
+COUNTS = 6
+_NUMBERS = COUNTS + 1
+
+
+def _packed(seen: Read) -> str:
+    numbers = np.array([seen.length, *seen.counts], dtype="<f4")
+    return base64.b64encode(numbers.tobytes() + seen.grams.astype("<i2").tobytes()).decode()
+
+
+def seen_in(text: str) -> Read:
     """Words and pairs of words, hashed, and what is counted."""
     found = _texts.words(text)
-    made = np.zeros(WIDTH + 6)
-    for gram in {*found, *(f"{one} {two}" for one, two in itertools.pairwise(found))}:
-        code = int.from_bytes(hashlib.blake2b(gram.encode("utf-8", "replace"), digest_size=4).digest())
-        made[code % WIDTH] += 1.0 if code & (1 << 20) else -1.0
-    made[:WIDTH] /= max(1.0, float(np.linalg.norm(made[:WIDTH])))
+    grams = sorted({*found, *(f"{one} {two}" for one, two in itertools.pairwise(found))})
+    codes = [
+        int.from_bytes(hashlib.blake2b(gram.encode("utf-8", "replace"), digest_size=4).digest())
+        for gram in grams
+    ]
+    places = np.array([code % WIDTH + (0 if code & (1 << 20) else WIDTH) for code in codes], dtype=np.int16)
     counts = _texts.counts(text)
-    made[WIDTH:] = (
+    counted = (
         1.0, np.log1p(counts.words) / 3, np.log1p(counts.pieces) / 2, counts.words_again, counts.small / 20,
         float(text.rstrip()[-1:] in ".!?。！？"),
     )  # fmt: skip
+    return Read(places, float(np.linalg.norm(_hashed(places))), np.array(counted, dtype=np.float32))
+
+
+def _hashed(grams: NDArray[np.int16]) -> Vectors:
+    counted = np.bincount(grams, minlength=2 * WIDTH)
+    made: Vectors = (counted[:WIDTH] - counted[WIDTH:]).astype(np.float64)
     return made
+
+
+def features(text: str) -> Vectors:
+    """The same as a vector."""
+    seen = seen_in(text)
+    return np.concatenate([_hashed(seen.grams) / max(1.0, seen.length), seen.counts])
 
 
 def fit(seen: Vectors, taken: NDArray[np.float64]) -> Vectors:
