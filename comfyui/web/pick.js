@@ -70,7 +70,8 @@ export function pickPanel() {
       ratings[image.sha256] = value;
       touched();
     };
-    return el("div", { className: "cl-cell" }, picture, el("div", { className: "cl-row" }, stars(rate, ratings[image.sha256]), el("button", { type: "button", className: "cl-large", title: t("Full screen"), "aria-label": t("Full screen"), onclick: () => large(image) }, el("i", { className: "pi pi-window-maximize" }))));
+    const enlarge = el("button", { type: "button", className: "cl-large", title: t("Full screen"), "aria-label": t("Full screen"), onclick: () => large(image) }, el("i", { className: "pi pi-window-maximize" }));
+    return el("div", { className: "cl-cell" }, picture, stars(rate, ratings[image.sha256]), enlarge);
   }
 
   // What is done there is drawn here, too.
