@@ -75,7 +75,7 @@ ENVIRONMENTS = {
     for environment in (
         Environment(
             name="swift",
-            what="ms-swift 4.6: the second training engine",
+            what="ms-swift 4.6: the second training engine, and one that serves",
             setting="swift_python",
             requirements=(
                 ("torch==2.13.0",),
@@ -110,6 +110,16 @@ ENVIRONMENTS = {
             setting="lmdeploy_python",
             requirements=(("torch==2.12.1",), ("lmdeploy==0.18.0", "torchvision==0.27.1")),
             check="import lmdeploy.cli.serve",
+            optional=(),
+            gigabytes=9.0,
+            needs_gpu=True,
+        ),
+        Environment(
+            name="sglang",
+            what="SGLang 0.5: an engine for NVIDIA GPUs",
+            setting="sglang_python",
+            requirements=(("torch==2.14.1",), ("sglang==0.5.23",)),
+            check="import sglang.launch_server",
             optional=(),
             gigabytes=9.0,
             needs_gpu=True,

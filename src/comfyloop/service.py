@@ -152,7 +152,12 @@ def _engine(settings: Settings, store: Store, model: str, events: Events) -> Eng
 
     if settings.engine_url and model == settings.model:
         return EngineProcess(
-            name, directory, url=settings.engine_url, check=check, sleep_after=sleep_after or 0.0
+            name,
+            directory,
+            url=settings.engine_url,
+            check=check,
+            dialect=kind.dialect,
+            sleep_after=sleep_after or 0.0,
         )
     if kind.name == "url":
         raise InvalidInput(
@@ -172,7 +177,12 @@ def _engine(settings: Settings, store: Store, model: str, events: Events) -> Eng
 
     if kind.loads and settings.engine_swap == "load":
         return EngineProcess(
-            name, directory, lambda port_file: command(port_file, {}), check=check, sleep_after=sleep_after
+            name,
+            directory,
+            lambda port_file: command(port_file, {}),
+            check=check,
+            dialect=kind.dialect,
+            sleep_after=sleep_after,
         )
 
     def live_adapters() -> dict[str, str]:
@@ -191,5 +201,11 @@ def _engine(settings: Settings, store: Store, model: str, events: Events) -> Eng
         return {version.adapter_name: version.text_adapter for version in live if version.text_adapter}
 
     return BlueGreenEngine(
-        name, directory, command, wanted=live_adapters, check=check, sleep_after=sleep_after
+        name,
+        directory,
+        command,
+        wanted=live_adapters,
+        check=check,
+        dialect=kind.dialect,
+        sleep_after=sleep_after,
     )

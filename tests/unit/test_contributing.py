@@ -48,7 +48,7 @@ def draft(id, answer):
 class Stored:
     exists = is_whole = read = lambda sha: None
 
-settings = Settings(recipe="gentle", engine="sglang")
+settings = Settings(recipe="gentle", engine="aphrodite")
 found = filters.apply([draft("a", "A CAT SITS ON A MAT."), draft("b", "A cat.")], Ground(settings, Stored))
 assert [(d.feedback, d.reason) for d in found.dropped] == [("a", "shouting")], found
 lenient = settings.model_copy(update={"filters": {"shouting": {"on": False}}})
@@ -74,11 +74,11 @@ assert wire_message(asked, str) == {"role": "user", "content": text}
 ChatRequest.model_validate({"model": "acme", "messages": [{"role": "user", "content": said}]})
 
 pages = runpy.run_path("docs/make_reference.py")["PAGES"]
-added = {"filters": "shouting", "recipes": "gentle", "metrics": "words_kept", "engines": "sglang"}
+added = {"filters": "shouting", "recipes": "gentle", "metrics": "words_kept", "engines": "aphrodite"}
 added["modalities"] = "series"
 for page, name in added.items():
     assert f"| `{name}` |" in pages[f"{page}.md"](), page
-assert "gentle" in pages["settings.md"]() and "sglang" in pages["settings.md"]()
+assert "gentle" in pages["settings.md"]() and "aphrodite" in pages["settings.md"]()
 assert "`gentle`" in pages["training-spec.md"]()
 assert not {"torch", "transformers"} & set(sys.modules)
 """

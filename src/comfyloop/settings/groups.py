@@ -114,14 +114,21 @@ class ServeSettings(BaseModel):
         default="", description="Python that has vLLM; empty: that of `comfyloop engines install vllm`."
     )
     lmdeploy_python: str = Field(default="", description="Python that has LMDeploy; likewise.")
+    sglang_python: str = Field(default="", description="Python that has SGLang; likewise.")
+    swift_infer_backend: Literal["transformers", "vllm", "lmdeploy", "sglang"] = Field(
+        default="transformers",
+        description="What `engine = swift` computes with; the last two take no adapters there.",
+    )
     gpu_memory_utilization: float = Field(
         default=0,
         ge=0,
         le=1,
-        description="Share of the card that vLLM takes; 0: what the model and `max_batch` requests of 4,096 tokens "
-        "need, so that ComfyUI and training have the rest.",
+        description="Share of the card that vLLM or SGLang takes; 0: what the model and `max_batch` requests of 4,096 "
+        "tokens need, so that ComfyUI and training have the rest.",
     )
-    max_lora_rank: int = Field(default=64, ge=1, description="Highest LoRA rank that vLLM is started for.")
+    max_lora_rank: int = Field(
+        default=64, ge=1, description="Highest LoRA rank that vLLM or SGLang is started for."
+    )
     tower_loras: bool = Field(
         default=False, description="Have vLLM apply adapters of the vision tower and projector too."
     )

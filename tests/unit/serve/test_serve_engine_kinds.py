@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from comfyloop import environments
-from comfyloop.serve.engines.kinds import KINDS, Start
+from comfyloop.errors import InvalidInput, ModelError
+from comfyloop.serve.engines.kinds import KINDS, Start, _swift_deploy
 from comfyloop.serve.engines.kinds._layers import LAYERS
 from comfyloop.settings import Settings
 
@@ -121,7 +122,7 @@ def test_an_engine_is_offline_and_reachable_from_this_machine_alone(
     launch = KINDS["vllm"].launch(settings, start)
     assert launch.environment is not None and launch.environment["HF_HUB_OFFLINE"] == "1"
     assert launch.environment["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] == "True"
-    for kind in ("vllm", "lmdeploy", "embedded"):
+    for kind in ("vllm", "lmdeploy", "embedded", "swift", "sglang"):
         assert "127.0.0.1" in KINDS[kind].launch(settings, start).argv
 
 
@@ -161,3 +162,63 @@ def test_vllm_leaves_of_a_card_what_it_does_not_need(settings: Settings, tmp_pat
         file.truncate(70 * 2**30)
     assert taken(str(tmp_path)) == "0.9"
     assert taken("somebody/on-a-hub") is None  # as vLLM does by itself
+
+
+READ_SWIFT = """
+import json, sys
+from swift.arguments import DeployArguments
+from swift.utils import parse_args
+del sys.argv[1]
+given, rest = parse_args(DeployArguments, sys.argv[1:])
+told = {k: v for k, v in vars(given).items() if isinstance(v, (str, int, bool, type(None)))}
+print(json.dumps({**told, "adapters": given.adapter_mapping, "rest": rest}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["transformers", "vllm"])
+def test_ms_swift_reads_its_command_line_as_it_is_meant(
+    settings: Settings, tiny_llm: Path, backend: str
+) -> None:
+    settings = settings.model_copy(update={"swift_infer_backend": backend, "max_lora_rank": 48})
+    start = Start(str(tiny_llm), Path("port"), {"acme-v1": str(tiny_llm)}, "python-of-it")
+    launch = KINDS["swift"].launch(settings, start)
+    argv = list(launch.argv)[list(launch.argv).index("python-of-it") + 1 :]
+    assert Path(argv[0]).name == "_swift_deploy.py" and (launch.environment or {})["PYTHONSAFEPATH"] == "1"
+    told = read("swift", READ_SWIFT, *argv, "--model_type", "llama", "--template", "dummy")
+    assert (told["host"], told["port"], told["infer_backend"]) == ("127.0.0.1", launch.port, backend)
+    assert (told["served_model_name"], told["api_key"], told["rest"]) == ("base", launch.secret, [])
+    assert told["adapters"] == {"acme-v1": str(tiny_llm)} and told["verbose"] is False
+    if backend == "vllm":
+        assert told["vllm_max_lora_rank"] == 64 and told["vllm_max_num_seqs"] == settings.max_batch
+
+
+def test_what_ms_swift_would_serve_without_its_adapter_is_refused(settings: Settings) -> None:
+    for backend in ("lmdeploy", "sglang"):
+        own = settings.model_copy(update={"swift_infer_backend": backend})
+        KINDS["swift"].launch(own, Start("/models/base", Path("port"), {}, "python-of-it"))
+        with pytest.raises(InvalidInput, match="serves no adapters with"):
+            KINDS["swift"].launch(own, Start("/models/base", Path("port"), ADAPTERS, "python-of-it"))
+
+
+def test_ms_swift_is_told_what_it_would_ask_for_and_runs_no_code_of_a_model(
+    tiny_llm: Path, tmp_path: Path
+) -> None:
+    bootstrap = Path(_swift_deploy.__file__)
+    config = json.loads((tiny_llm / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": {"AutoModel": "own.Model"}}))
+    command = [sys.executable, str(bootstrap), "--model", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
+    assert done.returncode == ModelError.exit_code and "brings code of its own" in done.stderr
+
+
+def test_sglang_is_started_for_adapters_that_come_later(settings: Settings) -> None:
+    settings = settings.model_copy(
+        update={"max_lora_rank": 48, "gpu_memory_utilization": 0.5, "max_loras": 3}
+    )
+    argv, port = launched("sglang", settings)
+    assert argv[:4] == ["-m", "sglang.launch_server", "--model-path", "/models/base"]
+    assert argv[argv.index("--port") + 1] == str(port) and "--enable-lora" in argv
+    assert argv[argv.index("--max-loras-per-batch") + 1] == "4"  # the base model counts as one
+    assert argv[argv.index("--mem-fraction-static") + 1] == "0.5"
+    assert argv[argv.index("--lora-paths") + 1 :][:2] == ["acme-v1=/adapters/1", "acme-v2=/adapters/2"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from comfyloop.errors import ComfyLoopError, EngineUnavailable, ModelError
-from comfyloop.serve.engines.client import EngineClient
+from comfyloop.serve.engines.client import VLLM, Dialect, EngineClient
 from comfyloop.serve.engines.process import EngineProcess
 from comfyloop.serve.engines.protocol import Check, EngineState, Launch, Progress
 
@@ -33,7 +33,7 @@ class BlueGreenEngine:
 
     Args:
         wanted: The adapters that the first process starts with: those of the live versions.
-        start_seconds, sleep_after: As of `EngineProcess`.
+        dialect, start_seconds, sleep_after: As of `EngineProcess`.
     """
 
     def __init__(
@@ -44,6 +44,7 @@ class BlueGreenEngine:
         *,
         wanted: Callable[[], Mapping[str, str]] = dict,
         check: Check = lambda name, path: None,
+        dialect: Dialect = VLLM,
         start_seconds: float = 900.0,
         sleep_after: float | None = 0.0,
     ) -> None:
@@ -55,6 +56,7 @@ class BlueGreenEngine:
         self._command = command
         self._wanted = wanted
         self._check = check
+        self._dialect = dialect
         self._start_seconds = start_seconds
         self._sleep_after = sleep_after
         self._made = 0
@@ -77,6 +79,7 @@ class BlueGreenEngine:
             command,
             start_seconds=self._start_seconds,
             sleep_after=self._sleep_after,
+            dialect=self._dialect,
         )
 
     def _follow(self, process: EngineProcess) -> None:

@@ -33,6 +33,8 @@ from comfyloop.serve.engines.sleeper import Sleeper
 WireMessage = Mapping[str, Any]
 """A chat message as OpenAI's API spells it: {"role", "content": str | [{"type": ..., ...}]}."""
 
+BASE_NAME = "base"
+"""What the base model is called in the engine."""
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 600.0
 LOAD_SECONDS = 120.0
@@ -41,6 +43,23 @@ WAKE_SECONDS = 600.0
 """For weights that are read from a slow disk."""
 _PROMPTS = 4096
 """Prompts whose length is remembered."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """Where engines that load adapters while they run differ.
+
+    Attributes:
+        load, unload: The routes.
+        adapter: What a request calls an adapter, by its `{name}` and that of the `{base}` model.
+    """
+
+    load: str = "/v1/load_lora_adapter"
+    unload: str = "/v1/unload_lora_adapter"
+    adapter: str = "{name}"
+
+
+VLLM = Dialect()
 
 
 @dataclass(frozen=True)
@@ -87,7 +106,10 @@ def error_of(status: int, body: bytes, retry_after: str | None = None) -> ComfyL
     try:
         parsed = json.loads(body)
         error = parsed.get("error", parsed)
-        message = str(error.get("message", "")) if isinstance(error, dict) else str(error)
+        if isinstance(error, dict):
+            message = str(error.get("message") or error.get("error_message") or "")  # SGLang's, of adapters
+        else:
+            message = str(error)
     except (ValueError, AttributeError):
         message = body[:300].decode("utf-8", "replace")
     message = message or f"The engine answered with status {status} and no reason."
@@ -126,12 +148,14 @@ def _raise_for(response: httpx.Response) -> None:
 class EngineClient:
     """Blocking calls to one engine. Thread-safe. Call `close()` at the end."""
 
-    def __init__(self, url: str, secret: str = "") -> None:
+    def __init__(self, url: str, secret: str = "", dialect: Dialect = VLLM) -> None:
         self.url = url.rstrip("/")
         self.secret = secret
         self.sleeper = Sleeper(self._sleep, self._wake)
         self.device = ""
         """On which it computes, where it says so."""
+        self.base_name = BASE_NAME
+        self._dialect = dialect
         self._scores_together = True
         self._prompt_tokens: dict[bytes, int] = {}
         self._http = httpx.Client(
@@ -205,15 +229,21 @@ class EngineClient:
             InvalidInput, NotFound: The engine refuses the adapter; its sentence says why.
             Conflict: The name is taken.
         """
-        self._ask("/v1/load_lora_adapter", {"lora_name": name, "lora_path": path}, seconds=LOAD_SECONDS)
+        self._ask(self._dialect.load, {"lora_name": name, "lora_path": path}, seconds=LOAD_SECONDS)
 
     def unload(self, name: str) -> None:
         """Forget an adapter. Raises Conflict while requests of it run, NotFound when it is not loaded."""
-        self._ask("/v1/unload_lora_adapter", {"lora_name": name}, seconds=LOAD_SECONDS)
+        self._ask(self._dialect.unload, {"lora_name": name}, seconds=LOAD_SECONDS)
+
+    def addressed(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """A request as this engine wants its model to be called."""
+        name, base = body["model"], self.base_name
+        return {**body, "model": name if name == base else self._dialect.adapter.format(name=name, base=base)}
 
     def chat(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """One whole chat completion, request and response in OpenAI's form."""
-        parsed: dict[str, Any] = self._ask("/v1/chat/completions", {**body, "stream": False}).json()
+        asked = self.addressed({**body, "stream": False})
+        parsed: dict[str, Any] = self._ask("/v1/chat/completions", asked).json()
         return parsed
 
     def answer(self, model: str, messages: Sequence[WireMessage], max_tokens: int) -> str:
@@ -318,7 +348,7 @@ class AsyncEngineClient:
 
     async def _post(self, engine: EngineClient, body: Mapping[str, Any]) -> Response:
         """An answer that has begun; one that is a refusal is raised."""
-        data = encoded(body)
+        data = encoded(engine.addressed(body))
         try:
             response = await self._connections.post(f"{engine.url}/v1/chat/completions", data, engine.secret)
             if response.status >= 400:

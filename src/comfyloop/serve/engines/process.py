@@ -28,7 +28,7 @@ from comfyloop.errors import (
     StarterError,
     UnusableEnvironment,
 )
-from comfyloop.serve.engines.client import EngineClient
+from comfyloop.serve.engines.client import VLLM, Dialect, EngineClient
 from comfyloop.serve.engines.protocol import BASE_NAME, Check, Command, EngineState, Progress
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,7 @@ class EngineProcess:
             that runs already.
         url: Where a running engine listens; empty: start `command`.
         check: What an adapter must pass before it is loaded.
+        dialect: How it is told of adapters.
         start_seconds: Time from the start to the first answer after which the start has failed.
         sleep_after: Seconds without a question after which it sleeps; 0: never; None: `SLEEP_AFTER` on an
             accelerator, else never.
@@ -73,6 +74,7 @@ class EngineProcess:
         *,
         url: str = "",
         check: Check = lambda name, path: None,
+        dialect: Dialect = VLLM,
         start_seconds: float = 900.0,
         sleep_after: float | None = 0.0,
     ) -> None:
@@ -90,6 +92,7 @@ class EngineProcess:
         self.base_name = BASE_NAME
         self._command = command
         self._check = check
+        self._dialect = dialect
         self._users = 0
         self._given_url = url.rstrip("/")
         self._start_seconds = start_seconds
@@ -282,7 +285,7 @@ class EngineProcess:
         deadline = time.monotonic() + self._start_seconds
         self.starts += 1
         url, secret = (self._given_url, "") if self._given_url else self._launch()
-        client = EngineClient(url, secret)
+        client = EngineClient(url, secret, self._dialect)
         while not client.healthy():
             try:
                 self._check_alive()
@@ -293,7 +296,7 @@ class EngineProcess:
                 raise
             self._stop.wait(POLL_SECONDS)
         if self._given_url:
-            self.base_name = _base_of(client)
+            self.base_name = client.base_name = _base_of(client)
         client.look_asleep()
         client.sleeper.after = self.sleep_after(client.device)
         client.sleeper.on_change = lambda: self.on_state(self)

@@ -9,11 +9,21 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from comfyloop.errors import EngineUnavailable
-from comfyloop.serve.engines.client import EngineClient
+from comfyloop.serve.engines.client import BASE_NAME, EngineClient
 from comfyloop.serve.engines.sleeper import Sleeper
 
-BASE_NAME = "base"
-"""What the base model is called in the engine."""
+__all__ = [
+    "BASE_NAME",
+    "SECRET_VARIABLE",
+    "Check",
+    "Command",
+    "Engine",
+    "EngineState",
+    "Entered",
+    "Launch",
+    "Progress",
+]
+
 SECRET_VARIABLE = "COMFYLOOP_ENGINE_SECRET"
 """In the environment of the embedded engine, where other users do not see it: what its callers must send."""
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from comfyloop.models.adapter_check import Limits
 from comfyloop.serve.engines import guard
+from comfyloop.serve.engines.client import VLLM, Dialect
 from comfyloop.serve.engines.protocol import Launch
 from comfyloop.settings import Settings
 
@@ -36,6 +37,7 @@ class EngineKind:
         loads: Whether adapters can be loaded while it runs; otherwise it is swapped blue-green.
         environment: Its name in `environments.ENVIRONMENTS`; empty: it runs in ours.
         limits: What it takes of adapters; None: it says so itself when one is loaded.
+        dialect: How it is told of adapters while it runs.
     """
 
     name: str
@@ -44,10 +46,11 @@ class EngineKind:
     loads: bool = True
     environment: str = ""
     limits: Callable[[Settings], Limits] | None = None
+    dialect: Dialect = VLLM
 
 
 def new_secret() -> str:
-    return secrets.token_urlsafe(32)
+    return secrets.token_hex(32)  # nothing that a command line could take for an option
 
 
 def guarded(argv: list[str], port: int, environment: Mapping[str, str], secret: str) -> Launch:
