@@ -85,7 +85,7 @@ class ConfigFile:
             given = {name: os.environ.get(f"COMFYLOOP_{name.upper()}") for name in names}
             self._base = self.config = Config().changed(**{name: value for name, value in given.items() if value})
             if path.exists():
-                stored = json.loads(path.read_text("utf-8"))
+                stored = json.loads(path.read_text("utf-8-sig"))  # with the mark that Windows' editors put first
                 self.config = self._base.changed(**stored)
         except (OSError, ValueError, TypeError, AttributeError) as error:
             self.problem = f"The settings in {path} cannot be used ({error}). Save them again in the sidebar."

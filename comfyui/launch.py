@@ -56,8 +56,8 @@ class Launcher:
             why = ""
         except LaunchError as error:
             why = str(error)
-        code = self._process.poll() if self._process is not None else None
         running = self._running() is not None
+        code = self._process.poll() if self._process is not None else None
         return {"why_not": why, "running": running, "ended": code if not running else None}
 
     def start(self, url: str) -> None:
@@ -119,9 +119,9 @@ class Launcher:
 
     def _running(self) -> psutil.Process | None:
         """What was started here, by this ComfyUI or one before it; a number that another program has by now is not."""
-        if self._process is not None:
-            self._process.poll()  # or one that has ended would be there for ever
         try:
+            if self._process is not None:  # ours to ask; one that is about to end has no command line any more
+                return psutil.Process(self._process.pid) if self._process.poll() is None else None
             told = json.loads(self._memory.read_bytes())
             process = psutil.Process(int(told["pid"]))
             return process if process.cmdline()[1:] == told["command"][1:] else None

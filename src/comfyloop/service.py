@@ -19,6 +19,7 @@ from comfyloop.loop import Controller, Stages
 from comfyloop.loop.retention import Keeper
 from comfyloop.models import adapter_check
 from comfyloop.records import BASE, Project, Version
+from comfyloop.records.base import is_device
 from comfyloop.registry import hubs
 from comfyloop.serve.api.services import Services
 from comfyloop.serve.engines.blue_green import BlueGreenEngine
@@ -141,7 +142,9 @@ def _engine(settings: Settings, store: Store, model: str, events: Events) -> Eng
     """The engine of a base model, of the kind that is set; the project's own URL goes with the set model."""
     kind = KINDS[settings.engine]
     directory = settings.home / "engines"
-    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in model).strip("-.")[-80:] or "engine"
+    name = "".join(c if c.isalnum() or c in "._-" else "-" for c in model).strip("-.")[-80:].strip("-.")
+    if not name or is_device(name):  # files are called so
+        name = f"engine-{name}"
 
     minutes = settings.engine_sleep_after
     sleep_after = None if minutes is None else 60 * minutes

@@ -7,7 +7,10 @@ see it (by what `import os` gives them); libraries and the standard library go o
 * `os` has no `fork`, `setsid`, `killpg`, `nice`, `getuid`, `sched_getaffinity`; `os.kill` ends a process at once,
   whatever it is told, and with 0 it is refused (under Windows that would be a Ctrl-C).
 * `signal` has what Windows has; `terminate` is `kill`; `Popen` refuses `pass_fds` and `preexec_fn`.
-* `socket` has no `AF_UNIX` and hands no descriptors over; `/proc` cannot be opened; no folder can be opened.
+* `socket` has no `AF_UNIX`, hands no descriptors over, and has `SO_EXCLUSIVEADDRUSE` for `SO_REUSEADDR`; `/proc`
+  cannot be opened; no folder can be opened.
+* Paths have fewer than 260 characters (folders 248), no `<>:"|?*`, no part that ends with a dot or a blank, and no name
+  of a device (CON, NUL, COM1, ...).
 * A file that a process of this user has open can neither be replaced nor renamed nor removed, and text is read and
   written in the code page GBK wherever no encoding is told.
 """
@@ -21,6 +24,7 @@ import errno
 import io
 import os
 import pathlib
+import re
 import struct
 import subprocess
 import sys
@@ -98,6 +102,8 @@ _open_descriptor = os.open
 
 
 def _open(path: Any, flags: int, mode: int = 0o777, **more: Any) -> int:
+    if flags & os.O_CREAT:
+        _refuse_name(path)
     if os.path.isdir(path):
         raise PermissionError(errno.EACCES, "Permission denied", str(path))
     return _open_descriptor(path, flags, mode, **more)
@@ -136,6 +142,7 @@ def _popen() -> type:
 
 
 CREATE_NEW_PROCESS_GROUP, CREATE_NO_WINDOW, DETACHED_PROCESS = 0x200, 0x08000000, 0x8
+CREATE_BREAKAWAY_FROM_JOB = 0x01000000
 
 # --- locks of bytes
 
@@ -157,6 +164,37 @@ def _locking(fd: int, mode: int, count: int) -> None:
 MSVCRT = types.ModuleType("msvcrt")
 MSVCRT.LK_LOCK, MSVCRT.LK_NBLCK, MSVCRT.LK_UNLCK = 1, 2, 0  # type: ignore[attr-defined]
 MSVCRT.locking = _locking  # type: ignore[attr-defined]
+
+# --- names that files cannot have
+
+LONGEST, LONGEST_FOLDER = 259, 247
+_DEVICE = re.compile(r"(con|prn|aux|nul|com[0-9¹²³]|lpt[0-9¹²³])(\..*)?", re.IGNORECASE)
+
+
+def _refuse_name(path: Any, longest: int = LONGEST) -> None:
+    """As Windows does when a file or folder is made."""
+    if not isinstance(path, str | os.PathLike):
+        return
+    whole = os.path.abspath(os.fspath(path))
+    if not isinstance(whole, str) or whole.startswith(("/dev/", "/proc/")):
+        return
+    if len(whole) > longest:
+        raise FileNotFoundError(
+            errno.ENOENT, f"The path has {len(whole)} characters, more than {longest}", whole
+        )
+    name = os.path.basename(whole)
+    if set(name) & set('<>:"|?*') or name.endswith((".", " ")) or _DEVICE.fullmatch(name):
+        raise OSError(errno.EINVAL, "Windows can have no file of that name", whole)
+
+
+_make_folder = os.mkdir
+
+
+def _mkdir(path: Any, *args: Any, **more: Any) -> None:
+    if caller_is_ours():
+        _refuse_name(path, LONGEST_FOLDER)
+    _make_folder(path, *args, **more)
+
 
 # --- files that somebody has open
 
@@ -183,6 +221,8 @@ def _guarded(name: str) -> None:
 
     def act(*paths: Any, **more: Any) -> Any:
         if caller_is_ours() and "dir_fd" not in more:
+            if name in ("replace", "rename"):
+                _refuse_name(paths[1])
             for path in paths[:2]:
                 if isinstance(path, str | os.PathLike) and _is_open(os.fspath(path)):
                     raise PermissionError(
@@ -207,6 +247,8 @@ def _open_text(
     if caller_is_ours():
         if "b" not in mode and encoding is None:
             encoding = CODE_PAGE
+        if set(mode) & set("wax"):
+            _refuse_name(file)
         if isinstance(file, str | os.PathLike) and os.fspath(file).startswith("/proc"):
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", os.fspath(file))
     return _real_open(file, mode, buffering, encoding, *more, **named)
@@ -231,10 +273,20 @@ def _view(name: str, real: types.ModuleType) -> types.ModuleType:
             gone -= {"SIG_DFL", "SIG_IGN"}
             seen = Seen(real, gone | {"pthread_sigmask", "setitimer", "alarm", "pause", "sigwait"}, {})
         case "socket":
-            seen = Seen(real, {"AF_UNIX", "send_fds", "recv_fds", "MSG_DONTWAIT", "SOCK_SEQPACKET"}, {})
+            gone = {
+                "AF_UNIX",
+                "send_fds",
+                "recv_fds",
+                "MSG_DONTWAIT",
+                "SOCK_SEQPACKET",
+                "SO_REUSEADDR",
+                "SO_REUSEPORT",
+            }
+            seen = Seen(real, gone, {"SO_EXCLUSIVEADDRUSE": real.SO_REUSEADDR})
         case "subprocess":
             own = {"CREATE_NEW_PROCESS_GROUP": CREATE_NEW_PROCESS_GROUP, "CREATE_NO_WINDOW": CREATE_NO_WINDOW,
-                   "DETACHED_PROCESS": DETACHED_PROCESS, "Popen": _popen()}  # fmt: skip
+                   "DETACHED_PROCESS": DETACHED_PROCESS, "CREATE_BREAKAWAY_FROM_JOB": CREATE_BREAKAWAY_FROM_JOB,
+                   "Popen": _popen()}  # fmt: skip
             seen = Seen(real, set(), own)
         case "psutil":
             seen = Seen(real, set(), {"BELOW_NORMAL_PRIORITY_CLASS": 10, "IDLE_PRIORITY_CLASS": 19})
@@ -266,6 +318,7 @@ def _import(name: str, globals: Any = None, locals: Any = None, fromlist: Any = 
 
 for _name in ("replace", "rename", "unlink", "remove"):
     _guarded(_name)
+os.mkdir = _mkdir
 builtins.open = _open_text
 io.open = _open_text
 builtins.__import__ = _import

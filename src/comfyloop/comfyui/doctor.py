@@ -76,7 +76,7 @@ def _service(path: Path) -> Finding:
     url, token, project = "http://127.0.0.1:8265", "", "default"
     if file.exists():
         try:
-            settings = json.loads(file.read_text("utf-8"))
+            settings = json.loads(file.read_text("utf-8-sig"))
             url, token = str(settings.get("url", url)), str(settings.get("token", token))
             project = str(settings.get("project", project))
         except (ValueError, AttributeError):

@@ -21,6 +21,7 @@ from comfyloop.platforms.machine import (
     step_back,
     user,
 )
+from comfyloop.platforms.ports import take_alone
 from comfyloop.platforms.processes import (
     alive,
     apart,
@@ -61,6 +62,7 @@ __all__ = [
     "signal_name",
     "step_back",
     "sync",
+    "take_alone",
     "take_over",
     "thaw",
     "unlink",

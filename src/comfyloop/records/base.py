@@ -17,10 +17,15 @@ MOST_REVIEWED = 5000
 """Items that one decision may be about."""
 
 ProjectName = Annotated[str, StringConstraints(pattern=r"^[a-z0-9][a-z0-9._-]{0,62}$")]
-_OF_WINDOWS = re.compile(r"con|prn|aux|nul|com\d|lpt\d")
+_OF_WINDOWS = re.compile(r"con|prn|aux|nul|com\d|lpt\d", re.IGNORECASE)
 Id = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.:-]{0,127}$")]
 Rating = Annotated[int, Field(ge=1, le=5)]
 Author = Annotated[str, StringConstraints(max_length=200, pattern=r"^[^\x00-\x1f\x7f]+$")]
+
+
+def is_device(name: str) -> bool:
+    """Whether Windows takes a file's name for a device, whatever its ending."""
+    return bool(_OF_WINDOWS.fullmatch(name.partition(".")[0]))
 
 
 def now() -> datetime:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from comfyloop.records.base import _OF_WINDOWS, BASE, ProjectName, Record, Time, now
+from comfyloop.records.base import BASE, ProjectName, Record, Time, is_device, now
 from comfyloop.records.gate import CanaryReport
 
 
@@ -95,6 +95,6 @@ class Project(Record):
     def _not_reserved(self) -> Project:
         if self.name in {"base", "live", "candidate"}:
             raise ValueError(f"a project cannot be called {self.name!r}: it is a word of model names")
-        if self.name.endswith(".") or _OF_WINDOWS.fullmatch(self.name.partition(".")[0]):
+        if self.name.endswith(".") or is_device(self.name):
             raise ValueError(f"a project cannot be called {self.name!r}: Windows has no folder of that name")
         return self

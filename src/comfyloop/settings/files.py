@@ -126,7 +126,7 @@ def _files() -> Iterator[tuple[Path, dict[str, Any], list[str]]]:
         if not path.is_file() or (path is here and trusted.exists() and here.samefile(trusted)):
             continue
         try:
-            values = _flat(tomllib.loads(path.read_text("utf-8")))
+            values = _flat(tomllib.loads(path.read_text("utf-8-sig")))
             _refuse_escapes(values)
         except (OSError, ValueError) as error:
             escaped = any(sign in str(error) for sign in ("hex", "escape", "\\"))

@@ -38,7 +38,7 @@ def model(starter: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def adapter(model: Path) -> Path:
     path = model.parent / "adapter"
-    save_adapter(AutoModelForCausalLM.from_pretrained(model), path)
+    save_adapter(AutoModelForCausalLM.from_pretrained(model), path, std=1.0)
     return path
 
 

@@ -27,7 +27,7 @@ sys.exit(7)
 
 
 def until(check: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 120
     while not check():
         assert time.monotonic() < deadline, "it did not come about"
         time.sleep(0.02)

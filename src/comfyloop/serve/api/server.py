@@ -39,7 +39,7 @@ def bind(host: str, port: int) -> socket.socket:
             f"There is no address {host!r} ({error.strerror}).", "Choose another host."
         ) from error
     listener = socket.socket(family, kind, proto)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    platforms.take_alone(listener)
     try:
         listener.bind(address)
         listener.listen(2048)
