@@ -20,7 +20,7 @@ from typing import Any
 import fsspec
 
 from comfyloop.errors import DamagedBlob, InvalidInput, NotFound, StorageError
-from comfyloop.platforms import sync
+from comfyloop.platforms import replace, sync
 
 _SHA = re.compile(r"[0-9a-f]{64}")
 _CHUNK = 2**20
@@ -163,7 +163,7 @@ class Blobs:
                 yield out
                 out.flush()
                 os.fsync(out.fileno())
-            draft.replace(final)
+            replace(draft, final)
             sync(final.parent)
         finally:
             draft.unlink(missing_ok=True)

@@ -92,12 +92,14 @@ def test_readers_never_see_half_a_blob(tmp_path: Path) -> None:
 
     reader = threading.Thread(target=read)
     reader.start()
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(blobs.put, [data] * 16)) == {sha}
-    while not seen:
-        pass
-    done.set()
-    reader.join()
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            assert set(pool.map(blobs.put, [data] * 16)) == {sha}
+        while not seen:
+            pass
+    finally:
+        done.set()
+        reader.join()
     assert all(seen)
     assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == [sha]
 
