@@ -37,6 +37,7 @@ NEEDS_MORE = {
     "demo": "tests/acceptance/test_brand_demo.py runs it",
     "up": "it is what these run against",
     "comfyui": "tests/acceptance/comfyui runs them",
+    "autostart": "it changes what runs at log-in here: tests/unit/test_autostart.py",
     "engines": "it fetches 2 GB",
     "train": "tests/integration/train runs them",
     "data": "tests/unit/datasets runs them, hubs on loopback among them",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import plistlib
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,6 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 LABEL = "io.github.comfyloop"
 """What launchd calls it."""
@@ -69,6 +67,8 @@ def _for_systemd(word: str) -> str:
 
 
 def launchd_agent(it: LogIn) -> bytes:
+    import plistlib  # not where the service starts
+
     return plistlib.dumps(
         {
             "Label": LABEL,
@@ -88,6 +88,8 @@ def launchd_agent(it: LogIn) -> bytes:
 def windows_task(it: LogIn, user: str) -> bytes:
     """For one user, without an administrator's rights, and without the limits that tasks have by themselves: three
     days, and only on mains power."""
+    from xml.sax.saxutils import escape  # not where the service starts
+
     program, *words = it.command
     written = f"""<?xml version="1.0" encoding="UTF-16"?>
 <Task version="1.2" xmlns="http://schemas.microsoft.com/windows/2004/02/mit/task">

@@ -279,7 +279,9 @@ def test_a_piece_is_taken_back_and_what_was_refused_is_discarded(learnt: Gateway
     page.wait_for_function(
         "fetch('/comfyloop/state').then((a) => a.json()).then((told) => told.refused === 1)", timeout=60_000
     )
-    page.evaluate("sidebar.draw()")
+    page.wait_for_function(
+        "(sidebar.draw(), document.querySelector('.cl-refused summary').checkVisibility())", polling=1000
+    )
     page.click(".cl-refused summary")
     page.wait_for_selector(".cl-refused .cl-bad")
     assert "nobody" in page.text_content(".cl-refused .cl-bad")
