@@ -128,7 +128,7 @@ def _change(series: Sequence[Sample]) -> int | None:
     answers = _distances([sample.answer for sample in series])
     place, most = _largest(answers)
     effect = _coefficient(answers, place)
-    if effect < EFFECT or _coefficient(_distances([_asked(s) for s in series]), place) > QUESTIONS * effect:
+    if effect < EFFECT or _coefficient(_distances([s.asked for s in series]), place) > QUESTIONS * effect:
         return None
     random = np.random.default_rng(0)
     orders = (random.permutation(len(series)) for _ in range(PERMUTATIONS))
@@ -163,13 +163,13 @@ def _outdated(old: Sequence[Sample], new: Sequence[Sample]) -> list[Sample]:
     """Those of the old whose answers are unlike those that are now wanted to the questions most like theirs, and more
     so than the new ones are unlike each other."""
     some = new[-NEWEST:]
-    asked, wanted = [_asked(sample) for sample in some], [sample.answer for sample in some]
+    asked, wanted = [sample.asked for sample in some], [sample.answer for sample in some]
     among = _distances(asked)
     np.fill_diagonal(among, np.inf)
     nearest = _nearest(among)
     own = np.take_along_axis(_distances(wanted), nearest, 1).mean(1)
     far = np.median(among[np.isfinite(among)])  # of a question like theirs, at most
-    questions = _distances([_asked(sample) for sample in old], asked)
+    questions = _distances([sample.asked for sample in old], asked)
     nearest = _nearest(questions)
     unlike = np.take_along_axis(_distances([s.answer for s in old], wanted), nearest, 1).mean(1)
     like_theirs = np.take_along_axis(questions, nearest, 1).mean(1) <= far
@@ -179,10 +179,6 @@ def _outdated(old: Sequence[Sample], new: Sequence[Sample]) -> list[Sample]:
 
 def _nearest(questions: Matrix) -> np.ndarray[Any, np.dtype[np.intp]]:
     return np.argsort(questions, axis=1, kind="stable")[:, :NEIGHBOURS]
-
-
-def _asked(sample: Sample) -> str:
-    return next((message.text for message in reversed(sample.prompt) if message.role == "user"), "")
 
 
 def _distances(texts: Sequence[str], others: Sequence[str] | None = None) -> Matrix:
@@ -206,7 +202,7 @@ def _flag(author: str, name: str, outdated: Sequence[Sample], new: Sequence[Samp
         sentence=f"{author} wants other answers than before to one kind of question: "
         f'"{in_a_line(now.answer)}", and no longer "{in_a_line(before.answer)}". '
         f"What was wanted before ({corrections}) is not learned any more, unless you say that both hold.",
-        question=_asked(now),
+        question=now.asked,
         slice=name,
         choices=(_choice(before, "wanted"), _choice(now, "now wants")),
         outdated=ids,

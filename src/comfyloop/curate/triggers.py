@@ -66,7 +66,7 @@ class _PlacedSample:
 
     @cached_property
     def asked(self) -> str:
-        return next((m.text for m in reversed(self.sample.prompt) if m.role == "user"), "")
+        return self.sample.asked
 
     @cached_property
     def question(self) -> frozenset[str]:

@@ -406,7 +406,7 @@ def _gate_item(item: Seen) -> GateItem:
     return GateItem(
         sample=sample.id,
         slice=ACCEPTED if _is_accepted(sample) else sample.slice,
-        question=slices.asked(sample),
+        question=sample.asked,
         images=sample.images,
         reference=sample.answer,
         live_answer=answers[0],

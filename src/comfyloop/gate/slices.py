@@ -47,10 +47,10 @@ def parts(samples: Sequence[Sample]) -> dict[str, frozenset[str]]:
     for place, (group, sample) in enumerate(by_group.items()):
         put(sample.slice, group)
         put(f"corrected by {sample.author}", group)
-        put("in Chinese" if is_chinese(asked(sample) + sample.answer) else "in other languages", group)
+        put("in Chinese" if is_chinese(sample.asked + sample.answer) else "in other languages", group)
         if len(order) >= 2 * SMALLEST:
             put("with older feedback" if 2 * place < len(order) else "with newer feedback", group)
-    for name, members in clusters({group: asked(sample) for group, sample in by_group.items()}).items():
+    for name, members in clusters({group: sample.asked for group, sample in by_group.items()}).items():
         for group in members:
             put(name, group)
     result: dict[str, frozenset[str]] = {}
@@ -61,10 +61,6 @@ def parts(samples: Sequence[Sample]) -> dict[str, frozenset[str]]:
             continue
         result[name] = part
     return result
-
-
-def asked(sample: Sample) -> str:
-    return next((message.text for message in reversed(sample.prompt) if message.role == "user"), "")
 
 
 def is_chinese(text: str) -> bool:

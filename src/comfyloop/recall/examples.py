@@ -1,9 +1,9 @@
 """Selects the past edits for the prompt of a question.
 
 An edit is an example if its question is similar enough, the answering version has not learned it, and nobody has wanted
-something else of such questions since (curate/changes.py). The identical
-question comes first, so that its edit applies from the next time on; then the most similar ones. A question without
-similar edits gets no examples, and is answered as if there were no edits.
+something else of such questions since (curate/changes.py). The identical question comes first, so that its edit applies
+from the next time on; then the most similar ones. A question without similar edits gets no examples, and is answered as
+if there were no edits.
 """
 
 from __future__ import annotations

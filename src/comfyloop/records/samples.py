@@ -46,6 +46,11 @@ class Sample(Record):
         return self.messages[-1].text
 
     @property
+    def asked(self) -> str:
+        """The text of the last question; empty where there is none."""
+        return next((message.text for message in reversed(self.prompt) if message.role == "user"), "")
+
+    @property
     def images(self) -> tuple[str, ...]:
         return tuple(image for message in self.messages for image in message.images)
 
